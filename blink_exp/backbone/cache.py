@@ -1,0 +1,62 @@
+"""A KV cache whose layers may hold different sequences.
+
+Layer l's keys are the sequence as layer l saw it, so lengths, padding and the next free position differ from layer to layer. All of
+that lives on the cache layer itself: it is reordered with the beams and dies with the cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class SegmentedLayer(DynamicLayer):
+    """A DynamicLayer that knows which keys are real and where the next token stands.
+
+    ``key_valid``: (batch, keys) bool; ``next_position``: (batch,); ``prompt_tokens``: how many tokens of the caller's own sequence
+    have gone in, which is what ``generate`` reckons with, whatever was inserted or dropped.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.key_valid: torch.Tensor | None = None
+        self.next_position: torch.Tensor | None = None
+        self.prompt_tokens = 0
+
+    def get_seq_length(self) -> int:
+        return self.prompt_tokens
+
+    def seen(self, valid: torch.Tensor, next_position: torch.Tensor, tokens: int) -> None:
+        """Notes keys that were just added: their (batch, keys) validity, the position behind them, the caller's tokens among them."""
+        self.key_valid = valid if self.key_valid is None else torch.cat([self.key_valid, valid], dim=1)
+        self.next_position = next_position
+        self.prompt_tokens += tokens
+
+    def _rows(self, index: torch.Tensor) -> None:
+        if self.key_valid is not None and self.next_position is not None:
+            self.key_valid = self.key_valid.index_select(0, index.to(self.key_valid.device))
+            self.next_position = self.next_position.index_select(0, index.to(self.next_position.device))
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._rows(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self.key_valid is not None:
+            self._rows(torch.arange(len(self.key_valid)).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise NotImplementedError("a cache whose layers hold different sequences cannot be cropped; do not use assisted decoding with a method")
+
+
+def segmented(cache: Cache | None, layers: int) -> Cache:
+    """An empty cache with segmented layers: ``cache`` itself, refitted, or a new one."""
+    if cache is None:
+        return Cache(layers=[SegmentedLayer() for _ in range(layers)])
+    cache.layers = [SegmentedLayer() for _ in range(layers)]
+    return cache

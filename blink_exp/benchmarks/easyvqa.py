@@ -1,0 +1,68 @@
+"""easy-VQA's official test questions, unchanged, by exact match (https://github.com/vzhou842/easy-VQA)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from blink_exp.benchmarks.base import Sample, Score, by, mean, normalized
+from blink_exp.errors import UserError
+
+
+class EasyVQA:
+    """``path``: a folder in the published layout (``questions.json`` and ``images/<id>.png``); None: the one in the PyPI package."""
+
+    name = "easyvqa"
+    max_new_tokens = 4
+
+    def __init__(self, path: str | None = None):
+        self.path = path
+
+    def samples(self) -> list[Sample]:
+        if self.path is None:
+            import easy_vqa
+
+            root = Path(easy_vqa.__file__).parent / "data" / "test"
+        else:
+            root = Path(self.path)
+        try:
+            rows = json.loads((root / "questions.json").read_text())
+        except FileNotFoundError:
+            raise UserError(f"benchmark.path={self.path} has no questions.json; give a folder in easy-VQA's layout") from None
+        except json.JSONDecodeError:
+            raise UserError(f"{root / 'questions.json'} is damaged; copy it again") from None
+        return [
+            Sample(
+                id=f"easyvqa/test/{i:05d}",
+                image_id=f"easyvqa/test/{image_id}",
+                image=lambda path=root / "images" / f"{image_id}.png": _open(path),
+                question=question,
+                answer=answer,
+                category=_category(answer),
+            )
+            for i, (question, answer, image_id) in enumerate(rows)
+        ]
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def correct(self, sample: Sample, prediction: str) -> bool:
+        return normalized(prediction) == normalized(sample.answer)
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        groups = by(records, "category")
+        return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _category(answer: str) -> str:
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "shape" if answer in ("circle", "rectangle", "triangle") else "color"

@@ -1,0 +1,51 @@
+"""One-word questions about one object of a held-out scene, with the region that holds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from blink_exp.benchmarks.base import Sample, Score, by, mean, normalized
+from blink_exp.scale_model.questions import OPEN
+from blink_exp.scale_model.scenes import random_scene
+
+VERSION = 1
+KINDS = ("color", "shape", "color_at", "shape_at")
+SIZES = (2, 2, 3, 4)
+
+
+class MosaicOpen:
+    """``images``: scenes, one question of each of the four kinds where the scene has one."""
+
+    name = "mosaic_open"
+    max_new_tokens = 4
+
+    def __init__(self, images: int = 120):
+        self.images = images
+
+    def samples(self) -> list[Sample]:
+        out = []
+        for i in range(self.images):
+            rng = np.random.default_rng((100 + VERSION, i))
+            scene = random_scene(rng, "test", SIZES[i % len(SIZES)])
+            image_id = f"mosaic_open/v{VERSION}/{i:04d}"
+            for kind in KINDS:
+                question = OPEN[kind](rng, scene, "")
+                if question is not None:
+                    region = tuple(scene.box(k) for k in question.objects)
+                    category = f"{kind} {scene.n}x{scene.n}"
+                    out.append(
+                        Sample(f"{image_id}/{kind}", image_id, lambda s=scene: s.canvas, question.text, question.answer, category, region)
+                    )
+        return out
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def correct(self, sample: Sample, prediction: str) -> bool:
+        return normalized(prediction) == normalized(sample.answer)
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        groups = by(records, "category")
+        return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}

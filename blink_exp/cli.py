@@ -1,0 +1,89 @@
+"""What the three entry points share: every error that a user can cause is one line and exit code 2.
+
+Imports nothing heavy, so that ``--help`` stays instant. HYDRA_FULL_ERROR=1 brings the traceback back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blink_exp.errors import UserError, nearest
+
+TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def entry(main: Callable[[], object], config: str) -> None:
+    """Runs a hydra.main function. Hydra is told to raise its errors, so that one place prints them."""
+    user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ[TRACEBACK] = str(int(user_wants_traceback))
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    def checked(_: object) -> object:
+        check_overrides(sys.argv[1:], config)
+        return main()
+
+    guard(checked, None)
+
+
+def guard(run: Callable[[Any], object], cfg: Any) -> Any:
+    """``run(cfg)``, where an error that the user can cure ends the program with one line and exit code 2.
+
+    Jobs call it too: an error that reached Hydra would be announced by Hydra first.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return run(cfg)
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error as one line, with the cure where the operating system's words lack it."""
+    if isinstance(error, PermissionError):
+        return f"no permission to write {error.filename}; choose another folder with hydra.run.dir=... (sweeps: hydra.sweep.dir=...)"
+    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+        return f"the disk is full (writing {error.filename or 'results'}); free some space or choose another folder with hydra.run.dir=..."
+    if isinstance(error, UserError):
+        return str(error)
+    cause = error
+    while cause.__cause__ is not None:  # instantiate() wraps what a constructor raised
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) or type(error).__name__
+
+
+def check_overrides(argv: list[str], config: str) -> None:
+    """Names the nearest presets and keys for words that Hydra would not find. Reads file and key names only."""
+    import re
+
+    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir()}
+    root = (CONF / f"{config}.yaml").read_text() + (CONF / "evaluate.yaml").read_text()
+    keys = set(re.findall(r"^(\w+):", root, flags=re.M)) | set(groups)
+    for word in argv:
+        match = re.fullmatch(r"([A-Za-z_]\w*)(\.[\w.]+)?=(.*)", word)
+        if match is None:
+            continue
+        key, inner, value = match.groups()
+        if key not in keys and key != "hydra":
+            raise UserError(f"{word.split('=')[0]} is not a setting; {nearest(key, keys)}")
+        if key in groups and not inner and not value.startswith(("[", "{", "null", "$")):
+            for name in value.split(","):
+                if not re.fullmatch(r"[\w.+-]+", name):
+                    continue  # glob(*), choice(...): Hydra's own syntax
+                if name not in groups[key]:
+                    raise UserError(f"{key}={name} is not a preset; {nearest(name, groups[key])}")

@@ -1,0 +1,68 @@
+"""Pictures: the saliency ratio by layer, and what Blink does to one image, layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from blink_exp.saliency import PatchGrid
+
+COLORS = {"expand": "#1a9850", "drop": "#d73027", "keep": "#777777"}
+
+
+def rho_by_layer(profile: dict[str, Any], selected: list[int], path: Path) -> Path:
+    """Fig. 3: mean saliency ratio by layer (line), the share of right patches (dots), the selected layers (shaded)."""
+    figure, axis = plt.subplots(figsize=(8, 3))
+    layers = range(len(profile["rho"]))
+    if selected:
+        axis.axvspan(min(selected) - 0.5, max(selected) + 0.5, color="#fee08b", alpha=0.5, label=f"layers {min(selected)}-{max(selected)}")
+    axis.plot(layers, profile["rho"], color="#762a83", label="saliency ratio rho (mean)")
+    if profile["hit"][0] is not None:
+        axis.plot(layers, profile["hit"], "o", color="#d73027", markersize=4, label="share of questions whose most salient patch is the right one")
+    axis.axhline(0.25, color="#999999", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="decoder layer (0-based)", ylim=(0, 1.05), xlim=(-0.5, len(profile["rho"]) - 0.5))
+    axis.legend(fontsize=8, loc="upper left")
+    axis.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def decisions(image: Image.Image, record: dict[str, Any], grid: PatchGrid, path: Path, patches: dict[int, list[float]] | None = None) -> Path:
+    """One sample: the image, then a panel a layer with the most salient patch, rho, the decision, and the tokens that it leaves."""
+    steps = record["layers"]
+    figure, axes = plt.subplots(1, len(steps) + 1, figsize=(1.45 * (len(steps) + 1), 2.5))
+    w, h = image.size
+    axes[0].imshow(image)
+    axes[0].set_title("image", fontsize=8)
+    for left, top, right, bottom in record["regions"][:1]:
+        axes[0].add_patch(Rectangle((left * w, top * h), (right - left) * w, (bottom - top) * h, fill=False, edgecolor="black", linestyle="--"))
+    for axis, step in zip(axes[1:], steps, strict=True):
+        left, top, right, bottom = grid.box(step["region"])
+        color = COLORS[step["decision"] if step["effective"] else "keep"]
+        axis.imshow(image, alpha=0.35)
+        box = (int(left * w), int(top * h), int(right * w), int(bottom * h))
+        if step["decision"] == "expand":
+            axis.imshow(image.crop(box), extent=(box[0], box[2], box[3], box[1]))
+        axis.set(xlim=(0, w), ylim=(h, 0))
+        axis.add_patch(Rectangle((left * w, top * h), (right - left) * w, (bottom - top) * h, fill=False, edgecolor=color, linewidth=2.5))
+        said = step["decision"] if step["effective"] else "keep"
+        axis.set_title(f"layer {step['layer']}\nrho {step['rho']:.2f}\n{said}", fontsize=8, color=color)
+        axis.set_xlabel(f"{step['visual_tokens']} tokens", fontsize=7)
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+    verdict = "right" if record["correct"] else "wrong"
+    figure.suptitle(f"“{record['question']}”  answer: {record['answer']}, said: {record['prediction']} ({verdict})", fontsize=9, y=1.02)
+    return _save(figure, path)
+
+
+def _save(figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return path

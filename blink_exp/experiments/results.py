@@ -1,0 +1,73 @@
+"""A run's output folder: what is written, when, and in what order, so that nothing is ever half there."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+NOT_PART_OF_A_POINT = ("store", "force", "table", "logger", "batch_size")  # settings that change no result
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as resolved plain Python, which is what everything but Hydra gets."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def write(path: Path, text: str) -> None:
+    """The whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+
+
+def point_hash(settings: dict[str, Any], digests: dict[str, str]) -> str:
+    """What a point is known by: its resolved settings, this package's version, and digests of the weights that it uses."""
+    kept = {k: v for k, v in settings.items() if k not in NOT_PART_OF_A_POINT}
+    text = json.dumps([kept, digests, importlib.metadata.version("blink_exp")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def folder_digest(folder: Path | None) -> str:
+    """Digest of the weights in a folder ("" for none), so that retrained modules are another point."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")) if folder else []:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16] if folder else ""
+
+
+def provenance(seed: int, seconds: float) -> dict[str, Any]:
+    """Versions, commit, seed and time of a run."""
+    packages = ("blink_exp", "torch", "transformers", "tokenizers", "hydra-core", "pytorch-lightning", "easy-vqa")
+    root = Path(__file__).resolve().parent.parent.parent
+    commit = _git(root, "rev-parse", "HEAD")
+    return {
+        "versions": {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()},
+        "commit": commit and commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""),
+        "seed": seed,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

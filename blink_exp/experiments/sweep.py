@@ -1,0 +1,140 @@
+"""sweep.py: many configurations, each measured once, and one table of all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from blink_exp.cli import one_line
+from blink_exp.errors import UserError
+from blink_exp.experiments import results
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """One job of a multirun, or, without -m, all points of ``table``."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    out = Path(hydra.runtime.output_dir)
+    if hydra.mode != RunMode.MULTIRUN:
+        table = OmegaConf.select(cfg, "table")
+        if table is None:
+            raise UserError("nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop) or a table (table=blink_table2)")
+        from blink_exp.experiments.tables import run_table
+
+        return run_table(cfg, out)
+    if OmegaConf.select(cfg, "table") is not None:
+        raise UserError(f"table={cfg.table.name} brings its own points; leave -m away")
+    row = guarded(cfg, ",".join(hydra.overrides.task))
+    results.write_json(out / "job.json", row)
+    return row
+
+
+def guarded(cfg: DictConfig, label: str) -> dict[str, Any]:
+    """``point``, with a failure as a row of the table (its traceback logged) instead of the end of the sweep."""
+    try:
+        return {"point": label, "status": "done"} | point(cfg)
+    except (UserError, OSError) as error:
+        log.error("%s failed: %s", label, one_line(error))
+        return {"point": label, "status": "failed", "error": one_line(error)}
+    except Exception as error:
+        log.error("%s failed:\n%s", label, traceback.format_exc())
+        return {"point": label, "status": "failed", "error": one_line(error)}
+
+
+def point(cfg: DictConfig) -> dict[str, Any]:
+    """Measures a configuration, unless its folder in the store says that this has been done."""
+    from blink_exp.experiments.evaluate import measure
+
+    settings = results.plain(cfg)
+    folder = Path(cfg.store) / results.point_hash(settings, digests(settings))
+    metrics = folder / "metrics.json"
+    skipped = metrics.is_file() and not cfg.force
+    finished = json.loads(metrics.read_text()) if skipped else measure(without_sweep_settings(cfg), folder)
+    print(f"{'already done' if skipped else 'measured'}: {folder}", flush=True)
+    return {
+        "scores": {k: v["value"] for k, v in finished["scores"].items()},
+        "stderr": {k: v["stderr"] for k, v in finished["scores"].items()},
+        "samples": finished["samples"],
+        "skipped_samples": len(finished["skipped"]),
+        "seconds": finished["seconds"],
+        "backbone": finished["backbone"],
+        "commit": finished["commit"],
+        "blink": finished["blink"],
+        "folder": str(folder),
+        "reused": skipped,
+    }
+
+
+def digests(settings: dict[str, Any]) -> dict[str, str]:
+    """Digests of the weights that a point uses."""
+    from blink_exp.backbone.load import SHIPPED
+
+    shipped = settings["model"]["path"] == "scale"
+    model = results.folder_digest(SHIPPED / "llava") if shipped else ""
+    modules = settings["tokensr"]["path"] or (SHIPPED / "tokensr" if shipped else None)
+    return {"model": model, "tokensr": results.folder_digest(Path(modules) if modules else None)}
+
+
+def without_sweep_settings(cfg: DictConfig) -> DictConfig:
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        for key in ("store", "force", "table"):
+            cfg.pop(key, None)
+    return cfg
+
+
+class Summary(Callback):
+    """Hydra callback: the table at the end of a multirun, on the terminal and as summary.csv and summary.md."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
+        rows = [json.loads(p.read_text()) for p in jobs]
+        if not rows:
+            return
+        write_summary(rows, folder)
+        failed = [row for row in rows if row["status"] == "failed"]
+        if failed:
+            print(f"error: {len(failed)} of {len(rows)} points failed, first {failed[0]['point']}: {failed[0]['error']}", file=sys.stderr)
+            sys.exit(2)
+
+
+def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
+    """One line a point: its overrides, status, scores, samples, seconds and folder."""
+    import pandas as pd
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
+    frame = pd.DataFrame(
+        [
+            {"point": r["point"], "status": r["status"]}
+            | {name: r.get("scores", {}).get(name) for name in names}
+            | {k: r.get(k) for k in ("samples", "skipped_samples", "seconds", "reused", "folder", "error")}
+            for r in rows
+        ]
+    )
+    results.write(folder / "summary.csv", frame.to_csv(index=False))
+    head = [n for n in ("perception", "cognition", "total", "accuracy") if n in names] or names[:4]
+    lines = ["| point | status | " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(head)]
+    table = Table(title="measured here")
+    for column in ("point", "status", *head):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        values = ["" if row.get("scores", {}).get(n) is None else f"{row['scores'][n]:.2f}" for n in head]
+        table.add_row(row["point"], row["status"], *values)
+        lines.append(f"| {row['point']} | {row['status']} | " + " | ".join(values) + " |")
+    results.write(folder / "summary.md", "\n".join(lines) + "\n")
+    Console().print(table)
+    print(f"written to {folder}/summary.csv and summary.md")

@@ -1,0 +1,68 @@
+"""What a method is: at most two plain objects, and how it is put on a backbone.
+
+- a ViewPruner chooses the visual tokens that enter the LLM (none yet in this package);
+- a LayerPolicy looks at a scan of one layer and decides. Deciding never touches hidden states, so decisions can be tested by hand,
+  recorded, replayed and compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from blink_exp.saliency import Scorer
+from blink_exp.sequence import Decision
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a policy knows of one image of one sample at one layer.
+
+    ``rho`` and ``region`` are None where the policy asked for no scoring; ``expanded``: whether an expanded segment is there;
+    ``sample``: an id that does not depend on batch size or order; ``image``: index of the image within the prompt.
+    """
+
+    layer: int
+    sample: str
+    image: int
+    expanded: bool
+    rho: float | None = None
+    region: int | None = None
+    patch_scores: tuple[float, ...] = ()
+
+
+class LayerPolicy(Protocol):
+    """Decides before each of its ``layers`` (0-based, indices of the Hugging Face layer list)."""
+
+    layers: tuple[int, ...]
+    p: int  # patches a side of the grid that is scanned
+    scorer: Scorer | None  # None: regions are not scored
+    scan_expanded: bool  # whether expanded tokens count towards their patch
+    interpolate: bool  # whether a patch is upsampled to the full grid before it is inserted
+    inherit_positions: bool
+
+    def decide(self, layer: int, scan: Scan) -> Decision: ...
+
+
+@dataclass
+class Method:
+    """A policy and the modules that it expands with; ``Method()`` is the untouched model.
+
+    ``amplifiers``: TokenSR module of each layer, keyed by layer index.
+    """
+
+    policy: LayerPolicy | None = None
+    amplifiers: nn.ModuleDict | None = None
+    name: str = "none"
+
+    @contextlib.contextmanager
+    def attach(self, model: Any) -> Iterator[Any]:
+        """Puts the method on a LLaVA model for the length of a ``with`` block and leaves the model exactly as it was."""
+        from blink_exp.backbone.attach import attached
+
+        with attached(model, self) as run:
+            yield run

@@ -1,0 +1,213 @@
+"""Blink: Dynamic Visual Token Resolution for Enhanced Multimodal Understanding.
+
+A vision-language model looks at an image once, at one resolution. Blink lets it look closer at what it is looking at anyway. Before
+each of a few middle layers it
+
+  1. scans: how much does the last text token attend to each of the image's p x p patches? The share of the largest one is the
+     saliency ratio rho (Sec. 3.1, Eqs. 1-3; ``blink_exp.saliency``);
+  2. decides (Sec. 3.2, Alg. 1; ``BlinkPolicy.decide`` below):
+
+         rho > tau_expand   the focus is sharp: EXPAND that patch. Its h x w tokens are enlarged to the full H x W grid, refined by
+                            the layer's trained TokenSR module, and put between the visual tokens and the text;
+         rho < tau_drop     the focus is gone: DROP the expanded tokens;
+         otherwise          leave the sequence as it is.
+
+Layers behind the last selected one keep what is there. Decisions are taken once, on the prompt; generated tokens find the sequence as
+each layer left it. What carries decisions out is ``blink_exp.sequence`` and ``blink_exp.backbone.decode``.
+
+Options that the paper does not settle are arguments here, with the reading that this project takes as default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+from torch import nn
+
+from blink_exp.errors import UserError, nearest
+from blink_exp.methods.base import Method, Scan
+from blink_exp.saliency import SCORERS, PatchGrid, Scorer
+from blink_exp.sequence import Decision, Drop, Expand, Keep
+
+POLICIES = ("threshold", "cycle", "expand_once", "copy")
+ON_REEXPAND = ("replace", "keep", "append")
+
+
+@dataclass(frozen=True)
+class BlinkPolicy:
+    """Blink's decisions. Pure: the same scan always gives the same decision.
+
+    Args:
+        layers: selected layers, 0-based, ascending (the paper's main setting is 12-18 of 32).
+        tau_expand: rho above which a layer expands (tau_exp); compared as given, see ``scaled_threshold`` for p != 2.
+        tau_drop: rho below which a layer drops. The expansion test comes first, so tau_expand <= tau_drop is legal (the paper
+            uses 0.25 / 0.4: always expand). Equality leaves the sequence as it is.
+        p: patches a side (Sec. 3.1; 2 in the main experiments, 3 and 4 in App. E).
+        saliency: a scorer of ``blink_exp.saliency``, or ``random``: patch and action drawn at random (Table 2, "w/o SGS").
+        resolution: ``threshold`` (Alg. 1); ``cycle``: expand, drop, expand, ... over the selected layers whatever rho is (Table 2,
+            "w/o DTR"; the order is not given, chosen: expand first); ``expand_once``: expand at the first selected layer and keep
+            (Sec. 4.4); ``copy``: the same without TokenSR (Fig. 4).
+        on_reexpand: what an expansion does to an expanded segment that is already there: ``replace`` it, ``keep`` it, or ``append``.
+        scan_expanded: count attention on expanded tokens towards the patch that they show (not given; chosen: False).
+        interpolate: enlarge the patch to the full grid before TokenSR; False is Table 7's "w/o interp".
+        inherit_positions: give expanded tokens the fractional positions of the patch that they show, instead of positions of their
+            own in front of the text (Sec. 3.2.1 only says that positions are updated; chosen: False, contiguous).
+        seed: of ``saliency=random``.
+    """
+
+    layers: tuple[int, ...]
+    tau_expand: float = 0.5
+    tau_drop: float = 0.4
+    p: int = 2
+    saliency: str = "attention"
+    resolution: str = "threshold"
+    on_reexpand: str = "replace"
+    scan_expanded: bool = False
+    interpolate: bool = True
+    inherit_positions: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, value, known in (
+            ("saliency", self.saliency, (*SCORERS, "random")),
+            ("resolution.policy", self.resolution, POLICIES),
+            ("resolution.on_reexpand", self.on_reexpand, ON_REEXPAND),
+        ):
+            if value not in known:
+                raise UserError(f"{name}={value} is not known; {nearest(str(value), known)}")
+        for name, value in (("tau_exp", self.tau_expand), ("tau_drop", self.tau_drop)):
+            if not 0 <= value <= 1:
+                raise UserError(f"thresholds.{name}={value} is outside [0, 1], the range of the saliency ratio; use a value inside")
+
+    @property
+    def scorer(self) -> Scorer | None:
+        return SCORERS.get(self.saliency)
+
+    def decide(self, layer: int, scan: Scan) -> Decision:
+        """What to do with one image at one layer (Alg. 1, lines 6-14)."""
+        if self.saliency == "random":
+            return self._random(layer, scan)
+        assert scan.rho is not None and scan.region is not None
+        expand = Expand(scan.region, self.on_reexpand, amplify=self.resolution != "copy")
+        if self.resolution == "cycle":
+            return expand if self.layers.index(layer) % 2 == 0 else Drop()
+        if self.resolution in ("expand_once", "copy"):
+            return expand if layer == self.layers[0] else Keep()
+        if scan.rho > self.tau_expand:
+            return expand
+        if scan.rho < self.tau_drop:
+            return Drop()
+        return Keep()
+
+    def _random(self, layer: int, scan: Scan) -> Decision:
+        """Table 2, "w/o SGS": selection for expansion or drop without saliency. Region and action are drawn from (seed, sample,
+        image, layer), so a result depends neither on batch size nor on order."""
+        word = f"{self.seed}|{scan.sample}|{scan.image}|{layer}"
+        draw = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
+        region, action = draw % self.p**2, draw // self.p**2 % 3
+        expand = Expand(region, self.on_reexpand, amplify=self.resolution != "copy")
+        if self.resolution == "cycle":
+            return expand if self.layers.index(layer) % 2 == 0 else Drop()
+        if self.resolution in ("expand_once", "copy"):
+            return expand if layer == self.layers[0] else Keep()
+        return (expand, Drop(), Keep())[action]
+
+
+def scaled_threshold(tau: float, p: int) -> float:
+    """A threshold given for 2 x 2 patches, for p x p: tau * (1 / p^2) / (1 / 4) (App. E)."""
+    return tau * 4 / p**2
+
+
+def blink(policy: BlinkPolicy, amplifiers: nn.ModuleDict | None = None) -> Method:
+    """Blink with TokenSR modules, or, without ``amplifiers``, Blink-interp: plain interpolation, nothing trained."""
+    return Method(policy, amplifiers, name="blink" if amplifiers is not None else "blink_interp")
+
+
+def layer_range(first: int, last: int) -> tuple[int, ...]:
+    """Layers ``first`` to ``last``, both included, as the paper writes them."""
+    return tuple(range(first, last + 1))
+
+
+def relative_layers(layers: Rows[int], depth: int, base: int = 0, relative: bool = True) -> tuple[int, ...]:
+    """Layers written for a 32-layer LLM, for one of ``depth`` layers: round(l * depth / 32), duplicates removed.
+
+    ``base``: 1 reads the given numbers as 1-based. ``relative``: False takes them as they are.
+    """
+    chosen = {layer - base if not relative or depth == 32 else round((layer - base) * depth / 32) for layer in layers}
+    for layer in sorted(chosen):
+        if not 0 <= layer < depth:
+            raise UserError(f"layer={layer + base} is outside the backbone's {depth} layers; use {base} to {depth - 1 + base}")
+    return tuple(sorted(chosen))
+
+
+def configure(
+    backbone,
+    *,
+    amplify: bool,
+    saliency: str,
+    p: int,
+    scale_thresholds: bool,
+    tau_exp: float,
+    tau_drop: float,
+    layers: dict,
+    layer: int | None,
+    resolution: dict,
+    tokensr: dict,
+    seed: int,
+) -> Method:
+    """Blink on ``backbone`` from the values of the config groups (see conf/method/blink.yaml)."""
+    from blink_exp.tokensr import checkpoint
+
+    for name, tau in (("tau_exp", tau_exp), ("tau_drop", tau_drop)):
+        if not 0 <= tau <= 1:
+            raise UserError(f"thresholds.{name}={tau} is outside [0, 1], the range of the saliency ratio; use a value inside")
+    chosen = selected_layers(backbone.depth, layer=layer, **layers)
+    scale = scaled_threshold if scale_thresholds else lambda tau, p: tau
+    policy = BlinkPolicy(
+        layers=chosen,
+        tau_expand=min(1.0, scale(tau_exp, p)),
+        tau_drop=min(1.0, scale(tau_drop, p)),
+        p=p,
+        saliency=saliency,
+        resolution=resolution["policy"],
+        on_reexpand=resolution["on_reexpand"],
+        scan_expanded=_choice("resolution.scan", resolution["scan"], ("visual", "visual_and_expanded")) == "visual_and_expanded",
+        interpolate=resolution["interpolate"],
+        inherit_positions=_choice("resolution.positions", resolution["positions"], ("contiguous", "inherit")) == "inherit",
+        seed=seed,
+    )
+    PatchGrid(p, *backbone.grid)  # says which p divide the grid, before anything is loaded
+    if not amplify or tokensr["architecture"] == "interp" or resolution["policy"] == "copy":
+        return blink(policy)
+    folder = tokensr["path"] or backbone.tokensr
+    if folder is None:
+        raise UserError(f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them (train.py) and give their folder")
+    return blink(policy, checkpoint.load_all(folder, chosen, backbone.identity, backbone.width))
+
+
+def selected_layers(depth: int, *, layer: int | None, indices, base: int, relative: bool) -> tuple[int, ...]:
+    """Layers of an LLM of ``depth`` layers from the group `layers`: a list, "12-18", "12", or "all"; ``layer`` goes before them."""
+    if layer is not None:
+        return relative_layers([layer], depth, base, relative=False)
+    if indices == "all":
+        return tuple(range(depth))
+    if isinstance(indices, str):
+        first, _, last = indices.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise UserError(f"layers.indices={indices} is no range; write 12-18, [12,13] or all")
+        indices = list(range(int(first), int(last or first) + 1))
+    if indices is None:
+        raise UserError("layers=single needs the layer itself; add layer=12")
+    if isinstance(indices, int):
+        indices = [indices]
+    if not indices:
+        return ()
+    return relative_layers(indices, depth, base, relative)
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise UserError(f"{name}={value} is not known; {nearest(str(value), known)}")
+    return value

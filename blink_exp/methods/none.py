@@ -1,0 +1,9 @@
+"""The untouched model, as a method: baselines go through the same code as everything else."""
+
+from __future__ import annotations
+
+from blink_exp.methods.base import Method
+
+
+def none(backbone=None) -> Method:
+    return Method(name="none")

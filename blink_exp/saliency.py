@@ -1,0 +1,147 @@
+"""Saliency-guided scanning (Blink, Sec. 3.1): which patch of an image the last text token looks at, and how sharply.
+
+Pure functions on tensors. A scorer gives every visual token a score from ONE query row (or the mean of several), so no attention
+matrix is ever made; a patch grid sums scores into p x p patches; the saliency ratio is the share of the largest patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from blink_exp.errors import UserError
+
+
+@dataclass
+class Attended:
+    """What a scorer may look at, at the input of one layer. All with the layer's own projections.
+
+    ``query``: (batch, heads, queries, head_dim) text queries behind norm and RoPE, the last one being the last prompt token;
+    ``keys``: (batch, kv_heads, keys, head_dim) of all tokens behind norm and RoPE; ``visible``: (batch, queries, keys) bool;
+    ``raw_query``, ``raw_keys``: functions that give the same without norm and RoPE (Eqs. 1-2 to the letter); ``scaling``: the
+    layer's 1 / sqrt(head_dim); ``text``: (batch, queries) bool, false on padding.
+    """
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    visible: torch.Tensor
+    text: torch.Tensor
+    scaling: float
+    raw_query: Callable[[], torch.Tensor]
+    raw_keys: Callable[[], torch.Tensor]
+
+
+Scorer = Callable[[Attended, torch.Tensor], torch.Tensor]
+
+
+def _logits(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """(batch, heads, queries, keys), a key head serving heads / kv_heads query heads."""
+    batch, heads, queries, width = query.shape
+    kv_heads = keys.shape[1]
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads * queries, width)
+    return (grouped @ keys.mT).reshape(batch, heads, queries, -1)
+
+
+def attention(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
+    """Attention of the last text token, softmax over every key that it may see, mean over heads: what Blink's Figs. 2-3 plot.
+
+    ``columns``: (visual,) or (batch, visual), the keys to read out. Returns (batch, visual) scores >= 0.
+    """
+    return _probabilities(seen, slice(-1, None)).squeeze(1).gather(1, _rows(columns, seen))
+
+
+def attention_visual(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
+    """As ``attention``, with the softmax over the visual keys only."""
+    index = _rows(columns, seen)
+    logits = _logits(seen.query[:, :, -1:], seen.keys)[:, :, 0].float() * seen.scaling
+    picked = logits.gather(2, index[:, None].expand(-1, logits.shape[1], -1))
+    return picked.softmax(-1).mean(1)
+
+
+def text_mean(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
+    """As ``attention``, averaged over all text queries behind the image instead of the last one."""
+    weight = seen.text.to(torch.float32)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
+    return (_probabilities(seen, slice(None)) * weight[..., None]).sum(1).gather(1, _rows(columns, seen))
+
+
+def dot_product(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
+    """Eqs. (1)-(2) read literally: q . k without norm, RoPE, scale or softmax, summed over heads.
+
+    Such scores can be negative, which would make the ratio meaningless, so the smallest one is subtracted from all.
+    """
+    scores = _logits(seen.raw_query()[:, :, -1:], seen.raw_keys())[:, :, 0].float().sum(1)
+    scores = scores.gather(1, _rows(columns, seen))
+    return scores - scores.amin(1, keepdim=True)
+
+
+def _probabilities(seen: Attended, queries: slice) -> torch.Tensor:
+    """(batch, queries, keys) attention, mean over heads; only the rows asked for are ever made."""
+    logits = _logits(seen.query[:, :, queries], seen.keys).float() * seen.scaling
+    logits = logits.masked_fill(~seen.visible[:, None, queries], float("-inf"))
+    return logits.softmax(-1).nan_to_num(0.0).mean(1)  # a padded query sees nothing: its row is 0, not nan
+
+
+def _rows(columns: torch.Tensor, seen: Attended) -> torch.Tensor:
+    return columns.expand(seen.keys.shape[0], -1)
+
+
+SCORERS: dict[str, Scorer] = {s.__name__: s for s in (attention, attention_visual, dot_product, text_mean)}
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """The p x p partition of an image's H x W visual tokens (Sec. 3.1)."""
+
+    p: int
+    height: int
+    width: int
+
+    def __post_init__(self):
+        if self.p < 1 or self.height % self.p or self.width % self.p:
+            common = [d for d in range(1, min(self.height, self.width) + 1) if self.height % d == 0 and self.width % d == 0]
+            raise UserError(
+                f"grid.p={self.p} does not divide the {self.height} x {self.width} visual tokens; use one of {', '.join(map(str, common))}"
+            )
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """(h, w) tokens of a patch."""
+        return self.height // self.p, self.width // self.p
+
+    def sums(self, scores: torch.Tensor) -> torch.Tensor:
+        """(..., H * W) token scores to (..., p * p) patch scores, patches in raster order."""
+        h, w = self.patch
+        return scores.unflatten(-1, (self.p, h, self.p, w)).sum((-3, -1)).flatten(-2)
+
+    def indices(self, region: int) -> torch.Tensor:
+        """(h * w,) raster indices of a patch's tokens."""
+        h, w = self.patch
+        r, c = divmod(region, self.p)
+        grid = torch.arange(self.height * self.width).view(self.height, self.width)
+        return grid[r * h : (r + 1) * h, c * w : (c + 1) * w].flatten()
+
+    def places(self, region: int, out: tuple[int, int]) -> torch.Tensor:
+        """(out_h * out_w,) fractional raster indices of the points that an ``out``-sized copy of a patch samples."""
+        h, w = self.patch
+        r, c = divmod(region, self.p)
+        y = r * h + (torch.arange(out[0]) + 0.5) * h / out[0] - 0.5
+        x = c * w + (torch.arange(out[1]) + 0.5) * w / out[1] - 0.5
+        return (y[:, None] * self.width + x).flatten()
+
+    def box(self, region: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom as fractions of the image."""
+        r, c = divmod(region, self.p)
+        return (c / self.p, r / self.p, (c + 1) / self.p, (r + 1) / self.p)
+
+
+def saliency_ratio(patch_scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """rho (Eq. 3) and the most salient patch of (..., patches) scores: two (...) tensors.
+
+    rho is in [1 / patches, 1] for non-negative scores. Where all scores are 0 nothing is salient: rho is 1 / patches.
+    """
+    total = patch_scores.sum(-1)
+    best, region = patch_scores.max(-1)
+    return torch.where(total > 0, best / total.clamp(min=torch.finfo(total.dtype).tiny), 1 / patch_scores.shape[-1]), region

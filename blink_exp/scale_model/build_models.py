@@ -1,0 +1,155 @@
+"""The scale model's parts in the real classes of transformers: tokenizer, processors, CLIP and LLaVA, untrained.
+
+Depths are LLaVA-1.5's (24 ViT layers, 32 Llama layers), so a layer number of the paper means what it says. Only widths are small.
+"""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.modeling_clip import CLIPTextConfig, CLIPVisionConfig
+
+IMAGE_SIZE, PATCH_SIZE, WIDTH = 96, 8, 64  # a 12 x 12 grid, so that 2 x 2, 3 x 3 and 4 x 4 patches all divide it
+VISION_LAYERS, LLM_LAYERS = 24, 32
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{{ ' ' if message['role'] == 'user' else '</s>' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def build_tokenizer(corpus: list[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (nothing is out of vocabulary) whose merges make one token of every word in ``corpus``."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    # Not </s> third: transformers takes an end token with id 2 for an old CLIP and pools the text at the largest token id instead.
+    special = ["<pad>", "<s>", "<image>", "</s>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet))
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def clip_config(tokenizer: PreTrainedTokenizerFast, image_size: int = IMAGE_SIZE) -> CLIPConfig:
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=VISION_LAYERS,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=PATCH_SIZE,
+        projection_dim=WIDTH,
+    )
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+
+
+def build_clip(tokenizer: PreTrainedTokenizerFast, image_size: int = IMAGE_SIZE) -> CLIPModel:
+    return CLIPModel(clip_config(tokenizer, image_size))
+
+
+def resize_positions(clip: CLIPModel, tokenizer: PreTrainedTokenizerFast, image_size: int = IMAGE_SIZE) -> CLIPModel:
+    """The same CLIP for another image size: its patch positions are interpolated (bicubic), everything else is copied."""
+    new = build_clip(tokenizer, image_size)
+    state = clip.state_dict()
+    key = "vision_model.embeddings.position_embedding.weight"
+    old = state[key]
+    side, target = round((len(old) - 1) ** 0.5), image_size // PATCH_SIZE
+    grid = old[1:].T.reshape(1, -1, side, side)
+    grid = torch.nn.functional.interpolate(grid, size=(target, target), mode="bicubic", align_corners=False)
+    state[key] = torch.cat([old[:1], grid.flatten(2)[0].T])
+    state.pop("vision_model.embeddings.position_ids", None)
+    missing, unexpected = new.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.endswith("position_ids") for name in missing), (missing, unexpected)
+    return new
+
+
+def build_llava(tokenizer: PreTrainedTokenizerFast, layers: int = LLM_LAYERS) -> LlavaForConditionalGeneration:
+    """LLaVA-1.5 with a narrow Llama. Matrices start at std 0.1 (about 1 / sqrt(width); 0.02 would leave a network this narrow at
+    its answer prior for hundreds of steps) and residual outputs are scaled down by sqrt(2 layers), as GPT-2 does."""
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=160,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=clip_config(tokenizer).vision_config,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaForConditionalGeneration(config)
+    scale = (2 * layers) ** -0.5
+    for layer in model.model.language_model.layers:
+        layer.self_attn.o_proj.weight.data.mul_(scale)
+        layer.mlp.down_proj.weight.data.mul_(scale)
+    return model
+
+
+def deepen(llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, factor: int) -> LlavaForConditionalGeneration:
+    """Block expansion as in LLaMA Pro: behind every trained layer stand ``factor`` - 1 copies of it whose output projections are
+    zero, so the deeper model computes the same function and every trained layer keeps its relative depth."""
+    old = llava.model.language_model.layers
+    new = build_llava(tokenizer, layers=len(old) * factor)
+    state = {k: v for k, v in llava.state_dict().items() if ".layers." not in k or "vision_tower" in k}
+    missing, unexpected = new.load_state_dict(state, strict=False)
+    assert not unexpected and all(".language_model.layers." in name for name in missing), (missing, unexpected)
+    for i, layer in enumerate(new.model.language_model.layers):
+        layer.load_state_dict(old[i // factor].state_dict())
+        if i % factor:
+            layer.self_attn.o_proj.weight.data.zero_()
+            layer.mlp.down_proj.weight.data.zero_()
+    return new

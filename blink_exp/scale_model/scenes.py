@@ -1,0 +1,132 @@
+"""Scenes made of real easy-VQA images: what is in them, where, and what each pixel belongs to.
+
+easy-VQA (PyPI package ``easy-vqa``) holds 64 x 64 images with one coloured shape each. A scene lays n x n of them out on one
+square canvas. Train scenes use train images only and test scenes test images only, so held-out means unseen pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+TILE = 64  # pixels on a side of an easy-VQA image
+SHAPES = ("circle", "rectangle", "triangle")
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the canvas
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One easy-VQA image with the attributes that its own questions and answers state."""
+
+    image_id: int
+    pixels: np.ndarray  # (64, 64, 3) uint8
+    shape: str
+    color: str
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """(64, 64) bool, true on the shape. The background is one flat colour, read at a corner that the shape leaves free."""
+        corners = [tuple(self.pixels[r, c]) for r in (0, -1) for c in (0, -1)]
+        background = np.array(max(set(corners), key=corners.count), dtype=int)
+        return np.abs(self.pixels.astype(int) - background).max(axis=-1) > 20
+
+
+@dataclass(frozen=True)
+class Scene:
+    """n x n tiles in raster order on one square canvas."""
+
+    tiles: tuple[Tile, ...]
+
+    @property
+    def n(self) -> int:
+        return round(len(self.tiles) ** 0.5)
+
+    @functools.cached_property
+    def canvas(self) -> Image.Image:
+        n = self.n
+        rows = [np.concatenate([t.pixels for t in self.tiles[r * n : r * n + n]], axis=1) for r in range(n)]
+        return Image.fromarray(np.concatenate(rows, axis=0))
+
+    def masks(self) -> np.ndarray:
+        """(objects, side, side) bool, one mask a tile, in canvas pixels."""
+        n = self.n
+        out = np.zeros((n * n, n * TILE, n * TILE), dtype=bool)
+        for i, tile in enumerate(self.tiles):
+            r, c = divmod(i, n)
+            out[i, r * TILE : (r + 1) * TILE, c * TILE : (c + 1) * TILE] = tile.mask
+        return out
+
+    def box(self, index: int) -> Box:
+        """The cell of tile ``index`` as fractions of the canvas."""
+        r, c = divmod(index, self.n)
+        return (c / self.n, r / self.n, (c + 1) / self.n, (r + 1) / self.n)
+
+    def place(self, index: int) -> str:
+        """How a question names the cell of tile ``index``: "the top left" in 2 x 2, "row 3 column 1" in larger scenes."""
+        r, c = divmod(index, self.n)
+        if self.n == 2:
+            return f"the {('top', 'bottom')[r]} {('left', 'right')[c]}"
+        return f"row {r + 1} column {c + 1}"
+
+
+@functools.lru_cache(maxsize=2)
+def load_tiles(split: str) -> tuple[Tile, ...]:
+    """All images of easy-VQA's ``train`` or ``test`` split, in the order of their ids.
+
+    Shape and colour are read off the positive answers, as the images carry no other annotation: "what color is ..." and
+    "what shape ..." questions where there are any, else the one shape or colour whose "is there ..." is answered yes.
+    """
+    facts: dict[int, dict[str, str]] = {}
+    for question, answer, image_id in official_questions(split):
+        fact = facts.setdefault(image_id, {})
+        if answer in SHAPES:
+            fact["shape"] = answer
+        elif answer in COLORS:
+            fact["color"] = answer
+        else:
+            said_yes = (answer == "yes") != (" not " in question or question.startswith("is no "))
+            for word in question.rstrip("?").split():
+                if said_yes and word in SHAPES:
+                    fact["shape"] = word
+                elif said_yes and word in COLORS:
+                    fact["color"] = word
+        for word in question.rstrip("?").split() if question.startswith("what") else ():
+            if word in SHAPES:  # "what color is the circle?" and "what is the blue shape?" presuppose what they name
+                fact["shape"] = word
+            elif word in COLORS:
+                fact["color"] = word
+    paths = _easy_vqa(split)[1]
+    tiles = []
+    for image_id in sorted(paths):
+        fact = facts.get(image_id, {})
+        if len(fact) == 2:  # an image whose questions do not settle both attributes cannot be asked about in a scene
+            with Image.open(paths[image_id]) as image:
+                tiles.append(Tile(image_id, np.asarray(image.convert("RGB")), fact["shape"], fact["color"]))
+    return tuple(tiles)
+
+
+def official_questions(split: str) -> list[tuple[str, str, int]]:
+    """easy-VQA's own (question, answer, image id) rows, unchanged and in their published order."""
+    return list(zip(*_easy_vqa(split)[0], strict=True))
+
+
+@functools.lru_cache(maxsize=2)
+def _easy_vqa(split: str):
+    import easy_vqa
+
+    if split == "train":
+        return easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
+    if split == "test":
+        return easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
+    raise ValueError(f"split={split!r} is not part of easy-VQA; use 'train' or 'test'")
+
+
+def random_scene(rng: np.random.Generator, split: str, n: int) -> Scene:
+    """A scene of n x n tiles drawn without replacement from ``split``."""
+    tiles = load_tiles(split)
+    return Scene(tuple(tiles[i] for i in rng.choice(len(tiles), size=n * n, replace=False)))

@@ -1,0 +1,153 @@
+"""Stage 1 of the scale model: a contrastive CLIP on single images, then on scenes.
+
+Each step scores a batch of scenes against captions of single objects ("a red circle", "a red circle at the top left", "a circle")
+with SigLIP's pairwise sigmoid loss. Captions of different scenes coincide all the time here (there are 24 kinds of object), so the
+matching pairs are read off the scenes instead of being assumed to lie on the diagonal. Beside the whole image (its CLS token), the
+mean patch feature of every object is scored against the captions without a place, as RegionCLIP does: LLaVA reads the patches, and
+64 numbers of a CLS token cannot hold sixteen objects.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from blink_exp.scale_model import build_models
+from blink_exp.scale_model.recipe import Checkpoint, cosine_lr, pixels
+from blink_exp.scale_model.scenes import COLORS, SHAPES, Scene, Tile, random_scene
+
+# (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4)
+STAGES = ((1200, 1e-3, 48, 64, (1.0, 0.0, 0.0, 0.0)), (1100, 7e-4, 96, 32, (0.2, 0.5, 0.1, 0.2)))
+
+
+def captions(n: int, rng: np.random.Generator, most: int = 160) -> list[tuple[str, str | None, str | None, int | None]]:
+    """(text, colour, shape, tile index) of captions for n x n scenes; None where a caption leaves something open."""
+    plain = [(f"a {c} {s}", c, s, None) for c in COLORS for s in SHAPES]
+    plain += [(f"a {s}", None, s, None) for s in SHAPES] + [(f"a {c} shape", c, None, None) for c in COLORS]
+    if n == 1:
+        return plain
+    place = Scene((None,) * (n * n)).place  # type: ignore[arg-type]
+    placed = [(f"a {c} {s} at {place(i)}", c, s, i) for c in COLORS for s in SHAPES for i in range(n * n)]
+    keep = rng.permutation(len(placed))[: most - len(plain)]
+    return plain + [placed[i] for i in keep]
+
+
+def matches(scenes: list[Scene], caps) -> torch.Tensor:
+    """(scenes, captions) 0/1: does some object of the scene fit the caption? All scenes have the same n."""
+    color = torch.tensor([[COLORS.index(t.color) for t in scene.tiles] for scene in scenes])[:, None]
+    shape = torch.tensor([[SHAPES.index(t.shape) for t in scene.tiles] for scene in scenes])[:, None]
+    said = torch.tensor([[-1 if c is None else COLORS.index(c), -1 if s is None else SHAPES.index(s), -1 if i is None else i] for _, c, s, i in caps])
+    c, s, i = (said[:, k, None] for k in range(3))
+    fits = ((c < 0) | (color == c)) & ((s < 0) | (shape == s)) & ((i < 0) | (torch.arange(color.shape[-1]) == i))
+    return fits.any(-1).float()
+
+
+def text_features(clip, tokenizer, texts: list[str]) -> torch.Tensor:
+    """(texts, projection_dim) unit vectors."""
+    tokens = tokenizer([f"{t}</s>" for t in texts], return_tensors="pt", padding=True, padding_side="right")
+    out = clip.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+    return F.normalize(out, dim=-1)
+
+
+def image_features(clip, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(images, projection_dim) unit vectors of the CLS token and (images, projection_dim, side, side) projected patches."""
+    out = clip.get_image_features(pixel_values=images)
+    patches = clip.visual_projection(clip.vision_model.post_layernorm(out.last_hidden_state[:, 1:])).mT
+    side = round(patches.shape[-1] ** 0.5)
+    return F.normalize(out.pooler_output, dim=-1), patches.unflatten(-1, (side, side))
+
+
+@functools.lru_cache(maxsize=None)
+def _coverage(tile: Tile, cell: int) -> torch.Tensor:
+    """(cell, cell) share of a tile's object on each patch of its cell."""
+    covered = F.adaptive_avg_pool2d(torch.from_numpy(tile.mask).float()[None], cell)[0]
+    return covered / covered.sum()
+
+
+def object_weights(scenes: list[Scene], side: int) -> torch.Tensor:
+    """(objects of all scenes, side * side): how much of each object lies on each patch, summing to 1 over the patches."""
+    n = scenes[0].n
+    cell = side // n
+    out = torch.zeros(len(scenes), n * n, side, side)
+    for a, scene in enumerate(scenes):
+        for i, tile in enumerate(scene.tiles):
+            r, c = divmod(i, n)
+            out[a, i, r * cell : (r + 1) * cell, c * cell : (c + 1) * cell] = _coverage(tile, cell)
+    return out.flatten(0, 1).flatten(1)
+
+
+def object_features(patches: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
+    """(objects of all scenes, projection_dim) unit vectors: the mean of each object's patches. ``patches`` as image_features'."""
+    weights = object_weights(scenes, patches.shape[-1]).unflatten(0, (len(scenes), -1))
+    return F.normalize((weights @ patches.flatten(2).mT).flatten(0, 1), dim=-1)
+
+
+def loss_of(clip, tokenizer, bias: torch.Tensor, x: torch.Tensor, scenes: list[Scene], caps) -> torch.Tensor:
+    """The sigmoid loss of objects, summed over captions, plus a tenth of that of whole images. All scenes have the same n.
+
+    Whole images come with four times as many captions, most of which need the place of one object among many: at equal weight they
+    drown the objects and shape is unlearned.
+    """
+    text = text_features(clip, tokenizer, [c[0] for c in caps])
+    image, patches = image_features(clip, x)
+    scale = clip.logit_scale.exp()
+    whole = F.binary_cross_entropy_with_logits(scale * image @ text.T + bias, matches(scenes, caps), reduction="sum")
+    plain = [i for i, c in enumerate(caps) if c[3] is None]
+    labels = matches([Scene((tile,)) for scene in scenes for tile in scene.tiles], [caps[i] for i in plain])
+    objects = object_features(patches, scenes)
+    region = F.binary_cross_entropy_with_logits(scale * objects @ text[plain].T + bias, labels, reduction="sum")
+    return 0.1 * whole / len(scenes) + region / len(objects)
+
+
+@torch.no_grad()
+def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int = 400) -> dict[str, float]:
+    """Held-out zero-shot accuracy on single images: best of the 24 captions, and its shape and colour apart."""
+    from blink_exp.scale_model.scenes import load_tiles
+
+    caps = captions(1, np.random.default_rng(0))[:24]
+    tiles = load_tiles(split)[:limit]
+    x = torch.stack([pixels(Image.fromarray(t.pixels), image_size) for t in tiles])
+    text = text_features(clip, tokenizer, [c[0] for c in caps])
+    best = torch.cat([(image_features(clip, part)[0] @ text.T).argmax(-1) for part in x.split(64)])
+    said = [caps[i] for i in best.tolist()]
+    shape = np.mean([s[2] == t.shape for s, t in zip(said, tiles, strict=True)])
+    color = np.mean([s[1] == t.color for s, t in zip(said, tiles, strict=True)])
+    return {"shape": float(shape), "color": float(color)}
+
+
+def train_clip(tokenizer, out: Path, seed: int):
+    """Trains both stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px."""
+    torch.manual_seed(seed)
+    clip = build_models.build_clip(tokenizer, STAGES[0][2])
+    for stage, (steps, lr, size, batch, weights) in enumerate(STAGES):
+        if stage:
+            clip = build_models.resize_positions(clip, tokenizer, size)
+        bias = torch.nn.Parameter(torch.tensor(-2.0))
+        optimizer = torch.optim.AdamW([*clip.parameters(), bias], lr=lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+        checkpoint = Checkpoint(out / f"clip_stage{stage}.pt", clip, optimizer, bias)
+        started = time.time()
+        for step in range(checkpoint.step, steps):
+            rng = np.random.default_rng((seed, stage, step))
+            n = int(rng.choice(4, p=weights)) + 1
+            scenes = [random_scene(rng, "train", n) for _ in range(batch)]
+            caps = captions(n, rng)
+            x = torch.stack([pixels(s.canvas, size) for s in scenes])
+            for group in optimizer.param_groups:
+                group["lr"] = cosine_lr(step, steps, lr)
+            loss = loss_of(clip, tokenizer, bias, x, scenes, caps)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+            optimizer.step()
+            if step % 100 == 0 or step + 1 == steps:
+                checkpoint.save(step + 1)
+                score = zero_shot(clip.eval(), tokenizer, size) if step % 500 == 0 or step + 1 == steps else ""
+                clip.train()
+                print(f"clip stage {stage} step {step} n {n} loss {loss.item():.3f} {score} {time.time() - started:.0f} s", flush=True)
+    return clip

@@ -1,0 +1,15 @@
+"""Trains TokenSR modules: `python train.py layer=12` for one layer, `python train.py layers=12-18` for seven in one run."""
+
+import hydra
+from blink_exp.cli import entry, guard
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg):
+    from blink_exp.experiments.train import run
+
+    return guard(run, cfg)
+
+
+if __name__ == "__main__":
+    entry(main, "train")
