@@ -160,7 +160,6 @@ def summary(records: list[dict[str, Any]], visual: int) -> dict[str, Any]:
 
 def show(finished: dict[str, Any]) -> None:
     """The scores as a table on the terminal."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{finished['method']} on {finished['benchmark']} (measured here, {finished['backbone']})")
@@ -169,7 +168,7 @@ def show(finished: dict[str, Any]) -> None:
     for name, score in finished["scores"].items():
         stderr = "" if score["stderr"] is None else f"{score['stderr']:.2f}"
         table.add_row(name, f"{score['value']:.2f}", stderr, str(score["samples"]))
-    console = Console()
+    console = results.console()
     console.print(table)
     if finished["layers"]:
         tokens = [v["visual_tokens"] for v in finished["blink"]["layers"].values()]

@@ -35,7 +35,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return run_table(cfg, out)
     if OmegaConf.select(cfg, "table") is not None:
         raise UserError(f"table={cfg.table.name} brings its own points; leave -m away")
-    row = guarded(cfg, ",".join(hydra.overrides.task))
+    words = list(hydra.overrides.task)
+    row = guarded(cfg, " ".join(words)) | {"overrides": words}
     results.write_json(out / "job.json", row)
     return row
 
@@ -103,17 +104,21 @@ class Summary(Callback):
         rows = [json.loads(p.read_text()) for p in jobs]
         if not rows:
             return
+        common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
+        for row in rows:
+            row["point"] = " ".join(word for word in row["overrides"] if word not in common)
         write_summary(rows, folder)
+        if common:
+            print("at every point: " + " ".join(sorted(common)))
         failed = [row for row in rows if row["status"] == "failed"]
         if failed:
             print(f"error: {len(failed)} of {len(rows)} points failed, first {failed[0]['point']}: {failed[0]['error']}", file=sys.stderr)
             sys.exit(2)
 
 
-def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
-    """One line a point: its overrides, status, scores, samples, seconds and folder."""
+def write_summary(rows: list[dict[str, Any]], folder: Path, shown: bool = True) -> None:
+    """One line a point: what is its own among its overrides, status, scores, samples, seconds and folder."""
     import pandas as pd
-    from rich.console import Console
     from rich.table import Table
 
     names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
@@ -136,5 +141,7 @@ def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
         table.add_row(row["point"], row["status"], *values)
         lines.append(f"| {row['point']} | {row['status']} | " + " | ".join(values) + " |")
     results.write(folder / "summary.md", "\n".join(lines) + "\n")
-    Console().print(table)
+    if not shown:
+        return
+    results.console().print(table)
     print(f"written to {folder}/summary.csv and summary.md")

@@ -12,6 +12,7 @@ from blink_exp.errors import UserError
 from blink_exp.experiments import results
 from blink_exp.experiments.sweep import guarded, write_summary
 
+DERIVED = "*"  # marks a published number that follows from printed ones and is not itself printed
 OWN_SETTINGS = ("table=", "store=", "force=", "hydra.")  # of the sweep, not of its points
 
 
@@ -32,7 +33,7 @@ def run_table(cfg: DictConfig, out: Path) -> dict[str, Any]:
     document = {k: table[k] for k in ("name", "title", "columns", "published_on")} | {"rows": rows, "command": command(table["name"], own)}
     results.write_json(out / "table.json", document)
     results.write(out / "table.md", markdown(document))
-    write_summary(rows, out)
+    write_summary(rows, out, shown=False)
     show(document)
     page = write_page(document, out)
     print(f"table: {out / 'table.md'}\npage:  {page}")
@@ -46,17 +47,19 @@ def command(name: str, own: list[str]) -> str:
     return " ".join(["python sweep.py", f"table={name}", *own])
 
 
-def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, float | None]:
+def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     """The paper's row for a point, by measured score name; empty where the paper has none."""
     source = point.get("published")
     if source is None:
         return {}
     values = reference.row(table["paper"], source["table"], source["row"])
     derived = {"mme_total": _total(values)}
-    return {score: values.get(column, derived.get(column)) for score, column in table["columns"].items()}
+    return {score: values.get(column, derived.get(column)) for score, column in table["columns"].items()} | {
+        "derived": [s for s, c in table["columns"].items() if c in values.get("derived", []) or (c not in values and c in derived)]
+    }
 
 
-def _total(values: dict[str, float | None]) -> float | None:
+def _total(values: dict[str, Any]) -> float | None:
     """Table 1 prints perception and cognition and leaves the sum to the reader."""
     perception, cognition = values.get("mme_perception"), values.get("mme_cognition")
     return None if perception is None or cognition is None else round(perception + cognition, 2)
@@ -66,7 +69,8 @@ def cells(document: dict[str, Any]) -> list[list[str]]:
     """Rows of text: label, published columns, measured columns, empty where there is no number."""
     out = []
     for row in document["rows"]:
-        said = [_number(row["published"].get(score)) for score in document["columns"]]
+        derived = row["published"].get("derived", [])
+        said = [_number(row["published"].get(score)) + DERIVED * (score in derived) for score in document["columns"]]
         measured = []
         for score in document["columns"]:
             value, error = row.get("scores", {}).get(score), row.get("stderr", {}).get(score)
@@ -93,6 +97,7 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"published: {document['published_on']}. measured here: {measured_on(document)} (value ± standard error). The two are different",
         "models and benchmarks: compare differences within a column group, never levels across.",
+        f"{DERIVED}: not printed, follows from printed numbers; empty: not printed.",
         "",
         "| " + " | ".join(head) + " |",
         "|---|" + "---:|" * (len(head) - 1),
@@ -104,8 +109,9 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def show(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from blink_exp.experiments.results import console
 
     names = list(document["columns"])
     table = Table(
@@ -119,4 +125,4 @@ def show(document: dict[str, Any]) -> None:
         table.add_column(f"{name}\nmeasured", justify="right")
     for row in cells(document):
         table.add_row(*row)
-    Console(width=None).print(table)
+    console().print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     from blink_exp.tracking import lightning_logger
 
     started = time.time()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     settings = results.plain(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
     resumed = resume_from(settings, out)
@@ -106,7 +108,6 @@ def resume_from(settings: dict[str, Any], out: Path) -> str | None:
 
 
 def show(result: dict[int, dict[str, float]], data: Any, seconds: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"held-out loss on {data.held_out_size} images not trained on ({seconds:.0f} s)")
@@ -114,6 +115,6 @@ def show(result: dict[int, dict[str, float]], data: Any, seconds: float) -> None
         table.add_column(column, justify="right")
     for layer, row in sorted(result.items()):
         table.add_row(str(layer), f"{row['interpolation']:.4f}", f"{row['tokensr']:.4f}", f"{100 * row['gain']:.1f} %")
-    Console().print(table)
+    results.console().print(table)
     if data.broken:
         print(f"{len(data.broken)} images could not be read and were left out, first {data.broken[0]}")

@@ -15,11 +15,12 @@ def published(paper: str) -> dict[str, Any]:
     return yaml.safe_load((Path(__file__).parent / f"{paper}.yaml").read_text())
 
 
-def row(paper: str, table: str, label: str) -> dict[str, float | None]:
-    """The values of one row of a published table; None where a cell is lost or was not reported."""
-    for entry in (*published(paper)["tables"],):
+def row(paper: str, table: str, label: str) -> dict[str, Any]:
+    """The values of one row of a published table, None where a cell is lost or was not reported; ``derived`` lists the columns that
+    follow from printed numbers without being printed."""
+    for entry in published(paper)["tables"]:
         if entry["id"] == table:
             for candidate in entry["rows"]:
                 if candidate["label"] == label:
-                    return candidate["values"]
+                    return candidate["values"] | {"derived": candidate.get("derived", [])}
     raise KeyError(f"{paper}: {table} has no row {label!r}")

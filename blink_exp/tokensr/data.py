@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from blink_exp.errors import UserError
 
@@ -122,8 +123,8 @@ class PairedCrops(pl.LightningDataModule):
             train, held = scene_canvases("train", self.seed), scene_canvases("test", self.seed)
         else:
             good, self.broken = folder_images(str(self.path))
-            kept = [p for i, p in enumerate(good) if i % 10] or good[1:]
-            train, held = self._from_files(kept), self._from_files(good[::10])
+            good = [good[i] for i in np.random.default_rng(self.seed).permutation(len(good))]
+            train, held = self._from_files([p for i, p in enumerate(good) if i % 10]), self._from_files(good[::10])
         self.train = Pairs(train, self.train_size, self.transform, self.seed)
         self.held_out = Pairs(held, self.held_out_size, self.transform, self.seed + 1)
 
@@ -134,11 +135,10 @@ class PairedCrops(pl.LightningDataModule):
 
         return canvas
 
-    def train_dataloader(self) -> DataLoader:
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(
-            self.train, self.batch_size, shuffle=True, drop_last=True, generator=generator, num_workers=self.workers, persistent_workers=False
-        )
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Its place in the epoch is saved with a checkpoint, so a training that was killed sees each pair once. Items are drawn at
+        random by their index already, so they need no shuffling."""
+        return StatefulDataLoader(self.train, self.batch_size, drop_last=True, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.held_out, self.batch_size, num_workers=self.workers)

@@ -1,0 +1,76 @@
+"""Shared pieces of the tests: random models of several shapes, made here, and the scale model that ships."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel processes; threads on top would only get in each other's way
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+torch.set_num_threads(1)
+IMAGE, PAD = 3, 0
+
+
+def random_llava(layers=4, width=32, heads=4, kv_heads=4, side=6, attn="sdpa", seed=0) -> LlavaForConditionalGeneration:
+    """A LLaVA with random weights large enough that attention is not flat. ``side``: the visual grid is side x side."""
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=4 * side, patch_size=4
+    )
+    text = LlamaConfig(
+        vocab_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        initializer_range=0.2,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=63,
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=side * side)
+    config._attn_implementation = attn
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attn)
+    return model.eval().requires_grad_(False)
+
+
+def prompts(model, texts: list[list[int]], images: int | list[int] = 1, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A left-padded batch: [1, 5] | image | [7] | image ... | text, with random pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = [images] * len(texts) if isinstance(images, int) else images
+    visual = model.config.image_seq_length
+    rows = []
+    for text, count in zip(texts, counts, strict=True):
+        row = [1, 5]
+        for i in range(count):
+            row += ([7] if i else []) + [IMAGE] * visual
+        rows.append(row + text)
+    length = max(map(len, rows))
+    ids = torch.tensor([[PAD] * (length - len(r)) + r for r in rows])
+    mask = torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows])
+    size = model.config.vision_config.image_size
+    pixels = torch.randn(sum(counts), 3, size, size, generator=generator)
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+
+
+def one(batch: dict[str, torch.Tensor], row: int, images: list[int]) -> dict[str, torch.Tensor]:
+    """Row ``row`` of a batch as a batch of its own, without padding. ``images``: how many each row has."""
+    kept = batch["attention_mask"][row].bool()
+    first = sum(images[:row])
+    return {
+        "input_ids": batch["input_ids"][row][kept][None],
+        "attention_mask": batch["attention_mask"][row][kept][None],
+        "pixel_values": batch["pixel_values"][first : first + images[row]],
+    }
+
+
+@pytest.fixture(scope="session")
+def scale():
+    """The scale model that ships with the project."""
+    from blink_exp.backbone.load import load
+
+    return load("scale", "scale-llava-1.5")
