@@ -1,6 +1,7 @@
 """Evaluates one configuration: `python evaluate.py method=blink thresholds=high_exp grid=3x3 layers=11-17`."""
 
 import hydra
+
 from blink_exp.cli import entry, guard
 
 

@@ -1,6 +1,7 @@
 """Many configurations, one table: `python sweep.py -m thresholds=high_exp,low_drop`, `python sweep.py table=blink_table2`."""
 
 import hydra
+
 from blink_exp.cli import entry, guard
 
 

@@ -1,6 +1,7 @@
 """Trains TokenSR modules: `python train.py layer=12` for one layer, `python train.py layers=12-18` for seven in one run."""
 
 import hydra
+
 from blink_exp.cli import entry, guard
 
 

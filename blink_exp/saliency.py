@@ -32,6 +32,19 @@ class Attended:
     raw_query: Callable[[], torch.Tensor]
     raw_keys: Callable[[], torch.Tensor]
 
+    def row(self, b: int) -> Attended:
+        """One row as a batch of its own."""
+        one = slice(b, b + 1)
+        return Attended(
+            self.query[one],
+            self.keys[one],
+            self.visible[one],
+            self.text[one],
+            self.scaling,
+            lambda: self.raw_query()[one],
+            lambda: self.raw_keys()[one],
+        )
+
 
 Scorer = Callable[[Attended, torch.Tensor], torch.Tensor]
 

@@ -9,6 +9,7 @@ tokens are real. Tensors only: nothing here knows a model.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
@@ -90,7 +91,7 @@ class Layout:
             ends = mask.nonzero()[:, 0][visual - 1 :: visual]  # the last visual token of each image
             assert int(mask.sum()) == visual * len(ends), "the number of image tokens is no multiple of an image's"
             edges = [-1, *ends.tolist()]
-            row = [tokens[(tokens > a) & (tokens <= b)] for a, b in zip(edges, edges[1:], strict=False)]
+            row = [tokens[(tokens > a) & (tokens <= b)] for a, b in itertools.pairwise(edges)]
             blocks.append([*row, tokens[tokens > edges[-1]]])
         images = max(len(row) for row in blocks) - 1
         present = torch.tensor([[i < len(row) - 1 for i in range(images)] for row in blocks], dtype=torch.bool).view(len(blocks), images)
@@ -207,7 +208,8 @@ class Sequence:
         ``inherit`` prompt tokens keep the numbers that they have without any expansion, and expanded tokens take the fractional
         numbers of the places that they show.
         """
-        out, start = [], 0
+        out: list[torch.Tensor] = []
+        start = torch.zeros_like(self.blocks[0].valid[:, :1], dtype=torch.long)
         for k, block in enumerate(self.blocks):
             count = block.valid.long().cumsum(1)
             if block.length:

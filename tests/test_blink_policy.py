@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from blink_exp.errors import UserError
 from blink_exp.methods.base import Scan
 from blink_exp.methods.blink import BlinkPolicy, relative_layers, scaled_threshold, selected_layers

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import one, prompts, random_llava
+
 from blink_exp.backbone import decode
 from blink_exp.methods.base import Method
 from blink_exp.methods.blink import BlinkPolicy, blink
@@ -14,7 +16,6 @@ from blink_exp.methods.none import none
 from blink_exp.saliency import SCORERS, PatchGrid
 from blink_exp.sequence import Expand, Keep, Layout
 from blink_exp.tokensr.modules import build_all
-from conftest import one, prompts, random_llava
 
 SHAPES = {
     "plain": {},
@@ -256,7 +257,9 @@ def test_upstream_facts_that_the_loop_leans_on():
     layer = llm.layers[0]
     assert {"q_proj", "k_proj", "v_proj", "o_proj"} <= set(dict(layer.self_attn.named_children()))  # scan and scorers
     assert layer.self_attn.scaling == layer.self_attn.head_dim**-0.5
-    assert isinstance(layer(torch.zeros(1, 2, 32), position_embeddings=llm.rotary_emb(torch.zeros(1, 2, 32), torch.arange(2)[None])), torch.Tensor)
+    assert isinstance(
+        layer(torch.zeros(1, 2, 32), position_embeddings=llm.rotary_emb(torch.zeros(1, 2, 32), torch.arange(2)[None])), torch.Tensor
+    )
     assert llm.config._attn_implementation == "sdpa"
     assert model.config.image_token_id == 3  # where the images stand in a prompt
     cos, _ = llm.rotary_emb(torch.zeros(1, 1, 32), position_ids=torch.tensor([[1.5]]))  # fractional positions (inherit)

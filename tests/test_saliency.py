@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from blink_exp.errors import UserError
 from blink_exp.saliency import SCORERS, Attended, PatchGrid, saliency_ratio
 
@@ -32,7 +33,9 @@ def test_a_two_by_two_image_by_hand():
 def test_dot_product_is_shifted_to_be_non_negative_and_summed_over_heads():
     query = torch.tensor([[[[2.0]], [[1.0]]]])  # two heads
     keys = torch.tensor([[[[-1.0], [0.0], [1.0], [3.0]], [[0.0], [0.0], [0.0], [-2.0]]]])
-    one = Attended(query * 9, keys * 9, torch.ones(1, 1, 4, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool), 0.1, lambda: query, lambda: keys)
+    one = Attended(
+        query * 9, keys * 9, torch.ones(1, 1, 4, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool), 0.1, lambda: query, lambda: keys
+    )
     # raw sums -2, 0, 2, 4; the smallest becomes 0. Norm, RoPE and scale (the * 9 and 0.1) play no part.
     assert SCORERS["dot_product"](one, torch.arange(4)).tolist() == [[0, 2, 4, 6]]
 

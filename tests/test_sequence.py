@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Drop, Expand, Keep, Layout, Segment, Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from blink_exp.saliency import PatchGrid
+from blink_exp.sequence import Drop, Expand, Keep, Layout, Segment, Sequence
 
 VISUAL, WIDTH = 4, 3
 
 
 def layout_of(rows: list[str]) -> Layout:
-    """"..vvvvt": '.' padding, 'v' a visual token, 't' text."""
+    """ "..vvvvt": '.' padding, 'v' a visual token, 't' text."""
     return Layout.of(torch.tensor([[c == "v" for c in r] for r in rows]), torch.tensor([[c != "." for c in r] for r in rows]), VISUAL)
 
 

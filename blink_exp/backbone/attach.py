@@ -100,7 +100,9 @@ class Attachment:
         if kwargs.get("cache_implementation") is not None or (
             kwargs.get("past_key_values") is not None and not isinstance(kwargs["past_key_values"], DynamicCache)
         ):
-            raise UserError("a method changes the length of the sequence, so a static cache cannot hold it; leave cache_implementation unset")
+            raise UserError(
+                "a method changes the length of the sequence, so a static cache cannot hold it; leave cache_implementation unset"
+            )
         config = kwargs.get("generation_config", self.model.generation_config)
         if kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
             raise UserError("prefill_chunk_size would cut the prompt that a method decides on; leave it unset")

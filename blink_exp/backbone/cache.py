@@ -51,7 +51,9 @@ class SegmentedLayer(DynamicLayer):
             self._rows(torch.arange(len(self.key_valid)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise NotImplementedError("a cache whose layers hold different sequences cannot be cropped; do not use assisted decoding with a method")
+        raise NotImplementedError(
+            "a cache whose layers hold different sequences cannot be cropped; do not use assisted decoding with a method"
+        )
 
 
 def segmented(cache: Cache | None, layers: int) -> Cache:

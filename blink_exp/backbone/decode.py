@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -60,7 +61,7 @@ def _mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype) -> t
     None where the kernel's own causal rule says the same, which lets it skip the upper triangle. Queries on padding see
     themselves, since a row without any key would be nan in some kernels.
     """
-    batch, length = own.shape
+    length = own.shape[1]
     padded = not (bool(before.all()) and bool(own.all()))
     if not padded and (before.shape[1] == 0 or length == 1):
         return None
@@ -108,9 +109,7 @@ def prefill(
             for k in range(sequence.images):
                 chosen = [s and policy.decide(i, s) for s in scans[k]]
                 decisions: list[Decision] = [d or Keep() for d in chosen]
-                made = {
-                    b: expansion(inputs[k][b], d, policy, grid, method, i) for b, d in enumerate(decisions) if isinstance(d, Expand)
-                }
+                made = {b: expansion(inputs[k][b], d, policy, grid, method, i) for b, d in enumerate(decisions) if isinstance(d, Expand)}
                 before = sequence.expanded[k]
                 sequence.apply(k, decisions, made, i)
                 changed |= sequence.expanded[k] is not before
@@ -125,9 +124,10 @@ def prefill(
         segments[0].states = first
         for segment, rope, mask in zip(segments[1:], plan.rope[1:], plan.masks[1:], strict=True):
             segment.states = _run(layer, segment.states, rope, mask, cache)
-        cache.layers[i].seen(plan.valid, plan.next_position, embeds.shape[1])  # type: ignore[attr-defined]
+        held: Any = cache.layers[i]
+        held.seen(plan.valid, plan.next_position, embeds.shape[1])
         if not keep:
-            cache.layers[i].reset()
+            held.reset()
     return llm.norm(layout.join(sequence.blocks, embeds.shape[1])), cache if keep else None, records
 
 
@@ -137,7 +137,7 @@ def extend(llm, embeds: torch.Tensor, cache: Cache) -> torch.Tensor:
     own = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     known: dict[int, tuple] = {}  # layers between two decisions hold the same sequence: one mask and one RoPE serve them
     for i, layer in enumerate(llm.layers):
-        held = cache.layers[i]
+        held: Any = cache.layers[i]
         key = id(held.key_valid)
         if key not in known:
             positions = held.next_position[:, None] + torch.arange(length, device=embeds.device)
@@ -182,7 +182,9 @@ def scan(
         start = end + (expanded.length if expanded is not None else 0)
         row: list[Scan | None] = []
         for b in range(batch):
-            found = {} if rho is None or region is None else {"rho": rho[b], "region": region[b], "patch_scores": tuple(patches[b].tolist())}
+            found = (
+                {} if rho is None or region is None else {"rho": rho[b], "region": region[b], "patch_scores": tuple(patches[b].tolist())}
+            )
             here = bool(sequence.layout.present[b, k])
             row.append(Scan(i, samples[b], k, bool(sequence.origins[k][b]), **found) if here else None)
         out.append(row)
@@ -198,7 +200,8 @@ def attended(llm, i: int, segments: list[Segment], plan: Plan, cache: Cache, all
     def heads(x):
         return x.unflatten(-1, (-1, width)).transpose(1, 2)
 
-    keys = [cache.layers[i].keys]
+    held: Any = cache.layers[i]
+    keys = [held.keys]
     for segment, (cos, sin) in zip(segments[1:], plan.rope[1:], strict=True):
         key = heads(attention.k_proj(norm(segment.states)))
         keys.append(apply_rotary_pos_emb(key, key, cos, sin)[1])
@@ -228,17 +231,8 @@ def _patches_with_expanded(policy, grid: PatchGrid, seen: Attended, columns, seq
     out = []
     for b, origins in enumerate(sequence.origins[image]):
         own = sum(o.tokens for o in origins)
-        row = Attended(
-            seen.query[b : b + 1],
-            seen.keys[b : b + 1],
-            seen.visible[b : b + 1],
-            seen.text[b : b + 1],
-            seen.scaling,
-            lambda b=b: seen.raw_query()[b : b + 1],
-            lambda b=b: seen.raw_keys()[b : b + 1],
-        )
         extra = torch.arange(end + length - own, end + length, device=columns.device)
-        scores = policy.scorer(row, torch.cat([columns, extra]))[0]
+        scores = policy.scorer(seen.row(b), torch.cat([columns, extra]))[0]
         sums = grid.sums(scores[: len(columns)])
         for origin, part in zip(origins, scores[len(columns) :].split([o.tokens for o in origins]) if origins else (), strict=True):
             sums[origin.region] += part.sum()
@@ -258,7 +252,7 @@ def expansion(visual: torch.Tensor, decision: Expand, policy: LayerPolicy, grid:
     amplifiers = method.amplifiers
     if decision.amplify and amplifiers is not None:
         patch = amplifiers[str(layer)](patch)
-    places = grid.places(decision.region, tuple(patch.shape[-2:])).to(visual)
+    places = grid.places(decision.region, (patch.shape[-2], patch.shape[-1])).to(visual)
     return patch[0].flatten(1).T, places
 
 

@@ -81,7 +81,9 @@ class Backbone:
 
 
 @functools.lru_cache(maxsize=1)
-def load(path: str = "scale", name: str | None = None, dtype: str = "float32", device: str = "cpu", attn_implementation: str = "sdpa") -> Backbone:
+def load(
+    path: str = "scale", name: str | None = None, dtype: str = "float32", device: str = "cpu", attn_implementation: str = "sdpa"
+) -> Backbone:
     """The model in folder ``path`` (or hub id), frozen; ``scale`` is the one that ships with this package.
 
     Kept for the next call with the same arguments, so the jobs of a sweep share one copy.
@@ -99,8 +101,7 @@ def load(path: str = "scale", name: str | None = None, dtype: str = "float32", d
     source = str(folder) if folder.is_dir() else path
     processor = AutoProcessor.from_pretrained(source, use_fast=False) if not shipped else AutoProcessor.from_pretrained(source)
     processor.tokenizer.padding_side = "left"  # the last prompt token of every row must stand last
-    model = LlavaForConditionalGeneration.from_pretrained(
+    model: Any = LlavaForConditionalGeneration.from_pretrained(
         source, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, use_safetensors=True
     )
-    model = model.to(device).eval().requires_grad_(False)
     return Backbone(name or ("scale-llava-1.5" if shipped else path), model, processor, SHIPPED / "tokensr" if shipped else None)

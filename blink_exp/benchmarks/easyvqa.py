@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class EasyVQA:
             Sample(
                 id=f"easyvqa/test/{i:05d}",
                 image_id=f"easyvqa/test/{image_id}",
-                image=lambda path=root / "images" / f"{image_id}.png": _open(path),
+                image=functools.partial(_open, root / "images" / f"{image_id}.png"),
                 question=question,
                 answer=answer,
                 category=_category(answer),

@@ -6,6 +6,8 @@ subtasks and the total is the sum of both, as in MME (Fu et al., 2023).
 
 from __future__ import annotations
 
+import functools
+import operator
 import zlib
 from typing import Any
 
@@ -48,7 +50,15 @@ class MosaicMME:
                     regions = tuple(scene.box(k) for k in question.objects)
                     sample_id = f"{image_id}/{question.answer}"
                     out.append(
-                        Sample(sample_id, image_id, lambda s=scene: s.canvas, question.text, question.answer, subtask, regions)
+                        Sample(
+                            sample_id,
+                            image_id,
+                            functools.partial(operator.attrgetter("canvas"), scene),
+                            question.text,
+                            question.answer,
+                            subtask,
+                            regions,
+                        )
                     )
         return out
 
@@ -94,7 +104,9 @@ def yes_or_no(text: str) -> str:
 
 def _mme(rows: list[dict[str, Any]]) -> Score:
     """Accuracy + accuracy-plus; the standard error is that of the mean over images of what an image contributes."""
-    gains = np.array([50 * sum(r["correct"] for r in pair) + 100 * all(r["correct"] for r in pair) for pair in by(rows, "image_id").values()])
+    gains = np.array(
+        [50 * sum(r["correct"] for r in pair) + 100 * all(r["correct"] for r in pair) for pair in by(rows, "image_id").values()]
+    )
     stderr = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
     return Score(float(gains.mean()), len(rows), stderr)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,15 @@ class MosaicOpen:
                     region = tuple(scene.box(k) for k in question.objects)
                     category = f"{kind} {scene.n}x{scene.n}"
                     out.append(
-                        Sample(f"{image_id}/{kind}", image_id, lambda s=scene: s.canvas, question.text, question.answer, category, region)
+                        Sample(
+                            f"{image_id}/{kind}",
+                            image_id,
+                            functools.partial(operator.attrgetter("canvas"), scene),
+                            question.text,
+                            question.answer,
+                            category,
+                            region,
+                        )
                     )
         return out
 

@@ -25,7 +25,9 @@ def rho_by_layer(profile: dict[str, Any], selected: list[int], path: Path) -> Pa
         axis.axvspan(min(selected) - 0.5, max(selected) + 0.5, color="#fee08b", alpha=0.5, label=f"layers {min(selected)}-{max(selected)}")
     axis.plot(layers, profile["rho"], color="#762a83", label="saliency ratio rho (mean)")
     if profile["hit"][0] is not None:
-        axis.plot(layers, profile["hit"], "o", color="#d73027", markersize=4, label="share of questions whose most salient patch is the right one")
+        axis.plot(
+            layers, profile["hit"], "o", color="#d73027", markersize=4, label="share of questions whose most salient patch is the right one"
+        )
     axis.axhline(0.25, color="#999999", linewidth=0.8, linestyle=":")
     axis.set(xlabel="decoder layer (0-based)", ylim=(0, 1.05), xlim=(-0.5, len(profile["rho"]) - 0.5))
     axis.legend(fontsize=8, loc="upper left")
@@ -33,7 +35,9 @@ def rho_by_layer(profile: dict[str, Any], selected: list[int], path: Path) -> Pa
     return _save(figure, path)
 
 
-def decisions(image: Image.Image, record: dict[str, Any], grid: PatchGrid, path: Path, patches: dict[int, list[float]] | None = None) -> Path:
+def decisions(
+    image: Image.Image, record: dict[str, Any], grid: PatchGrid, path: Path, patches: dict[int, list[float]] | None = None
+) -> Path:
     """One sample: the image, then a panel a layer with the most salient patch, rho, the decision, and the tokens that it leaves."""
     steps = record["layers"]
     figure, axes = plt.subplots(1, len(steps) + 1, figsize=(1.45 * (len(steps) + 1), 2.5))
@@ -41,7 +45,9 @@ def decisions(image: Image.Image, record: dict[str, Any], grid: PatchGrid, path:
     axes[0].imshow(image)
     axes[0].set_title("image", fontsize=8)
     for left, top, right, bottom in record["regions"][:1]:
-        axes[0].add_patch(Rectangle((left * w, top * h), (right - left) * w, (bottom - top) * h, fill=False, edgecolor="black", linestyle="--"))
+        axes[0].add_patch(
+            Rectangle((left * w, top * h), (right - left) * w, (bottom - top) * h, fill=False, edgecolor="black", linestyle="--")
+        )
     for axis, step in zip(axes[1:], steps, strict=True):
         left, top, right, bottom = grid.box(step["region"])
         color = COLORS[step["decision"] if step["effective"] else "keep"]

@@ -57,7 +57,9 @@ def _figures(document: dict[str, Any], out: Path) -> list[tuple[str, str, Path]]
     samples = {s.id: s for s in benchmark.samples()}
     for k, record in enumerate(examples(folder / "records.jsonl")):
         path = figures.decisions(samples[record["id"]].image(), record, grid, out / f"example_{k + 1}.png")
-        made.append((f"Example {k + 1}", "Scan, expansion and drop by layer; tokens: visual and expanded ones that the layer works on.", path))
+        made.append(
+            (f"Example {k + 1}", "Scan, expansion and drop by layer; tokens: visual and expanded ones that the layer works on.", path)
+        )
     return made
 
 

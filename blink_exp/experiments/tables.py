@@ -25,7 +25,7 @@ def run_table(cfg: DictConfig, out: Path) -> dict[str, Any]:
 
     table = results.plain(cfg)["table"]
     own = [word for word in HydraConfig.get().overrides.task if not word.startswith(OWN_SETTINGS)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for point in table["points"]:
         print(f"[{len(rows) + 1}/{len(table['points'])}] {point['label']}", flush=True)
         overrides = [*point["overrides"], *own, f"store={cfg.store}", f"force={cfg.force}"]

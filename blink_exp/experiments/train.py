@@ -60,7 +60,10 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
         log_every_n_steps=8,
         **trainer_settings,
     )
-    print(f"layers {layers} of {backbone.depth}, {parameters(module.amplifiers):,} parameters" + (f", going on from {resumed}" if resumed else ""))
+    print(
+        f"layers {layers} of {backbone.depth}, {parameters(module.amplifiers):,} parameters"
+        + (f", going on from {resumed}" if resumed else "")
+    )
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True if resumed else None)
     if trainer.interrupted:
         raise KeyboardInterrupt

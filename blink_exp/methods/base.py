@@ -38,12 +38,30 @@ class Scan:
 class LayerPolicy(Protocol):
     """Decides before each of its ``layers`` (0-based, indices of the Hugging Face layer list)."""
 
-    layers: tuple[int, ...]
-    p: int  # patches a side of the grid that is scanned
-    scorer: Scorer | None  # None: regions are not scored
-    scan_expanded: bool  # whether expanded tokens count towards their patch
-    interpolate: bool  # whether a patch is upsampled to the full grid before it is inserted
-    inherit_positions: bool
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def p(self) -> int:
+        """Patches a side of the grid that is scanned."""
+        ...
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """None: patches are not scored."""
+        ...
+
+    @property
+    def scan_expanded(self) -> bool:
+        """Whether expanded tokens count towards their patch."""
+        ...
+
+    @property
+    def interpolate(self) -> bool:
+        """Whether a patch is upsampled to the full grid before it is inserted."""
+        ...
+
+    @property
+    def inherit_positions(self) -> bool: ...
 
     def decide(self, layer: int, scan: Scan) -> Decision: ...
 

@@ -77,9 +77,8 @@ class BlinkPolicy:
         ):
             if value not in known:
                 raise UserError(f"{name}={value} is not known; {nearest(str(value), known)}")
-        for name, value in (("tau_exp", self.tau_expand), ("tau_drop", self.tau_drop)):
-            if not 0 <= value <= 1:
-                raise UserError(f"thresholds.{name}={value} is outside [0, 1], the range of the saliency ratio; use a value inside")
+        check_threshold("tau_exp", self.tau_expand)
+        check_threshold("tau_drop", self.tau_drop)
 
     @property
     def scorer(self) -> Scorer | None:
@@ -113,6 +112,11 @@ class BlinkPolicy:
         if self.resolution in ("expand_once", "copy"):
             return expand if layer == self.layers[0] else Keep()
         return (expand, Drop(), Keep())[action]
+
+
+def check_threshold(name: str, tau: float) -> None:
+    if not 0 <= tau <= 1:
+        raise UserError(f"thresholds.{name}={tau} is outside [0, 1], the range of the saliency ratio; use a value inside")
 
 
 def scaled_threshold(tau: float, p: int) -> float:
@@ -160,9 +164,8 @@ def configure(
     """Blink on ``backbone`` from the values of the config groups (see conf/method/blink.yaml)."""
     from blink_exp.tokensr import checkpoint
 
-    for name, tau in (("tau_exp", tau_exp), ("tau_drop", tau_drop)):
-        if not 0 <= tau <= 1:
-            raise UserError(f"thresholds.{name}={tau} is outside [0, 1], the range of the saliency ratio; use a value inside")
+    check_threshold("tau_exp", tau_exp)  # as given: scaling could bring a wrong one back into range
+    check_threshold("tau_drop", tau_drop)
     chosen = selected_layers(backbone.depth, layer=layer, **layers)
     scale = scaled_threshold if scale_thresholds else lambda tau, p: tau
     policy = BlinkPolicy(
@@ -183,7 +186,9 @@ def configure(
         return blink(policy)
     folder = tokensr["path"] or backbone.tokensr
     if folder is None:
-        raise UserError(f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them (train.py) and give their folder")
+        raise UserError(
+            f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them (train.py) and give their folder"
+        )
     return blink(policy, checkpoint.load_all(folder, chosen, backbone.identity, backbone.width))
 
 

@@ -110,7 +110,9 @@ def resize_positions(clip: CLIPModel, tokenizer: PreTrainedTokenizerFast, image_
 
 def build_llava(tokenizer: PreTrainedTokenizerFast, layers: int = LLM_LAYERS) -> LlavaForConditionalGeneration:
     """LLaVA-1.5 with a narrow Llama. Matrices start at std 0.1 (about 1 / sqrt(width); 0.02 would leave a network this narrow at
-    its answer prior for hundreds of steps) and residual outputs are scaled down by sqrt(2 layers), as GPT-2 does."""
+    its answer prior for hundreds of steps) and residual outputs are scaled down by sqrt(2 layers), as GPT-2 does. Queries and keys
+    start twice as large, as attention over 144 visual tokens is else so flat that it takes long to learn to look anywhere, and
+    embeddings start as large as the projected visual tokens."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -126,7 +128,7 @@ def build_llava(tokenizer: PreTrainedTokenizerFast, layers: int = LLM_LAYERS) ->
     config = LlavaConfig(
         vision_config=clip_config(tokenizer).vision_config,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -136,7 +138,22 @@ def build_llava(tokenizer: PreTrainedTokenizerFast, layers: int = LLM_LAYERS) ->
     for layer in model.model.language_model.layers:
         layer.self_attn.o_proj.weight.data.mul_(scale)
         layer.mlp.down_proj.weight.data.mul_(scale)
+        layer.self_attn.q_proj.weight.data.mul_(2)
+        layer.self_attn.k_proj.weight.data.mul_(2)
+    model.model.language_model.embed_tokens.weight.data.mul_(8)
     return model
+
+
+def standardize_projector(llava: LlavaForConditionalGeneration, features: torch.Tensor) -> None:
+    """Folds mean 0 and variance 1 of (tokens, width) CLIP features into the projector's first layer.
+
+    Four fifths of a CLIP feature is the same for every patch; left in, all visual tokens look alike to the LLM's first queries.
+    """
+    mean, std = features.mean(0), features.std(0)
+    first, second = llava.model.multi_modal_projector.linear_1, llava.model.multi_modal_projector.linear_2
+    first.weight.data.div_(std)
+    first.bias.data.copy_(-first.weight.data @ mean)
+    second.weight.data.mul_(2)
 
 
 def deepen(llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, factor: int) -> LlavaForConditionalGeneration:

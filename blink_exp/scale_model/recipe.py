@@ -46,6 +46,11 @@ class Checkpoint:
     def save(self, step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "extra": [t.data for t in self.extra], "step": step}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "extra": [t.data for t in self.extra],
+            "step": step,
+        }
         torch.save(state, part)
         os.replace(part, self.path)

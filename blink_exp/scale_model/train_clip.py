@@ -26,14 +26,17 @@ from blink_exp.scale_model.scenes import COLORS, SHAPES, Scene, Tile, random_sce
 STAGES = ((1200, 1e-3, 48, 64, (1.0, 0.0, 0.0, 0.0)), (1100, 7e-4, 96, 32, (0.2, 0.5, 0.1, 0.2)))
 
 
-def captions(n: int, rng: np.random.Generator, most: int = 160) -> list[tuple[str, str | None, str | None, int | None]]:
+Caption = tuple[str, str | None, str | None, int | None]
+
+
+def captions(n: int, rng: np.random.Generator, most: int = 160) -> list[Caption]:
     """(text, colour, shape, tile index) of captions for n x n scenes; None where a caption leaves something open."""
-    plain = [(f"a {c} {s}", c, s, None) for c in COLORS for s in SHAPES]
+    plain: list[Caption] = [(f"a {c} {s}", c, s, None) for c in COLORS for s in SHAPES]
     plain += [(f"a {s}", None, s, None) for s in SHAPES] + [(f"a {c} shape", c, None, None) for c in COLORS]
     if n == 1:
         return plain
     place = Scene((None,) * (n * n)).place  # type: ignore[arg-type]
-    placed = [(f"a {c} {s} at {place(i)}", c, s, i) for c in COLORS for s in SHAPES for i in range(n * n)]
+    placed: list[Caption] = [(f"a {c} {s} at {place(i)}", c, s, i) for c in COLORS for s in SHAPES for i in range(n * n)]
     keep = rng.permutation(len(placed))[: most - len(plain)]
     return plain + [placed[i] for i in keep]
 
@@ -42,7 +45,9 @@ def matches(scenes: list[Scene], caps) -> torch.Tensor:
     """(scenes, captions) 0/1: does some object of the scene fit the caption? All scenes have the same n."""
     color = torch.tensor([[COLORS.index(t.color) for t in scene.tiles] for scene in scenes])[:, None]
     shape = torch.tensor([[SHAPES.index(t.shape) for t in scene.tiles] for scene in scenes])[:, None]
-    said = torch.tensor([[-1 if c is None else COLORS.index(c), -1 if s is None else SHAPES.index(s), -1 if i is None else i] for _, c, s, i in caps])
+    said = torch.tensor(
+        [[-1 if c is None else COLORS.index(c), -1 if s is None else SHAPES.index(s), -1 if i is None else i] for _, c, s, i in caps]
+    )
     c, s, i = (said[:, k, None] for k in range(3))
     fits = ((c < 0) | (color == c)) & ((s < 0) | (shape == s)) & ((i < 0) | (torch.arange(color.shape[-1]) == i))
     return fits.any(-1).float()
@@ -63,7 +68,7 @@ def image_features(clip, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return F.normalize(out.pooler_output, dim=-1), patches.unflatten(-1, (side, side))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _coverage(tile: Tile, cell: int) -> torch.Tensor:
     """(cell, cell) share of a tile's object on each patch of its cell."""
     covered = F.adaptive_avg_pool2d(torch.from_numpy(tile.mask).float()[None], cell)[0]
@@ -106,7 +111,7 @@ def loss_of(clip, tokenizer, bias: torch.Tensor, x: torch.Tensor, scenes: list[S
 
 
 @torch.no_grad()
-def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int = 400) -> dict[str, float]:
+def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int | None = 400) -> dict[str, float]:
     """Held-out zero-shot accuracy on single images: best of the 24 captions, and its shape and colour apart."""
     from blink_exp.scale_model.scenes import load_tiles
 

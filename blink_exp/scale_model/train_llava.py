@@ -8,6 +8,7 @@ canvas: LLaVA-1.5 meets text at many distances and more than one image, and so m
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,18 +17,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.scale_model import build_models, questions
 from blink_exp.scale_model.recipe import Checkpoint, cosine_lr, pixels
 from blink_exp.scale_model.scenes import Scene, official_questions, random_scene
+from blink_exp.scale_model.train_clip import object_weights
 
 SHIFT = 320
+LOOK_LAYERS = (3, 4)  # of the 8-layer model: 12 and 16 once it is deepened
 
 
 @dataclass(frozen=True)
 class Phase:
     """A part of the curriculum. ``weights``: shares of 1 x 1, 2 x 2, 3 x 3 and 4 x 4 scenes; ``two_views``: share of batches with a
-    quadrant as a second view; ``captions``: whether "describe the image." is among the questions."""
+    quadrant as a second view; ``captions``: whether "describe the image." is among the questions; ``look``: weight of the loss that
+    teaches the last prompt token where to look (see ``look_loss``)."""
 
     layers: int
     steps: int
@@ -37,13 +42,14 @@ class Phase:
     asked: int = 12
     two_views: float = 0.0
     captions: bool = False
+    look: float = 0.0
 
 
 PHASES = (
-    Phase(8, 300, (1.0, 0, 0, 0), 2e-3, captions=True),
-    Phase(8, 1500, (0.15, 0.85, 0, 0), 2e-3, captions=True),
-    Phase(8, 700, (0.1, 0.5, 0.1, 0.3), 1.5e-3, two_views=0.2),
-    Phase(32, 700, (0.1, 0.5, 0.1, 0.3), 1e-3, two_views=0.2),
+    Phase(8, 200, (1.0, 0, 0, 0), 2e-3, captions=True),
+    Phase(8, 800, (0.1, 0.6, 0.1, 0.2), 2e-3, captions=True, look=0.3),
+    Phase(8, 400, (0.1, 0.5, 0.1, 0.3), 1.5e-3, two_views=0.25),
+    Phase(32, 450, (0.1, 0.5, 0.1, 0.3), 1e-3, two_views=0.25),
 )
 
 
@@ -74,16 +80,22 @@ class Pack:
     owner: torch.Tensor  # index of the question a token belongs to, -1 on padding
     offset: torch.Tensor  # position behind the prefix
     labels: torch.Tensor  # the token to be predicted here, -100 where none is
+    last: torch.Tensor  # (questions, 2): row and column of the last prompt token of each question
 
 
 def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator, shift: int) -> Pack:
-    ids, owner, offset, labels = [], [], [], []
-    for row in rows:
+    ids: list[list[int]] = []
+    owner: list[list[int]] = []
+    offset: list[list[int]] = []
+    labels: list[list[int]] = []
+    last: list[tuple[int, int]] = []
+    for b, row in enumerate(rows):
         line: tuple[list, list, list, list] = ([], [], [], [])
         for j, (question, answer) in enumerate(row):
             prompt = _ids(tokenizer, f"\n{question} ASSISTANT:")
             said = _ids(tokenizer, f" {answer}</s>")
             start = 0 if shift == 0 or rng.random() < 0.5 else int(rng.integers(shift))
+            last.append((b, len(line[0]) + len(prompt) - 1))
             line[0].extend(prompt + said)
             line[1].extend([j] * (len(prompt) + len(said)))
             line[2].extend(range(start, start + len(prompt) + len(said)))
@@ -95,7 +107,7 @@ def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator,
     def padded(store, value):
         return torch.tensor([r + [value] * (width - len(r)) for r in store])
 
-    return Pack(padded(ids, 0), padded(owner, -1), padded(offset, 0), padded(labels, -100))
+    return Pack(padded(ids, 0), padded(owner, -1), padded(offset, 0), padded(labels, -100), torch.tensor(last))
 
 
 _IDS: dict[str, list[int]] = {}
@@ -107,8 +119,12 @@ def _ids(tokenizer, text: str) -> list[int]:
     return _IDS[text]
 
 
-def hidden_of(llava, tokenizer, views: torch.Tensor, packed: Pack) -> torch.Tensor:
-    """(batch, text, hidden) final states of the packed questions. ``views``: (batch, images, 3, size, size)."""
+def hidden_of(llava, tokenizer, views: torch.Tensor, packed: Pack, looks: list[torch.Tensor] | None = None) -> torch.Tensor:
+    """(batch, text, hidden) final states of the packed questions. ``views``: (batch, images, 3, size, size).
+
+    ``looks``: a list that is given, for each of LOOK_LAYERS, the (questions, visual) attention of the last prompt tokens on the
+    first view, softmax over its tokens, mean over heads.
+    """
     b, k = views.shape[:2]
     with torch.no_grad():
         features = llava.model.vision_tower(views.flatten(0, 1), output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -126,10 +142,38 @@ def hidden_of(llava, tokenizer, views: torch.Tensor, packed: Pack) -> torch.Tens
     same = owner[:, :, None] == owner[:, None, :]
     mask = (causal & (same | (torch.arange(p + t) < p)))[:, None]
     positions = torch.cat([torch.arange(p).expand(b, -1), p + packed.offset], dim=1)
+    llm = llava.model.language_model
+    states: list[torch.Tensor] = []
+    watched = [] if looks is None else [llm.layers[i].self_attn for i in LOOK_LAYERS]
+    hooks = [m.register_forward_hook(lambda *a: states.append(a[2])) for attn in watched for m in (attn.q_proj, attn.k_proj)]
     out = llava.model.language_model(
         inputs_embeds=torch.cat([prefix, embed(packed.ids)], dim=1), attention_mask=mask, position_ids=positions, use_cache=False
     )
+    for hook in hooks:
+        hook.remove()
+    if looks is not None:
+        cos, sin = llm.rotary_emb(prefix, position_ids=positions)
+        row, column = packed.last[:, 0], packed.last[:, 1] + p
+        start = opening.shape[0]
+        visual_columns = slice(start, start + visual.shape[2])
+        for queries, projected in zip(states[::2], states[1::2], strict=True):
+            width = llm.layers[0].self_attn.head_dim
+            query = queries[row, column].unflatten(-1, (-1, 1, width))  # (questions, heads, 1, head_dim)
+            query = apply_rotary_pos_emb(query, query, cos[row, column][:, None], sin[row, column][:, None])[0]
+            keys = projected[:, visual_columns].unflatten(-1, (-1, width)).transpose(1, 2)
+            keys = apply_rotary_pos_emb(keys, keys, cos[:, visual_columns], sin[:, visual_columns])[0]
+            looks.append((query @ keys[row].mT * width**-0.5)[:, :, 0].softmax(-1).mean(1))
     return out.last_hidden_state[:, p:]
+
+
+def look_loss(looks: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """-log of the attention that falls on the objects a question is about, mean over questions that have some and over LOOK_LAYERS.
+
+    ``targets``: (questions, visual) 0/1. Without it a model this small stays for very long where it looks at all objects alike.
+    It is used in the middle of the curriculum only; what the shipped model looks at is what its answers go on needing.
+    """
+    asked = targets.sum(1) > 0
+    return torch.stack([-(look * targets).sum(1)[asked].clamp(min=1e-6).log().mean() for look in looks]).mean()
 
 
 @torch.no_grad()
@@ -148,7 +192,7 @@ def held_out(llava, tokenizer, n: int, scenes: int = 64, blank: bool = False, se
             for j, question in enumerate(row):
                 right[question.kind].append(not wrong[b][packed.owner[b] == j].any())
     scores = {kind: float(np.mean(v)) for kind, v in sorted(right.items())}
-    return {"all": float(np.mean(sum(right.values(), []))), **scores}
+    return {"all": float(np.mean(list(itertools.chain.from_iterable(right.values())))), **scores}
 
 
 def quadrant(scene: Scene, index: int):
@@ -158,17 +202,23 @@ def quadrant(scene: Scene, index: int):
     return scene.canvas.crop((c * half, r * half, (c + 1) * half, (r + 1) * half))
 
 
-def batch_of(rng: np.random.Generator, phase: Phase, tokenizer) -> tuple[torch.Tensor, Pack]:
+def batch_of(rng: np.random.Generator, phase: Phase, tokenizer) -> tuple[torch.Tensor, Pack, torch.Tensor]:
+    """Views (batch, images, 3, size, size), packed questions, and (questions, visual) 0/1: where each question's objects are."""
     n = int(rng.choice(4, p=phase.weights)) + 1
     scenes = [random_scene(rng, "train", n) for _ in range(phase.batch)]
-    rows = [[(q.text, q.answer) for q in scene_questions(rng, s, phase.asked)] for s in scenes]
+    asked = [scene_questions(rng, s, phase.asked) for s in scenes]
+    rows = [[(q.text, q.answer) for q in row] for row in asked]
+    covered = (object_weights(scenes, build_models.IMAGE_SIZE // build_models.PATCH_SIZE) > 0).unflatten(0, (phase.batch, n * n))
+    nothing = torch.zeros(covered.shape[-1], dtype=torch.bool)
+    targets = [[covered[b, list(q.objects)].any(0) if q.objects else nothing for q in row] for b, row in enumerate(asked)]
     if phase.captions and n <= 2:
         rows = [[*row, ("describe the image.", questions.caption(s))] for row, s in zip(rows, scenes, strict=True)]
+        targets = [[*row, nothing] for row in targets]
     views = [[s.canvas] for s in scenes]
     if n > 1 and rng.random() < phase.two_views:
         views = [[*v, quadrant(s, int(rng.integers(4)))] for v, s in zip(views, scenes, strict=True)]
     x = torch.stack([torch.stack([pixels(image, build_models.IMAGE_SIZE) for image in v]) for v in views])
-    return x, pack(tokenizer, rows, rng, SHIFT)
+    return x, pack(tokenizer, rows, rng, SHIFT), torch.stack([t for row in targets for t in row]).float()
 
 
 def train_llava(clip, tokenizer, out: Path, seed: int, phases: tuple[Phase, ...] = PHASES):
@@ -176,6 +226,10 @@ def train_llava(clip, tokenizer, out: Path, seed: int, phases: tuple[Phase, ...]
     torch.manual_seed(seed)
     llava = build_models.build_llava(tokenizer, phases[0].layers)
     llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
+    with torch.no_grad():
+        x, *_ = batch_of(np.random.default_rng((seed, 9)), Phase(0, 0, (0, 1.0, 0, 0), 0.0), tokenizer)
+        features = llava.model.vision_tower(x[:, 0], output_hidden_states=True).hidden_states[-2][:, 1:]
+    build_models.standardize_projector(llava, features.flatten(0, 1))
     for number, phase in enumerate(phases):
         depth = len(llava.model.language_model.layers)
         if phase.layers != depth:
@@ -187,21 +241,24 @@ def train_llava(clip, tokenizer, out: Path, seed: int, phases: tuple[Phase, ...]
         started, running = time.time(), None
         for step in range(checkpoint.step, phase.steps):
             rng = np.random.default_rng((seed, 10 + number, step))
-            x, packed = batch_of(rng, phase, tokenizer)
+            x, packed, targets = batch_of(rng, phase, tokenizer)
             last = number + 1 == len(phases)
             for group in optimizer.param_groups:
                 group["lr"] = cosine_lr(step, phase.steps, phase.lr, floor=0.03 if last else 0.4)
-            hidden = hidden_of(llava, tokenizer, x, packed)
+            looks: list[torch.Tensor] | None = [] if phase.look else None
+            hidden = hidden_of(llava, tokenizer, x, packed, looks)
             wanted = packed.labels >= 0
             loss = F.cross_entropy(llava.lm_head(hidden[wanted]), packed.labels[wanted])
+            total = loss + phase.look * look_loss(looks, targets) if looks else loss
             optimizer.zero_grad()
-            loss.backward()
+            total.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
-            if step % 50 == 0 or step + 1 == phase.steps:
-                print(f"llava phase {number} step {step} loss {running:.3f} {time.time() - started:.0f} s", flush=True)
-            if (step % 200 == 0 and step) or step + 1 == phase.steps:
+            if step % 25 == 0 or step + 1 == phase.steps:
+                where = f" look {total.item() - loss.item():.2f}" if looks else ""
+                print(f"llava phase {number} step {step} loss {running:.3f}{where} {time.time() - started:.0f} s", flush=True)
+            if (step % 100 == 0 and step) or step + 1 == phase.steps:
                 checkpoint.save(step + 1)
                 for n in (1, 2, 4):
                     if phase.weights[n - 1]:

@@ -64,11 +64,12 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
         raise UserError(f"{path} lacks its {path.stem}.json, which says what it belongs to; copy both files") from None
     except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path.with_suffix('.json')} is damaged ({type(error).__name__}); copy or train it again") from None
-    for name, have, want in (
+    fits: tuple[tuple[str, Any, Any], ...] = (
         ("backbone", belonging.backbone, backbone),
         ("width", belonging.width, width),
         ("layer", belonging.layer, layer),
-    ):
+    )
+    for name, have, want in fits:
         if have != want:
             raise UserError(f"{path} was trained for {name} {have}, not {want}; train one for it: python train.py layer={layer}")
     module = build(belonging.architecture, width)

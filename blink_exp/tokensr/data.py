@@ -51,6 +51,8 @@ class Pairs(Dataset):
         return self.length
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        if not 0 <= i < self.length:
+            raise IndexError(i)
         canvas = self.canvases(i)
         quadrant = int(np.random.default_rng((self.seed, 7, i)).integers(4))
         crop = canvas.crop(quadrant_box(quadrant, canvas.width))

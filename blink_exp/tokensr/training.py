@@ -45,6 +45,7 @@ class TokenSRTraining(pl.LightningModule):
         self.amplifiers = build_all(architecture, backbone.width, layers)
         self.loss: Loss = weighted(loss or {"kl": 1.0})
         self.grid = PatchGrid(2, *backbone.grid)  # quadrants
+        self.quadrants: torch.Tensor
         self.register_buffer("quadrants", torch.stack([self.grid.indices(q) for q in range(4)]), persistent=False)
         self._held_out: dict[str, list[tuple[float, float, int]]] = {}
         self.result: dict[int, dict[str, float]] = {}

@@ -1,0 +1,112 @@
+"""The model card's numbers, measured on what ships, and the card itself."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from blink_exp.backbone.load import SHIPPED, load
+
+SCENES = 200  # held-out scenes of each size
+
+
+@torch.no_grad()
+def measure() -> dict[str, Any]:
+    """Accuracy by question kind with and without the image, zero-shot CLIP, and the saliency profile, all on held-out images."""
+    from blink_exp.benchmarks.easyvqa import EasyVQA
+    from blink_exp.benchmarks.mosaic_open import MosaicOpen
+    from blink_exp.experiments.evaluate import evaluate
+    from blink_exp.experiments.profile import profile
+    from blink_exp.methods.none import none
+    from blink_exp.scale_model.export import load_clip
+    from blink_exp.scale_model.train_clip import zero_shot
+    from blink_exp.scale_model.train_llava import held_out
+
+    backbone = load("scale", "scale-llava-1.5")
+    tokenizer = backbone.processor.tokenizer
+    easy = EasyVQA()
+    records, _ = evaluate(backbone, none(), easy, batch_size=64, progress=True)
+    scores = {k: round(v.value, 2) for k, v in easy.score(records).items()}
+    mosaics = {}
+    for n in (2, 3, 4):
+        for blank in (False, True):
+            found = held_out(backbone.model, tokenizer, n, SCENES, blank)
+            mosaics[f"{n}x{n}{' blank' if blank else ''}"] = {k: round(100 * v, 1) for k, v in found.items()}
+    return {
+        "backbone": backbone.identity,
+        "easyvqa_test": scores,
+        "easyvqa_test_blank": round(100 * held_out(backbone.model, tokenizer, 1, SCENES, True)["all"], 1),
+        "mosaics": mosaics,
+        "clip_zero_shot": {k: round(100 * v, 1) for k, v in zero_shot(load_clip(), tokenizer, 96, limit=None).items()},
+        "saliency": profile(backbone, TwoByTwo(MosaicOpen())),
+        "guess": _guess(),
+    }
+
+
+class TwoByTwo:
+    """A benchmark's questions on 2 x 2 scenes only, where the four patches are the four objects."""
+
+    def __init__(self, whole: Any):
+        self.whole, self.name, self.max_new_tokens = whole, f"{whole.name} 2x2", whole.max_new_tokens
+
+    def samples(self):
+        return [s for s in self.whole.samples() if s.category.endswith("2x2")]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+
+def _guess() -> dict[str, float]:
+    """Share of the commonest answer of each kind on 2 x 2 scenes: the least that a model blind to the image can reach."""
+    from blink_exp.scale_model import questions
+    from blink_exp.scale_model.scenes import random_scene
+
+    rng = np.random.default_rng(0)
+    answers: dict[str, list[str]] = defaultdict(list)
+    for _ in range(SCENES):
+        for question in questions.draw(rng, random_scene(rng, "test", 2), questions.KINDS, 10):
+            answers[question.kind].append(question.answer)
+    return {k: round(100 * max(v.count(a) for a in set(v)) / len(v), 1) for k, v in sorted(answers.items())}
+
+
+def write(assets: Path = SHIPPED) -> Path:
+    """README.md of the assets: the fixed text of card.md with the measured tables in their places."""
+    measured = json.loads((assets / "measured.json").read_text())
+    text = (Path(__file__).parent / "card.md").read_text()
+    for name, table in tables(measured, assets).items():
+        text = text.replace(f"<!-- {name} -->", table)
+    path = assets / "README.md"
+    path.write_text(text)
+    return path
+
+
+def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
+    mosaics = measured["mosaics"]
+    kinds = list(mosaics["2x2"])
+    head = ["| question kind | 2x2 | 2x2, blank | 3x3 | 3x3, blank | 4x4 | 4x4, blank |", "|---|" + "---:|" * 6]
+    columns = ["2x2", "2x2 blank", "3x3", "3x3 blank", "4x4", "4x4 blank"]
+    rows = [f"| {k} | " + " | ".join(str(mosaics[c].get(k, "")) for c in columns) + " |" for k in kinds]
+    easy = "\n".join(["| easy-VQA test | accuracy |", "|---|---:|", *[f"| {k} | {v} |" for k, v in measured["easyvqa_test"].items()]])
+    saliency = measured["saliency"]
+    lines = ["| layer | mean rho | most salient patch is the annotated one |", "|---:|---:|---:|"]
+    lines += [f"| {i} | {r:.3f} | {100 * h:.1f} % |" for i, (r, h) in enumerate(zip(saliency["rho"], saliency["hit"], strict=True))]
+    gains = ["| layer | interpolation | TokenSR | gain |", "|---:|---:|---:|---:|"]
+    for path in sorted((assets / "tokensr").glob("*.json")):
+        found = json.loads(path.read_text())
+        h = found["training"]["held_out"]
+        gains.append(f"| {found['layer']} | {h['interpolation']:.4f} | {h['tokensr']:.4f} | {100 * h['gain']:.1f} % |")
+    best = max(range(len(saliency["hit"])), key=lambda i: saliency["hit"][i])
+    return {
+        "easyvqa": easy + f"\n| blank image | {measured['easyvqa_test_blank']} |",
+        "mosaics": "\n".join(head + rows),
+        "clip": ", ".join(f"{k} {v} %" for k, v in measured["clip_zero_shot"].items()),
+        "saliency": "\n".join(lines),
+        "best": f"layer {best}, {100 * saliency['hit'][best]:.1f} % of {saliency['samples']} questions",
+        "tokensr": "\n".join(gains),
+        "seed": str(measured["seed"]),
+    }

@@ -1,0 +1,124 @@
+"""What users get wrong: one line with value, limit and cure, exit code 2, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CASES = [
+    (["evaluate.py", "layer=40"], "layer=40 is outside the backbone's 32 layers; use 0 to 31"),
+    (["train.py", "layer=-1"], "layer=-1 is outside the backbone's 32 layers; use 0 to 31"),
+    (["evaluate.py", "grid.p=5"], "grid.p=5 does not divide the 12 x 12 visual tokens; use one of 1, 2, 3, 4, 6, 12"),
+    (["evaluate.py", "thresholds.tau_exp=1.5"], "thresholds.tau_exp=1.5 is outside [0, 1]"),
+    (["evaluate.py", "thresholds=hihg_exp"], "thresholds=hihg_exp is not a preset; did you mean high_exp"),
+    (["sweep.py", "-m", "thresholds=high_exp,lowdrop"], "thresholds=lowdrop is not a preset; did you mean low_drop"),
+    (["evaluate.py", "tresholds=default"], "tresholds is not a setting; did you mean thresholds"),
+    (["evaluate.py", "thresholds.tau_expp=0.5"], "tau_expp"),
+    (["evaluate.py", "layers.indices=12..18"], "layers.indices=12..18 is no range; write 12-18"),
+    (["evaluate.py", "layers=single"], "layers=single needs the layer itself; add layer=12"),
+    (["evaluate.py", "batch_size=0"], "batch_size=0 runs nothing; use 1 or more"),
+    (["evaluate.py", "model=folder", "model.path=/nowhere/llava"], "is neither a folder nor a hub id"),
+    (["evaluate.py", "benchmark=easyvqa", "benchmark.path=/nowhere"], "benchmark.path=/nowhere has no questions.json"),
+    (["train.py", "tokensr=interp"], "tokensr=interp has no parameters to train"),
+    (["train.py", "data=folder", "data.path=/nowhere"], "data.path=/nowhere is not a folder"),
+    (["train.py", "resume=/nowhere"], "resume=/nowhere holds no last.ckpt"),
+    (["sweep.py"], "nothing to sweep; add -m and comma lists"),
+]
+
+
+def run(words, **kwargs) -> subprocess.CompletedProcess:
+    env = {**os.environ, **kwargs.pop("env", {})}
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, env=env, **kwargs)
+
+
+@pytest.mark.parametrize(("words", "message"), CASES, ids=[" ".join(w) for w, _ in CASES])
+def test_one_line_and_exit_code_2(words, message, tmp_path):
+    done = run([*words, f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'run'}"])
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+    assert not list(tmp_path.rglob("metrics.json")) + list(tmp_path.rglob("records.jsonl")) + list(tmp_path.rglob("*.part"))
+
+
+def test_the_traceback_is_there_for_who_asks():
+    done = run(["evaluate.py", "thresholds=hihg_exp"], env={"HYDRA_FULL_ERROR": "1"})
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_tokensr_checkpoint_of_another_backbone(tmp_path):
+    from blink_exp.tokensr import checkpoint, modules
+
+    checkpoint.save(modules.conv(64), checkpoint.Belonging("other@123", 12, 64, (12, 12), "conv"), tmp_path / "modules")
+    done = run(["evaluate.py", "layer=12", f"tokensr.path={tmp_path / 'modules'}", f"hydra.run.dir={tmp_path / 'run'}"])
+    assert done.returncode == 2
+    assert "was trained for backbone other@123, not scale-llava-1.5@" in done.stderr
+
+
+def test_missing_and_broken_images_are_named_counted_and_survived(tmp_path):
+    import json
+
+    import easy_vqa
+
+    source = Path(easy_vqa.__file__).parent / "data" / "test"
+    rows = json.loads((source / "questions.json").read_text())[:40]
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    (tmp_path / "set" / "questions.json").write_text(json.dumps(rows))
+    ids = sorted({r[2] for r in rows})
+    for i in ids[1:]:
+        shutil.copy(source / "images" / f"{i}.png", tmp_path / "set" / "images")
+    cut = tmp_path / "set" / "images" / f"{ids[1]}.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    lost = sum(r[2] in ids[:2] for r in rows)
+    out = tmp_path / "run"
+    done = run(["evaluate.py", "method=none", "benchmark=easyvqa", f"benchmark.path={tmp_path / 'set'}", f"hydra.run.dir={out}"])
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["samples"] == len(rows) - lost
+    assert len(metrics["skipped"]) == lost
+    assert {s["id"].split("/")[0] for s in metrics["skipped"]} == {"easyvqa"}
+    assert f"{lost} of {len(rows)} samples skipped, first easyvqa/test/00000" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    done = run(["evaluate.py", f"hydra.run.dir={tmp_path / 'run'}"])
+    assert done.returncode == 2
+    assert "no permission to write" in done.stderr
+
+
+def test_errors_of_the_disk_are_one_line_with_a_cure():
+    from blink_exp.cli import one_line
+
+    assert one_line(PermissionError(13, "Permission denied", "/x")) == (
+        "no permission to write /x; choose another folder with hydra.run.dir=... (sweeps: hydra.sweep.dir=...)"
+    )
+    assert "disk is full (writing /x); free some space" in one_line(OSError(28, "No space left on device", "/x"))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
+    from blink_exp.experiments import results
+
+    target = tmp_path / "metrics.json"
+    results.write(target, "old")
+
+    def full(self, text):
+        self.touch()
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.write(target, "new")
+    monkeypatch.undo()
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]

@@ -1,0 +1,188 @@
+"""Benchmarks: MME's arithmetic, answers that are true of the pixels, ids that never change."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+
+from blink_exp.benchmarks.base import Score, mean, normalized, spread
+from blink_exp.benchmarks.easyvqa import EasyVQA
+from blink_exp.benchmarks.mosaic_mme import COGNITION, PERCEPTION, MosaicMME, yes_or_no
+from blink_exp.benchmarks.mosaic_open import MosaicOpen
+from blink_exp.scale_model import questions
+from blink_exp.scale_model.scenes import COLORS, Scene, load_tiles, random_scene
+
+RGB = {
+    "black": (0, 0, 0),
+    "blue": (0, 0, 255),
+    "brown": (165, 42, 42),
+    "gray": (128, 128, 128),
+    "green": (0, 255, 0),
+    "red": (255, 0, 0),
+    "teal": (0, 128, 128),
+    "yellow": (255, 255, 0),
+}
+
+
+def records(benchmark, right):
+    return [{"id": s.id, "image_id": s.image_id, "category": s.category, "correct": right(i, s)} for i, s in enumerate(benchmark.samples())]
+
+
+def test_attributes_read_off_the_answers_are_those_of_the_pixels():
+    for split in ("train", "test"):
+        for tile in load_tiles(split)[:300]:
+            color = np.median(tile.pixels[tile.mask], axis=0)
+            nearest = min(COLORS, key=lambda c: np.abs(color - RGB[c]).sum())
+            assert nearest == tile.color, tile.image_id
+            ys, xs = np.nonzero(tile.mask)
+            fill = tile.mask.sum() / ((np.ptp(ys) + 1) * (np.ptp(xs) + 1))  # of its bounding box: 1, pi / 4 or 1 / 2
+            if min(np.ptp(ys), np.ptp(xs)) > 12 and ys.min() > 1 and ys.max() < 62 and xs.min() > 1 and xs.max() < 62:
+                assert {"rectangle": fill > 0.97, "circle": 0.7 < fill < 0.9, "triangle": fill < 0.65}[tile.shape], tile.image_id
+
+
+def test_splits_share_no_pixels():
+    assert not {t.pixels.tobytes() for t in load_tiles("train")} & {t.pixels.tobytes() for t in load_tiles("test")}
+
+
+def scene_of(*names: str) -> Scene:
+    """A 2 x 2 scene of real tiles, "red circle" and so on, in raster order."""
+    found = []
+    for name in names:
+        color, shape = name.split()
+        found.append(next(t for t in load_tiles("test") if (t.color, t.shape) == (color, shape)))
+    return Scene(tuple(found))
+
+
+def test_questions_on_a_scene_by_hand():
+    scene = scene_of("red circle", "blue circle", "red triangle", "teal rectangle")
+    rng = np.random.default_rng(0)
+    drawn = {}
+    for _ in range(300):
+        for name, kind in questions.KINDS.items():
+            for wanted in ("yes", "no"):
+                q = kind(rng, scene, wanted)
+                if q is not None:
+                    drawn[q.text] = q.answer
+                    assert name in questions.OPEN or q.answer == wanted
+    for text, answer in {
+        "what color is the triangle?": "red",
+        "what is the teal shape?": "rectangle",
+        "what shape is at the bottom left?": "triangle",
+        "what color is at the top right?": "blue",
+        "how many circles are there?": "2",
+        "is there a teal shape?": "yes",
+        "is there a yellow shape?": "no",
+        "is there a blue triangle?": "no",
+        "is the triangle at the bottom left?": "yes",
+        "is the triangle at the top left?": "no",
+        "is the triangle red?": "yes",
+        "is the teal shape a circle?": "no",
+        "are there 2 circles?": "yes",
+        "are there 1 circles?": "no",
+        "are there more circles than triangles?": "yes",
+        "are there more rectangles than circles?": "no",
+        "is the number of circles plus triangles 3?": "yes",
+        "is the number of circles plus rectangles 4?": "no",
+    }.items():
+        assert drawn.get(text) == answer, text
+    assert "what color is the circle?" not in drawn  # two circles: the question would have no one answer
+    assert "are there more triangles than rectangles?" not in drawn  # a tie
+
+
+def test_masks_and_boxes_lie_where_the_objects_are():
+    scene = random_scene(np.random.default_rng(3), "test", 3)
+    for i, mask in enumerate(scene.masks()):
+        left, top, right, bottom = (v * 192 for v in scene.box(i))
+        ys, xs = np.nonzero(mask)
+        assert left <= xs.min()
+        assert xs.max() < right
+        assert top <= ys.min()
+        assert ys.max() < bottom
+    assert scene.box(5) == pytest.approx((2 / 3, 1 / 3, 1, 2 / 3))
+    assert scene.place(5) == "row 2 column 3"
+
+
+def test_mme_scores_by_hand():
+    everything = MosaicMME(images=2)
+    # All yes: half of the answers right, no image with both. 50 + 0 a subtask.
+    scores = everything.score(records(everything, lambda i, s: s.answer == "yes"))
+    assert scores["perception"].value == 50 * len(PERCEPTION)
+    assert scores["cognition"].value == 50 * len(COGNITION)
+    # First image of each subtask right, second half right: accuracy 75, accuracy-plus 50.
+    scores = everything.score(records(everything, lambda i, s: s.image_id.endswith("0000") or s.answer == "no"))
+    assert scores["count"].value == 125
+    assert scores["total"].value == 125 * 8
+    assert scores["total"].samples == 32
+    everything_right = everything.score(records(everything, lambda i, s: True))
+    assert everything_right["total"].value == 200 * 8
+
+
+def test_scores_do_not_depend_on_order_and_half_pairs_are_left_out():
+    benchmark = MosaicMME(images=3)
+    rows = records(benchmark, lambda i, s: i % 3 > 0)
+    mixed = rows[:]
+    random.Random(0).shuffle(mixed)
+    assert benchmark.score(mixed) == benchmark.score(rows)
+    assert benchmark.score(rows[1:])["existence"].samples == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("yes", "yes"), ("No.", "no"), ("Yes, it is", "yes"), ("Not sure", "no"), ("It is yes", "other"), ("", "other"), (" know", "no")],
+)
+def test_mme_s_parsing(text, parsed):
+    assert yes_or_no(text) == parsed
+
+
+def test_exact_match_ignores_case_and_punctuation_only():
+    assert normalized(" Red. ") == "red"
+    assert normalized("dark red") != "red"
+
+
+def test_sample_ids_are_stable_for_ever():
+    """If this fails, scenes or questions have changed under their ids: raise VERSION of the benchmark, do not touch the digest."""
+    for benchmark, count, digest in (
+        (MosaicMME(), 640, "773f3e4512bcd7aa"),
+        (MosaicOpen(), 411, "828450425edf49cc"),
+        (EasyVQA(), 9673, "80353e836b6aafe5"),
+    ):
+        samples = benchmark.samples()
+        assert len({s.id for s in samples}) == len(samples) == count
+        text = repr([(s.id, s.image_id, s.question, s.answer, s.category, s.regions) for s in samples])
+        pixels = b"".join(s.image().tobytes() for s in samples[:: max(1, count // 20)])
+        assert hashlib.sha256(text.encode() + pixels).hexdigest()[:16] == digest, benchmark.name
+
+
+def test_a_smaller_benchmark_is_the_start_of_a_larger_one():
+    few, many = MosaicMME(images=2).samples(), MosaicMME(images=4).samples()
+    assert set(few) <= set(many)
+
+
+def test_yes_and_no_are_equally_frequent_and_every_pair_is_whole():
+    samples = MosaicMME().samples()
+    assert sum(s.answer == "yes" for s in samples) * 2 == len(samples)
+    for limit in (1, 16, 100, 639):
+        kept = spread(samples, limit)
+        assert len({s.image_id for s in kept}) * 2 == len(kept)
+        assert abs(len(kept) - limit) <= 1 or limit == 1
+    assert {s.category for s in spread(samples, 16)} == {*PERCEPTION, *COGNITION}
+
+
+def test_open_questions_are_about_one_annotated_object():
+    assert all(len(s.regions) == 1 for s in MosaicOpen().samples())
+
+
+def test_easyvqa_is_the_published_set():
+    import easy_vqa
+
+    samples = EasyVQA().samples()
+    questions_, answers, _ = easy_vqa.get_test_questions()
+    assert [(s.question, s.answer) for s in samples] == list(zip(questions_, answers, strict=True))
+    assert samples[0].image().size == (64, 64)
+
+
+def test_mean_gives_the_binomial_error():
+    assert mean([True, True, False, False]) == Score(50.0, 4, 25.0)

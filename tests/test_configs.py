@@ -1,0 +1,97 @@
+"""Every file below conf/ composes; typos fail before any work; presets hold the paper's values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir()}
+ROOTS = {
+    "evaluate": {"model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"},
+    "train": {"model", "layers", "tokensr", "loss", "trainer", "data", "logger"},
+}
+NEEDED = {"model=folder": ["model.path=x"], "data=folder": ["data.path=x"], "layers=single": ["layer=12"]}
+
+
+@pytest.fixture(autouse=True)
+def hydra():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def points():
+    for root, groups in ROOTS.items():
+        for group in sorted(groups):
+            for name in GROUPS[group]:
+                yield root, f"{group}={name}"
+
+
+@pytest.mark.parametrize(("root", "override"), points())
+def test_every_preset_composes_and_resolves(root, override):
+    cfg = compose(root, overrides=[override, *NEEDED.get(override, [])])
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def test_no_file_is_left_out():
+    files = [p for p in CONF.rglob("*.yaml") if p.parent != CONF]
+    covered = {o for _, o in points()} | {f"table={t}" for t in GROUPS["table"]}
+    assert len(files) == len(covered)
+    assert all(GROUPS.values())
+
+
+@pytest.mark.parametrize("table", GROUPS["table"])
+def test_every_point_of_every_table_composes_and_has_its_published_row(table):
+    from blink_exp.experiments.tables import published
+
+    loaded = yaml.safe_load((CONF / "table" / f"{table}.yaml").read_text())
+    for point in loaded["points"]:
+        compose("sweep", overrides=point["overrides"])
+        assert published(loaded, point)["total"] is not None, point["label"]
+
+
+def test_table_2_has_the_paper_s_twelve_points_with_the_paper_s_settings():
+    """Against the reference data's own parameters, not against a second copy of the overrides."""
+    from blink_exp import reference
+
+    rows = {r["label"]: r["params"] for t in reference.published("blink")["tables"] if t["id"] == "blink-table-2" for r in t["rows"]}
+    loaded = yaml.safe_load((CONF / "table" / "blink_table2.yaml").read_text())
+    points_ = [p for p in loaded["points"] if p["published"]["table"] == "blink-table-2"]
+    assert {p["published"]["row"] for p in points_} == set(rows)
+    assert len(points_) == 12
+    for point in points_:
+        cfg, wanted = compose("sweep", overrides=point["overrides"]), rows[point["published"]["row"]]
+        assert cfg.method.amplify == (wanted["amplifier"] == "tokensr")
+        assert (cfg.saliency.scorer == "random") == (wanted["scan"] == "random")
+        assert (cfg.resolution.policy == "cycle") == (wanted["schedule"] == "fixed_cycle")
+        assert wanted["tau_exp"] in (None, cfg.thresholds.tau_exp)
+        assert cfg.thresholds.tau_drop == (0 if not wanted["drop"] else wanted["tau_drop"] or cfg.thresholds.tau_drop)
+        assert cfg.grid.p == wanted["grid"]
+        first, last = cfg.layers.indices.split("-")
+        assert list(range(int(first), int(last) + 1)) == wanted["layers"]
+
+
+def test_threshold_presets_are_the_paper_s():
+    wanted = {
+        "default": (0.5, 0.4),
+        "gqa": (0.6, 0.4),
+        "always_expand": (0.25, 0.4),
+        "high_exp": (0.7, 0.4),
+        "low_drop": (0.5, 0.3),
+        "high_exp_low_drop": (0.7, 0.3),
+        "no_drop": (0.5, 0.0),
+        "next": (0.5, 0.4),
+        "next_mme": (0.4, 0.3),
+    }
+    assert {n: tuple(compose("evaluate", [f"thresholds={n}"]).thresholds.values()) for n in GROUPS["thresholds"]} == wanted
+
+
+def test_the_documented_keys_reach_the_method():
+    words = ["thresholds.tau_exp=0.61", "thresholds.tau_drop=0.11", "grid.p=3", "layers.indices=[12,13]", "layer=7", "seed=5"]
+    method = OmegaConf.to_container(compose("evaluate", words), resolve=True)["method"]
+    assert (method["tau_exp"], method["tau_drop"], method["p"], method["layer"], method["seed"]) == (0.61, 0.11, 3, 7, 5)
+    assert method["layers"]["indices"] == [12, 13]

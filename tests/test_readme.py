@@ -1,0 +1,48 @@
+"""Every command in the README does what it says, shortened where a setting allows it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = {
+    "train.py": ["data.train_size=16", "data.held_out_size=8"],
+    "evaluate.py": ["limit=16"],
+    "sweep.py": ["limit=16", "store={tmp}/points", "hydra.sweep.dir={tmp}/sweep"],
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(("git clone", "cd "))]
+
+
+def test_the_readme_has_commands_and_its_second_and_third_line_are_demo_and_test():
+    found = commands()
+    assert found[:2] == ["make demo", "make test"]
+    assert len(found) >= 6
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command(command, tmp_path):
+    words = shlex.split(command)
+    if words[0] == "make":  # CI runs `make test`; that it is this suite, and what demo runs, is read off make itself
+        plan = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert plan.returncode == 0, plan.stderr
+        assert {"demo": "sweep.py table=blink_table2", "test": "pytest"}.get(words[1], "") in plan.stdout
+        return
+    assert words[0] == "python", command
+    if words[1] == "-m":
+        words = [*words[:3], "--help"]
+    else:
+        words += [w.format(tmp=tmp_path) for w in SHORT[words[1]]]
+        words += [] if "-m" in words else [f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr

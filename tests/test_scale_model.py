@@ -1,0 +1,130 @@
+"""The model that ships: what its card claims, on a part of the held-out data, and Blink's laws on it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from blink_exp.backbone.load import SHIPPED
+from blink_exp.benchmarks.easyvqa import EasyVQA
+from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.benchmarks.mosaic_open import MosaicOpen
+from blink_exp.experiments.evaluate import evaluate
+from blink_exp.experiments.profile import profile
+from blink_exp.methods.blink import BlinkPolicy, blink, layer_range
+from blink_exp.methods.none import none
+from blink_exp.scale_model import build_models, card, train_llava
+from blink_exp.tokensr import checkpoint
+
+
+def test_it_has_llava_s_depth_and_fits_its_budget(scale):
+    config = scale.model.config
+    assert config.vision_config.num_hidden_layers == 24
+    assert config.text_config.num_hidden_layers == 32
+    assert scale.grid == (12, 12)
+    assert sum(p.stat().st_size for p in SHIPPED.rglob("*") if p.is_file()) <= 12_000_000
+
+
+def test_easyvqa_on_every_tenth_image(scale):
+    records, skipped = evaluate(scale, none(), EasyVQA(), batch_size=64, limit=480)
+    assert not skipped
+    assert sum(r["correct"] for r in records) / len(records) >= 0.93  # the bar is 95 on all; 480 questions have an error of 1
+
+
+def test_two_by_two_scenes_and_the_blank_image(scale):
+    found = train_llava.held_out(scale.model, scale.processor.tokenizer, 2, scenes=64)["all"]
+    blank = train_llava.held_out(scale.model, scale.processor.tokenizer, 2, scenes=64, blank=True)["all"]
+    assert found >= 0.85
+    assert blank <= 0.55
+
+
+def test_packed_questions_are_each_what_a_single_prompt_is(scale):
+    """The training's packing against the shipped processor and stock forward: same tokens, same positions, same logits."""
+    import numpy as np
+
+    from blink_exp.scale_model import questions
+    from blink_exp.scale_model.recipe import pixels
+    from blink_exp.scale_model.scenes import random_scene
+
+    rng = np.random.default_rng(0)
+    scene = random_scene(rng, "test", 2)
+    asked = questions.draw(rng, scene, questions.KINDS, 5)
+    tokenizer = scale.processor.tokenizer
+    packed = train_llava.pack(tokenizer, [[(q.text, q.answer) for q in asked]], rng, 0)
+    views = pixels(scene.canvas, build_models.IMAGE_SIZE)[None, None]
+    with torch.no_grad():
+        logits = scale.model.lm_head(train_llava.hidden_of(scale.model, tokenizer, views, packed))[0]
+        for j, question in enumerate(asked):
+            first = int(((packed.owner[0] == j) & (packed.labels[0] >= 0)).nonzero()[0])
+            single = scale.model(**scale.inputs([scene.canvas], [question.text])).logits[0, -1]
+            assert (single - logits[first]).abs().max() < 1e-3
+
+
+def test_the_most_salient_patch_is_often_the_right_one(scale):
+    found = profile(scale, card.TwoByTwo(MosaicOpen()), limit=120)
+    assert max(found["hit"]) >= 0.65  # the bar is 70 % on all; 120 questions have an error of 4 %
+    assert all(0.25 <= rho <= 1 for rho in found["rho"])
+
+
+def test_a_batch_of_16_equals_16_single_runs_and_the_cache_changes_nothing(scale):
+    method = blink(
+        BlinkPolicy(layer_range(12, 18), 0.45, 0.4),
+        checkpoint.load_all(scale.tokensr, range(12, 19), scale.identity, scale.width),
+    )
+    together, _ = evaluate(scale, method, MosaicMME(), batch_size=16, limit=16)
+    alone, _ = evaluate(scale, method, MosaicMME(), batch_size=1, limit=16)
+    assert together == alone
+    samples = MosaicMME().samples()[:4]
+    batch = scale.inputs([s.image() for s in samples], [s.question for s in samples])
+    with method.attach(scale.model), torch.no_grad():
+        said = [scale.model.generate(**batch, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False)]
+    assert torch.equal(*said)
+
+
+def test_thresholds_never_met_change_no_prediction(scale):
+    never = blink(BlinkPolicy(layer_range(12, 18), 1.0, 0.0))
+    a, _ = evaluate(scale, never, MosaicMME(), batch_size=16, limit=64)
+    b, _ = evaluate(scale, none(), MosaicMME(), batch_size=16, limit=64)
+    assert [r["prediction"] for r in a] == [r["prediction"] for r in b]
+    batch = scale.inputs([s.image() for s in MosaicMME().samples()[:8]], [s.question for s in MosaicMME().samples()[:8]])
+    with torch.no_grad():
+        stock = scale.model(**batch).logits[:, -1]
+        with never.attach(scale.model):
+            assert (scale.model(**batch).logits[:, -1] - stock).abs().max() < 1e-4
+
+
+def test_shipped_modules_beat_interpolation_at_every_layer():
+    """By what their training wrote down, on 256 held-out pairs."""
+    for layer in range(11, 21):
+        belonging = json.loads((SHIPPED / "tokensr" / f"layer_{layer}.json").read_text())
+        assert belonging["training"]["held_out"]["gain"] > 0.05, layer
+
+
+def test_deepening_changes_no_output():
+    tokenizer = build_models.build_tokenizer(["what color is the circle? red"] * 3, vocab_size=300)
+    small = build_models.build_llava(tokenizer, layers=2).eval()
+    deep = build_models.deepen(small, tokenizer, 3).eval()
+    assert len(deep.model.language_model.layers) == 6
+    ids = torch.tensor([[5, 9, 77, 20]])
+    with torch.no_grad():
+        assert torch.equal(small(input_ids=ids).logits, deep(input_ids=ids).logits)
+
+
+def test_clip_shares_its_tower_with_llava_and_knows_single_images(scale):
+    from blink_exp.scale_model.export import load_clip
+    from blink_exp.scale_model.train_clip import zero_shot
+
+    clip = load_clip()
+    ours, theirs = clip.vision_model.state_dict(), scale.model.model.vision_tower.state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    found = zero_shot(clip, scale.processor.tokenizer, build_models.IMAGE_SIZE, limit=128)
+    assert found["shape"] > 0.9
+    assert found["color"] > 0.9
+
+
+@pytest.mark.parametrize("text", ["what color is the circle?", "Völlig unbekannt: 42 ∑"])
+def test_the_tokenizer_reads_anything_and_gives_it_back(scale, text):
+    tokenizer = scale.processor.tokenizer
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
