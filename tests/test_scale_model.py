@@ -83,6 +83,18 @@ def test_a_batch_of_16_equals_16_single_runs_and_the_cache_changes_nothing(scale
     assert torch.equal(*said)
 
 
+def test_answers_from_cached_features_are_those_of_the_processor_and_pixels(scale):
+    samples = MosaicMME().samples()[:6]
+    images = {s.image_id: s.image() for s in samples}
+    once, again = scale.features(images), scale.features(images)
+    assert all(once[k] is again[k] for k in images)
+    features = [once[s.image_id] for s in samples]
+    batch = scale.inputs([s.image() for s in samples], [s.question for s in samples])
+    tokens = scale.model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    wanted = [t.strip() for t in scale.processor.batch_decode(tokens, skip_special_tokens=True)]
+    assert scale.generate(features, [s.question for s in samples], 4) == wanted
+
+
 def test_thresholds_never_met_change_no_prediction(scale):
     never = blink(BlinkPolicy(layer_range(12, 18), 1.0, 0.0))
     a, _ = evaluate(scale, never, MosaicMME(), batch_size=16, limit=64)

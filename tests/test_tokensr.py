@@ -81,22 +81,15 @@ def test_square_canvas_by_crop_and_by_padding():
     assert padded.getpixel((50, 50)) == (255, 0, 0)
 
 
-def test_training_and_held_out_scenes_share_no_image(monkeypatch):
+def test_training_draws_train_images_and_holding_out_draws_test_images(monkeypatch):
     from blink_exp.scale_model import scenes
 
-    drawn = []
+    drawn, real = [], scenes.random_scene
     monkeypatch.setattr(scenes, "random_scene", lambda rng, split, n: drawn.append(split) or real(rng, split, n))
-    real = scenes.Scene and _random_scene
     module = data.PairedCrops(lambda image: torch.zeros(1), train_size=8, held_out_size=8)
     module.setup()
     _ = module.train[0], module.held_out[0]
     assert drawn == ["train", "test"]
-
-
-def _random_scene(rng, split, n):
-    from blink_exp.scale_model.scenes import Scene, load_tiles
-
-    return Scene(load_tiles(split)[: n * n])
 
 
 def test_broken_images_of_a_folder_are_counted_and_left_out(tmp_path):

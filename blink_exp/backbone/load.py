@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone import decode
 from blink_exp.errors import UserError
@@ -28,6 +30,8 @@ class Backbone:
     model: Any
     processor: Any
     tokensr: Path | None = None
+    cache_bytes: int = 2**28  # features of images seen before; the points of a sweep ask about the same images
+    _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
 
     @property
     def llm(self) -> Any:
@@ -67,6 +71,33 @@ class Backbone:
         texts = [self.prompt(q) for q in questions]
         batch = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
         return {k: v.to(self.model.device) for k, v in batch.items()}
+
+    @torch.no_grad()
+    def features(self, images: dict[str, Image.Image]) -> dict[str, torch.Tensor]:
+        """{id: (H * W, width)} projected visual tokens of images by id, each encoded once as long as the cache holds it."""
+        new = {k: v for k, v in images.items() if k not in self._features}
+        if new:
+            pixels = torch.stack([self.transform(image) for image in new.values()]).to(self.model.device, self.model.dtype)
+            found = self.model.get_image_features(pixel_values=pixels).pooler_output
+            self._features.update(zip(new, found, strict=True))
+        for k in images:
+            self._features.move_to_end(k)
+        out = {k: self._features[k] for k in images}
+        size = next(iter(out.values())).nbytes
+        while len(self._features) * size > self.cache_bytes:
+            self._features.popitem(last=False)
+        return out
+
+    @torch.no_grad()
+    def generate(self, features: list[torch.Tensor], questions: list[str], max_new_tokens: int) -> list[str]:
+        """Greedy answers of Hugging Face's generate() to one question an image, from the images' ``features``."""
+        token = self.processor.image_token
+        texts = [self.prompt(q).replace(token, token * len(f)) for q, f in zip(questions, features, strict=True)]
+        batch = self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.model.device)
+        encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}  # type: ignore[arg-type]
+        tokens = self.model.generate(**batch, mm_encoder_outputs=encoded, max_new_tokens=max_new_tokens, do_sample=False)
+        said = tokens[:, batch["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
 
     @torch.no_grad()
     def visual_states(self, pixels: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:

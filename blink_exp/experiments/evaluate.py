@@ -96,7 +96,13 @@ def evaluate(
             if batch:
                 if attached is not None:
                     attached.samples = [sample.id for sample in batch]
-                answers = answer(backbone, benchmark, batch, images)
+                known = {s.image_id: f"{getattr(benchmark, 'path', None)}:{s.image_id}" for s in batch}  # one id, two folders: two images
+                features = backbone.features({key: images[image_id] for image_id, key in known.items()})
+                answers = backbone.generate(
+                    [features[known[sample.image_id]] for sample in batch],
+                    [benchmark.prompt(sample) for sample in batch],
+                    benchmark.max_new_tokens,
+                )
                 for b, (sample, prediction) in enumerate(zip(batch, answers, strict=True)):
                     decisions = [r for r in attached.records if r.row == b] if attached is not None else []
                     records.append(record(benchmark, sample, prediction, decisions))
@@ -104,15 +110,6 @@ def evaluate(
     if skipped:
         print(f"{len(skipped)} of {len(samples)} samples skipped, first {skipped[0]['id']}: {skipped[0]['why']}")
     return records, skipped
-
-
-def answer(backbone: Backbone, benchmark: Benchmark, batch: list[Sample], images: dict[str, Any]) -> list[str]:
-    """Greedy answers, as Hugging Face's generate() gives them."""
-    inputs = backbone.inputs([images[s.image_id] for s in batch], [benchmark.prompt(s) for s in batch])
-    inputs["pixel_values"] = inputs["pixel_values"].to(backbone.model.dtype)
-    tokens = backbone.model.generate(**inputs, max_new_tokens=benchmark.max_new_tokens, do_sample=False)
-    said = tokens[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in backbone.processor.batch_decode(said, skip_special_tokens=True)]
 
 
 def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: list[Any]) -> dict[str, Any]:

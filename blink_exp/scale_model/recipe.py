@@ -22,7 +22,8 @@ def pixels(image: Image.Image, size: int) -> torch.Tensor:
     return (x - CLIP_MEAN) / CLIP_STD
 
 
-def cosine_lr(step: int, steps: int, peak: float, warmup: int = 100, floor: float = 0.05) -> float:
+def cosine_lr(step: int, steps: int, peak: float, floor: float = 0.05) -> float:
+    warmup = min(100, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

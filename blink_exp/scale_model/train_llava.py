@@ -48,8 +48,8 @@ class Phase:
 PHASES = (
     Phase(8, 200, (1.0, 0, 0, 0), 2e-3, captions=True),
     Phase(8, 800, (0.1, 0.6, 0.1, 0.2), 2e-3, captions=True, look=0.3),
-    Phase(8, 400, (0.1, 0.5, 0.1, 0.3), 1.5e-3, two_views=0.25),
-    Phase(32, 450, (0.1, 0.5, 0.1, 0.3), 1e-3, two_views=0.25),
+    Phase(8, 420, (0.1, 0.6, 0.1, 0.2), 2e-3, two_views=0.15, captions=True, look=0.2),
+    Phase(32, 120, (0.1, 0.5, 0.1, 0.3), 1e-3, two_views=0.25),
 )
 
 
@@ -238,6 +238,7 @@ def train_llava(clip, tokenizer, out: Path, seed: int, phases: tuple[Phase, ...]
         weights = [p for p in llava.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=phase.lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
         checkpoint = Checkpoint(out / f"llava_phase{number}.pt", llava, optimizer)
+        llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
         started, running = time.time(), None
         for step in range(checkpoint.step, phase.steps):
             rng = np.random.default_rng((seed, 10 + number, step))
@@ -258,7 +259,7 @@ def train_llava(clip, tokenizer, out: Path, seed: int, phases: tuple[Phase, ...]
             if step % 25 == 0 or step + 1 == phase.steps:
                 where = f" look {total.item() - loss.item():.2f}" if looks else ""
                 print(f"llava phase {number} step {step} loss {running:.3f}{where} {time.time() - started:.0f} s", flush=True)
-            if (step % 100 == 0 and step) or step + 1 == phase.steps:
+            if (step % 200 == 0 and step) or step + 1 == phase.steps:
                 checkpoint.save(step + 1)
                 for n in (1, 2, 4):
                     if phase.weights[n - 1]:
