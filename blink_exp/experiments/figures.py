@@ -67,6 +67,18 @@ def decisions(
     return _save(figure, path)
 
 
+def stack(paths: list[Path], path: Path) -> Path:
+    """Pictures below each other on white, as one."""
+    images = [Image.open(p).convert("RGB") for p in paths]
+    sheet = Image.new("RGB", (max(i.width for i in images), sum(i.height for i in images)), "white")
+    top = 0
+    for image in images:
+        sheet.paste(image, ((sheet.width - image.width) // 2, top))
+        top += image.height
+    sheet.save(path, optimize=True)
+    return path
+
+
 def _save(figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})
