@@ -35,9 +35,7 @@ def rho_by_layer(profile: dict[str, Any], selected: list[int], path: Path) -> Pa
     return _save(figure, path)
 
 
-def decisions(
-    image: Image.Image, record: dict[str, Any], grid: PatchGrid, path: Path, patches: dict[int, list[float]] | None = None
-) -> Path:
+def decisions(image: Image.Image, record: dict[str, Any], grid: PatchGrid, path: Path) -> Path:
     """One sample: the image, then a panel a layer with the most salient patch, rho, the decision, and the tokens that it leaves."""
     steps = record["layers"]
     figure, axes = plt.subplots(1, len(steps) + 1, figsize=(1.45 * (len(steps) + 1), 2.5))
