@@ -24,11 +24,8 @@ def hydra():
         yield
 
 
-def points():
-    for root, groups in ROOTS.items():
-        for group in sorted(groups):
-            for name in GROUPS[group]:
-                yield root, f"{group}={name}"
+def points() -> list[tuple[str, str]]:
+    return [(root, f"{group}={name}") for root, groups in ROOTS.items() for group in sorted(groups) for name in GROUPS[group]]
 
 
 @pytest.mark.parametrize(("root", "override"), points())

@@ -55,11 +55,15 @@ def _figures(document: dict[str, Any], out: Path) -> list[tuple[str, str, Path]]
     made = [("Saliency ratio by layer", text, figures.rho_by_layer(found, selected, out / "rho_by_layer.png"))]
     grid = PatchGrid(method.policy.p, *backbone.grid)
     samples = {s.id: s for s in benchmark.samples()}
+    pictures = []
     for k, record in enumerate(examples(folder / "records.jsonl")):
         path = figures.decisions(samples[record["id"]].image(), record, grid, out / f"example_{k + 1}.png")
+        pictures.append(path)
         made.append(
             (f"Example {k + 1}", "Scan, expansion and drop by layer; tokens: visual and expanded ones that the layer works on.", path)
         )
+    if pictures:
+        figures.stack(pictures, out / "blink.png")  # the README's picture
     return made
 
 
