@@ -153,7 +153,7 @@ def train_clip(tokenizer, out: Path, seed: int):
     torch.manual_seed(seed)
     clip = build_models.build_clip(tokenizer, STAGES[0][2])
     for stage, (steps, lr, size, batch, weights, placed) in enumerate(STAGES):
-        if size != clip.config.vision_config.image_size:
+        if stage and size != STAGES[stage - 1][2]:
             clip = build_models.resize_positions(clip, tokenizer, size)
         if placed:
             strengthen_positions(clip)
