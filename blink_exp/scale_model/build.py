@@ -36,7 +36,7 @@ def build(work: Path, assets: Path, seed: int) -> None:
         f"output={assets / 'tokensr'}",
         f"seed={seed}",
         "trainer.epochs=2",
-        "data.train_size=4096",
+        "data.train_size=1280",
     ]
     subprocess.run([sys.executable, *words], cwd=root, check=True)
     measured = card.measure() | {"seed": seed, "seconds_of_this_run": round(time.time() - started)}

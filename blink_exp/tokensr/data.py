@@ -138,8 +138,7 @@ class PairedCrops(pl.LightningDataModule):
         return canvas
 
     def train_dataloader(self) -> StatefulDataLoader:
-        """Its place in the epoch is saved with a checkpoint, so a training that was killed sees each pair once. Items are drawn at
-        random by their index already, so they need no shuffling."""
+        """Its place in the epoch is saved with a checkpoint. Items are drawn at random by their index, so they need no shuffling."""
         return StatefulDataLoader(self.train, self.batch_size, drop_last=True, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
