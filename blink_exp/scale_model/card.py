@@ -12,7 +12,8 @@ import torch
 
 from blink_exp.backbone.load import SHIPPED, load
 
-SCENES = 200  # held-out scenes of each size
+SCENES = 64  # held-out scenes of each size, ten questions each
+EASY = 2000  # of easy-VQA's 9,673 test questions, evenly spread
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def measure() -> dict[str, Any]:
     backbone = load("scale", "scale-llava-1.5")
     tokenizer = backbone.processor.tokenizer
     easy = EasyVQA()
-    records, _ = evaluate(backbone, none(), easy, batch_size=64, progress=True)
+    records, _ = evaluate(backbone, none(), easy, batch_size=64, limit=EASY, progress=True)
     scores = {k: round(v.value, 2) for k, v in easy.score(records).items()}
     mosaics = {}
     for n in (2, 3, 4):
@@ -102,6 +103,7 @@ def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
         gains.append(f"| {found['layer']} | {h['interpolation']:.4f} | {h['tokensr']:.4f} | {100 * h['gain']:.1f} % |")
     best = max(range(len(saliency["hit"])), key=lambda i: saliency["hit"][i])
     return {
+        "counts": f"{EASY} questions of easy-VQA's test set; {SCENES} held-out scenes of each size, ten questions each",
         "easyvqa": easy + f"\n| blank image | {measured['easyvqa_test_blank']} |",
         "mosaics": "\n".join(head + rows),
         "clip": ", ".join(f"{k} {v} %" for k, v in measured["clip_zero_shot"].items()),
