@@ -31,7 +31,8 @@ def points() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("root", "override"), points())
 def test_every_preset_composes_and_resolves(root, override):
     cfg = compose(root, overrides=[override, *NEEDED.get(override, [])])
-    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert ROOTS[root] <= resolved.keys()
 
 
 def test_no_file_is_left_out():

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from blink_exp.errors import UserError
+
 
 class SegmentedLayer(DynamicLayer):
     """A DynamicLayer that knows which keys are real and where the next token stands.
@@ -51,9 +53,7 @@ class SegmentedLayer(DynamicLayer):
             self._rows(torch.arange(len(self.key_valid)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise NotImplementedError(
-            "a cache whose layers hold different sequences cannot be cropped; do not use assisted decoding with a method"
-        )
+        raise UserError("a cache whose layers hold different sequences cannot be cropped; do not use assisted decoding with a method")
 
 
 def segmented(cache: Cache | None, layers: int) -> Cache:

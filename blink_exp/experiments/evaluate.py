@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.backbone.load import Backbone
-from blink_exp.benchmarks.base import Benchmark, Sample, Score, spread
+from blink_exp.benchmarks.base import Benchmark, Sample, spread
 from blink_exp.errors import UserError
 from blink_exp.experiments import results
 from blink_exp.methods.base import Method
@@ -190,7 +190,3 @@ class bar:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-
-
-def of(scores: dict[str, Any], name: str) -> Score:
-    return Score(**scores[name])
