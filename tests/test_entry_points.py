@@ -64,15 +64,14 @@ def killed(tmp_path_factory) -> Path:
     return out
 
 
-def test_a_killed_training_goes_on_and_ends_near_where_an_unbroken_one_does(killed, tmp_path):
+def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(killed, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run(*TRAIN, f"hydra.run.dir={whole}")
     printed = run(*TRAIN, f"hydra.run.dir={resumed}", f"resume={killed}")
     assert "going on from" in printed
     a, b = (json.loads((d / "metrics.json").read_text())["layers"] for d in (whole, resumed))
     for layer in ("12", "13"):
-        # Not to the last digit: Lightning's loader is ahead of the checkpoint, so the batches behind it are not quite the same.
-        assert a[layer]["tokensr"] == pytest.approx(b[layer]["tokensr"], rel=0.03)
+        assert a[layer]["tokensr"] == pytest.approx(b[layer]["tokensr"], rel=1e-4)
         assert a[layer]["interpolation"] == pytest.approx(b[layer]["interpolation"], rel=1e-4)
     assert sorted(p.name for p in (whole / "tokensr").iterdir()) == [f"layer_{i}.{e}" for i in (12, 13) for e in ("json", "safetensors")]
     # and what was trained can be used

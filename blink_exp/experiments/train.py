@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
 
     started = time.time()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # PairedCrops starts at the restored step by itself
     settings = results.plain(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
-    resumed = resume_from(settings, out)
+    resumed, steps_done = resume_from(settings, out)
     backbone = instantiate(cfg.model, _convert_="all")
     layers = list(selected_layers(backbone.depth, layer=cfg.layer, **settings["layers"]))
     if not layers:
@@ -43,7 +45,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
         raise UserError("tokensr=interp has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle")
     results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = PairedCrops(backbone.transform, seed=cfg.seed, **settings["data"])
+    data = PairedCrops(backbone.transform, seed=cfg.seed, steps_done=steps_done, **settings["data"])
     trainer_settings = dict(settings["trainer"])
     optimization = {k: trainer_settings.pop(k) for k in ("lr", "warmup", "weight_decay")}
     module = TokenSRTraining(backbone, layers, cfg.tokensr.architecture, settings["loss"]["weights"], **optimization)
@@ -87,8 +89,9 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     return module.result
 
 
-def resume_from(settings: dict[str, Any], out: Path) -> str | None:
-    """The checkpoint to go on from: that of ``resume``, or one in the run folder itself (a job that its cluster started again).
+def resume_from(settings: dict[str, Any], out: Path) -> tuple[str | None, int]:
+    """The checkpoint to go on from and its steps: that of ``resume``, or one in the run folder itself (a job that its cluster started
+    again).
 
     Raises UserError if it is missing, damaged, or of a training with other settings.
     """
@@ -97,17 +100,17 @@ def resume_from(settings: dict[str, Any], out: Path) -> str | None:
     if not path.is_file():
         if settings["resume"]:
             raise UserError(f"resume={folder} holds no {CHECKPOINT}; give the run folder of a training that got past its first 32 steps")
-        return None
+        return None, 0
     before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     free = ("resume", "output", "logger")
     changed = [k for k in settings if k not in free and settings[k] != before.get(k)]  # type: ignore[union-attr]
     if changed:
         raise UserError(f"resume={folder} was trained with another {', '.join(changed)}; repeat its settings or start a new run")
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        steps_done = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     except Exception as error:  # torch raises whatever its unpickler met
         raise UserError(f"{path} is corrupt or cut off ({type(error).__name__}); remove it and start again") from None
-    return str(path)
+    return str(path), steps_done
 
 
 def show(result: dict[int, dict[str, float]], data: Any, seconds: float) -> None:

@@ -3,7 +3,7 @@
 Each step scores a batch of scenes against captions of single objects ("a red circle", "a red circle at the top left", "a circle")
 with SigLIP's pairwise sigmoid loss. Captions of different scenes coincide all the time here (there are 24 kinds of object), so the
 matching pairs are read off the scenes instead of being assumed to lie on the diagonal. Beside the whole image (its CLS token), the
-mean patch feature of every object is scored against the captions without a place, as RegionCLIP does: LLaVA reads the patches, and
+mean patch feature of every object is scored against the captions, as RegionCLIP does: LLaVA reads the patches, and
 64 numbers of a CLS token cannot hold sixteen objects.
 """
 
@@ -22,13 +22,11 @@ from blink_exp.scale_model import build_models
 from blink_exp.scale_model.recipe import Checkpoint, cosine_lr, pixels
 from blink_exp.scale_model.scenes import COLORS, SHAPES, Scene, Tile, random_scene
 
-# (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4, whether objects are scored with their place)
+# (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4)
 STAGES = (
-    (1200, 1e-3, 48, 64, (1.0, 0.0, 0.0, 0.0), False),
-    (1100, 7e-4, 96, 32, (0.2, 0.5, 0.1, 0.2), False),
-    (240, 8e-4, 96, 32, (0.05, 0.6, 0.1, 0.25), True),  # without it, patches forget where they stand
+    (1000, 1e-3, 48, 64, (1.0, 0.0, 0.0, 0.0)),
+    (1200, 8e-4, 96, 32, (0.1, 0.55, 0.1, 0.25)),
 )
-
 
 Caption = tuple[str, str | None, str | None, int | None]
 
@@ -97,23 +95,22 @@ def object_features(patches: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
     return F.normalize((weights @ patches.flatten(2).mT).flatten(0, 1), dim=-1)
 
 
-def loss_of(clip, tokenizer, bias: torch.Tensor, x: torch.Tensor, scenes: list[Scene], caps, placed: bool = False) -> torch.Tensor:
+def loss_of(clip, tokenizer, bias: torch.Tensor, x: torch.Tensor, scenes: list[Scene], caps) -> torch.Tensor:
     """The sigmoid loss of objects, summed over captions, plus a tenth of that of whole images. All scenes have the same n.
 
-    Whole images come with four times as many captions, most of which need the place of one object among many: at equal weight they
-    drown the objects and shape is unlearned. ``placed``: objects are scored against captions with a place as well.
+    Whole images need the place of one object among many, which they learn late: at equal weight their loss drowns the objects' and
+    shape is unlearned.
     """
     text = text_features(clip, tokenizer, [c[0] for c in caps])
     image, patches = image_features(clip, x)
     scale = clip.logit_scale.exp()
     whole = F.binary_cross_entropy_with_logits(scale * image @ text.T + bias, matches(scenes, caps), reduction="sum")
-    used = [i for i, c in enumerate(caps) if placed or c[3] is None]
-    labels = matches([Scene((tile,)) for scene in scenes for tile in scene.tiles], [(*caps[i][:3], None) for i in used])
-    where = torch.tensor([-1 if caps[i][3] is None else caps[i][3] for i in used])
+    labels = matches([Scene((tile,)) for scene in scenes for tile in scene.tiles], [(*c[:3], None) for c in caps])
+    where = torch.tensor([-1 if c[3] is None else c[3] for c in caps])
     index = torch.arange(len(scenes[0].tiles)).repeat(len(scenes))[:, None]
     labels = labels * ((where < 0) | (where == index))
     objects = object_features(patches, scenes)
-    region = F.binary_cross_entropy_with_logits(scale * objects @ text[used].T + bias, labels, reduction="sum")
+    region = F.binary_cross_entropy_with_logits(scale * objects @ text.T + bias, labels, reduction="sum")
     return 0.1 * whole / len(scenes) + region / len(objects)
 
 
@@ -133,30 +130,13 @@ def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int 
     return {"shape": float(shape), "color": float(color)}
 
 
-@torch.no_grad()
-def strengthen_positions(clip, amplitude: float = 0.35) -> None:
-    """Adds 2-D sines and cosines (as in MAE) to the position embeddings, about as large as what tells one patch from another.
-
-    CLIP starts positions at a twentieth of that, and captions without a place never ask for more: after stage 1 no linear probe
-    finds a patch's row or column in its features, and an LLM behind them cannot tell left from right.
-    """
-    weight = clip.vision_model.embeddings.position_embedding.weight
-    side, width = round((len(weight) - 1) ** 0.5), weight.shape[1]
-    angles = torch.arange(side)[:, None] * torch.pi / side * torch.arange(1, width // 4 + 1) / 2
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
-    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
-    weight[1:] += amplitude * 2**0.5 * torch.cat([rows, columns], dim=-1).flatten(0, 1)
-
-
 def train_clip(tokenizer, out: Path, seed: int):
     """Trains both stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px."""
     torch.manual_seed(seed)
     clip = build_models.build_clip(tokenizer, STAGES[0][2])
-    for stage, (steps, lr, size, batch, weights, placed) in enumerate(STAGES):
+    for stage, (steps, lr, size, batch, weights) in enumerate(STAGES):
         if stage and size != STAGES[stage - 1][2]:
             clip = build_models.resize_positions(clip, tokenizer, size)
-        if placed:
-            strengthen_positions(clip)
         bias = torch.nn.Parameter(torch.tensor(-2.0))
         optimizer = torch.optim.AdamW([*clip.parameters(), bias], lr=lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
         checkpoint = Checkpoint(out / f"clip_stage{stage}.pt", clip, optimizer, bias)
@@ -169,14 +149,14 @@ def train_clip(tokenizer, out: Path, seed: int):
             x = torch.stack([pixels(s.canvas, size) for s in scenes])
             for group in optimizer.param_groups:
                 group["lr"] = cosine_lr(step, steps, lr)
-            loss = loss_of(clip, tokenizer, bias, x, scenes, caps, placed)
+            loss = loss_of(clip, tokenizer, bias, x, scenes, caps)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
             optimizer.step()
-            if step % 100 == 0 or step + 1 == steps:
+            if step % 200 == 0 or step + 1 == steps:
                 checkpoint.save(step + 1)
-                score = zero_shot(clip.eval(), tokenizer, size) if step % 500 == 0 or step + 1 == steps else ""
+                score = zero_shot(clip.eval(), tokenizer, size)
                 clip.train()
                 print(f"clip stage {stage} step {step} n {n} loss {loss.item():.3f} {score} {time.time() - started:.0f} s", flush=True)
     return clip

@@ -48,8 +48,8 @@ class Phase:
 PHASES = (
     Phase(8, 200, (1.0, 0, 0, 0), 2e-3, captions=True),
     Phase(8, 800, (0.1, 0.6, 0.1, 0.2), 2e-3, captions=True, look=0.3),
-    Phase(8, 420, (0.1, 0.6, 0.1, 0.2), 2e-3, two_views=0.15, captions=True, look=0.2),
-    Phase(32, 50, (0.1, 0.5, 0.1, 0.3), 7e-4, batch=16, two_views=0.25),
+    Phase(8, 600, (0.1, 0.55, 0.1, 0.25), 1.5e-3, two_views=0.3, captions=True, look=0.1),
+    Phase(32, 100, (0.1, 0.5, 0.1, 0.3), 7e-4, batch=16, two_views=0.3),
 )
 
 

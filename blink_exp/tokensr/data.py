@@ -14,8 +14,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from blink_exp.errors import UserError
 
@@ -59,6 +58,20 @@ class Pairs(Dataset):
         return self.transform(canvas), self.transform(crop), quadrant
 
 
+class InOrder(Sampler[int]):
+    """0 to length - 1; only the first pass begins at ``start``, where a training that goes on had stopped."""
+
+    def __init__(self, length: int, start: int = 0):
+        self.length, self.start = length, start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        return iter(range(start, self.length))
+
+
 def scene_canvases(split: str, seed: int, sizes: tuple[int, ...] = (2, 3, 4)) -> Callable[[int], Image.Image]:
     """Scenes of real easy-VQA images (see scale_model.scenes), 2 x 2 to 4 x 4."""
     from blink_exp.scale_model.scenes import random_scene
@@ -96,6 +109,8 @@ class PairedCrops(pl.LightningDataModule):
         transform: the backbone's own preprocessing.
         train_size, held_out_size: numbers of pairs. A folder's images are used again with other quadrants once they run out.
         pad: square canvases by padding (LLaVA-1.5's original) instead of centre crop.
+        steps_done: optimizer steps of the checkpoint that training goes on from. (The trainer itself learns them only after Lightning
+            has asked for the loader.)
     """
 
     def __init__(
@@ -109,6 +124,7 @@ class PairedCrops(pl.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         pad: bool = False,
+        steps_done: int = 0,
     ):
         super().__init__()
         if source not in ("scenes", "folder"):
@@ -117,7 +133,7 @@ class PairedCrops(pl.LightningDataModule):
             raise UserError(f"data.batch_size={batch_size} with data.train_size={train_size} makes no whole batch; use 1 to train_size")
         self.transform, self.source, self.path, self.pad = transform, source, path, pad
         self.train_size, self.held_out_size, self.batch_size = train_size, held_out_size, batch_size
-        self.workers, self.seed = workers, seed
+        self.workers, self.seed, self.steps_done = workers, seed, steps_done
         self.broken: list[Path] = []
 
     def setup(self, stage: Any = None) -> None:
@@ -137,9 +153,12 @@ class PairedCrops(pl.LightningDataModule):
 
         return canvas
 
-    def train_dataloader(self) -> StatefulDataLoader:
-        """Its place in the epoch is saved with a checkpoint. Items are drawn at random by their index, so they need no shuffling."""
-        return StatefulDataLoader(self.train, self.batch_size, drop_last=True, num_workers=self.workers)
+    def train_dataloader(self) -> DataLoader:
+        """Items are drawn at random by their index, so they need no shuffling."""
+        at_once = self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        whole = self.train_size // self.batch_size * self.batch_size
+        order = InOrder(self.train_size, start=self.steps_done * at_once % whole)
+        return DataLoader(self.train, self.batch_size, sampler=order, drop_last=True, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.held_out, self.batch_size, num_workers=self.workers)
