@@ -58,6 +58,22 @@ def normalized(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 
 
+class ExactMatch:
+    """Questions asked as they are, right where prediction and answer agree once ``normalized``; accuracy in all and by category."""
+
+    max_new_tokens = 4
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def correct(self, sample: Sample, prediction: str) -> bool:
+        return normalized(prediction) == normalized(sample.answer)
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        groups = by(records, "category")
+        return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}
+
+
 def mean(hits: Iterable[bool], scale: float = 100.0) -> Score:
     """A share in per cent, with the binomial standard error."""
     hits = list(hits)

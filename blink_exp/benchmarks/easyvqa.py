@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean, normalized
+from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.errors import UserError
 
 
-class EasyVQA:
+class EasyVQA(ExactMatch):
     """``path``: a folder in the published layout (``questions.json`` and ``images/<id>.png``); None: the one in the PyPI package."""
 
     name = "easyvqa"
-    max_new_tokens = 4
 
     def __init__(self, path: str | None = None):
         self.path = path
@@ -46,16 +44,6 @@ class EasyVQA:
             )
             for i, (question, answer, image_id) in enumerate(rows)
         ]
-
-    def prompt(self, sample: Sample) -> str:
-        return sample.question
-
-    def correct(self, sample: Sample, prediction: str) -> bool:
-        return normalized(prediction) == normalized(sample.answer)
-
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
-        groups = by(records, "category")
-        return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}
 
 
 def _open(path: Path) -> Image.Image:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
 
 import numpy as np
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean, normalized
+from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.scale_model.questions import OPEN
 from blink_exp.scale_model.scenes import random_scene
 
@@ -17,11 +16,10 @@ KINDS = ("color", "shape", "color_at", "shape_at")
 SIZES = (2, 2, 3, 4)
 
 
-class MosaicOpen:
+class MosaicOpen(ExactMatch):
     """``images``: scenes, one question of each of the four kinds where the scene has one."""
 
     name = "mosaic_open"
-    max_new_tokens = 4
 
     def __init__(self, images: int = 120):
         self.images = images
@@ -49,13 +47,3 @@ class MosaicOpen:
                         )
                     )
         return out
-
-    def prompt(self, sample: Sample) -> str:
-        return sample.question
-
-    def correct(self, sample: Sample, prediction: str) -> bool:
-        return normalized(prediction) == normalized(sample.answer)
-
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
-        groups = by(records, "category")
-        return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}

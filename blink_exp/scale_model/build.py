@@ -32,6 +32,7 @@ def build(work: Path, assets: Path, seed: int) -> None:
     root = Path(__file__).resolve().parent.parent.parent
     words = [
         "train.py",
+        f"model.path={assets / 'llava'}",
         f"layers.indices={LAYERS}",
         f"output={assets / 'tokensr'}",
         f"seed={seed}",
@@ -39,7 +40,7 @@ def build(work: Path, assets: Path, seed: int) -> None:
         "data.train_size=1280",
     ]
     subprocess.run([sys.executable, *words], cwd=root, check=True)
-    measured = card.measure() | {"seed": seed, "seconds_of_this_run": round(time.time() - started)}
+    measured = card.measure(assets) | {"seed": seed, "seconds_of_this_run": round(time.time() - started)}
     (assets / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     card.write(assets)
 

@@ -12,12 +12,11 @@ import torch
 
 from blink_exp.backbone.load import SHIPPED, load
 
-SCENES = 64  # held-out scenes of each size, ten questions each
-EASY = 2000  # of easy-VQA's 9,673 test questions, evenly spread
+SCENES = 128  # held-out scenes of each size, ten questions each
 
 
 @torch.no_grad()
-def measure() -> dict[str, Any]:
+def measure(assets: Path = SHIPPED) -> dict[str, Any]:
     """Accuracy by question kind with and without the image, zero-shot CLIP, and the saliency profile, all on held-out images."""
     from blink_exp.benchmarks.easyvqa import EasyVQA
     from blink_exp.benchmarks.mosaic_open import MosaicOpen
@@ -28,10 +27,10 @@ def measure() -> dict[str, Any]:
     from blink_exp.scale_model.train_clip import zero_shot
     from blink_exp.scale_model.train_llava import held_out
 
-    backbone = load("scale", "scale-llava-1.5")
+    backbone = load(str(assets / "llava"), "scale-llava-1.5")
     tokenizer = backbone.processor.tokenizer
     easy = EasyVQA()
-    records, _ = evaluate(backbone, none(), easy, batch_size=64, limit=EASY, progress=True)
+    records, _ = evaluate(backbone, none(), easy, batch_size=64, limit=None, progress=True)
     scores = {k: round(v.value, 2) for k, v in easy.score(records).items()}
     mosaics = {}
     for n in (2, 3, 4):
@@ -43,7 +42,7 @@ def measure() -> dict[str, Any]:
         "easyvqa_test": scores,
         "easyvqa_test_blank": round(100 * held_out(backbone.model, tokenizer, 1, SCENES, True)["all"], 1),
         "mosaics": mosaics,
-        "clip_zero_shot": {k: round(100 * v, 1) for k, v in zero_shot(load_clip(), tokenizer, 96, limit=None).items()},
+        "clip_zero_shot": {k: round(100 * v, 1) for k, v in zero_shot(load_clip(assets), tokenizer, 96, limit=None).items()},
         "saliency": profile(backbone, TwoByTwo(MosaicOpen())),
         "guess": _guess(),
     }
@@ -103,7 +102,7 @@ def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
         gains.append(f"| {found['layer']} | {h['interpolation']:.4f} | {h['tokensr']:.4f} | {100 * h['gain']:.1f} % |")
     best = max(range(len(saliency["hit"])), key=lambda i: saliency["hit"][i])
     return {
-        "counts": f"{EASY} questions of easy-VQA's test set; {SCENES} held-out scenes of each size, ten questions each",
+        "counts": f"all questions of easy-VQA's test set; {SCENES} held-out scenes of each size, ten questions each",
         "easyvqa": easy + f"\n| blank image | {measured['easyvqa_test_blank']} |",
         "mosaics": "\n".join(head + rows),
         "clip": ", ".join(f"{k} {v} %" for k, v in measured["clip_zero_shot"].items()),

@@ -155,6 +155,7 @@ class PairedCrops(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Items are drawn at random by their index, so they need no shuffling."""
+        assert self.trainer is not None
         at_once = self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
         whole = self.train_size // self.batch_size * self.batch_size
         order = InOrder(self.train_size, start=self.steps_done * at_once % whole)
