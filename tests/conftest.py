@@ -8,7 +8,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel processes
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
+
+from blink_exp.backbone.encode import Encoding
+from blink_exp.backbone.views import Views
 
 torch.set_num_threads(1)
 IMAGE, PAD = 3, 0
@@ -66,6 +76,32 @@ def one(batch: dict[str, torch.Tensor], row: int, images: list[int]) -> dict[str
         "attention_mask": batch["attention_mask"][row][kept][None],
         "pixel_values": batch["pixel_values"][first : first + images[row]],
     }
+
+
+def random_next(layers=4, width=32, side=6, seed=0) -> LlavaNextForConditionalGeneration:
+    """A LLaVA-NeXT with random weights and the five kinds of grid of the published checkpoints, views of side x side patches."""
+    plain = random_llava(layers=layers, width=width, side=side, seed=seed).config
+    size = plain.vision_config.image_size
+    grids = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size], [3 * size, size], [size, 3 * size]]
+    config = LlavaNextConfig(
+        vision_config=plain.vision_config, text_config=plain.text_config, image_token_index=IMAGE, image_grid_pinpoints=grids
+    )
+    torch.manual_seed(seed)
+    return LlavaNextForConditionalGeneration(config).eval().requires_grad_(False)
+
+
+def random_encoding(views: Views, layers=range(1, 5), heads=2, width=8, seed=0, text=None) -> Encoding:
+    """An Encoding of random tensors for a geometry, as a pruner sees it; no model is run. ``text``: a (width,) text embedding."""
+    g = torch.Generator().manual_seed(seed)
+    v, n = views.count, views.tokens
+    out = Encoding(views, torch.randn(v, n, width, generator=g))
+    for layer in layers:
+        out.logits[layer] = torch.randn(v, heads, n + 1, generator=g)
+        out.queries[layer] = torch.randn(v, width, generator=g)
+        out.keys[layer] = torch.randn(v, n + 1, width, generator=g)
+    out.last_hidden, out.pooled, out.projected = (torch.randn(v, width, generator=g) for _ in range(3))
+    out.embed_text = lambda question: torch.ones(width) if text is None else text
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What a method is: at most two plain objects, and how it is put on a backbone.
 
-- a ViewPruner chooses the visual tokens that enter the LLM (none yet in this package);
+- a ViewPruner (``blink_exp.methods.prune``) chooses the visual tokens that enter the LLM;
 - a LayerPolicy looks at a scan of one layer and decides. Deciding never touches hidden states, so decisions can be tested by hand,
   recorded, replayed and compared.
 """
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from blink_exp.methods.prune import ViewPruner
 from blink_exp.saliency import Scorer
 from blink_exp.sequence import Decision
 
@@ -68,7 +69,7 @@ class LayerPolicy(Protocol):
 
 @dataclass
 class Method:
-    """A policy and the modules that it expands with; ``Method()`` is the untouched model.
+    """A pruner and a policy with the modules that it expands with, each of which may be absent; ``Method()`` is the untouched model.
 
     ``amplifiers``: TokenSR module of each layer, keyed by layer index.
     """
@@ -76,6 +77,7 @@ class Method:
     policy: LayerPolicy | None = None
     amplifiers: nn.ModuleDict | None = None
     name: str = "none"
+    pruner: ViewPruner | None = None
 
     @contextlib.contextmanager
     def attach(self, model: Any) -> Iterator[Any]:
