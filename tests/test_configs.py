@@ -12,7 +12,10 @@ from omegaconf import OmegaConf
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir()}
 ROOTS = {
-    "evaluate": {"model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"},
+    "evaluate": {
+        *("model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"),
+        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy"),
+    },
     "train": {"model", "layers", "tokensr", "loss", "trainer", "data", "logger"},
 }
 NEEDED = {"model=folder": ["model.path=x"], "data=folder": ["data.path=x"], "layers=single": ["layer=12"]}

@@ -55,6 +55,11 @@ class Encoding:
     projected: torch.Tensor | None = None
     embed_text: Callable[[str], torch.Tensor] | None = None
 
+    @property
+    def nbytes(self) -> int:
+        held = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
+        return sum(t.nbytes for t in held)
+
     def attention(self, layer: int) -> torch.Tensor:
         """(views, heads, N) CLS-to-patch probabilities of a layer, softmax over all N + 1 keys, so a row sums to 1 - a(CLS -> CLS)."""
         return self.logits[layer].softmax(-1)[..., 1:]

@@ -14,14 +14,31 @@ from PIL import Image
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone import decode
+from blink_exp.backbone.clip_text import ClipText, load_clip_text
+from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode
+from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, everything, pack
 from blink_exp.errors import UserError
+from blink_exp.methods.prune import ViewPruner
 
 SHIPPED = Path(__file__).resolve().parent.parent / "scale_model" / "assets"
 
 
+@dataclass(frozen=True)
+class Visual:
+    """What enters the LLM for one image: (tokens, width) projected features and where each comes from (see ``views.pack``)."""
+
+    features: torch.Tensor
+    source: torch.Tensor
+    views: Views
+
+    @property
+    def newlines(self) -> int:
+        return int((self.source == NEWLINE).sum())
+
+
 @dataclass(eq=False)
 class Backbone:
-    """A LLaVA model with its processor.
+    """A LLaVA or LLaVA-NeXT model with its processor.
 
     ``name``: what results and checkpoints call it; ``tokensr``: folder of the TokenSR modules that ship with it, or None.
     """
@@ -30,8 +47,10 @@ class Backbone:
     model: Any
     processor: Any
     tokensr: Path | None = None
-    cache_bytes: int = 2**28  # features of images seen before; the points of a sweep ask about the same images
+    clip_path: str | None = None  # of the text tower; loaded when a method reads it
+    cache_bytes: int = 2**28  # of what was made of images seen before; the points of a sweep ask about the same images
     _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
+    _encodings: OrderedDict[tuple[str, Needs], Encoding] = field(default_factory=OrderedDict, repr=False)
 
     @property
     def llm(self) -> Any:
@@ -72,20 +91,85 @@ class Backbone:
         batch = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
         return {k: v.to(self.model.device) for k, v in batch.items()}
 
+    @property
+    def tiled(self) -> bool:
+        """Whether an image becomes a thumbnail and tiles (LLaVA-NeXT) or one view (LLaVA-1.5)."""
+        return hasattr(self.model.config, "image_grid_pinpoints")
+
+    @functools.cached_property
+    def clip(self) -> ClipText:
+        return load_clip_text(self.clip_path, self)
+
+    def check(self, needs: Needs) -> None:
+        """Raises UserError where this backbone cannot show a method what it needs to see, before any work is done."""
+        if needs.attention or needs.keys or needs.cls:
+            check_cls_token(self.model.model.vision_tower)
+        if needs.text and self.tiled:
+            _ = self.clip
+
     @torch.no_grad()
     def features(self, images: dict[str, Image.Image]) -> dict[str, torch.Tensor]:
-        """{id: (H * W, width)} projected visual tokens of images by id, each encoded once as long as the cache holds it."""
+        """{id: (tokens, width)} projected visual tokens of images by id, as the stock model makes them, newlines included."""
         new = {k: v for k, v in images.items() if k not in self._features}
         if new:
-            pixels = torch.stack([self.transform(image) for image in new.values()]).to(self.model.device, self.model.dtype)
-            found = self.model.get_image_features(pixel_values=pixels).pooler_output
+            batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt").to(self.model.device, self.model.dtype)
+            sizes = {"image_sizes": batch["image_sizes"]} if self.tiled else {}
+            found = self.model.get_image_features(pixel_values=batch["pixel_values"], **sizes).pooler_output
             self._features.update(zip(new, found, strict=True))
-        for k in images:
-            self._features.move_to_end(k)
-        out = {k: self._features[k] for k in images}
-        size = next(iter(out.values())).nbytes
-        while len(self._features) * size > self.cache_bytes:
-            self._features.popitem(last=False)
+        return self._recall(self._features, list(images))
+
+    @torch.no_grad()
+    def encodings(self, images: dict[str, Image.Image], needs: Needs) -> dict[str, Encoding]:
+        """{id: Encoding} of images by id."""
+        new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
+        if new:
+            batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt")
+            views = [Views.of(self.model.config, (image.height, image.width)) for image in new.values()]
+            pixels = batch["pixel_values"]
+            flat = torch.cat([p[: v.count] for p, v in zip(pixels, views, strict=True)]) if self.tiled else pixels
+            found = encode(self.model, flat, views, needs, self.clip if needs.text and self.tiled else None)
+            self._encodings.update(zip([(k, needs) for k in new], found, strict=True))
+        return {k: encoding for (k, _), encoding in self._recall(self._encodings, [(k, needs) for k in images]).items()}
+
+    def _recall(self, cache: OrderedDict, keys: list) -> dict:
+        """Entries of a cache, which then forgets what was not used for longest until it fits in ``cache_bytes``."""
+        for key in keys:
+            cache.move_to_end(key)
+        out = {key: cache[key] for key in keys}
+        while sum(v.nbytes for v in cache.values()) > self.cache_bytes:
+            cache.popitem(last=False)
+        return out
+
+    @torch.no_grad()
+    def prune(self, encoding: Encoding, kept: Kept, newline_policy: str) -> Visual:
+        """Projects the kept tokens only: dropping before the projector keeps the same features and spares it the others."""
+        flat = encoding.hidden.flatten(0, 1)
+        if kept.merged is not None:
+            flat = flat.clone()
+            for view, (index, merged) in enumerate(zip(kept.indices, kept.merged, strict=True)):
+                flat[view * encoding.views.tokens + index.to(flat.device)] = merged.to(flat)
+        source = pack(encoding.views, kept, newline_policy)
+        rows = flat[source.clamp(min=0).to(flat.device)]
+        if kept.extra is not None:
+            rows[source == EXTRA] = torch.cat(kept.extra).to(rows)
+        out = rows.new_empty(len(source), self.width)
+        out[source != NEWLINE] = self.model.model.multi_modal_projector(rows[source != NEWLINE])
+        if bool((source == NEWLINE).any()):
+            out[source == NEWLINE] = self.model.model.image_newline.to(out)
+        return Visual(out, source, encoding.views)
+
+    def visual(self, images: dict[str, Image.Image], asked: list[tuple[str, str]], pruner: ViewPruner | None) -> list[Visual]:
+        """The visual tokens of each (image id, question), after ``pruner``."""
+        encodings = self.encodings(images, pruner.needs) if pruner is not None else {}
+        kept = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in asked]
+        stock = self.features({key: images[key] for (key, _), k in zip(asked, kept, strict=True) if k is None})
+        out = []
+        for (key, _), chosen in zip(asked, kept, strict=True):
+            if chosen is not None and pruner is not None:
+                out.append(self.prune(encodings[key], chosen, pruner.newline_policy))
+            else:
+                views = Views.of(self.model.config, (images[key].height, images[key].width))
+                out.append(Visual(stock[key], pack(views, everything(views)), views))
         return out
 
     @torch.no_grad()
@@ -113,13 +197,18 @@ class Backbone:
 
 @functools.lru_cache(maxsize=1)
 def load(
-    path: str = "scale", name: str | None = None, dtype: str = "float32", device: str = "cpu", attn_implementation: str = "sdpa"
+    path: str = "scale",
+    name: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    attn_implementation: str = "sdpa",
+    clip: str | None = None,
 ) -> Backbone:
     """The model in folder ``path`` (or hub id), frozen; ``scale`` is the one that ships with this package.
 
     Kept for the next call with the same arguments, so the jobs of a sweep share one copy.
     """
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -132,7 +221,7 @@ def load(
     source = str(folder) if folder.is_dir() else path
     processor = AutoProcessor.from_pretrained(source, use_fast=False) if not shipped else AutoProcessor.from_pretrained(source)
     processor.tokenizer.padding_side = "left"  # the last prompt token of every row must stand last
-    model: Any = LlavaForConditionalGeneration.from_pretrained(
+    model: Any = AutoModelForImageTextToText.from_pretrained(
         source, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, use_safetensors=True
     )
-    return Backbone(name or ("scale-llava-1.5" if shipped else path), model, processor, SHIPPED / "tokensr" if shipped else None)
+    return Backbone(name or ("scale-llava-1.5" if shipped else path), model, processor, SHIPPED / "tokensr" if shipped else None, clip)

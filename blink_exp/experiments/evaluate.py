@@ -97,12 +97,10 @@ def evaluate(
                 if attached is not None:
                     attached.samples = [sample.id for sample in batch]
                 known = {s.image_id: f"{getattr(benchmark, 'path', None)}:{s.image_id}" for s in batch}  # one id, two folders: two images
-                features = backbone.features({key: images[image_id] for image_id, key in known.items()})
-                answers = backbone.generate(
-                    [features[known[sample.image_id]] for sample in batch],
-                    [benchmark.prompt(sample) for sample in batch],
-                    benchmark.max_new_tokens,
-                )
+                seen = {key: images[image_id] for image_id, key in known.items()}
+                asked = [(known[sample.image_id], benchmark.prompt(sample)) for sample in batch]
+                visual = backbone.visual(seen, asked, method.pruner)
+                answers = backbone.generate([v.features for v in visual], [question for _, question in asked], benchmark.max_new_tokens)
                 for b, (sample, prediction) in enumerate(zip(batch, answers, strict=True)):
                     decisions = [r for r in attached.records if r.row == b] if attached is not None else []
                     records.append(record(benchmark, sample, prediction, decisions))

@@ -16,8 +16,10 @@ from blink_exp.errors import UserError
 class ViewPruner(Protocol):
     """Chooses the visual tokens of one image that enter the LLM. Pure: the same encoding and question always give the same choice."""
 
-    name: str
-    newline_policy: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def newline_policy(self) -> str: ...
 
     @property
     def needs(self) -> Needs:

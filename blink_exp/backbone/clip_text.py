@@ -1,0 +1,65 @@
+"""CLIP's text tower and the two projections into its joint space, which a LLaVA checkpoint leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blink_exp.errors import UserError
+
+
+class ClipText:
+    """Image and text embeddings in CLIP's joint space, for CLIPscore (HERO, Sec. IV-B-1).
+
+    Args:
+        clip: a ``CLIPModel`` whose vision tower is the one that LLaVA has.
+        tokenizer: its tokenizer; longer texts are cut to the tower's length (77 tokens).
+        ending: what the tokenizer does not put behind a text by itself although the tower pools there.
+    """
+
+    def __init__(self, clip: Any, tokenizer: Any, ending: str = ""):
+        self.clip, self.tokenizer, self.ending = clip, tokenizer, ending
+        self._known: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(views, projection) float32 from (views, width) pooled CLS tokens; the tower is not run again."""
+        weight = self.clip.visual_projection.weight
+        return self.clip.visual_projection(pooled.to(weight.device, weight.dtype)).float()
+
+    @torch.no_grad()
+    def embed_text(self, text: str) -> torch.Tensor:
+        """(projection,) float32."""
+        if text not in self._known:
+            most = self.clip.config.text_config.max_position_embeddings
+            ids = self.tokenizer(text + self.ending, return_tensors="pt").input_ids.to(self.clip.device)
+            if ids.shape[1] > most:  # the last token is the one the tower pools at, so it stays
+                ids = torch.cat([ids[:, : most - 1], ids[:, -1:]], dim=1)
+            self._known[text] = self.clip.get_text_features(input_ids=ids).pooler_output[0].float()
+        return self._known[text]
+
+
+def load_clip_text(path: str | None, backbone: Any) -> ClipText:
+    """The text tower for ``backbone``: ``scale`` is the one that ships, else a CLIP folder or hub id. Raises UserError where it does not
+    belong to the backbone's vision tower."""
+    if path is None:
+        raise UserError("model.clip=null, but this method reads CLIP's text tower; give its folder or hub id, or set hero_alpha=1.0")
+    if path == "scale":
+        from blink_exp.scale_model.export import load_clip
+
+        return ClipText(load_clip(), backbone.processor.tokenizer, backbone.processor.tokenizer.eos_token)
+    from transformers import AutoTokenizer, CLIPModel
+
+    if not Path(path).is_dir() and path.count("/") != 1:
+        raise UserError(f"model.clip={path} is neither a folder nor a hub id like openai/clip-vit-large-patch14-336; give one of them")
+    clip: Any = CLIPModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
+    ours = backbone.model.model.vision_tower.state_dict()
+    theirs = {k.removeprefix("vision_model."): v for k, v in clip.vision_model.state_dict().items()}
+    name = "embeddings.patch_embedding.weight"
+    here = next(v for k, v in ours.items() if k.endswith(name))
+    there = next(v for k, v in theirs.items() if k.endswith(name))
+    if here.shape != there.shape or not torch.allclose(here.float().cpu(), there.float(), atol=1e-2 * float(there.abs().max())):
+        raise UserError(f"model.clip={path} has another vision tower than {backbone.name}; give the CLIP that it was made from")
+    return ClipText(clip, AutoTokenizer.from_pretrained(path))

@@ -1,0 +1,194 @@
+"""HERO: visual tokens are dropped before the LLM, by what a high-resolution image's views are worth and by what CLIP looks at.
+
+LLaVA-NeXT turns an image into a thumbnail and K tiles of N tokens each, mostly redundant. HERO keeps a share R of them in two steps:
+
+  1. budget (Sec. IV-B-1): the thumbnail keeps floor(N R) tokens, the tiles share the rest. A tile's share s mixes how much its CLS
+     token resembles the thumbnail's (is it about what the image is about?) with how well it fits the question by CLIP's text tower:
+
+         s = alpha softmax(CLSsim) + (1 - alpha) softmax(CLIPscore)
+
+  2. selection (Sec. IV-B-2): within a view the tokens with most CLS attention stay. The thumbnail is read at deep CLIP layers (the set
+     H), which attend to what the image is about; tiles at shallow ones (L), which attend to local detail. The two complement each other.
+
+The LLM then sees an ordinary, shorter sequence. Where the authors' code departs from the paper, the departure is an option here and the
+paper the default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from blink_exp.backbone.encode import Encoding, Needs, check_layers
+from blink_exp.backbone.views import Kept, check_newline_policy
+from blink_exp.errors import UserError, nearest
+from blink_exp.methods.base import Method
+from blink_exp.methods.prune import at_least_one, capped, check_ratio, floored, top
+
+OPTIONS = {
+    "allocation": ("scores", "uniform"),
+    "cls_source": ("pooled", "last_hidden", "projected"),
+    "text": ("question", "prompt"),
+    "remainder": ("paper", "largest_remainder"),
+    "overflow": ("redistribute", "truncate"),
+    "score": ("mean", "double_softmax"),
+    "tile_budget": ("rest", "own"),
+}
+
+
+@dataclass(frozen=True)
+class Hero:
+    """HERO's choice of tokens.
+
+    Args:
+        ratio: R, the share of all (K + 1) N tokens that is kept; 1 leaves the model untouched.
+        low, high: CLIP layers (1-based) that tiles (L) and the thumbnail (H) are read at.
+        alpha: weight of CLSsim against CLIPscore; 1.0 needs no text tower (Table V, setting 1).
+        allocation: ``uniform`` gives every tile the same (Table V, setting 2).
+        temperature_cls, temperature_clip: of the two softmaxes. At the paper's 1.0 both are nearly flat.
+        density_weight: weight of a third share, each tile's fraction of unpadded tokens (authors' code: 0.2, paper: none).
+        cls_source: CLS of the last layer after its norm, before it (authors' code), or projected to CLIP's joint space.
+        text: whether the text tower reads the question or the ``template`` filled with it. Cut to the tower's 77 tokens.
+        remainder: ``paper`` loses what floors lose, ``largest_remainder`` spends the tiles' budget exactly.
+        overflow: a tile cannot keep more tokens than show the image: ``redistribute`` the excess in proportion to s, or ``truncate``.
+        score: ``mean`` of attention probabilities, or ``double_softmax`` (authors' code: the probabilities go through another softmax).
+        tile_budget: ``rest`` is floor((K + 1) N R) - floor(N R), the paper's; ``own`` is floor(K N R), the authors' code's.
+        newline_policy: see ``backbone.views.pack``.
+        template: how a prompt is made of a question, for ``text=prompt``.
+    """
+
+    ratio: float
+    low: frozenset[int] = frozenset({6, 7, 8, 9, 10})
+    high: frozenset[int] = frozenset({22})
+    alpha: float = 0.5
+    allocation: str = "scores"
+    temperature_cls: float = 1.0
+    temperature_clip: float = 1.0
+    density_weight: float = 0.0
+    cls_source: str = "pooled"
+    text: str = "question"
+    remainder: str = "paper"
+    overflow: str = "redistribute"
+    score: str = "mean"
+    tile_budget: str = "rest"
+    newline_policy: str = "valid_rows"
+    template: Callable[[str], str] | None = None
+    name: str = "hero"
+
+    def __post_init__(self):
+        check_ratio("retention_ratio", self.ratio)
+        for name in ("alpha", "density_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"hero.{name}={getattr(self, name)} is outside [0, 1]; it weighs one share against another")
+        for name in ("temperature_cls", "temperature_clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"hero.{name}={getattr(self, name)} divides scores; use a value above 0, e.g. 1.0")
+        for name, known in OPTIONS.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"hero.{name}={getattr(self, name)} is not known; {nearest(str(getattr(self, name)), known)}")
+        check_newline_policy(self.newline_policy)
+
+    @property
+    def needs(self) -> Needs:
+        shares = self.allocation == "scores"
+        return Needs(
+            attention=self.low | self.high,
+            cls=shares and self.alpha > 0,
+            text=shares and (self.alpha < 1 or self.cls_source == "projected"),
+        )
+
+    def select(self, encoding: Encoding, question: str) -> Kept | None:
+        if self.ratio == 1:
+            return None
+        views = encoding.views
+        thumbnail, tiles = self.budgets(encoding, question)
+        at_least_one(f"retention_ratio={self.ratio}", thumbnail + sum(tiles), views.count * views.tokens)
+        high = self.importance(encoding, self.high)
+        low = self.importance(encoding, self.low) if views.tiles else high
+        kept = [top(high[0], thumbnail)]
+        kept += [top(low[i + 1], k, views.valid[i + 1]) for i, k in enumerate(tiles)]
+        return Kept(tuple(kept))
+
+    def importance(self, encoding: Encoding, layers: frozenset[int]) -> torch.Tensor:
+        """(views, N): CLS-to-patch attention, mean over heads, mean over ``layers``."""
+        if self.score == "mean":
+            return encoding.cls_attention(layers)
+        return torch.stack([encoding.attention(layer).softmax(-1).mean(1) for layer in sorted(layers)]).mean(0)
+
+    def budgets(self, encoding: Encoding, question: str) -> tuple[int, list[int]]:
+        """(tokens of the thumbnail, tokens of each tile); Sec. IV-B-1."""
+        views = encoding.views
+        n, k = views.tokens, views.tiles
+        thumbnail = floored(n * self.ratio)
+        if not k:
+            return thumbnail, []
+        total = floored((k + 1) * n * self.ratio) - thumbnail if self.tile_budget == "rest" else floored(k * n * self.ratio)
+        shares = self.shares(encoding, question)
+        wanted = [total * s for s in shares]
+        given = [floored(w) for w in wanted]
+        if self.remainder == "largest_remainder":
+            order = sorted(range(k), key=lambda i: (-(wanted[i] - given[i]), i))
+            for i in order[: total - sum(given)]:
+                given[i] += 1
+        limits = [int(valid.sum()) for valid in views.valid[1:]]
+        return thumbnail, capped(given, limits, shares, self.overflow == "redistribute")
+
+    def shares(self, encoding: Encoding, question: str) -> list[float]:
+        """s_i of each tile; they sum to 1."""
+        k = encoding.views.tiles
+        if self.allocation == "uniform":
+            return [1 / k] * k
+        s = torch.zeros(k, dtype=torch.float64)
+        if self.alpha > 0:
+            cls = getattr(encoding, self.cls_source)
+            similar = F.cosine_similarity(cls[1:].double(), cls[:1].double(), dim=-1)
+            s += self.alpha * (similar / self.temperature_cls).softmax(0).to(s)
+        if self.alpha < 1:
+            assert encoding.embed_text is not None and encoding.projected is not None
+            words = self.template(question) if self.text == "prompt" and self.template else question
+            fits = F.cosine_similarity(encoding.projected[1:].double(), encoding.embed_text(words).double()[None], dim=-1)
+            s += (1 - self.alpha) * (fits / self.temperature_clip).softmax(0).to(s)
+        if self.density_weight:
+            shown = encoding.views.valid[1:].double().sum(1)
+            s = (1 - self.density_weight) * s + self.density_weight * shown / shown.sum()
+        return s.tolist()
+
+
+def relative_layers(name: str, layers, depth: int, relative: bool = True) -> frozenset[int]:
+    """CLIP layers written for a 24-layer encoder, for one of ``depth`` layers: round(l * depth / 24), at least 1."""
+    if relative and depth != 24:
+        layers = [max(1, math.floor(layer * depth / 24 + 0.5)) for layer in check_layers(name, layers, 24)]
+    return check_layers(name, layers, depth)
+
+
+def configure(
+    backbone,
+    *,
+    retention_ratio: float,
+    tokens_per_view: int | None,
+    alpha: float,
+    low: list[int],
+    high: list[int],
+    relative: bool,
+    newline_policy: str,
+    options: dict,
+) -> Method:
+    """HERO on ``backbone`` from the values of the config groups (see conf/method/hero.yaml)."""
+    depth = backbone.model.config.vision_config.num_hidden_layers
+    tokens = backbone.grid[0] * backbone.grid[1]
+    if tokens_per_view is not None:
+        if not 1 <= tokens_per_view <= tokens:
+            raise UserError(f"hero.tokens_per_view={tokens_per_view} is outside 1 to {tokens}, the tokens of a view; use a value inside")
+        retention_ratio = tokens_per_view / tokens
+    low_set = relative_layers("hero_low.layers", low, depth, relative)
+    high_set = relative_layers("hero_high.layers", high, depth, relative)
+    if relative and depth != 24:
+        print(f"CLIP layers scaled to {depth}: L = {sorted(low_set)}, H = {sorted(high_set)}")
+    template = lambda question: backbone.prompt(question).replace(backbone.processor.image_token, "").strip()  # noqa: E731
+    pruner = Hero(retention_ratio, low_set, high_set, alpha, newline_policy=newline_policy, template=template, **options)
+    backbone.check(pruner.needs)
+    return Method(name="hero", pruner=pruner)
