@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
     with tracker(settings, out, name=f"{method.name}-{benchmark.name}") as track:
         records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, cfg.limit, progress=True)
         scores = benchmark.score(records) if records else {}
+        cost = cost_of(backbone, method, benchmark, cfg.cost) if records and cfg.cost else None
         finished = {
             "backbone": backbone.identity,
             "method": method.name,
@@ -62,6 +64,7 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
             "layers": list(method.policy.layers) if method.policy else [],
             "scores": {k: asdict(v) for k, v in scores.items()},
             "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
+            "cost": cost,
             "samples": len(records),
             "skipped": skipped,
             "batch_size": cfg.batch_size,
@@ -73,6 +76,19 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
         results.write_json(out / "metrics.json", finished)
         track({k: v.value for k, v in scores.items()})
     return finished
+
+
+def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, prompts: int) -> dict[str, Any] | None:
+    """The cost meter over the first ``prompts`` samples whose image opens."""
+    from blink_exp.experiments.cost import measure_cost
+
+    asked = []
+    for sample in benchmark.samples():
+        with contextlib.suppress(OSError):
+            asked.append((sample.image(), benchmark.prompt(sample)))
+        if len(asked) == prompts:
+            break
+    return measure_cost(backbone, method, asked) if asked else None
 
 
 @torch.no_grad()
@@ -103,7 +119,8 @@ def evaluate(
                 answers = backbone.generate([v.features for v in visual], [question for _, question in asked], benchmark.max_new_tokens)
                 for b, (sample, prediction) in enumerate(zip(batch, answers, strict=True)):
                     decisions = [r for r in attached.records if r.row == b] if attached is not None else []
-                    records.append(record(benchmark, sample, prediction, decisions))
+                    entering = {"visual_tokens": len(visual[b].source) - visual[b].newlines, "newline_tokens": visual[b].newlines}
+                    records.append(record(benchmark, sample, prediction, decisions) | entering)
             advance(min(batch_size, len(samples) - start))
     if skipped:
         print(f"{len(skipped)} of {len(samples)} samples skipped, first {skipped[0]['id']}: {skipped[0]['why']}")
@@ -168,8 +185,22 @@ def show(finished: dict[str, Any]) -> None:
     if finished["layers"]:
         tokens = [v["visual_tokens"] for v in finished["blink"]["layers"].values()]
         console.print(f"layers {finished['layers']}, visual tokens by layer {[round(t) for t in tokens]}", highlight=False)
+    if finished["cost"]:
+        console.print(cost_line(finished["cost"]), highlight=False)
     if finished["skipped"]:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
+
+
+def cost_line(cost: dict[str, Any]) -> str:
+    """What a prompt costs, in words."""
+    layers = cost["tokens_by_layer"]
+    return (
+        f"a prompt: {cost['visual_tokens']:.0f} of {cost['visual_tokens_nominal']:.0f} visual tokens enter the LLM"
+        f" (+ {cost['newline_tokens']:.0f} newlines), {sum(layers) / len(layers):.0f} tokens a layer on average;"
+        f" prefill {cost['prefill_flops_formula'] / 1e9:.2f} GFLOPs by formula, {cost['prefill_flops_counted'] / 1e9:.2f} counted;"
+        f" {cost['kv_bytes'] / 2**20:.2f} MiB of keys and values; encode {1e3 * cost['encode_seconds']:.0f} ms,"
+        f" prefill {1e3 * cost['prefill_seconds']:.0f} ms, decode {cost['decode_tokens_per_second']:.0f} tokens/s"
+    )
 
 
 class bar:

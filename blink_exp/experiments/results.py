@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-NOT_PART_OF_A_POINT = ("store", "force", "table", "logger", "batch_size")  # settings that change no result
+NOT_PART_OF_A_POINT = ("store", "force", "table", "logger", "batch_size", "cost")  # settings that change no result
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
