@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from scripts import run
 
 CASES = [
     (["evaluate.py", "layer=40"], "layer=40 is outside the backbone's 32 layers; use 0 to 31"),
@@ -31,11 +28,6 @@ CASES = [
     (["train.py", "resume=/nowhere"], "resume=/nowhere holds no last.ckpt"),
     (["sweep.py"], "nothing to sweep; add -m and comma lists"),
 ]
-
-
-def run(words, **kwargs) -> subprocess.CompletedProcess:
-    env = {**os.environ, **kwargs.pop("env", {})}
-    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, env=env, **kwargs)
 
 
 @pytest.mark.parametrize(("words", "message"), CASES, ids=[" ".join(w) for w, _ in CASES])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,14 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+import scripts
+from scripts import ROOT
 
 
 def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200", **(env or {})}
-    )
+    done = scripts.run(words, env)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -152,7 +149,7 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
     code += (
         "heavy = {'torch', 'transformers', 'pytorch_lightning', 'wandb', 'matplotlib', 'pandas'} & set(sys.modules)\nprint('HEAVY', heavy)"
     )
-    printed = run("-c", code)
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
     assert "HEAVY set()" in printed
     assert "thresholds" not in printed or "Configuration groups" in printed
 

@@ -6,11 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import scripts
+from scripts import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SHORT = {
     "train.py": ["data.train_size=16", "data.held_out_size=8"],
     "evaluate.py": ["limit=16"],
@@ -44,5 +44,8 @@ def test_command(command, tmp_path):
     else:
         words += [w.format(tmp=tmp_path) for w in SHORT[words[1]]]
         words += [] if "-m" in words else [f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    if words[1] == "-m":
+        done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    else:
+        done = scripts.run(words[1:])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -97,6 +97,8 @@ def check_cls_token(tower: Any) -> None:
 def recording(tower: Any, needs: Needs) -> Iterator[tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]]:
     """Inside the block, a pass of ``tower`` fills two dicts by needed layer: CLS queries (views, C) and keys (views, N + 1, C)."""
     layers = tower_layers(tower)
+    if needs.attention | needs.keys:
+        check_layers("layers", needs.attention | needs.keys, len(layers))  # layers[0 - 1] would be the last one
     queries: dict[int, torch.Tensor] = {}
     keys: dict[int, torch.Tensor] = {}
 

@@ -172,12 +172,21 @@ class Backbone:
                 out.append(Visual(stock[key], pack(views, everything(views)), views))
         return out
 
+    def forget(self) -> None:
+        """Empties what is kept of images seen before."""
+        self._features.clear()
+        self._encodings.clear()
+
+    def batch(self, features: list[torch.Tensor], questions: list[str]) -> dict[str, torch.Tensor]:
+        """Token ids and mask of one question an image, with as many placeholders as the image has ``features``; left-padded."""
+        token = self.processor.image_token
+        texts = [self.prompt(q).replace(token, token * len(f)) for q, f in zip(questions, features, strict=True)]
+        return self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.model.device)
+
     @torch.no_grad()
     def generate(self, features: list[torch.Tensor], questions: list[str], max_new_tokens: int) -> list[str]:
         """Greedy answers of Hugging Face's generate() to one question an image, from the images' ``features``."""
-        token = self.processor.image_token
-        texts = [self.prompt(q).replace(token, token * len(f)) for q, f in zip(questions, features, strict=True)]
-        batch = self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.model.device)
+        batch = self.batch(features, questions)
         encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}  # type: ignore[arg-type]
         tokens = self.model.generate(**batch, mm_encoder_outputs=encoded, max_new_tokens=max_new_tokens, do_sample=False)
         said = tokens[:, batch["input_ids"].shape[1] :]

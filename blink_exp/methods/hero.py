@@ -24,10 +24,10 @@ import torch
 from torch.nn import functional as F
 
 from blink_exp.backbone.encode import Encoding, Needs, check_layers
-from blink_exp.backbone.views import Kept, check_newline_policy
+from blink_exp.backbone.views import Kept, check_newline_policy, everything
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.base import Method
-from blink_exp.methods.prune import at_least_one, capped, check_ratio, floored, top
+from blink_exp.methods.prune import at_least_one, capped, check_ratio, floored, top, untouched
 
 OPTIONS = {
     "allocation": ("scores", "uniform"),
@@ -102,9 +102,9 @@ class Hero:
         )
 
     def select(self, encoding: Encoding, question: str) -> Kept | None:
-        if self.ratio == 1:
-            return None
         views = encoding.views
+        if self.ratio == 1:
+            return None if untouched(self.ratio, views, self.newline_policy) else everything(views)
         thumbnail, tiles = self.budgets(encoding, question)
         at_least_one(f"retention_ratio={self.ratio}", thumbnail + sum(tiles), views.count * views.tokens)
         high = self.importance(encoding, self.high)

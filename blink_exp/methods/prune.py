@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from blink_exp.backbone.encode import Encoding, Needs
-from blink_exp.backbone.views import Kept
-from blink_exp.errors import UserError
+from blink_exp.backbone.views import Kept, Views, check_newline_policy
+from blink_exp.errors import UserError, nearest
 
 
 class ViewPruner(Protocol):
@@ -38,6 +38,18 @@ def check_ratio(name: str, ratio: float) -> float:
     return float(ratio)
 
 
+def own_newlines(method: str, mode: str, policy: str, of_mode: dict[str, str]) -> str:
+    """The newline policy of a pruner with modes: ``policy``, or where that is empty the mode's own in ``of_mode``. Checks both words."""
+    if mode not in of_mode:
+        raise UserError(f"{method}.mode={mode} is not known; {nearest(str(mode), of_mode)}")
+    return check_newline_policy(policy or of_mode[mode])
+
+
+def untouched(ratio: float, views: Views, newline_policy: str) -> bool:
+    """Whether keeping ``ratio`` of the tokens under a newline policy is the stock sequence."""
+    return ratio == 1 and (newline_policy == "valid_rows" or not views.newline)
+
+
 def floored(x: float) -> int:
     """floor(x), forgiving what floats lose: 2880 * 0.7 is 2016 here, not 2015."""
     return math.floor(x + 1e-9)
@@ -52,7 +64,7 @@ def at_least_one(name: str, budget: int, of: int) -> int:
 def top(scores: torch.Tensor, k: int, allowed: torch.Tensor | None = None) -> torch.Tensor:
     """(k,) indices of the largest of (N,) ``scores``, ascending; ties go to the lower index. ``allowed``: (N,) bool, others are never
     taken, so fewer than k may come back."""
-    order = torch.sort(scores.float(), descending=True, stable=True).indices
+    order = torch.sort(scores.float().cpu(), descending=True, stable=True).indices
     if allowed is not None:
         order = order[allowed[order]]
     return order[: max(0, k)].sort().values

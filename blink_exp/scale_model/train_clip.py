@@ -22,27 +22,23 @@ from blink_exp.scale_model import build_models
 from blink_exp.scale_model.recipe import Checkpoint, cosine_lr, pixels
 from blink_exp.scale_model.scenes import COLORS, SHAPES, Scene, Tile, random_scene
 
-# (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4, whether captions name a place alone)
+# (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4, weight of ``place_loss``)
 STAGES = (
-    (1000, 1e-3, 48, 64, (1.0, 0.0, 0.0, 0.0), False),
-    (1200, 8e-4, 96, 32, (0.1, 0.55, 0.1, 0.25), False),
-    # "a red circle at the top left" alone does not teach the text tower places: its colour and shape already find the object.
-    (300, 8e-4, 96, 32, (0.05, 0.55, 0.1, 0.3), True),
+    (1000, 1e-3, 48, 64, (1.0, 0.0, 0.0, 0.0), 0.0),
+    (1200, 8e-4, 96, 32, (0.1, 0.55, 0.1, 0.25), 0.0),
+    (250, 8e-4, 96, 32, (0.05, 0.55, 0.1, 0.3), 10.0),
 )
 
 Caption = tuple[str, str | None, str | None, int | None]
 
 
-def captions(n: int, rng: np.random.Generator, places: bool = False, most: int = 160) -> list[Caption]:
-    """(text, colour, shape, tile index) of captions for n x n scenes; None where a caption leaves something open. ``places``: with
-    captions that name nothing but a place."""
+def captions(n: int, rng: np.random.Generator, most: int = 160) -> list[Caption]:
+    """(text, colour, shape, tile index) of captions for n x n scenes; None where a caption leaves something open."""
     plain: list[Caption] = [(f"a {c} {s}", c, s, None) for c in COLORS for s in SHAPES]
     plain += [(f"a {s}", None, s, None) for s in SHAPES] + [(f"a {c} shape", c, None, None) for c in COLORS]
     if n == 1:
         return plain
     place = Scene((None,) * (n * n)).place  # type: ignore[arg-type]
-    if places:
-        plain += [(f"a shape at {place(i)}", None, None, i) for i in range(n * n)]
     placed: list[Caption] = [(f"a {c} {s} at {place(i)}", c, s, i) for c in COLORS for s in SHAPES for i in range(n * n)]
     keep = rng.permutation(len(placed))[: most - len(plain)]
     return plain + [placed[i] for i in keep]
@@ -67,12 +63,13 @@ def text_features(clip, tokenizer, texts: list[str]) -> torch.Tensor:
     return F.normalize(out, dim=-1)
 
 
-def image_features(clip, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(images, projection_dim) unit vectors of the CLS token and (images, projection_dim, side, side) projected patches."""
-    out = clip.get_image_features(pixel_values=images)
+def image_features(clip, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(images, projection_dim) unit vectors of the CLS token, (images, projection_dim, side, side) projected patches, and
+    (images, side * side, width) the patch features that LLaVA gets (layer -2)."""
+    out = clip.get_image_features(pixel_values=images, output_hidden_states=True)
     patches = clip.visual_projection(clip.vision_model.post_layernorm(out.last_hidden_state[:, 1:])).mT
     side = round(patches.shape[-1] ** 0.5)
-    return F.normalize(out.pooler_output, dim=-1), patches.unflatten(-1, (side, side))
+    return F.normalize(out.pooler_output, dim=-1), patches.unflatten(-1, (side, side)), out.hidden_states[-2][:, 1:]
 
 
 @functools.cache
@@ -100,14 +97,17 @@ def object_features(patches: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
     return F.normalize((weights @ patches.flatten(2).mT).flatten(0, 1), dim=-1)
 
 
-def loss_of(clip, tokenizer, bias: torch.Tensor, x: torch.Tensor, scenes: list[Scene], caps) -> torch.Tensor:
-    """The sigmoid loss of objects, summed over captions, plus a tenth of that of whole images. All scenes have the same n.
+def loss_of(
+    clip, tokenizer, bias: torch.Tensor, x: torch.Tensor, scenes: list[Scene], caps, reader: torch.Tensor, place: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sigmoid loss of objects, summed over captions, a tenth of that of whole images, and ``place`` times ``place_loss``, which comes
+    second as well. All scenes have the same n.
 
     Whole images need the place of one object among many, which they learn late: at equal weight their loss drowns the objects' and
     shape is unlearned.
     """
     text = text_features(clip, tokenizer, [c[0] for c in caps])
-    image, patches = image_features(clip, x)
+    image, patches, states = image_features(clip, x)
     scale = clip.logit_scale.exp()
     whole = F.binary_cross_entropy_with_logits(scale * image @ text.T + bias, matches(scenes, caps), reduction="sum")
     labels = matches([Scene((tile,)) for scene in scenes for tile in scene.tiles], [(*c[:3], None) for c in caps])
@@ -116,7 +116,19 @@ def loss_of(clip, tokenizer, bias: torch.Tensor, x: torch.Tensor, scenes: list[S
     labels = labels * ((where < 0) | (where == index))
     objects = object_features(patches, scenes)
     region = F.binary_cross_entropy_with_logits(scale * objects @ text.T + bias, labels, reduction="sum")
-    return 0.1 * whole / len(scenes) + region / len(objects)
+    where = place_loss(reader, states)
+    return 0.1 * whole / len(scenes) + region / len(objects) + place * where, where
+
+
+def place_loss(reader: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of reading each patch's row and column (-1 to 1) off the features that LLaVA gets. ``reader``: (width + 1, 2).
+
+    Captions leave a patch no reason to remember where it stands: those that name a place are matched by the colour and shape they name as
+    well. An LLM behind such patches sees what there is but not where.
+    """
+    side = round(states.shape[1] ** 0.5)
+    place = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, side),) * 2, indexing="ij"), dim=-1).flatten(0, 1)
+    return F.mse_loss(F.layer_norm(states, states.shape[-1:]) @ reader[:-1] + reader[-1], place.expand(len(states), -1, -1))
 
 
 @torch.no_grad()
@@ -139,29 +151,31 @@ def train_clip(tokenizer, out: Path, seed: int):
     """Trains both stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px."""
     torch.manual_seed(seed)
     clip = build_models.build_clip(tokenizer, STAGES[0][2])
-    for stage, (steps, lr, size, batch, weights, places) in enumerate(STAGES):
+    for stage, (steps, lr, size, batch, weights, place) in enumerate(STAGES):
         if stage and size != STAGES[stage - 1][2]:
             clip = build_models.resize_positions(clip, tokenizer, size)
         bias = torch.nn.Parameter(torch.tensor(-2.0))
-        optimizer = torch.optim.AdamW([*clip.parameters(), bias], lr=lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-        checkpoint = Checkpoint(out / f"clip_stage{stage}.pt", clip, optimizer, bias)
+        reader = torch.nn.Parameter(torch.zeros(build_models.WIDTH + 1, 2))
+        optimizer = torch.optim.AdamW([*clip.parameters(), bias, reader], lr=lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+        checkpoint = Checkpoint(out / f"clip_stage{stage}.pt", clip, optimizer, bias, reader)
         started = time.time()
         for step in range(checkpoint.step, steps):
             rng = np.random.default_rng((seed, stage, step))
             n = int(rng.choice(4, p=weights)) + 1
             scenes = [random_scene(rng, "train", n) for _ in range(batch)]
-            caps = captions(n, rng, places)
+            caps = captions(n, rng)
             x = torch.stack([pixels(s.canvas, size) for s in scenes])
             for group in optimizer.param_groups:
                 group["lr"] = cosine_lr(step, steps, lr)
-            loss = loss_of(clip, tokenizer, bias, x, scenes, caps)
+            loss, where = loss_of(clip, tokenizer, bias, x, scenes, caps, reader, place)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
             optimizer.step()
-            if step % 200 == 0 or step + 1 == steps:
+            if step % (50 if place else 200) == 0 or step + 1 == steps:
                 checkpoint.save(step + 1)
                 score = zero_shot(clip.eval(), tokenizer, size)
                 clip.train()
-                print(f"clip stage {stage} step {step} n {n} loss {loss.item():.3f} {score} {time.time() - started:.0f} s", flush=True)
+                said = f"n {n} loss {loss.item():.3f} place {where.item():.3f} {score} {time.time() - started:.0f} s"
+                print(f"clip stage {stage} step {step} {said}", flush=True)
     return clip
