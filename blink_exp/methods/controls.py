@@ -1,0 +1,157 @@
+"""Controls: what any method that drops tokens has to beat, at the same budget.
+
+Three ways to keep a share of the visual tokens without looking at what they show: at random, on a regular grid, and by shrinking the
+image until it has that many. Each view keeps its share of the tokens that show the image; padding is never kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+
+from blink_exp.backbone.encode import Encoding, Needs
+from blink_exp.backbone.views import Kept, Views, check_newline_policy
+from blink_exp.methods.base import Method
+from blink_exp.methods.prune import at_least_one, check_ratio, floored
+
+
+@dataclass(frozen=True)
+class _Control:
+    """What the three share. ``ratio``: share of each view's unpadded tokens that is kept, rounded down; 1 leaves the model untouched.
+    ``newline_policy``: see ``backbone.views.pack``."""
+
+    ratio: float
+    newline_policy: str = field(default="valid_rows", kw_only=True)
+
+    def __post_init__(self):
+        check_ratio("retention_ratio", self.ratio)
+        check_newline_policy(self.newline_policy)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+
+@dataclass(frozen=True)
+class RandomTokens(_Control):
+    """A random subset of each view. It is drawn from (seed, question, view, geometry), so a result depends neither on batch size nor on
+    the order of samples."""
+
+    seed: int = 0
+    name: str = "random"
+
+    def select(self, encoding: Encoding, question: str) -> Kept | None:
+        if self.ratio == 1:
+            return None
+        views = encoding.views
+        kept = []
+        for v, budget in enumerate(budgets(views, self.ratio)):
+            place = views.valid[v].nonzero()[:, 0]
+            word = f"{self.seed}|{question}|{v}|{views.size}"
+            draw = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") >> 1  # a generator's seed has 63 bits
+            order = torch.randperm(len(place), generator=torch.Generator().manual_seed(draw))
+            kept.append(place[order[:budget].sort().values])
+        return Kept(tuple(kept))
+
+
+@dataclass(frozen=True)
+class UniformGrid(_Control):
+    """A regular grid on each view: the rows x columns of ``cells``, and where the budget is no such product, the rest evenly spread, in
+    raster order, over the tokens that the grid leaves out."""
+
+    name: str = "uniform"
+
+    def select(self, encoding: Encoding, question: str) -> Kept | None:
+        if self.ratio == 1:
+            return None
+        views = encoding.views
+        kept = []
+        for v, budget in enumerate(budgets(views, self.ratio)):
+            index = centres(views, v, budget)
+            free = views.valid[v].clone()
+            free[index] = False
+            others = free.nonzero()[:, 0]
+            index = torch.cat([index, others[spread(len(others), budget - len(index))]])
+            kept.append(index.sort().values)
+        return Kept(tuple(kept))
+
+
+@dataclass(frozen=True)
+class Downsample(_Control):
+    """Each view shrunk to the rows x columns of ``cells``, which may be a few tokens less than the budget.
+
+    Shrinking is done on the encoder's features, by average pooling: a stand-in for an image of fewer pixels, which CLIP with its fixed
+    number of positions cannot take. A cell's feature stands at the token that holds the cell's centre.
+    """
+
+    name: str = "downsample"
+
+    def select(self, encoding: Encoding, question: str) -> Kept | None:
+        if self.ratio == 1:
+            return None
+        views, width = encoding.views, encoding.hidden.shape[-1]
+        kept, merged = [], []
+        for v, budget in enumerate(budgets(views, self.ratio)):
+            kept.append(centres(views, v, budget))
+            if not len(kept[-1]):
+                merged.append(encoding.hidden[v, :0])
+                continue
+            top, left, height, columns = rectangle(views, v)
+            image = encoding.hidden[v].view(views.side, views.side, width)[top : top + height, left : left + columns]
+            pooled = F.adaptive_avg_pool2d(image.permute(2, 0, 1).float(), cells(height, columns, budget))
+            merged.append(pooled.flatten(1).T.to(encoding.hidden.dtype))
+        return Kept(tuple(kept), merged=tuple(merged))
+
+
+def budgets(views: Views, ratio: float) -> list[int]:
+    """Tokens that each view keeps: floor(ratio * its unpadded tokens). Raises UserError if that is none at all."""
+    shown = views.valid.sum(1).tolist()
+    out = [floored(n * ratio) for n in shown]
+    at_least_one(f"retention_ratio={ratio}", sum(out), max(shown))
+    return out
+
+
+def rectangle(views: Views, view: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) in tokens of what a view shows of the image; zeros where it shows none."""
+    shown = views.valid[view].view(views.side, views.side)
+    rows, columns = shown.any(1).nonzero()[:, 0], shown.any(0).nonzero()[:, 0]
+    return (int(rows[0]), int(columns[0]), len(rows), len(columns)) if len(rows) else (0, 0, 0, 0)
+
+
+def cells(height: int, width: int, budget: int) -> tuple[int, int]:
+    """(rows, columns) that cut height x width tokens into at most ``budget`` cells, each as square as the budget allows: the longer side
+    of a cell is as short as possible; among those, most cells; among those, fewest rows. A budget of 5 on a square is 2 x 2, not 1 x 5."""
+    options = [(r, min(width, budget // r)) for r in range(1, min(height, budget) + 1)]
+    return min(options, key=lambda rc: (max(height / rc[0], width / rc[1]), -rc[0] * rc[1], rc[0]))
+
+
+def spread(length: int, count: int) -> torch.Tensor:
+    """(count,) positions evenly spread over ``length``, ascending: the one that holds the centre of each of ``count`` equal parts."""
+    return (2 * torch.arange(count) + 1) * length // (2 * max(1, count))
+
+
+def centres(views: Views, view: int, budget: int) -> torch.Tensor:
+    """(rows * columns,) ascending indices of the tokens at the centres of a view's ``cells``."""
+    if not budget:
+        return torch.zeros(0, dtype=torch.long)
+    top, left, height, width = rectangle(views, view)
+    rows, columns = cells(height, width, budget)
+    return ((top + spread(height, rows))[:, None] * views.side + left + spread(width, columns)).flatten()
+
+
+def random(backbone, **settings) -> Method:
+    """Random tokens; settings are those of ``RandomTokens``."""
+    return Method(name="random", pruner=RandomTokens(**settings))
+
+
+def uniform(backbone, **settings) -> Method:
+    """A uniform grid of tokens; settings are those of ``UniformGrid``."""
+    return Method(name="uniform", pruner=UniformGrid(**settings))
+
+
+def downsample(backbone, **settings) -> Method:
+    """A smaller image; settings are those of ``Downsample``."""
+    return Method(name="downsample", pruner=Downsample(**settings))
