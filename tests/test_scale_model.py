@@ -30,14 +30,14 @@ def test_it_has_llava_s_depth_and_fits_its_budget(scale):
 def test_easyvqa_on_every_tenth_image(scale):
     records, skipped = evaluate(scale, none(), EasyVQA(), batch_size=64, limit=480)
     assert not skipped
-    assert sum(r["correct"] for r in records) / len(records) >= 0.93  # the bar is 95 on all; 480 questions have an error of 1
+    assert sum(r["correct"] for r in records) / len(records) >= 0.97  # the bar is 95 on all, the card says 99.7
 
 
 def test_two_by_two_scenes_and_the_blank_image(scale):
     found = train_llava.held_out(scale.model, scale.processor.tokenizer, 2, scenes=64)
     blank = train_llava.held_out(scale.model, scale.processor.tokenizer, 2, scenes=64, blank=True)
-    assert found["all"] >= 0.70  # aimed at: 0.85; the card says what is missing
-    assert min(found[k] for k in ("color", "shape", "conjunction", "existence")) >= 0.85  # what it can do, it does well
+    assert found["all"] >= 0.82  # the bar is 85 on 128 scenes; 640 questions have an error of 1.4
+    assert min(found[k] for k in ("color", "shape", "color_at", "conjunction", "existence")) >= 0.9  # what it can do, it does well
     assert blank["all"] <= 0.55
 
 
@@ -65,7 +65,7 @@ def test_packed_questions_are_each_what_a_single_prompt_is(scale):
 
 def test_the_most_salient_patch_is_often_the_right_one(scale):
     found = profile(scale, card.TwoByTwo(MosaicOpen()), limit=120)
-    assert max(found["hit"]) >= 0.65  # the bar is 70 % on all; 120 questions have an error of 4 %
+    assert max(found["hit"]) >= 0.85  # the card says 96 % on all; the bar is 70 %
     assert all(0.25 <= rho <= 1 for rho in found["rho"])
 
 
