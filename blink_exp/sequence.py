@@ -4,14 +4,15 @@
 
 Attention is causal, so putting a segment in front of the text or taking it away changes nothing that stands before it. Rows of a
 batch differ in text length and in what was decided for them; a segment is therefore padded on the left and carries which of its
-tokens are real. Tensors only: nothing here knows a model.
+tokens are real. Visual tokens are the last ones of their block, also where some of them have been dropped (``retain``). Tensors only:
+nothing here knows a model.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -40,7 +41,19 @@ class Expand:
     amplify: bool = True
 
 
-Decision = Keep | Drop | Expand
+@dataclass(frozen=True)
+class Retain:
+    """Go on with some of a row's visual tokens (FastV, SparseVLM); every other token of the prompt stays.
+
+    ``indices``: which of the visual tokens that are present stay, ascending, counted through all images of the row. ``clusters``: groups
+    of visual tokens, counted alike, whose means are put behind the last visual token that stays, in this order.
+    """
+
+    indices: tuple[int, ...]
+    clusters: tuple[tuple[int, ...], ...] = ()
+
+
+Decision = Keep | Drop | Expand | Retain
 
 
 @dataclass
@@ -73,39 +86,46 @@ class Segment:
 
 @dataclass
 class Layout:
-    """Where the tokens of a prompt go: ``index[k]`` is (batch, length_k), positions in the prompt of segment k's tokens, -1 on
-    padding. Segments are the block of each image (the text before it and its visual tokens) and, last, the text.
-    ``visual``: visual tokens per image; ``present``: (batch, images), false where a row has fewer images than others."""
+    """Where the tokens of a prompt go. Segments are the block of each image (the text before it and its visual tokens) and, last, the
+    text.
+
+    ``index[k]``: (batch, length_k), positions in the prompt of segment k's tokens, -1 on padding and on tokens that a method made;
+    ``visual[row][image]``: visual tokens of each image, 0 where a row has fewer images than others; ``order``: (batch, tokens), the
+    number of each prompt token among the real ones of its row.
+    """
 
     index: list[torch.Tensor]
-    visual: int
-    present: torch.Tensor
+    visual: list[list[int]]
+    order: torch.Tensor
 
     @classmethod
-    def of(cls, image_mask: torch.Tensor, attention_mask: torch.Tensor | None, visual: int) -> Layout:
-        """``image_mask``: (batch, tokens), true on visual tokens; ``attention_mask``: the same shape, false on padding."""
+    def of(cls, image_mask: torch.Tensor, attention_mask: torch.Tensor | None, visual: int | None) -> Layout:
+        """``image_mask``: (batch, tokens), true on visual tokens; ``attention_mask``: the same shape, false on padding; ``visual``:
+        tokens of every image, or None where images differ: then each run of visual tokens counts as one image."""
         real = torch.ones_like(image_mask) if attention_mask is None else attention_mask.bool()
         blocks: list[list[torch.Tensor]] = []
+        counts: list[list[int]] = []
         for mask, kept in zip(image_mask, real, strict=True):
             tokens = kept.nonzero()[:, 0]
-            ends = mask.nonzero()[:, 0][visual - 1 :: visual]  # the last visual token of each image
-            assert int(mask.sum()) == visual * len(ends), "the number of image tokens is no multiple of an image's"
+            if visual is None:
+                ends = (mask & ~torch.cat([mask[1:], mask.new_zeros(1)])).nonzero()[:, 0]
+            else:
+                ends = mask.nonzero()[:, 0][visual - 1 :: visual]  # the last visual token of each image
+                assert int(mask.sum()) == visual * len(ends), "the number of image tokens is no multiple of an image's"
             edges = [-1, *ends.tolist()]
             row = [tokens[(tokens > a) & (tokens <= b)] for a, b in itertools.pairwise(edges)]
             blocks.append([*row, tokens[tokens > edges[-1]]])
-        images = max(len(row) for row in blocks) - 1
-        present = torch.tensor([[i < len(row) - 1 for i in range(images)] for row in blocks], dtype=torch.bool).view(len(blocks), images)
+            counts.append([int(mask[block].sum()) for block in row])
+        images = max(map(len, counts))
         empty = blocks[0][0][:0]
         padded = [row[:-1] + [empty] * (images + 1 - len(row)) + row[-1:] for row in blocks]
-        index = []
-        for k in range(images + 1):
-            length = max(len(row[k]) for row in padded)
-            out = torch.full((len(padded), length), -1, device=image_mask.device)
-            for b, row in enumerate(padded):
-                if len(row[k]):
-                    out[b, length - len(row[k]) :] = row[k]
-            index.append(out)
-        return cls(index, visual, present.to(image_mask.device))
+        index = [_places([row[k] for row in padded]) for k in range(images + 1)]
+        return cls(index, [row + [0] * (images - len(row)) for row in counts], real.long().cumsum(1) - 1)
+
+    @property
+    def present(self) -> torch.Tensor:
+        """(batch, images), false where a row has fewer images than others."""
+        return torch.tensor(self.visual, dtype=torch.long).view(len(self.visual), len(self.index) - 1) > 0
 
     def split(self, embeds: torch.Tensor) -> list[Segment]:
         """(batch, tokens, hidden) into segments."""
@@ -119,6 +139,12 @@ class Layout:
             where = torch.where(index >= 0, index, tokens)
             out.scatter_(1, where[..., None].expand_as(segment.states), segment.states)
         return out[:, :tokens]
+
+
+def _places(rows: Rows[torch.Tensor]) -> torch.Tensor:
+    """(length_i,) positions of each row to one (batch, length), -1 on the padding on the left."""
+    length = max(map(len, rows))
+    return torch.stack([torch.cat([row.new_full((length - len(row),), -1), row]) for row in rows])
 
 
 def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -147,6 +173,7 @@ class Sequence:
     places: list[list[torch.Tensor]] = field(default_factory=list)
 
     def __post_init__(self):
+        self.prompt = self.layout  # as it was before anything was dropped
         images = len(self.blocks) - 1
         batch = self.blocks[0].states.shape[0]
         self.expanded = self.expanded or [None] * images
@@ -168,8 +195,18 @@ class Sequence:
         return [segment for segment in out if segment.length]
 
     def visual_states(self, image: int) -> torch.Tensor:
-        """(batch, visual, hidden): the tokens of one image, the last ones of its block. Meaningless where a row lacks the image."""
-        return self.blocks[image].states[:, -self.layout.visual :]
+        """(batch, visual, hidden): the tokens of one image that is equally large in all rows. Meaningless where a row lacks it."""
+        return self.blocks[image].states[:, -max(row[image] for row in self.layout.visual) :]
+
+    def row_visual(self, row: int) -> torch.Tensor:
+        """(visual, hidden): what is present of all images of one row, one behind the other."""
+        parts = [b.states[row, b.length - n :] for b, n in zip(self.blocks[:-1], self.layout.visual[row], strict=True)]
+        return torch.cat([self.blocks[0].states[row, :0], *parts])
+
+    def visual_columns(self, row: int) -> list[int]:
+        """Where the tokens of ``row_visual`` stand among the keys of a layer that has run; there must be no expanded segment."""
+        ends = itertools.accumulate(block.length for block in self.blocks)
+        return [column for end, n in zip(ends, self.layout.visual[row], strict=False) for column in range(end - n, end)]
 
     def expanded_tokens(self, image: int, row: int) -> int:
         return sum(origin.tokens for origin in self.origins[image][row])
@@ -201,27 +238,56 @@ class Sequence:
         self.origins[image], self.places[image] = origins, places
         self.expanded[image] = Segment.from_rows(rows) if any(origins) else None
 
+    def retain(self, decisions: Rows[Retain | None]) -> None:
+        """Carries out one layer's decisions to drop visual tokens, a decision a row; None leaves a row as it is."""
+        assert not (self.inherit and any(d and d.clusters for d in decisions)), "a merged token has no position to inherit"
+        visual, index = [list(row) for row in self.layout.visual], list(self.layout.index)
+        merged: dict[tuple[int, int], torch.Tensor] = {}  # by row and image: new tokens, behind the last image that is still there
+        for b, decision in enumerate(decisions):
+            if decision is not None and decision.clusters:
+                seen, last = self.row_visual(b), max(k for k, n in enumerate(visual[b]) if n)
+                merged[b, last] = torch.stack([seen[list(cluster)].mean(0) for cluster in decision.clusters])
+        for k in range(self.images):
+            rows = self.blocks[k].rows()
+            places = [where[valid] for where, valid in zip(index[k], self.blocks[k].valid, strict=True)]
+            for b, decision in enumerate(decisions):
+                if decision is None:
+                    continue
+                first, count = sum(self.layout.visual[b][:k]), self.layout.visual[b][k]
+                start = len(rows[b]) - count  # text in front of the image
+                kept = [i - first for i in decision.indices if first <= i < first + count]
+                stay = torch.tensor([*range(start), *(start + i for i in kept)], dtype=torch.long, device=places[b].device)
+                new = merged.get((b, k), rows[b][:0])
+                rows[b], places[b] = torch.cat([rows[b][stay], new]), torch.cat([places[b][stay], stay.new_full((len(new),), -1)])
+                visual[b][k] = len(kept) + len(new)
+            self.blocks[k], index[k] = Segment.from_rows(rows), _places(places)
+        self.layout = replace(self.layout, visual=visual, index=index)
+
     def positions(self) -> list[torch.Tensor]:
         """(batch, length) positions of each segment of ``segments()``.
 
-        Contiguous: the real tokens of a row are numbered 0, 1, 2, ... so text moves when tokens are put in front of it. With
-        ``inherit`` prompt tokens keep the numbers that they have without any expansion, and expanded tokens take the fractional
-        numbers of the places that they show.
+        Contiguous: the real tokens of a row are numbered 0, 1, 2, ... so text moves when tokens are put in front of it or dropped. With
+        ``inherit`` prompt tokens keep the numbers that they have in the prompt, and expanded tokens take the fractional numbers of the
+        places that they show.
         """
         out: list[torch.Tensor] = []
         start = torch.zeros_like(self.blocks[0].valid[:, :1], dtype=torch.long)
         for k, block in enumerate(self.blocks):
-            count = block.valid.long().cumsum(1)
             if block.length:
-                out.append((start + count - 1).clamp(min=0))
-                start = start + count[:, -1:]
+                if self.inherit:
+                    own = self.layout.order.gather(1, self.layout.index[k].clamp(min=0))
+                else:
+                    own = start + block.valid.long().cumsum(1) - 1
+                out.append(own.clamp(min=0))
+                start = torch.where(block.valid[:, -1:], own[:, -1:] + 1, start)
             expanded = self.expanded[k] if k < self.images else None
             if expanded is not None:
-                count = expanded.valid.long().cumsum(1)
                 if self.inherit:
                     shown = Segment.from_rows([where[:, None] for where in self.places[k]]).states[..., 0]
-                    out.append((shown + (start - self.layout.visual)).clamp(min=0))
+                    image = start - torch.tensor([row[k : k + 1] for row in self.layout.visual], device=start.device)
+                    out.append((shown + image).clamp(min=0))
                 else:
+                    count = expanded.valid.long().cumsum(1)
                     out.append((start + count - 1).clamp(min=0))
                     start = start + count[:, -1:]
         return out

@@ -16,8 +16,9 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from blink_exp.backbone import decode
+from blink_exp.backbone.cache import SegmentedLayer
 from blink_exp.errors import UserError
-from blink_exp.methods.base import Method
+from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.saliency import PatchGrid
 from blink_exp.sequence import Layout
 
@@ -56,14 +57,15 @@ class Attachment:
     def forward(self, inputs_embeds=None, attention_mask=None, past_key_values=None, use_cache=None, **_ignored):
         """Stands in for LlamaModel.forward. Positions are the method's own, so position_ids that come in are not used."""
         llm = self.model.model.language_model
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        going_on = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if going_on and isinstance(past_key_values.layers[0], SegmentedLayer):
             return BaseModelOutputWithPast(
                 last_hidden_state=decode.extend(llm, inputs_embeds, past_key_values), past_key_values=past_key_values
             )
         if self._ids is None:
             raise UserError("a method needs input_ids to see where the images stand; pass input_ids, not inputs_embeds")
         images = self._ids == self.model.config.image_token_id
-        if not bool(images.any()):
+        if going_on or not bool(images.any()):  # a prompt without an image is none of the method's business
             return type(llm).forward(
                 llm, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache
             )
@@ -72,7 +74,7 @@ class Attachment:
         keep = use_cache if use_cache is not None else llm.config.use_cache
         if keep and past_key_values is None:
             past_key_values = DynamicCache(config=llm.config)
-        layout = Layout.of(images, attention_mask, self.grid.height * self.grid.width)
+        layout = self._layout(images, attention_mask)
         hidden, cache, self.records = decode.prefill(
             llm,
             layout,
@@ -84,6 +86,21 @@ class Attachment:
             answer=tokens - prompt,
         )
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def _layout(self, images: torch.Tensor, attention_mask: torch.Tensor | None) -> Layout:
+        """Where the ``images`` (batch, tokens) stand, as the policy needs them: by the grid, or of any size with text behind them."""
+        visual = self.grid.height * self.grid.width
+        if isinstance(self.method.policy, TokenPolicy):
+            layout = Layout.of(images, attention_mask, None)
+            if not bool((layout.index[-1] >= 0).any(1)[images.any(1)].all()):
+                raise UserError(f"method={self.method.name} reads the attention of the text behind the image; end the prompt with text")
+            return layout
+        if bool((images.sum(1) % visual).any()):
+            raise UserError(
+                f"method={self.method.name} needs all {self.grid.height} x {self.grid.width} visual tokens of an image, not "
+                f"{int(images.sum(1).max())}; use a LLaVA-1.5 backbone and no pruning in front of it"
+            )
+        return Layout.of(images, attention_mask, visual)
 
     def _names(self, attention_mask: torch.Tensor | None, prompt: int) -> list[str]:
         assert self._ids is not None

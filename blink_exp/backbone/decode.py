@@ -2,31 +2,31 @@
 
 Each segment runs over the keys and values of everything that stands before it, so its result does not depend on what comes behind:
 `system | visual` is the same for every question and every decision, and Blink becomes "put a segment in front of the text, or take
-it away". This loop serves prompts (``prefill``), generated tokens (``extend``) and the capture of training features
-(``visual_states``).
+it away". FastV and SparseVLM drop visual tokens for good: behind a layer, they cut the segments themselves. This loop serves prompts
+(``prefill``), generated tokens (``extend``) and the capture of training features (``visual_states``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from blink_exp import saliency
 from blink_exp.backbone.cache import segmented
-from blink_exp.methods.base import LayerPolicy, Method, Scan
-from blink_exp.saliency import Attended, PatchGrid
-from blink_exp.sequence import Decision, Expand, Keep, Layout, Segment, Sequence
+from blink_exp.backbone.scan import find_raters, scan_patches, scan_tokens
+from blink_exp.methods.base import LayerPolicy, Method, Scan, TokenPolicy
+from blink_exp.saliency import PatchGrid
+from blink_exp.sequence import Decision, Expand, Keep, Layout, Sequence
 
 
 @dataclass(frozen=True)
 class Record:
-    """One decision, as it was taken: what was seen, what was decided, how many visual tokens the layer then works on."""
+    """One decision, as it was taken: what was seen, what was decided, how many visual tokens are worked on from there (Blink: by this
+    layer; FastV and SparseVLM, which decide behind a layer: by the next one)."""
 
     row: int
     scan: Scan
@@ -63,7 +63,8 @@ def _mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype) -> t
     """
     length = own.shape[1]
     padded = not (bool(before.all()) and bool(own.all()))
-    if not padded and (before.shape[1] == 0 or length == 1):
+    eager = llm.config._attn_implementation == "eager"  # has no causal rule of its own
+    if not padded and (length == 1 or (before.shape[1] == 0 and not eager)):
         return None
     causal = torch.ones(length, length, dtype=torch.bool, device=own.device).tril()
     if padded:
@@ -75,7 +76,7 @@ def _mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype) -> t
         if padded:
             raise ValueError("FlashAttention cannot run a batch whose rows differ in length; use batch_size=1 or attn_implementation=sdpa")
         return None  # it aligns its causal rule with the last key, which is what a segment behind others needs
-    if llm.config._attn_implementation == "eager":
+    if eager:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     return mask
 
@@ -90,7 +91,8 @@ def prefill(
     """Runs a prompt under a method. Returns (batch, tokens, hidden) final states, the cache and the decisions.
 
     ``cache``: an empty cache to fill, or None to keep nothing; ``answer``: how many tokens at the end of the text were generated
-    already, when everything is recomputed without a cache (the scan looks from the last prompt token, not from them).
+    already, when everything is recomputed without a cache (the scan looks from the last prompt token, not from them). The final states
+    of tokens that were dropped are 0.
     """
     policy = method.policy
     assert policy is not None
@@ -98,37 +100,60 @@ def prefill(
     cache = segmented(cache, len(llm.layers))
     sequence = Sequence(layout, layout.split(embeds), inherit=policy.inherit_positions)
     plan = Plan.of(llm, sequence)
+    raters = find_raters(policy, sequence, answer) if isinstance(policy, TokenPolicy) else None
     records: list[Record] = []
     for i, layer in enumerate(llm.layers):
         segments = sequence.segments()
-        inputs = [sequence.visual_states(k) for k in range(sequence.images)]  # before the layer's norm (Blink, Alg. 1)
         first = _run(layer, segments[0].states, plan.rope[0], plan.masks[0], cache)
-        if i in policy.layers:
-            scans = scan(llm, i, sequence, plan, policy, grid, samples, cache, answer)
-            changed = False
-            for k in range(sequence.images):
-                chosen = [s and policy.decide(i, s) for s in scans[k]]
-                decisions: list[Decision] = [d or Keep() for d in chosen]
-                made = {b: expansion(inputs[k][b], d, policy, grid, method, i) for b, d in enumerate(decisions) if isinstance(d, Expand)}
-                before = sequence.expanded[k]
-                sequence.apply(k, decisions, made, i)
-                changed |= sequence.expanded[k] is not before
-                records += [
-                    Record(b, s, d, layout.visual + sequence.expanded_tokens(k, b))
-                    for b, (s, d) in enumerate(zip(scans[k], decisions, strict=True))
-                    if s
-                ]
-            if changed:
+        if raters is None and i in policy.layers:
+            scans = scan_patches(llm, i, sequence, plan, policy, grid, samples, cache, answer)
+            old = list(sequence.expanded)
+            records += _expand_or_drop(i, sequence, scans, policy, grid, method)
+            if any(a is not b for a, b in zip(old, sequence.expanded, strict=True)):
                 plan = Plan.of(llm, sequence)
-        segments = sequence.segments()
+                segments = sequence.segments()
+        asking = segments[-1].states  # of the text, at the layer's input
         segments[0].states = first
         for segment, rope, mask in zip(segments[1:], plan.rope[1:], plan.masks[1:], strict=True):
             segment.states = _run(layer, segment.states, rope, mask, cache)
         held: Any = cache.layers[i]
         held.seen(plan.valid, plan.next_position, embeds.shape[1])
+        if isinstance(policy, TokenPolicy) and raters is not None and i in policy.layers:
+            records += _retain(i, sequence, scan_tokens(llm, i, sequence, plan, asking, raters, samples, cache), policy)
+            plan = Plan.of(llm, sequence)
         if not keep:
             held.reset()
-    return llm.norm(layout.join(sequence.blocks, embeds.shape[1])), cache if keep else None, records
+    return llm.norm(sequence.layout.join(sequence.blocks, embeds.shape[1])), cache if keep else None, records
+
+
+def _expand_or_drop(
+    i: int, sequence: Sequence, scans: list[list[Scan | None]], policy: LayerPolicy, grid: PatchGrid, method: Method
+) -> list[Record]:
+    """Decides before layer i, image by image."""
+    records = []
+    for k in range(sequence.images):
+        chosen = [s and policy.decide(i, s) for s in scans[k]]
+        decisions: list[Decision] = [d or Keep() for d in chosen]
+        inputs = sequence.visual_states(k)  # before the layer's norm (Blink, Alg. 1)
+        made = {b: expansion(inputs[b], d, policy, grid, method, i) for b, d in enumerate(decisions) if isinstance(d, Expand)}
+        sequence.apply(k, decisions, made, i)
+        records += [
+            Record(b, s, d, sequence.layout.visual[b][k] + sequence.expanded_tokens(k, b))
+            for b, (s, d) in enumerate(zip(scans[k], decisions, strict=True))
+            if s
+        ]
+    return records
+
+
+def _retain(i: int, sequence: Sequence, scans: list[Scan | None], policy: TokenPolicy) -> list[Record]:
+    """Decides behind layer i, row by row."""
+    decisions = [None if s is None else policy.decide(i, s) for s in scans]
+    sequence.retain(decisions)
+    return [
+        Record(b, replace(s, distances=None), d, sum(sequence.layout.visual[b]))  # a record must not keep the states alive
+        for b, (s, d) in enumerate(zip(scans, decisions, strict=True))
+        if s and d
+    ]
 
 
 def extend(llm, embeds: torch.Tensor, cache: Cache) -> torch.Tensor:
@@ -149,95 +174,6 @@ def extend(llm, embeds: torch.Tensor, cache: Cache) -> torch.Tensor:
         embeds = _run(layer, embeds, rope, mask, cache)
         held.key_valid, held.next_position, held.prompt_tokens = valid, position, held.prompt_tokens + length
     return llm.norm(embeds)
-
-
-def scan(
-    llm, i: int, sequence: Sequence, plan: Plan, policy: LayerPolicy, grid: PatchGrid, samples: list[str], cache: Cache, answer: int
-) -> list[list[Scan | None]]:
-    """One Scan for each image and row (None where a row has no such image), from the states at layer i's input.
-
-    The first segment has been run already, so its keys are taken from the cache; the others' are projected here. Only the query
-    of the last prompt token (all text queries for ``text_mean``) is made.
-    """
-    segments = sequence.segments()
-    text = segments[-1]
-    batch, prompt = text.states.shape[0], text.length - answer
-    rho = region = None
-    patches = torch.empty(0)
-    if policy.scorer is not None:
-        seen = attended(llm, i, segments, plan, cache, policy.scorer is saliency.text_mean, prompt)
-    out: list[list[Scan | None]] = []
-    start = 0  # column of the next segment's first key
-    for k in range(sequence.images):
-        end = start + sequence.blocks[k].length
-        expanded = sequence.expanded[k]
-        if policy.scorer is not None:
-            columns = torch.arange(end - grid.height * grid.width, end, device=text.states.device)
-            if policy.scan_expanded and expanded is not None:
-                patches = _patches_with_expanded(policy, grid, seen, columns, sequence, k, end)
-            else:
-                patches = grid.sums(policy.scorer(seen, columns))
-            ratio, best = saliency.saliency_ratio(patches)
-            rho, region = ratio.tolist(), best.tolist()
-        start = end + (expanded.length if expanded is not None else 0)
-        row: list[Scan | None] = []
-        for b in range(batch):
-            found = (
-                {} if rho is None or region is None else {"rho": rho[b], "region": region[b], "patch_scores": tuple(patches[b].tolist())}
-            )
-            here = bool(sequence.layout.present[b, k])
-            row.append(Scan(i, samples[b], k, bool(sequence.origins[k][b]), **found) if here else None)
-        out.append(row)
-    return out
-
-
-def attended(llm, i: int, segments: list[Segment], plan: Plan, cache: Cache, all_queries: bool, prompt: int) -> Attended:
-    """What scorers see at the input of layer i."""
-    layer = llm.layers[i]
-    attention, norm = layer.self_attn, layer.input_layernorm
-    width, text = attention.head_dim, segments[-1]
-
-    def heads(x):
-        return x.unflatten(-1, (-1, width)).transpose(1, 2)
-
-    held: Any = cache.layers[i]
-    keys = [held.keys]
-    for segment, (cos, sin) in zip(segments[1:], plan.rope[1:], strict=True):
-        key = heads(attention.k_proj(norm(segment.states)))
-        keys.append(apply_rotary_pos_emb(key, key, cos, sin)[1])
-    queries = slice(0 if all_queries else prompt - 1, prompt)
-    states = text.states[:, queries]
-    cos, sin = (part[:, queries] for part in plan.rope[-1])
-    query = heads(attention.q_proj(norm(states)))
-    query = apply_rotary_pos_emb(query, query, cos, sin)[0]
-    before = plan.valid.shape[1] - text.length
-    order = torch.arange(plan.valid.shape[1], device=states.device)
-    last_seen = before + torch.arange(text.length, device=states.device)[queries]
-    visible = plan.valid[:, None] & (order <= last_seen[:, None])
-    return Attended(
-        query,
-        torch.cat(keys, dim=2),
-        visible,
-        text.valid[:, queries],
-        attention.scaling,
-        lambda: heads(attention.q_proj(states)),
-        lambda: torch.cat([heads(attention.k_proj(s.states)) for s in segments], dim=2),
-    )
-
-
-def _patches_with_expanded(policy, grid: PatchGrid, seen: Attended, columns, sequence: Sequence, image: int, end: int) -> torch.Tensor:
-    """(batch, patches) sums in which the attention on expanded tokens counts towards the patch that they show."""
-    length = sequence.expanded[image].length  # type: ignore[union-attr]
-    out = []
-    for b, origins in enumerate(sequence.origins[image]):
-        own = sum(o.tokens for o in origins)
-        extra = torch.arange(end + length - own, end + length, device=columns.device)
-        scores = policy.scorer(seen.row(b), torch.cat([columns, extra]))[0]
-        sums = grid.sums(scores[: len(columns)])
-        for origin, part in zip(origins, scores[len(columns) :].split([o.tokens for o in origins]) if origins else (), strict=True):
-            sums[origin.region] += part.sum()
-        out.append(sums)
-    return torch.stack(out)
 
 
 def expansion(visual: torch.Tensor, decision: Expand, policy: LayerPolicy, grid: PatchGrid, method: Method, layer: int):

@@ -1,22 +1,24 @@
 """What a method is: at most two plain objects, and how it is put on a backbone.
 
 - a ViewPruner (``blink_exp.methods.prune``) chooses the visual tokens that enter the LLM;
-- a LayerPolicy looks at a scan of one layer and decides. Deciding never touches hidden states, so decisions can be tested by hand,
-  recorded, replayed and compared.
+- a LayerPolicy looks at a scan of one layer and decides: before the layer, for each image, or, as a TokenPolicy, behind it, for each
+  row. Deciding never touches hidden states, so decisions can be tested by hand, recorded, replayed and compared.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from blink_exp.methods.prune import ViewPruner
 from blink_exp.saliency import Scorer
-from blink_exp.sequence import Decision
+from blink_exp.sequence import Decision, Retain
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Scan:
 
     ``rho`` and ``region`` are None where the policy asked for no scoring; ``expanded``: whether an expanded segment is there;
     ``sample``: an id that does not depend on batch size or order; ``image``: index of the image within the prompt.
+
+    For a TokenPolicy, which looks at all images of a row at once: ``visual``: visual tokens of the prompt; ``token_scores``: attention
+    on each one still present; ``distances``: takes (n,) indices of present ones and gives their (n, n) pairwise L2 distances at the
+    layer's output over sqrt(hidden).
     """
 
     layer: int
@@ -34,6 +40,9 @@ class Scan:
     rho: float | None = None
     region: int | None = None
     patch_scores: tuple[float, ...] = ()
+    visual: int = 0
+    token_scores: tuple[float, ...] = ()
+    distances: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 class LayerPolicy(Protocol):
@@ -65,6 +74,28 @@ class LayerPolicy(Protocol):
     def inherit_positions(self) -> bool: ...
 
     def decide(self, layer: int, scan: Scan) -> Decision: ...
+
+
+class TokenPolicy(ABC):
+    """A LayerPolicy without patches: behind each of its ``layers`` it decides which of all visual tokens of a row go on, from the
+    attention that this very layer paid to them. Any number of visual tokens will do, so LLaVA-NeXT's too."""
+
+    p = 1
+    scorer: Scorer | None = None
+    scan_expanded = interpolate = False
+    inherit_positions = False  # True: tokens keep their numbers and dropped ones leave gaps; False: numbered anew without gaps
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """(text,) bool: the tokens whose attention is read, chosen once from the LLM's input embeddings of a row: ``visual``
+        (visual, hidden) and ``text`` (text, hidden), the prompt behind the last image."""
+
+    @abstractmethod
+    def decide(self, layer: int, scan: Scan) -> Retain: ...
 
 
 @dataclass

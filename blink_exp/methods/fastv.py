@@ -1,0 +1,80 @@
+"""FastV (An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models).
+
+Behind the first few layers of the LLM an image receives very little attention, so most of its tokens can go. FastV runs the first K
+layers on the whole prompt. Then it asks layer K - 1, the last of them: how much did the last prompt token attend to each visual token
+(softmax over all keys, mean over heads)? The share R of visual tokens with the most attention goes on, in their old order; the others
+are gone for all later layers. Text is never dropped.
+
+    layers 0 .. K - 1    system | all visual tokens | text          their caches hold the full prompt
+    layers K ..          system | R of the visual tokens | text     their caches hold this
+
+Tokens keep the positions that they have in the full prompt, so gaps stay where tokens were dropped, and an answer goes on behind the
+full prompt's length at every layer. The choice is made once, on the prompt. Nothing is trained and nothing is merged.
+
+LLaVA-NeXT's thumbnail, tiles and newlines, and all images of a prompt, are one range of candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from blink_exp.errors import UserError, nearest
+from blink_exp.methods.base import Method, Scan, TokenPolicy
+from blink_exp.methods.prune import check_ratio, floored, top
+from blink_exp.sequence import Retain
+
+MODES = ("paper", "reference")
+
+
+@dataclass(frozen=True)
+class FastVPolicy(TokenPolicy):
+    """FastV's decision. Pure: the same scan always gives the same decision.
+
+    Args:
+        full_layers: layers that see every token (K; 2 in the paper's main setting, with R = 0.5). Their last one does the choosing.
+        retention_ratio: share of the visual tokens that is KEPT behind them (R; the paper's own ratio is the share removed). At 1 there
+            is nothing to decide and the model is left alone.
+        mode: ``paper`` rounds the number of kept tokens down, ``reference`` to the nearest, halves to even, as the authors' port to
+            Hugging Face does. At least one token stays.
+    """
+
+    full_layers: int = 2
+    retention_ratio: float = 0.5
+    mode: str = "paper"
+
+    inherit_positions = True
+
+    def __post_init__(self):
+        check_ratio("retention_ratio", self.retention_ratio)
+        if self.full_layers < 1:
+            raise UserError(f"full_layers={self.full_layers} leaves no layer to choose by; use 1 or more")
+        if self.mode not in MODES:
+            raise UserError(f"mode={self.mode} is not known; {nearest(self.mode, MODES)}")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return () if self.retention_ratio == 1 else (self.full_layers - 1,)
+
+    def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """The last prompt token."""
+        return torch.arange(len(text), device=text.device) == len(text) - 1
+
+    def budget(self, visual: int) -> int:
+        """How many of ``visual`` tokens are kept."""
+        share = visual * self.retention_ratio
+        return max(1, floored(share) if self.mode == "paper" else round(share))
+
+    def decide(self, layer: int, scan: Scan) -> Retain:
+        kept = top(torch.tensor(scan.token_scores), self.budget(len(scan.token_scores)))
+        return Retain(tuple(kept.tolist()))
+
+
+def configure(backbone, *, full_layers: int = 2, retention_ratio: float = 0.5, mode: str = "paper", relative: bool = True) -> Method:
+    """FastV on ``backbone``. ``relative``: ``full_layers`` is written for an LLM of 32 layers and scaled to the backbone's depth."""
+    depth = backbone.depth
+    layers = max(1, round(full_layers * depth / 32)) if relative and full_layers >= 1 else full_layers
+    if layers >= depth:
+        raise UserError(f"full_layers={full_layers} is {layers} layers of a backbone of {depth}, so none would be saved; use fewer")
+    return Method(FastVPolicy(layers, retention_ratio, mode), name="fastv")

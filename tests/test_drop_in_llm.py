@@ -1,0 +1,555 @@
+"""FastV and SparseVLM: their rules by hand, and the decoder loop under them against layers run one by one with full attention maps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import IMAGE, PAD, one, prompts, random_llava, random_next
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from blink_exp.backbone.views import Views, everything, pack
+from blink_exp.errors import UserError
+from blink_exp.methods import fastv, sparsevlm
+from blink_exp.methods.base import Method, Scan
+from blink_exp.methods.blink import BlinkPolicy, blink
+from blink_exp.methods.fastv import FastVPolicy
+from blink_exp.methods.sparsevlm import SCHEDULES, SparseVLMPolicy, counts, density_peaks, layer_average, scaled_schedule, text_raters
+from blink_exp.sequence import Layout, Retain, Segment, Sequence
+
+TEXTS = [[9, 10, 11], [12, 13, 14, 15, 16], [17], [18, 19, 20, 21]]
+SHAPES = {"plain": {}, "grouped-query": {"width": 48, "heads": 6, "kv_heads": 2}}
+METHODS = {
+    "fastv": FastVPolicy(2, 0.5),
+    "fastv, early and few": FastVPolicy(1, 0.1),
+    "sparsevlm": SparseVLMPolicy((0, 1, 2), (20, 12, 6)),
+    "sparsevlm, few": SparseVLMPolicy((0, 2), (3, 2)),  # prunes 33 of 36: 10 candidates, 2 clusters
+    "sparsevlm, shares": SparseVLMPolicy((1, 2), None, (0.4, 0.1)),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def model(request):
+    return random_llava(**SHAPES[request.param])
+
+
+def method(name: str) -> Method:
+    return Method(METHODS[name], name=name.split(",")[0])
+
+
+class Depth:
+    """As much of a backbone as configure() reads."""
+
+    def __init__(self, depth: int):
+        self.depth = depth
+
+
+# --- numbers of tokens ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "after", "average"),
+    [(192, [309, 204, 113], 192.03), (128, [312, 117, 39], 128.63), (96, [249, 55, 27], 96.94), (64, [82, 32, 18], 64.81)],
+)
+def test_the_published_lists_give_the_published_counts(target, after, average):
+    assert counts(576, SCHEDULES[target]) == after
+    assert layer_average(576, after) == pytest.approx(average, abs=0.006)
+
+
+def test_a_retention_ratio_scales_the_first_list_to_that_layer_average():
+    assert [math.floor(s * 576) for s in scaled_schedule(0.5)] == [496, 331, 182]
+    assert [math.floor(s * 576) for s in scaled_schedule(0.25)] == [212, 141, 78]
+    for depth, layers in ((32, (2, 6, 15)), (4, (0, 1, 2)), (40, (2, 8, 19))):
+        for ratio in (0.1, 0.3, 0.55, 0.8, 0.9, 0.97, 1):  # also where a share must be cut to 1
+            shares = scaled_schedule(ratio, layers, depth)
+            assert layer_average(1, shares, layers, depth) == pytest.approx(ratio)
+            assert list(shares) == sorted(shares, reverse=True)
+            assert 0 < min(shares) <= max(shares) <= 1
+    with pytest.raises(UserError, match=r"retention_ratio=0.06 cannot be met.*0\.0625"):
+        scaled_schedule(0.06)
+
+
+def test_pruning_is_never_the_identity():
+    for visual in (1, 2, 17):
+        (after,) = counts(visual, [10**6])
+        assert after == visual  # one token pruned, one cluster of one token back
+    policy = SparseVLMPolicy((0,), (99,))
+    decision = policy.decide(0, Scan(0, "", 0, False, token_scores=(0.3, 0.1, 0.2), distances=lambda i: torch.zeros(len(i), len(i))))
+    assert decision == Retain((0, 2), ((1,),))
+
+
+def test_fastv_keeps_the_best_in_order_and_rounds_as_told():
+    def kept(ratio, scores, mode="paper"):
+        return FastVPolicy(2, ratio, mode).decide(1, Scan(1, "", 0, False, token_scores=scores)).indices
+
+    assert kept(0.5, (0.1, 0.4, 0.2, 0.3)) == (1, 3)
+    assert kept(0.5, (0.2, 0.1, 0.2, 0.2)) == (0, 2)  # a tie goes to the lower index
+    assert kept(0.01, (0.1, 0.4, 0.2)) == (1,)  # at least one stays
+    assert [len(kept(0.5, tuple(range(231)), mode)) for mode in ("paper", "reference")] == [115, 116]
+    assert len(kept(0.5, tuple(range(5)), "reference")) == 2  # 2.5: half to even
+    assert len(kept(0.7, tuple(range(2880)))) == 2016  # int(2880 * 0.7) is 2015
+
+
+# --- raters and clusters ----------------------------------------------------------------------------------------------------------
+
+
+def test_raters_weigh_more_than_the_mean():
+    text = torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 0.0]])
+    assert text_raters(torch.tensor([[1.0, 0.0]]), text).tolist() == [True, False, False]
+    assert text_raters(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), text).tolist() == [True, True, False]
+    # The softmax is over text tokens, so each visual token has one vote: three for the first outweigh one very loud for the second.
+    assert text_raters(torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 9.0]]), text).tolist() == [True, False, False]
+    assert text_raters(torch.ones(5, 2), text[:1]).tolist() == [True]  # a single token is not above the mean: all are taken
+
+
+def peaks_by_hand(d: list[list[float]], c: int) -> list[tuple[int, ...]]:
+    """Density peaks in loops, from the description alone."""
+    n = len(d)
+    density = [math.exp(-sum(x * x for x in sorted(row)[:c]) / c) for row in d]
+    rank = sorted(range(n), key=lambda i: (-density[i], i))  # densest first, lower index first
+    separation = [0.0] * n
+    for place, i in enumerate(rank):
+        separation[i] = min((d[i][j] for j in rank[:place]), default=max(map(max, d)))
+    centres = sorted(range(n), key=lambda i: (-density[i] * separation[i], i))[:c]
+    groups: dict[int, list[int]] = {i: [] for i in centres}
+    for i in range(n):
+        groups[i if i in centres else min(centres, key=lambda j: d[i][j])].append(i)
+    return [tuple(groups[i]) for i in centres]
+
+
+@pytest.mark.parametrize(("tokens", "clusters"), [(1, 1), (7, 1), (10, 2), (19, 2), (20, 3), (45, 5)])
+def test_clusters_are_those_of_the_loops(tokens, clusters):
+    for seed in range(20):
+        x = torch.randn(tokens, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+        found = density_peaks(d, clusters)
+        assert found == peaks_by_hand(d.tolist(), clusters)
+        assert sorted(i for group in found for i in group) == list(range(tokens))
+    assert len(found) == clusters
+
+
+def test_of_two_equally_dense_tokens_the_lower_index_is_the_centre():
+    x = torch.tensor([[10.0], [0.0], [1.0], [12.5]])  # 1 and 2 are each other's nearest: with two clusters their densities are equal
+    # exp(-1/2) each. The lower index, 1, is the densest, so its separation is the largest distance, 12.5, and that of 2 only the 1 between
+    # them: centre 1 comes before centre 2. Had the tie gone the other way, 2 would come first.
+    assert density_peaks(torch.cdist(x, x), 2) == [(1,), (0, 2, 3)]
+    assert density_peaks(torch.zeros(4, 4), 2) == [(0, 2, 3), (1,)]  # all alike: every choice is the lowest index
+
+
+# --- surgery ----------------------------------------------------------------------------------------------------------------------
+
+
+def sequence_of(rows: list[str], inherit: bool = False) -> Sequence:
+    """'.' padding, 'v' a visual token, 't' text. The state of a token is its number in the row's text, from 1."""
+    layout = Layout.of(torch.tensor([[c == "v" for c in r] for r in rows]), torch.tensor([[c != "." for c in r] for r in rows]), None)
+    embeds = torch.tensor([[float(i + 1 - r[: i + 1].count(".")) for i in range(len(r))] for r in rows])[..., None]
+    return Sequence(layout, layout.split(embeds), inherit)
+
+
+def tokens(sequence: Sequence, row: int) -> list[float]:
+    return torch.cat([s.rows()[row] for s in sequence.segments()])[:, 0].tolist()
+
+
+def test_retain_cuts_all_images_as_one_range_and_puts_means_behind_the_last():
+    sequence = sequence_of(["..tvvvtvvt", "tvvvvvvttt", "tttttttttt"])
+    assert sequence.layout.visual == [[3, 2], [6, 0], [0, 0]]
+    sequence.retain([Retain((0, 3), ((1, 2), (4,))), Retain((0, 5), ((1, 2, 3, 4),)), None])
+    assert tokens(sequence, 0) == [1, 2, 5, 6, 3.5, 7, 8]  # visual tokens are numbers 2 3 4 | 6 7
+    assert tokens(sequence, 1) == [1, 2, 7, 4.5, 8, 9, 10]
+    assert tokens(sequence, 2) == list(range(1, 11))
+    assert sequence.layout.visual == [[1, 3], [3, 0], [0, 0]]
+    assert sequence.prompt.visual == [[3, 2], [6, 0], [0, 0]]
+    place = torch.cat(sequence.positions(), dim=1)
+    valid = torch.cat([s.valid for s in sequence.segments()], dim=1)
+    assert [place[b, valid[b]].tolist() for b in range(3)] == [list(range(7)), list(range(7)), list(range(10))]  # without gaps
+    joined = sequence.layout.join(sequence.blocks, 10)[..., 0]
+    assert joined[0].tolist() == [0, 0, 1, 2, 0, 0, 5, 6, 0, 8]  # dropped tokens are 0, merged ones have no place
+    columns = sequence.visual_columns(0)
+    assert torch.cat([s.states for s in sequence.segments()], dim=1)[0, columns, 0].tolist() == sequence.row_visual(0)[:, 0].tolist()
+    sequence.retain([Retain((3,)), Retain((0,), ((1, 2),)), None])  # and once more, over what is left
+    assert tokens(sequence, 0) == [1, 5, 7, 8]
+    assert tokens(sequence, 1) == [1, 2, 5.75, 8, 9, 10]
+
+
+def test_an_image_of_which_nothing_stays_leaves_its_text():
+    sequence = sequence_of(["tvvtvvt", "vvttvvt"], inherit=True)
+    sequence.retain([Retain((2, 3)), Retain((3,))])
+    assert [tokens(sequence, 0), tokens(sequence, 1)] == [[1, 4, 5, 6, 7], [3, 4, 6, 7]]
+    place, valid = torch.cat(sequence.positions(), dim=1), torch.cat([s.valid for s in sequence.segments()], dim=1)
+    assert [place[b, valid[b]].tolist() for b in range(2)] == [[0, 3, 4, 5, 6], [2, 3, 5, 6]]  # gaps stay
+    alone = sequence_of(["vvvvt"])
+    alone.blocks[0] = Segment.from_rows([torch.full((4, 1), 5.0)])
+    alone.retain([Retain((), ((0, 1, 2, 3),))])
+    assert tokens(alone, 0) == [5.0, 5.0]  # the mean of identical tokens is that token
+
+
+# --- the decoder against layers run by hand ---------------------------------------------------------------------------------------
+
+
+def embeds_of(model, batch) -> torch.Tensor:
+    return model(**batch, output_hidden_states=True).hidden_states[0]
+
+
+def by_hand(llm, i: int, states: torch.Tensor, positions: torch.Tensor, blocked: torch.Tensor | None = None):
+    """Layer i on one row (1, n, hidden), and its whole attention (heads, n, n). ``blocked``: (n,) keys that nobody but themselves sees."""
+    n = states.shape[1]
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    if blocked is not None:
+        seen &= ~blocked | torch.eye(n, dtype=torch.bool)
+    maps = []
+    hook = llm.layers[i].self_attn.register_forward_hook(lambda m, a, out: maps.append(out[1]))
+    mask = torch.zeros(1, 1, n, n).masked_fill(~seen, torch.finfo(torch.float32).min)
+    states = llm.layers[i](states, attention_mask=mask, position_embeddings=llm.rotary_emb(states, position_ids=positions[None]))
+    hook.remove()
+    return states, maps[0][0]
+
+
+def best(scores: torch.Tensor, k: int) -> list[int]:
+    return sorted(sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i))[:k])
+
+
+def fastv_by_hand(model, batch, policy: FastVPolicy, masked: bool = False) -> torch.Tensor:
+    """(vocabulary,) logits of the last token. ``masked``: dropped tokens stay, but nobody sees them (the paper's own ablation code)."""
+    llm, states = model.model.language_model, embeds_of(model, batch)
+    visual = (batch["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    positions, blocked = torch.arange(states.shape[1]), None
+    for i in range(len(llm.layers)):
+        states, attention = by_hand(llm, i, states, positions, blocked)
+        if i == policy.full_layers - 1:
+            kept = visual[best(attention.mean(0)[-1, visual], max(1, math.floor(len(visual) * policy.retention_ratio)))].tolist()
+            gone = torch.tensor([p in visual.tolist() and p not in kept for p in positions.tolist()])
+            if masked:
+                blocked = gone
+            else:
+                states, positions = states[:, ~gone], positions[~gone]
+    return model.lm_head(llm.norm(states))[0, -1]
+
+
+def sparsevlm_by_hand(model, batch, policy: SparseVLMPolicy) -> torch.Tensor:
+    llm, states = model.model.language_model, embeds_of(model, batch)
+    kinds = ["v" if t == IMAGE else "t" for t in batch["input_ids"][0].tolist()]
+    first = "".join(kinds).rindex("v") + 1
+    total = visual = [i for i, kind in enumerate(kinds) if kind == "v"]
+    votes = (states[0, visual] @ states[0, first:].T).softmax(1).mean(0)
+    raters = [i for i in range(len(votes)) if votes[i] > votes.mean()] or list(range(len(votes)))
+    for i in range(len(llm.layers)):
+        states, attention = by_hand(llm, i, states, torch.arange(states.shape[1]))
+        if i not in policy.layers:
+            continue
+        step = policy.layers.index(i)
+        visual = [j for j, kind in enumerate(kinds) if kind == "v"]
+        rows = [len(kinds) - len(votes) + r for r in raters]
+        scores = attention.mean(0)[rows][:, visual].mean(0)
+        wanted = policy.schedule[step] if policy.schedule else math.floor(policy.shares[step] * len(total) + 1e-9)
+        kept = best(scores, min(wanted, len(visual) - 1))
+        pruned = [j for j in range(len(visual)) if j not in kept]
+        candidates = [pruned[j] for j in best(scores[pruned], int(0.3 * len(pruned)) + 1)]
+        x = states[0, visual][candidates]
+        d = (x[:, None] - x[None]).square().sum(-1).sqrt() / x.shape[1] ** 0.5
+        groups = peaks_by_hand(d.tolist(), int(len(candidates) / 10) + 1)
+        new = torch.stack([x[list(group)].mean(0) for group in groups])
+        last = visual[-1] + 1
+        stay = [j for j in range(last) if kinds[j] == "t" or visual.index(j) in kept]
+        kinds = [kinds[j] for j in stay] + ["v"] * len(new) + kinds[last:]
+        states = torch.cat([states[:, stay], new[None], states[:, last:]], dim=1)
+    return model.lm_head(llm.norm(states))[0, -1]
+
+
+def oracle(model, batch, policy) -> torch.Tensor:
+    return (fastv_by_hand if isinstance(policy, FastVPolicy) else sparsevlm_by_hand)(model, batch, policy)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_those_of_full_attention_maps(shape, name):
+    model, eager = random_llava(**SHAPES[shape]), random_llava(**SHAPES[shape], attn="eager")
+    for images, text in ((1, [9, 10, 11, 12]), (3, [13, 14]), (1, [15])):
+        batch = prompts(model, [text], images, seed=images)
+        with method(name).attach(model) as run:
+            ours = model(**batch).logits[0, -1]
+        wanted = oracle(eager, batch, METHODS[name])
+        assert (ours - wanted).abs().max() < 1e-4
+        assert (ours - model(**batch).logits[0, -1]).abs().max() > 1e-3  # and it changes the answer
+        assert [r.scan.layer for r in run.records] == list(METHODS[name].layers)
+        with method(name).attach(eager):
+            assert (eager(**batch).logits[0, -1] - wanted).abs().max() < 1e-4
+
+
+def next_prompts(model, sizes: list[list[tuple[int, int]]], texts: list[list[int]]) -> dict[str, torch.Tensor]:
+    """A left-padded LLaVA-NeXT batch; ``sizes``: (height, width) of the images of each row."""
+    views = [[Views.of(model.config, size) for size in row] for row in sizes]
+    rows = []
+    for row, text in zip(views, texts, strict=True):
+        rows.append([1, 5] + [t for v in row for t in [IMAGE] * len(pack(v, everything(v))) + [7]] + text)
+    length = max(map(len, rows))
+    flat = [v for row in views for v in row]
+    side = model.config.vision_config.image_size
+    pixels = torch.zeros(len(flat), max(v.count for v in flat), 3, side, side)
+    for k, v in enumerate(flat):
+        pixels[k, : v.count] = torch.randn(v.count, 3, side, side, generator=torch.Generator().manual_seed(v.count))
+    return {
+        "input_ids": torch.tensor([[PAD] * (length - len(r)) + r for r in rows]),
+        "attention_mask": torch.tensor([[0] * (length - len(r)) + [1] * len(r) for r in rows]),
+        "pixel_values": pixels,
+        "image_sizes": torch.tensor([size for row in sizes for size in row]),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm", "sparsevlm, shares"])
+def test_llava_next_with_images_of_different_sizes(name):
+    """A batch equals single runs, those equal the oracle, and generation is the same with and without a cache."""
+    model = random_next(side=4)
+    sizes, texts = [[(16, 32)], [(48, 16), (27, 27)], [(13, 40)]], [[9, 10, 11], [12, 13], [14, 15, 16, 17]]
+    batch = next_prompts(model, sizes, texts)
+    assert len({int((ids == IMAGE).sum()) for ids in batch["input_ids"]}) == 3
+    singles = [next_prompts(model, sizes[b : b + 1], texts[b : b + 1]) for b in range(3)]
+    with method(name).attach(model) as run:
+        together, records = model(**batch).logits[:, -1], run.records
+        settings = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [IMAGE]}
+        said = [model.generate(**batch, use_cache=cached, **settings) for cached in (True, False)]
+        for b, single in enumerate(singles):
+            assert (model(**single).logits[0, -1] - together[b]).abs().max() < 1e-4
+            assert [r.decision for r in run.records] == [r.decision for r in records if r.row == b]
+    assert torch.equal(*said)
+    model.set_attn_implementation("eager")
+    for b, single in enumerate(singles):
+        assert (oracle(model, single, METHODS[name]) - together[b]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_fastv_removes_what_could_as_well_be_masked():
+    eager = random_llava(attn="eager")
+    batch = prompts(eager, [[9, 10, 11]], 2)
+    for policy in (METHODS["fastv"], METHODS["fastv, early and few"]):
+        masked = fastv_by_hand(eager, batch, policy, masked=True)
+        with Method(policy).attach(eager):
+            assert (eager(**batch).logits[0, -1] - masked).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_keeping_everything_is_the_untouched_model_bit_for_bit(model):
+    batch = prompts(model, TEXTS, 2)
+    stock = model(**batch).logits
+    with fastv.configure(Depth(4), retention_ratio=1).attach(model) as run:
+        assert run is None
+        assert torch.equal(model(**batch).logits, stock)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", METHODS)
+def test_cached_generation_equals_recomputation(name):
+    model = random_llava(**SHAPES["grouped-query"])
+    batch = prompts(model, TEXTS[:3], images=[1, 2, 1])
+    for settings in ({"do_sample": False}, {"num_beams": 2}, {"do_sample": True, "temperature": 1.5}):
+        said = []
+        with method(name).attach(model) as run:
+            for use_cache in (True, False):
+                torch.manual_seed(11)
+                out = model.generate(
+                    **batch,
+                    max_new_tokens=4,
+                    use_cache=use_cache,
+                    suppress_tokens=[IMAGE],
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                    **settings,
+                )
+                said.append((out.sequences, torch.stack(out.logits)))
+        assert torch.equal(said[0][0], said[1][0]), settings
+        assert (said[0][1] - said[1][1]).abs().max() < 1e-3
+        assert run.records
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_equals_single_runs(model, name):
+    images = [1, 2, 1, 3]
+    batch = prompts(model, TEXTS, images)
+    with method(name).attach(model) as run:
+        together, decided = model(**batch).logits[:, -1], run.records
+        for b in range(4):
+            assert (model(**one(batch, b, images)).logits[0, -1] - together[b]).abs().max() < 1e-4
+            assert [(r.decision, r.visual_tokens) for r in run.records] == [(r.decision, r.visual_tokens) for r in decided if r.row == b]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", METHODS)
+def test_rows_pruned_in_front_of_the_llm_and_rows_without_an_image(model, name):
+    """Features of 36 and of 11 tokens in one batch, as a pruner in front leaves them; a row without an image runs as it is."""
+    features = [torch.randn(n, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(n)) for n in (36, 11)]
+    rows = [[1, 5] + [IMAGE] * 36 + [9, 10], [1] + [IMAGE] * 11 + [12, 13, 14], [1, 5, 9, 10, 11]]
+
+    def logits(chosen):
+        length = max(len(rows[b]) for b in chosen)
+        batch = {
+            "input_ids": torch.tensor([[PAD] * (length - len(rows[b])) + rows[b] for b in chosen]),
+            "attention_mask": torch.tensor([[0] * (length - len(rows[b])) + [1] * len(rows[b]) for b in chosen]),
+        }
+        given = [features[b] for b in chosen if b < 2]
+        if given:
+            batch["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=given)}
+        out = model.generate(**batch, max_new_tokens=2, output_logits=True, return_dict_in_generate=True, do_sample=False)
+        return out.logits[1]  # of the generated token, so the cache has been used
+
+    stock = logits([2])
+    with method(name).attach(model) as run:
+        together = logits([0, 1, 2])
+        assert {r.row for r in run.records} == {0, 1}
+        for b in range(3):
+            assert (logits([b])[0] - together[b]).abs().max() < 1e-4
+    assert (together[2] - stock[0]).abs().max() < 1e-4
+
+
+# --- bookkeeping ------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_fastv_caches_positions_and_records(model, monkeypatch):
+    placed = []
+    stock = Sequence.positions
+    monkeypatch.setattr(Sequence, "positions", lambda self: placed.append(torch.cat(stock(self), dim=1)) or stock(self)[:])
+    batch = prompts(model, [[9, 10, 11]])
+    n, v = batch["input_ids"].shape[1], 36
+    with Method(FastVPolicy(2, 0.3)).attach(model) as run:
+        cache = model(**batch, use_cache=True).past_key_values
+        assert [layer.keys.shape[2] for layer in cache.layers] == [n, n, n - v + 10, n - v + 10]
+        assert [layer.next_position.tolist() for layer in cache.layers] == [[n]] * 4  # an answer goes on behind the full prompt
+        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+        assert [layer.next_position.tolist() for layer in cache.layers] == [[n + 1]] * 4
+    (record,) = run.records
+    assert (record.visual_tokens, len(record.decision.indices)) == (10, 10)
+    assert (record.scan.rho, record.scan.region, record.scan.distances) == (None, None, None)
+    first, second = (p[0].tolist() for p in placed)
+    assert first == list(range(n))
+    assert second == [0, 1, *(2 + i for i in record.decision.indices), *range(n - 3, n)]  # gaps stay; the last is n - 1
+
+
+@torch.no_grad()
+def test_sparsevlm_caches_positions_and_records(model):
+    batch = prompts(model, [[9, 10, 11]])
+    n, schedule = batch["input_ids"].shape[1], (20, 12, 6)
+    with Method(SparseVLMPolicy((0, 1, 2), schedule)).attach(model) as run:
+        cache = model(**batch, use_cache=True).past_key_values
+        lengths = [n, *(n - 36 + left for left in counts(36, schedule))]  # a pruning layer has cached what it saw
+        assert [layer.keys.shape[2] for layer in cache.layers] == lengths
+        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+        assert [layer.next_position.item() for layer in cache.layers] == [length + 1 for length in lengths]
+    assert [r.visual_tokens for r in run.records] == counts(36, schedule)
+    for record in run.records:
+        clustered = [i for cluster in record.decision.clusters for i in cluster]
+        assert not set(clustered) & set(record.decision.indices)
+        assert len(clustered) == len(set(clustered))
+        assert hash(record.decision) == hash(record.decision)
+
+
+@torch.no_grad()
+def test_permuting_heads_changes_no_decision():
+    batch = prompts(random_llava(), [[9, 10, 11]])
+    decisions = []
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        model = random_llava()
+        attention = model.model.language_model.layers[1].self_attn
+        rows = torch.tensor([8 * h + i for h in order for i in range(8)])
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.weight.copy_(projection.weight[rows])
+        attention.o_proj.weight.copy_(attention.o_proj.weight[:, rows])
+        with method("fastv").attach(model) as run:
+            model(**batch)
+        decisions.append(run.records[0].decision)
+    assert decisions[0] == decisions[1]
+
+
+@torch.no_grad()
+def test_only_the_raters_queries_are_made_and_sdpa_stays_in_use(monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    from blink_exp import saliency
+
+    model = random_llava()
+    batch = prompts(model, TEXTS[1:2], 2)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the eager path makes full attention matrices")
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", refuse)
+    shapes, stock = [], saliency.text_mean
+    monkeypatch.setattr(saliency, "text_mean", lambda seen, columns: shapes.append(seen.query.shape[2]) or stock(seen, columns))
+    with method("fastv").attach(model):
+        model.generate(**batch, max_new_tokens=2)
+    assert shapes == [1]
+    with method("sparsevlm").attach(model):
+        model.generate(**batch, max_new_tokens=2)
+    assert len(shapes) == 4  # once a pruning layer, none for generated tokens
+    assert set(shapes[1:]) < set(range(1, 5))  # not all five text tokens, and the same ones in each layer
+    assert len(set(shapes[1:])) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm"])
+def test_leaving_restores_the_model_also_after_an_exception(model, name):
+    before = {k: set(m.__dict__) for k, m in model.named_modules()}
+    batch = prompts(model, TEXTS)
+    stock = model(**batch).logits
+    with pytest.raises(ZeroDivisionError), method(name).attach(model):
+        assert not torch.equal(model(**batch).logits, stock)
+        raise ZeroDivisionError
+    assert {k: set(m.__dict__) for k, m in model.named_modules()} == before
+    assert not model.model._forward_pre_hooks
+    assert torch.equal(model(**batch).logits, stock)
+
+
+@torch.no_grad()
+def test_blink_on_the_eager_path_has_a_causal_mask():
+    """One row without padding: kernels with a causal rule need no mask then, the eager path does."""
+    eager = random_llava(attn="eager")
+    batch = prompts(eager, [[9, 10, 11]])
+    stock = eager(**batch).logits
+    with blink(BlinkPolicy((0, 2), 1.0, 0.0)).attach(eager):
+        assert (eager(**batch).logits - stock).abs().max() < 1e-5
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_scaled_to_the_backbones_depth():
+    for depth, layers in ((32, (1,)), (40, (1,)), (64, (3,)), (4, (0,))):
+        assert fastv.configure(Depth(depth)).policy.layers == layers
+    assert fastv.configure(Depth(4), full_layers=3, relative=False).policy.layers == (2,)
+    for depth, layers in ((32, (2, 6, 15)), (40, (2, 8, 19)), (4, (0, 1, 2))):
+        assert sparsevlm.configure(Depth(depth)).policy.layers == layers
+    policy = sparsevlm.configure(Depth(32), schedule=None, retention_ratio=0.25).policy
+    assert [math.floor(576 * share) for share in policy.shares] == [212, 141, 78]
+
+
+def test_wrong_settings_are_one_line_with_the_cure():
+    deep = Depth(32)
+    for call, word in (
+        (lambda: fastv.configure(deep, retention_ratio=0), r"retention_ratio=0 is outside \(0, 1\]"),
+        (lambda: fastv.configure(deep, full_layers=0), "full_layers=0 leaves no layer"),
+        (lambda: fastv.configure(deep, full_layers=32), "full_layers=32 is 32 layers"),
+        (lambda: fastv.configure(deep, mode="papper"), "did you mean paper"),
+        (lambda: sparsevlm.configure(deep, schedule=100), "schedule=100 has no list; use one of 192, 128, 96, 64"),
+        (lambda: sparsevlm.configure(deep, retention_ratio=0.5), "give one of them"),
+        (lambda: sparsevlm.configure(deep, schedule=None), "give one of them"),
+        (lambda: sparsevlm.configure(deep, schedule=None, retention_ratio=2), "retention_ratio=2 is outside"),
+        (lambda: sparsevlm.configure(deep, schedule=[5, 4]), "needs a number of at least 1 for each"),
+        (lambda: sparsevlm.configure(deep, schedule=[5, 4, 0]), "needs a number of at least 1 for each"),
+        (lambda: sparsevlm.configure(deep, layers=[2, 40, 50]), "layer=40 is outside"),
+        (lambda: sparsevlm.configure(Depth(2)), "fall together"),
+    ):
+        with pytest.raises(UserError, match=word):
+            call()
+
+
+@torch.no_grad()
+def test_prompts_that_a_method_cannot_work_on_are_refused():
+    model = random_llava()
+    batch = prompts(model, [[9], []])
+    with method("fastv").attach(model), pytest.raises(UserError, match="end the prompt with text"):
+        model(**batch)
+    wide = random_next()
+    with blink(BlinkPolicy((1,))).attach(wide), pytest.raises(UserError, match="needs all 6 x 6 visual tokens of an image"):
+        wide(**next_prompts(wide, [[(24, 48)]], [[9]]))
