@@ -1,0 +1,54 @@
+"""Every method through evaluate's own path on the scale model: composed from its config, in batches as alone, the model left as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.experiments.evaluate import evaluate
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
+# Visual tokens of 144 that enter the LLM at retention_ratio=0.25; None: as many as the image has outliers
+ENTER = {"fastervlm": 36, "globalcom2": 36, "hero": 36, "hired": 36, "random": 36, "uniform": 36, "downsample": 36, "prumerge_plus": None}
+
+
+def method_of(name: str, scale):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("evaluate", [f"method={name}", "retention_ratio=0.25"])
+        return instantiate(cfg.method, _partial_=True, _convert_="all")(scale)
+
+
+def logits(scale) -> torch.Tensor:
+    sample = MosaicMME().samples()[0]
+    with torch.no_grad():
+        return scale.model(**scale.inputs([sample.image()], [sample.question])).logits
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_from_its_config(name, scale):
+    method = method_of(name, scale)
+    assert method.name == name
+    before = logits(scale)
+    together, skipped = evaluate(scale, method, MosaicMME(), batch_size=8, limit=8)
+    alone, _ = evaluate(scale, method, MosaicMME(), batch_size=1, limit=8)
+    assert not skipped
+    rounded = [[{k: v for k, v in r.items() if k != "layers"} for r in rows] for rows in (together, alone)]
+    assert rounded[0] == rounded[1]
+    assert torch.equal(logits(scale), before)
+    entering = {r["visual_tokens"] for r in together}
+    wanted = ENTER.get(name, 144)
+    if wanted is not None:
+        assert entering == {wanted}
+    else:
+        assert max(entering) < 144
+    if name == "fastv":
+        assert {step["visual_tokens"] for r in together for step in r["layers"]} == {36}
+    if name == "sparsevlm":
+        counts = [[step["visual_tokens"] for step in r["layers"]] for r in together]
+        assert all(144 > a > b > c > 0 for a, b, c in counts)
