@@ -155,8 +155,7 @@ class PairedCrops(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Items are drawn at random by their index, so they need no shuffling."""
-        assert self.trainer is not None
-        at_once = self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        at_once = self.batch_size * (self.trainer.accumulate_grad_batches * self.trainer.world_size if self.trainer else 1)
         whole = self.train_size // self.batch_size * self.batch_size
         order = InOrder(self.train_size, start=self.steps_done * at_once % whole)
         return DataLoader(self.train, self.batch_size, sampler=order, drop_last=True, num_workers=self.workers)
