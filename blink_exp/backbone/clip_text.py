@@ -45,7 +45,7 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     """The text tower for ``backbone``: ``scale`` is the one that ships, else a CLIP folder or hub id. Raises UserError where it does not
     belong to the backbone's vision tower."""
     if path is None:
-        raise UserError("model.clip=null, but this method reads CLIP's text tower; give its folder or hub id, or set hero_alpha=1.0")
+        raise UserError("model.clip=null, but this method reads CLIP's text tower; give its folder or hub id, or set hero_alpha=no_text")
     if path == "scale":
         from blink_exp.scale_model.export import load_clip
 

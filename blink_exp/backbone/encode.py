@@ -27,9 +27,6 @@ class Needs:
     cls: bool = False
     text: bool = False
 
-    def __or__(self, other: Needs) -> Needs:
-        return Needs(self.attention | other.attention, self.keys | other.keys, self.cls or other.cls, self.text or other.text)
-
 
 @dataclass
 class Encoding:

@@ -136,8 +136,9 @@ class Backbone:
         for key in keys:
             cache.move_to_end(key)
         out = {key: cache[key] for key in keys}
-        while sum(v.nbytes for v in cache.values()) > self.cache_bytes:
-            cache.popitem(last=False)
+        held = sum(v.nbytes for v in cache.values())
+        while held > self.cache_bytes:
+            held -= cache.popitem(last=False)[1].nbytes
         return out
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ image until it has that many. Each view keeps its share of the tokens that show 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from blink_exp.backbone.encode import Encoding, Needs
 from blink_exp.backbone.views import Kept, Views, check_newline_policy
 from blink_exp.methods.base import Method
-from blink_exp.methods.prune import at_least_one, check_ratio, floored
+from blink_exp.methods.prune import at_least_one, check_ratio, floored, untouched
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class _Control:
     def needs(self) -> Needs:
         return Needs()
 
+    def select(self, encoding: Encoding, question: str) -> Kept | None:
+        views = encoding.views
+        if untouched(self.ratio, views, self.newline_policy):
+            return None
+        return Kept(tuple(self.choose(views, v, budget, question) for v, budget in enumerate(budgets(views, self.ratio))))
+
+    def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
+        """(budget or fewer,) ascending indices of what view ``view`` keeps."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class RandomTokens(_Control):
@@ -43,18 +53,12 @@ class RandomTokens(_Control):
     seed: int = 0
     name: str = "random"
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
-        if self.ratio == 1:
-            return None
-        views = encoding.views
-        kept = []
-        for v, budget in enumerate(budgets(views, self.ratio)):
-            place = views.valid[v].nonzero()[:, 0]
-            word = f"{self.seed}|{question}|{v}|{views.size}"
-            draw = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") >> 1  # a generator's seed has 63 bits
-            order = torch.randperm(len(place), generator=torch.Generator().manual_seed(draw))
-            kept.append(place[order[:budget].sort().values])
-        return Kept(tuple(kept))
+    def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
+        place = views.valid[view].nonzero()[:, 0]
+        word = f"{self.seed}|{question}|{view}|{views.size}"
+        draw = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") >> 1  # a generator's seed has 63 bits
+        order = torch.randperm(len(place), generator=torch.Generator().manual_seed(draw))
+        return place[order[:budget].sort().values]
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,12 @@ class UniformGrid(_Control):
 
     name: str = "uniform"
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
-        if self.ratio == 1:
-            return None
-        views = encoding.views
-        kept = []
-        for v, budget in enumerate(budgets(views, self.ratio)):
-            index = centres(views, v, budget)
-            free = views.valid[v].clone()
-            free[index] = False
-            others = free.nonzero()[:, 0]
-            index = torch.cat([index, others[spread(len(others), budget - len(index))]])
-            kept.append(index.sort().values)
-        return Kept(tuple(kept))
+    def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
+        index = centres(views, view, budget)
+        free = views.valid[view].clone()
+        free[index] = False
+        others = free.nonzero()[:, 0]
+        return torch.cat([index, others[spread(len(others), budget - len(index))]]).sort().values
 
 
 @dataclass(frozen=True)
@@ -90,20 +87,23 @@ class Downsample(_Control):
     name: str = "downsample"
 
     def select(self, encoding: Encoding, question: str) -> Kept | None:
-        if self.ratio == 1:
+        kept = super().select(encoding, question)
+        if kept is None:
             return None
         views, width = encoding.views, encoding.hidden.shape[-1]
-        kept, merged = [], []
+        merged = []
         for v, budget in enumerate(budgets(views, self.ratio)):
-            kept.append(centres(views, v, budget))
-            if not len(kept[-1]):
+            if not budget:
                 merged.append(encoding.hidden[v, :0])
                 continue
             top, left, height, columns = rectangle(views, v)
             image = encoding.hidden[v].view(views.side, views.side, width)[top : top + height, left : left + columns]
             pooled = F.adaptive_avg_pool2d(image.permute(2, 0, 1).float(), cells(height, columns, budget))
             merged.append(pooled.flatten(1).T.to(encoding.hidden.dtype))
-        return Kept(tuple(kept), merged=tuple(merged))
+        return replace(kept, merged=tuple(merged))
+
+    def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
+        return centres(views, view, budget)
 
 
 def budgets(views: Views, ratio: float) -> list[int]:
