@@ -129,6 +129,13 @@ class PatchGrid:
         h, w = self.patch
         return scores.unflatten(-1, (self.p, h, self.p, w)).sum((-3, -1)).flatten(-2)
 
+    def sums_at(self, scores: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """(p * p,) patch scores of (tokens,) scores of some tokens that stand at (tokens,) raster indices ``cells``."""
+        h, w = self.patch
+        cells = cells.to(scores.device)
+        patch = cells // self.width // h * self.p + cells % self.width // w
+        return scores.new_zeros(self.p**2).index_add(0, patch, scores)
+
     def indices(self, region: int) -> torch.Tensor:
         """(h * w,) raster indices of a patch's tokens."""
         h, w = self.patch

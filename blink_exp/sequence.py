@@ -84,6 +84,38 @@ class Segment:
         return self.states.shape[1]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the visual tokens of one image show, where they are not simply the H x W tokens of one view.
+
+    ``cells``: (tokens,) raster index on the base view of each token, -1 for a token of a tile, a newline or a merged token; ``aside``:
+    (H * W, hidden) embeddings of the whole base view, also of tokens that were dropped, or None where nobody recalls them.
+    """
+
+    cells: torch.Tensor
+    aside: torch.Tensor | None = None
+
+    def grid(self, states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """(H * W, hidden) base view from the (tokens, hidden) ``states`` of what is left of it. A missing cell is recalled from ``aside``
+        or takes the mean of the tokens that are nearest to it on the grid."""
+        here = self.cells >= 0
+        cells, own = self.cells[here].to(states.device), states[here.to(states.device)]
+        missing = torch.ones(height * width, dtype=torch.bool, device=states.device)
+        missing[cells] = False
+        out = states.new_empty(height * width, states.shape[-1])
+        out[cells] = own
+        if self.aside is not None:
+            out[missing] = self.aside.to(out)[missing]
+        elif bool(missing.any()):
+            places = torch.stack(
+                [torch.arange(height * width, device=states.device) // width, torch.arange(height * width, device=states.device) % width], 1
+            )
+            apart = (places[missing][:, None] - places[cells][None]).square().sum(-1)  # squared, in whole numbers: ties are exact
+            nearest = (apart == apart.amin(1, keepdim=True)).to(states.dtype)
+            out[missing] = nearest @ own / nearest.sum(1, keepdim=True)
+        return out
+
+
 @dataclass
 class Layout:
     """Where the tokens of a prompt go. Segments are the block of each image (the text before it and its visual tokens) and, last, the
@@ -91,12 +123,14 @@ class Layout:
 
     ``index[k]``: (batch, length_k), positions in the prompt of segment k's tokens, -1 on padding and on tokens that a method made;
     ``visual[row][image]``: visual tokens of each image, 0 where a row has fewer images than others; ``order``: (batch, tokens), the
-    number of each prompt token among the real ones of its row.
+    number of each prompt token among the real ones of its row; ``shown[row][image]``: what visual tokens show, None where every image
+    has the H x W tokens of one view.
     """
 
     index: list[torch.Tensor]
     visual: list[list[int]]
     order: torch.Tensor
+    shown: list[list[Shown]] | None = None
 
     @classmethod
     def of(cls, image_mask: torch.Tensor, attention_mask: torch.Tensor | None, visual: int | None) -> Layout:
@@ -194,9 +228,12 @@ class Sequence:
                 out.append(expanded)
         return [segment for segment in out if segment.length]
 
-    def visual_states(self, image: int) -> torch.Tensor:
-        """(batch, visual, hidden): the tokens of one image that is equally large in all rows. Meaningless where a row lacks it."""
-        return self.blocks[image].states[:, -max(row[image] for row in self.layout.visual) :]
+    def base_view(self, image: int, row: int, height: int, width: int) -> torch.Tensor:
+        """(H * W, hidden) states of the base view of one image, in raster order."""
+        block = self.blocks[image].states[row]
+        if self.layout.shown is None:
+            return block[-height * width :]
+        return self.layout.shown[row][image].grid(block[len(block) - self.layout.visual[row][image] :], height, width)
 
     def row_visual(self, row: int) -> torch.Tensor:
         """(visual, hidden): what is present of all images of one row, one behind the other."""

@@ -110,3 +110,11 @@ def scale():
     from blink_exp.backbone.load import load
 
     return load("scale", "scale-llava-1.5")
+
+
+@pytest.fixture(scope="session")
+def scale_next():
+    """The scale model of LLaVA-NeXT. Not through ``load``'s cache, which holds one model only."""
+    from blink_exp.backbone.load import load
+
+    return load.__wrapped__("scale_next", "scale-llava-next", clip="scale")

@@ -15,7 +15,9 @@ from blink_exp.experiments.evaluate import evaluate
 CONF = Path(__file__).resolve().parent.parent / "conf"
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
 # Visual tokens of 144 that enter the LLM at retention_ratio=0.25; None: as many as the image has outliers
-ENTER = {"fastervlm": 36, "globalcom2": 36, "hero": 36, "hired": 36, "random": 36, "uniform": 36, "downsample": 36, "prumerge_plus": None}
+ENTER = dict.fromkeys(("blink_hero", "pair", "fastervlm", "globalcom2", "hero", "hired", "random", "uniform", "downsample"), 36) | {
+    "prumerge_plus": None
+}
 
 
 def method_of(name: str, scale):
@@ -33,7 +35,7 @@ def logits(scale) -> torch.Tensor:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_from_its_config(name, scale):
     method = method_of(name, scale)
-    assert method.name == name
+    assert method.name == {"pair": "hero+fastv"}.get(name, name)
     before = logits(scale)
     together, skipped = evaluate(scale, method, MosaicMME(), batch_size=8, limit=8)
     alone, _ = evaluate(scale, method, MosaicMME(), batch_size=1, limit=8)

@@ -17,24 +17,28 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from blink_exp.backbone import decode
 from blink_exp.backbone.cache import SegmentedLayer
+from blink_exp.backbone.views import Views, base_view, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Layout
+from blink_exp.sequence import Layout, Shown
 
 
 class Attachment:
     """A method at work on a model.
 
     ``samples``: ids of the rows of the next prompt, for seeded choices and records; left at None, a digest of the row's tokens, which
-    does not depend on the batch either. ``records``: the decisions taken for the last prompt.
+    does not depend on the batch either. ``images``: what the visual tokens of each row of the next prompt show, image by image; left at
+    None, all that the stock model makes of an image. ``records``: the decisions taken for the last prompt.
     """
 
     def __init__(self, model: Any, method: Method):
         self.model, self.method = model, method
         self.samples: list[str] | None = None
+        self.images: list[list[Shown]] | None = None
         self.records: list[decode.Record] = []
         self._ids: torch.Tensor | None = None
+        self._sizes: torch.Tensor | None = None  # (images, 2) height and width in pixels, of a tiled backbone's images
         self._prompt: int | None = None  # tokens of the prompt while generate() runs
         config = model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
@@ -51,6 +55,7 @@ class Attachment:
 
     def note_ids(self, module, args, kwargs):
         self._ids = kwargs.get("input_ids", args[0] if args else None)
+        self._sizes = kwargs.get("image_sizes") if kwargs.get("image_sizes") is not None else self._sizes
         if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
             raise UserError("output_hidden_states / output_attentions have no one shape while a method is attached; read .records instead")
 
@@ -88,19 +93,62 @@ class Attachment:
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
     def _layout(self, images: torch.Tensor, attention_mask: torch.Tensor | None) -> Layout:
-        """Where the ``images`` (batch, tokens) stand, as the policy needs them: by the grid, or of any size with text behind them."""
+        """Where the ``images`` (batch, tokens) stand, as the policy needs them: by the base view, or of any size with text behind them."""
         visual = self.grid.height * self.grid.width
         if isinstance(self.method.policy, TokenPolicy):
             layout = Layout.of(images, attention_mask, None)
             if not bool((layout.index[-1] >= 0).any(1)[images.any(1)].all()):
                 raise UserError(f"method={self.method.name} reads the attention of the text behind the image; end the prompt with text")
             return layout
-        if bool((images.sum(1) % visual).any()):
+        if self.images is None and self._sizes is None:
+            if bool((images.sum(1) % visual).any()):
+                raise UserError(
+                    f"method={self.method.name} needs to know which of the {self.grid.height} x {self.grid.width} cells "
+                    f"{int(images.sum(1).max())} visual tokens show; set .images, or run it through evaluate.py"
+                )
+            return Layout.of(images, attention_mask, visual)
+        layout = Layout.of(images, attention_mask, None)
+        layout.shown = self._shown(layout)
+        for counts, row in zip(layout.visual, layout.shown, strict=True):
+            for count, shown in zip(counts, row, strict=False):
+                self._check(count, shown)
+        return layout
+
+    def _shown(self, layout: Layout) -> list[list[Shown]]:
+        """What the visual tokens of each row show."""
+        if self.images is not None:
+            rows = len(layout.visual)
+            if rows % len(self.images):
+                raise ValueError(f"images of {len(self.images)} rows for {rows} rows; give each row's")
+            return [row for row in self.images for _ in range(rows // len(self.images))]  # beams of a sample stand together
+        assert self._sizes is not None
+        sizes = iter(self._sizes.tolist())
+        beams = sum(count > 0 for row in layout.visual for count in row) // len(self._sizes)
+        out: list[list[Shown]] = []
+        for b, counts in enumerate(layout.visual):
+            if b % max(1, beams):
+                out.append(out[-1])
+                continue
+            geometry = [Views.of(self.model.config, next(sizes)) for count in counts if count]
+            out.append([base_view(pack(views, everything(views)), views) for views in geometry])
+        return out
+
+    def _check(self, tokens: int, shown: Shown) -> None:
+        cells = shown.cells
+        whole = self.grid.height * self.grid.width
+        if tokens != len(cells):
+            raise ValueError(f".images speaks of {len(cells)} visual tokens where the prompt has {tokens}; set it anew for every prompt")
+        left = int((cells >= 0).sum())
+        if not left:
             raise UserError(
-                f"method={self.method.name} needs all {self.grid.height} x {self.grid.width} visual tokens of an image, not "
-                f"{int(images.sum(1).max())}; use a LLaVA-1.5 backbone and no pruning in front of it"
+                f"method={self.method.name} keeps none of the {whole} tokens of the base view, which Blink looks at; keep more"
+                f" (retention_ratio of at least {1 / whole:.4f})"
             )
-        return Layout.of(images, attention_mask, visual)
+        policy = self.method.policy
+        if policy is not None and policy.inherit_positions and not torch.equal(cells[:whole].cpu(), torch.arange(whole)):
+            raise UserError(
+                f"resolution.positions=inherit needs all {whole} tokens of the base view, but {left} are left; use contiguous positions"
+            )
 
     def _names(self, attention_mask: torch.Tensor | None, prompt: int) -> list[str]:
         assert self._ids is not None

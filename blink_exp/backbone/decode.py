@@ -134,8 +134,11 @@ def _expand_or_drop(
     for k in range(sequence.images):
         chosen = [s and policy.decide(i, s) for s in scans[k]]
         decisions: list[Decision] = [d or Keep() for d in chosen]
-        inputs = sequence.visual_states(k)  # before the layer's norm (Blink, Alg. 1)
-        made = {b: expansion(inputs[b], d, policy, grid, method, i) for b, d in enumerate(decisions) if isinstance(d, Expand)}
+        made = {  # from the states before the layer's norm (Blink, Alg. 1)
+            b: expansion(sequence.base_view(k, b, grid.height, grid.width), d, policy, grid, method, i)
+            for b, d in enumerate(decisions)
+            if isinstance(d, Expand)
+        }
         sequence.apply(k, decisions, made, i)
         records += [
             Record(b, s, d, sequence.layout.visual[b][k] + sequence.expanded_tokens(k, b))

@@ -16,24 +16,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from blink_exp.backbone import decode
 from blink_exp.backbone.clip_text import ClipText, load_clip_text
 from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode
-from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, everything, pack
+from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.methods.prune import ViewPruner
 
 SHIPPED = Path(__file__).resolve().parent.parent / "scale_model" / "assets"
+SCALE = {"scale": ("llava", "tokensr", "scale-llava-1.5"), "scale_next": ("llava_next", "tokensr_next", "scale-llava-next")}
 
 
-@dataclass(frozen=True)
-class Visual:
-    """What enters the LLM for one image: (tokens, width) projected features and where each comes from (see ``views.pack``)."""
-
-    features: torch.Tensor
-    source: torch.Tensor
-    views: Views
-
-    @property
-    def newlines(self) -> int:
-        return int((self.source == NEWLINE).sum())
+def shipped(path: str) -> tuple[Path, Path] | None:
+    """(model, TokenSR modules): the folders of the scale model that ``path`` names, or None if it names none."""
+    return (SHIPPED / SCALE[path][0], SHIPPED / SCALE[path][1]) if path in SCALE else None
 
 
 @dataclass(eq=False)
@@ -78,8 +71,9 @@ class Backbone:
         return f"{self.name}@{digest.hexdigest()[:12]}"
 
     def transform(self, image: Image.Image) -> torch.Tensor:
-        """(3, size, size) pixels by the backbone's own image processor."""
-        return self.processor.image_processor(images=image, return_tensors="pt").pixel_values[0]
+        """(3, size, size) pixels of the base view by the backbone's own image processor."""
+        pixels = self.processor.image_processor(images=image, return_tensors="pt").pixel_values[0]
+        return pixels[0] if self.tiled else pixels
 
     def prompt(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -142,8 +136,9 @@ class Backbone:
         return out
 
     @torch.no_grad()
-    def prune(self, encoding: Encoding, kept: Kept, newline_policy: str) -> Visual:
-        """Projects the kept tokens only: dropping before the projector keeps the same features and spares it the others."""
+    def prune(self, encoding: Encoding, kept: Kept, newline_policy: str, aside: bool = False) -> Visual:
+        """Projects the kept tokens only: dropping before the projector keeps the same features and spares it the others. ``aside``:
+        projects all of the base view as well and keeps that aside."""
         flat = encoding.hidden.flatten(0, 1)
         if kept.merged is not None:
             flat = flat.clone()
@@ -157,17 +152,20 @@ class Backbone:
         out[source != NEWLINE] = self.model.model.multi_modal_projector(rows[source != NEWLINE])
         if bool((source == NEWLINE).any()):
             out[source == NEWLINE] = self.model.model.image_newline.to(out)
-        return Visual(out, source, encoding.views)
+        whole = self.model.model.multi_modal_projector(encoding.hidden[0]) if aside else None
+        return Visual(out, source, encoding.views, whole)
 
-    def visual(self, images: dict[str, Image.Image], asked: list[tuple[str, str]], pruner: ViewPruner | None) -> list[Visual]:
-        """The visual tokens of each (image id, question), after ``pruner``."""
+    def visual(
+        self, images: dict[str, Image.Image], asked: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False
+    ) -> list[Visual]:
+        """The visual tokens of each (image id, question), after ``pruner``. ``aside``: see ``prune``."""
         encodings = self.encodings(images, pruner.needs) if pruner is not None else {}
         kept = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in asked]
         stock = self.features({key: images[key] for (key, _), k in zip(asked, kept, strict=True) if k is None})
         out = []
         for (key, _), chosen in zip(asked, kept, strict=True):
             if chosen is not None and pruner is not None:
-                out.append(self.prune(encodings[key], chosen, pruner.newline_policy))
+                out.append(self.prune(encodings[key], chosen, pruner.newline_policy, aside))
             else:
                 views = Views.of(self.model.config, (images[key].height, images[key].width))
                 out.append(Visual(stock[key], pack(views, everything(views)), views))
@@ -195,11 +193,12 @@ class Backbone:
 
     @torch.no_grad()
     def visual_states(self, pixels: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
-        """{layer: (images, H * W, width)} visual tokens at each layer's input, from (images, 3, size, size) pixels.
+        """{layer: (images, H * W, width)} visual tokens of the base view at each layer's input, from (images, 3, size, size) pixels.
 
         What stands before the image is the prompt's opening; what stands behind it cannot change them.
         """
-        features = torch.stack(list(self.model.get_image_features(pixel_values=pixels).pooler_output))
+        encodings = encode(self.model, pixels, [Views(self.grid[0])] * len(pixels), Needs())
+        features = self.model.model.multi_modal_projector(torch.cat([encoding.hidden for encoding in encodings]))
         opening = self.processor.tokenizer(self.prompt("").split(self.processor.image_token)[0], return_tensors="pt").input_ids
         embeds = self.model.get_input_embeddings()(opening.to(features.device)).expand(len(features), -1, -1)
         return decode.visual_states(self.llm, torch.cat([embeds, features], dim=1), features.shape[1], layers)
@@ -214,7 +213,7 @@ def load(
     attn_implementation: str = "sdpa",
     clip: str | None = None,
 ) -> Backbone:
-    """The model in folder ``path`` (or hub id), frozen; ``scale`` is the one that ships with this package.
+    """The model in folder ``path`` (or hub id), frozen; ``scale`` and ``scale_next`` are those that ship with this package.
 
     Kept for the next call with the same arguments, so the jobs of a sweep share one copy.
     """
@@ -222,16 +221,16 @@ def load(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    shipped = path == "scale"
-    folder = SHIPPED / "llava" if shipped else Path(path)
-    if not folder.is_dir() and not shipped and path.count("/") != 1:
+    own = shipped(path)
+    folder = own[0] if own else Path(path)
+    if not folder.is_dir() and not own and path.count("/") != 1:
         raise UserError(f"model.path={path} is neither a folder nor a hub id like llava-hf/llava-1.5-7b-hf; give one of them")
-    if not shipped and folder.is_dir() and not any(folder.glob("*.safetensors")):
+    if not own and folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise UserError(f"model.path={path} holds no *.safetensors; only this format is loaded, as it cannot run code")
     source = str(folder) if folder.is_dir() else path
-    processor = AutoProcessor.from_pretrained(source, use_fast=False) if not shipped else AutoProcessor.from_pretrained(source)
+    processor = AutoProcessor.from_pretrained(source) if own else AutoProcessor.from_pretrained(source, use_fast=False)
     processor.tokenizer.padding_side = "left"  # the last prompt token of every row must stand last
     model: Any = AutoModelForImageTextToText.from_pretrained(
         source, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, use_safetensors=True
     )
-    return Backbone(name or ("scale-llava-1.5" if shipped else path), model, processor, SHIPPED / "tokensr" if shipped else None, clip)
+    return Backbone(name or (SCALE[path][2] if own else path), model, processor, own[1] if own else None, clip)

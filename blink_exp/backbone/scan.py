@@ -46,10 +46,10 @@ def scan_patches(
         end = start + sequence.blocks[k].length
         expanded = sequence.expanded[k]
         if policy.scorer is not None:
-            columns = torch.arange(end - grid.height * grid.width, end, device=text.states.device)
-            if policy.scan_expanded and expanded is not None:
-                patches = _patches_with_expanded(policy, grid, seen, columns, sequence, k, end)
+            if sequence.layout.shown is not None or (policy.scan_expanded and expanded is not None):
+                patches = torch.stack([_row_patches(policy, grid, seen.row(b), sequence, k, b, end) for b in range(batch)])
             else:
+                columns = torch.arange(end - grid.height * grid.width, end, device=text.states.device)
                 patches = grid.sums(policy.scorer(seen, columns))
             ratio, best = saliency.saliency_ratio(patches)
             rho, region = ratio.tolist(), best.tolist()
@@ -102,19 +102,28 @@ def _queries(layer, text: torch.Tensor, columns: slice | torch.Tensor, plan: Pla
     return query, plan.valid[:, None] & (order <= last_seen[:, None])
 
 
-def _patches_with_expanded(policy, grid: PatchGrid, seen: Attended, columns, sequence: Sequence, image: int, end: int) -> torch.Tensor:
-    """(batch, patches) sums in which the attention on expanded tokens counts towards the patch that they show."""
-    length = sequence.expanded[image].length  # type: ignore[union-attr]
-    out = []
-    for b, origins in enumerate(sequence.origins[image]):
-        own = sum(o.tokens for o in origins)
-        extra = torch.arange(end + length - own, end + length, device=columns.device)
-        scores = policy.scorer(seen.row(b), torch.cat([columns, extra]))[0]
-        sums = grid.sums(scores[: len(columns)])
-        for origin, part in zip(origins, scores[len(columns) :].split([o.tokens for o in origins]) if origins else (), strict=True):
-            sums[origin.region] += part.sum()
-        out.append(sums)
-    return torch.stack(out)
+def _row_patches(policy, grid: PatchGrid, seen: Attended, sequence: Sequence, image: int, b: int, end: int) -> torch.Tensor:
+    """(patches,) sums over the base view's tokens of one row, wherever they stand among the ``end`` keys up to the image's last one,
+    and, if the policy scans them, over the expanded tokens of each patch."""
+    layout, expanded = sequence.layout, sequence.expanded[image]
+    if layout.shown is None:
+        cells = torch.arange(grid.height * grid.width)
+        columns = end - len(cells) + cells
+    elif layout.visual[b][image]:
+        cells = layout.shown[b][image].cells
+        columns = (end - len(cells) + torch.arange(len(cells)))[cells >= 0]
+        cells = cells[cells >= 0]
+    else:
+        return torch.zeros(grid.p**2, device=seen.keys.device)
+    origins = sequence.origins[image][b] if policy.scan_expanded and expanded is not None else ()
+    own = sum(o.tokens for o in origins)
+    if expanded is not None and own:
+        columns = torch.cat([columns, torch.arange(end + expanded.length - own, end + expanded.length)])
+    scores = policy.scorer(seen, columns.to(seen.keys.device))[0]
+    sums = grid.sums_at(scores[: len(cells)], cells)
+    for origin, part in zip(origins, scores[len(cells) :].split([o.tokens for o in origins]) if origins else (), strict=True):
+        sums[origin.region] += part.sum()
+    return sums
 
 
 def find_raters(policy: TokenPolicy, sequence: Sequence, answer: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.sequence import Shown
 
 NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
 NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are no patch: a newline, a token that a merging method adds
@@ -149,3 +150,27 @@ def pack(views: Views, kept: Kept, newline_policy: str = "valid_rows") -> torch.
     elif views.newline and newline_policy != "none":
         out.append(torch.tensor([NEWLINE]))  # LLaVA-NeXT ends a single view with one newline
     return torch.cat(out)
+
+
+@dataclass(frozen=True)
+class Visual:
+    """What enters the LLM for one image: (tokens, hidden) projected features and where each comes from (see ``pack``). ``aside``:
+    (N, hidden), all of the projected base view, for methods that recall what was dropped of it."""
+
+    features: torch.Tensor
+    source: torch.Tensor
+    views: Views
+    aside: torch.Tensor | None = None
+
+    @property
+    def newlines(self) -> int:
+        return int((self.source == NEWLINE).sum())
+
+    @property
+    def shown(self) -> Shown:
+        return base_view(self.source, self.views, self.aside)
+
+
+def base_view(source: torch.Tensor, views: Views, aside: torch.Tensor | None = None) -> Shown:
+    """Which cell of the base view each token of a packed image shows."""
+    return Shown(torch.where((source >= 0) & (source < views.tokens), source, -1), aside)

@@ -16,7 +16,8 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions
 @dataclass(frozen=True)
 class Sample:
     """One question. ``image`` opens the image (and may fail: a missing or broken file is reported, not fatal);
-    ``image_id``: equal for questions on one image; ``regions``: where the answer is to be seen, if annotated."""
+    ``image_id``: equal for questions on one image; ``regions``: where the answer is to be seen, if annotated; ``mask``: makes the
+    (height, width) bool mask of what is to be seen there, in image pixels, if annotated."""
 
     id: str
     image_id: str
@@ -25,6 +26,7 @@ class Sample:
     answer: str
     category: str
     regions: tuple[Box, ...] = ()
+    mask: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

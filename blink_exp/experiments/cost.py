@@ -50,9 +50,9 @@ def kv_bytes(tokens: int, d: int, layers: int, size: int = 2) -> int:
 def measure_cost(backbone: Backbone, method: Method, asked: list[tuple[Any, str]]) -> dict[str, Any]:
     """Means over ``asked``, pairs of an image and a question, each run alone after one warm-up."""
     rows = []
-    with method.attach(backbone.model):
+    with method.attach(backbone.model) as attached:
         for number, (image, question) in enumerate(asked[:1] + asked):
-            row = _one(backbone, method, image, question)
+            row = _one(backbone, method, attached, image, question)
             rows += [row] if number else []
     out = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
     by_layer = list(zip(*(r["tokens_by_layer"] for r in rows), strict=True))
@@ -66,11 +66,13 @@ def measure_cost(backbone: Backbone, method: Method, asked: list[tuple[Any, str]
     }
 
 
-def _one(backbone: Backbone, method: Method, image: Any, question: str) -> dict[str, Any]:
+def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question: str) -> dict[str, Any]:
     model, config = backbone.model, backbone.model.config.text_config
     backbone.forget()
     started = _now(model)
-    visual = backbone.visual({"image": image}, [("image", question)], method.pruner)[0]
+    visual = backbone.visual({"image": image}, [("image", question)], method.pruner, method.recall)[0]
+    if attached is not None:
+        attached.images = [[visual.shown]]
     encoded = _now(model)
     batch = backbone.batch([visual.features], [question])
     with _counted(backbone.llm, config) as formula, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:

@@ -115,7 +115,9 @@ def evaluate(
                 known = {s.image_id: f"{getattr(benchmark, 'path', None)}:{s.image_id}" for s in batch}  # one id, two folders: two images
                 seen = {key: images[image_id] for image_id, key in known.items()}
                 asked = [(known[sample.image_id], benchmark.prompt(sample)) for sample in batch]
-                visual = backbone.visual(seen, asked, method.pruner)
+                visual = backbone.visual(seen, asked, method.pruner, method.recall)
+                if attached is not None:
+                    attached.images = [[v.shown] for v in visual]
                 answers = backbone.generate([v.features for v in visual], [question for _, question in asked], benchmark.max_new_tokens)
                 for b, (sample, prediction) in enumerate(zip(batch, answers, strict=True)):
                     decisions = [r for r in attached.records if r.row == b] if attached is not None else []

@@ -1,4 +1,4 @@
-"""Pictures: the saliency ratio by layer, and what Blink does to one image, layer by layer."""
+"""How pictures are drawn: the saliency ratio by layer, what Blink does to an image, which tokens of it stay, what CLS attends to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -62,6 +63,49 @@ def decisions(image: Image.Image, record: dict[str, Any], grid: PatchGrid, path:
         axis.set(xticks=[], yticks=[])
     verdict = "right" if record["correct"] else "wrong"
     figure.suptitle(f"“{record['question']}”  answer: {record['answer']}, said: {record['prediction']} ({verdict})", fontsize=9, y=1.02)
+    return _save(figure, path)
+
+
+def kept(image: Image.Image, record: dict[str, Any], panels: list[tuple[str, Any, Any]], path: Path) -> Path:
+    """Fig. 6 of HERO: the image, then a column a panel (label, tiles, thumbnail): maps of values in 0 to 1 over the whole image, where 1
+    shows it and 0 darkens it; no tiles: None. The tiles stand above, the thumbnail below."""
+    tiled = any(tiles is not None for _, tiles, _ in panels)
+    w, h = image.size
+    width = 1.7 if w >= h else 1.2
+    size = (width * (len(panels) + 1), (1 + tiled) * width * h / w + 0.6)
+    figure, axes = plt.subplots(1 + tiled, len(panels) + 1, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    axes[0][0].imshow(image)
+    axes[0][0].set_title("image", fontsize=8)
+    for left, top, right, bottom in record["regions"]:
+        box = Rectangle((left * w, top * h), (right - left) * w, (bottom - top) * h, fill=False, edgecolor="black", linestyle="--")
+        axes[0][0].add_patch(box)
+    for axis in axes[1:, 0]:
+        axis.axis("off")
+    for column, (label, *both) in zip(axes[:, 1:].T, panels, strict=True):
+        column[0].set_title(label, fontsize=8)
+        for axis, values in zip(column, both if tiled else both[1:], strict=True):
+            axis.imshow(image)
+            if values is not None:
+                fade = np.full((*values.shape, 4), 0.3)
+                fade[..., 3] = 0.85 * (1 - np.asarray(values))
+                axis.imshow(fade, extent=(0, w, h, 0), interpolation="nearest")
+    figure.suptitle(f"“{record['question']}”  answer: {record['answer']}", fontsize=9)
+    return _save(figure, path)
+
+
+def maps(image: Image.Image, values: list[Any], path: Path, columns: int = 9) -> Path:
+    """Figs. 8 and 9 of HERO: the image, stretched as the thumbnail is, and a (rows, columns) map a layer, counted from 1."""
+    rows = -(-(len(values) + 1) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.2 * columns, 1.35 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    axes.flat[0].imshow(image.resize((256, 256)))
+    axes.flat[0].set_title("image", fontsize=8)
+    for number, (axis, value) in enumerate(zip(axes.flat[1:], values, strict=False), start=1):
+        axis.imshow(value, vmin=0, cmap="viridis", interpolation="nearest")
+        axis.set_title(f"layer {number}", fontsize=8)
     return _save(figure, path)
 
 

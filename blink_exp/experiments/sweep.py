@@ -54,18 +54,26 @@ def guarded(cfg: DictConfig, label: str) -> dict[str, Any]:
 
 
 def point(cfg: DictConfig) -> dict[str, Any]:
-    """Measures a configuration, unless its folder in the store says that this has been done."""
+    """Measures a configuration, unless its folder in the store says that this has been done, its cost included where that is wanted."""
+    from blink_exp.experiments import tokens
     from blink_exp.experiments.evaluate import measure
 
     settings = results.plain(cfg)
     folder = Path(cfg.store) / results.point_hash(settings, digests(settings))
     metrics = folder / "metrics.json"
-    skipped = metrics.is_file() and not cfg.force
-    finished = json.loads(metrics.read_text()) if skipped else measure(without_sweep_settings(cfg), folder)
-    print(f"{'already done' if skipped else 'measured'}: {folder}", flush=True)
+    stored = json.loads(metrics.read_text()) if metrics.is_file() and not cfg.force else None
+    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < cfg.cost:
+        stored = None  # the cost is no part of a point's hash, so a point may be there without it
+    finished = stored or measure(without_sweep_settings(cfg), folder)
+    print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    decided = any(r["layers"] for r in records)
     return {
+        "method": finished["method"],
         "scores": {k: v["value"] for k, v in finished["scores"].items()},
         "stderr": {k: v["stderr"] for k, v in finished["scores"].items()},
+        "tokens": tokens.realised(records, tokens.llm_depth(settings["model"]["path"]) if decided else None),
+        "cost": finished.get("cost"),
         "samples": finished["samples"],
         "skipped_samples": len(finished["skipped"]),
         "seconds": finished["seconds"],
@@ -73,18 +81,20 @@ def point(cfg: DictConfig) -> dict[str, Any]:
         "commit": finished["commit"],
         "blink": finished["blink"],
         "folder": str(folder),
-        "reused": skipped,
+        "reused": stored is not None,
     }
 
 
 def digests(settings: dict[str, Any]) -> dict[str, str]:
     """Digests of the weights that a point uses."""
-    from blink_exp.backbone.load import SHIPPED
+    from blink_exp.backbone.load import shipped
 
-    shipped = settings["model"]["path"] == "scale"
-    model = results.folder_digest(SHIPPED / "llava") if shipped else ""
-    modules = settings["tokensr"]["path"] or (SHIPPED / "tokensr" if shipped else None)
-    return {"model": model, "tokensr": results.folder_digest(Path(modules) if modules else None)}
+    own = shipped(settings["model"]["path"])
+    modules = settings["tokensr"]["path"] or (own[1] if own else None)
+    return {
+        "model": results.folder_digest(own[0] if own else None),
+        "tokensr": results.folder_digest(Path(modules) if modules else None),
+    }
 
 
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:

@@ -109,6 +109,7 @@ class Method:
     amplifiers: nn.ModuleDict | None = None
     name: str = "none"
     pruner: ViewPruner | None = None
+    recall: bool = False  # whether an expansion gets back what the pruner dropped of the base view
 
     @contextlib.contextmanager
     def attach(self, model: Any) -> Iterator[Any]:

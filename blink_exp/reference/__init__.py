@@ -11,16 +11,25 @@ import yaml
 
 @functools.lru_cache
 def published(paper: str) -> dict[str, Any]:
-    """The reference file of a paper ("blink")."""
+    """The reference file of a paper ("blink", "hero")."""
     return yaml.safe_load((Path(__file__).parent / f"{paper}.yaml").read_text())
 
 
-def row(paper: str, table: str, label: str) -> dict[str, Any]:
-    """The values of one row of a published table, None where a cell is lost or was not reported; ``derived`` lists the columns that
-    follow from printed numbers without being printed."""
-    for entry in published(paper)["tables"]:
-        if entry["id"] == table:
-            for candidate in entry["rows"]:
-                if candidate["label"] == label:
-                    return candidate["values"] | {"derived": candidate.get("derived", [])}
-    raise KeyError(f"{paper}: {table} has no row {label!r}")
+def entry(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
+    """One row of a published table, whole. ``params``: settings that it must have, for tables that print a label for several models.
+
+    Raises KeyError where no row or more than one fits.
+    """
+    rows = [r for t in published(paper)["tables"] if t["id"] == table for r in t["rows"] if r["label"] == label]
+    found = [r for r in rows if all(r["params"].get(k) == v for k, v in params.items())]
+    if len(found) != 1:
+        said = f"{label!r}" + "".join(f", {k}={v}" for k, v in params.items())
+        raise KeyError(f"{paper}: {table} has {len(found) or 'no'} row{'s' * (len(found) > 1)} {said}")
+    return found[0]
+
+
+def row(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
+    """The values of one row (see ``entry``), None where a cell is lost or was not reported; ``derived`` lists the columns that follow
+    from printed numbers without being printed."""
+    found = entry(paper, table, label, **params)
+    return found["values"] | {"derived": found.get("derived", [])}

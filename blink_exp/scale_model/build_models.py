@@ -5,6 +5,8 @@ Depths are LLaVA-1.5's (24 ViT layers, 32 Llama layers), so a layer number of th
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -14,13 +16,18 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 from transformers.models.clip.modeling_clip import CLIPTextConfig, CLIPVisionConfig
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH = 96, 8, 64  # a 12 x 12 grid, so that 2 x 2, 3 x 3 and 4 x 4 patches all divide it
 VISION_LAYERS, LLM_LAYERS = 24, 32
+PINPOINTS = [[IMAGE_SIZE * r, IMAGE_SIZE * c] for r, c in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]  # LLaVA-NeXT's, at 96 px a view
 POSITION_AMPLITUDE = 0.35
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
@@ -55,6 +62,19 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
     return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_next_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaNextProcessor:
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    image_processor = LlavaNextImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size, image_grid_pinpoints=PINPOINTS)
+    return LlavaNextProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
@@ -157,6 +177,24 @@ def build_llava(tokenizer: PreTrainedTokenizerFast, layers: int = LLM_LAYERS) ->
     return model
 
 
+def build_next(llava: LlavaForConditionalGeneration) -> LlavaNextForConditionalGeneration:
+    """A LLaVA-NeXT that starts from a LLaVA-1.5's weights; only its newline embedding is new."""
+    old = llava.config
+    config = LlavaNextConfig(
+        vision_config=copy.deepcopy(old.vision_config),
+        text_config=copy.deepcopy(old.text_config),
+        image_token_index=old.image_token_index,
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=old.vision_feature_layer,
+        vision_feature_select_strategy=old.vision_feature_select_strategy,
+    )
+    model = LlavaNextForConditionalGeneration(config)
+    missing, unexpected = model.load_state_dict(llava.state_dict(), strict=False)
+    assert not unexpected and missing == ["model.image_newline"], (missing, unexpected)
+    model.model.image_newline.data.zero_()
+    return model
+
+
 def standardize_projector(llava: LlavaForConditionalGeneration, features: torch.Tensor) -> None:
     """Folds mean 0 and variance 1 of (tokens, width) CLIP features into the projector's first layer.
 
@@ -169,11 +207,13 @@ def standardize_projector(llava: LlavaForConditionalGeneration, features: torch.
     second.weight.data.mul_(2)
 
 
-def deepen(llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, factor: int) -> LlavaForConditionalGeneration:
+def deepen(llava, factor: int):
     """Block expansion as in LLaMA Pro: behind every trained layer stand ``factor`` - 1 copies of it whose output projections are
     zero, so the deeper model computes the same function and every trained layer keeps its relative depth."""
     old = llava.model.language_model.layers
-    new = build_llava(tokenizer, layers=len(old) * factor)
+    config = copy.deepcopy(llava.config)
+    config.text_config.num_hidden_layers *= factor
+    new = type(llava)(config)
     state = {k: v for k, v in llava.state_dict().items() if ".layers." not in k or "vision_tower" in k}
     missing, unexpected = new.load_state_dict(state, strict=False)
     assert not unexpected and all(".language_model.layers." in name for name in missing), (missing, unexpected)

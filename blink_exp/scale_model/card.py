@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from blink_exp.backbone.load import SHIPPED, load
+from blink_exp.scale_model import measure_next
 
 SCENES = 128  # held-out scenes of each size, ten questions each
 
 
 @torch.no_grad()
-def measure(assets: Path = SHIPPED) -> dict[str, Any]:
-    """Accuracy by question kind with and without the image, zero-shot CLIP, and the saliency profile, all on held-out images."""
+def measure(assets: Path = SHIPPED, limit: int | None = None) -> dict[str, Any]:
+    """Accuracy by question kind with and without the image, zero-shot CLIP, and the saliency profile, all on held-out images. ``limit``:
+    of about so many questions or scenes each; None: as the card has them."""
+    scenes = min(SCENES, limit or SCENES)
     from blink_exp.benchmarks.easyvqa import EasyVQA
     from blink_exp.benchmarks.mosaic_open import MosaicOpen
     from blink_exp.experiments.evaluate import evaluate
@@ -30,20 +33,21 @@ def measure(assets: Path = SHIPPED) -> dict[str, Any]:
     backbone = load(str(assets / "llava"), "scale-llava-1.5")
     tokenizer = backbone.processor.tokenizer
     easy = EasyVQA()
-    records, _ = evaluate(backbone, none(), easy, batch_size=64, limit=None, progress=True)
+    records, _ = evaluate(backbone, none(), easy, batch_size=64, limit=limit, progress=True)
     scores = {k: round(v.value, 2) for k, v in easy.score(records).items()}
     mosaics = {}
     for n in (2, 3, 4):
         for blank in (False, True):
-            found = held_out(backbone.model, tokenizer, n, SCENES, blank)
+            found = held_out(backbone.model, tokenizer, n, scenes, blank)
             mosaics[f"{n}x{n}{' blank' if blank else ''}"] = {k: round(100 * v, 1) for k, v in found.items()}
     return {
         "backbone": backbone.identity,
+        "scenes": scenes,
         "easyvqa_test": scores,
-        "easyvqa_test_blank": round(100 * held_out(backbone.model, tokenizer, 1, SCENES, True)["all"], 1),
+        "easyvqa_test_blank": round(100 * held_out(backbone.model, tokenizer, 1, scenes, True)["all"], 1),
         "mosaics": mosaics,
-        "clip_zero_shot": {k: round(100 * v, 1) for k, v in zero_shot(load_clip(assets), tokenizer, 96, limit=None).items()},
-        "saliency": profile(backbone, TwoByTwo(MosaicOpen())),
+        "clip_zero_shot": {k: round(100 * v, 1) for k, v in zero_shot(load_clip(assets), tokenizer, 96, limit=limit).items()},
+        "saliency": profile(backbone, TwoByTwo(MosaicOpen()), limit=limit),
         "guess": _guess(),
     }
 
@@ -101,8 +105,9 @@ def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
         h = found["training"]["held_out"]
         gains.append(f"| {found['layer']} | {h['interpolation']:.4f} | {h['tokensr']:.4f} | {100 * h['gain']:.1f} % |")
     best = max(range(len(saliency["hit"])), key=lambda i: saliency["hit"][i])
+    part = "all" if measured["scenes"] == SCENES else "some"
     return {
-        "counts": f"all questions of easy-VQA's test set; {SCENES} held-out scenes of each size, ten questions each",
+        "counts": f"{part} questions of easy-VQA's test set; {measured['scenes']} held-out scenes of each size, ten questions each",
         "easyvqa": easy + f"\n| blank image | {measured['easyvqa_test_blank']} |",
         "mosaics": "\n".join(head + rows),
         "clip": ", ".join(f"{k} {v} %" for k, v in measured["clip_zero_shot"].items()),
@@ -110,4 +115,5 @@ def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
         "best": f"layer {best}, {100 * saliency['hit'][best]:.1f} % of {saliency['samples']} questions",
         "tokensr": "\n".join(gains),
         "seed": str(measured["seed"]),
+        **measure_next.tables(measured["next"]),
     }

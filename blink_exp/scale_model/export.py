@@ -25,6 +25,14 @@ def export(llava, clip, tokenizer, folder: Path = SHIPPED) -> None:
     llava.to(torch.float32)
 
 
+def export_next(model, tokenizer, folder: Path = SHIPPED) -> None:
+    """Writes the LLaVA-NeXT in float16."""
+    model.eval().to(torch.float16).save_pretrained(folder / "llava_next")
+    build_models.build_next_processor(tokenizer).save_pretrained(folder / "llava_next")
+    (folder / "llava_next" / "generation_config.json").unlink(missing_ok=True)
+    model.to(torch.float32)
+
+
 def load_clip(folder: Path = SHIPPED) -> CLIPModel:
     """The scale CLIP, its vision tower taken from the scale LLaVA."""
     from transformers import CLIPConfig

@@ -22,6 +22,7 @@ class Question:
     text: str
     answer: str
     objects: tuple[int, ...] = ()  # indices of the tiles that hold the answer; empty where every tile matters
+    mentions: tuple[tuple[str, int], ...] = ()  # (the question up to and with the words that name an object, that object's tile)
 
 
 Kind = Callable[[np.random.Generator, Scene, str], Question | None]

@@ -1,7 +1,7 @@
 """Scenes made of real easy-VQA images: what is in them, where, and what each pixel belongs to.
 
-easy-VQA (PyPI package ``easy-vqa``) holds 64 x 64 images with one coloured shape each. A scene lays n x n of them out on one
-square canvas. Train scenes use train images only and test scenes test images only, so held-out means unseen pixels.
+easy-VQA (PyPI package ``easy-vqa``) holds 64 x 64 images with one coloured shape each. A scene lays rows x columns of them out on one
+canvas. Train scenes use train images only and test scenes test images only, so held-out means unseen pixels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 TILE = 64  # pixels on a side of an easy-VQA image
+SMALL = 0.06  # of its image: an object below has about 5 pixels a side in the thumbnail of a 4 x 4 scene, 10 in a tile
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 
@@ -38,38 +39,50 @@ class Tile:
 
 @dataclass(frozen=True)
 class Scene:
-    """n x n tiles in raster order on one square canvas."""
+    """Tiles in raster order on one canvas of rows x columns. ``columns``: objects a row; 0 makes as many rows as columns."""
 
     tiles: tuple[Tile, ...]
+    columns: int = 0
 
     @property
     def n(self) -> int:
+        """Rows and columns of a square scene."""
         return round(len(self.tiles) ** 0.5)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        columns = self.columns or self.n
+        return len(self.tiles) // columns, columns
+
+    def cell(self, index: int) -> tuple[int, int]:
+        """(row, column) of tile ``index``."""
+        return divmod(index, self.grid[1])
 
     @functools.cached_property
     def canvas(self) -> Image.Image:
-        n = self.n
-        rows = [np.concatenate([t.pixels for t in self.tiles[r * n : r * n + n]], axis=1) for r in range(n)]
-        return Image.fromarray(np.concatenate(rows, axis=0))
+        rows, columns = self.grid
+        lines = [np.concatenate([t.pixels for t in self.tiles[r * columns : (r + 1) * columns]], axis=1) for r in range(rows)]
+        return Image.fromarray(np.concatenate(lines, axis=0))
 
     def masks(self) -> np.ndarray:
-        """(objects, side, side) bool, one mask a tile, in canvas pixels."""
-        n = self.n
-        out = np.zeros((n * n, n * TILE, n * TILE), dtype=bool)
+        """(objects, height, width) bool, one mask a tile, in canvas pixels."""
+        rows, columns = self.grid
+        out = np.zeros((len(self.tiles), rows * TILE, columns * TILE), dtype=bool)
         for i, tile in enumerate(self.tiles):
-            r, c = divmod(i, n)
+            r, c = self.cell(i)
             out[i, r * TILE : (r + 1) * TILE, c * TILE : (c + 1) * TILE] = tile.mask
         return out
 
     def box(self, index: int) -> Box:
         """The cell of tile ``index`` as fractions of the canvas."""
-        r, c = divmod(index, self.n)
-        return (c / self.n, r / self.n, (c + 1) / self.n, (r + 1) / self.n)
+        (rows, columns), (r, c) = self.grid, self.cell(index)
+        return (c / columns, r / rows, (c + 1) / columns, (r + 1) / rows)
 
     def place(self, index: int) -> str:
         """How a question names the cell of tile ``index``: "the top left" in 2 x 2, "row 3 column 1" in larger scenes."""
-        r, c = divmod(index, self.n)
-        if self.n == 2:
+        r, c = self.cell(index)
+        if self.grid == (2, 2):
             return f"the {('top', 'bottom')[r]} {('left', 'right')[c]}"
         return f"row {r + 1} column {c + 1}"
 
@@ -126,7 +139,14 @@ def _easy_vqa(split: str):
     raise ValueError(f"split={split!r} is not part of easy-VQA; use 'train' or 'test'")
 
 
-def random_scene(rng: np.random.Generator, split: str, n: int) -> Scene:
-    """A scene of n x n tiles drawn without replacement from ``split``."""
-    tiles = load_tiles(split)
-    return Scene(tuple(tiles[i] for i in rng.choice(len(tiles), size=n * n, replace=False)))
+@functools.lru_cache(maxsize=2)
+def small_tiles(split: str) -> tuple[Tile, ...]:
+    """The images whose object covers less than ``SMALL`` of them: about a third."""
+    return tuple(tile for tile in load_tiles(split) if tile.mask.mean() < SMALL)
+
+
+def random_scene(rng: np.random.Generator, split: str, rows: int, columns: int | None = None, small: bool = False) -> Scene:
+    """A scene of rows x columns tiles (rows x rows by default) drawn without replacement from ``split``, or from its ``small_tiles``."""
+    tiles = small_tiles(split) if small else load_tiles(split)
+    columns = columns or rows
+    return Scene(tuple(tiles[i] for i in rng.choice(len(tiles), size=rows * columns, replace=False)), columns)

@@ -147,12 +147,12 @@ def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int 
     return {"shape": float(shape), "color": float(color)}
 
 
-def train_clip(tokenizer, out: Path, seed: int):
-    """Trains both stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px."""
+def train_clip(tokenizer, out: Path, seed: int, stages=STAGES):
+    """Trains all stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px."""
     torch.manual_seed(seed)
-    clip = build_models.build_clip(tokenizer, STAGES[0][2])
-    for stage, (steps, lr, size, batch, weights, place) in enumerate(STAGES):
-        if stage and size != STAGES[stage - 1][2]:
+    clip = build_models.build_clip(tokenizer, stages[0][2])
+    for stage, (steps, lr, size, batch, weights, place) in enumerate(stages):
+        if stage and size != stages[stage - 1][2]:
             clip = build_models.resize_positions(clip, tokenizer, size)
         bias = torch.nn.Parameter(torch.tensor(-2.0))
         reader = torch.nn.Parameter(torch.zeros(build_models.WIDTH + 1, 2))

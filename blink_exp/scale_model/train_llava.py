@@ -1,9 +1,8 @@
 """Stage 2 of the scale model: projector and LLM on conversations about scenes, over the frozen CLIP tower of stage 1.
 
-A step asks a dozen questions about each scene. They are packed behind one visual prefix and do not see each other, so that no answer
-can be had from another question's text; each is what the first turn of a conversation is at test time. A question starts up to
-``SHIFT`` positions behind the prefix (as a later turn would), and a part of the batches carries a second view, a quadrant of the same
-canvas: LLaVA-1.5 meets text at many distances and more than one image, and so must its scale model.
+A step asks a dozen questions about each scene, packed behind one visual prefix (see ``packing``). A question starts up to ``SHIFT``
+positions behind the prefix (as a later turn would), and a part of the batches carries a second view, a quadrant of the same canvas:
+LLaVA-1.5 meets text at many distances and more than one image, and so must its scale model.
 """
 
 from __future__ import annotations
@@ -11,21 +10,21 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.scale_model import build_models, questions
+from blink_exp.scale_model.packing import Pack, hidden_of, look_loss, pack, view_features, wrong_tokens
 from blink_exp.scale_model.recipe import Checkpoint, cosine_lr, pixels
 from blink_exp.scale_model.scenes import Scene, official_questions, random_scene
 from blink_exp.scale_model.train_clip import object_weights
 
 SHIFT = 320
-LOOK_LAYERS = (3, 4)  # of the 8-layer model: 12 and 16 once it is deepened
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,14 @@ class Phase:
     two_views: float = 0.0
     captions: bool = False
     look: float = 0.0
+    floor: float = 0.4  # share of the learning rate that is left at the end
 
 
 PHASES = (
     Phase(8, 200, (1.0, 0, 0, 0), 2e-3, captions=True),
     Phase(8, 800, (0.1, 0.6, 0.1, 0.2), 2e-3, captions=True, look=0.3),
     Phase(8, 600, (0.1, 0.55, 0.1, 0.25), 1.5e-3, two_views=0.3, captions=True, look=0.1),
-    Phase(32, 100, (0.1, 0.5, 0.1, 0.3), 7e-4, batch=16, two_views=0.3),
+    Phase(32, 100, (0.1, 0.5, 0.1, 0.3), 7e-4, batch=16, two_views=0.3, floor=0.03),
 )
 
 
@@ -72,110 +72,6 @@ def _official_by_image(split: str) -> dict[int, list[questions.Question]]:
     return _OFFICIAL[split]
 
 
-@dataclass
-class Pack:
-    """Questions of a batch as token rows behind their scenes' prefixes. All tensors are (batch, text)."""
-
-    ids: torch.Tensor
-    owner: torch.Tensor  # index of the question a token belongs to, -1 on padding
-    offset: torch.Tensor  # position behind the prefix
-    labels: torch.Tensor  # the token to be predicted here, -100 where none is
-    last: torch.Tensor  # (questions, 2): row and column of the last prompt token of each question
-
-
-def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator, shift: int) -> Pack:
-    ids: list[list[int]] = []
-    owner: list[list[int]] = []
-    offset: list[list[int]] = []
-    labels: list[list[int]] = []
-    last: list[tuple[int, int]] = []
-    for b, row in enumerate(rows):
-        line: tuple[list, list, list, list] = ([], [], [], [])
-        for j, (question, answer) in enumerate(row):
-            prompt = _ids(tokenizer, f"\n{question} ASSISTANT:")
-            said = _ids(tokenizer, f" {answer}</s>")
-            start = 0 if shift == 0 or rng.random() < 0.5 else int(rng.integers(shift))
-            last.append((b, len(line[0]) + len(prompt) - 1))
-            line[0].extend(prompt + said)
-            line[1].extend([j] * (len(prompt) + len(said)))
-            line[2].extend(range(start, start + len(prompt) + len(said)))
-            line[3].extend([-100] * (len(prompt) - 1) + said + [-100])
-        for store, part in zip((ids, owner, offset, labels), line, strict=True):
-            store.append(part)
-    width = -(-max(len(r) for r in ids) // 16) * 16
-
-    def padded(store, value):
-        return torch.tensor([r + [value] * (width - len(r)) for r in store])
-
-    return Pack(padded(ids, 0), padded(owner, -1), padded(offset, 0), padded(labels, -100), torch.tensor(last))
-
-
-_IDS: dict[str, list[int]] = {}
-
-
-def _ids(tokenizer, text: str) -> list[int]:
-    if text not in _IDS:
-        _IDS[text] = tokenizer(text, add_special_tokens=False).input_ids
-    return _IDS[text]
-
-
-def hidden_of(llava, tokenizer, views: torch.Tensor, packed: Pack, looks: list[torch.Tensor] | None = None) -> torch.Tensor:
-    """(batch, text, hidden) final states of the packed questions. ``views``: (batch, images, 3, size, size).
-
-    ``looks``: a list that is given, for each of LOOK_LAYERS, the (questions, visual) attention of the last prompt tokens on the
-    first view, softmax over its tokens, mean over heads.
-    """
-    b, k = views.shape[:2]
-    with torch.no_grad():
-        features = llava.model.vision_tower(views.flatten(0, 1), output_hidden_states=True).hidden_states[-2][:, 1:]
-    visual = llava.model.multi_modal_projector(features).unflatten(0, (b, k))
-    embed = llava.get_input_embeddings()
-    opening = embed(torch.tensor(_ids(tokenizer, "<s>USER: ")))
-    newline = embed(torch.tensor(_ids(tokenizer, "\n")))
-    parts = [opening.expand(b, -1, -1)]
-    for i in range(k):
-        parts += [visual[:, i]] + ([newline.expand(b, -1, -1)] if i + 1 < k else [])
-    prefix = torch.cat(parts, dim=1)
-    p, t = prefix.shape[1], packed.ids.shape[1]
-    causal = torch.ones(p + t, p + t, dtype=torch.bool).tril()
-    owner = F.pad(packed.owner, (p, 0), value=-2)
-    same = owner[:, :, None] == owner[:, None, :]
-    mask = (causal & (same | (torch.arange(p + t) < p)))[:, None]
-    positions = torch.cat([torch.arange(p).expand(b, -1), p + packed.offset], dim=1)
-    llm = llava.model.language_model
-    states: list[torch.Tensor] = []
-    watched = [] if looks is None else [llm.layers[i].self_attn for i in LOOK_LAYERS]
-    hooks = [m.register_forward_hook(lambda *a: states.append(a[2])) for attn in watched for m in (attn.q_proj, attn.k_proj)]
-    out = llava.model.language_model(
-        inputs_embeds=torch.cat([prefix, embed(packed.ids)], dim=1), attention_mask=mask, position_ids=positions, use_cache=False
-    )
-    for hook in hooks:
-        hook.remove()
-    if looks is not None:
-        cos, sin = llm.rotary_emb(prefix, position_ids=positions)
-        row, column = packed.last[:, 0], packed.last[:, 1] + p
-        start = opening.shape[0]
-        visual_columns = slice(start, start + visual.shape[2])
-        for queries, projected in zip(states[::2], states[1::2], strict=True):
-            width = llm.layers[0].self_attn.head_dim
-            query = queries[row, column].unflatten(-1, (-1, 1, width))  # (questions, heads, 1, head_dim)
-            query = apply_rotary_pos_emb(query, query, cos[row, column][:, None], sin[row, column][:, None])[0]
-            keys = projected[:, visual_columns].unflatten(-1, (-1, width)).transpose(1, 2)
-            keys = apply_rotary_pos_emb(keys, keys, cos[:, visual_columns], sin[:, visual_columns])[0]
-            looks.append((query @ keys[row].mT * width**-0.5)[:, :, 0].softmax(-1).mean(1))
-    return out.last_hidden_state[:, p:]
-
-
-def look_loss(looks: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-    """-log of the attention that falls on the objects a question is about, mean over questions that have some and over LOOK_LAYERS.
-
-    ``targets``: (questions, visual) 0/1. Without it a model this small stays for very long where it looks at all objects alike.
-    It is used in the middle of the curriculum only; what the shipped model looks at is what its answers go on needing.
-    """
-    asked = targets.sum(1) > 0
-    return torch.stack([-(look * targets).sum(1)[asked].clamp(min=1e-6).log().mean() for look in looks]).mean()
-
-
 @torch.no_grad()
 def held_out(llava, tokenizer, n: int, scenes: int = 64, blank: bool = False, seed: int = 1) -> dict[str, float]:
     """Exact-match accuracy by question kind on test scenes of n x n tiles; ``blank`` replaces every image by a grey one."""
@@ -186,8 +82,8 @@ def held_out(llava, tokenizer, n: int, scenes: int = 64, blank: bool = False, se
         asked = [scene_questions(rng, s, 10, "test") for s in batch]
         views = torch.stack([pixels(s.canvas, build_models.IMAGE_SIZE) for s in batch])[:, None]
         packed = pack(tokenizer, [[(q.text, q.answer) for q in row] for row in asked], rng, 0)
-        hidden = hidden_of(llava, tokenizer, torch.zeros_like(views) if blank else views, packed)
-        wrong = (llava.lm_head(hidden).argmax(-1) != packed.labels) & (packed.labels >= 0)
+        hidden, _ = hidden_of(llava, tokenizer, view_features(llava, torch.zeros_like(views) if blank else views), packed)
+        wrong = wrong_tokens(llava, hidden, packed)
         for b, row in enumerate(asked):
             for j, question in enumerate(row):
                 right[question.kind].append(not wrong[b][packed.owner[b] == j].any())
@@ -221,7 +117,7 @@ def batch_of(rng: np.random.Generator, phase: Phase, tokenizer) -> tuple[torch.T
     return x, pack(tokenizer, rows, rng, SHIFT), torch.stack([t for row in targets for t in row]).float()
 
 
-def train_llava(clip, tokenizer, out: Path, seed: int, phases: tuple[Phase, ...] = PHASES):
+def train_llava(clip, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES):
     """Runs all phases, resuming from ``out``, and returns the LLaVA model."""
     torch.manual_seed(seed)
     llava = build_models.build_llava(tokenizer, phases[0].layers)
@@ -233,7 +129,7 @@ def train_llava(clip, tokenizer, out: Path, seed: int, phases: tuple[Phase, ...]
     for number, phase in enumerate(phases):
         depth = len(llava.model.language_model.layers)
         if phase.layers != depth:
-            llava = build_models.deepen(llava, tokenizer, phase.layers // depth)
+            llava = build_models.deepen(llava, phase.layers // depth)
         llava.model.vision_tower.requires_grad_(False)
         weights = [p for p in llava.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=phase.lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
@@ -243,11 +139,9 @@ def train_llava(clip, tokenizer, out: Path, seed: int, phases: tuple[Phase, ...]
         for step in range(checkpoint.step, phase.steps):
             rng = np.random.default_rng((seed, 10 + number, step))
             x, packed, targets = batch_of(rng, phase, tokenizer)
-            last = number + 1 == len(phases)
             for group in optimizer.param_groups:
-                group["lr"] = cosine_lr(step, phase.steps, phase.lr, floor=0.03 if last else 0.4)
-            looks: list[torch.Tensor] | None = [] if phase.look else None
-            hidden = hidden_of(llava, tokenizer, x, packed, looks)
+                group["lr"] = cosine_lr(step, phase.steps, phase.lr, phase.floor)
+            hidden, looks = hidden_of(llava, tokenizer, view_features(llava, x), packed, packed.last if phase.look else None)
             wanted = packed.labels >= 0
             loss = F.cross_entropy(llava.lm_head(hidden[wanted]), packed.labels[wanted])
             total = loss + phase.look * look_loss(looks, targets) if looks else loss

@@ -1,0 +1,60 @@
+"""High-resolution scenes of up to 4 x 4 small objects in many aspect ratios: five kinds of question for which details decide."""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import numpy as np
+
+from blink_exp.benchmarks.base import ExactMatch, Sample
+from blink_exp.scale_model.hr_questions import KINDS
+from blink_exp.scale_model.scenes import Scene, random_scene
+from blink_exp.scale_model.train_next import SIZES
+
+VERSION = 1
+TRIES = 20  # draws of a question before a scene goes without one of that kind (a single row has nothing above anything else)
+
+
+class MosaicHR(ExactMatch):
+    """``images``: scenes, two questions of each kind that suit the scene. Yes and no, where a kind has them, take turns."""
+
+    name = "mosaic_hr"
+
+    def __init__(self, images: int = 48):
+        self.images = images
+
+    def samples(self) -> list[Sample]:
+        out = []
+        for i in range(self.images):
+            rng = np.random.default_rng((200 + VERSION, i))
+            rows, columns = list(SIZES)[int(rng.choice(len(SIZES), p=list(SIZES.values())))]
+            scene = random_scene(rng, "test", rows, columns, small=True)
+            image_id = f"mosaic_hr/v{VERSION}/{i:04d}"
+            for kind, make in KINDS.items():
+                asked: set[str] = set()
+                for wanted in ("yes", "no"):
+                    for _ in range(TRIES):
+                        question = make(rng, scene, wanted)
+                        if question is not None and question.text not in asked:
+                            break
+                    else:
+                        continue
+                    asked.add(question.text)
+                    out.append(
+                        Sample(
+                            f"{image_id}/{kind}/{wanted}",
+                            image_id,
+                            functools.partial(operator.attrgetter("canvas"), scene),
+                            question.text,
+                            question.answer,
+                            kind,
+                            tuple(scene.box(k) for k in question.objects),
+                            functools.partial(_mask, scene, question.objects),
+                        )
+                    )
+        return out
+
+
+def _mask(scene: Scene, objects: tuple[int, ...]) -> np.ndarray:
+    return np.any(scene.masks()[list(objects)], axis=0, keepdims=True)[0]

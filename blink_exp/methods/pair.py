@@ -1,0 +1,47 @@
+"""A pair: a pruner in front of the LLM and a policy inside it, each configured as it is alone.
+
+The pruner decides which visual tokens enter; the policy works on what is left:
+
+- FastV and SparseVLM drop further tokens. Their ratios and layer averages count from what entered, so the two shares multiply.
+- Blink scans the tokens of the base view that are left, patch by patch, and expands the most salient patch. Cells of it that were dropped
+  take the mean of the nearest tokens that were kept, or, with ``fill="recall"``, the embeddings that were dropped, kept aside.
+
+HERO with Blink is the pair this project is about: HERO takes away what no question is likely to need, Blink brings back resolution where
+this question looks. Pairs that make no sense are refused: Blink needs tokens that show one cell of the base view each, which a method that
+merges tokens does not leave; and SparseVLM's published schedules are numbers of tokens out of all 576.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from blink_exp.errors import UserError, nearest
+from blink_exp.methods.base import Method, TokenPolicy
+
+FILLS = ("neighbours", "recall")
+MERGING = ("prumerge_plus", "downsample")
+
+Maker = Callable[[Any], Method]
+
+
+def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, name: str | None = None) -> Method:
+    """The pair of ``pruner(backbone)`` and ``policy(backbone)``. ``fill``: see above, for Blink."""
+    if fill not in FILLS:
+        raise UserError(f"blink.fill={fill} is not known; {nearest(str(fill), FILLS)}")
+    first, second = pruner(backbone), policy(backbone)
+    if first.pruner is None or first.policy is not None:
+        raise UserError(f"method/pruner={first.name} drops nothing in front of the LLM; use one of those that do, e.g. hero")
+    if second.policy is None or second.pruner is not None:
+        raise UserError(f"method/policy={second.name} does nothing inside the LLM; use blink, blink_interp, fastv or sparsevlm")
+    blinks = not isinstance(second.policy, TokenPolicy)
+    if blinks and first.name in MERGING:
+        raise UserError(
+            f"method/pruner={first.name} merges tokens, but Blink expands tokens that show one cell each; use a pruner that merges none"
+        )
+    if getattr(second.policy, "schedule", None) is not None:
+        raise UserError(
+            f"sparsevlm.schedule={list(second.policy.schedule)} counts tokens of a whole image, "  # type: ignore[attr-defined]
+            f"but method/pruner={first.name} leaves fewer; use schedule=null with a retention_ratio"
+        )
+    return Method(second.policy, second.amplifiers, name or f"{first.name}+{second.name}", first.pruner, blinks and fill == "recall")

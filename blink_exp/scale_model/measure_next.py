@@ -1,0 +1,68 @@
+"""The model card's numbers of the scale LLaVA-NeXT, and CLIPscore's, all on held-out scenes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from blink_exp.backbone.clip_text import ClipText
+from blink_exp.backbone.encode import Needs
+from blink_exp.backbone.load import SHIPPED, Backbone, load
+from blink_exp.scale_model import hr_questions, train_next
+from blink_exp.scale_model.export import load_clip
+
+SCENES = 128  # ten questions each
+
+
+@torch.no_grad()
+def measure_next(assets: Path = SHIPPED, scenes: int = SCENES) -> dict[str, Any]:
+    backbone = load(str(assets / "llava_next"), "scale-llava-next")
+    tokenizer = backbone.processor.tokenizer
+    backbone.clip = ClipText(load_clip(assets), tokenizer, tokenizer.eos_token)
+    seen = {}
+    for what in ("all", "thumbnail", "blank"):
+        found = train_next.held_out(backbone.model, backbone.processor, scenes, what)
+        seen[what] = {k: round(100 * v, 1) for k, v in found.items()}
+    ranks = {k: {"first": round(100 * v, 1), "questions": n} for k, (v, n) in clipscore(backbone, scenes).items()}
+    return {"backbone": backbone.identity, "scenes": scenes, "mosaic_hr": seen, "clipscore": ranks}
+
+
+@torch.no_grad()
+def clipscore(backbone: Backbone, scenes: int = SCENES, seed: int = 2) -> dict[str, tuple[float, int]]:
+    """By kind of question about one object, and in all: how often the tile that shows most of the object has the highest CLIPscore
+    (HERO, Sec. IV-B-1) among its image's tiles, and of how many questions."""
+    first: dict[str, list[bool]] = defaultdict(list)
+    for k in range(scenes // 8):
+        rng = np.random.default_rng((seed, 78, k))
+        batch = train_next.batch_of(rng, backbone.processor, "test", 8, 10)
+        images = {str(i): scene.canvas for i, scene in enumerate(batch.scenes)}
+        found = backbone.encodings(images, Needs(text=True))
+        for i, (scene, asked) in enumerate(zip(batch.scenes, batch.asked, strict=True)):
+            encoding = found[str(i)]
+            assert encoding.projected is not None and encoding.embed_text is not None
+            shows = train_next.coverage(scene, batch.views)[:, 1:].sum(-1)  # (objects, tiles)
+            tiles = torch.nn.functional.normalize(encoding.projected[1:], dim=-1)
+            for question in asked:
+                if question.kind in hr_questions.ABOUT_ONE and question.objects:
+                    text = torch.nn.functional.normalize(encoding.embed_text(question.text), dim=-1)
+                    first[question.kind].append(bool((tiles @ text).argmax() == shows[question.objects[0]].argmax()))
+        backbone.forget()
+    out = {kind: (float(np.mean(hits)), len(hits)) for kind, hits in sorted(first.items())}
+    every = [hit for hits in first.values() for hit in hits]
+    return {"all": (float(np.mean(every)), len(every)), **out}
+
+
+def tables(measured: dict[str, Any]) -> dict[str, str]:
+    """The card's tables of LLaVA-NeXT as Markdown, by the name of their place."""
+    seen = measured["mosaic_hr"]
+    rows = [f"| {kind} | {seen['all'][kind]} | {seen['thumbnail'][kind]} | {seen['blank'][kind]} |" for kind in seen["all"]]
+    ranks = [f"| {kind} | {v['first']} | {v['questions']} |" for kind, v in measured["clipscore"].items()]
+    return {
+        "next_counts": f"{measured['scenes']} held-out scenes, ten questions each",
+        "mosaic_hr": "\n".join(["| question kind | all views | thumbnail only | blank |", "|---|---:|---:|---:|", *rows]),
+        "clipscore": "\n".join(["| question about one object | right tile first | questions |", "|---|---:|---:|", *ranks]),
+    }

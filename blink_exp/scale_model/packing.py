@@ -1,0 +1,135 @@
+"""Many questions behind one visual prefix: how both LLaVA trainings ask a dozen questions at the price of one.
+
+The questions do not see each other, so that no answer can be had from another question's text; each is what the first turn of a
+conversation is at test time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+LOOK_LAYERS = (3, 4)  # of the 8-layer model: 12 and 16 once it is deepened
+
+
+@dataclass
+class Pack:
+    """Questions of a batch as token rows behind their scenes' prefixes. All tensors are (batch, text)."""
+
+    ids: torch.Tensor
+    owner: torch.Tensor  # index of the question a token belongs to, -1 on padding
+    offset: torch.Tensor  # position behind the prefix
+    labels: torch.Tensor  # the token to be predicted here, -100 where none is
+    first: torch.Tensor  # (questions, 2): row and column of the first token of each question
+    last: torch.Tensor  # (questions, 2): row and column of the last prompt token of each question
+
+
+def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator, shift: int) -> Pack:
+    """Packs (question, answer) pairs, one list a scene; half of the questions start up to ``shift`` positions behind the prefix."""
+    ids: list[list[int]] = []
+    owner: list[list[int]] = []
+    offset: list[list[int]] = []
+    labels: list[list[int]] = []
+    first: list[tuple[int, int]] = []
+    last: list[tuple[int, int]] = []
+    for b, row in enumerate(rows):
+        line: tuple[list, list, list, list] = ([], [], [], [])
+        for j, (question, answer) in enumerate(row):
+            prompt = ids_of(tokenizer, f"\n{question} ASSISTANT:")
+            said = ids_of(tokenizer, f" {answer}</s>")
+            start = 0 if shift == 0 or rng.random() < 0.5 else int(rng.integers(shift))
+            first.append((b, len(line[0])))
+            last.append((b, len(line[0]) + len(prompt) - 1))
+            line[0].extend(prompt + said)
+            line[1].extend([j] * (len(prompt) + len(said)))
+            line[2].extend(range(start, start + len(prompt) + len(said)))
+            line[3].extend([-100] * (len(prompt) - 1) + said + [-100])
+        for store, part in zip((ids, owner, offset, labels), line, strict=True):
+            store.append(part)
+    width = -(-max(len(r) for r in ids) // 16) * 16
+
+    def padded(store, value):
+        return torch.tensor([r + [value] * (width - len(r)) for r in store])
+
+    return Pack(padded(ids, 0), padded(owner, -1), padded(offset, 0), padded(labels, -100), torch.tensor(first), torch.tensor(last))
+
+
+_IDS: dict[str, list[int]] = {}
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    if text not in _IDS:
+        _IDS[text] = tokenizer(text, add_special_tokens=False).input_ids
+    return _IDS[text]
+
+
+def view_features(llava, views: torch.Tensor) -> list[torch.Tensor]:
+    """(batch, tokens, hidden) projected features of each of (batch, images, 3, size, size) views of a LLaVA-1.5."""
+    with torch.no_grad():
+        features = llava.model.vision_tower(views.flatten(0, 1), output_hidden_states=True).hidden_states[-2][:, 1:]
+    return list(llava.model.multi_modal_projector(features).unflatten(0, views.shape[:2]).unbind(1))
+
+
+def hidden_of(
+    llava, tokenizer, visual: list[torch.Tensor], packed: Pack, at: torch.Tensor | None = None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """(batch, text, hidden) final states of the packed questions, and where some tokens look.
+
+    Args:
+        visual: (batch, tokens, hidden) projected features of each image.
+        at: (n, 2) row and column of packed tokens; for each of LOOK_LAYERS their (n, tokens) attention on the first image comes back,
+            softmax over its tokens, mean over heads. None: nothing does.
+    """
+    b = len(visual[0])
+    embed = llava.get_input_embeddings()
+    opening = embed(torch.tensor(ids_of(tokenizer, "<s>USER: ")))
+    newline = embed(torch.tensor(ids_of(tokenizer, "\n")))
+    parts = [opening.expand(b, -1, -1)]
+    for i, features in enumerate(visual):
+        parts += ([newline.expand(b, -1, -1)] if i else []) + [features]
+    prefix = torch.cat(parts, dim=1)
+    p, t = prefix.shape[1], packed.ids.shape[1]
+    causal = torch.ones(p + t, p + t, dtype=torch.bool).tril()
+    owner = F.pad(packed.owner, (p, 0), value=-2)
+    same = owner[:, :, None] == owner[:, None, :]
+    mask = (causal & (same | (torch.arange(p + t) < p)))[:, None]
+    positions = torch.cat([torch.arange(p).expand(b, -1), p + packed.offset], dim=1)
+    llm = llava.model.language_model
+    states: list[torch.Tensor] = []
+    watched = [] if at is None else [llm.layers[i].self_attn for i in LOOK_LAYERS]
+    hooks = [m.register_forward_hook(lambda *a: states.append(a[2])) for attn in watched for m in (attn.q_proj, attn.k_proj)]
+    out = llm(inputs_embeds=torch.cat([prefix, embed(packed.ids)], dim=1), attention_mask=mask, position_ids=positions, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    looks = []
+    if at is not None:
+        cos, sin = llm.rotary_emb(prefix, position_ids=positions)
+        row, column = at[:, 0], at[:, 1] + p
+        columns = slice(len(opening), len(opening) + visual[0].shape[1])
+        for queries, projected in zip(states[::2], states[1::2], strict=True):
+            width = llm.layers[0].self_attn.head_dim
+            query = queries[row, column].unflatten(-1, (-1, 1, width))  # (n, heads, 1, head_dim)
+            query = apply_rotary_pos_emb(query, query, cos[row, column][:, None], sin[row, column][:, None])[0]
+            keys = projected[:, columns].unflatten(-1, (-1, width)).transpose(1, 2)
+            keys = apply_rotary_pos_emb(keys, keys, cos[:, columns], sin[:, columns])[0]
+            looks.append((query @ keys[row].mT * width**-0.5)[:, :, 0].softmax(-1).mean(1))
+    return out.last_hidden_state[:, p:], looks
+
+
+def wrong_tokens(llava, hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
+    """(batch, text) bool: answer tokens that the model would not say."""
+    return (llava.lm_head(hidden).argmax(-1) != packed.labels) & (packed.labels >= 0)
+
+
+def look_loss(looks: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """-log of the attention that falls on the objects a question is about, mean over questions that have some and over LOOK_LAYERS.
+
+    ``targets``: (looks, visual) 0/1. Without it a model this small stays for very long where it looks at all objects alike.
+    It is used in the middle of the curriculum only; what the shipped model looks at is what its answers go on needing.
+    """
+    asked = targets.sum(1) > 0
+    return torch.stack([-(look * targets).sum(1)[asked].clamp(min=1e-6).log().mean() for look in looks]).mean()
