@@ -71,11 +71,12 @@ def check_overrides(argv: list[str], config: str) -> None:
     """Names the nearest presets and keys for words that Hydra would not find. Reads file and key names only."""
     import re
 
-    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir()}
+    folders = [p for p in CONF.rglob("*") if p.is_dir()]  # method/pruner is a group as method is
+    groups = {str(p.relative_to(CONF)): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
     root = (CONF / f"{config}.yaml").read_text() + (CONF / "evaluate.yaml").read_text()
     keys = set(re.findall(r"^(\w+):", root, flags=re.M)) | set(groups)
     for word in argv:
-        match = re.fullmatch(r"([A-Za-z_]\w*)(\.[\w.]+)?=(.*)", word)
+        match = re.fullmatch(r"([A-Za-z_][\w/]*)(\.[\w.]+)?=(.*)", word)
         if match is None:
             continue
         key, inner, value = match.groups()

@@ -26,6 +26,22 @@ CASES = [
     (["train.py", "tokensr=interp"], "tokensr=interp has no parameters to train"),
     (["train.py", "data=folder", "data.path=/nowhere"], "data.path=/nowhere is not a folder"),
     (["train.py", "resume=/nowhere"], "resume=/nowhere holds no last.ckpt"),
+    (["evaluate.py", "method=hero", "retention_ratio=1.5"], "retention_ratio=1.5 is outside (0, 1]; it is the share"),
+    (["evaluate.py", "method=random", "retention_ratio=0"], "retention_ratio=0 is outside (0, 1]"),
+    (["evaluate.py", "method=hero", "retention_ratio=0.001"], "retention_ratio=0.001 rounds to no token of 144; use at least"),
+    (["evaluate.py", "method=hero", "hero_alpha.alpha=1.2"], "hero.alpha=1.2 is outside [0, 1]"),
+    (["evaluate.py", "method=hero", "hero_low.layers=[]"], "hero_low.layers=[] names no layer; use layers from 1 to 24"),
+    (["evaluate.py", "method=hero", "hero_high.layers=[25]"], "hero_high.layers holds layer 25, outside the encoder's 1 to 24"),
+    (
+        ["evaluate.py", "method=hero", "newline_policy.policy=rows"],
+        "newline_policy=rows is not known; did you mean all_rows or valid_rows?",
+    ),
+    (
+        ["evaluate.py", "method=hero", "model=scale_llava_next", "model.clip=null"],
+        "model.clip=null, but this method reads CLIP's text tower",
+    ),
+    (["evaluate.py", "method=pair", "method/pruner=fastv"], "method/pruner=fastv is not a preset"),
+    (["evaluate.py", "method=blink_hero", "blink.fill=recal"], "blink.fill=recal is not known; did you mean recall"),
     (["sweep.py"], "nothing to sweep; add -m and comma lists"),
 ]
 

@@ -372,6 +372,3 @@ def test_prompts_that_a_method_cannot_work_on_are_refused():
     batch = prompts(model, [[9], []])
     with method("fastv").attach(model), pytest.raises(UserError, match="end the prompt with text"):
         model(**batch)
-    wide = random_next()
-    with blink(BlinkPolicy((1,))).attach(wide), pytest.raises(UserError, match="needs all 6 x 6 visual tokens of an image"):
-        wide(**next_prompts(wide, [[(24, 48)]], [[9]]))

@@ -288,13 +288,3 @@ def test_several_images_in_one_pass_are_each_what_they_are_alone(model):
         assert torch.allclose(both.pooled, alone.pooled, atol=1e-5)
         no_text = Hero(0.3, frozenset({1}), frozenset({2}), alpha=1.0)
         assert all(torch.equal(a, b) for a, b in zip(no_text.select(both, "q").indices, no_text.select(alone, "q").indices, strict=True))
-
-
-def test_an_encoder_without_cls_token_is_refused():
-    from types import SimpleNamespace
-
-    siglip = SimpleNamespace(embeddings=SimpleNamespace())
-    with pytest.raises(UserError, match="has no CLS token"):
-        from blink_exp.backbone.encode import check_cls_token
-
-        check_cls_token(siglip)

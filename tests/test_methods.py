@@ -1,4 +1,4 @@
-"""Every method through evaluate's own path on the scale model: composed from its config, in batches as alone, the model left as it was."""
+"""Every method through evaluate's own path on the scale models: composed from its config, in batches as alone, the model left as it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from PIL import Image
 
+from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.experiments.evaluate import evaluate
 
@@ -54,3 +56,38 @@ def test_a_method_from_its_config(name, scale):
     if name == "sparsevlm":
         counts = [[step["visual_tokens"] for step in r["layers"]] for r in together]
         assert all(144 > a > b > c > 0 for a, b, c in counts)
+
+
+class FewHR(MosaicHR):
+    """One question on an image of each of five sizes."""
+
+    def samples(self):
+        sizes = {sample.image().size: sample for sample in MosaicHR(images=20).samples()[::10]}
+        return list(sizes.values())[:5]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_on_llava_next_in_a_batch_and_alone(name, scale_next):
+    """Images of several aspect ratios in one batch, each with its own number of tiles."""
+    method = method_of(name, scale_next)
+    together, skipped = evaluate(scale_next, method, FewHR(), batch_size=5)
+    alone, _ = evaluate(scale_next, method, FewHR(), batch_size=1)
+    assert not skipped
+    assert len(together) == 5
+    assert len({r["newline_tokens"] for r in together}) > 1 or name in ("hired", "globalcom2", "prumerge_plus")
+    rounded = [[{k: v for k, v in r.items() if k != "layers"} for r in rows] for rows in (together, alone)]
+    assert rounded[0] == rounded[1]
+
+
+@pytest.mark.parametrize("name", ["none", "hero", "blink_hero"])
+def test_an_image_of_one_pixel_and_one_of_twenty_to_one(name, scale_next):
+    method = method_of(name, scale_next)
+    images = {"dot": Image.new("RGB", (1, 1), "red"), "strip": Image.new("RGB", (400, 20), "blue")}
+    asked = [("dot", "what color is the circle?"), ("strip", "how many red circles are there?")]
+    with method.attach(scale_next.model) as attached, torch.no_grad():
+        visual = scale_next.visual(images, asked, method.pruner, method.recall)
+        if attached is not None:
+            attached.images = [[v.shown] for v in visual]
+        answers = scale_next.generate([v.features for v in visual], [question for _, question in asked], 4)
+    assert len(answers) == 2
+    assert all(len(v.features) > 0 for v in visual)

@@ -17,6 +17,8 @@ SHORT = {
     "sweep.py": ["limit=16", "store={tmp}/points", "hydra.sweep.dir={tmp}/sweep"],
 }
 
+ELSEWHERE = {"python sweep.py table=blink_table2": "test_table_2_runs_and_keeps_published_and_measured_apart"}  # run by test_entry_points
+
 
 def commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
@@ -37,6 +39,9 @@ def test_command(command, tmp_path):
         plan = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert plan.returncode == 0, plan.stderr
         assert {"demo": "sweep.py table=blink_table2", "test": "pytest"}.get(words[1], "") in plan.stdout
+        return
+    if command in ELSEWHERE:
+        assert f"def {ELSEWHERE[command]}(" in (ROOT / "tests" / "test_entry_points.py").read_text()
         return
     assert words[0] == "python", command
     if words[1] == "-m":

@@ -16,7 +16,6 @@ ABOUT = {
     "hero": "HERO drops visual tokens before the language model. Tiles that resemble the thumbnail, or fit the question, share out the "
     "budget; inside a view those tokens stay that CLIP's CLS token attends to, at early layers in tiles and at a late one in thumbnails.",
 }
-OF_PAPER = {"blink": ["decisions"]}  # pictures of a table that does not say which
 
 
 def write_page(document: dict[str, Any], out: Path) -> Path:
@@ -45,7 +44,7 @@ def make_figures(document: dict[str, Any], out: Path) -> list[tuple[str, str, Pa
     """(title, caption, PNG file) of each picture; None in place of a picture that cannot be made, its caption saying why."""
     from blink_exp.experiments.pictures import MAKERS
 
-    names = document.get("figures", OF_PAPER.get(document.get("paper", ""), []))
+    names = document.get("figures", [])
     for name in names:
         if name not in MAKERS:
             raise UserError(f"figures holds {name}, which is no picture; {nearest(name, MAKERS)}")
