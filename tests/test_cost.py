@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.experiments.cost import kv_bytes, measure_cost, prefill_flops
@@ -10,6 +11,7 @@ from blink_exp.methods.base import Method
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.none import none
+from blink_exp.tokensr import modules
 
 
 @pytest.mark.parametrize(("tokens", "tera", "mib"), [(2673, 38.37, 1336.5), (1105, 14.95, 552.5), (583, 7.73, 291.5), (322, 4.22, 161.0)])
@@ -20,9 +22,12 @@ def test_hero_s_table_8_by_its_own_accounting(tokens, tera, mib):
     assert 61 + round(0.4 * 2610) == 1105
 
 
+torch.manual_seed(0)
+EXPAND = BlinkPolicy((10, 12), tau_expand=0.26, tau_drop=0.25)
 METHODS = {
     "none": none(),
-    "blink": blink(BlinkPolicy((10, 12), tau_expand=0.26, tau_drop=0.25)),
+    "blink_interp": blink(EXPAND),
+    "blink": blink(EXPAND, torch.nn.ModuleDict({"10": modules.conv(64), "12": modules.mlp(64)}).eval()),
     "hero": Method(name="hero", pruner=Hero(0.25, frozenset({6}), frozenset({22}), alpha=1.0)),
 }
 
@@ -36,7 +41,7 @@ def test_formula_counter_and_cache_agree(scale, name):
     layers = cost["tokens_by_layer"]
     assert len(layers) == 32
     assert cost["visual_tokens_nominal"] == 144
-    if name == "blink":
+    if name.startswith("blink"):
         assert layers[:10] == [144 + text] * 10
         assert max(layers[10:]) == 288 + text
     else:

@@ -20,7 +20,7 @@ def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
     return done.stdout + done.stderr
 
 
-TRAIN = ("train.py", "layers.indices=[12,13]", "data.train_size=320", "data.held_out_size=16")
+TRAIN = ("train.py", "layers.indices=[12,13]", "data.train_size=80", "data.held_out_size=16", "trainer.checkpoint_every=4")
 
 
 def test_evaluate_writes_config_records_and_metrics(tmp_path):
@@ -121,7 +121,7 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     printed = run(
         "sweep.py",
         "table=blink_table2",
-        "limit=16",
+        "limit=8",
         f"store={tmp_path / 'points'}",
         f"hydra.run.dir={tmp_path / 'a'}",
         f"hydra.sweep.dir={tmp_path}",
@@ -132,7 +132,7 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     assert "total (measured)" in table
     document = json.loads((tmp_path / "a" / "table.json").read_text())
     assert len(document["rows"]) == 13
-    assert all(row["status"] == "done" and row["samples"] == 16 for row in document["rows"])
+    assert all(row["status"] == "done" and row["samples"] == 8 for row in document["rows"])
     full = next(line for line in table.splitlines() if line.startswith("| Blink / full"))
     assert "1881.53" in full
     high = next(line for line in table.splitlines() if line.startswith("| Blink / High tau_exp |"))

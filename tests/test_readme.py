@@ -13,8 +13,8 @@ from scripts import ROOT
 
 SHORT = {
     "train.py": ["data.train_size=16", "data.held_out_size=8"],
-    "evaluate.py": ["limit=16"],
-    "sweep.py": ["limit=16", "store={tmp}/points", "hydra.sweep.dir={tmp}/sweep"],
+    "evaluate.py": ["limit=8"],
+    "sweep.py": ["limit=8", "store={tmp}/points", "hydra.sweep.dir={tmp}/sweep"],
 }
 
 ELSEWHERE = {"python sweep.py table=blink_table2": "test_table_2_runs_and_keeps_published_and_measured_apart"}  # run by test_entry_points

@@ -1,8 +1,8 @@
 """What a method costs: tokens, FLOPs, key-value bytes and seconds of a prompt at batch 1, for every method by the same meter.
 
 FLOPs are given twice. By the papers' formula (HERO, Sec. IV-C): a decoder layer that runs q tokens over k keys costs
-8 q d^2 + 4 q k d + 6 q d m, which for a whole prompt (q = k = n) is 8 n d^2 + 4 n^2 d + 6 n d m. And by torch's counter on the running
-model, where what happens outside the layers (scoring, TokenSR) shows as well.
+8 q d^2 + 4 q k d + 6 q d m, which for a whole prompt (q = k = n) is 8 n d^2 + 4 n^2 d + 6 n d m; a TokenSR module costs twice its
+weights at every position of its output. And by torch's counter on the running model, where scoring shows as well.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
         attached.images = [[visual.shown]]
     encoded = _now(model)
     batch = backbone.batch([visual.features], [question])
-    with _counted(backbone.llm, config) as formula, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with (
+        _counted(backbone.llm, config, method.amplifiers) as formula,
+        FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
+    ):
         cache = _forward(model, batch, visual).past_key_values
     begun = _now(model)
     cache_again = _forward(model, batch, visual).past_key_values  # timed apart, as counting takes time of its own
@@ -110,8 +113,9 @@ def _forward(model: Any, batch: dict[str, torch.Tensor], visual: Visual) -> Any:
 
 
 @contextlib.contextmanager
-def _counted(llm: Any, config: Any) -> Iterator[list[int]]:
-    """The formula's sum over all decoder layers that run inside the block, each with the queries and keys that it really had."""
+def _counted(llm: Any, config: Any, amplifiers: torch.nn.ModuleDict | None) -> Iterator[list[int]]:
+    """The formula's sum over all decoder layers that run inside the block, each with the queries and keys that it really had, and over all
+    TokenSR modules."""
     total = [0]
 
     def before(module, args, kwargs):
@@ -122,7 +126,13 @@ def _counted(llm: Any, config: Any) -> Iterator[list[int]]:
         q = states.shape[1]
         total[0] += layer_flops(q, q + known, config.hidden_size, config.intermediate_size)
 
+    def behind(module, args, out):
+        channels = out.shape[1] if isinstance(module, torch.nn.Conv2d) else out.shape[-1]
+        total[0] += 2 * module.weight.numel() * (out.numel() // channels)
+
     hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in llm.layers]
+    modules = amplifiers.modules() if amplifiers is not None else ()
+    hooks += [m.register_forward_hook(behind) for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
     try:
         yield total
     finally:

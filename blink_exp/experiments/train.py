@@ -49,12 +49,15 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     trainer_settings = dict(settings["trainer"])
     optimization = {k: trainer_settings.pop(k) for k in ("lr", "warmup", "weight_decay")}
     module = TokenSRTraining(backbone, layers, cfg.tokensr.architecture, settings["loss"]["weights"], **optimization)
+    checkpoint_every = trainer_settings.pop("checkpoint_every")
+    if checkpoint_every < 1:
+        raise UserError(f"trainer.checkpoint_every={checkpoint_every} keeps nothing to resume from; use 1 step or more")
     trainer = pl.Trainer(
         max_epochs=trainer_settings.pop("epochs"),
         default_root_dir=out,
         logger=lightning_logger(settings, out, name=f"tokensr-{cfg.tokensr.architecture}"),
         callbacks=[
-            ModelCheckpoint(dirpath=out, save_last=True, save_top_k=0, every_n_train_steps=32, enable_version_counter=False),
+            ModelCheckpoint(dirpath=out, save_last=True, save_top_k=0, every_n_train_steps=checkpoint_every, enable_version_counter=False),
             RichProgressBar(theme=RichProgressBarTheme(metrics_format=".4f")),
         ],
         enable_model_summary=False,
@@ -99,7 +102,9 @@ def resume_from(settings: dict[str, Any], out: Path) -> tuple[str | None, int]:
     path = folder / CHECKPOINT
     if not path.is_file():
         if settings["resume"]:
-            raise UserError(f"resume={folder} holds no {CHECKPOINT}; give the run folder of a training that got past its first 32 steps")
+            raise UserError(
+                f"resume={folder} holds no {CHECKPOINT}; give the run folder of a training that got past its first trainer.checkpoint_every steps"
+            )
         return None, 0
     before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     free = ("resume", "output", "logger")
