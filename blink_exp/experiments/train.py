@@ -103,7 +103,7 @@ def resume_from(settings: dict[str, Any], out: Path) -> tuple[str | None, int]:
     if not path.is_file():
         if settings["resume"]:
             raise UserError(
-                f"resume={folder} holds no {CHECKPOINT}; give the run folder of a training that got past its first trainer.checkpoint_every steps"
+                f"resume={folder} holds no {CHECKPOINT}; give the folder of a run that got to its first checkpoint"
             )
         return None, 0
     before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
