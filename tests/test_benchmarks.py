@@ -10,6 +10,7 @@ import pytest
 
 from blink_exp.benchmarks.base import Score, mean, normalized, spread
 from blink_exp.benchmarks.easyvqa import EasyVQA
+from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import COGNITION, PERCEPTION, MosaicMME, yes_or_no
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.scale_model import questions
@@ -147,6 +148,7 @@ def test_sample_ids_are_stable_for_ever():
     for benchmark, count, digest in (
         (MosaicMME(), 640, "773f3e4512bcd7aa"),
         (MosaicOpen(), 411, "828450425edf49cc"),
+        (MosaicHR(), 469, "9c872c5c08eff292"),
         (EasyVQA(), 9673, "80353e836b6aafe5"),
     ):
         samples = benchmark.samples()
@@ -173,6 +175,23 @@ def test_yes_and_no_are_equally_frequent_and_every_pair_is_whole():
 
 def test_open_questions_are_about_one_annotated_object():
     assert all(len(s.regions) == 1 for s in MosaicOpen().samples())
+
+
+def test_masks_of_high_resolution_scenes_lie_in_their_regions_and_on_small_objects():
+    samples = MosaicHR(images=8).samples()
+    assert {s.category for s in samples} == {"small_object", "count", "position", "attribute", "relation"}
+    for sample in samples:
+        image, mask = sample.image(), sample.mask()
+        assert mask.shape == (image.height, image.width)
+        inside = np.zeros_like(mask)
+        for left, top, right, bottom in sample.regions:
+            rows, columns = (
+                slice(round(top * image.height), round(bottom * image.height)),
+                slice(round(left * image.width), round(right * image.width)),
+            )
+            inside[rows, columns] = True
+            assert 0 < mask[rows, columns].mean() < 0.06
+        assert not mask[~inside].any()
 
 
 def test_easyvqa_is_the_published_set():
