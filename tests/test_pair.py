@@ -16,7 +16,7 @@ from blink_exp.errors import UserError
 from blink_exp.experiments.evaluate import evaluate
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Shown
+from blink_exp.shown import Shown
 
 ALWAYS = BlinkPolicy((1, 2), 0.0, 0.0)
 APPEND = BlinkPolicy((1, 2), 0.0, 0.0, saliency="attention_visual", scan_expanded=True, on_reexpand="append")

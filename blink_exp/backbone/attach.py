@@ -21,7 +21,8 @@ from blink_exp.backbone.views import Views, base_view, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Layout, Shown
+from blink_exp.sequence import Layout
+from blink_exp.shown import Shown
 
 
 class Attachment:

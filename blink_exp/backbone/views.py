@@ -13,7 +13,7 @@ import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from blink_exp.errors import UserError, nearest
-from blink_exp.sequence import Shown
+from blink_exp.shown import Shown
 
 NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
 NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are no patch: a newline, a token that a merging method adds

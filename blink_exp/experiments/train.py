@@ -102,9 +102,7 @@ def resume_from(settings: dict[str, Any], out: Path) -> tuple[str | None, int]:
     path = folder / CHECKPOINT
     if not path.is_file():
         if settings["resume"]:
-            raise UserError(
-                f"resume={folder} holds no {CHECKPOINT}; give the folder of a run that got to its first checkpoint"
-            )
+            raise UserError(f"resume={folder} holds no {CHECKPOINT}; give the folder of a run that got to its first checkpoint")
         return None, 0
     before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     free = ("resume", "output", "logger")

@@ -1,0 +1,39 @@
+"""What visual tokens show of an image's base view, when they are not simply all of it in raster order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the visual tokens of one image show, where they are not simply the H x W tokens of one view.
+
+    ``cells``: (tokens,) raster index on the base view of each token, -1 for a token of a tile, a newline or a merged token; ``aside``:
+    (H * W, hidden) embeddings of the whole base view, also of tokens that were dropped, or None where nobody recalls them.
+    """
+
+    cells: torch.Tensor
+    aside: torch.Tensor | None = None
+
+    def grid(self, states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """(H * W, hidden) base view from the (tokens, hidden) ``states`` of what is left of it. A missing cell is recalled from ``aside``
+        or takes the mean of the tokens that are nearest to it on the grid."""
+        here = self.cells >= 0
+        cells, own = self.cells[here].to(states.device), states[here.to(states.device)]
+        missing = torch.ones(height * width, dtype=torch.bool, device=states.device)
+        missing[cells] = False
+        out = states.new_empty(height * width, states.shape[-1])
+        out[cells] = own
+        if self.aside is not None:
+            out[missing] = self.aside.to(out)[missing]
+        elif bool(missing.any()):
+            places = torch.stack(
+                [torch.arange(height * width, device=states.device) // width, torch.arange(height * width, device=states.device) % width], 1
+            )
+            apart = (places[missing][:, None] - places[cells][None]).square().sum(-1)  # squared, in whole numbers: ties are exact
+            nearest = (apart == apart.amin(1, keepdim=True)).to(states.dtype)
+            out[missing] = nearest @ own / nearest.sum(1, keepdim=True)
+        return out
