@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel processes; threads on top would only get in each other's way
 
+import hypothesis
 import pytest
 import torch
 from transformers import (
@@ -21,6 +22,9 @@ from blink_exp.backbone.encode import Encoding
 from blink_exp.backbone.views import Views
 
 torch.set_num_threads(1)
+# The same examples in every run, so that a change that breaks nothing never fails; HYPOTHESIS_PROFILE=default looks for new ones.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 IMAGE, PAD = 3, 0
 
 
