@@ -18,6 +18,10 @@ class Shown:
     cells: torch.Tensor
     aside: torch.Tensor | None = None
 
+    def whole(self, cells: int) -> bool:
+        """Whether these are just the ``cells`` tokens of one view, in raster order."""
+        return len(self.cells) == cells and torch.equal(self.cells.cpu(), torch.arange(cells))
+
     def grid(self, states: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(H * W, hidden) base view from the (tokens, hidden) ``states`` of what is left of it. A missing cell is recalled from ``aside``
         or takes the mean of the tokens that are nearest to it on the grid."""
@@ -30,9 +34,8 @@ class Shown:
         if self.aside is not None:
             out[missing] = self.aside.to(out)[missing]
         elif bool(missing.any()):
-            places = torch.stack(
-                [torch.arange(height * width, device=states.device) // width, torch.arange(height * width, device=states.device) % width], 1
-            )
+            raster = torch.arange(height * width, device=states.device)
+            places = torch.stack([raster // width, raster % width], dim=1)
             apart = (places[missing][:, None] - places[cells][None]).square().sum(-1)  # squared, in whole numbers: ties are exact
             nearest = (apart == apart.amin(1, keepdim=True)).to(states.dtype)
             out[missing] = nearest @ own / nearest.sum(1, keepdim=True)

@@ -110,10 +110,12 @@ class Attachment:
                 )
             return Layout.of(images, attention_mask, visual)
         layout = Layout.of(images, attention_mask, None)
-        layout.shown = self._shown(layout)
-        for counts, row in zip(layout.visual, layout.shown, strict=True):
+        rows = self._shown(layout)
+        for counts, row in zip(layout.visual, rows, strict=True):
             for count, shown in zip(counts, row, strict=False):
                 self._check(count, shown)
+        if not all(shown.whole(visual) for row in rows for shown in row):
+            layout.shown = rows  # whole grids are scanned all rows at once
         return layout
 
     def _shown(self, layout: Layout) -> list[list[Shown]]:

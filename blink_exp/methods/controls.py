@@ -7,6 +7,7 @@ image until it has that many. Each view keeps its share of the tokens that show 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,7 +20,7 @@ from blink_exp.methods.prune import at_least_one, check_ratio, floored, untouche
 
 
 @dataclass(frozen=True)
-class _Control:
+class _Control(ABC):
     """What the three share. ``ratio``: share of each view's unpadded tokens that is kept, rounded down; 1 leaves the model untouched.
     ``newline_policy``: see ``backbone.views.pack``."""
 
@@ -40,9 +41,9 @@ class _Control:
             return None
         return Kept(tuple(self.choose(views, v, budget, question) for v, budget in enumerate(budgets(views, self.ratio))))
 
+    @abstractmethod
     def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
         """(budget or fewer,) ascending indices of what view ``view`` keeps."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("outputs/scale_model"), help="checkpoints")
     parser.add_argument("--assets", type=Path, default=SHIPPED, help="where the finished files go")
-    parser.add_argument("--steps", type=int, help="of every stage: tries the recipe in a minute or two; give --work and --assets as well")
+    parser.add_argument("--steps", type=int, help="of every stage: tries the recipe in some minutes; give --work and --assets as well")
     options = parser.parse_args()
     if options.steps is not None and (options.steps < 1 or options.assets.resolve() == SHIPPED):
         parser.error(f"--steps {options.steps} makes models that know nothing; use 1 or more, and --assets other than {SHIPPED}")
