@@ -11,6 +11,7 @@ from test_methods import CONF
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone.views import NEWLINE, Views, base_view, everything, pack
+from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.errors import UserError
 from blink_exp.experiments.evaluate import evaluate
@@ -118,6 +119,28 @@ def test_on_llava_next_the_thumbnail_is_scanned_also_without_being_told():
     assert torch.equal(seen[0][0], seen[1][0])
     assert seen[0][1] == seen[1][1]
     assert all(r.rho is not None and 0.25 <= r.rho <= 1 for r in seen[0][1])
+
+
+def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale_next):
+    """The processor's own inputs, images of several sizes in a batch: as evaluate's path says it, for each image alone, cached or not."""
+    samples = MosaicHR(images=8).samples()[:40:20] + MosaicHR(images=8).samples()[70:71]
+    policy = BlinkPolicy((12, 13), 0.0, 0.0)
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    inputs = scale_next.inputs([s.image() for s in samples], [s.question for s in samples])
+    said = {}
+    with blink(policy).attach(scale_next.model) as run, torch.no_grad():
+        for beams, cache in ((1, True), (1, False), (2, True), (2, False)):
+            tokens = scale_next.model.generate(**inputs, **settings, num_beams=beams, use_cache=cache)
+            assert len(run.records) == 2 * beams * len(samples)
+            said[beams, cache] = scale_next.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        features = scale_next.features({s.image_id: s.image() for s in samples})
+        for s, answer in zip(samples, said[1, True], strict=True):
+            views = Views.of(scale_next.model.config, s.image().size[::-1])
+            source = pack(views, everything(views))
+            run.images = [[base_view(source, views)]]
+            assert scale_next.generate([features[s.image_id]], [s.question], 3) == [answer.strip()]
+    assert said[1, True] == said[1, False]
+    assert said[2, True] == said[2, False]
 
 
 @pytest.mark.parametrize(

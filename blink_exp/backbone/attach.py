@@ -56,7 +56,7 @@ class Attachment:
 
     def note_ids(self, module, args, kwargs):
         self._ids = kwargs.get("input_ids", args[0] if args else None)
-        if kwargs.get("image_sizes") is not None or self._prompt is None:  # generate() without a cache may give them once
+        if self._prompt is None:  # generate() encodes images beforehand and does not hand their sizes on
             self._sizes = kwargs.get("image_sizes")
         if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
             raise UserError("output_hidden_states / output_attentions have no one shape while a method is attached; read .records instead")
@@ -180,7 +180,7 @@ class Attachment:
         if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
             raise UserError("assisted decoding crops the cache, which has no one length here; use greedy, sampling or beams")
         ids = kwargs.get("input_ids", args[0] if args else None)
-        self._prompt, self._sizes = None if ids is None else ids.shape[1], None
+        self._prompt, self._sizes = None if ids is None else ids.shape[1], kwargs.get("image_sizes")
         try:
             return type(self.model).generate(self.model, *args, **kwargs)
         finally:
