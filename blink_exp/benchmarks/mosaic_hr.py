@@ -9,8 +9,7 @@ import numpy as np
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.scale_model.hr_questions import KINDS
-from blink_exp.scale_model.scenes import Scene, random_scene
-from blink_exp.scale_model.train_next import SIZES
+from blink_exp.scale_model.scenes import Scene, many_objects, random_scene
 
 VERSION = 1
 TRIES = 20  # draws of a question before a scene goes without one of that kind (a single row has nothing above anything else)
@@ -28,8 +27,7 @@ class MosaicHR(ExactMatch):
         out = []
         for i in range(self.images):
             rng = np.random.default_rng((200 + VERSION, i))
-            rows, columns = list(SIZES)[int(rng.choice(len(SIZES), p=list(SIZES.values())))]
-            scene = random_scene(rng, "test", rows, columns, small=True)
+            scene = random_scene(rng, "test", *many_objects(rng), small=True)
             image_id = f"mosaic_hr/v{VERSION}/{i:04d}"
             for kind, make in KINDS.items():
                 asked: set[str] = set()

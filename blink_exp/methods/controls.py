@@ -27,6 +27,8 @@ class _Control(ABC):
     ratio: float
     newline_policy: str = field(default="valid_rows", kw_only=True)
 
+    merges = False
+
     def __post_init__(self):
         check_ratio("retention_ratio", self.ratio)
         check_newline_policy(self.newline_policy)
@@ -86,6 +88,7 @@ class Downsample(_Control):
     """
 
     name: str = "downsample"
+    merges = True
 
     def select(self, encoding: Encoding, question: str) -> Kept | None:
         kept = super().select(encoding, question)

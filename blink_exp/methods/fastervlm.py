@@ -44,6 +44,8 @@ class FasterVLM:
     mode: str = "paper"
     newline_policy: str = ""
 
+    merges = False
+
     def __post_init__(self):
         check_ratio("retention_ratio", self.ratio)
         if self.layer < 1:

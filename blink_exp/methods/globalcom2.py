@@ -61,6 +61,8 @@ class GlobalCom2:
     mode: str = "paper"
     newline_policy: str = ""
 
+    merges = False
+
     def __post_init__(self):
         check_ratio("retention_ratio", self.ratio)
         if not 0 < self.temperature < math.inf:

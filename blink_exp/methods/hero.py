@@ -79,6 +79,8 @@ class Hero:
     template: Callable[[str], str] | None = None
     name: str = "hero"
 
+    merges = False
+
     def __post_init__(self):
         check_ratio("retention_ratio", self.ratio)
         for name in ("alpha", "density_weight"):

@@ -57,6 +57,8 @@ class HiRED:
     mode: str = "paper"
     newline_policy: str = ""
 
+    merges = False
+
     def __post_init__(self):
         check_ratio("retention_ratio", self.ratio)
         if not 0 <= self.alpha <= 1:

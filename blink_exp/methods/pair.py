@@ -18,9 +18,9 @@ from typing import Any
 
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.base import Method, TokenPolicy
+from blink_exp.methods.sparsevlm import SparseVLMPolicy
 
 FILLS = ("neighbours", "recall")
-MERGING = ("prumerge_plus", "downsample")
 
 Maker = Callable[[Any], Method]
 
@@ -35,13 +35,13 @@ def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, name: str | 
     if second.policy is None or second.pruner is not None:
         raise UserError(f"method/policy={second.name} does nothing inside the LLM; use blink, blink_interp, fastv or sparsevlm")
     blinks = not isinstance(second.policy, TokenPolicy)
-    if blinks and first.name in MERGING:
+    if blinks and first.pruner.merges:
         raise UserError(
             f"method/pruner={first.name} merges tokens, but Blink expands tokens that show one cell each; use a pruner that merges none"
         )
-    if getattr(second.policy, "schedule", None) is not None:
+    if isinstance(second.policy, SparseVLMPolicy) and second.policy.schedule:
         raise UserError(
-            f"sparsevlm.schedule={list(second.policy.schedule)} counts tokens of a whole image, "  # type: ignore[attr-defined]
+            f"sparsevlm.schedule={list(second.policy.schedule)} counts tokens of a whole image, "
             f"but method/pruner={first.name} leaves fewer; use schedule=null with a retention_ratio"
         )
     return Method(second.policy, second.amplifiers, name or f"{first.name}+{second.name}", first.pruner, blinks and fill == "recall")

@@ -63,6 +63,8 @@ class PruMergePlus:
     newline_policy: str = "valid_rows"
     name: str = "prumerge_plus"
 
+    merges = True
+
     def __post_init__(self):
         if self.mode not in MODES:
             raise UserError(f"prumerge_plus.mode={self.mode} is not known; {nearest(str(self.mode), MODES)}")

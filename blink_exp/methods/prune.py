@@ -22,6 +22,11 @@ class ViewPruner(Protocol):
     def newline_policy(self) -> str: ...
 
     @property
+    def merges(self) -> bool:
+        """Whether it makes tokens out of several, so that a token no longer shows one cell."""
+        ...
+
+    @property
     def needs(self) -> Needs:
         """What of the encoder it looks at."""
         ...

@@ -6,6 +6,7 @@ Depths are LLaVA-1.5's (24 ViT layers, 32 Llama layers), so a layer number of th
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -59,29 +60,25 @@ def build_tokenizer(corpus: list[str], vocab_size: int = 512) -> PreTrainedToken
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
-    return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return LlavaProcessor(CLIPImageProcessorPil(**_pixels()), tokenizer, **_tokens())
 
 
 def build_next_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaNextProcessor:
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    image_processor = LlavaNextImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size, image_grid_pinpoints=PINPOINTS)
-    return LlavaNextProcessor(
-        image_processor=image_processor,
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return LlavaNextProcessor(LlavaNextImageProcessorPil(**_pixels(), image_grid_pinpoints=PINPOINTS), tokenizer, **_tokens())
+
+
+def _pixels() -> dict[str, Any]:
+    return {"size": {"shortest_edge": IMAGE_SIZE}, "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}}
+
+
+def _tokens() -> dict[str, Any]:
+    """How both processors count an image's tokens: those of the patches, without CLS."""
+    return {
+        "patch_size": PATCH_SIZE,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "chat_template": CHAT_TEMPLATE,
+    }
 
 
 def clip_config(tokenizer: PreTrainedTokenizerFast, image_size: int = IMAGE_SIZE) -> CLIPConfig:

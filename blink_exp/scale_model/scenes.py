@@ -15,6 +15,8 @@ from PIL import Image
 TILE = 64  # pixels on a side of an easy-VQA image
 SMALL = 0.06  # of its image: an object below has about 5 pixels a side in the thumbnail of a 4 x 4 scene, 10 in a tile
 SHAPES = ("circle", "rectangle", "triangle")
+# (rows, columns) of scenes with many small objects, and how often each is drawn
+SIZES = {(4, 4): 0.3, (2, 4): 0.14, (4, 2): 0.14, (3, 4): 0.1, (4, 3): 0.1, (2, 3): 0.06, (3, 2): 0.06, (1, 3): 0.05, (3, 1): 0.05}
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the canvas
@@ -150,3 +152,8 @@ def random_scene(rng: np.random.Generator, split: str, rows: int, columns: int |
     tiles = small_tiles(split) if small else load_tiles(split)
     columns = columns or rows
     return Scene(tuple(tiles[i] for i in rng.choice(len(tiles), size=rows * columns, replace=False)), columns)
+
+
+def many_objects(rng: np.random.Generator) -> tuple[int, int]:
+    """(rows, columns) of a high-resolution scene."""
+    return list(SIZES)[int(rng.choice(len(SIZES), p=list(SIZES.values())))]

@@ -24,10 +24,8 @@ from blink_exp.backbone.views import pack as pack_views
 from blink_exp.scale_model import build_models, hr_questions, packing
 from blink_exp.scale_model.packing import hidden_of, look_loss, wrong_tokens
 from blink_exp.scale_model.recipe import Checkpoint, cosine_lr
-from blink_exp.scale_model.scenes import TILE, Scene, random_scene
+from blink_exp.scale_model.scenes import TILE, Scene, many_objects, random_scene
 
-# (rows, columns) of scenes and how often each is drawn
-SIZES = {(4, 4): 0.3, (2, 4): 0.14, (4, 2): 0.14, (3, 4): 0.1, (4, 3): 0.1, (2, 3): 0.06, (3, 2): 0.06, (1, 3): 0.05, (3, 1): 0.05}
 SHIFT = 64
 
 
@@ -85,8 +83,7 @@ class Batch:
 
 
 def batch_of(rng: np.random.Generator, processor, split: str, scenes: int, asked: int, shares: dict[str, float] | None = None) -> Batch:
-    sizes = list(SIZES)
-    rows, columns = sizes[int(rng.choice(len(sizes), p=list(SIZES.values())))]
+    rows, columns = many_objects(rng)
     drawn = [random_scene(rng, split, rows, columns, small=True) for _ in range(scenes)]
     pixels = processor.image_processor(images=[s.canvas for s in drawn], return_tensors="pt").pixel_values
     size = (rows * TILE, columns * TILE)
