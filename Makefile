@@ -9,12 +9,12 @@ demo: .venv/installed
 test: lint
 	$(PY) -m pytest -n auto
 
-lint: .venv/installed
+lint: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-format: .venv/installed
+format: .venv/installed-dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -22,6 +22,11 @@ format: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+# beside what running takes: linters, test tools, and the packages of the extras that tests use
+.venv/installed-dev: .venv/installed
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel processes; threads on top would only get in each other's way
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the network; hub libraries read this when they are imported
 
 import hypothesis
 import pytest
@@ -23,7 +24,7 @@ from blink_exp.backbone.views import Views
 
 torch.set_num_threads(1)
 # The same examples in every run, so that a change that breaks nothing never fails; HYPOTHESIS_PROFILE=default looks for new ones.
-hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 IMAGE, PAD = 3, 0
 

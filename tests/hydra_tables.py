@@ -11,7 +11,7 @@ from hydra import compose
 from blink_exp.experiments import tables
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-TABLES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((CONF / "table").glob("*.yaml"))}
+TABLES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((CONF / "table").glob("*.yaml")) if p.stem != "parity"}
 HERO = {name: table for name, table in TABLES.items() if table["paper"] == "hero"}
 POINTS = [(name, point["label"]) for name, table in HERO.items() for point in table["points"]]
 

@@ -14,12 +14,17 @@ GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir
 ROOTS = {
     "evaluate": {
         *("model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"),
-        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "blink"),
+        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "blink", "judge"),
     },
     "train": {"model", "layers", "tokensr", "loss", "trainer", "data", "logger"},
 }
 NESTED = [("evaluate", f"method/{p.parent.name}={p.stem}") for p in sorted((CONF / "method").glob("*/*.yaml"))]
-NEEDED = {"model=folder": ["model.path=x"], "data=folder": ["data.path=x"], "layers=single": ["layer=12"]}
+NEEDED = {
+    "model=folder": ["model.path=x"],
+    "data=folder": ["data.path=x"],
+    "layers=single": ["layer=12"],
+    "data=llava_665k": ["data.json=x", "data.images=y"],
+}
 
 
 @pytest.fixture(autouse=True)

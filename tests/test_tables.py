@@ -28,6 +28,15 @@ def hydra():
 # points
 
 
+def test_other_weights_in_a_folder_are_another_point(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    settings = {"model": {"path": str(tmp_path)}, "tokensr": {"path": None}}
+    before = sweep.digests(settings)
+    assert sweep.digests(settings) == before
+    (tmp_path / "model.safetensors").write_bytes(b"another")
+    assert sweep.digests(settings) != before
+
+
 def test_the_hero_tables_are_there_with_all_their_points():
     wanted = {"hero_table4": 14, "hero_table4_matched": 11, "hero_table5": 5, "hero_table6": 4, "hero_table7": 5, "hero_table8": 4}
     assert {name: len(table["points"]) for name, table in HERO.items()} == wanted

@@ -45,6 +45,12 @@ class Attachment:
         side = config.vision_config.image_size // config.vision_config.patch_size
         policy = method.policy
         assert policy is not None
+        places = set(getattr(model, "hf_device_map", {}).values())
+        if len(places) > 1:
+            raise UserError(
+                f"method={method.name} works between layers, which model.device_map has put on {len(places)} devices;"
+                " use model.device_map=null, with model.quantization if one device is too small"
+            )
         self.grid = PatchGrid(policy.p, side, side)
         depth = config.text_config.num_hidden_layers
         for layer in policy.layers:

@@ -49,12 +49,19 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     if path == "scale":
         from blink_exp.scale_model.export import load_clip
 
-        return ClipText(load_clip(), backbone.processor.tokenizer, backbone.processor.tokenizer.eos_token)
+        return ClipText(load_clip().to(backbone.model.device), backbone.processor.tokenizer, backbone.processor.tokenizer.eos_token)
     from transformers import AutoTokenizer, CLIPModel
 
     if not Path(path).is_dir() and path.count("/") != 1:
         raise UserError(f"model.clip={path} is neither a folder nor a hub id like openai/clip-vit-large-patch14-336; give one of them")
-    clip: Any = CLIPModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
+    try:
+        clip: Any = CLIPModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.clip={path} gives no CLIP in safetensors ({first}); give a folder that holds one, or set hero_alpha=no_text"
+        ) from error
     ours = backbone.model.model.vision_tower.state_dict()
     theirs = {k.removeprefix("vision_model."): v for k, v in clip.vision_model.state_dict().items()}
     name = "embeddings.patch_embedding.weight"
@@ -62,4 +69,4 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     there = next(v for k, v in theirs.items() if k.endswith(name))
     if here.shape != there.shape or not torch.allclose(here.float().cpu(), there.float(), atol=1e-2 * float(there.abs().max())):
         raise UserError(f"model.clip={path} has another vision tower than {backbone.name}; give the CLIP that it was made from")
-    return ClipText(clip, AutoTokenizer.from_pretrained(path))
+    return ClipText(clip.to(backbone.model.device), tokenizer)

@@ -1,207 +1,36 @@
-"""The frozen vision-language model: loading, prompts, pixels, and the prefix that depends on the image alone."""
+"""Loads a backbone: a scale model that ships, a folder in Hugging Face layout, or a repository of the hub."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections import OrderedDict
-from dataclasses import dataclass, field
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from blink_exp.backbone import decode
-from blink_exp.backbone.clip_text import ClipText, load_clip_text
-from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode
-from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
-from blink_exp.errors import UserError
-from blink_exp.methods.prune import ViewPruner
+from blink_exp.backbone import memory, weights
+from blink_exp.backbone.model import Backbone
+from blink_exp.backbone.processor import load_processor, warn_of_tokens
+from blink_exp.backbone.views import Visual
+from blink_exp.errors import UserError, nearest
+
+__all__ = ["SHIPPED", "Backbone", "Visual", "load", "shipped"]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "scale_model" / "assets"
 SCALE = {"scale": ("llava", "tokensr", "scale-llava-1.5"), "scale_next": ("llava_next", "tokensr_next", "scale-llava-next")}
+WORDS: dict[str, tuple[str, ...]] = {
+    "dtype": ("bfloat16", "float16", "float32"),
+    "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
+    "quantization": ("4bit", "8bit"),
+    "device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
+}
+NULLABLE = ("quantization", "device_map")
 
 
 def shipped(path: str) -> tuple[Path, Path] | None:
     """(model, TokenSR modules): the folders of the scale model that ``path`` names, or None if it names none."""
     return (SHIPPED / SCALE[path][0], SHIPPED / SCALE[path][1]) if path in SCALE else None
-
-
-@dataclass(eq=False)
-class Backbone:
-    """A LLaVA or LLaVA-NeXT model with its processor.
-
-    ``name``: what results and checkpoints call it; ``tokensr``: folder of the TokenSR modules that ship with it, or None.
-    """
-
-    name: str
-    model: Any
-    processor: Any
-    tokensr: Path | None = None
-    clip_path: str | None = None  # of the text tower; loaded when a method reads it
-    cache_bytes: int = 2**28  # of what was made of images seen before; the points of a sweep ask about the same images
-    _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
-    _encodings: OrderedDict[tuple[str, Needs], Encoding] = field(default_factory=OrderedDict, repr=False)
-
-    @property
-    def llm(self) -> Any:
-        return self.model.model.language_model
-
-    @property
-    def depth(self) -> int:
-        return self.model.config.text_config.num_hidden_layers
-
-    @property
-    def width(self) -> int:
-        return self.model.config.text_config.hidden_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        vision = self.model.config.vision_config
-        return (vision.image_size // vision.patch_size,) * 2
-
-    @functools.cached_property
-    def identity(self) -> str:
-        """Name and a digest of some weights, equal for float32 and bfloat16 copies of a model and different for a retrained one."""
-        digest = hashlib.sha256()
-        for weight in (self.llm.layers[0].self_attn.q_proj.weight, self.model.model.multi_modal_projector.linear_2.weight):
-            digest.update(weight.detach()[:16].cpu().to(torch.bfloat16).view(torch.int16).numpy().tobytes())
-        return f"{self.name}@{digest.hexdigest()[:12]}"
-
-    def transform(self, image: Image.Image) -> torch.Tensor:
-        """(3, size, size) pixels of the base view by the backbone's own image processor."""
-        pixels = self.processor.image_processor(images=image, return_tensors="pt").pixel_values[0]
-        return pixels[0] if self.tiled else pixels
-
-    def prompt(self, question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-
-    def inputs(self, images: list[Image.Image], questions: list[str]) -> dict[str, torch.Tensor]:
-        """A left-padded batch of one image and one question each."""
-        texts = [self.prompt(q) for q in questions]
-        batch = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
-        return {k: v.to(self.model.device) for k, v in batch.items()}
-
-    @property
-    def tiled(self) -> bool:
-        """Whether an image becomes a thumbnail and tiles (LLaVA-NeXT) or one view (LLaVA-1.5)."""
-        return hasattr(self.model.config, "image_grid_pinpoints")
-
-    @functools.cached_property
-    def clip(self) -> ClipText:
-        return load_clip_text(self.clip_path, self)
-
-    def check(self, needs: Needs) -> None:
-        """Raises UserError where this backbone cannot show a method what it needs to see, before any work is done."""
-        if needs.attention or needs.keys or needs.cls:
-            check_cls_token(self.model.model.vision_tower)
-        if needs.text and self.tiled:
-            _ = self.clip
-
-    @torch.no_grad()
-    def features(self, images: dict[str, Image.Image]) -> dict[str, torch.Tensor]:
-        """{id: (tokens, width)} projected visual tokens of images by id, as the stock model makes them, newlines included."""
-        new = {k: v for k, v in images.items() if k not in self._features}
-        if new:
-            batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt").to(self.model.device, self.model.dtype)
-            sizes = {"image_sizes": batch["image_sizes"]} if self.tiled else {}
-            found = self.model.get_image_features(pixel_values=batch["pixel_values"], **sizes).pooler_output
-            self._features.update(zip(new, found, strict=True))
-        return self._recall(self._features, list(images))
-
-    @torch.no_grad()
-    def encodings(self, images: dict[str, Image.Image], needs: Needs) -> dict[str, Encoding]:
-        """{id: Encoding} of images by id."""
-        new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
-        if new:
-            batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt")
-            views = [Views.of(self.model.config, (image.height, image.width)) for image in new.values()]
-            pixels = batch["pixel_values"]
-            flat = torch.cat([p[: v.count] for p, v in zip(pixels, views, strict=True)]) if self.tiled else pixels
-            found = encode(self.model, flat, views, needs, self.clip if needs.text and self.tiled else None)
-            self._encodings.update(zip([(k, needs) for k in new], found, strict=True))
-        return {k: encoding for (k, _), encoding in self._recall(self._encodings, [(k, needs) for k in images]).items()}
-
-    def _recall(self, cache: OrderedDict, keys: list) -> dict:
-        """Entries of a cache, which then forgets what was not used for longest until it fits in ``cache_bytes``."""
-        for key in keys:
-            cache.move_to_end(key)
-        out = {key: cache[key] for key in keys}
-        held = sum(v.nbytes for v in cache.values())
-        while held > self.cache_bytes:
-            held -= cache.popitem(last=False)[1].nbytes
-        return out
-
-    @torch.no_grad()
-    def prune(self, encoding: Encoding, kept: Kept, newline_policy: str, aside: bool = False) -> Visual:
-        """Projects the kept tokens only: dropping before the projector keeps the same features and spares it the others. ``aside``:
-        projects all of the base view as well and keeps that aside."""
-        flat = encoding.hidden.flatten(0, 1)
-        if kept.merged is not None:
-            flat = flat.clone()
-            for view, (index, merged) in enumerate(zip(kept.indices, kept.merged, strict=True)):
-                flat[view * encoding.views.tokens + index.to(flat.device)] = merged.to(flat)
-        source = pack(encoding.views, kept, newline_policy)
-        rows = flat[source.clamp(min=0).to(flat.device)]
-        if kept.extra is not None:
-            rows[source == EXTRA] = torch.cat(kept.extra).to(rows)
-        out = rows.new_empty(len(source), self.width)
-        out[source != NEWLINE] = self.model.model.multi_modal_projector(rows[source != NEWLINE])
-        if bool((source == NEWLINE).any()):
-            out[source == NEWLINE] = self.model.model.image_newline.to(out)
-        whole = self.model.model.multi_modal_projector(encoding.hidden[0]) if aside else None
-        return Visual(out, source, encoding.views, whole)
-
-    def visual(
-        self, images: dict[str, Image.Image], asked: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False
-    ) -> list[Visual]:
-        """The visual tokens of each (image id, question), after ``pruner``. ``aside``: see ``prune``."""
-        encodings = self.encodings(images, pruner.needs) if pruner is not None else {}
-        kept = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in asked]
-        stock = self.features({key: images[key] for (key, _), k in zip(asked, kept, strict=True) if k is None})
-        out = []
-        for (key, _), chosen in zip(asked, kept, strict=True):
-            if chosen is not None and pruner is not None:
-                out.append(self.prune(encodings[key], chosen, pruner.newline_policy, aside))
-            else:
-                views = Views.of(self.model.config, (images[key].height, images[key].width))
-                out.append(Visual(stock[key], pack(views, everything(views)), views))
-        return out
-
-    def forget(self) -> None:
-        """Empties what is kept of images seen before."""
-        self._features.clear()
-        self._encodings.clear()
-
-    def batch(self, features: list[torch.Tensor], questions: list[str]) -> dict[str, torch.Tensor]:
-        """Token ids and mask of one question an image, with as many placeholders as the image has ``features``; left-padded."""
-        token = self.processor.image_token
-        texts = [self.prompt(q).replace(token, token * len(f)) for q, f in zip(questions, features, strict=True)]
-        return self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.model.device)
-
-    @torch.no_grad()
-    def generate(self, features: list[torch.Tensor], questions: list[str], max_new_tokens: int) -> list[str]:
-        """Greedy answers of Hugging Face's generate() to one question an image, from the images' ``features``."""
-        batch = self.batch(features, questions)
-        encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}  # type: ignore[arg-type]
-        tokens = self.model.generate(**batch, mm_encoder_outputs=encoded, max_new_tokens=max_new_tokens, do_sample=False)
-        said = tokens[:, batch["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
-
-    @torch.no_grad()
-    def visual_states(self, pixels: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
-        """{layer: (images, H * W, width)} visual tokens of the base view at each layer's input, from (images, 3, size, size) pixels.
-
-        What stands before the image is the prompt's opening; what stands behind it cannot change them.
-        """
-        encodings = encode(self.model, pixels, [Views(self.grid[0])] * len(pixels), Needs())
-        features = self.model.model.multi_modal_projector(torch.cat([encoding.hidden for encoding in encodings]))
-        opening = self.processor.tokenizer(self.prompt("").split(self.processor.image_token)[0], return_tensors="pt").input_ids
-        embeds = self.model.get_input_embeddings()(opening.to(features.device)).expand(len(features), -1, -1)
-        return decode.visual_states(self.llm, torch.cat([embeds, features], dim=1), features.shape[1], layers)
 
 
 @functools.lru_cache(maxsize=1)
@@ -212,25 +41,114 @@ def load(
     device: str = "cpu",
     attn_implementation: str = "sdpa",
     clip: str | None = None,
+    revision: str | None = None,
+    device_map: str | None = None,
+    quantization: str | None = None,
+    pad: bool = False,
+    system_prompt: str | None = "none",
 ) -> Backbone:
     """The model in folder ``path`` (or hub id), frozen; ``scale`` and ``scale_next`` are those that ship with this package.
 
     Kept for the next call with the same arguments, so the jobs of a sweep share one copy.
+
+    Args:
+        revision: branch, tag or commit of a hub id; a folder has none.
+        device_map: spreads a model over GPUs and main memory (needs accelerate); null: all of it on ``device``.
+        quantization: 4bit (nf4) or 8bit weights of the language model (needs bitsandbytes and a GPU); null: ``dtype``.
+        pad, system_prompt: see ``Backbone``; the published scores of LLaVA-1.5 were taken with true and vicuna_v1.
+
+    Raises UserError before weights are read if they are missing, cut off, too large, or if a setting cannot be.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     own = shipped(path)
-    folder = own[0] if own else Path(path)
-    if not folder.is_dir() and not own and path.count("/") != 1:
-        raise UserError(f"model.path={path} is neither a folder nor a hub id like llava-hf/llava-1.5-7b-hf; give one of them")
-    if not own and folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise UserError(f"model.path={path} holds no *.safetensors; only this format is loaded, as it cannot run code")
-    source = str(folder) if folder.is_dir() else path
-    processor = AutoProcessor.from_pretrained(source) if own else AutoProcessor.from_pretrained(source, use_fast=False)
-    processor.tokenizer.padding_side = "left"  # the last prompt token of every row must stand last
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, use_safetensors=True
+    folder = own[0] if own else weights.find_config(path, revision)
+    check_words(dtype=dtype, attn_implementation=attn_implementation, quantization=quantization, device_map=device_map)
+    check_device(device, quantization, device_map, attn_implementation)
+    config, commit = weights.read_config(folder, path), None
+    if not own:
+        memory.check(config, dtype, device, quantization, device_map)
+        folder, commit = weights.fetch(path, revision)
+        weights.check_complete(folder, path)
+    system_prompt = system_prompt or "none"
+    processor = load_processor(folder, config, path, pad, system_prompt)
+    model = _model(folder, path, dtype, device, attn_implementation, device_map, quantization)
+    if not own:
+        _greedy(model)
+    backbone = Backbone(
+        name or (SCALE[path][2] if own else path),
+        model,
+        processor,
+        own[1] if own else None,
+        clip,
+        pad=pad,
+        system_prompt=system_prompt,
+        quantization=quantization,
+        revision=commit,
+        files=folder,
     )
-    return Backbone(name or (SCALE[path][2] if own else path), model, processor, own[1] if own else None, clip)
+    warn_of_tokens(processor, config, backbone.prompt("?"))
+    return backbone
+
+
+def _model(
+    folder: Path, path: str, dtype: str, device: str, attn_implementation: str, device_map: str | None, quantization: str | None
+) -> Any:
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+    kind: Any = getattr(torch, dtype)
+    placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    if quantization:
+        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if quantization == "4bit" else {"load_in_8bit": True}
+        skip = list(memory.KEPT)
+        placed = {"device_map": device_map or {"": device}}
+        placed["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=kind, llm_int8_skip_modules=skip)  # type: ignore[arg-type]
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        str(folder),
+        dtype=kind,
+        attn_implementation=attn_implementation,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **placed,
+    )
+    model, report = loaded
+    weights.check_loaded(report["missing_keys"], report["mismatched_keys"], path)
+    return model if placed else model.to(device)
+
+
+def _greedy(model: Any) -> None:
+    """Keeps of a checkpoint's generation_config.json the special tokens alone: some carry a temperature or a length of their own."""
+    from transformers import GenerationConfig
+
+    old = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=old.bos_token_id, eos_token_id=old.eos_token_id, pad_token_id=old.pad_token_id)
+
+
+def check_words(**settings: str | None) -> None:
+    """Raises UserError for a word that a setting does not know."""
+    for key, value in settings.items():
+        if value not in WORDS[key] and not (value is None and key in NULLABLE):
+            raise UserError(f"model.{key}={value} is not known; {nearest(str(value), WORDS[key])}")
+
+
+def check_device(device: str, quantization: str | None, device_map: str | None, attn_implementation: str) -> None:
+    """Raises UserError for a device that is not there, or a setting whose library or device is not."""
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"model.device={device} is no device; use cpu, cuda or cuda:0") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind.type == "cuda" and (kind.index or 0) >= count:
+        raise UserError(
+            f"model.device={device} is not there, torch sees {count} GPUs; use {'a lower number' if count else 'model.device=cpu'}"
+        )
+    if quantization and (kind.type != "cuda" or not count):
+        raise UserError(f"model.quantization={quantization} needs a GPU, but model.device={device}; use model.quantization=null")
+    needed = [("model.quantization", quantization, "bitsandbytes"), ("model.quantization", quantization, "accelerate")]
+    needed.append(("model.device_map", device_map, "accelerate"))
+    needed.append(("model.attn_implementation", attn_implementation if "flash" in attn_implementation else None, "flash_attn"))
+    for key, value, library in needed:
+        if value and importlib.util.find_spec(library) is None:
+            raise UserError(f"{key}={value} needs {library}, which is not installed; run: pip install {library.replace('_', '-')}")

@@ -131,10 +131,10 @@ def pack(views: Views, kept: Kept, newline_policy: str = "valid_rows") -> torch.
     n = views.tokens
     extra = [torch.full((len(kept.extra[v]) if kept.extra else 0,), EXTRA) for v in range(views.count)]
     if kept.by_view:
-        return torch.cat([part for v in range(views.count) for part in (v * n + kept.indices[v], extra[v])])
+        return torch.cat([part for v in range(views.count) for part in (v * n + kept.indices[v].cpu(), extra[v])])
     chosen = torch.zeros(views.count * n, dtype=torch.bool)
     for v, index in enumerate(kept.indices):
-        chosen[v * n + index] = True
+        chosen[v * n + index.cpu()] = True
     out = [chosen[:n].nonzero()[:, 0], extra[0]]
     if views.tiles:
         whole = views.stitched if kept.padding or newline_policy == "all_rows" else views.unpadded

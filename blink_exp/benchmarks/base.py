@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
+
+from blink_exp.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image
 
@@ -17,16 +21,18 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions
 class Sample:
     """One question. ``image`` opens the image (and may fail: a missing or broken file is reported, not fatal);
     ``image_id``: equal for questions on one image; ``regions``: where the answer is to be seen, if annotated; ``mask``: makes the
-    (height, width) bool mask of what is to be seen there, in image pixels, if annotated."""
+    (height, width) bool mask of what is to be seen there, in image pixels, if annotated; ``answer``: None where the split keeps it
+    secret; ``fields``: what else the benchmark's rule reads (options, ten answers, ...), as plain values that are written to the record."""
 
     id: str
     image_id: str
     image: Callable[[], Image.Image] = field(repr=False, compare=False)
     question: str
-    answer: str
+    answer: str | None
     category: str
     regions: tuple[Box, ...] = ()
     mask: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+    fields: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ class Score:
 
 
 class Benchmark(Protocol):
+    """``protocol``: whose prompts and rules these are: ``llava`` (the original LLaVA scripts), ``lmms_eval``, or ``own``."""
+
     name: str
+    protocol: str
+    headline: str  # name of the score that tables show
     max_new_tokens: int
 
     def samples(self) -> list[Sample]: ...
@@ -48,10 +58,49 @@ class Benchmark(Protocol):
         """The question as the model is asked it."""
         ...
 
-    def correct(self, sample: Sample, prediction: str) -> bool: ...
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        """How right a prediction is, from 0 (False) to 1 (True); None where the sample has no answer to compare with."""
+        ...
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
-        """Scores of records with ``id``, ``image_id``, ``category`` and ``correct``. Their order must not matter."""
+        """Scores of records with ``id``, ``image_id``, ``category``, ``answer``, ``prediction``, ``correct`` and the sample's ``fields``.
+        Neither their order nor the shards they come from may matter."""
+        ...
+
+
+@runtime_checkable
+class Submits(Protocol):
+    """A benchmark that is scored elsewhere too: on a test server or by a judge."""
+
+    def submit(self, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+        """Writes what the server or judge takes and returns the files."""
+        ...
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A benchmark for which somebody must read the answers: a judge, or rules that say which option an answer means."""
+
+    def judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The records with what was found written beside each, and ``correct`` with it. ``score`` does so itself where it was not done."""
+        ...
+
+
+@runtime_checkable
+class Compares(Protocol):
+    """A benchmark whose scores come from setting two runs against each other."""
+
+    def compare(self, ours: list[dict[str, Any]], against: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Records of the comparison, which ``score`` takes."""
+        ...
+
+
+@runtime_checkable
+class Probes(Protocol):
+    """A benchmark of the vision tower: it asks no question and runs no method."""
+
+    def probe(self, backbone: Any, limit: int | None, advance: Callable[[int], None]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+        """(one record an image, images that could not be read). ``advance`` moves the progress bar."""
         ...
 
 
@@ -63,27 +112,47 @@ def normalized(text: str) -> str:
 class ExactMatch:
     """Questions asked as they are, right where prediction and answer agree once ``normalized``; accuracy in all and by category."""
 
+    protocol = "own"
+    headline = "accuracy"
     max_new_tokens = 4
 
     def prompt(self, sample: Sample) -> str:
         return sample.question
 
-    def correct(self, sample: Sample, prediction: str) -> bool:
-        return normalized(prediction) == normalized(sample.answer)
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        return None if sample.answer is None else normalized(prediction) == normalized(sample.answer)
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
         groups = by(records, "category")
         return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}
 
 
-def mean(hits: Iterable[bool], scale: float = 100.0) -> Score:
-    """A share in per cent, with the binomial standard error."""
-    hits = list(hits)
+def mean(hits: Iterable[float], scale: float = 100.0) -> Score:
+    """The mean of values from 0 to 1, in per cent, with its standard error (for right and wrong: the binomial one)."""
+    hits = [float(hit) for hit in hits]
     n = len(hits)
     if not n:
         return Score(float("nan"), 0)
-    p = sum(hits) / n
-    return Score(scale * p, n, scale * (p * (1 - p) / n) ** 0.5)
+    p = math.fsum(hits) / n  # exact, so that the order of fractional hits cannot show
+    return Score(scale * p, n, scale * (math.fsum((hit - p) ** 2 for hit in hits) / n / n) ** 0.5)
+
+
+def accuracies(records: list[dict[str, Any]]) -> dict[str, Score]:
+    """Accuracy in all and, where there are several, by category; ``without_answer`` counts records that have nothing to compare with."""
+    answered = [r for r in records if r["correct"] is not None]
+    groups = by(answered, "category")
+    return {
+        **({"accuracy": mean(r["correct"] for r in answered)} if answered else {}),
+        **({k: mean(r["correct"] for r in v) for k, v in groups.items()} if len(groups) > 1 else {}),
+        **({"without_answer": Score(len(records) - len(answered), len(records))} if len(answered) < len(records) else {}),
+    }
+
+
+def total(scores: Iterable[Score]) -> Score:
+    """A sum of independent scores."""
+    scores = list(scores)
+    variance = sum((s.stderr or 0.0) ** 2 for s in scores)
+    return Score(sum(s.value for s in scores), sum(s.samples for s in scores), variance**0.5)
 
 
 def by(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
@@ -98,9 +167,22 @@ def spread(samples: list[Sample], limit: int | None) -> list[Sample]:
     """About ``limit`` samples, evenly over the benchmark and whole images only, so that pairs stay pairs."""
     if limit is None or limit >= len(samples):
         return samples
+    images = by_image(samples)
+    wanted = max(1, round(limit * len(images) / len(samples)))
+    return [s for k in range(wanted) for s in images[k * len(images) // wanted]]
+
+
+def shard(samples: list[Sample], part: str) -> list[Sample]:
+    """Part "k/n" of the samples, k from 1 to n; the questions on one image stay together."""
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    k, n = (int(g) for g in found.groups()) if found else (0, 0)
+    if not 1 <= k <= n:
+        raise UserError(f"shard={part} is no part; use k/n with k from 1 to n, e.g. shard=1/8")
+    return [s for image in by_image(samples)[k - 1 :: n] for s in image]
+
+
+def by_image(samples: list[Sample]) -> list[list[Sample]]:
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.image_id].append(sample)
-    ids = list(groups)
-    wanted = max(1, round(limit * len(ids) / len(samples)))
-    return [s for k in range(wanted) for s in groups[ids[k * len(ids) // wanted]]]
+    return list(groups.values())

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.base import Sample, Score
+from blink_exp.benchmarks.mme import score_pairs, yes_or_no
 from blink_exp.scale_model.questions import YES_NO, Question
 from blink_exp.scale_model.scenes import Scene, random_scene
 
@@ -35,6 +36,8 @@ class MosaicMME:
     """``images``: images a subtask, two questions each."""
 
     name = "mosaic_mme"
+    protocol = "own"
+    headline = "total"
     max_new_tokens = 4
 
     def __init__(self, images: int = 40):
@@ -65,23 +68,11 @@ class MosaicMME:
     def prompt(self, sample: Sample) -> str:
         return sample.question
 
-    def correct(self, sample: Sample, prediction: str) -> bool:
+    def correct(self, sample: Sample, prediction: str) -> float | None:
         return yes_or_no(prediction) == sample.answer
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
-        """Images with one answer missing (a broken image, a limit) are left out of accuracy-plus and of accuracy alike."""
-        pairs = {k: v for k, v in by(records, "image_id").items() if len(v) == 2}
-        whole = [r for pair in pairs.values() for r in pair]
-        scores = {subtask: _mme(rows) for subtask, rows in by(whole, "category").items()}
-        perception = _sum(scores[s] for s in PERCEPTION if s in scores)
-        cognition = _sum(scores[s] for s in COGNITION if s in scores)
-        return {
-            "perception": perception,
-            "cognition": cognition,
-            "total": _sum((perception, cognition)),
-            "accuracy": mean(r["correct"] for r in whole),
-            **scores,
-        }
+        return score_pairs(records, tuple(PERCEPTION), tuple(COGNITION))
 
 
 def _pair(kind: str, i: int) -> tuple[Scene, tuple[Question, Question]]:
@@ -92,26 +83,3 @@ def _pair(kind: str, i: int) -> tuple[Scene, tuple[Question, Question]]:
         if yes is not None and no is not None:
             return scene, (yes, no)
     raise AssertionError(f"no scene has both answers to {kind}")
-
-
-def yes_or_no(text: str) -> str:
-    """MME's rule: exact yes or no, else what the first four characters contain, else other."""
-    text = text.lower().strip().replace(".", "")
-    if text in ("yes", "no"):
-        return text
-    return "yes" if "yes" in text[:4] else "no" if "no" in text[:4] else "other"
-
-
-def _mme(rows: list[dict[str, Any]]) -> Score:
-    """Accuracy + accuracy-plus; the standard error is that of the mean over images of what an image contributes."""
-    gains = np.array(
-        [50 * sum(r["correct"] for r in pair) + 100 * all(r["correct"] for r in pair) for pair in by(rows, "image_id").values()]
-    )
-    stderr = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
-    return Score(float(gains.mean()), len(rows), stderr)
-
-
-def _sum(scores) -> Score:
-    scores = list(scores)
-    variance = sum((s.stderr or 0.0) ** 2 for s in scores)
-    return Score(sum(s.value for s in scores), sum(s.samples for s in scores), variance**0.5)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from PIL import Image
 
 from blink_exp.backbone.load import Backbone
-from blink_exp.benchmarks.base import Benchmark, Sample, spread
+from blink_exp.backbone.views import Visual
+from blink_exp.benchmarks.base import Benchmark, Compares, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.errors import UserError
 from blink_exp.experiments import results
+from blink_exp.experiments.records import predicted, record, scored_again, summary, write_lines
+from blink_exp.experiments.terminal import bar, show
 from blink_exp.methods.base import Method
-from blink_exp.sequence import Drop, Expand
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
@@ -26,23 +27,54 @@ def run(cfg: DictConfig) -> dict[str, float]:
     from hydra.core.hydra_config import HydraConfig
 
     out = Path(HydraConfig.get().runtime.output_dir)
-    finished = measure(cfg, out)
+    if OmegaConf.select(cfg, "table") is not None:
+        from blink_exp.experiments.parity import run_parity
+
+        if cfg.table.name != "parity":
+            raise UserError(f"table={cfg.table.name} has many points; python sweep.py table={cfg.table.name}")
+        run_parity(cfg, out)
+        return {}
+    finished = measure(cfg, out) if cfg.predictions is None else score_again(cfg, out)
     show(finished)
+    for file in finished["files"]:
+        print(f"to be scored elsewhere: {out / file}")
     print(f"written to {out}")
     return {k: v["value"] for k, v in finished["scores"].items()}
 
 
 def prepare(cfg: DictConfig) -> tuple[Backbone, Method, Benchmark]:
     """The three objects of an evaluation, with every user error said before any work is done."""
-    from hydra.utils import instantiate
-
     if cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} runs nothing; use 1 or more")
+    benchmark = prepare_benchmark(cfg)
+    return *prepare_model(cfg), benchmark
+
+
+def prepare_model(cfg: DictConfig) -> tuple[Backbone, Method]:
+    from hydra.utils import instantiate
+
+    backbone = instantiate(cfg.model, _convert_="all")
+    return backbone, instantiate(cfg.method, _partial_=True, _convert_="all")(backbone)  # as an argument: Hydra would make a dict of it
+
+
+def prepare_benchmark(cfg: DictConfig) -> Benchmark:
+    """The benchmark, its data taken from ``data_root`` where a copy is there."""
+    from hydra.utils import instantiate
+
     if cfg.limit is not None and cfg.limit < 1:
         raise UserError(f"limit={cfg.limit} leaves no sample; use 1 or more, or null for all")
-    backbone = instantiate(cfg.model, _convert_="all")
-    method = instantiate(cfg.method, _partial_=True, _convert_="all")(backbone)  # as an argument: Hydra would turn a dataclass into a dict
-    return backbone, method, instantiate(cfg.benchmark, _convert_="all")
+    if cfg.data_root is not None and cfg.benchmark.get("path") is not None:
+        with open_dict(cfg):
+            cfg.benchmark.path = located(cfg.benchmark.path, Path(cfg.data_root))
+    return instantiate(cfg.benchmark, _convert_="all")
+
+
+def located(path: str, root: Path) -> str:
+    """The copy of hub id ``path`` below ``root`` (``root/owner/name`` or ``root/name``), or ``path`` itself where there is none."""
+    if not root.is_dir():
+        raise UserError(f"data_root={root} is not a folder; give the one that holds copies of the data sets, or null")
+    copies = (root / path, root / path.rpartition("/")[2])
+    return next((str(copy) for copy in copies if not Path(path).is_absolute() and copy.is_dir()), path)
 
 
 def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
@@ -54,36 +86,88 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
     results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     settings = results.plain(cfg)
     with tracker(settings, out, name=f"{method.name}-{benchmark.name}") as track:
-        records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, cfg.limit, progress=True)
-        scores = benchmark.score(records) if records else {}
-        cost = cost_of(backbone, method, benchmark, cfg.cost) if records and cfg.cost else None
+        if isinstance(benchmark, Probes):
+            with bar(None, benchmark.name, True) as advance:
+                records, skipped = benchmark.probe(backbone, cfg.limit, advance)
+            cost = None
+        else:
+            samples = chosen(benchmark, cfg)
+            records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True)
+            cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if records and cfg.cost else None
         finished = {
             "backbone": backbone.identity,
             "method": method.name,
-            "benchmark": benchmark.name,
             "layers": list(method.policy.layers) if method.policy else [],
-            "scores": {k: asdict(v) for k, v in scores.items()},
+            **scored(benchmark, records, out),
             "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
             "cost": cost,
-            "samples": len(records),
             "skipped": skipped,
             "batch_size": cfg.batch_size,
-            "dtype": str(backbone.model.dtype).removeprefix("torch."),
-            "device": str(backbone.model.device),
+            **backbone.settings,
             **results.provenance(cfg.seed, time.time() - started),
         }
-        results.write(out / "records.jsonl", "".join(json.dumps(r) + "\n" for r in records))
         results.write_json(out / "metrics.json", finished)
-        track({k: v.value for k, v in scores.items()})
+        track({k: v["value"] for k, v in finished["scores"].items()})
     return finished
 
 
-def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, prompts: int) -> dict[str, Any] | None:
+def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """Scores and what they are scores of; writes ``records.jsonl`` and what a test server or judge takes."""
+    results.write(out / "records.jsonl", write_lines(records))  # first: a judge may fail, and what was predicted must not be lost
+    if isinstance(benchmark, Judged) and records:
+        records = benchmark.judged(records)
+        results.write(out / "records.jsonl", write_lines(records))
+    files = benchmark.submit(records, out) if isinstance(benchmark, Submits) else []
+    return {
+        "benchmark": benchmark.name,
+        "protocol": benchmark.protocol,
+        "split": getattr(benchmark, "split", None),
+        "headline": benchmark.headline,
+        "scores": {k: asdict(v) for k, v in (benchmark.score(records) if records else {}).items()},
+        "samples": len(records),
+        "without_answer": sum("answer" in r and r["answer"] is None for r in records),
+        "files": [str(file.relative_to(out)) for file in files],
+    }
+
+
+def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """Scores ``cfg.predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
+    started = time.time()
+    benchmark = prepare_benchmark(cfg)
+    samples = benchmark.samples()
+    records = scored_again(benchmark, samples, predicted(cfg.predictions))
+    if cfg.against is not None:
+        if not isinstance(benchmark, Compares):
+            raise UserError(f"against={cfg.against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
+        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(cfg.against)))
+    results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    finished = {
+        "backbone": "predictions of an earlier run",
+        "method": "as predicted",
+        "predictions": results.plain(cfg)["predictions"],
+        "against": results.plain(cfg)["against"],
+        "layers": [],
+        **scored(benchmark, records, out),
+        "cost": None,
+        "skipped": [],
+        **results.provenance(cfg.seed, time.time() - started),
+    }
+    results.write_json(out / "metrics.json", finished)
+    return finished
+
+
+def chosen(benchmark: Benchmark, cfg: DictConfig) -> list[Sample]:
+    """The samples of a run: about ``cfg.limit`` of them, of which this is one shard."""
+    samples = spread(benchmark.samples(), cfg.limit)
+    return samples if cfg.shard is None else shard(samples, str(cfg.shard))
+
+
+def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: list[Sample], prompts: int) -> dict[str, Any] | None:
     """The cost meter over the first ``prompts`` samples whose image opens."""
     from blink_exp.experiments.cost import measure_cost
 
     asked = []
-    for sample in benchmark.samples():
+    for sample in samples:
         with contextlib.suppress(OSError):
             asked.append((sample.image(), benchmark.prompt(sample)))
         if len(asked) == prompts:
@@ -93,10 +177,17 @@ def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, prompts: i
 
 @torch.no_grad()
 def evaluate(
-    backbone: Backbone, method: Method, benchmark: Benchmark, batch_size: int = 16, limit: int | None = None, progress: bool = False
+    backbone: Backbone,
+    method: Method,
+    benchmark: Benchmark,
+    batch_size: int = 16,
+    limit: int | None = None,
+    progress: bool = False,
+    samples: list[Sample] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Per-sample records of ``method`` on ``benchmark``, and the samples skipped because their image could not be read."""
-    samples = spread(benchmark.samples(), limit)
+    """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
+    image could not be read."""
+    samples = spread(benchmark.samples(), limit) if samples is None else samples
     records: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     with method.attach(backbone.model) as attached, bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
@@ -112,14 +203,12 @@ def evaluate(
             if batch:
                 if attached is not None:
                     attached.samples = [sample.id for sample in batch]
-                known = {s.image_id: f"{getattr(benchmark, 'path', None)}:{s.image_id}" for s in batch}  # one id, two folders: two images
+                source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'exif', None)}"  # one id, two folders: two images
+                known = {s.image_id: f"{source}:{s.image_id}" for s in batch}
                 seen = {key: images[image_id] for image_id, key in known.items()}
                 asked = [(known[sample.image_id], benchmark.prompt(sample)) for sample in batch]
-                visual = backbone.visual(seen, asked, method.pruner, method.recall)
-                if attached is not None:
-                    attached.images = [[v.shown] for v in visual]
-                answers = backbone.generate([v.features for v in visual], [question for _, question in asked], benchmark.max_new_tokens)
-                for b, (sample, prediction) in enumerate(zip(batch, answers, strict=True)):
+                predictions, visual = answers(backbone, method, attached, seen, asked, benchmark.max_new_tokens)
+                for b, (sample, prediction) in enumerate(zip(batch, predictions, strict=True)):
                     decisions = [r for r in attached.records if r.row == b] if attached is not None else []
                     entering = {"visual_tokens": len(visual[b].source) - visual[b].newlines, "newline_tokens": visual[b].newlines}
                     records.append(record(benchmark, sample, prediction, decisions) | entering)
@@ -129,95 +218,17 @@ def evaluate(
     return records, skipped
 
 
-def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: list[Any]) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "image_id": sample.image_id,
-        "category": sample.category,
-        "question": benchmark.prompt(sample),
-        "answer": sample.answer,
-        "prediction": prediction,
-        "correct": benchmark.correct(sample, prediction),
-        "regions": sample.regions,
-        "layers": [
-            {
-                "layer": d.scan.layer,
-                "image": d.scan.image,
-                "rho": None if d.scan.rho is None else round(d.scan.rho, 5),
-                "region": d.decision.region if isinstance(d.decision, Expand) else d.scan.region,
-                "decision": type(d.decision).__name__.lower(),
-                "effective": not isinstance(d.decision, Drop) or d.scan.expanded,
-                "visual_tokens": d.visual_tokens,
-            }
-            for d in decisions
-        ],
-    }
-
-
-def summary(records: list[dict[str, Any]], visual: int) -> dict[str, Any]:
-    """By layer: mean rho, shares of expansions and of drops that had something to drop, mean visual tokens."""
-    layers: dict[int, list[dict[str, Any]]] = {}
-    for r in records:
-        for step in r["layers"]:
-            layers.setdefault(step["layer"], []).append(step)
-    out = {}
-    for layer, steps in sorted(layers.items()):
-        rho = [s["rho"] for s in steps if s["rho"] is not None]
-        out[layer] = {
-            "rho": round(sum(rho) / len(rho), 4) if rho else None,
-            "expand": sum(s["decision"] == "expand" for s in steps) / len(steps),
-            "drop": sum(s["decision"] == "drop" and s["effective"] for s in steps) / len(steps),
-            "visual_tokens": sum(s["visual_tokens"] for s in steps) / len(steps),
-        }
-    return {"visual_tokens_of_the_image": visual, "layers": out}
-
-
-def show(finished: dict[str, Any]) -> None:
-    """The scores as a table on the terminal."""
-    from rich.table import Table
-
-    table = Table(title=f"{finished['method']} on {finished['benchmark']} (measured here, {finished['backbone']})")
-    for column in ("score", "value", "stderr", "samples"):
-        table.add_column(column, justify="left" if column == "score" else "right")
-    for name, score in finished["scores"].items():
-        stderr = "" if score["stderr"] is None else f"{score['stderr']:.2f}"
-        table.add_row(name, f"{score['value']:.2f}", stderr, str(score["samples"]))
-    console = results.console()
-    console.print(table)
-    if finished["layers"]:
-        tokens = [v["visual_tokens"] for v in finished["blink"]["layers"].values()]
-        console.print(f"layers {finished['layers']}, visual tokens by layer {[round(t) for t in tokens]}", highlight=False)
-    if finished["cost"]:
-        console.print(cost_line(finished["cost"]), highlight=False)
-    if finished["skipped"]:
-        console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
-
-
-def cost_line(cost: dict[str, Any]) -> str:
-    """What a prompt costs, in words."""
-    layers = cost["tokens_by_layer"]
-    return (
-        f"a prompt: {cost['visual_tokens']:.0f} of {cost['visual_tokens_nominal']:.0f} visual tokens enter the LLM"
-        f" (+ {cost['newline_tokens']:.0f} newlines), {sum(layers) / len(layers):.0f} tokens a layer on average;"
-        f" prefill {cost['prefill_flops_formula'] / 1e9:.2f} GFLOPs by formula, {cost['prefill_flops_counted'] / 1e9:.2f} counted;"
-        f" {cost['kv_bytes'] / 2**20:.2f} MiB of keys and values; encode {1e3 * cost['encode_seconds']:.0f} ms,"
-        f" prefill {1e3 * cost['prefill_seconds']:.0f} ms, decode {cost['decode_tokens_per_second']:.0f} tokens/s"
-    )
-
-
-class bar:
-    """A progress bar on a terminal, silence elsewhere; gives a function that advances it."""
-
-    def __init__(self, total: int, title: str, shown: bool):
-        from rich.progress import Progress
-
-        self.progress = Progress(transient=True, disable=not shown)
-        self.total, self.title = total, title
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.progress.start()
-        task = self.progress.add_task(self.title, total=self.total)
-        return lambda n: self.progress.advance(task, n)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+def answers(
+    backbone: Backbone,
+    method: Method,
+    attached: Any,
+    images: dict[str, Image.Image],
+    asked: list[tuple[str, str]],
+    max_new_tokens: int,
+) -> tuple[list[str], list[Visual]]:
+    """Greedy answers to one batch of (image id, question), and the visual tokens that each was given. ``attached``: what the ``with``
+    statement of ``method.attach`` gave."""
+    visual = backbone.visual(images, asked, method.pruner, method.recall)
+    if attached is not None:
+        attached.images = [[v.shown] for v in visual]
+    return backbone.generate([v.features for v in visual], [question for _, question in asked], max_new_tokens), visual

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-NOT_PART_OF_A_POINT = ("store", "force", "table", "logger", "batch_size", "cost")  # settings that change no result
+NOT_PART_OF_A_POINT = ("store", "force", "table", "logger", "batch_size", "cost", "data_root")  # settings that change no result
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -50,6 +50,12 @@ def folder_digest(folder: Path | None) -> str:
     for path in sorted(Path(folder).glob("*.safetensors")) if folder else []:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16] if folder else ""
+
+
+def folder_stamp(folder: Path) -> str:
+    """Names, sizes and times of the weights in a folder: a published model's are too large to be read for every point."""
+    stat = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16]
 
 
 def provenance(seed: int, seconds: float) -> dict[str, Any]:

@@ -30,6 +30,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         table = OmegaConf.select(cfg, "table")
         if table is None:
             raise UserError("nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop) or a table (table=blink_table2)")
+        if table.name == "parity":
+            raise UserError("table=parity has rules of its own; python evaluate.py table=parity model=llava_1_5_7b")
         from blink_exp.experiments.tables import run_table
 
         return run_table(cfg, out)
@@ -67,12 +69,13 @@ def point(cfg: DictConfig) -> dict[str, Any]:
     finished = stored or measure(without_sweep_settings(cfg), folder)
     print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    model = settings["model"]
     decided = any(r["layers"] for r in records)
     return {
         "method": finished["method"],
         "scores": {k: v["value"] for k, v in finished["scores"].items()},
         "stderr": {k: v["stderr"] for k, v in finished["scores"].items()},
-        "tokens": tokens.realised(records, tokens.llm_depth(settings["model"]["path"]) if decided else None),
+        "tokens": tokens.realised(records, tokens.llm_depth(model["path"], model.get("revision")) if decided else None),
         "cost": finished.get("cost"),
         "samples": finished["samples"],
         "skipped_samples": len(finished["skipped"]),
@@ -90,9 +93,10 @@ def digests(settings: dict[str, Any]) -> dict[str, str]:
     from blink_exp.backbone.load import shipped
 
     own = shipped(settings["model"]["path"])
+    folder = Path(settings["model"]["path"])
     modules = settings["tokensr"]["path"] or (own[1] if own else None)
     return {
-        "model": results.folder_digest(own[0] if own else None),
+        "model": results.folder_stamp(folder) if not own and folder.is_dir() else results.folder_digest(own[0] if own else None),
         "tokensr": results.folder_digest(Path(modules) if modules else None),
     }
 

@@ -39,7 +39,7 @@ def layer_average(record: dict[str, Any], depth: int | None) -> float | None:
     return sum(n * (b - a) for n, (a, b) in zip(counts, itertools.pairwise(edges), strict=True)) / depth
 
 
-def llm_depth(path: str) -> int | None:
+def llm_depth(path: str, revision: str | None = None) -> int | None:
     """Layers of the LLM of a model folder, hub id or shipped model, from its configuration alone; None where that is not at hand."""
     from transformers import AutoConfig
 
@@ -47,6 +47,6 @@ def llm_depth(path: str) -> int | None:
 
     own = shipped(path)
     try:
-        return AutoConfig.from_pretrained(str(own[0]) if own else path).text_config.num_hidden_layers
+        return AutoConfig.from_pretrained(str(own[0]) if own else path, revision=revision or "main").text_config.num_hidden_layers
     except (OSError, ValueError, AttributeError):
         return None

@@ -8,13 +8,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.errors import UserError
 from blink_exp.experiments import results
-
-CHECKPOINT = "last.ckpt"
+from blink_exp.experiments.resume import resume_from
 
 
 def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
@@ -22,108 +20,129 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     import pytorch_lightning as pl
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
-    from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
-    from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 
     from blink_exp.methods.blink import selected_layers
-    from blink_exp.tokensr import checkpoint
-    from blink_exp.tokensr.data import PairedCrops
+    from blink_exp.tokensr.batches import share_out
+    from blink_exp.tokensr.data import BaseView, PairedCrops
+    from blink_exp.tokensr.distributed import together
     from blink_exp.tokensr.training import TokenSRTraining, parameters
-    from blink_exp.tracking import lightning_logger
 
     started = time.time()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # PairedCrops starts at the restored step by itself
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec")  # Lightning's
     settings = results.plain(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
     resumed, steps_done = resume_from(settings, out)
-    backbone = instantiate(cfg.model, _convert_="all")
+    if cfg.tokensr.architecture == "interp":
+        raise UserError("tokensr=interp has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle")
+    trainer = make_trainer(settings, out)
+    recipe = settings["trainer"]
+    batch_size, trainer.accumulate_grad_batches = share_out(recipe["global_batch"], trainer.world_size, settings["data"]["batch_size"])
+    if trainer.world_size > 1 and settings["model"].get("device_map"):
+        raise UserError("model.device_map spreads one backbone over the devices that train; set model.device_map=null with several devices")
+    device = trainer.strategy.root_device
+    backbone = instantiate(cfg.model, device="cpu" if device.type == "cpu" else str(device), _convert_="all")
     layers = list(selected_layers(backbone.depth, layer=cfg.layer, **settings["layers"]))
     if not layers:
         raise UserError("layers.indices=[] trains nothing; name at least one layer, e.g. layer=12")
-    if cfg.tokensr.architecture == "interp":
-        raise UserError("tokensr=interp has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle")
-    results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = PairedCrops(backbone.transform, seed=cfg.seed, steps_done=steps_done, **settings["data"])
-    trainer_settings = dict(settings["trainer"])
-    optimization = {k: trainer_settings.pop(k) for k in ("lr", "warmup", "weight_decay")}
-    module = TokenSRTraining(backbone, layers, cfg.tokensr.architecture, settings["loss"]["weights"], **optimization)
-    checkpoint_every = trainer_settings.pop("checkpoint_every")
-    if checkpoint_every < 1:
-        raise UserError(f"trainer.checkpoint_every={checkpoint_every} keeps nothing to resume from; use 1 step or more")
-    trainer = pl.Trainer(
-        max_epochs=trainer_settings.pop("epochs"),
-        default_root_dir=out,
-        logger=lightning_logger(settings, out, name=f"tokensr-{cfg.tokensr.architecture}"),
-        callbacks=[
-            ModelCheckpoint(dirpath=out, save_last=True, save_top_k=0, every_n_train_steps=checkpoint_every, enable_version_counter=False),
-            RichProgressBar(theme=RichProgressBarTheme(metrics_format=".4f")),
-        ],
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=8,
-        **trainer_settings,
-    )
-    print(
-        f"layers {layers} of {backbone.depth}, {parameters(module.amplifiers):,} parameters"
-        + (f", going on from {resumed}" if resumed else "")
-    )
-    trainer.fit(module, data, ckpt_path=resumed, weights_only=True if resumed else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    seconds = time.time() - started
-    target = Path(cfg.output) if cfg.output else out / "tokensr"
     if trainer.is_global_zero:
-        for layer in layers:
-            belonging = checkpoint.Belonging(
-                backbone=backbone.identity,
-                layer=layer,
-                width=backbone.width,
-                grid=backbone.grid,
-                architecture=cfg.tokensr.architecture,
-                training={k: settings[k] for k in ("loss", "trainer", "data", "seed")} | {"held_out": module.result[layer]},
-            )
-            checkpoint.save(module.amplifiers[str(layer)], belonging, target)
-        finished = {"layers": module.result, "skipped_images": [str(p) for p in data.broken]} | results.provenance(cfg.seed, seconds)
-        results.write_json(out / "metrics.json", finished)
-        show(module.result, data, seconds)
-        print(f"modules written to {target}")
+        results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = PairedCrops(
+        BaseView(backbone.processor.image_processor),
+        seed=cfg.seed,
+        steps_done=steps_done,
+        global_batch=recipe["global_batch"],
+        **settings["data"],
+    )
+    optimization = {k: recipe[k] for k in ("lr", "warmup", "weight_decay")}
+    module = TokenSRTraining(backbone, layers, cfg.tokensr.architecture, settings["loss"]["weights"], **optimization)
+    if trainer.is_global_zero:
+        many = f", {trainer.world_size} devices x {batch_size} pairs x {trainer.accumulate_grad_batches}" if trainer.world_size > 1 else ""
+        print(
+            f"layers {layers} of {backbone.depth}, {parameters(module.amplifiers):,} parameters{many}"
+            + (f", going on from {resumed}" if resumed else "")
+        )
+    with together(trainer):
+        try:
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=True if resumed else None)
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            if not module.result:  # it was killed behind its last step
+                trainer.validate(module, data, verbose=False)
+            unreadable = data.unreadable_everywhere()
+        except UserError as error:  # a worker process wraps its own in a traceback
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("blink_exp.errors.UserError: ")) from error
+    if trainer.is_global_zero:
+        write(settings, out, module, data, unreadable, time.time() - started)
     return module.result
 
 
-def resume_from(settings: dict[str, Any], out: Path) -> tuple[str | None, int]:
-    """The checkpoint to go on from and its steps: that of ``resume``, or one in the run folder itself (a job that its cluster started
-    again).
+def make_trainer(settings: dict[str, Any], out: Path) -> Any:
+    """Lightning's Trainer for the group ``trainer``."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+    from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 
-    Raises UserError if it is missing, damaged, or of a training with other settings.
-    """
-    folder = Path(settings["resume"]) if settings["resume"] else out
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        if settings["resume"]:
-            raise UserError(f"resume={folder} holds no {CHECKPOINT}; give the folder of a run that got to its first checkpoint")
-        return None, 0
-    before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    free = ("resume", "output", "logger")
-    changed = [k for k in settings if k not in free and settings[k] != before.get(k)]  # type: ignore[union-attr]
-    if changed:
-        raise UserError(f"resume={folder} was trained with another {', '.join(changed)}; repeat its settings or start a new run")
-    try:
-        steps_done = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
-    except Exception as error:  # torch raises whatever its unpickler met
-        raise UserError(f"{path} is corrupt or cut off ({type(error).__name__}); remove it and start again") from None
-    return str(path), steps_done
+    from blink_exp.tokensr.distributed import check_devices, strategy
+    from blink_exp.tracking import lightning_logger
+
+    recipe = settings["trainer"]
+    if recipe["checkpoint_every"] < 1:
+        raise UserError(f"trainer.checkpoint_every={recipe['checkpoint_every']} keeps nothing to resume from; use 1 step or more")
+    check_devices(recipe["accelerator"], recipe["devices"])
+    saved = ModelCheckpoint(
+        dirpath=out, save_last=True, save_top_k=0, every_n_train_steps=recipe["checkpoint_every"], enable_version_counter=False
+    )
+    return pl.Trainer(
+        accelerator=recipe["accelerator"],
+        strategy=strategy(recipe["strategy"], recipe["accelerator"]),
+        devices=recipe["devices"],
+        num_nodes=recipe["num_nodes"],
+        precision=recipe["precision"],
+        max_epochs=recipe["epochs"],
+        default_root_dir=out,
+        logger=lightning_logger(settings, out, name=f"tokensr-{settings['tokensr']['architecture']}"),
+        callbacks=[saved, RichProgressBar(theme=RichProgressBarTheme(metrics_format=".4f"))],
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=recipe["log_every"],
+        use_distributed_sampler=False,  # GlobalBatches gives each device its own
+    )
 
 
-def show(result: dict[int, dict[str, float]], data: Any, seconds: float) -> None:
+def write(settings: dict[str, Any], out: Path, module: Any, data: Any, unreadable: list[str], seconds: float) -> None:
+    """The modules and what is known about their training."""
+    from blink_exp.tokensr.export import save_modules
+
+    target = Path(settings["output"]) if settings["output"] else out / "tokensr"
+    training = {k: settings[k] for k in ("loss", "trainer", "data", "seed")}
+    held_out = {layer: {"held_out": row} for layer, row in module.result.items()}
+    save_modules(module.amplifiers, module.belonging, training, target, held_out)
+    finished = {
+        "layers": module.result,
+        "images": data.found | {"unreadable": len(unreadable)},
+        "skipped_images": [str(p) for p in data.broken] + unreadable,
+        "devices": module.trainer.world_size,
+        "parts_of_a_step": module.trainer.accumulate_grad_batches,
+    }
+    results.write_json(out / "metrics.json", finished | results.provenance(settings["seed"], seconds))
+    show(module.result, len(data.held_out), seconds)
+    if data.broken:
+        print(f"{len(data.broken)} images could not be read and were left out, first {data.broken[0]}")
+    if unreadable:
+        print(f"{len(unreadable)} images could not be read and were replaced by the next ones, first {unreadable[0]}")
+    print(f"modules written to {target}")
+
+
+def show(result: dict[int, dict[str, float]], held_out: int, seconds: float) -> None:
     from rich.table import Table
 
-    table = Table(title=f"held-out loss on {data.held_out_size} images not trained on ({seconds:.0f} s)")
+    table = Table(title=f"held-out loss on {held_out} images not trained on ({seconds:.0f} s)")
     for column in ("layer", "interpolation", "TokenSR", "gain"):
         table.add_column(column, justify="right")
     for layer, row in sorted(result.items()):
         table.add_row(str(layer), f"{row['interpolation']:.4f}", f"{row['tokensr']:.4f}", f"{100 * row['gain']:.1f} %")
     results.console().print(table)
-    if data.broken:
-        print(f"{len(data.broken)} images could not be read and were left out, first {data.broken[0]}")

@@ -6,7 +6,10 @@ exactly the H/2 x W/2 tokens of the full view.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,14 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, nearest
+from blink_exp.tokensr import llava_665k
+from blink_exp.tokensr.batches import GlobalBatches, share_out
 
+UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
+PATIENCE = 100  # images in a row that cannot be read, after which it is the disk and not the images
 Transform = Callable[[Image.Image], torch.Tensor]  # an image to (3, size, size) pixels
 
 
@@ -58,20 +65,6 @@ class Pairs(Dataset):
         return self.transform(canvas), self.transform(crop), quadrant
 
 
-class InOrder(Sampler[int]):
-    """0 to length - 1; only the first pass begins at ``start``, where a training that goes on had stopped."""
-
-    def __init__(self, length: int, start: int = 0):
-        self.length, self.start = length, start
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self):
-        start, self.start = self.start, 0
-        return iter(range(start, self.length))
-
-
 def scene_canvases(split: str, seed: int, sizes: tuple[int, ...] = (2, 3, 4)) -> Callable[[int], Image.Image]:
     """Scenes of real easy-VQA images (see scale_model.scenes), 2 x 2 to 4 x 4."""
     from blink_exp.scale_model.scenes import random_scene
@@ -101,13 +94,67 @@ def folder_images(folder: str) -> tuple[list[Path], list[Path]]:
     return good, broken
 
 
+@dataclass(frozen=True)
+class BaseView:
+    """A backbone's own preprocessing of the base view, without the backbone: worker processes get a copy of it."""
+
+    image_processor: Any
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """(3, size, size) pixels."""
+        pixels = self.image_processor(images=image, return_tensors="pt").pixel_values[0]
+        return pixels if pixels.ndim == 3 else pixels[0]  # LLaVA-NeXT: the thumbnail stands first
+
+
+class Files:
+    """Canvases of image files: number i is file i % len(names), and where that cannot be read, the next one that can.
+
+    ``unreadable``: (files,) uint8, 1 where reading failed; in shared memory, so that what worker processes meet is seen here.
+    """
+
+    def __init__(self, root: Path, names: list[str], pad: bool):
+        self.root, self.pad = root, pad
+        self.names = np.array([os.fsencode(name) for name in names])  # one block: half a million str would be copied into every worker
+        self.unreadable = torch.zeros(len(names), dtype=torch.uint8).share_memory_()
+
+    def path(self, i: int) -> Path:
+        return self.root / os.fsdecode(bytes(self.names[i]))
+
+    def __call__(self, i: int) -> Image.Image:
+        for k in range(i, i + min(PATIENCE, len(self.names))):
+            try:
+                with Image.open(self.path(k % len(self.names))) as image:
+                    return square_canvas(image.convert("RGB"), self.pad)
+            except UNREADABLE:
+                self.unreadable[k % len(self.names)] = 1
+        first = self.path(i % len(self.names))
+        raise UserError(f"{min(PATIENCE, len(self.names))} images in a row cannot be read, first {first}; check the disk and the copy")
+
+    def digest(self) -> str:
+        """Of the names and their order, which say what number i is."""
+        return hashlib.sha256(b"\n".join(bytes(name) for name in self.names)).hexdigest()[:16]
+
+
+def hold_out(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """(names to train on, names held out) in an order and by a choice that a hash of seed and name makes: an image that is missing from
+    a copy of the data moves no other one."""
+    numbers = {name: hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names}
+    limit = int(share * 2**64)
+    ordered = sorted(names, key=lambda name: (numbers[name][::-1], name))
+    held = [name for name in ordered if int.from_bytes(numbers[name]) < limit]
+    return [name for name in ordered if int.from_bytes(numbers[name]) >= limit], held
+
+
 class PairedCrops(pl.LightningDataModule):
     """Training and held-out pairs.
 
     Args:
-        source: ``scenes`` (easy-VQA mosaics; held out: its test images) or ``folder`` (``path``; every tenth image is held out).
         transform: the backbone's own preprocessing.
-        train_size, held_out_size: numbers of pairs. A folder's images are used again with other quadrants once they run out.
+        source: ``scenes`` (easy-VQA mosaics; held out: its test images), ``folder`` (``path``; every tenth image is held out) or
+            ``llava_665k`` (``json``, ``images``; ``held_out_share`` of the distinct images is held out).
+        train_size, held_out_size: numbers of pairs; None: each image once. Images are used again with other quadrants once they run out.
+        global_batch: pairs of an optimizer step, over all devices. batch_size: of a device at once; None: its share of a step.
+        workers: processes that prepare pairs; their number changes nothing but the speed.
         pad: square canvases by padding (LLaVA-1.5's original) instead of centre crop.
         steps_done: optimizer steps of the checkpoint that training goes on from. (The trainer itself learns them only after Lightning
             has asked for the loader.)
@@ -118,47 +165,110 @@ class PairedCrops(pl.LightningDataModule):
         transform: Transform,
         source: str = "scenes",
         path: str | None = None,
-        train_size: int = 2048,
-        held_out_size: int = 256,
-        batch_size: int = 8,
+        train_size: int | None = 2048,
+        held_out_size: int | None = 256,
+        batch_size: int | None = None,
         workers: int = 0,
         seed: int = 0,
         pad: bool = False,
         steps_done: int = 0,
+        global_batch: int = 8,
+        json: str | None = None,
+        images: str | None = None,
+        held_out_share: float = 0.002,
     ):
         super().__init__()
-        if source not in ("scenes", "folder"):
-            raise UserError(f"data.source={source} is not known; use scenes or folder")
-        if batch_size < 1 or train_size < batch_size:
-            raise UserError(f"data.batch_size={batch_size} with data.train_size={train_size} makes no whole batch; use 1 to train_size")
+        if source not in ("scenes", "folder", "llava_665k"):
+            raise UserError(f"data.source={source} is not known; {nearest(source, ('scenes', 'folder', 'llava_665k'))}")
+        if source == "scenes" and (train_size is None or held_out_size is None):
+            raise UserError(
+                "data.train_size=null means every image once, and there is no end of scenes; give data.train_size and held_out_size"
+            )
+        if not 0 < held_out_share < 1:
+            raise UserError(f"data.held_out_share={held_out_share} is outside (0, 1); it is the share of the images that is not trained on")
         self.transform, self.source, self.path, self.pad = transform, source, path, pad
-        self.train_size, self.held_out_size, self.batch_size = train_size, held_out_size, batch_size
+        self.json, self.images, self.held_out_share = json, images, held_out_share
+        self.train_size, self.held_out_size = train_size, held_out_size
+        self.batch_size, self.global_batch = batch_size, global_batch
         self.workers, self.seed, self.steps_done = workers, seed, steps_done
         self.broken: list[Path] = []
+        self.found: dict[str, Any] = {}
+        self.files: list[Files] = []
 
     def setup(self, stage: Any = None) -> None:
+        if self.files:  # Lightning asks again before it validates
+            return
         if self.source == "scenes":
-            train, held = scene_canvases("train", self.seed), scene_canvases("test", self.seed)
+            assert self.train_size is not None and self.held_out_size is not None
+            train: Callable[[int], Image.Image] = scene_canvases("train", self.seed)
+            held: Callable[[int], Image.Image] = scene_canvases("test", self.seed)
+            sizes = self.train_size, self.held_out_size
         else:
-            good, self.broken = folder_images(str(self.path))
-            good = [good[i] for i in np.random.default_rng(self.seed).permutation(len(good))]
-            train, held = self._from_files([p for i, p in enumerate(good) if i % 10]), self._from_files(good[::10])
-        self.train = Pairs(train, self.train_size, self.transform, self.seed)
-        self.held_out = Pairs(held, self.held_out_size, self.transform, self.seed + 1)
+            root, names, held_names = self._split()
+            train, held = self.files = [Files(root, names, self.pad), Files(root, held_names, self.pad)]
+            sizes = self.train_size or len(names), self.held_out_size or len(held_names)
+        if sizes[0] < self.global_batch:
+            raise UserError(
+                f"data.train_size={sizes[0]} is less than one step of trainer.global_batch={self.global_batch}; use as many pairs or more"
+            )
+        self.train = Pairs(train, sizes[0], self.transform, self.seed)
+        self.held_out = Pairs(held, sizes[1], self.transform, self.seed + 1)
 
-    def _from_files(self, files: list[Path]) -> Callable[[int], Image.Image]:
-        def canvas(i: int) -> Image.Image:
-            with Image.open(files[i % len(files)]) as image:
-                return square_canvas(image.convert("RGB"), self.pad)
+    def _split(self) -> tuple[Path, list[str], list[str]]:
+        """(root, names to train on, names held out) of the sources that are files."""
+        if self.source == "folder":
+            root = Path(str(self.path))
+            good, self.broken = folder_images(str(root))
+            shuffled = [str(good[i].relative_to(root)) for i in np.random.default_rng(self.seed).permutation(len(good))]
+            return root, [name for i, name in enumerate(shuffled) if i % 10], shuffled[::10]
+        root = Path(str(self.images))
+        found = llava_665k.find(Path(str(self.json)), root)
+        names, held = hold_out(found.names, self.held_out_share, self.seed)
+        self.found = found.summary | {"trained_on": len(names), "held_out": len(held)}
+        if self.trainer is None or self.trainer.is_global_zero:
+            print(f"llava_665k: {found}; {len(held):,} are held out")
+        if not names or not held:
+            raise UserError(
+                f"data.held_out_share={self.held_out_share} leaves {len(names)} of {len(found.names)} images to train on; use another share"
+            )
+        return root, names, held
 
-        return canvas
+    def _place(self) -> tuple[int, int]:
+        """(rank of this process, how many there are)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
         """Items are drawn at random by their index, so they need no shuffling."""
-        at_once = self.batch_size * (self.trainer.accumulate_grad_batches * self.trainer.world_size if self.trainer else 1)
-        whole = self.train_size // self.batch_size * self.batch_size
-        order = InOrder(self.train_size, start=self.steps_done * at_once % whole)
-        return DataLoader(self.train, self.batch_size, sampler=order, drop_last=True, num_workers=self.workers)
+        rank, world = self._place()
+        batch_size, parts = share_out(self.global_batch, world, self.batch_size)
+        order = GlobalBatches(len(self.train), batch_size, parts, rank, world, start=self.steps_done)
+        return DataLoader(self.train, batch_sampler=order, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.held_out, self.batch_size, num_workers=self.workers)
+        """Every device measures its share of the held-out pairs, each pair on one device."""
+        rank, world = self._place()
+        if len(self.held_out) < world:
+            raise UserError(f"data.held_out_size={len(self.held_out)} gives {world} devices nothing to measure; use {world} or more")
+        batch_size, _ = share_out(self.global_batch, world, self.batch_size)
+        share = Subset(self.held_out, range(rank, len(self.held_out), world))
+        return DataLoader(share, batch_size, num_workers=self.workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: what number i is, so that nobody goes on with other images unawares."""
+        return {"files": [files.digest() for files in self.files]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["files"] != [files.digest() for files in self.files]:
+            raise UserError("the images are not those that the checkpoint was trained on; bring them back, or start a new run")
+
+    def unreadable_everywhere(self) -> list[str]:
+        """Files that some process or worker could not read in this run. Every process must call it."""
+        assert self.trainer is not None
+        lost = []
+        for files in self.files:
+            seen = files.unreadable
+            if self.trainer.world_size > 1:
+                device = self.trainer.strategy.root_device
+                seen = self.trainer.strategy.reduce(seen.to(device, torch.int32), reduce_op="sum").cpu()
+            lost += [str(files.path(int(i))) for i in seen.nonzero()[:, 0]]
+        return lost

@@ -11,7 +11,9 @@ from torch import nn
 
 from blink_exp.backbone.decode import enlarge
 from blink_exp.backbone.load import Backbone
+from blink_exp.errors import UserError
 from blink_exp.saliency import PatchGrid
+from blink_exp.tokensr.batches import rescale
 from blink_exp.tokensr.losses import Loss, weighted
 from blink_exp.tokensr.modules import build_all
 
@@ -47,8 +49,21 @@ class TokenSRTraining(pl.LightningModule):
         self.grid = PatchGrid(2, *backbone.grid)  # quadrants
         self.quadrants: torch.Tensor
         self.register_buffer("quadrants", torch.stack([self.grid.indices(q) for q in range(4)]), persistent=False)
+        self._step_losses: list[torch.Tensor] = []  # (layers,) of each part of an optimizer step
         self._held_out: dict[str, list[tuple[float, float, int]]] = {}
         self.result: dict[int, dict[str, float]] = {}
+        self.belonging = {
+            "backbone": backbone.identity,
+            "layers": self.layers,
+            "width": backbone.width,
+            "grid": list(backbone.grid),
+            "architecture": architecture,
+        }
+
+    def setup(self, stage: Any = None) -> None:
+        model = self._frozen[0].model
+        if model.device != self.device and getattr(model, "hf_device_map", None) is None:
+            model.to(self.device)  # each process has the backbone on its own device
 
     def pairs(self, batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """{layer: (interpolated student (batch, width, H, W), teacher (batch, H * W, width))} of a batch of training pairs."""
@@ -63,15 +78,27 @@ class TokenSRTraining(pl.LightningModule):
             out[layer] = enlarge(patch, (self.grid.height, self.grid.width)), teacher
         return out
 
+    def refine(self, layer: int, patch: torch.Tensor) -> torch.Tensor:
+        """(batch, H * W, width) what the module of a layer makes of (batch, width, H, W). Under ZeRO its weights are bf16."""
+        module = self.amplifiers[str(layer)]
+        return module(patch.to(next(module.parameters()).dtype)).flatten(2).mT
+
     def training_step(self, batch, batch_idx):
-        losses = []
-        for layer, (patch, teacher) in self.pairs(batch).items():
-            refined = self.amplifiers[str(layer)](patch).flatten(2).mT
-            losses.append(self.loss(refined, teacher))
-            self.log(f"loss/layer_{layer}", losses[-1])
-        total = torch.stack(losses).sum()  # the layers share no weight, so the sum trains each as if alone
-        self.log("loss", total / len(losses), prog_bar=True)
-        return total
+        pairs = self.pairs(batch)
+        losses = [self.loss(self.refine(layer, pairs[layer][0]), pairs[layer][1]) for layer in self.layers]
+        self._step_losses.append(torch.stack(losses).detach())
+        return torch.stack(losses).sum()  # the layers share no weight, so the sum trains each as if alone
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        """Logs the mean over the whole step: all its parts, all devices."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        mean = torch.stack(self._step_losses).mean(0)
+        self._step_losses = []
+        mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+        for layer, value in zip(self.layers, mean, strict=True):
+            self.log(f"loss/layer_{layer}", value, on_step=True)
+        self.log("loss", mean.mean(), on_step=True, prog_bar=True)
 
     def on_validation_epoch_start(self):
         self._held_out = {str(layer): [] for layer in self.layers}
@@ -79,16 +106,32 @@ class TokenSRTraining(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
         for layer, (patch, teacher) in self.pairs(batch).items():
             plain = self.loss(patch.flatten(2).mT, teacher).item()
-            refined = self.loss(self.amplifiers[str(layer)](patch).flatten(2).mT, teacher).item()
+            refined = self.loss(self.refine(layer, patch), teacher).item()
             self._held_out[str(layer)].append((plain, refined, len(teacher)))
 
     def on_validation_epoch_end(self):
         for layer in self.layers:
             rows = self._held_out[str(layer)]
-            samples = sum(n for *_, n in rows)
-            plain, refined = (sum(row[k] * row[2] for row in rows) / samples for k in (0, 1))
-            self.result[layer] = {"interpolation": plain, "tokensr": refined, "gain": 1 - refined / plain, "samples": samples}
-            self.log(f"held_out/layer_{layer}", refined)
+            sums = [sum(row[k] * row[2] for row in rows) for k in (0, 1)] + [sum(row[2] for row in rows)]
+            plain, refined, samples = self._over_devices(sums)
+            plain, refined = plain / samples, refined / samples
+            self.result[layer] = {"interpolation": plain, "tokensr": refined, "gain": 1 - refined / plain, "samples": int(samples)}
+            self.log(f"held_out/layer_{layer}", refined, sync_dist=self.trainer.world_size > 1)  # the same number on all
+
+    def _over_devices(self, sums: list[float]) -> list[float]:
+        if self.trainer.world_size == 1:
+            return sums
+        return self.trainer.strategy.reduce(torch.tensor(sums, dtype=torch.float64, device=self.device), reduce_op="sum").tolist()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["blink_exp"] = self.belonging | {"parts": self.trainer.accumulate_grad_batches}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["blink_exp"]
+        if saved["backbone"] != self.belonging["backbone"]:
+            raise UserError(f"the checkpoint was trained on {saved['backbone']}, not {self.belonging['backbone']}; give that model")
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        rescale(progress, saved["parts"], self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
         weights = [p for p in self.parameters() if p.requires_grad]

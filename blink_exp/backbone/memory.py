@@ -1,0 +1,146 @@
+"""What a backbone will need of memory, from its config alone, so that too little is said before the weights are read.
+
+``python -m blink_exp.backbone.memory`` prints the table of docs/backbones.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blink_exp.errors import UserError
+
+BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
+# bitsandbytes: a float32 scale for each 64 weights (nf4), for each row of a matrix (int8; too few to count).
+QUANTIZED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+KEPT = ("vision_tower", "multi_modal_projector", "lm_head")  # never quantised: pruners and TokenSR read them
+TEXT = 512  # tokens of a long question with its prompt
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``parameters``: how many; ``weights``: bytes of them; ``cache``: bytes of one prompt's keys and values."""
+
+    parameters: int
+    weights: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache
+
+
+def count(config: Any) -> tuple[int, int]:
+    """Parameters of a LLaVA ``config`` that quantisation packs, and all others. The model is made on the meta device, without numbers."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config)
+    packed = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and not any(k in name for k in KEPT)}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    matrices = sum(n for name, n in sizes.items() if name in packed)
+    return matrices, sum(sizes.values()) - matrices
+
+
+def estimate(config: Any, dtype: str, quantization: str | None = None, counted: tuple[int, int] | None = None) -> Estimate:
+    """Of a LLaVA ``config``. ``counted``: what ``count`` gave, if that is known already."""
+    matrices, others = counted or count(config)
+    weights = matrices * (QUANTIZED[quantization] if quantization else BYTES[dtype]) + others * BYTES[dtype]
+    text = config.text_config
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token = text.num_hidden_layers * 2 * text.num_key_value_heads * width * BYTES[dtype]
+    return Estimate(matrices + others, int(weights), int(per_token * (visual_tokens(config) + TEXT)))
+
+
+def visual_tokens(config: Any) -> int:
+    """The most visual tokens, newlines included, that an image becomes."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    grids = getattr(config, "image_grid_pinpoints", None) or []
+    tiles = [(h // config.vision_config.image_size * side, w // config.vision_config.image_size * side) for h, w in grids]
+    return side**2 + max((rows * columns + rows for rows, columns in tiles), default=0)
+
+
+def free(device: str) -> int | None:
+    """Bytes that are free on ``device``: a GPU's own, else main memory within the limit of the process's container; None if unknown."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    if not found:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found, default=None)
+
+
+def check(config: Any, dtype: str, device: str, quantization: str | None = None, device_map: str | None = None) -> None:
+    """Raises UserError where the weights and one prompt's cache do not fit: the value, the limit, and what would fit."""
+    counted = count(config)
+    need = estimate(config, dtype, quantization, counted)
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device_map else [device]
+    if device_map and not quantization:
+        devices.append("cpu")  # what the GPUs cannot hold goes there
+    room = [free(d) for d in devices]
+    if None in room:
+        return
+    have = sum(r for r in room if r is not None)
+    if need.total > have:
+        asked = f"model.quantization={quantization}" if quantization else f"model.dtype={dtype}"
+        raise UserError(
+            f"{asked} needs {gb(need.weights)} for the weights and {gb(need.cache)} for a prompt, but {' + '.join(devices)} has {gb(have)}"
+            f" free; use {_cures(config, counted, dtype, device, have, quantization, device_map)}"
+        )
+    through = free("cpu") if device.startswith("cuda") and not device_map and not quantization else None
+    if through is not None and need.weights > through:
+        raise UserError(
+            f"model.dtype={dtype} takes {gb(need.weights)} through main memory on the way to {device}, but {gb(through)} is free;"
+            " use model.device_map=auto, which reads the weights straight to the GPU"
+        )
+
+
+def _cures(
+    config: Any, counted: tuple[int, int], dtype: str, device: str, have: int, quantization: str | None, device_map: str | None
+) -> str:
+    """What would fit instead, the least loss first."""
+    tries: list[tuple[str, str, str | None]] = [("model.dtype=bfloat16", "bfloat16", None)] if BYTES[dtype] > 2 and not quantization else []
+    if device.startswith("cuda"):
+        half = dtype if BYTES[dtype] == 2 else "bfloat16"
+        lower = {None: ("8bit", "4bit"), "8bit": ("4bit",)}.get(quantization, ())
+        tries += [(f"model.quantization={q}", half, q) for q in lower]
+    sized = [(words, estimate(config, other, q, counted).total) for words, other, q in tries]
+    found = [f"{words} ({gb(total)})" for words, total in sized if total <= have]
+    if device.startswith("cuda") and not device_map:
+        found.append("model.device_map=auto")
+    return " or ".join(found) or "a smaller model or a device with more memory"
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def table() -> str:
+    """Markdown: the published backbones by the memory that they need."""
+    from blink_exp.backbone.published import NAMES, published_config
+
+    kinds: list[tuple[str, str | None]] = [("float32", None), ("bfloat16", None), ("bfloat16", "8bit"), ("bfloat16", "4bit")]
+    rows = ["| `model=` | parameters | float32 | bfloat16, float16 | 8bit | 4bit | cache of a prompt |", "|---|" + "---:|" * 6]
+    for name in NAMES:
+        config = published_config(name)
+        counted = count(config)
+        found = [estimate(config, dtype, q, counted) for dtype, q in kinds]
+        cells = [f"{found[0].parameters / 1e9:.2f} B", *(gb(e.weights) for e in found), gb(found[1].cache)]
+        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,221 @@
+"""The frozen vision-language model: prompts, pixels, and the prefix that depends on the image alone."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from blink_exp.backbone import decode, weights
+from blink_exp.backbone.clip_text import ClipText, load_clip_text
+from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode
+from blink_exp.backbone.processor import conversation
+from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
+from blink_exp.methods.prune import ViewPruner
+
+
+@dataclass(eq=False)
+class Backbone:
+    """A LLaVA or LLaVA-NeXT model with its processor.
+
+    ``name``: what results and checkpoints call it; ``tokensr``: folder of the TokenSR modules that ship with it, or None; ``pad``: whether
+    images are padded to squares instead of cropped; ``system_prompt``: a key of ``processor.SYSTEM_PROMPTS``; ``quantization``: null, 4bit
+    or 8bit; ``revision``: the commit or branch of the hub that the weights come from; ``files``: their folder, where they can be read as
+    they were saved.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    tokensr: Path | None = None
+    clip_path: str | None = None  # of the text tower; loaded when a method reads it
+    cache_bytes: int = 2**28  # of what was made of images seen before; the points of a sweep ask about the same images
+    pad: bool = False
+    system_prompt: str = "none"
+    quantization: str | None = None
+    revision: str | None = None
+    files: Path | None = None
+    _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
+    _encodings: OrderedDict[tuple[str, Needs], Encoding] = field(default_factory=OrderedDict, repr=False)
+
+    @property
+    def llm(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def depth(self) -> int:
+        return self.model.config.text_config.num_hidden_layers
+
+    @property
+    def width(self) -> int:
+        return self.model.config.text_config.hidden_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        vision = self.model.config.vision_config
+        return (vision.image_size // vision.patch_size,) * 2
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Name and a digest of some weights, equal for float32 and bfloat16 copies of a model and different for a retrained one."""
+        digest = hashlib.sha256()
+        names = ("layers.0.self_attn.q_proj.weight", "multi_modal_projector.linear_2.weight")
+        if self.files is not None and (self.quantization or len(set(getattr(self.model, "hf_device_map", {}).values())) > 1):
+            chosen = [weights.read(self.files, name) for name in names]  # in the model they are packed, or not in memory
+        else:
+            chosen = [self.llm.layers[0].self_attn.q_proj.weight, self.model.model.multi_modal_projector.linear_2.weight]
+        for weight in chosen:
+            digest.update(weight.detach()[:16].cpu().to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+        return f"{self.name}@{digest.hexdigest()[:12]}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the loading changes results: for the files that hold them."""
+        return {
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.model.device),
+            "attn_implementation": self.model.config._attn_implementation,
+            "quantization": self.quantization,
+            "pad": self.pad,
+            "system_prompt": self.system_prompt,
+            "revision": self.revision,
+        }
+
+    def transform(self, image: Image.Image) -> torch.Tensor:
+        """(3, size, size) pixels of the base view by the backbone's own image processor."""
+        pixels = self.processor.image_processor(images=image, return_tensors="pt").pixel_values[0]
+        return pixels[0] if self.tiled else pixels
+
+    def prompt(self, question: str) -> str:
+        return self.processor.apply_chat_template(conversation(question, self.system_prompt), add_generation_prompt=True)
+
+    def inputs(self, images: list[Image.Image], questions: list[str]) -> dict[str, torch.Tensor]:
+        """A left-padded batch of one image and one question each."""
+        texts = [self.prompt(q) for q in questions]
+        batch = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
+        return {k: v.to(self.model.device) for k, v in batch.items()}
+
+    @property
+    def tiled(self) -> bool:
+        """Whether an image becomes a thumbnail and tiles (LLaVA-NeXT) or one view (LLaVA-1.5)."""
+        return hasattr(self.model.config, "image_grid_pinpoints")
+
+    @functools.cached_property
+    def clip(self) -> ClipText:
+        return load_clip_text(self.clip_path, self)
+
+    def check(self, needs: Needs) -> None:
+        """Raises UserError where this backbone cannot show a method what it needs to see, before any work is done."""
+        if needs.attention or needs.keys or needs.cls:
+            check_cls_token(self.model.model.vision_tower)
+        if needs.text and self.tiled:
+            _ = self.clip
+
+    @torch.no_grad()
+    def features(self, images: dict[str, Image.Image]) -> dict[str, torch.Tensor]:
+        """{id: (tokens, width)} projected visual tokens of images by id, as the stock model makes them, newlines included."""
+        new = {k: v for k, v in images.items() if k not in self._features}
+        if new:
+            batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt").to(self.model.device, self.model.dtype)
+            sizes = {"image_sizes": batch["image_sizes"]} if self.tiled else {}
+            found = self.model.get_image_features(pixel_values=batch["pixel_values"], **sizes).pooler_output
+            self._features.update(zip(new, found, strict=True))
+        return self._recall(self._features, list(images))
+
+    @torch.no_grad()
+    def encodings(self, images: dict[str, Image.Image], needs: Needs) -> dict[str, Encoding]:
+        """{id: Encoding} of images by id."""
+        new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
+        if new:
+            batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt")
+            views = [Views.of(self.model.config, (image.height, image.width)) for image in new.values()]
+            pixels = batch["pixel_values"]
+            flat = torch.cat([p[: v.count] for p, v in zip(pixels, views, strict=True)]) if self.tiled else pixels
+            found = encode(self.model, flat, views, needs, self.clip if needs.text and self.tiled else None)
+            self._encodings.update(zip([(k, needs) for k in new], found, strict=True))
+        return {k: encoding for (k, _), encoding in self._recall(self._encodings, [(k, needs) for k in images]).items()}
+
+    def _recall(self, cache: OrderedDict, keys: list) -> dict:
+        """Entries of a cache, which then forgets what was not used for longest until it fits in ``cache_bytes``."""
+        for key in keys:
+            cache.move_to_end(key)
+        out = {key: cache[key] for key in keys}
+        held = sum(v.nbytes for v in cache.values())
+        while held > self.cache_bytes:
+            held -= cache.popitem(last=False)[1].nbytes
+        return out
+
+    @torch.no_grad()
+    def prune(self, encoding: Encoding, kept: Kept, newline_policy: str, aside: bool = False) -> Visual:
+        """Projects the kept tokens only: dropping before the projector keeps the same features and spares it the others. ``aside``:
+        projects all of the base view as well and keeps that aside."""
+        flat = encoding.hidden.flatten(0, 1)
+        if kept.merged is not None:
+            flat = flat.clone()
+            for view, (index, merged) in enumerate(zip(kept.indices, kept.merged, strict=True)):
+                flat[view * encoding.views.tokens + index.to(flat.device)] = merged.to(flat)
+        source = pack(encoding.views, kept, newline_policy)
+        rows = flat[source.clamp(min=0).to(flat.device)]
+        if kept.extra is not None:
+            rows[source == EXTRA] = torch.cat(kept.extra).to(rows)
+        out = rows.new_empty(len(source), self.width)
+        out[source != NEWLINE] = self.model.model.multi_modal_projector(rows[source != NEWLINE]).to(out)
+        if bool((source == NEWLINE).any()):
+            out[source == NEWLINE] = self.model.model.image_newline.to(out)
+        whole = self.model.model.multi_modal_projector(encoding.hidden[0]) if aside else None
+        return Visual(out, source, encoding.views, whole)
+
+    def visual(
+        self, images: dict[str, Image.Image], asked: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False
+    ) -> list[Visual]:
+        """The visual tokens of each (image id, question), after ``pruner``. ``aside``: see ``prune``."""
+        encodings = self.encodings(images, pruner.needs) if pruner is not None else {}
+        kept = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in asked]
+        stock = self.features({key: images[key] for (key, _), k in zip(asked, kept, strict=True) if k is None})
+        out = []
+        for (key, _), chosen in zip(asked, kept, strict=True):
+            if chosen is not None and pruner is not None:
+                out.append(self.prune(encodings[key], chosen, pruner.newline_policy, aside))
+            else:
+                views = Views.of(self.model.config, (images[key].height, images[key].width))
+                out.append(Visual(stock[key], pack(views, everything(views)), views))
+        return out
+
+    def forget(self) -> None:
+        """Empties what is kept of images seen before."""
+        self._features.clear()
+        self._encodings.clear()
+
+    def batch(self, features: list[torch.Tensor], questions: list[str]) -> dict[str, torch.Tensor]:
+        """Token ids and mask of one question an image, with as many placeholders as the image has ``features``; left-padded."""
+        token = self.processor.image_token
+        texts = [self.prompt(q).replace(token, token * len(f)) for q, f in zip(questions, features, strict=True)]
+        return self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.model.device)
+
+    @torch.no_grad()
+    def generate(self, features: list[torch.Tensor], questions: list[str], max_new_tokens: int) -> list[str]:
+        """Greedy answers of Hugging Face's generate() to one question an image, from the images' ``features``."""
+        batch = self.batch(features, questions)
+        encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}  # type: ignore[arg-type]
+        tokens = self.model.generate(**batch, mm_encoder_outputs=encoded, max_new_tokens=max_new_tokens, do_sample=False)
+        said = tokens[:, batch["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def visual_states(self, pixels: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
+        """{layer: (images, H * W, width)} visual tokens of the base view at each layer's input, from (images, 3, size, size) pixels.
+
+        What stands before the image is the prompt's opening; what stands behind it cannot change them.
+        """
+        encodings = encode(self.model, pixels, [Views(self.grid[0])] * len(pixels), Needs())
+        features = self.model.model.multi_modal_projector(torch.cat([encoding.hidden for encoding in encodings]))
+        opening = self.processor.tokenizer(self.prompt("").split(self.processor.image_token)[0], return_tensors="pt").input_ids
+        embeds = self.model.get_input_embeddings()(opening.to(features.device)).expand(len(features), -1, -1)
+        return decode.visual_states(self.llm, torch.cat([embeds, features], dim=1), features.shape[1], layers)

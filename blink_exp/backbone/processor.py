@@ -1,0 +1,111 @@
+"""The processor of a checkpoint, made to agree with its config: prompts, square padding, the number of image tokens."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from blink_exp.errors import UserError, nearest
+
+# ``vicuna_v1`` is what LLaVA's published scores were taken with; the checkpoints' own chat template has no system text by default.
+SYSTEM_PROMPTS = {
+    "none": None,
+    "vicuna_v1": (
+        "A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    ),
+}
+# ":", "▁", the image, "▁", newline: LLaVA tokenised the text before and behind an image apart, each part with Llama's prefix space.
+AROUND_AN_IMAGE = (29901, 29871, 32000, 29871, 13)
+
+
+def conversation(question: str, system_prompt: str = "none") -> list[dict[str, Any]]:
+    """The messages of one question about one image, as a chat template takes them."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    system = SYSTEM_PROMPTS[system_prompt]
+    before = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*before, {"role": "user", "content": content}]
+
+
+def load_processor(folder: Path, config: Any, path: str, pad: bool, system_prompt: str) -> Any:
+    """The processor in ``folder``, resizing by PIL as LLaVA does, whether torchvision is there or not.
+
+    Args:
+        config: the model's, which the processor is made to agree with: older checkpoints leave out what the image tokens are counted by.
+        path: what messages call the checkpoint.
+        pad, system_prompt: see ``Backbone``.
+
+    Raises UserError where the files cannot serve.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor: Any = AutoProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"model.path={path} has no processor and tokenizer that load ({first}); give a complete checkpoint") from error
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"  # the last prompt token of every row must stand last
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    _agree(processor, config, path)
+    if not processor.chat_template:
+        raise UserError(f"model.path={path} has no chat template (chat_template.jinja or .json); give a newer revision of the checkpoint")
+    if pad:
+        processor.image_processor = square_padding(processor.image_processor, config)
+    _check_system_prompt(processor, system_prompt, path)
+    return processor
+
+
+def _agree(processor: Any, config: Any, path: str) -> None:
+    """Sets what the number of image tokens follows from; it must be the model's own number."""
+    processor.patch_size = config.vision_config.patch_size
+    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    processor.num_additional_image_tokens = int("clip" in config.vision_config.model_type)  # the CLS token
+    found = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    if found != config.image_token_id:
+        raise UserError(
+            f"model.path={path} has {processor.image_token} as token {found} but its config says {config.image_token_id};"
+            " give the tokenizer and config of one checkpoint"
+        )
+
+
+def square_padding(image_processor: Any, config: Any) -> Any:
+    """The same image processor with LLaVA-1.5's padding: an image is pasted in the middle of a square of the mean colour, so that the crop
+    which follows loses nothing. Published checkpoints name CLIP's processor, which knows no such padding and would ignore the flag."""
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    if hasattr(config, "image_grid_pinpoints"):
+        raise UserError("model.pad=true is LLaVA-1.5's padding, but LLaVA-NeXT pads its tiles by itself; use model.pad=false")
+    names = ("size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    kept = {name: getattr(image_processor, name) for name in (*names, "do_resize", "do_convert_rgb")}
+    return LlavaImageProcessorPil(**kept, do_pad=True)
+
+
+def _check_system_prompt(processor: Any, system_prompt: str, path: str) -> None:
+    if system_prompt not in SYSTEM_PROMPTS:
+        raise UserError(f"model.system_prompt={system_prompt} is not known; {nearest(system_prompt, SYSTEM_PROMPTS)}")
+    text = SYSTEM_PROMPTS[system_prompt]
+    if text and not processor.apply_chat_template(conversation("?", system_prompt), add_generation_prompt=True).startswith(
+        f"{text} USER: "
+    ):
+        raise UserError(
+            f"model.system_prompt={system_prompt} is not what the chat template of {path} was made for; use model.system_prompt=none"
+        )
+
+
+def warn_of_tokens(processor: Any, config: Any, prompt: str) -> None:
+    """One line on stderr if a Vicuna checkpoint's tokens around the image in ``prompt`` are not those that LLaVA was trained with."""
+    text = config.text_config
+    if text.model_type != "llama" or text.vocab_size != 32064 or config.image_token_id != AROUND_AN_IMAGE[2]:
+        return
+    ids = processor.tokenizer(prompt).input_ids
+    at = ids.index(config.image_token_id)
+    found = tuple(ids[max(0, at - 2) : at + 3])
+    if found != AROUND_AN_IMAGE:
+        print(
+            f"warning: tokens {list(found)} stand around the image, not {list(AROUND_AN_IMAGE)} as in LLaVA's training;"
+            " scores will shift (tokenizer not in legacy mode?)",
+            file=sys.stderr,
+        )

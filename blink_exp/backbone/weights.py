@@ -1,0 +1,152 @@
+"""Where a checkpoint's files are, and whether they are all there: said in one line, before anything is loaded.
+
+Only safetensors are taken, as they cannot run code, and no code of a repository is ever run. HF_HUB_OFFLINE=1 and HF_HOME work as they do
+everywhere in Hugging Face's libraries.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blink_exp.errors import UserError
+
+T = TypeVar("T")
+INDEX = "model.safetensors.index.json"
+FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")  # what is downloaded of a repository
+KINDS = ("llava", "llava_next")
+
+
+def is_folder(path: str) -> bool:
+    """Whether ``path`` is a folder, not a hub id. Raises UserError if it can be neither."""
+    if Path(path).is_dir():
+        return True
+    if path.count("/") != 1 or not all(path.split("/")):
+        raise UserError(f"model.path={path} is neither a folder nor a hub id like llava-hf/llava-1.5-7b-hf; give one of them")
+    return False
+
+
+def find_config(path: str, revision: str | None) -> Path:
+    """The folder that holds config.json: ``path`` itself or, of a hub id, the cache. Of a hub id nothing else is downloaded yet."""
+    if not is_folder(path):
+        from huggingface_hub import hf_hub_download
+
+        return Path(_from_hub(lambda: hf_hub_download(path, "config.json", revision=revision), path, revision)).parent
+    if not (Path(path) / "config.json").is_file():
+        raise UserError(f"model.path={path} holds no config.json; give a folder in Hugging Face layout, or a hub id")
+    return Path(path)
+
+
+def read_config(folder: Path, path: str) -> Any:
+    """The config of a LLaVA checkpoint. Raises UserError for another kind of model and for the original repository's layout."""
+    from transformers import AutoConfig
+
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"model.path={path} has a config.json that is no JSON ({error}); download it again") from error
+    kind = raw.get("model_type")
+    if kind not in KINDS or "text_config" not in raw:
+        what = f"a model of type {kind}" if kind not in KINDS else "a LLaVA in the original repository's layout"
+        raise UserError(f"model.path={path} holds {what}; use a LLaVA-1.5 or LLaVA-NeXT in Hugging Face layout, such as llava-hf/...")
+    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+
+
+def fetch(path: str, revision: str | None) -> tuple[Path, str | None]:
+    """(folder with all files of the checkpoint, commit): downloads what the cache lacks of a hub id; of a folder the commit is None."""
+    if is_folder(path):
+        return Path(path), None
+    from huggingface_hub import snapshot_download
+
+    folder = Path(_from_hub(lambda: snapshot_download(path, revision=revision, allow_patterns=list(FILES)), path, revision))
+    return folder, folder.name
+
+
+def _from_hub(call: Callable[[], T], path: str, revision: str | None) -> T:
+    from huggingface_hub import errors
+
+    wanted = f"model.path={path}" + (f" (model.revision={revision})" if revision else "")
+    try:
+        return call()
+    except errors.GatedRepoError as error:
+        raise UserError(f"{wanted} is gated; accept its terms on its page, then log in with: hf auth login") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"model.revision={revision} is not in {path}; use a branch, tag or commit of it") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"{wanted} is not on the hub, or needs access; check the name, or log in with: hf auth login") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{wanted} is neither a folder nor a valid hub id; give one of them") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(f"{wanted} is not in the cache, and the hub is offline; run: hf download {path}, or give a folder") from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(f"{wanted} holds no config.json; give a checkpoint in Hugging Face layout") from error
+    except (errors.HfHubHTTPError, ConnectionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{wanted} could not be downloaded ({first}); try again, or give a folder") from error
+
+
+def check_complete(folder: Path, path: str) -> None:
+    """Raises UserError where weights are missing or were half downloaded."""
+    index = folder / INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = sorted(file.name for file in folder.glob("*.safetensors"))
+    if not names:
+        others = any(folder.glob("*.bin")) or any(folder.glob("*.pth"))
+        why = "only this format is loaded, as it cannot run code" if others else "download the weights"
+        raise UserError(f"model.path={path} holds no *.safetensors; {why}")
+    if not index.is_file() and any("-of-" in name for name in names):
+        raise UserError(f"model.path={path} holds parts of the weights but no {INDEX}; {_again(path)}")
+    gone = [name for name in names if not (folder / name).is_file()]
+    if gone:
+        raise UserError(
+            f"model.path={path} is half downloaded: {len(gone)} of {len(names)} files are missing, first {gone[0]}; {_again(path)}"
+        )
+    for name in names:
+        fault = shard_fault(folder / name)
+        if fault:
+            raise UserError(f"model.path={path}: {name} {fault}; {_again(path)}")
+
+
+def _again(path: str) -> str:
+    return "download it again" if Path(path).is_dir() else f"run: hf download {path} --force-download"
+
+
+def shard_fault(file: Path) -> str | None:
+    """What is wrong with a safetensors file, by its header and length alone; None if nothing is."""
+    size = file.stat().st_size
+    with file.open("rb") as f:
+        start = f.read(8)
+        if start == b"version ":
+            return "is a git-lfs pointer, not weights"
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > 100_000_000 or length + 8 > size:  # the format's own limit of a header
+            return f"is cut off or no safetensors file ({size} bytes)"
+        try:
+            header = json.loads(f.read(length))
+        except ValueError:
+            return "has a header that cannot be read"
+    end = 8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+    return None if size == end else f"has {size} bytes where its header says {end}"
+
+
+def check_loaded(missing: Iterable[str], mismatched: Iterable[Any], path: str) -> None:
+    """Raises UserError if a weight of the model did not come from the checkpoint, which would leave it random."""
+    wrong = sorted(map(str, [*missing, *mismatched]))
+    if wrong:
+        raise UserError(f"model.path={path} lacks {len(wrong)} weights of its model, first {wrong[0]}; give a complete checkpoint")
+
+
+def read(folder: Path, ending: str) -> Any:
+    """The tensor of the language model or projector whose name has this ending, as it was saved."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as f:
+            for name in f.keys():  # noqa: SIM118
+                if name.endswith(ending) and "vision_tower" not in name:
+                    return f.get_tensor(name)
+    raise KeyError(ending)

@@ -1,0 +1,182 @@
+"""Captions that a judge compares (HERO, Table III): which of two runs describes the images of MMStar better, by objects and as a whole.
+
+    python evaluate.py benchmark=captions method=...                                             each of the two runs, then
+    python evaluate.py benchmark=captions predictions=A/records.jsonl against=B/records.jsonl judge=openai
+
+The paper does not give its prompts; both here are our own.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from blink_exp.benchmarks.base import Sample, Score, mean
+from blink_exp.benchmarks.rows import Published
+from blink_exp.errors import UserError
+from blink_exp.judge import UNPARSED, Judge, Messages, message
+
+DIMENSIONS = ("object_coverage", "object_correctness", "global_coverage", "global_correctness")
+SIDES = ("ours", "against")
+COMPARE = """Two descriptions of the image follow. Rate each from 1 (poor) to 5 (excellent) in four respects:
+object_coverage: how many of the objects that matter it mentions, with their attributes;
+object_correctness: whether the objects and attributes that it mentions are there;
+global_coverage: how much of the scene as a whole it tells: setting, layout, relations, what happens;
+global_correctness: whether what it tells of the scene as a whole is true.
+Do not reward length or style, nor the place of a description in this message.
+
+Description A:
+{a}
+
+Description B:
+{b}
+
+Reply with this table, a whole number in each cell of A and B, and a reason of a few words:
+
+| respect | A | B | reason |
+|---|---|---|---|
+| object_coverage | | | |
+| object_correctness | | | |
+| global_coverage | | | |
+| global_correctness | | | |"""
+
+
+class Captions(Published):
+    """Descriptions of images, which say nothing until ``compare`` sets two runs against each other.
+
+    Args:
+        request: what the model is asked. Not given in the paper; chosen.
+        max_new_tokens: of a caption. Not given either.
+        judge: None makes the pairs to be judged and no scores.
+        seed: of which of two captions the judge sees as A.
+    """
+
+    name = "captions"
+    headline = "ours_object_average"
+    columns = ("index",)
+    protocols = ("own",)
+    tokens: ClassVar = {"own": 256}
+    answered_elsewhere = True
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        request: str = "Describe this image in detail.",
+        max_new_tokens: int = 256,
+        judge: Judge | None = None,
+        seed: int = 0,
+        config: str | None = None,
+        revision: str | None = None,
+        protocol: str = "own",
+        exif: bool = True,
+    ):
+        super().__init__(path, split, config, revision, protocol, exif)
+        if max_new_tokens < 1:
+            raise UserError(f"benchmark.max_new_tokens={max_new_tokens} leaves no caption; use 1 or more")
+        self.request, self.judge, self.seed, self.length = request, judge, seed, max_new_tokens
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.length
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        name = self.id(f"{int(row['index']):04d}")
+        return Sample(name, name, image, self.request, None, "caption")
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        return None
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        """Of the records that ``compare`` makes; a single run's have no score."""
+        return score_comparison([r for r in records if "judge" in r])
+
+    def compare(self, ours: list[dict[str, Any]], against: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One record an image: the pair as the judge sees it, and with a judge its reply and marks."""
+        return compare(ours, against, self.judge, {s.id: s.image for s in self.samples()}, self.seed)
+
+
+def compare(
+    ours: list[dict[str, Any]],
+    against: list[dict[str, Any]],
+    judge: Judge | None,
+    images: dict[str, Callable[[], Image.Image]],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Two runs' captions of the same images, set against each other. ``images`` opens the image of each record id.
+
+    Raises UserError if the runs describe different images, or images that are not there.
+    """
+    records = pairs(ours, against, seed)
+    foreign = [r["id"] for r in records if r["id"] not in images]
+    if foreign:
+        raise UserError(
+            f"{len(foreign)} of {len(records)} captions are of other images, first {foreign[0]}; use the split they were made on"
+        )
+    if judge is None:
+        return records
+    verdicts = judge.verdicts([functools.partial(question_of, r, images[r["id"]]) for r in records], read_table)
+    return [r | {"judge": verdict.plain(judge.model)} for r, verdict in zip(records, verdicts, strict=True)]
+
+
+def pairs(ours: list[dict[str, Any]], against: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Captions of one image side by side, by id. Which is A is drawn for each image, from ``seed`` and its id alone: ``A`` says whose."""
+    one, other = ({r["id"]: r for r in records} for records in (ours, against))
+    odd = sorted(one.keys() ^ other.keys())
+    if odd:
+        raise UserError(f"{len(odd)} images are captioned in one of the two files only, first {odd[0]}; give two runs with the same limit")
+    return [
+        {
+            "id": key,
+            "image_id": one[key]["image_id"],
+            "category": "caption",
+            "ours": one[key]["prediction"],
+            "against": other[key]["prediction"],
+            "A": random.Random(f"{seed}/{key}").choice(SIDES),
+            "layers": [],
+        }
+        for key in sorted(one)
+    ]
+
+
+def question_of(record: dict[str, Any], image: Callable[[], Image.Image]) -> Messages:
+    first, second = SIDES if record["A"] == SIDES[0] else SIDES[::-1]
+    return message(COMPARE.format(a=record[first], b=record[second]), image())
+
+
+def read_table(reply: str) -> dict[str, list[int]] | None:
+    """{dimension: [A's mark, B's mark]} from a judge's table; None unless each dimension has one row with two marks from 1 to 5."""
+    found = {}
+    for dimension in DIMENSIONS:
+        rows = re.findall(rf"^\W*{dimension}\W*\|\s*([1-5])\s*\|\s*([1-5])\s*(?:\||$)", reply, flags=re.MULTILINE)
+        if len(rows) != 1:
+            return None
+        found[dimension] = [int(mark) for mark in rows[0]]
+    return found
+
+
+def score_comparison(records: list[dict[str, Any]]) -> dict[str, Score]:
+    """Mean marks (1 to 5) of ``compare``'s records: ``<side>_<dimension>``, ``<side>_object_average``, ``<side>_global_average``, and how
+    many pairs the judge answered in no readable form (``unparsed``) or not at all (``unjudged``)."""
+    if not records:
+        return {}
+    marked = [r for r in records if r["judge"]["value"] is not None]
+    unparsed = sum(r["judge"].get("why") == UNPARSED for r in records)
+    scores: dict[str, Score] = {}
+    for side in SIDES:
+        marks = [{d: r["judge"]["value"][d][0 if r["A"] == side else 1] for d in DIMENSIONS} for r in marked]
+        of_side = {d: mean((m[d] for m in marks), scale=1) for d in DIMENSIONS}
+        for part in ("object", "global"):
+            names = [d for d in DIMENSIONS if d.startswith(part)]
+            of_side[f"{part}_average"] = mean((sum(m[d] for d in names) / len(names) for m in marks), scale=1)
+        scores |= {f"{side}_{name}": score for name, score in of_side.items()}
+    missed = {"unparsed": unparsed, "unjudged": len(records) - len(marked) - unparsed}
+    return scores | {name: Score(count, len(records)) for name, count in missed.items()}

@@ -1,0 +1,72 @@
+"""GQA (Hudson and Manning, 2019): compositional questions on 398 images, which the data set keeps apart from the questions."""
+
+from __future__ import annotations
+
+import functools
+import string
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from blink_exp.benchmarks.base import Sample, Score, accuracies
+from blink_exp.benchmarks.rows import Published, blank, load_rows, open_image
+from blink_exp.benchmarks.vqa import SHORT
+from blink_exp.errors import UserError
+
+UNPUNCTUATED = str.maketrans("", "", string.punctuation)
+
+
+class GQA(Published):
+    """``config`` holds the questions, ``image_config`` the images that their ``imageId`` names."""
+
+    name = "gqa"
+    headline = "accuracy"
+    columns = ("id", "imageId", "question", "answer")
+    tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
+
+    def __init__(self, path: str, split: str, config: str, image_config: str, **settings: Any):
+        super().__init__(path, split, config, **settings)
+        self.image_config = image_config
+
+    def read(self) -> Iterator[Sample]:
+        rows = load_rows(self.path, self.split, self.config, self.revision, self.columns, self.name)
+        images = load_rows(self.path, self.split, self.image_config, self.revision, ("id", "image"), self.name)
+        places = {image_id: k for k, image_id in enumerate(images["id"])}
+        if places.keys().isdisjoint(rows["imageId"]):
+            raise UserError(
+                f"benchmark.image_config={self.image_config} has no image that {self.config} asks about; give the two of one split"
+            )
+
+        @functools.lru_cache(maxsize=32)  # an image has 32 questions on average, and a batch decodes it once
+        def opened(image_id: str) -> Image.Image:
+            if image_id not in places:
+                raise OSError(f"imageId {image_id} is not in {self.image_config}")
+            return open_image(images[places[image_id]]["image"], self.exif)
+
+        for i, row in enumerate(rows):
+            yield self.sample(i, row, functools.partial(opened, row["imageId"]))
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        answer = None if blank(row["answer"]) else row["answer"]
+        kind = (row.get("types") or {}).get("structural") or "all"
+        return Sample(self.id(row["id"]), self.id(f"image/{row['imageId']}"), image, row["question"], answer, kind)
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question + SHORT
+
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        """llava: lower case without a final full stop, as the official evaluation is fed. lmms_eval: neither case nor punctuation."""
+        if sample.answer is None:
+            return None
+        if self.protocol == "llava":
+            return prediction.rstrip(".").lower() == sample.answer
+        return bare(prediction) == bare(sample.answer)
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        return accuracies(records)
+
+
+def bare(text: str) -> str:
+    """Lower case without ASCII punctuation; spaces stay, at the ends too."""
+    return text.lower().translate(UNPUNCTUATED)

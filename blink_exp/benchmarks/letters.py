@@ -1,0 +1,85 @@
+"""The letter that an answer to a multiple-choice question names: lmms-eval's general rule, and MMBench's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+EDGES = ",.!?;:'\""  # taken off both ends of an answer, one mark after the other
+PHRASES = (
+    *("the answer is", "answer is", "the correct answer is", "correct answer is", "the best answer is", "best answer is", "my answer is"),
+    *("the correct option is", "correct option is", "the best option is", "best option is"),
+    *("the choice is", "choice is", "the correct choice is", "correct choice is", "my choice is"),
+    *("i choose", "i select", "i pick", "答案是", "答案为", "选", "옵션", "정답은", "답은", "답:", "答えは"),
+)
+NONE = "E"  # what stands for "none of the options" in MMBench
+# How a letter may be decorated in MMBench's second step.
+DECORATIONS = ("X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X).")
+
+
+def extract_letter(text: str, letters: str = "ABCD") -> str | None:
+    """lmms-eval 0.7.3's general extractor: the letter in the form that says most, at the last place if several have that form.
+
+    Forms from the surest to the least sure: at the start, at the end, behind a phrase such as "the answer is", (X), X., X:, X), X and a
+    space, anywhere. The first two want a letter that stands alone; the others take one inside a word too. Only upper case counts.
+    """
+    text = text.strip()
+    for mark in EDGES:
+        text = text.strip(mark)
+    text = f" {text} "
+    for place in FORMS:
+        found = {letter: place(text, letter) for letter in letters}
+        best = max(found, key=lambda letter: found[letter])
+        if found[best] >= 0:
+            return best
+    return None
+
+
+def _at_start(text: str, letter: str) -> int:
+    text = text.strip()
+    return 0 if text.startswith(letter) and not text[1:2].isalpha() else -1
+
+
+def _at_end(text: str, letter: str) -> int:
+    text = text.strip()
+    return 0 if text.endswith(letter) and not text[-2:-1].isalpha() else -1
+
+
+def _behind_phrase(text: str, letter: str) -> int:
+    """The first such letter behind the first place of each phrase; the last of these places."""
+    lower = text.lower()
+    starts = [(lower.find(phrase), len(phrase)) for phrase in PHRASES]
+    return max((text.find(letter, at + length) for at, length in starts if at >= 0), default=-1)
+
+
+def _as(form: str) -> Callable[[str, str], int]:
+    return lambda text, letter: text.rfind(form.replace("X", letter))
+
+
+FORMS = (_at_start, _at_end, _behind_phrase, *map(_as, ("(X)", "X.", "X:", "X)", "X ", "X")))
+
+
+def infer_choice(text: str, options: Mapping[str, str]) -> str | None:
+    """MMBench's rule, steps 1 to 3: the option that an answer names; E: it says none; None: undecided.
+
+    1. One of A to E stands alone among the words (a lone A among more than three words may be an article and does not count).
+    2. One of them does in some decoration, such as ``B.`` or ``(B)``, tried one after the other.
+    3. The text of exactly one option occurs in the answer, upper or lower case.
+
+    Args:
+        options: the text of each option by its letter.
+    """
+    words = text.split()
+    alone = [letter for letter in "ABCDE" if letter in words]
+    if len(alone) == 1 and not (alone == ["A"] and len(words) > 3):
+        return alone[0]
+    for decoration in DECORATIONS:
+        decorated = [letter for letter in "ABCDE" if decoration.replace("X", letter) in words]
+        if len(decorated) == 1:
+            return decorated[0]
+    named = [letter for letter, option in options.items() if option.lower() in text.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+def option_lines(options: Mapping[str, str]) -> str:
+    """The options as prompts list them: a line each, ``A. text``."""
+    return "\n".join(f"{letter}. {option}" for letter, option in options.items())

@@ -1,0 +1,181 @@
+"""MMBench in English and Chinese (Liu et al., 2023): multiple choice, asked once for every rotation of the options.
+
+A question is right if every rotation of it is (circular evaluation). Rotations are rows of their own: row index modulo 1e6 is the question.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from pathlib import Path
+from typing import Any, ClassVar
+
+from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
+from blink_exp.benchmarks.rows import Published, missing
+from blink_exp.benchmarks.sheets import by_question, write_sheet
+from blink_exp.errors import UserError, nearest
+from blink_exp.judge import Judge, Messages, message
+
+CIRCLE = 1_000_000
+ENGLISH = "Answer with the option's letter from the given choices directly."
+INSTRUCTION = {
+    ("llava", "en"): ENGLISH,
+    ("llava", "cn"): "请直接回答选项字母。",
+    ("lmms_eval", "en"): ENGLISH,
+    ("lmms_eval", "cn"): "请直接使用所提供的选项字母作为答案回答。",
+}
+TRIES = 3  # of the judge, before a letter is drawn
+MATCH = """Which option does this answer to a multiple-choice question mean? Judge by meaning, not by whether it is right.
+Reply with one letter and nothing else: the letter of the option, or E if the answer means none of them or more than one.
+
+Question: {question}
+Options:
+{options}
+Answer: {answer}
+
+Letter:"""
+
+
+class MMBench(Published):
+    """Circular accuracy in all, by category and by L2 category.
+
+    Args:
+        language: ``en`` or ``cn``: of the instruction, and which of lmms-eval's prompts.
+        choice: what reads an answer that MMBench's three rules leave undecided: ``static``, the general letter extractor; ``judge``, a
+            language model in three tries, then a letter drawn by ``seed``.
+        judge: for ``choice=judge``.
+    """
+
+    name = "mmbench"
+    headline = "accuracy"
+    columns = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category", "L2-category")
+    tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
+    answered_elsewhere = True
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        language: str = "en",
+        choice: str = "static",
+        judge: Judge | None = None,
+        seed: int = 0,
+        config: str | None = None,
+        revision: str | None = None,
+        protocol: str = "llava",
+        exif: bool = True,
+    ):
+        super().__init__(path, split, config, revision, protocol, exif)
+        if language not in ("en", "cn"):
+            raise UserError(f"benchmark.language={language} is not known; {nearest(str(language), ('en', 'cn'))}")
+        if choice not in ("static", "judge"):
+            raise UserError(f"benchmark.choice={choice} is not known; {nearest(str(choice), ('static', 'judge'))}")
+        if choice == "judge" and judge is None:
+            raise UserError("benchmark.choice=judge has no judge; add judge=openai, or use benchmark.choice=static")
+        self.language, self.choice, self.judge, self.seed = language, choice, judge, seed
+        self.name = "mmbench" if language == "en" else "mmbench_cn"
+
+    @property
+    def max_new_tokens(self) -> int:
+        return 256 if (self.protocol, self.language) == ("lmms_eval", "cn") else self.tokens[self.protocol]
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        index = int(row["index"])
+        options = {letter: str(row[letter]) for letter in itertools.takewhile(lambda letter: not missing(row[letter]), "ABCD")}
+        hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
+        fields = {"index": index, "question": row["question"], "hint": hint, "options": options, "l2": row["L2-category"]}
+        answer = None if missing(row["answer"]) else row["answer"].strip().upper()
+        return Sample(
+            self.id(f"{index:07d}"), self.id(f"{index % CIRCLE:06d}"), image, row["question"], answer, row["category"], fields=fields
+        )
+
+    def prompt(self, sample: Sample) -> str:
+        options, hint = option_lines(sample.fields["options"]), sample.fields["hint"]
+        instruction = INSTRUCTION[self.protocol, self.language]
+        # lmms-eval's Chinese branch does not know "nan" for a missing hint and prints it: kept, so that scores compare.
+        printed_nan = (self.protocol, self.language, hint) == ("lmms_eval", "cn", "nan")
+        opening = hint if printed_nan or not missing(hint) else None
+        if self.protocol == "llava":
+            return "\n".join([*([opening] if opening else []), sample.question, options, instruction])
+        return f"{opening + ' ' if opening else ''}{sample.question} There are several options:\n{options}\n\n{instruction}"
+
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        return self.decided({"answer": sample.answer, "prediction": prediction, "fields": sample.fields})["correct"]
+
+    def decided(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A record with ``letter``, ``chosen_by`` (``rules``, ``extractor``, ``nobody``) and ``correct``, as far as no judge is needed."""
+        options = record["fields"]["options"]
+        letter, by_whom = infer_choice(record["prediction"], options), "rules"
+        if letter is None and self.choice == "static":
+            letter, by_whom = extract_letter(record["prediction"], "".join(options)), "extractor"
+        if letter is None:
+            by_whom = "nobody"
+        undecided = record["answer"] is None or (letter is None and self.choice == "judge")
+        return record | {"letter": letter, "chosen_by": by_whom, "correct": None if undecided else letter == record["answer"]}
+
+    def judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Records with ``letter``, ``chosen_by`` and ``correct``; the judge reads those whose question is not lost already."""
+        found = [self.decided(record) for record in records]
+        if self.judge is None or self.choice != "judge":
+            return found
+        lost = {r["image_id"] for r in found if r["correct"] is not None and not r["correct"]}
+        asked = [i for i, r in enumerate(found) if r["letter"] is None and r["answer"] is not None and r["image_id"] not in lost]
+        verdicts = self.judge.verdicts([functools.partial(question_of, found[i]) for i in asked], read_letter, TRIES)
+        for i, verdict in zip(asked, verdicts, strict=True):
+            letter, by_whom = verdict.value, "judge"
+            options = found[i]["fields"]["options"]
+            if letter is None and verdict.unparsed:
+                letter, by_whom = random.Random(f"{self.seed}/{found[i]['id']}").choice(sorted(options)), "chance"
+            right = None if letter is None else letter == found[i]["answer"]
+            whose = {"letter": letter, "chosen_by": by_whom if letter else "nobody", "correct": right}
+            found[i] = found[i] | whose | {"judge": verdict.plain(self.judge.model)}
+        return found
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        """Scores by question; a question that has an undecided rotation, or whose first rotation is not there, is left out and counted."""
+        records = [r for r in self.judged(records) if r["answer"] is not None]
+        if not records:
+            return {}
+        questions = [circular(rotations) for rotations in by(records, "image_id").values()]
+        whole = [q for q in questions if q is not None]
+        return {
+            "accuracy": mean(q["correct"] for q in whole),
+            **{name: mean(q["correct"] for q in rows) for name, rows in by(whole, "category").items()},
+            **{f"l2_{name}": mean(q["correct"] for q in rows) for name, rows in by(whole, "l2").items()},
+            **{f"chosen_by_{who}": Score(len(rows), len(records)) for who, rows in by(records, "chosen_by").items()},
+            **({"left_out": Score(len(questions) - len(whole), len(questions))} if len(whole) < len(questions) else {}),
+        }
+
+    def submit(self, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+        """The server's workbook: index, question, A to D, prediction. None for a split with answers."""
+        if all(r["answer"] is not None for r in records):
+            return []
+        header = ["index", "question", "A", "B", "C", "D", "prediction"]
+        found, state = by_question(records, "index", sorted(map(int, self.column("index"))), f"{self.name}/{self.split}")
+        rows = []
+        for index, r in found.items():
+            rows.append([index, r["fields"]["question"], *(r["fields"]["options"].get(letter) for letter in "ABCD"), r["prediction"]])
+        return [write_sheet(folder / f"{self.name}_{self.split}_{state}.xlsx", header, rows)]
+
+
+def circular(rotations: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """A question of its rotations' records: right if all are, wrong if one is; None if that is open or the first rotation is not there."""
+    first = [r for r in rotations if r["fields"]["index"] < CIRCLE]
+    hits = [r["correct"] for r in rotations]
+    wrong = any(hit is not None and not hit for hit in hits)
+    if not first or (None in hits and not wrong):
+        return None
+    return {"correct": not wrong, "category": first[0]["category"], "l2": first[0]["fields"]["l2"]}
+
+
+def question_of(record: dict[str, Any]) -> Messages:
+    fields = record["fields"]
+    return message(MATCH.format(question=fields["question"], options=option_lines(fields["options"]), answer=record["prediction"]))
+
+
+def read_letter(reply: str) -> str | None:
+    """The letter that a judge replied, alone, as ``B``, ``B.`` or ``(B)``; None for anything else."""
+    letter = reply.strip().removeprefix("(").rstrip(").")
+    return letter if letter in ("A", "B", "C", "D", NONE) else None

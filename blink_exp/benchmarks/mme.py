@@ -1,0 +1,74 @@
+"""MME (Fu et al., 2023): yes/no questions in pairs an image, fourteen subtasks (benchmark protocols: docs/benchmarks.md)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from blink_exp.benchmarks.base import Sample, Score, by, mean, total
+from blink_exp.benchmarks.rows import Published, missing
+
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+SUFFIX = " Please answer yes or no."  # of the published questions; the prompt has another one in its place
+
+
+class MME(Published):
+    """Subtask score = accuracy + accuracy-plus; perception (10 subtasks), cognition (4) and total are sums."""
+
+    name = "mme"
+    headline = "total"
+    columns = ("question_id", "question", "answer", "category")
+    tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        answer = None if missing(row["answer"]) else row["answer"].strip().lower()
+        image_id = self.id(f"{row['category']}/{row['question_id']}")
+        return Sample(self.id(f"{i:05d}"), image_id, image, row["question"], answer, row["category"])
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question.replace(SUFFIX, "") + "\nAnswer the question using a single word or phrase."
+
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        return None if sample.answer is None else yes_or_no(prediction, letters=self.protocol == "lmms_eval") == sample.answer
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        return score_pairs(records, PERCEPTION, COGNITION)
+
+
+def yes_or_no(text: str, letters: bool = False) -> str:
+    """MME's rule: exact yes or no, else what the first four characters contain, else other. ``letters``: a lone y or n counts too."""
+    text = text.lower().strip().replace(".", "")
+    if text in ("yes", "no"):
+        return text
+    if letters and text in ("y", "n"):
+        return "yes" if text == "y" else "no"
+    return "yes" if "yes" in text[:4] else "no" if "no" in text[:4] else "other"
+
+
+def score_pairs(records: list[dict[str, Any]], perception: tuple[str, ...], cognition: tuple[str, ...]) -> dict[str, Score]:
+    """MME's scores. Images with one answer missing (a broken image, a limit) are left out of accuracy-plus and of accuracy alike."""
+    images = by(records, "image_id")
+    pairs = [pair for pair in images.values() if len(pair) == 2 and all(r["correct"] is not None for r in pair)]
+    whole = [r for pair in pairs for r in pair]
+    scores = {subtask: subtask_score(rows) for subtask, rows in by(whole, "category").items()}
+    sums = [total(scores[s] for s in group if s in scores) for group in (perception, cognition)]
+    left_out = {"incomplete_images": Score(len(images) - len(pairs), len(images))} if len(pairs) < len(images) else {}
+    return {
+        "perception": sums[0],
+        "cognition": sums[1],
+        "total": total(sums),
+        "accuracy": mean(r["correct"] for r in whole),
+        **scores,
+        **left_out,
+    }
+
+
+def subtask_score(rows: list[dict[str, Any]]) -> Score:
+    """Accuracy + accuracy-plus; the standard error is that of the mean over images of what an image contributes."""
+    gains = np.array(
+        [50 * sum(r["correct"] for r in pair) + 100 * all(r["correct"] for r in pair) for pair in by(rows, "image_id").values()]
+    )
+    stderr = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
+    return Score(float(gains.mean()), len(rows), stderr)

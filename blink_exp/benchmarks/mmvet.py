@@ -1,0 +1,135 @@
+"""MM-Vet (Yu et al., 2023): 218 open questions that need several capabilities at once, marked from 0 to 1 by a language model.
+
+The official evaluator takes the file that ``submit`` writes. The judge here is asked in words and with examples of our own, and marks shift
+with the judge's version too, so its numbers are not the official evaluator's: compare methods under one judge, never with printed ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.rows import Published, missing
+from blink_exp.benchmarks.sheets import by_question
+from blink_exp.errors import UserError
+from blink_exp.judge import Judge, Messages, message
+
+CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, space, arithmetic
+REASONING = "First please perform reasoning, and think step by step to provide best answer to the following question: \n\n"
+MARK = """You mark answers to questions about images. You do not see the image: trust the reference.
+Give a mark from 0.0 (all wrong) to 1.0 (all right) in steps of 0.1, for what of the reference the answer contains, whatever its wording.
+In a reference, <AND> joins parts that are all needed, and <OR> joins alternatives of which one is enough.
+The last row lacks its mark. Reply with that number and nothing else.
+
+| question | reference | answer | mark |
+|---|---|---|---|
+| What does the sign forbid? | parking <AND> stopping | You may not park here. | 0.5 |
+| What does the sign forbid? | parking <AND> stopping | Parking and stopping are both forbidden. | 1.0 |
+| Which animal is on the left? | cat <OR> kitten | A small kitten | 1.0 |
+| Which animal is on the left? | cat <OR> kitten | It is the dog. | 0.0 |
+| What is 3 x 4 - 2? | 10 | 3 x 4 is 12, minus 2 is 11. | 0.0 |
+| How do the men differ? | One is young with a red hat. The other is old with no hat. | One of them is wearing a red hat. | 0.4 |
+| {question} | {reference} | {answer} |"""
+
+
+class MMVet(Published):
+    """The mean mark x 100 in all, for each capability (a question counts for all that it needs) and for each set of capabilities.
+
+    ``judge``: None leaves the answers unmarked, and ``score`` empty.
+    """
+
+    name = "mmvet"
+    headline = "total"
+    columns = ("question_id", "question", "answer", "capability")
+    tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
+    answered_elsewhere = True
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        judge: Judge | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+        protocol: str = "llava",
+        exif: bool = True,
+    ):
+        super().__init__(path, split, config, revision, protocol, exif)
+        self.judge = judge
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        named = row["capability"].split(",") if isinstance(row["capability"], str) else row["capability"]
+        needed = [c for c in CAPABILITIES if c in [n.strip() for n in named]]
+        fields = {"question_id": str(row["question_id"]), "question": row["question"], "capabilities": needed}
+        answer = None if missing(row["answer"]) else str(row["answer"])
+        name = self.id(fields["question_id"])
+        return Sample(name, name, image, row["question"], answer, "+".join(needed), fields=fields)
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question if self.protocol == "llava" else REASONING + sample.question
+
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        return None  # a judge says
+
+    def judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Records with the judge's reply, and its mark as ``correct``. Without a judge they stay as they are."""
+        judge = self.judge
+        if judge is None:
+            return records
+        answered = [i for i, r in enumerate(records) if r["answer"] is not None]
+        verdicts = judge.verdicts([functools.partial(question_of, records[i]) for i in answered], read_mark)
+        found = list(records)
+        for i, verdict in zip(answered, verdicts, strict=True):
+            found[i] = found[i] | {"correct": verdict.value, "judge": verdict.plain(judge.model)}
+        return found
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        """Empty without a judge, or marks from an earlier one. ``unjudged``: answers without a mark, which no mean contains."""
+        tried = [r for r in self.judged(records) if "judge" in r]
+        marked = [r | {"correct": r["judge"]["value"]} for r in tried if r["judge"]["value"] is not None]
+        if not tried:
+            return {}
+        needs = {c: [r for r in marked if c in r["fields"]["capabilities"]] for c in CAPABILITIES}
+        return {
+            "total": mean(r["correct"] for r in marked),
+            **{c: mean(r["correct"] for r in rows) for c, rows in needs.items() if rows},
+            **{name: mean(r["correct"] for r in rows) for name, rows in by(marked, "category").items() if "+" in name},
+            "unjudged": Score(len(tried) - len(marked), len(tried)),
+        }
+
+    def submit(self, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+        """What the official evaluator takes: {"v1_0": answer, ...}."""
+        from blink_exp.experiments.results import write_json
+
+        wanted = sorted(map(str, self.column("question_id")), key=number)
+        found, state = by_question(records, "question_id", wanted, f"{self.name}/{self.split}")
+        path = folder / f"mmvet_{self.split}_{state}.json"
+        write_json(path, {key: r["prediction"] for key, r in found.items()})
+        return [path]
+
+
+def number(question_id: str) -> int:
+    """n of ``v1_n``. Raises UserError for another form, which the evaluator would not find."""
+    found = re.fullmatch(r"v1_(\d+)", question_id)
+    if found is None:
+        raise UserError(f"question_id={question_id} is not MM-Vet's (v1_0 to v1_217); give the published data set")
+    return int(found[1])
+
+
+def question_of(record: dict[str, Any]) -> Messages:
+    """The table that asks for the mark of a record. Line breaks and bars would break it."""
+
+    def cell(text: str) -> str:
+        return " ".join(text.replace("|", "/").split())
+
+    return message(
+        MARK.format(question=cell(record["fields"]["question"]), reference=cell(record["answer"]), answer=cell(record["prediction"]))
+    )
+
+
+def read_mark(reply: str) -> float | None:
+    """A mark, alone, from 0.0 to 1.0; None for anything else."""
+    return float(reply) if re.fullmatch(r"(0(\.\d+)?|1(\.0+)?)", reply.strip()) else None

@@ -1,0 +1,75 @@
+"""OCRBench (Liu et al., 2023): 1,000 questions on text in images, scored by counting hits."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.rows import Published, blank
+
+RECOGNITION = (
+    "Regular Text Recognition",
+    "Irregular Text Recognition",
+    "Artistic Text Recognition",
+    "Handwriting Recognition",
+    "Digit String Recognition",
+    "Non-Semantic Text Recognition",
+)
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}  # to ASCII
+
+
+class OCRBench(Published):
+    """Hits by question type, of the six kinds of text recognition together, and ``final`` (0 to 1000 on the whole set).
+
+    ``accuracy`` is hits in per cent of rows, which is what HERO prints (50.1 is 501 hits).
+    """
+
+    name = "ocrbench"
+    headline = "accuracy"
+    columns = ("dataset", "question", "question_type", "answer")
+    protocols = ("lmms_eval",)
+    tokens: ClassVar = {"lmms_eval": 128}
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+        answers = [a for a in answers if not blank(a)]
+        fields = {"answers": answers, "dataset": row["dataset"]}
+        sample_id = self.id(f"{i:05d}")
+        return Sample(sample_id, sample_id, image, row["question"], answers[0] if answers else None, row["question_type"], fields=fields)
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        answers = sample.fields["answers"]
+        return hit(prediction, answers, formulas=sample.fields["dataset"] == "HME100k") if answers else None
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        answered = [r for r in records if r["correct"] is not None]
+        hits = {kind: Score(sum(r["correct"] for r in rows), len(rows)) for kind, rows in by(answered, "category").items()}
+        left_out = {"without_answer": Score(len(records) - len(answered), len(records))} if len(answered) < len(records) else {}
+        if not answered:
+            return left_out
+        recognition = [hits[kind] for kind in RECOGNITION if kind in hits]
+        return {
+            "accuracy": mean(r["correct"] for r in answered),
+            "final": summed(list(hits.values())),
+            **({"Text Recognition": summed(recognition)} if recognition else {}),
+            **hits,
+            **left_out,
+        }
+
+
+def summed(hits: list[Score]) -> Score:
+    return Score(sum(s.value for s in hits), sum(s.samples for s in hits))
+
+
+def hit(prediction: str, answers: list[str], formulas: bool = False) -> bool:
+    """Whether a reference stands anywhere in the prediction. ``formulas``: case counts and spaces do not; else the other way round."""
+    said = plain(prediction, formulas)
+    return any(plain(answer, formulas) in said for answer in answers)
+
+
+def plain(text: str, formulas: bool) -> str:
+    text = text.translate(FULL_WIDTH).strip().replace("\n", " ")
+    return text.replace(" ", "") if formulas else text.lower()

@@ -1,0 +1,57 @@
+"""ScienceQA's questions with an image (Lu et al., 2022): multiple choice with two to five options."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.letters import option_lines
+from blink_exp.benchmarks.rows import Published, missing
+
+LETTERS = "ABCDE"
+
+
+class ScienceQA(Published):
+    """Accuracy in all and by subject. Both protocols ask alike: the prepared file of LLaVA's evaluation has lettered lines too."""
+
+    name = "scienceqa"
+    headline = "accuracy"
+    columns = ("question", "choices", "answer", "hint")
+    tokens: ClassVar = {"llava": 1024, "lmms_eval": 16}
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        answer = None if missing(row["answer"]) or int(row["answer"]) < 0 else LETTERS[int(row["answer"])]
+        hint = None if missing(row["hint"]) else row["hint"]
+        fields = {"options": dict(zip(LETTERS, row["choices"], strict=False)), "hint": hint}
+        category = row.get("subject") or "no subject"
+        return Sample(self.id(f"{i:05d}"), self.id(f"{i:05d}"), image, row["question"], answer, category, fields=fields)
+
+    def prompt(self, sample: Sample) -> str:
+        context = f"Context: {sample.fields['hint']}\n" if sample.fields["hint"] else ""
+        options = option_lines(sample.fields["options"])
+        return f"{context}{sample.question}\n{options}\nAnswer with the option's letter from the given choices directly."
+
+    def correct(self, sample: Sample, prediction: str) -> float | None:
+        if sample.answer is None:
+            return None
+        if self.protocol == "llava":
+            return letter_of(prediction) == sample.answer
+        return prediction.strip().upper() == sample.answer or prediction.startswith(f"{sample.answer}.")
+
+    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+        records = [r for r in records if r["correct"] is not None]
+        return {
+            "accuracy": mean(r["correct"] for r in records),
+            **{subject: mean(r["correct"] for r in rows) for subject, rows in by(records, "category").items()},
+        }
+
+
+def letter_of(text: str) -> str | None:
+    """LLaVA's rule: the letter alone, or before ". " at the start, or in exactly one "The answer is X."."""
+    if text in tuple(LETTERS):
+        return text
+    if text[:1] in tuple(LETTERS) and text[1:3] == ". ":
+        return text[0]
+    named = re.findall(r"The answer is ([A-Z])\.", text)
+    return named[0] if len(named) == 1 else None

@@ -1,0 +1,50 @@
+"""Answers as test servers take them: each question once, in a file whose name says whether it is whole; workbooks (xlsx)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from blink_exp.errors import UserError
+
+Cell = int | str | None
+
+
+def by_question(records: Iterable[dict[str, Any]], field: str, wanted: Iterable[Any], of: str) -> tuple[dict[Any, dict[str, Any]], str]:
+    """({question: record} in the order of ``wanted``, ``submission`` or ``partial_<n>_missing``). ``field``: the record's field that
+    holds the question's number; ``of``: what messages call the split.
+
+    Raises UserError if a record is of another split, or a question has two.
+    """
+    wanted = list(wanted)
+    known, found = set(wanted), {}
+    for r in records:
+        key = r["fields"][field]
+        if key not in known:
+            raise UserError(f"{field}={key} is not a question of {of}; give the records of that split")
+        if key in found:
+            raise UserError(f"{field}={key} is answered twice, and the server takes one answer a question; give the records of one run")
+        found[key] = r
+    missing = len(known) - len(found)
+    return {key: found[key] for key in wanted if key in found}, f"partial_{missing}_missing" if missing else "submission"
+
+
+def write_sheet(path: Path, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Path:
+    """One sheet with a header. A text that begins with = stays a text, and control characters, which the format cannot hold, are left
+    out. Raises UserError if the package openpyxl is missing."""
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    except ImportError:
+        raise UserError('an xlsx file is written by the package openpyxl; pip install "blink_exp[benchmarks]"') from None
+    book = Workbook()
+    sheet = book.active
+    for i, row in enumerate([header, *rows], 1):
+        for j, value in enumerate(row, 1):
+            cell = sheet.cell(i, j, ILLEGAL_CHARACTERS_RE.sub("", value) if isinstance(value, str) else value)
+            if isinstance(value, str):
+                cell.data_type = "s"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    book.save(path)
+    return path

@@ -1,0 +1,36 @@
+"""TextVQA (Singh et al., 2019): questions whose answer is written in the image."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.vqa import SHORT, TenAnswers
+from blink_exp.errors import UserError
+
+
+class TextVQA(TenAnswers):
+    """``ocr``: ``row`` puts the row's OCR tokens into the prompt, ``none`` does not; null: ``row`` under llava, ``none`` under lmms_eval.
+
+    LLaVA-1.5's published numbers are with OCR tokens (58.2 at 7B, about 46 without), LLaVA-NeXT's and HERO's without.
+    """
+
+    name = "textvqa"
+    tokens: ClassVar = {"llava": 128, "lmms_eval": 1024}
+
+    def __init__(self, path: str, split: str, ocr: str | None = None, **settings: Any):
+        super().__init__(path, split, **settings)
+        self.ocr = ocr or ("row" if self.protocol == "llava" else "none")
+        if self.ocr not in ("row", "none"):
+            raise UserError(f"benchmark.ocr={ocr} is not known; use row, none or null")
+        needed = ("ocr_tokens",) if self.ocr == "row" else ()
+        self.columns = (*TenAnswers.columns, "image_id", *needed)
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        ocr = {"ocr_tokens": list(row["ocr_tokens"] or [])} if self.ocr == "row" else {}
+        return self.asked(row, row["image_id"], image, None, **ocr)
+
+    def prompt(self, sample: Sample) -> str:
+        question = sample.question.capitalize() if self.protocol == "lmms_eval" else sample.question
+        seen = f"\nReference OCR token: {', '.join(sample.fields['ocr_tokens'])}" if self.ocr == "row" else ""
+        return question + seen + SHORT

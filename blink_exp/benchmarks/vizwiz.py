@@ -1,0 +1,27 @@
+"""VizWiz-VQA (Gurari et al., 2018): questions that blind people asked about their own photographs, many of them unanswerable."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.vqa import SHORT, Served
+
+UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+
+
+class VizWiz(Served):
+    """``split``: val is scored here; test gives a file for the server, whose numbers the papers print."""
+
+    name = "vizwiz"
+    tokens: ClassVar = {"llava": 128, "lmms_eval": 1024}
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        return self.asked(row, row["question_id"], image, row.get("category"))
+
+    def prompt(self, sample: Sample) -> str:
+        question = sample.question.capitalize() if self.protocol == "lmms_eval" else sample.question
+        return question + UNANSWERABLE + SHORT
+
+    def entry(self, question_id: Any, answer: str) -> dict[str, Any]:
+        return {"image": f"{str(question_id).removesuffix('.jpg')}.jpg", "answer": answer}

@@ -1,0 +1,26 @@
+"""VQAv2 (Goyal et al., 2017): open questions on COCO photographs. Papers print test-dev, which a server scores."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.vqa import SHORT, Served
+
+
+class VQAv2(Served):
+    """``split``: validation is scored here; testdev and test give a file for the server."""
+
+    name = "vqav2"
+    columns = (*Served.columns, "image_id")
+    tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
+    untokenized = ("lmms_eval",)
+
+    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+        return self.asked(row, row["image_id"], image, row.get("answer_type"))
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question + SHORT
+
+    def entry(self, question_id: Any, answer: str) -> dict[str, Any]:
+        return {"question_id": int(question_id), "answer": answer}

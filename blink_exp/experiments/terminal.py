@@ -1,0 +1,64 @@
+"""What a run shows on the terminal: a progress bar, its scores, the cost of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from blink_exp.experiments import results
+
+
+def show(finished: dict[str, Any]) -> None:
+    """The scores as a table on the terminal."""
+    from rich.table import Table
+
+    protocol = "" if finished["protocol"] == "own" else f", {finished['split']} split, protocol {finished['protocol']}"
+    table = Table(title=f"{finished['method']} on {finished['benchmark']}{protocol} (measured here, {finished['backbone']})")
+    for column in ("score", "value", "stderr", "samples"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, score in finished["scores"].items():
+        stderr = "" if score["stderr"] is None else f"{score['stderr']:.2f}"
+        table.add_row(name, f"{score['value']:.2f}", stderr, str(score["samples"]))
+    loaded = {k: finished[k] for k in ("dtype", "pad", "system_prompt") if finished.get(k) not in (None, "none")}
+    table.caption = ", ".join(f"{k} {v}".lower() for k, v in loaded.items()) or None
+    console = results.console()
+    console.print(table if finished["scores"] else f"{finished['samples']} predictions on {finished['benchmark']}, no score yet")
+    if finished["without_answer"]:
+        console.print(f"{finished['without_answer']} of {finished['samples']} rows have no answer to compare with: predicted, not scored")
+    if finished["layers"]:
+        tokens = [v["visual_tokens"] for v in finished["blink"]["layers"].values()]
+        console.print(f"layers {finished['layers']}, visual tokens by layer {[round(t) for t in tokens]}", highlight=False)
+    if finished["cost"]:
+        console.print(cost_line(finished["cost"]), highlight=False)
+    if finished["skipped"]:
+        console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
+
+
+def cost_line(cost: dict[str, Any]) -> str:
+    """What a prompt costs, in words."""
+    layers = cost["tokens_by_layer"]
+    return (
+        f"a prompt: {cost['visual_tokens']:.0f} of {cost['visual_tokens_nominal']:.0f} visual tokens enter the LLM"
+        f" (+ {cost['newline_tokens']:.0f} newlines), {sum(layers) / len(layers):.0f} tokens a layer on average;"
+        f" prefill {cost['prefill_flops_formula'] / 1e9:.2f} GFLOPs by formula, {cost['prefill_flops_counted'] / 1e9:.2f} counted;"
+        f" {cost['kv_bytes'] / 2**20:.2f} MiB of keys and values; encode {1e3 * cost['encode_seconds']:.0f} ms,"
+        f" prefill {1e3 * cost['prefill_seconds']:.0f} ms, decode {cost['decode_tokens_per_second']:.0f} tokens/s"
+    )
+
+
+class bar:
+    """A progress bar on a terminal, silence elsewhere; gives a function that advances it."""
+
+    def __init__(self, total: int | None, title: str, shown: bool):
+        from rich.progress import Progress
+
+        self.progress = Progress(transient=True, disable=not shown)
+        self.total, self.title = total, title
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.progress.start()
+        task = self.progress.add_task(self.title, total=self.total)
+        return lambda n: self.progress.advance(task, n)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

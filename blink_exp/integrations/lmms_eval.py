@@ -1,0 +1,88 @@
+"""The model that lmms-eval 0.7 loads by the name ``blink_exp`` (entry-point group ``lmms_eval.models``): docs/lmms_eval.md.
+
+The only module that imports lmms-eval. It follows lmms-eval's interface of "simple" models: a task's own prompt text, and a function that
+opens what the task shows with it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from loguru import logger
+
+from blink_exp.errors import UserError
+from blink_exp.integrations import answering
+from blink_exp.integrations.answering import DOC, Question
+
+manifest = ModelManifest(model_id="blink_exp", simple_class_path="blink_exp.integrations.lmms_eval.BlinkExp")
+
+
+class BlinkExp(lmms):
+    """A backbone with a method on it.
+
+    Args:
+        settings: overrides of conf/evaluate.yaml, ``method="blink"``, ``model="llava_1_5_7b"``, ``**{"thresholds.tau_exp": 0.55}``.
+        batch_size: questions at once.
+        device: instead of ``model.device``.
+        max_batch_size: for lmms-eval's batch size "auto", which is refused.
+
+    Raises UserError where a setting does not exist or a model cannot be loaded.
+    """
+
+    is_simple = True
+
+    def __init__(self, batch_size: int | str = 1, device: str | None = None, max_batch_size: int | None = None, **settings: Any):
+        super().__init__()
+        cfg = answering.configure(settings, batch_size, device)
+        cfg.model.device = answering.own_device(cfg.model.device, os.environ)
+        self.batch_size = cfg.batch_size
+        self.backbone, self.method = answering.build(cfg)
+        logger.info(f"{self.method.name} on {self.backbone.identity}, {self.backbone.settings}")
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.model.device
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """One greedy answer a request, in order. Of a task's generation settings only max_new_tokens and until are followed."""
+        from blink_exp.experiments.terminal import bar
+
+        questions = [self._question(*request.args) for request in requests]
+        firsts: dict[str, tuple[Any, Question]] = {}
+        for request, question in zip(requests, questions, strict=True):
+            firsts.setdefault(request.task_name, (request, question))
+        for request, question in firsts.values():
+            answering.image_of(question)  # the first of each task, before hours are spent on another
+            if unheard := answering.ignored(request.args[1]):
+                logger.warning(f"{request.task_name}: {', '.join(unheard)} ignored, answers are greedy")
+        with bar(len(questions), self.method.name, self.rank == 0) as advance:
+            found = answering.answer(self.backbone, self.method, questions, self.batch_size, advance)
+        if found:
+            mean = sum(answer.visual_tokens for answer in found) / len(found)
+            logger.info(f"{self.method.name}: {mean:.1f} visual tokens entered the LLM, averaged over {len(found)} questions")
+        return [answer.text for answer in found]
+
+    def _question(self, context: str, settings: dict[str, Any], doc_to_visual: Any, doc_id: int, task: str, split: str) -> Question:
+        def visuals() -> Any:
+            return doc_to_visual(self.task_dict[task][split][doc_id])
+
+        limit, until = answering.new_tokens(settings, task), answering.stop_at(settings.get("until"))
+        return Question(f"{task}/{split}/{doc_id}", context, visuals, limit, until)
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        raise self._refusal(requests, "multiple_choice or loglikelihood")
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        raise self._refusal(requests, "generate_until_multi_round")
+
+    def generate_visual_cot(self, requests: list[Any]) -> list[str]:
+        raise self._refusal(requests, "generate_visual_cot")
+
+    @staticmethod
+    def _refusal(requests: list[Any], kind: str) -> UserError:
+        task = requests[0].task_name
+        return UserError(f"{task} has output_type {kind}; blink_exp answers output_type generate_until about one image: {DOC}")

@@ -1,0 +1,151 @@
+"""The images of LLaVA-1.5's instruction data (llava_v1_5_mix665k.json), each once.
+
+The file is a list of rows {"id", "image" (absent where a row is text only), "conversations"}; images lie below one folder in
+coco/train2017, gqa/images, ocr_vqa/images, textvqa/train_images, vg/VG_100K and vg/VG_100K_2, as LLaVA's README lays them out. TokenSR's
+training features depend on the image alone, so an image that several conversations name is run once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from blink_exp.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a copy of the data holds.
+
+    Args:
+        names: the distinct images that are there, in the order in which the rows name them first; paths below the image folder.
+        rows, with_image: rows of the file, and those of them that name an image.
+        distinct: images that they name.
+        renamed: images that are there with another suffix than the file says (OCR-VQA's .gif and .png).
+        missing: {folder: images that are not there}.
+    """
+
+    names: list[str]
+    rows: int
+    with_image: int
+    distinct: int
+    renamed: int
+    missing: dict[str, int]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "with_image": self.with_image,
+            "distinct_images": self.distinct,
+            "runs_saved": self.with_image - self.distinct,
+            "renamed": self.renamed,
+            "missing": self.missing,
+        }
+
+    def __str__(self) -> str:
+        lost = sum(self.missing.values())
+        where = ", ".join(f"{folder} {n:,}" for folder, n in sorted(self.missing.items()))
+        return (
+            f"{self.rows:,} rows, {self.with_image:,} name an image, {self.distinct:,} distinct images: each is run once, which saves"
+            f" {self.with_image - self.distinct:,} runs; {lost:,} images are missing" + (f" ({where})" if lost else "")
+        )
+
+
+def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
+    """The elements of a JSON list, one by one: a gigabyte of rows is never in memory at once. ``chunk``: characters read at a time.
+
+    Raises UserError where the file is missing or no such list.
+    """
+    decoder = json.JSONDecoder()
+    try:
+        with open(path, encoding="utf-8") as file:
+            text, place, ended = "", 1, False
+            while not text and (more := file.read(chunk)):
+                text = more.lstrip()
+            if not text.startswith("["):
+                raise UserError(f"data.json={path} is no JSON list; give LLaVA's llava_v1_5_mix665k.json")
+            while True:
+                while place < len(text) and text[place] in " \t\r\n,":
+                    place += 1
+                if text[place : place + 1] == "]":
+                    return
+                try:
+                    row, place = decoder.raw_decode(text, place)
+                except json.JSONDecodeError:
+                    if ended:
+                        raise UserError(f"data.json={path} is damaged or cut off; copy it again") from None
+                    more = file.read(chunk)
+                    text, place, ended = text[place:] + more, 0, not more
+                    continue
+                yield row
+    except FileNotFoundError:
+        raise UserError(f"data.json={path} is not there; give LLaVA's llava_v1_5_mix665k.json") from None
+    except UnicodeDecodeError:
+        raise UserError(f"data.json={path} is not UTF-8 text; give LLaVA's llava_v1_5_mix665k.json") from None
+
+
+def find(path: Path, images: Path) -> Found:
+    """Reads the file once and looks up its images by listing each folder once, as asking for 400 thousand files one by one takes
+    minutes on a network disk. Raises UserError where none is there."""
+    if not images.is_dir():
+        raise UserError(f"data.images={images} is not a folder; give the one that holds coco, gqa, ocr_vqa, textvqa and vg")
+    named: dict[str, None] = {}
+    total = with_image = 0
+    for row in rows(path):
+        total += 1
+        if not isinstance(row, dict):
+            raise UserError(f"row {total} of {path} is no {{...}} but {str(row)[:40]}; give LLaVA's llava_v1_5_mix665k.json")
+        name = row.get("image")
+        if name is None:
+            continue
+        with_image += 1
+        named[_checked(name, total, path)] = None
+    names, renamed, missing = _present(named, images)
+    if not names:
+        raise UserError(f"data.images={images} holds none of the {len(named)} images that {path.name} names; give the folder above coco")
+    return Found(names, total, with_image, len(named), renamed, dict(missing))
+
+
+def _checked(name: Any, row: int, path: Path) -> str:
+    if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise UserError(f"row {row} of {path} has image={name!r}; it must be a path below data.images")
+    return name
+
+
+def _present(named: dict[str, None], images: Path) -> tuple[list[str], int, Counter[str]]:
+    """(names on disk, how many of them with another suffix, missing by folder)."""
+    listings: dict[str, tuple[set[str], dict[str, str]]] = {}
+    names, renamed, missing = [], 0, Counter[str]()
+    for name in named:
+        folder, _, file = name.rpartition("/")
+        if folder not in listings:
+            listings[folder] = _listing(images / folder)
+        files, by_stem = listings[folder]
+        other = by_stem.get(file.rpartition(".")[0])
+        if file in files:
+            names.append(name)
+        elif other is not None:
+            names.append(f"{folder}/{other}" if folder else other)
+            renamed += 1
+        else:
+            missing[folder or "."] += 1
+    return list(dict.fromkeys(names)), renamed, missing
+
+
+def _listing(folder: Path) -> tuple[set[str], dict[str, str]]:
+    """(files of a folder, {name without suffix: the first image so called}); nothing where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            files = {entry.name for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return set(), {}
+    images = sorted((f for f in files if f.lower().endswith(SUFFIXES)), reverse=True)
+    return files, {f.rpartition(".")[0]: f for f in images}
