@@ -100,6 +100,9 @@ def test_strategies_and_devices_that_are_not_there_are_one_line(monkeypatch):
     distributed.check_devices("gpu", 2)
     with pytest.raises(UserError, match="trainer.devices=8 is more than the 2 GPUs of this machine"):
         distributed.check_devices("gpu", 8)
+    distributed.check_devices("gpu", [1])
+    with pytest.raises(UserError, match="use numbers from 0 to 1"):
+        distributed.check_devices("gpu", [2])
 
 
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (2, 3), (3, 2), (4, 8)])

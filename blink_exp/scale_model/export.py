@@ -16,20 +16,22 @@ SHARED = "vision_model."
 
 def export(llava, clip, tokenizer, folder: Path = SHIPPED) -> None:
     """Writes both models in float16 (half the size; they are loaded as float32)."""
-    llava.eval().to(torch.float16).save_pretrained(folder / "llava")
-    build_models.build_processor(tokenizer).save_pretrained(folder / "llava")
-    (folder / "llava" / "generation_config.json").unlink(missing_ok=True)
+    _write(llava, build_models.build_processor(tokenizer), folder / "llava")
     clip.config.save_pretrained(folder / "clip")
-    rest = {k: v.half().contiguous() for k, v in clip.state_dict().items() if not k.startswith(SHARED)}
+    rest = {k: v.cpu().half().contiguous() for k, v in clip.state_dict().items() if not k.startswith(SHARED)}
     safetensors.torch.save_file(rest, folder / "clip" / "text_and_projections.safetensors", metadata={"format": "pt"})
-    llava.to(torch.float32)
 
 
 def export_next(model, tokenizer, folder: Path = SHIPPED) -> None:
     """Writes the LLaVA-NeXT in float16."""
-    model.eval().to(torch.float16).save_pretrained(folder / "llava_next")
-    build_models.build_next_processor(tokenizer).save_pretrained(folder / "llava_next")
-    (folder / "llava_next" / "generation_config.json").unlink(missing_ok=True)
+    _write(model, build_models.build_next_processor(tokenizer), folder / "llava_next")
+
+
+def _write(model, processor, folder: Path) -> None:
+    """The model is left on the CPU, rounded as it was written."""
+    model.eval().to("cpu", torch.float16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
     model.to(torch.float32)
 
 

@@ -6,6 +6,8 @@ conversation is at test time.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +15,14 @@ import torch
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from blink_exp.scale_model.questions import Question
+from blink_exp.scale_model.recipe import Movable
+
 LOOK_LAYERS = (3, 4)  # of the 8-layer model: 12 and 16 once it is deepened
 
 
 @dataclass
-class Pack:
+class Pack(Movable):
     """Questions of a batch as token rows behind their scenes' prefixes. All tensors are (batch, text)."""
 
     ids: torch.Tensor
@@ -26,6 +31,10 @@ class Pack:
     labels: torch.Tensor  # the token to be predicted here, -100 where none is
     first: torch.Tensor  # (questions, 2): row and column of the first token of each question
     last: torch.Tensor  # (questions, 2): row and column of the last prompt token of each question
+
+
+def asked_of(questions: list[list[Question]]) -> list[list[tuple[str, str]]]:
+    return [[(q.text, q.answer) for q in row] for row in questions]
 
 
 def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator, shift: int) -> Pack:
@@ -84,20 +93,20 @@ def hidden_of(
         at: (n, 2) row and column of packed tokens; for each of LOOK_LAYERS their (n, tokens) attention on the first image comes back,
             softmax over its tokens, mean over heads. None: nothing does.
     """
-    b = len(visual[0])
+    b, device = len(visual[0]), visual[0].device
     embed = llava.get_input_embeddings()
-    opening = embed(torch.tensor(ids_of(tokenizer, "<s>USER: ")))
-    newline = embed(torch.tensor(ids_of(tokenizer, "\n")))
+    opening = embed(torch.tensor(ids_of(tokenizer, "<s>USER: "), device=device))
+    newline = embed(torch.tensor(ids_of(tokenizer, "\n"), device=device))
     parts = [opening.expand(b, -1, -1)]
     for i, features in enumerate(visual):
         parts += ([newline.expand(b, -1, -1)] if i else []) + [features]
     prefix = torch.cat(parts, dim=1)
     p, t = prefix.shape[1], packed.ids.shape[1]
-    causal = torch.ones(p + t, p + t, dtype=torch.bool).tril()
+    causal = torch.ones(p + t, p + t, dtype=torch.bool, device=device).tril()
     owner = F.pad(packed.owner, (p, 0), value=-2)
     same = owner[:, :, None] == owner[:, None, :]
-    mask = (causal & (same | (torch.arange(p + t) < p)))[:, None]
-    positions = torch.cat([torch.arange(p).expand(b, -1), p + packed.offset], dim=1)
+    mask = (causal & (same | (torch.arange(p + t, device=device) < p)))[:, None]
+    positions = torch.cat([torch.arange(p, device=device).expand(b, -1), p + packed.offset], dim=1)
     llm = llava.model.language_model
     states: list[torch.Tensor] = []
     watched = [] if at is None else [llm.layers[i].self_attn for i in LOOK_LAYERS]
@@ -120,9 +129,31 @@ def hidden_of(
     return out.last_hidden_state[:, p:], looks
 
 
-def wrong_tokens(llava, hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
-    """(batch, text) bool: answer tokens that the model would not say."""
-    return (llava.lm_head(hidden).argmax(-1) != packed.labels) & (packed.labels >= 0)
+def answer_loss(llava, hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
+    """Cross-entropy of the answers' tokens. ``hidden``: as ``hidden_of`` returns it."""
+    said = packed.labels >= 0
+    return F.cross_entropy(llava.lm_head(hidden[said]), packed.labels[said])
+
+
+def exact_match(llava, tokenizer, batches: Iterable[tuple[list[list[Question]], list[torch.Tensor]]]) -> dict[str, float]:
+    """Share of questions of whose answer the model would say every token: of ``all`` and by kind.
+
+    ``batches``: the questions of each scene, and the scenes' visual tokens as ``hidden_of`` takes them.
+    """
+    right: dict[str, list[bool]] = defaultdict(list)
+    for asked, visual in batches:
+        packed = pack(tokenizer, asked_of(asked), np.random.default_rng(0), 0)
+        hidden, _ = hidden_of(llava, tokenizer, visual, packed.to(visual[0].device))
+        wrong = (llava.lm_head(hidden).argmax(-1).cpu() != packed.labels) & (packed.labels >= 0)
+        for b, row in enumerate(asked):
+            for j, question in enumerate(row):
+                right[question.kind].append(not wrong[b][packed.owner[b] == j].any())
+    answers = [v for kind in right.values() for v in kind]
+    return {"all": float(np.mean(answers)), **{k: float(np.mean(v)) for k, v in sorted(right.items())}}
+
+
+def show(what: str, scores: dict[str, float]) -> None:
+    print(f"  {what}: " + " ".join(f"{k} {100 * v:.0f}" for k, v in scores.items()), flush=True)
 
 
 def look_loss(looks: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from blink_exp.scale_model import build_models
-from blink_exp.scale_model.recipe import Checkpoint, cosine_lr, pixels
+from blink_exp.scale_model.recipe import CPU, Movable, PhaseRun, pixels
 from blink_exp.scale_model.scenes import COLORS, SHAPES, Scene, Tile, random_scene
 
 # (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4, weight of ``place_loss``)
@@ -58,7 +60,7 @@ def matches(scenes: list[Scene], caps) -> torch.Tensor:
 
 def text_features(clip, tokenizer, texts: list[str]) -> torch.Tensor:
     """(texts, projection_dim) unit vectors."""
-    tokens = tokenizer([f"{t}</s>" for t in texts], return_tensors="pt", padding=True, padding_side="right")
+    tokens = tokenizer([f"{t}</s>" for t in texts], return_tensors="pt", padding=True, padding_side="right").to(clip.device)
     out = clip.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
     return F.normalize(out, dim=-1)
 
@@ -91,33 +93,51 @@ def object_weights(scenes: list[Scene], side: int) -> torch.Tensor:
     return out.flatten(0, 1).flatten(1)
 
 
-def object_features(patches: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
-    """(objects of all scenes, projection_dim) unit vectors: the mean of each object's patches. ``patches`` as image_features'."""
-    weights = object_weights(scenes, patches.shape[-1]).unflatten(0, (len(scenes), -1))
-    return F.normalize((weights @ patches.flatten(2).mT).flatten(0, 1), dim=-1)
+@dataclass
+class Batch(Movable):
+    """``scenes`` of n x n and captions. ``whole``: (scenes, captions) and ``single``: (objects of all scenes, captions) 0/1, which fit;
+    ``weights``: as ``object_weights`` makes them, (scenes, objects, patches)."""
+
+    n: int
+    pixels: torch.Tensor
+    texts: list[str]
+    whole: torch.Tensor
+    single: torch.Tensor
+    weights: torch.Tensor
 
 
-def loss_of(
-    clip, tokenizer, bias: torch.Tensor, x: torch.Tensor, scenes: list[Scene], caps, reader: torch.Tensor, place: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(rng: np.random.Generator, size: int, batch: int, shares: tuple[float, ...]) -> Batch:
+    n = int(rng.choice(4, p=shares)) + 1
+    scenes = [random_scene(rng, "train", n) for _ in range(batch)]
+    caps = captions(n, rng)
+    single = matches([Scene((tile,)) for scene in scenes for tile in scene.tiles], [(*c[:3], None) for c in caps])
+    where = torch.tensor([-1 if c[3] is None else c[3] for c in caps])
+    index = torch.arange(n * n).repeat(batch)[:, None]
+    return Batch(
+        n,
+        torch.stack([pixels(s.canvas, size) for s in scenes]),
+        [c[0] for c in caps],
+        matches(scenes, caps),
+        single * ((where < 0) | (where == index)),
+        object_weights(scenes, size // build_models.PATCH_SIZE).unflatten(0, (batch, -1)),
+    )
+
+
+def loss_of(clip, tokenizer, bias: torch.Tensor, reader: torch.Tensor, batch: Batch, place: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The sigmoid loss of objects, summed over captions, a tenth of that of whole images, and ``place`` times ``place_loss``, which comes
-    second as well. All scenes have the same n.
+    second as well.
 
     Whole images need the place of one object among many, which they learn late: at equal weight their loss drowns the objects' and
     shape is unlearned.
     """
-    text = text_features(clip, tokenizer, [c[0] for c in caps])
-    image, patches, states = image_features(clip, x)
+    text = text_features(clip, tokenizer, batch.texts)
+    image, patches, states = image_features(clip, batch.pixels)
     scale = clip.logit_scale.exp()
-    whole = F.binary_cross_entropy_with_logits(scale * image @ text.T + bias, matches(scenes, caps), reduction="sum")
-    labels = matches([Scene((tile,)) for scene in scenes for tile in scene.tiles], [(*c[:3], None) for c in caps])
-    where = torch.tensor([-1 if c[3] is None else c[3] for c in caps])
-    index = torch.arange(len(scenes[0].tiles)).repeat(len(scenes))[:, None]
-    labels = labels * ((where < 0) | (where == index))
-    objects = object_features(patches, scenes)
-    region = F.binary_cross_entropy_with_logits(scale * objects @ text.T + bias, labels, reduction="sum")
+    whole = F.binary_cross_entropy_with_logits(scale * image @ text.T + bias, batch.whole, reduction="sum")
+    objects = F.normalize((batch.weights @ patches.flatten(2).mT).flatten(0, 1), dim=-1)  # the mean of each object's patches
+    region = F.binary_cross_entropy_with_logits(scale * objects @ text.T + bias, batch.single, reduction="sum")
     where = place_loss(reader, states)
-    return 0.1 * whole / len(scenes) + region / len(objects) + place * where, where
+    return 0.1 * whole / len(image) + region / len(objects) + place * where, where
 
 
 def place_loss(reader: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -127,7 +147,7 @@ def place_loss(reader: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     well. An LLM behind such patches sees what there is but not where.
     """
     side = round(states.shape[1] ** 0.5)
-    place = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, side),) * 2, indexing="ij"), dim=-1).flatten(0, 1)
+    place = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, side),) * 2, indexing="ij"), dim=-1).flatten(0, 1).to(states)
     return F.mse_loss(F.layer_norm(states, states.shape[-1:]) @ reader[:-1] + reader[-1], place.expand(len(states), -1, -1))
 
 
@@ -140,42 +160,32 @@ def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int 
     tiles = load_tiles(split)[:limit]
     x = torch.stack([pixels(Image.fromarray(t.pixels), image_size) for t in tiles])
     text = text_features(clip, tokenizer, [c[0] for c in caps])
-    best = torch.cat([(image_features(clip, part)[0] @ text.T).argmax(-1) for part in x.split(64)])
+    best = torch.cat([(image_features(clip, part.to(clip.device))[0] @ text.T).argmax(-1) for part in x.split(64)])
     said = [caps[i] for i in best.tolist()]
     shape = np.mean([s[2] == t.shape for s, t in zip(said, tiles, strict=True)])
     color = np.mean([s[1] == t.color for s, t in zip(said, tiles, strict=True)])
     return {"shape": float(shape), "color": float(color)}
 
 
-def train_clip(tokenizer, out: Path, seed: int, stages=STAGES):
-    """Trains all stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px."""
+def train_clip(tokenizer, out: Path, seed: int, stages=STAGES, device: torch.device = CPU, workers: int = 0):
+    """Trains all stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px, on ``device``."""
     torch.manual_seed(seed)
-    clip = build_models.build_clip(tokenizer, stages[0][2])
-    for stage, (steps, lr, size, batch, weights, place) in enumerate(stages):
+    clip: Any = build_models.build_clip(tokenizer, stages[0][2])
+    for stage, (steps, lr, size, batch, shares, place) in enumerate(stages):
         if stage and size != stages[stage - 1][2]:
             clip = build_models.resize_positions(clip, tokenizer, size)
-        bias = torch.nn.Parameter(torch.tensor(-2.0))
-        reader = torch.nn.Parameter(torch.zeros(build_models.WIDTH + 1, 2))
-        optimizer = torch.optim.AdamW([*clip.parameters(), bias, reader], lr=lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-        checkpoint = Checkpoint(out / f"clip_stage{stage}.pt", clip, optimizer, bias, reader)
-        started = time.time()
-        for step in range(checkpoint.step, steps):
-            rng = np.random.default_rng((seed, stage, step))
-            n = int(rng.choice(4, p=weights)) + 1
-            scenes = [random_scene(rng, "train", n) for _ in range(batch)]
-            caps = captions(n, rng)
-            x = torch.stack([pixels(s.canvas, size) for s in scenes])
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_lr(step, steps, lr)
-            loss, where = loss_of(clip, tokenizer, bias, x, scenes, caps, reader, place)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-            optimizer.step()
+        clip.to(device)
+        bias = torch.nn.Parameter(torch.tensor(-2.0, device=device))
+        reader = torch.nn.Parameter(torch.zeros(build_models.WIDTH + 1, 2, device=device))
+        run = PhaseRun(f"clip stage {stage}", out / f"clip_stage{stage}.pt", clip, steps, lr, decay=0.05, extra=(bias, reader))
+        make = functools.partial(batch_of, size=size, batch=batch, shares=shares)
+        for step, drawn in run.batches(make, (seed, stage), workers):
+            loss, where = loss_of(clip, tokenizer, bias, reader, drawn, place)
+            run.update(step, loss)
             if step % (50 if place else 200) == 0 or step + 1 == steps:
-                checkpoint.save(step + 1)
+                run.checkpoint.save(step + 1)
                 score = zero_shot(clip.eval(), tokenizer, size)
                 clip.train()
-                said = f"n {n} loss {loss.item():.3f} place {where.item():.3f} {score} {time.time() - started:.0f} s"
-                print(f"clip stage {stage} step {step} {said}", flush=True)
+                said = f"n {drawn.n} loss {loss.item():.3f} place {where.item():.3f} {score} {time.time() - run.started:.0f} s"
+                print(f"{run.label} step {step} {said}", flush=True)
     return clip

@@ -7,8 +7,7 @@ LLaVA-1.5 meets text at many distances and more than one image, and so must its 
 
 from __future__ import annotations
 
-import itertools
-import time
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from blink_exp.scale_model import build_models, questions
-from blink_exp.scale_model.packing import Pack, hidden_of, look_loss, pack, view_features, wrong_tokens
-from blink_exp.scale_model.recipe import Checkpoint, cosine_lr, pixels
+from blink_exp.scale_model.packing import Pack, answer_loss, asked_of, exact_match, hidden_of, look_loss, pack, show, view_features
+from blink_exp.scale_model.recipe import Movable, PhaseRun, pixels
 from blink_exp.scale_model.scenes import Scene, official_questions, random_scene
 from blink_exp.scale_model.train_clip import object_weights
 
@@ -75,20 +73,16 @@ def _official_by_image(split: str) -> dict[int, list[questions.Question]]:
 @torch.no_grad()
 def held_out(llava, tokenizer, n: int, scenes: int = 64, blank: bool = False, seed: int = 1) -> dict[str, float]:
     """Exact-match accuracy by question kind on test scenes of n x n tiles; ``blank`` replaces every image by a grey one."""
-    right: dict[str, list[bool]] = defaultdict(list)
-    for start in range(0, scenes, 32):
-        rng = np.random.default_rng((seed, n, start))
-        batch = [random_scene(rng, "test", n) for _ in range(min(32, scenes - start))]
-        asked = [scene_questions(rng, s, 10, "test") for s in batch]
-        views = torch.stack([pixels(s.canvas, build_models.IMAGE_SIZE) for s in batch])[:, None]
-        packed = pack(tokenizer, [[(q.text, q.answer) for q in row] for row in asked], rng, 0)
-        hidden, _ = hidden_of(llava, tokenizer, view_features(llava, torch.zeros_like(views) if blank else views), packed)
-        wrong = wrong_tokens(llava, hidden, packed)
-        for b, row in enumerate(asked):
-            for j, question in enumerate(row):
-                right[question.kind].append(not wrong[b][packed.owner[b] == j].any())
-    scores = {kind: float(np.mean(v)) for kind, v in sorted(right.items())}
-    return {"all": float(np.mean(list(itertools.chain.from_iterable(right.values())))), **scores}
+
+    def batches():
+        for start in range(0, scenes, 32):
+            rng = np.random.default_rng((seed, n, start))
+            batch = [random_scene(rng, "test", n) for _ in range(min(32, scenes - start))]
+            asked = [scene_questions(rng, s, 10, "test") for s in batch]
+            views = torch.stack([pixels(s.canvas, build_models.IMAGE_SIZE) for s in batch])[:, None].to(llava.device)
+            yield asked, view_features(llava, torch.zeros_like(views) if blank else views)
+
+    return exact_match(llava, tokenizer, batches())
 
 
 def quadrant(scene: Scene, index: int):
@@ -98,12 +92,20 @@ def quadrant(scene: Scene, index: int):
     return scene.canvas.crop((c * half, r * half, (c + 1) * half, (r + 1) * half))
 
 
-def batch_of(rng: np.random.Generator, phase: Phase, tokenizer) -> tuple[torch.Tensor, Pack, torch.Tensor]:
-    """Views (batch, images, 3, size, size), packed questions, and (questions, visual) 0/1: where each question's objects are."""
+@dataclass
+class Batch(Movable):
+    """``pixels``: (batch, images, 3, size, size) views; ``targets``: (questions, visual) 0/1, where each question's objects are."""
+
+    pixels: torch.Tensor
+    packed: Pack
+    targets: torch.Tensor
+
+
+def batch_of(rng: np.random.Generator, phase: Phase, tokenizer) -> Batch:
     n = int(rng.choice(4, p=phase.weights)) + 1
     scenes = [random_scene(rng, "train", n) for _ in range(phase.batch)]
     asked = [scene_questions(rng, s, phase.asked) for s in scenes]
-    rows = [[(q.text, q.answer) for q in row] for row in asked]
+    rows = asked_of(asked)
     covered = (object_weights(scenes, build_models.IMAGE_SIZE // build_models.PATCH_SIZE) > 0).unflatten(0, (phase.batch, n * n))
     nothing = torch.zeros(covered.shape[-1], dtype=torch.bool)
     targets = [[covered[b, list(q.objects)].any(0) if q.objects else nothing for q in row] for b, row in enumerate(asked)]
@@ -114,49 +116,33 @@ def batch_of(rng: np.random.Generator, phase: Phase, tokenizer) -> tuple[torch.T
     if n > 1 and rng.random() < phase.two_views:
         views = [[*v, quadrant(s, int(rng.integers(4)))] for v, s in zip(views, scenes, strict=True)]
     x = torch.stack([torch.stack([pixels(image, build_models.IMAGE_SIZE) for image in v]) for v in views])
-    return x, pack(tokenizer, rows, rng, SHIFT), torch.stack([t for row in targets for t in row]).float()
+    return Batch(x, pack(tokenizer, rows, rng, SHIFT), torch.stack([t for row in targets for t in row]).float())
 
 
-def train_llava(clip, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES):
-    """Runs all phases, resuming from ``out``, and returns the LLaVA model."""
+def train_llava(clip, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES, workers: int = 0):
+    """Runs all phases on ``clip``'s device, resuming from ``out``, and returns the LLaVA model."""
     torch.manual_seed(seed)
-    llava = build_models.build_llava(tokenizer, phases[0].layers)
+    llava = build_models.build_llava(tokenizer, phases[0].layers).to(clip.device)
     llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
     with torch.no_grad():
-        x, *_ = batch_of(np.random.default_rng((seed, 9)), Phase(0, 0, (0, 1.0, 0, 0), 0.0), tokenizer)
+        x = batch_of(np.random.default_rng((seed, 9)), Phase(0, 0, (0, 1.0, 0, 0), 0.0), tokenizer).pixels.to(clip.device)
         features = llava.model.vision_tower(x[:, 0], output_hidden_states=True).hidden_states[-2][:, 1:]
     build_models.standardize_projector(llava, features.flatten(0, 1))
     for number, phase in enumerate(phases):
         depth = len(llava.model.language_model.layers)
         if phase.layers != depth:
-            llava = build_models.deepen(llava, phase.layers // depth)
+            llava = build_models.deepen(llava, phase.layers // depth).to(clip.device)
         llava.model.vision_tower.requires_grad_(False)
-        weights = [p for p in llava.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=phase.lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
-        checkpoint = Checkpoint(out / f"llava_phase{number}.pt", llava, optimizer)
+        run = PhaseRun(f"llava phase {number}", out / f"llava_phase{number}.pt", llava, phase.steps, phase.lr, phase.floor)
         llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
-        started, running = time.time(), None
-        for step in range(checkpoint.step, phase.steps):
-            rng = np.random.default_rng((seed, 10 + number, step))
-            x, packed, targets = batch_of(rng, phase, tokenizer)
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_lr(step, phase.steps, phase.lr, phase.floor)
-            hidden, looks = hidden_of(llava, tokenizer, view_features(llava, x), packed, packed.last if phase.look else None)
-            wanted = packed.labels >= 0
-            loss = F.cross_entropy(llava.lm_head(hidden[wanted]), packed.labels[wanted])
-            total = loss + phase.look * look_loss(looks, targets) if looks else loss
-            optimizer.zero_grad()
-            total.backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
-            if step % 25 == 0 or step + 1 == phase.steps:
-                where = f" look {total.item() - loss.item():.2f}" if looks else ""
-                print(f"llava phase {number} step {step} loss {running:.3f}{where} {time.time() - started:.0f} s", flush=True)
-            if (step % 200 == 0 and step) or step + 1 == phase.steps:
-                checkpoint.save(step + 1)
+        make = functools.partial(batch_of, phase=phase, tokenizer=tokenizer)
+        for step, batch in run.batches(make, (seed, 10 + number), workers):
+            at = batch.packed.last if phase.look else None
+            hidden, looks = hidden_of(llava, tokenizer, view_features(llava, batch.pixels), batch.packed, at)
+            look = phase.look * look_loss(looks, batch.targets) if looks else None
+            run.learn(step, answer_loss(llava, hidden, batch.packed), look)
+            if run.keep(step, 200):
                 for n in (1, 2, 4):
                     if phase.weights[n - 1]:
-                        scores = held_out(llava, tokenizer, n)
-                        print(f"  held out {n} x {n}: " + " ".join(f"{k} {100 * v:.0f}" for k, v in scores.items()), flush=True)
+                        show(f"held out {n} x {n}", held_out(llava, tokenizer, n))
     return llava

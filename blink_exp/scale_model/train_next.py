@@ -6,8 +6,7 @@ What has to be learned is to look through several views at once, and that the th
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from blink_exp.backbone.views import NEWLINE, Views, everything
 from blink_exp.backbone.views import pack as pack_views
 from blink_exp.scale_model import build_models, hr_questions, packing
-from blink_exp.scale_model.packing import hidden_of, look_loss, wrong_tokens
-from blink_exp.scale_model.recipe import Checkpoint, cosine_lr
+from blink_exp.scale_model.packing import answer_loss, hidden_of, look_loss, show
+from blink_exp.scale_model.recipe import Movable, PhaseRun
 from blink_exp.scale_model.scenes import TILE, Scene, many_objects, random_scene
 
 SHIFT = 64
@@ -92,9 +91,9 @@ def batch_of(rng: np.random.Generator, processor, split: str, scenes: int, asked
     return Batch(drawn, [hr_questions.draw(rng, s, asked, shares) for s in drawn], pixels, views, pack_views(views, everything(views)))
 
 
-def features_of(model, batch: Batch, blank: bool = False) -> torch.Tensor:
+def features_of(model, batch: Batch | Example, blank: bool = False) -> torch.Tensor:
     """(scenes, tokens, hidden): what the stock model puts in place of the image."""
-    pixels = torch.zeros_like(batch.pixels) if blank else batch.pixels
+    pixels = (torch.zeros_like(batch.pixels) if blank else batch.pixels).to(model.device)
     sizes = torch.tensor([batch.views.size] * len(pixels))
     return torch.stack(list(model.get_image_features(pixel_values=pixels, image_sizes=sizes).pooler_output))
 
@@ -127,63 +126,59 @@ def targets_of(batch: Batch, tokenizer, packed: packing.Pack) -> tuple[torch.Ten
 @torch.no_grad()
 def held_out(model, processor, scenes: int = 96, seen: str = "all", seed: int = 1) -> dict[str, float]:
     """Exact-match accuracy by kind on test scenes. ``seen``: ``all`` views, the ``thumbnail`` alone, or a ``blank`` image."""
-    right: dict[str, list[bool]] = defaultdict(list)
-    for start in range(0, scenes, 16):
-        rng = np.random.default_rng((seed, 77, start))
-        batch = batch_of(rng, processor, "test", min(16, scenes - start), 10)
-        packed = packing.pack(processor.tokenizer, [[(q.text, q.answer) for q in row] for row in batch.asked], rng, 0)
-        features = features_of(model, batch, seen == "blank")
-        if seen == "thumbnail":
-            features = features[:, : batch.views.tokens]
-        hidden, _ = hidden_of(model, processor.tokenizer, [features], packed)
-        wrong = wrong_tokens(model, hidden, packed)
-        for b, row in enumerate(batch.asked):
-            for j, question in enumerate(row):
-                right[question.kind].append(not wrong[b][packed.owner[b] == j].any())
-    answers = [v for kind in right.values() for v in kind]
-    return {"all": float(np.mean(answers)), **{k: float(np.mean(v)) for k, v in sorted(right.items())}}
+
+    def batches():
+        for start in range(0, scenes, 16):
+            batch = batch_of(np.random.default_rng((seed, 77, start)), processor, "test", min(16, scenes - start), 10)
+            features = features_of(model, batch, seen == "blank")
+            yield batch.asked, [features[:, : batch.views.tokens] if seen == "thumbnail" else features]
+
+    return packing.exact_match(model, processor.tokenizer, batches())
 
 
-def train_next(llava, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES):
-    """Runs all phases from ``llava``, an 8-layer LLaVA-1.5, resuming from ``out``, and returns the LLaVA-NeXT model."""
+@dataclass
+class Example(Movable):
+    """What one step learns from. ``seen``: (tokens,) bool, the visual tokens that are left, None: all; ``at`` and ``wanted``: as
+    ``targets_of`` says, None where the phase does not teach where to look."""
+
+    pixels: torch.Tensor
+    views: Views
+    packed: packing.Pack
+    seen: torch.Tensor | None
+    at: torch.Tensor | None
+    wanted: torch.Tensor | None
+
+
+def example_of(rng: np.random.Generator, phase: Phase, processor) -> Example:
+    batch = batch_of(rng, processor, "train", phase.batch, phase.asked, phase.shares)
+    packed = packing.pack(processor.tokenizer, packing.asked_of(batch.asked), rng, SHIFT)
+    seen = None
+    if rng.random() < phase.dropped:
+        seen = torch.from_numpy(rng.random(len(batch.source)) < rng.uniform(0.15, 0.7)) | (batch.source == NEWLINE)
+        batch.source = batch.source[seen]
+    at, wanted = targets_of(batch, processor.tokenizer, packed) if phase.look else (None, None)
+    return Example(batch.pixels, batch.views, packed, seen, at, wanted)
+
+
+def train_next(llava, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES, workers: int = 0):
+    """Runs all phases from ``llava``, an 8-layer LLaVA-1.5, on its device, resuming from ``out``, and returns the LLaVA-NeXT model."""
     torch.manual_seed(seed)
-    model = build_models.build_next(llava)
+    model = build_models.build_next(llava).to(llava.device)
     processor = build_models.build_next_processor(tokenizer)
     for number, phase in enumerate(phases):
         depth = len(model.model.language_model.layers)
         if phase.layers != depth:
-            model = build_models.deepen(model, phase.layers // depth)
+            model = build_models.deepen(model, phase.layers // depth).to(llava.device)
         model.model.vision_tower.requires_grad_(False)
-        weights = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=phase.lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
-        checkpoint = Checkpoint(out / f"next_phase{number}.pt", model, optimizer)
-        started, running = time.time(), None
-        for step in range(checkpoint.step, phase.steps):
-            rng = np.random.default_rng((seed, 20 + number, step))
-            batch = batch_of(rng, processor, "train", phase.batch, phase.asked, phase.shares)
-            packed = packing.pack(tokenizer, [[(q.text, q.answer) for q in row] for row in batch.asked], rng, SHIFT)
+        run = PhaseRun(f"next phase {number}", out / f"next_phase{number}.pt", model, phase.steps, phase.lr, phase.floor)
+        make = functools.partial(example_of, phase=phase, processor=processor)
+        for step, batch in run.batches(make, (seed, 20 + number), workers):
             features = features_of(model, batch)
-            if rng.random() < phase.dropped:
-                seen = torch.from_numpy(rng.random(len(batch.source)) < rng.uniform(0.15, 0.7)) | (batch.source == NEWLINE)
-                features, batch.source = features[:, seen], batch.source[seen]
-            at, wanted = targets_of(batch, tokenizer, packed) if phase.look else (None, None)
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_lr(step, phase.steps, phase.lr, phase.floor)
-            hidden, looks = hidden_of(model, tokenizer, [features], packed, at)
-            said = packed.labels >= 0
-            loss = F.cross_entropy(model.lm_head(hidden[said]), packed.labels[said])
-            total = loss + phase.look * look_loss(looks, wanted) if wanted is not None else loss
-            optimizer.zero_grad()
-            total.backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
-            if step % 25 == 0 or step + 1 == phase.steps:
-                look = f" look {total.item() - loss.item():.2f}" if looks else ""
-                print(f"next phase {number} step {step} loss {running:.3f}{look} {time.time() - started:.0f} s", flush=True)
-            if (step % 100 == 0 and step) or step + 1 == phase.steps:
-                checkpoint.save(step + 1)
-                for seen_part in ("all", "thumbnail"):
-                    scores = held_out(model, processor, 48, seen_part)
-                    print(f"  held out, {seen_part}: " + " ".join(f"{k} {100 * v:.0f}" for k, v in scores.items()), flush=True)
+            features = features if batch.seen is None else features[:, batch.seen]
+            hidden, looks = hidden_of(model, tokenizer, [features], batch.packed, batch.at)
+            look = phase.look * look_loss(looks, batch.wanted) if batch.wanted is not None else None
+            run.learn(step, answer_loss(model, hidden, batch.packed), look)
+            if run.keep(step, 100):
+                for part in ("all", "thumbnail"):
+                    show(f"held out, {part}", held_out(model, processor, 48, part))
     return model

@@ -132,6 +132,8 @@ def check_devices(accelerator: str, devices: Any) -> None:
         raise UserError(f"trainer.accelerator={accelerator}, but there is no GPU here that torch can use; add trainer.accelerator=cpu")
     if isinstance(devices, int) and devices > there:
         raise UserError(f"trainer.devices={devices} is more than the {there} GPUs of this machine; use 1 to {there}")
+    if isinstance(devices, list) and not all(0 <= number < there for number in devices):
+        raise UserError(f"trainer.devices={devices} names a GPU that is not there; use numbers from 0 to {there - 1}")
 
 
 @contextlib.contextmanager
