@@ -14,6 +14,7 @@ from typing import Any
 from blink_exp.errors import UserError, nearest
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
+OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -40,8 +41,9 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
 
     try:
         return run(cfg)
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        if os.environ.get(TRACEBACK) == "1":
+    except Exception as error:
+        known = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError) or type(error).__name__ == OUT_OF_MEMORY
+        if not known or os.environ.get(TRACEBACK) == "1":
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -58,11 +60,14 @@ def one_line(error: BaseException) -> str:
         return f"the disk is full (writing {error.filename or 'results'}); free some space or choose another folder with hydra.run.dir=..."
     if isinstance(error, UserError):
         return str(error)
-    cause = error
-    while cause.__cause__ is not None:  # instantiate() wraps what a constructor raised
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):  # instantiate() wraps what a constructor raised
         cause = cause.__cause__
-    if isinstance(cause, UserError):
+    if cause is not None:
         return str(cause)
+    if type(error).__name__ == OUT_OF_MEMORY:
+        said = " ".join(str(error).split())[:160]
+        return f"the device is out of memory ({said}); use a smaller batch_size, model.dtype=bfloat16 or model.quantization=4bit"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines) or type(error).__name__
 

@@ -181,7 +181,7 @@ class Sequence:
         images = len(self.blocks) - 1
         batch = self.blocks[0].states.shape[0]
         self.expanded = self.expanded or [None] * images
-        self.places = self.places or [[self.blocks[0].states.new_zeros(0)] * batch for _ in range(images)]
+        self.places = self.places or [[self.blocks[0].states.new_zeros(0, dtype=torch.float32)] * batch for _ in range(images)]
         self.origins = self.origins or [[()] * batch for _ in range(images)]
 
     @property

@@ -23,7 +23,7 @@ SMALL = {
         **{"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 2, "vision_width": 32},
     },
 }
-# As benchmarks.md 2.2 and 2.3 describe what the published templates render.
+# Templates of our own that render what the published ones do.
 VICUNA = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'] | upper }}: {% endif %}"

@@ -178,10 +178,10 @@ def test_no_attention_matrix_is_made_and_sdpa_stays_in_use(monkeypatch):
 
 @torch.no_grad()
 def test_leaving_restores_the_model_also_after_an_exception(model):
+    batch = prompts(model, TEXTS)
+    stock = model(**batch).logits  # first: transformers hooks its own modules at a model's first call
     before = {k: dict(m.__dict__) for k, m in model.named_modules()}
     hooks = {k: (len(m._forward_pre_hooks), len(m._forward_hooks)) for k, m in model.named_modules()}
-    batch = prompts(model, TEXTS)
-    stock = model(**batch).logits
     with pytest.raises(ZeroDivisionError), method_of(model, "threshold").attach(model):
         model(**batch)
         raise ZeroDivisionError

@@ -1,10 +1,10 @@
-"""Nothing is left on the CPU when the model is elsewhere, and methods decide there as here. No GPU is needed: see ``elsewhere``."""
+"""Nothing is left on the CPU when the model is elsewhere, and methods decide there as here. No GPU is needed: see ``pretend``."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from elsewhere import DEVICE, Elsewhere, There, move
+from pretend import pretend
 from test_methods import method_of
 
 from blink_exp.backbone.load import load
@@ -17,18 +17,25 @@ CASES += [("scale_next", name) for name in ("blink_hero", "fastv", "globalcom2")
 
 
 def test_the_make_believe_device_tells_devices_apart():
-    a, b = There(torch.ones(3)), torch.ones(3)
-    with Elsewhere():
-        assert (a + a).device == DEVICE and (a + a).tolist() == [2, 2, 2]
-        assert torch.equal(a.cpu(), b) and b.to(DEVICE).device == DEVICE
-        assert torch.arange(3, device=DEVICE).tolist() == torch.tensor([0, 1, 2], device=DEVICE).tolist() == [0, 1, 2]
+    b = torch.ones(3)
+    with pretend() as away:
+        a = b.to(away)
+        assert (a + a).device == away and (a + a).tolist() == [2, 2, 2]
+        assert torch.equal(a.cpu(), b) and b.device.type == "cpu"
+        made = [make([0, 1, 2], device=away) for make in (torch.tensor, torch.as_tensor)]
+        assert [x.tolist() for x in (torch.arange(3, device=away), *made)] == [[0, 1, 2]] * 3
         assert (a + torch.tensor(1.0)).tolist() == [2, 2, 2]  # a scalar may come from the CPU
         assert a[torch.tensor([0, 1])].tolist() == a[[0, 1]].tolist() == [1, 1]  # and so may an index
-        for wrong in (lambda: a + b, lambda: torch.cat([a, b]), lambda: b[torch.arange(2, device=DEVICE)]):
+        assert (a[0].item(), int(a[1]), bool(a[2] > 1), b[: made[0][2]].tolist()) == (1, 1, False, [1, 1])  # numbers leave it
+        with pytest.raises(AssertionError, match="no numbers"):
+            a + a.new_tensor([1.0])  # torch made it, and forgot the 1
+        for wrong in (lambda: a + b, lambda: torch.cat([a, b]), lambda: b[torch.arange(2, device=away)]):
             with pytest.raises(RuntimeError, match="two devices"):
                 wrong()
         with pytest.raises(RuntimeError, match="two devices"):
             a[torch.tensor([0, 1])] = torch.ones(2)
+        a[[0, 2]] = torch.tensor(5.0)
+        assert a.tolist() == [5, 1, 5]
 
 
 def answer(backbone, method):
@@ -60,27 +67,26 @@ def there():
     found = {}
     for path in ("scale", "scale_next"):
         found[path] = load.__wrapped__(path, clip="scale")
-        move(found[path].model)
+        with pretend() as away:
+            found[path].model.to(away)
     return found
 
 
 @pytest.mark.parametrize(("path", "name"), CASES)
 def test_a_method_works_where_the_model_is(path, name, here, there):
     backbone = there[path]
-    with Elsewhere():
+    with pretend() as away:
         method = method_of(name, backbone)
-        if method.amplifiers is not None:
-            move(method.amplifiers)
         *found, device = answer(backbone, method)
-    assert device == DEVICE
+    assert device == away
     assert tuple(found) == here[path, name]
 
 
 def test_training_features_are_made_where_the_model_is(there):
     backbone = there["scale"]
-    with Elsewhere():
+    with pretend() as away:
         states = backbone.visual_states(torch.stack([backbone.transform(SAMPLE.image())]), [0, 3])
-    assert {layer: (x.device, tuple(x.shape)) for layer, x in states.items()} == dict.fromkeys((0, 3), (DEVICE, (1, 144, 64)))
+    assert {layer: (x.device, tuple(x.shape)) for layer, x in states.items()} == dict.fromkeys((0, 3), (away, (1, 144, 64)))
 
 
 def test_load_puts_the_model_where_it_is_told():

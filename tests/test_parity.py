@@ -20,7 +20,7 @@ SAID = {"zoo": 62.0, "blink": 61.93, "band": 0.3}
 
 
 def row(value: float | None, samples: int = 100) -> dict:
-    return {"status": "done", "scores": {"accuracy": value}, "stderr": {"accuracy": 1.0}, "samples": samples, "folder": "f"}
+    return {"status": "done", "scores": {"accuracy": value}, "stderr": {"accuracy": 1.0}, "samples": samples, "folder": "f", "files": []}
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,16 @@ def row(value: float | None, samples: int = 100) -> dict:
         (355.0, {"blink": 357.86, "band": 15}, "within 357.86 ± 15"),
         (50.0, {"hero": 54.8}, "no band"),
         (50.0, {}, "nobody prints it"),
-        (None, SAID, "scored elsewhere"),
+        (None, SAID, "no score: none of 100 samples counts for accuracy; see f"),
     ],
 )
 def test_the_verdict_is_about_the_first_source_or_the_center(value, said, verdict):
     assert judged(row(value), POINT, said)["verdict"].startswith(verdict)
+
+
+def test_only_a_run_that_wrote_files_is_to_be_handed_in():
+    assert judged(row(None) | {"files": ["vqav2.json"]}, POINT, SAID)["verdict"] == "scored elsewhere: hand in f"
+    assert judged(row(62.0) | {"files": ["vqav2.json"]}, POINT, SAID)["verdict"] == "within 62 ± 0.3"
 
 
 def test_a_part_of_the_rows_gets_no_verdict_and_a_failure_its_reason():
@@ -83,7 +88,12 @@ def test_parity_runs_what_is_there_and_says_why_the_rest_is_not(tmp_path):
     assert rows["mme_perception"]["folder"] == rows["mme_cognition"]["folder"]
     assert rows["gqa"]["verdict"].startswith("only ") and rows["gqa"]["published"] == {"zoo": 62.0, "blink": 61.93}
     assert rows["pope"]["verdict"].startswith("not measured") and "lmms-lab-encoder/POPE" in rows["pope"]["error"]
-    assert "| POPE F1 | 85.9 | 85.17 |  |  |  |  | not measured" in (tmp_path / "out" / "parity.md").read_text()
+    lines = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "out" / "parity.md").read_text().splitlines()]
+    head, pope = (next(line for line in lines if name in line) for name in ("measured here", "POPE F1"))
+    filled = {heading: cell for heading, cell in zip(head, pope, strict=False) if heading and cell}
+    verdict = filled.pop("verdict")
+    assert filled == {"LLaVA Model Zoo (published)": "85.9", "Blink's vanilla row (published)": "85.17"}
+    assert verdict.startswith("not measured")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,14 @@ def hydra():
 # points
 
 
+def test_the_batch_size_makes_another_point_in_half_precision_only():
+    def point_at(dtype, size):
+        return results.point_hash({"model": {"dtype": dtype}, "batch_size": size}, {})
+
+    assert point_at("float32", 1) == point_at("float32", 32)
+    assert point_at("float16", 1) != point_at("float16", 32)
+
+
 def test_other_weights_in_a_folder_are_another_point(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
     settings = {"model": {"path": str(tmp_path)}, "tokensr": {"path": None}}

@@ -191,7 +191,7 @@ def expansion(visual: torch.Tensor, decision: Expand, policy: LayerPolicy, grid:
     amplifiers = method.amplifiers
     if decision.amplify and amplifiers is not None:
         patch = amplifiers[str(layer)](patch)
-    places = grid.places(decision.region, (patch.shape[-2], patch.shape[-1])).to(visual)
+    places = grid.places(decision.region, (patch.shape[-2], patch.shape[-1])).to(visual.device)
     return patch[0].flatten(1).T, places
 
 

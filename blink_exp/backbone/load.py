@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,24 @@ def shipped(path: str) -> tuple[Path, Path] | None:
     return (SHIPPED / SCALE[path][0], SHIPPED / SCALE[path][1]) if path in SCALE else None
 
 
-@functools.lru_cache(maxsize=1)
+def _keeping_one(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
+    """Like lru_cache(1), but what is kept goes before another is loaded: a GPU may not hold two."""
+    kept: dict[tuple, Backbone] = {}
+
+    @functools.wraps(function)
+    def load(*args: Any, **kwargs: Any) -> Backbone:
+        key = (args, tuple(sorted(kwargs.items())))
+        if key not in kept:
+            kept.clear()
+            gc.collect()  # models hold cycles
+            torch.cuda.empty_cache()
+            kept[key] = function(*args, **kwargs)
+        return kept[key]
+
+    return load
+
+
+@_keeping_one
 def load(
     path: str = "scale",
     name: str | None = None,

@@ -124,7 +124,7 @@ def check_newline_policy(policy: str) -> str:
 def pack(views: Views, kept: Kept, newline_policy: str = "valid_rows") -> torch.Tensor:
     """(tokens,) sources in the order in which they enter the LLM: view * N + patch, or NEWLINE, or EXTRA (the next of kept.extra).
 
-    ``newline_policy`` (baselines.md 1.5): ``valid_rows`` ends every unpadded row of tiles with a newline, also where no token of it was
+    ``newline_policy``: ``valid_rows`` ends every unpadded row of tiles with a newline, also where no token of it was
     kept; ``all_rows`` every row of the padded grid; ``none`` no row. Newlines are not part of any budget.
     """
     check_newline_policy(newline_policy)

@@ -128,7 +128,8 @@ class ExactMatch:
 
 
 def mean(hits: Iterable[float], scale: float = 100.0) -> Score:
-    """The mean of values from 0 to 1, in per cent, with its standard error (for right and wrong: the binomial one)."""
+    """The mean of values from 0 to 1, in per cent, with its standard error (for right and wrong: the binomial one). Of no value: NaN, which
+    is written as null and shown as an empty cell."""
     hits = [float(hit) for hit in hits]
     n = len(hits)
     if not n:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +14,17 @@ from typing import Any, ClassVar
 from PIL import Image, ImageOps
 
 from blink_exp.benchmarks.base import Sample
-from blink_exp.errors import UserError, nearest
+from blink_exp.benchmarks.folders import local_files, one_line
+from blink_exp.errors import UserError
 
-SHARD = re.compile(r"(?P<split>[^/]+?)(-\d+-of-\d+)?\.parquet")
+READER = logging.getLogger("datasets.packaged_modules.parquet.parquet")  # the only one to say which file it could not read
 
 
 class Published:
     """What the published benchmarks share.
 
     Args:
-        path: hub id, or a folder with ``<split>*.parquet`` in it, in ``data/`` or in ``<config>/``.
+        path: hub id, or a folder with ``<split>*.parquet`` in it, in ``data/``, in ``<config>/`` or where its README.md says.
         config: configuration of the dataset, where it has several.
         revision: of a hub id.
         protocol: whose prompt, parsing and metric: ``llava`` or ``lmms_eval``.
@@ -49,7 +52,7 @@ class Published:
 
     def samples(self) -> list[Sample]:
         """The rows as samples, their images still unread."""
-        samples = list(self.read())
+        samples = [s if not blank(s.question) else unasked(s) for s in self.read()]
         if not samples:
             raise UserError(f"{self.name}: split {self.split} of {self.path} holds no row; copy the data set again")
         if not self.answered_elsewhere and all(s.answer is None for s in samples):
@@ -60,6 +63,7 @@ class Published:
         """Samples one by one. ``row``: every column but the image, which is opened when somebody looks."""
         rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
         for i, row in enumerate(rows.remove_columns(self.image_column)):
+            row |= {"question": ""} if row.get("question", "") is None else {}
             yield self.sample(i, row, functools.partial(self.image, rows, i))
 
     def column(self, name: str) -> list[Any]:
@@ -90,50 +94,75 @@ def load_rows(path: str, split: str, config: str | None, revision: str | None, c
     datasets.disable_progress_bars()
     folder = Path(path)
     if folder.is_dir():
-        rows = datasets.load_dataset("parquet", data_files={split: local_files(folder, split, config)}, split=split)
+        source: dict[str, Any] = {"path": "parquet", "data_files": {split: local_files(folder, split, config)}}
     elif path.count("/") != 1:
         raise UserError(f"benchmark.path={path} is neither a folder nor a hub id like lmms-lab-encoder/MME; give one of them")
     else:
-        try:
-            rows = datasets.load_dataset(path, config, split=split, revision=revision)
-        except (OSError, ValueError) as error:  # offline and not in the cache, no such id, configuration or split
-            said = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"benchmark.path={path} could not be had ({said}); download it, and give its folder as benchmark.path"
-            ) from None
+        source = {"path": path, "name": config, "revision": revision}
+    told: list[str] = []
+
+    def listen(record: logging.LogRecord) -> bool:
+        told.extend(re.findall(r"'(.+?)' with error", record.getMessage()))
+        return False
+
+    READER.addFilter(listen)
+    try:
+        rows = datasets.load_dataset(**source, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        broken = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        raise UserError(refusal(path, folder.is_dir(), told, broken, error)) from None
+    finally:
+        READER.removeFilter(listen)
     missing = [c for c in columns if c not in rows.column_names]
     if missing:
-        raise UserError(f"{path} lacks the column {missing[0]}, which {name} reads; {nearest(missing[0], rows.column_names)}")
+        there = ", ".join(rows.column_names)
+        raise UserError(f"{path} lacks the column {missing[0]}, which {name} reads; it has {there}: take a copy with the published columns")
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))  # decoded one at a time by open_image
     return rows
 
 
-def local_files(folder: Path, split: str, config: str | None) -> list[str]:
-    """The parquet files of a split, in order of their numbers. Raises UserError, naming the splits that are there."""
-    places = [folder / config, folder / "data" / config] if config else []
-    place = next((p for p in (*places, folder / "data", folder) if any(p.glob("*.parquet"))), None)
-    if place is None:
-        raise UserError(f"benchmark.path={folder} holds no *.parquet, neither itself nor in data/; give a data set's folder")
-    found: dict[str, list[str]] = {}
-    for file in sorted(place.glob("*.parquet")):
-        found.setdefault(SHARD.fullmatch(file.name)["split"], []).append(str(file))  # type: ignore[index]
-    if split not in found:
-        raise UserError(f"benchmark.split={split} is not in {place}; {nearest(split, found)}")
-    return found[split]
+def refusal(path: str, local: bool, told: list[str], broken: bool, error: Exception) -> str:
+    """One line on why `datasets` gave no rows. ``told``: files that its reader could not read; ``broken``: it had files to read."""
+    said = one_line((error.__cause__ or error) if broken else error)
+    if told:
+        cure = "download it again" if local else f"run: hf download {path} --repo-type dataset --force-download"
+        return f"benchmark.path={path}: {told[0]} could not be read ({said}); {cure}"
+    if local or broken:  # the files are there, and their copy in the cache could not be made
+        return f"benchmark.path={path} could not be prepared ({said}); look at the space left in HF_DATASETS_CACHE, or copy the data again"
+    # offline and not in the cache, no such id, configuration or split
+    return f"benchmark.path={path} could not be had ({said}); download it, and give its folder as benchmark.path"
+
+
+def unasked(sample: Sample) -> Sample:
+    """A sample whose row has no question, as one that cannot be opened, so that it is skipped and counted.
+
+    It has an image of its own, else it would be asked along with another question on the same one.
+    """
+
+    def image() -> Image.Image:
+        raise OSError("the row has no question")
+
+    return dataclasses.replace(sample, question="", image=image, image_id=f"{sample.id}/no question")
 
 
 def open_image(cell: Any, exif: bool = True) -> Image.Image:
-    """An RGB image from a cell of an image column: {"bytes", "path"}. Raises OSError if it cannot be decoded or is not there."""
-    data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
-    if data is None and path is None:
+    """An RGB image from a cell of an image column: {"bytes", "path"}, encoded bytes or a path.
+
+    Raises OSError if it cannot be decoded or is not there.
+    """
+    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    source = path if data is None else data
+    if source is None:
         raise OSError("the row has no image")
+    if not isinstance(source, bytes | str):
+        raise OSError(f"the row's image is neither bytes nor a path but {type(source).__name__}")
     try:
-        with Image.open(io.BytesIO(data) if data is not None else str(path)) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's decoders raise beside OSError
-        raise OSError(str(error)) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
+        raise OSError(one_line(error)) from None  # cut: a text that is no path may be a whole image in base64
 
 
 def missing(value: Any) -> bool:

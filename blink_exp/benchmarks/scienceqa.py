@@ -21,9 +21,11 @@ class ScienceQA(Published):
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        answer = None if missing(row["answer"]) or int(row["answer"]) < 0 else LETTERS[int(row["answer"])]
+        options = dict(zip(LETTERS, row["choices"] or (), strict=False))
+        number = -1 if missing(row["answer"]) else int(row["answer"])
+        answer = LETTERS[number] if 0 <= number < len(options) else None  # an answer that is not offered is none
         hint = None if missing(row["hint"]) else row["hint"]
-        fields = {"options": dict(zip(LETTERS, row["choices"], strict=False)), "hint": hint}
+        fields = {"options": options, "hint": hint}
         category = row.get("subject") or "no subject"
         return Sample(self.id(f"{i:05d}"), self.id(f"{i:05d}"), image, row["question"], answer, category, fields=fields)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.metadata
+import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +20,7 @@ from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Benchmark, Compares, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.errors import UserError
 from blink_exp.experiments import results
-from blink_exp.experiments.records import predicted, record, scored_again, summary, write_lines
+from blink_exp.experiments.records import Kept, made_with, predicted, record, scored_again, summary, write_lines
 from blink_exp.experiments.terminal import bar, show
 from blink_exp.methods.base import Method
 
@@ -63,10 +66,15 @@ def prepare_benchmark(cfg: DictConfig) -> Benchmark:
 
     if cfg.limit is not None and cfg.limit < 1:
         raise UserError(f"limit={cfg.limit} leaves no sample; use 1 or more, or null for all")
+    locate(cfg)
+    return instantiate(cfg.benchmark, _convert_="all")
+
+
+def locate(cfg: DictConfig) -> None:
+    """Replaces a hub id in ``cfg.benchmark.path`` by the copy below ``cfg.data_root``, in place."""
     if cfg.data_root is not None and cfg.benchmark.get("path") is not None:
         with open_dict(cfg):
             cfg.benchmark.path = located(cfg.benchmark.path, Path(cfg.data_root))
-    return instantiate(cfg.benchmark, _convert_="all")
 
 
 def located(path: str, root: Path) -> str:
@@ -78,13 +86,15 @@ def located(path: str, root: Path) -> str:
 
 
 def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Evaluates and writes ``config.yaml`` (before), ``records.jsonl`` and, last, ``metrics.json``. Returns what the latter holds."""
+    """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns what
+    the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there."""
     from blink_exp.tracking import tracker
 
     started = time.time()
     backbone, method, benchmark = prepare(cfg)
     results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     settings = results.plain(cfg)
+    kept = Kept(out / "records.part", fingerprint(cfg))
     with tracker(settings, out, name=f"{method.name}-{benchmark.name}") as track:
         if isinstance(benchmark, Probes):
             with bar(None, benchmark.name, True) as advance:
@@ -92,8 +102,11 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
             cost = None
         else:
             samples = chosen(benchmark, cfg)
-            records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True)
+            records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True, kept=kept)
             cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if records and cfg.cost else None
+        if not records:
+            said = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
+            raise UserError(f"none of the {len(skipped)} samples could be read{said}; is benchmark.path the whole copy of the data?")
         finished = {
             "backbone": backbone.identity,
             "method": method.name,
@@ -102,13 +115,24 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
             "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
             "cost": cost,
             "skipped": skipped,
+            "kept": len(kept.records),  # answered by a process that was killed: not in "seconds"
             "batch_size": cfg.batch_size,
             **backbone.settings,
             **results.provenance(cfg.seed, time.time() - started),
         }
+        finished = results.finite(finished)
         results.write_json(out / "metrics.json", finished)
-        track({k: v["value"] for k, v in finished["scores"].items()})
+        kept.remove()
+        track({k: v["value"] for k, v in finished["scores"].items() if v["value"] is not None})
     return finished
+
+
+def fingerprint(cfg: DictConfig) -> str:
+    """Digest of what an evaluation's records depend on: its resolved settings, the weights they name, and this package's version."""
+    from blink_exp.experiments.sweep import digests
+
+    text = [OmegaConf.to_yaml(cfg, resolve=True), digests(results.plain(cfg)), importlib.metadata.version("blink_exp")]
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]
 
 
 def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
@@ -135,7 +159,10 @@ def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
     started = time.time()
     benchmark = prepare_benchmark(cfg)
     samples = benchmark.samples()
+    made = made_with(cfg.predictions)
     records = scored_again(benchmark, samples, predicted(cfg.predictions))
+    visual = made.pop("visual_tokens_of_the_image", None)
+    blink = {} if visual is None else {"blink": summary(records, visual)}
     if cfg.against is not None:
         if not isinstance(benchmark, Compares):
             raise UserError(f"against={cfg.against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
@@ -151,15 +178,22 @@ def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "cost": None,
         "skipped": [],
         **results.provenance(cfg.seed, time.time() - started),
+        **made,
+        **blink,
     }
+    finished = results.finite(finished)
     results.write_json(out / "metrics.json", finished)
     return finished
 
 
 def chosen(benchmark: Benchmark, cfg: DictConfig) -> list[Sample]:
-    """The samples of a run: about ``cfg.limit`` of them, of which this is one shard."""
+    """The samples of a run: about ``cfg.limit`` of them, of which this is one shard. Raises UserError if none is left."""
     samples = spread(benchmark.samples(), cfg.limit)
-    return samples if cfg.shard is None else shard(samples, str(cfg.shard))
+    part = samples if cfg.shard is None else shard(samples, str(cfg.shard))
+    if not part:
+        cure = "use fewer shards (one takes whole images)" if samples else "give a copy of the data that has rows"
+        raise UserError(f"shard={cfg.shard} of the {len(samples)} samples of {benchmark.name} is empty; {cure}")
+    return part
 
 
 def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: list[Sample], prompts: int) -> dict[str, Any] | None:
@@ -184,16 +218,21 @@ def evaluate(
     limit: int | None = None,
     progress: bool = False,
     samples: list[Sample] | None = None,
+    kept: Kept | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
-    image could not be read."""
+    image could not be read; both in the samples' order. What is in ``kept`` is not asked again, and every batch is added to it."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
-    records: list[dict[str, Any]] = []
+    done = kept.done(benchmark, samples) if kept is not None else {}
+    left = [sample for sample in samples if sample.id not in done]
+    if done:
+        print(f"going on: {len(done)} of {len(samples)} samples are done")
     skipped: list[dict[str, str]] = []
     with method.attach(backbone.model) as attached, bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
-        for start in range(0, len(samples), batch_size):
+        advance(len(done))
+        for start in range(0, len(left), batch_size):
             batch, images = [], {}
-            for sample in samples[start : start + batch_size]:
+            for sample in left[start : start + batch_size]:
                 try:
                     if sample.image_id not in images:
                         images[sample.image_id] = sample.image()
@@ -208,14 +247,18 @@ def evaluate(
                 seen = {key: images[image_id] for image_id, key in known.items()}
                 asked = [(known[sample.image_id], benchmark.prompt(sample)) for sample in batch]
                 predictions, visual = answers(backbone, method, attached, seen, asked, benchmark.max_new_tokens)
+                records = []
                 for b, (sample, prediction) in enumerate(zip(batch, predictions, strict=True)):
                     decisions = [r for r in attached.records if r.row == b] if attached is not None else []
                     entering = {"visual_tokens": len(visual[b].source) - visual[b].newlines, "newline_tokens": visual[b].newlines}
                     records.append(record(benchmark, sample, prediction, decisions) | entering)
-            advance(min(batch_size, len(samples) - start))
+                done |= {r["id"]: r for r in records}
+                if kept is not None:
+                    kept.add(records)
+            advance(min(batch_size, len(left) - start))
     if skipped:
         print(f"{len(skipped)} of {len(samples)} samples skipped, first {skipped[0]['id']}: {skipped[0]['why']}")
-    return records, skipped
+    return [done[sample.id] for sample in samples if sample.id in done], skipped
 
 
 def answers(

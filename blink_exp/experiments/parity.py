@@ -56,8 +56,9 @@ def judged(row: dict[str, Any], point: dict[str, Any], said: dict[str, Any]) -> 
         return row | {"measured": None, "verdict": f"not measured: {row['error']}"}
     value, error = row["scores"].get(point["score"]), row["stderr"].get(point["score"])
     if value is None:
-        return row | {"measured": None, "verdict": f"scored elsewhere: hand in {row['folder']}"}
-    center = said.get("center", next((said[s] for s in ("zoo", "blink", "hero") if s in said), None))
+        why = f"no score: none of {row['samples']} samples counts for {point['score']}; see {row['folder']}"
+        return row | {"measured": None, "verdict": f"scored elsewhere: hand in {row['folder']}" if row.get("files") else why}
+    center = said.get("center", next((said[s] for s in reference.published("vanilla")["sources"] if s in said), None))
     out = row | {"measured": value, "stderr": error, "difference": None if center is None else value - center}
     if row["samples"] < point["rows"]:
         return out | {"verdict": f"only {row['samples']} of {point['rows']} rows: no verdict"}

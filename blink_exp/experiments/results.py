@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -34,12 +35,23 @@ def write(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+    write(path, json.dumps(finite(value), indent=2, sort_keys=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for every number that JSON has no word for: the mean of nothing is not a number."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def point_hash(settings: dict[str, Any], digests: dict[str, str]) -> str:
     """What a point is known by: its resolved settings, this package's version, and digests of the weights that it uses."""
     kept = {k: v for k, v in settings.items() if k not in NOT_PART_OF_A_POINT}
+    if settings.get("model", {}).get("dtype", "float32") != "float32":
+        kept["batch_size"] = settings.get("batch_size")  # padding flips a few answers in half precision
     text = json.dumps([kept, digests, importlib.metadata.version("blink_exp")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

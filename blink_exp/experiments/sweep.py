@@ -58,8 +58,10 @@ def guarded(cfg: DictConfig, label: str) -> dict[str, Any]:
 def point(cfg: DictConfig) -> dict[str, Any]:
     """Measures a configuration, unless its folder in the store says that this has been done, its cost included where that is wanted."""
     from blink_exp.experiments import tokens
-    from blink_exp.experiments.evaluate import measure
+    from blink_exp.experiments.evaluate import locate, measure
 
+    cfg = cfg.copy()
+    locate(cfg)  # another copy of the data is another point
     settings = results.plain(cfg)
     folder = Path(cfg.store) / results.point_hash(settings, digests(settings))
     metrics = folder / "metrics.json"
@@ -78,6 +80,7 @@ def point(cfg: DictConfig) -> dict[str, Any]:
         "tokens": tokens.realised(records, tokens.llm_depth(model["path"], model.get("revision")) if decided else None),
         "cost": finished.get("cost"),
         "samples": finished["samples"],
+        "files": finished.get("files", []),
         "skipped_samples": len(finished["skipped"]),
         "seconds": finished["seconds"],
         "backbone": finished["backbone"],

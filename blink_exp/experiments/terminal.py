@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,21 +18,25 @@ def show(finished: dict[str, Any]) -> None:
     for column in ("score", "value", "stderr", "samples"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in finished["scores"].items():
-        stderr = "" if score["stderr"] is None else f"{score['stderr']:.2f}"
-        table.add_row(name, f"{score['value']:.2f}", stderr, str(score["samples"]))
+        table.add_row(name, number(score["value"]), number(score["stderr"]), str(score["samples"]))
     loaded = {k: finished[k] for k in ("dtype", "pad", "system_prompt") if finished.get(k) not in (None, "none")}
     table.caption = ", ".join(f"{k} {v}".lower() for k, v in loaded.items()) or None
     console = results.console()
     console.print(table if finished["scores"] else f"{finished['samples']} predictions on {finished['benchmark']}, no score yet")
     if finished["without_answer"]:
         console.print(f"{finished['without_answer']} of {finished['samples']} rows have no answer to compare with: predicted, not scored")
-    if finished["layers"]:
+    if finished["layers"] and "blink" in finished:
         tokens = [v["visual_tokens"] for v in finished["blink"]["layers"].values()]
         console.print(f"layers {finished['layers']}, visual tokens by layer {[round(t) for t in tokens]}", highlight=False)
     if finished["cost"]:
         console.print(cost_line(finished["cost"]), highlight=False)
     if finished["skipped"]:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
+
+
+def number(value: float | None) -> str:
+    """Two digits; nothing for what has no value."""
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def cost_line(cost: dict[str, Any]) -> str:

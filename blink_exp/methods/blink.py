@@ -189,7 +189,8 @@ def configure(
         raise UserError(
             f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them (train.py) and give their folder"
         )
-    return blink(policy, checkpoint.load_all(folder, chosen, backbone.identity, backbone.width))
+    modules = checkpoint.load_all(folder, chosen, backbone.identity, backbone.width)
+    return blink(policy, modules.to(backbone.model.device, backbone.model.dtype))
 
 
 def selected_layers(depth: int, *, layer: int | None, indices, base: int, relative: bool) -> tuple[int, ...]:

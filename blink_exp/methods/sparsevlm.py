@@ -102,7 +102,7 @@ def layer_average(visual: int, behind: Rows[float], layers: Rows[int] = LAYERS, 
 
 def scaled_schedule(ratio: float, layers: Rows[int] = LAYERS, depth: int = 32) -> tuple[float, ...]:
     """Shares of the visual tokens to keep behind each of ``layers``: the shape of the first list, scaled so that the layer average
-    before recycling is ``ratio`` (baselines.md 3.5; SparseVLM itself has no rule for other numbers of tokens). Where a share would
+    before recycling is ``ratio`` (chosen: SparseVLM itself has no rule for other numbers of tokens). Where a share would
     be more than everything, it is everything and the others are scaled for the rest."""
     shape = [n / TOKENS for n in SCHEDULES[192]]
     for full in range(len(shape)):

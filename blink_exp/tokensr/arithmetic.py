@@ -25,7 +25,7 @@ class Shape:
     before: int = 35  # tokens that stand before the image (vicuna_v1)
     vision_width: int = 1024
     vision_layers: int = 24
-    memory: float = 14.8e9
+    memory: float = 14.1e9
 
 
 LLAVA_7B = Shape()

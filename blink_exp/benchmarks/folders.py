@@ -1,0 +1,134 @@
+"""Which files of a data set's folder are a split: by the card (README.md) where it says so, else by names, as the hub lays them out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from blink_exp.errors import UserError, nearest
+
+# <split>.parquet, <split>-00000-of-00004.parquet, and the hub's older <split>-00000-of-00004-a25dbe3b44c4fda6.parquet
+NAME = re.compile(r"(?P<split>[^/]+?)(-(?P<shard>\d+)-of-(?P<shards>\d+)(-[0-9a-f]{16})?)?\.parquet")
+POINTER = b"version https://git-lfs"
+Files = dict[str, list[Path]]  # by split
+
+
+def local_files(folder: Path, split: str, config: str | None) -> list[str]:
+    """The parquet files of a split of a configuration, in order of their numbers, each of them readable.
+
+    Raises UserError if the configuration or the split is not there (naming those that are), if a file is missing, cut off or a pointer.
+    """
+    files = of_config(folder, config)
+    if split not in files:
+        raise UserError(f"benchmark.split={split} is not in {folder}{f' ({config})' if config else ''}; {nearest(split, files)}")
+    whole(folder, split, files[split])
+    for file in files[split]:
+        readable(file)
+    return [str(file) for file in files[split]]
+
+
+def of_config(folder: Path, config: str | None) -> Files:
+    """The files of ``config``. A folder that knows of no configuration has the rows of the one asked for; any other must name it."""
+    entries = card(folder)
+    said = {str(e["config_name"]): files for e in entries if (files := from_card(folder, e))}
+    found = from_names(folder)
+    if said:
+        found.pop("default", None)  # its files are those that the card has names for
+    found |= said
+    if not found:
+        raise UserError(f"benchmark.path={folder} holds no *.parquet, neither itself nor in data/; give a data set's folder")
+    if config is None:
+        chosen = [str(e["config_name"]) for e in entries if e.get("default") is True]
+        config = next((c for c in (*chosen, "default", *(said if len(said) == 1 else ())) if c in found), None)
+        if config is None:
+            raise UserError(f"benchmark.config=null names none of several in {folder}; use one of: {', '.join(sorted(found))}")
+    foreign = bool(said) and config in {str(e["config_name"]) for e in entries}  # the card knows it, and its files are not here
+    if config not in found and set(found) == {"default"} and not foreign:
+        config = "default"
+    if config not in found:
+        raise UserError(f"benchmark.config={config} is not in {folder}, which holds: {', '.join(sorted(found))}; copy it too, or use those")
+    return found[config]
+
+
+def card(folder: Path) -> list[dict[str, Any]]:
+    """``configs:`` of the front matter of README.md; nothing where there is none that can be read."""
+    file = folder / "README.md"
+    head = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\n---", file.read_text("utf-8", "replace"), re.DOTALL) if file.is_file() else None
+    try:
+        front = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        front = None
+    entries = front.get("configs") if isinstance(front, dict) else None
+    return [e for e in entries if isinstance(e, dict) and "config_name" in e] if isinstance(entries, list) else []
+
+
+def from_card(folder: Path, entry: dict[str, Any]) -> Files:
+    """The parquet files that a configuration's ``data_files`` name: a path or glob, a list of them, or such by split."""
+    named = entry.get("data_files") or []
+    if isinstance(named, dict):
+        named = [{"split": split, "path": paths} for split, paths in named.items()]
+    found: dict[str, set[Path]] = {}
+    for item in named if isinstance(named, list) else [named]:
+        item = item if isinstance(item, dict) else {"split": "train", "path": item}  # without a split: all of them are train
+        paths = item.get("path") or []
+        for path in paths if isinstance(paths, list) else [paths]:
+            pattern = f"{entry.get('data_dir') or '.'}/{path}"
+            inside = "://" not in pattern and not pattern.startswith("/") and ".." not in pattern.split("/")
+            matches = {p for p in folder.glob(pattern) if p.suffix == ".parquet" and p.is_file()} if inside else set()
+            if matches:
+                found.setdefault(str(item.get("split")), set()).update(matches)
+    return {split: sorted(files) for split, files in found.items()}
+
+
+def from_names(folder: Path) -> dict[str, Files]:
+    """Files by configuration: those in data/ or the folder itself are ``default``, those in a folder of its own are of its name."""
+    places = [("default", folder / "data"), ("default", folder)]
+    for parent in (folder, folder / "data"):
+        subfolders = sorted(p for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+        places += [(p.name, p) for p in subfolders if p != folder / "data" and not p.name.startswith(".")]
+    found: dict[str, Files] = {}
+    for config, place in places:
+        files: Files = {}
+        for file in sorted(place.glob("*.parquet")):
+            name = NAME.fullmatch(file.name)
+            files.setdefault(name["split"] if name else file.stem, []).append(file)
+        if files:
+            found.setdefault(config, files)
+    return found
+
+
+def whole(folder: Path, split: str, files: list[Path]) -> None:
+    """Raises UserError unless files whose names say "k of n" are n, each of them once. A card may join several such series in a split."""
+    series: dict[Path, list[tuple[int, int]]] = {}
+    for file in files:
+        if name := NAME.fullmatch(file.name):
+            series.setdefault(file.parent / name["split"], []).append((int(name["shard"] or 0), int(name["shards"] or 1)))
+    for start, parts in series.items():
+        numbers, shards = {k for k, _ in parts}, {n for _, n in parts}
+        if len(shards) > 1 or len(numbers) < len(parts):
+            raise UserError(f"{folder} holds two copies of files of split {split}, {start.name}*.parquet; keep those of one")
+        absent = sorted(set(range(*shards)) - numbers)
+        if absent:
+            count = f"{len(absent)} of {max(shards)} files {start.name}-*.parquet of split {split} are missing"
+            raise UserError(f"{folder}: {count}, first number {absent[0]:05d}; download them again")
+
+
+def readable(file: Path) -> None:
+    """Raises UserError if a file is no whole parquet file, by its footer: it stands at the end, and a cut takes it away."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with file.open("rb") as opened:
+            if opened.read(len(POINTER)) == POINTER:
+                raise UserError(f"{file} is a git-lfs pointer, not data; run git lfs pull in its folder, or download it")
+        pq.read_metadata(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file} could not be read ({one_line(error)}); download it again") from None
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
