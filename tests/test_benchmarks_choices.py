@@ -351,10 +351,10 @@ def test_mmvet_writes_the_evaluator_s_file_with_and_without_a_judge(tmp_path):
     assert list(json.loads(file.read_text(encoding="utf-8")).items()) == [("v1_0", "α"), ("v1_1", "b"), ("v1_2", "c")]
     assert file.name == "mmvet_test_submission.json"
     assert benchmark.submit(found[:2], tmp_path)[0].name == "mmvet_test_partial_1_missing.json"
-    with pytest.raises(UserError, match="question_id=v1_0 is answered twice"):
+    with pytest.raises(UserError, match="mmvet/test/v1_0 is answered twice"):
         benchmark.submit([*found, found[0]], tmp_path)
-    odd = [found[0] | {"fields": found[0]["fields"] | {"question_id": "v1_7"}}]
-    with pytest.raises(UserError, match="question_id=v1_7 is not a question of mmvet/test"):
+    odd = [found[0] | {"id": "mmvet/test/v1_7"}]
+    with pytest.raises(UserError, match="mmvet/test/v1_7 is not a question of mmvet/test"):
         benchmark.submit(odd, tmp_path)
     rows = [{"question_id": "7", "question": "?", "answer": "a", "capability": "rec", "image": picture()}]
     with pytest.raises(UserError, match="question_id=7 is not MM-Vet's"):

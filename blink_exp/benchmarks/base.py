@@ -183,6 +183,7 @@ def shard(samples: list[Sample], part: str) -> list[Sample]:
 
 
 def by_image(samples: list[Sample]) -> list[list[Sample]]:
+    """The questions on each image, images in order of their first."""
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.image_id].append(sample)

@@ -153,10 +153,10 @@ class MMBench(Published):
         if all(r["answer"] is not None for r in records):
             return []
         header = ["index", "question", "A", "B", "C", "D", "prediction"]
-        found, state = by_question(records, "index", sorted(map(int, self.column("index"))), f"{self.name}/{self.split}")
-        rows = []
-        for index, r in found.items():
-            rows.append([index, r["fields"]["question"], *(r["fields"]["options"].get(letter) for letter in "ABCD"), r["prediction"]])
+        wanted = [self.id(f"{index:07d}") for index in sorted(map(int, self.column("index")))]
+        found, state = by_question(records, wanted, f"{self.name}/{self.split}")
+        asked = [(r["fields"], r["prediction"]) for r in found.values()]
+        rows = [[f["index"], f["question"], *(f["options"].get(letter) for letter in "ABCD"), said] for f, said in asked]
         return [write_sheet(folder / f"{self.name}_{self.split}_{state}.xlsx", header, rows)]
 
 

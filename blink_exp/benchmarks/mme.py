@@ -8,6 +8,7 @@ import numpy as np
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean, total
 from blink_exp.benchmarks.rows import Published, missing
+from blink_exp.benchmarks.vqa import SHORT
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -28,7 +29,7 @@ class MME(Published):
         return Sample(self.id(f"{i:05d}"), image_id, image, row["question"], answer, row["category"])
 
     def prompt(self, sample: Sample) -> str:
-        return sample.question.replace(SUFFIX, "") + "\nAnswer the question using a single word or phrase."
+        return sample.question.replace(SUFFIX, "") + SHORT
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None if sample.answer is None else yes_or_no(prediction, letters=self.protocol == "lmms_eval") == sample.answer

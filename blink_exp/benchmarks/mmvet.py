@@ -105,9 +105,9 @@ class MMVet(Published):
         from blink_exp.experiments.results import write_json
 
         wanted = sorted(map(str, self.column("question_id")), key=number)
-        found, state = by_question(records, "question_id", wanted, f"{self.name}/{self.split}")
+        found, state = by_question(records, map(self.id, wanted), f"{self.name}/{self.split}")
         path = folder / f"mmvet_{self.split}_{state}.json"
-        write_json(path, {key: r["prediction"] for key, r in found.items()})
+        write_json(path, {r["fields"]["question_id"]: r["prediction"] for r in found.values()})
         return [path]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.folders import local_files, one_line
@@ -108,6 +108,8 @@ def load_rows(path: str, split: str, config: str | None, revision: str | None, c
     READER.addFilter(listen)
     try:
         rows = datasets.load_dataset(**source, split=split)
+    except UnidentifiedImageError:  # its own words hold a memory address, which differs from run to run
+        raise OSError("the row's image is in no known format") from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         broken = isinstance(error, datasets.exceptions.DatasetGenerationError)
         raise UserError(refusal(path, folder.is_dir(), told, broken, error)) from None

@@ -11,20 +11,22 @@ from blink_exp.errors import UserError
 Cell = int | str | None
 
 
-def by_question(records: Iterable[dict[str, Any]], field: str, wanted: Iterable[Any], of: str) -> tuple[dict[Any, dict[str, Any]], str]:
-    """({question: record} in the order of ``wanted``, ``submission`` or ``partial_<n>_missing``). ``field``: the record's field that
-    holds the question's number; ``of``: what messages call the split.
+def by_question(records: Iterable[dict[str, Any]], wanted: Iterable[str], of: str) -> tuple[dict[str, dict[str, Any]], str]:
+    """({sample id: record} in the order of ``wanted``, ``submission`` or ``partial_<n>_missing``). ``wanted``: the ids of the split's
+    questions; ``of``: what messages call the split.
 
-    Raises UserError if a record is of another split, or a question has two.
+    Raises UserError if a record is of another split, a question has two, or a prediction is no text.
     """
     wanted = list(wanted)
     known, found = set(wanted), {}
     for r in records:
-        key = r["fields"][field]
+        key = r["id"]
         if key not in known:
-            raise UserError(f"{field}={key} is not a question of {of}; give the records of that split")
+            raise UserError(f"{key} is not a question of {of}; give the records of that split")
         if key in found:
-            raise UserError(f"{field}={key} is answered twice, and the server takes one answer a question; give the records of one run")
+            raise UserError(f"{key} is answered twice, and the server takes one answer a question; give the records of one run")
+        if not isinstance(r["prediction"], str):
+            raise UserError(f"{key} has the prediction {r['prediction']!r}, which is no text; run it again")
         found[key] = r
     missing = len(known) - len(found)
     return {key: found[key] for key in wanted if key in found}, f"partial_{missing}_missing" if missing else "submission"

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.rows import Published, blank
+from blink_exp.benchmarks.sheets import by_question
 from blink_exp.errors import UserError
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -122,18 +123,8 @@ class Served(TenAnswers):
 
         if not records or any(r["answer"] is not None for r in records):
             return []
-        prefix = self.id("")
-        wanted = {f"{prefix}{question_id}": question_id for question_id in self.column("question_id")}
-        answers: dict[str, str] = {}
-        for r in records:
-            if r["id"] not in wanted:
-                raise UserError(f"{r['id']} is not a question of {prefix.rstrip('/')} in {self.path}; give the records of that split")
-            if r["id"] in answers:
-                raise UserError(f"{r['id']} is answered twice, and the server takes one answer a question; give the records of one run")
-            if not isinstance(r["prediction"], str):
-                raise UserError(f"{r['id']} has the prediction {r['prediction']!r}, which is no text; run it again")
-            answers[r["id"]] = normalize(r["prediction"])
-        missing = len(wanted) - len(answers)
-        file = folder / f"{self.name}_{self.split}_{f'partial_{missing}_missing' if missing else 'submission'}.json"
-        write_json(file, [self.entry(question_id, answers[key]) for key, question_id in wanted.items() if key in answers])
+        wanted = {self.id(question_id): question_id for question_id in self.column("question_id")}
+        found, state = by_question(records, wanted, f"{self.name}/{self.split}")
+        file = folder / f"{self.name}_{self.split}_{state}.json"
+        write_json(file, [self.entry(wanted[key], normalize(r["prediction"])) for key, r in found.items()])
         return [file]

@@ -54,6 +54,7 @@ def prepare(cfg: DictConfig) -> tuple[Backbone, Method, Benchmark]:
 
 
 def prepare_model(cfg: DictConfig) -> tuple[Backbone, Method]:
+    """The backbone of ``cfg.model``, and ``cfg.method`` made for it."""
     from hydra.utils import instantiate
 
     backbone = instantiate(cfg.model, _convert_="all")

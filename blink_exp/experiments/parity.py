@@ -91,6 +91,7 @@ def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(document: dict[str, Any]) -> str:
+    """parity.md: the table under its two labels, and the command."""
     head, body = cells(document)
     return "\n".join(
         [
@@ -109,6 +110,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def show(document: dict[str, Any]) -> None:
+    """The table on the terminal."""
     from rich.table import Table
 
     head, body = cells(document)

@@ -17,6 +17,7 @@ MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "qu
 
 
 def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: list[Any]) -> dict[str, Any]:
+    """A sample's line in records.jsonl. ``decisions``: what a policy recorded of it, by layer."""
     return graded(benchmark, sample, prediction) | {
         "layers": [
             {
@@ -67,6 +68,7 @@ def summary(records: list[dict[str, Any]], visual: int) -> dict[str, Any]:
 
 
 def write_lines(records: list[dict[str, Any]]) -> str:
+    """One line of JSON a record."""
     return "".join(json.dumps(r, ensure_ascii=False).translate(LINE_ENDS) + "\n" for r in records)
 
 
