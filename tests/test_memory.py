@@ -135,3 +135,14 @@ def test_the_table_in_the_docs_is_the_one_that_is_computed():
 
     docs = Path(__file__).resolve().parent.parent / "docs" / "backbones.md"
     assert memory.table() in docs.read_text()
+
+
+def test_a_batch_too_large_for_what_is_left_is_said_with_the_largest_that_fits(monkeypatch):
+    """LLaVA-1.5-7B: 576 + 512 tokens of half a MiB a prompt, 0.57 GB; 5.5 GB hold nine of them."""
+    config = published_config("llava_1_5_7b")
+    monkeypatch.setattr(memory, "free", lambda device: int(5.5e9))
+    memory.check_batch(config, "float16", "cuda:0", 9)
+    with pytest.raises(UserError, match=r"batch_size=10 needs 5.7 GB for keys and values, but cuda:0 has 5.5 GB free; use batch_size=9"):
+        memory.check_batch(config, "float16", "cuda:0", 10)
+    monkeypatch.setattr(memory, "free", lambda device: None)
+    memory.check_batch(config, "float16", "cuda:0", 10_000)

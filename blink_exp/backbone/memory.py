@@ -107,6 +107,16 @@ def check(config: Any, dtype: str, device: str, quantization: str | None = None,
         )
 
 
+def check_batch(config: Any, dtype: str, device: str, batch_size: int) -> None:
+    """Raises UserError where the keys and values of ``batch_size`` prompts do not fit beside the weights, which are loaded already."""
+    have, one = free(device), estimate(config, dtype, counted=(0, 0)).cache
+    if have is not None and batch_size * one > have:
+        raise UserError(
+            f"batch_size={batch_size} needs {gb(batch_size * one)} for keys and values, but {device} has {gb(have)} free;"
+            f" use batch_size={max(1, have // one)}"
+        )
+
+
 def _cures(
     config: Any, counted: tuple[int, int], dtype: str, device: str, have: int, quantization: str | None, device_map: str | None
 ) -> str:

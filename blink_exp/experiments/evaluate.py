@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 
 from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.memory import check_batch
 from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Benchmark, Compares, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.errors import UserError
@@ -50,7 +51,9 @@ def prepare(cfg: DictConfig) -> tuple[Backbone, Method, Benchmark]:
     if cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} runs nothing; use 1 or more")
     benchmark = prepare_benchmark(cfg)
-    return *prepare_model(cfg), benchmark
+    backbone, method = prepare_model(cfg)
+    check_batch(backbone.model.config, backbone.settings["dtype"], backbone.settings["device"], cfg.batch_size)
+    return backbone, method, benchmark
 
 
 def prepare_model(cfg: DictConfig) -> tuple[Backbone, Method]:
