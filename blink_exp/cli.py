@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blink_exp.errors import UserError, nearest
+from blink_exp.errors import UserError, flat, nearest
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
@@ -66,8 +66,9 @@ def one_line(error: BaseException) -> str:
     if cause is not None:
         return str(cause)
     if type(error).__name__ == OUT_OF_MEMORY:
-        said = " ".join(str(error).split())[:160]
-        return f"the device is out of memory ({said}); use a smaller batch_size, model.dtype=bfloat16 or model.quantization=4bit"
+        return (
+            f"the device is out of memory ({flat(error, 160)}); use a smaller batch_size, model.dtype=bfloat16 or model.quantization=4bit"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines) or type(error).__name__
 

@@ -15,3 +15,8 @@ def nearest(value: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(value, known, n=3, cutoff=0.4)
     return f"did you mean {' or '.join(close)}?" if close else f"use one of: {', '.join(known)}"
+
+
+def flat(text: object, most: int | None = None) -> str:
+    """``text`` on one line, its first ``most`` characters."""
+    return " ".join(str(text).split())[:most]

@@ -13,7 +13,8 @@ from hub import CONF, MAKERS, build, cell, chartqa, picture, write
 
 from blink_exp.benchmarks.base import Submits
 from blink_exp.experiments.evaluate import evaluate
-from blink_exp.experiments.records import predicted, scored_again, write_lines
+from blink_exp.experiments.records import write_lines
+from blink_exp.experiments.rescoring import predicted, scored_again
 from blink_exp.methods.none import none
 
 

@@ -19,7 +19,8 @@ from blink_exp.benchmarks.base import Sample, mean, shard, spread
 from blink_exp.errors import UserError
 from blink_exp.experiments import evaluate, results, terminal
 from blink_exp.experiments.evaluate import located
-from blink_exp.experiments.records import Kept, made_with, predicted, scored_again, write_lines
+from blink_exp.experiments.records import Kept, write_lines
+from blink_exp.experiments.rescoring import made_with, predicted, score_again, scored_again
 from blink_exp.methods.none import none
 
 
@@ -176,7 +177,7 @@ def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, cap
     said = [{"id": s.id, "prediction": s.answer, "layers": [step]} for s in mme.samples()]
     path = lines(tmp_path / "run" / "records.jsonl", said)
     results.write_json(tmp_path / "run" / "metrics.json", MADE | {"blink": {"visual_tokens_of_the_image": 144}, "skipped": [{"id": "x"}]})
-    finished = evaluate.score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}"), tmp_path / "out")
+    finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}"), tmp_path / "out")
     assert {k: finished[k] for k in MADE} == MADE  # the seed too, which is not this command's
     assert finished["blink"]["layers"][12]["visual_tokens"] == 288
     assert finished["skipped"] == [] and finished["scores"]["accuracy"]["value"] == 100

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from blink_exp.errors import UserError, nearest
+from blink_exp.errors import UserError, flat, nearest
 
 # <split>.parquet, <split>-00000-of-00004.parquet, and the hub's older <split>-00000-of-00004-a25dbe3b44c4fda6.parquet
 NAME = re.compile(r"(?P<split>[^/]+?)(-(?P<shard>\d+)-of-(?P<shards>\d+)(-[0-9a-f]{16})?)?\.parquet")
@@ -127,8 +127,4 @@ def readable(file: Path) -> None:
                 raise UserError(f"{file} is a git-lfs pointer, not data; run git lfs pull in its folder, or download it")
         pq.read_metadata(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} could not be read ({one_line(error)}); download it again") from None
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+        raise UserError(f"{file} could not be read ({flat(error, 200)}); download it again") from None

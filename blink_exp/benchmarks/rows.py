@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from blink_exp.benchmarks.base import Sample
-from blink_exp.benchmarks.folders import local_files, one_line
-from blink_exp.errors import UserError
+from blink_exp.benchmarks.folders import local_files
+from blink_exp.errors import UserError, flat
 
 READER = logging.getLogger("datasets.packaged_modules.parquet.parquet")  # the only one to say which file it could not read
 
@@ -127,7 +127,7 @@ def load_rows(path: str, split: str, config: str | None, revision: str | None, c
 
 def refusal(path: str, local: bool, told: list[str], broken: bool, error: Exception) -> str:
     """One line on why `datasets` gave no rows. ``told``: files that its reader could not read; ``broken``: it had files to read."""
-    said = one_line((error.__cause__ or error) if broken else error)
+    said = flat((error.__cause__ or error) if broken else error, 200)
     if told:
         cure = "download it again" if local else f"run: hf download {path} --repo-type dataset --force-download"
         return f"benchmark.path={path}: {told[0]} could not be read ({said}); {cure}"
@@ -164,7 +164,7 @@ def open_image(cell: Any, exif: bool = True) -> Image.Image:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
-        raise OSError(one_line(error)) from None  # cut: a text that is no path may be a whole image in base64
+        raise OSError(flat(error, 200)) from None  # cut: a text that is no path may be a whole image in base64
 
 
 def missing(value: Any) -> bool:

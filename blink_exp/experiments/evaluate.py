@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +15,10 @@ from PIL import Image
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.memory import check_batch
 from blink_exp.backbone.views import Visual
-from blink_exp.benchmarks.base import Benchmark, Compares, Judged, Probes, Sample, Submits, shard, spread
-from blink_exp.errors import UserError
+from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
+from blink_exp.errors import UserError, flat
 from blink_exp.experiments import results
-from blink_exp.experiments.records import Kept, made_with, predicted, record, scored_again, summary, write_lines
+from blink_exp.experiments.records import Kept, record, summary, write_lines
 from blink_exp.experiments.terminal import bar, show
 from blink_exp.methods.base import Method
 
@@ -38,7 +35,12 @@ def run(cfg: DictConfig) -> dict[str, float]:
             raise UserError(f"table={cfg.table.name} has many points; python sweep.py table={cfg.table.name}")
         run_parity(cfg, out)
         return {}
-    finished = measure(cfg, out) if cfg.predictions is None else score_again(cfg, out)
+    if cfg.predictions is None:
+        finished = measure(cfg, out)
+    else:
+        from blink_exp.experiments.rescoring import score_again
+
+        finished = score_again(cfg, out)
     show(finished)
     for file in finished["files"]:
         print(f"to be scored elsewhere: {out / file}")
@@ -92,13 +94,14 @@ def located(path: str, root: Path) -> str:
 def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns what
     the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there."""
+    from blink_exp.experiments.sweep import digests
     from blink_exp.tracking import tracker
 
     started = time.time()
     backbone, method, benchmark = prepare(cfg)
     results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     settings = results.plain(cfg)
-    kept = Kept(out / "records.part", fingerprint(cfg))
+    kept = Kept(out / "records.part", results.point_hash(settings, digests(settings)))
     with tracker(settings, out, name=f"{method.name}-{benchmark.name}") as track:
         if isinstance(benchmark, Probes):
             with bar(None, benchmark.name, True) as advance:
@@ -131,14 +134,6 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return finished
 
 
-def fingerprint(cfg: DictConfig) -> str:
-    """Digest of what an evaluation's records depend on: its resolved settings, the weights they name, and this package's version."""
-    from blink_exp.experiments.sweep import digests
-
-    text = [OmegaConf.to_yaml(cfg, resolve=True), digests(results.plain(cfg)), importlib.metadata.version("blink_exp")]
-    return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]
-
-
 def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """Scores and what they are scores of; writes ``records.jsonl`` and what a test server or judge takes."""
     results.write(out / "records.jsonl", write_lines(records))  # first: a judge may fail, and what was predicted must not be lost
@@ -156,38 +151,6 @@ def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> di
         "without_answer": sum("answer" in r and r["answer"] is None for r in records),
         "files": [str(file.relative_to(out)) for file in files],
     }
-
-
-def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Scores ``cfg.predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
-    started = time.time()
-    benchmark = prepare_benchmark(cfg)
-    samples = benchmark.samples()
-    made = made_with(cfg.predictions)
-    records = scored_again(benchmark, samples, predicted(cfg.predictions))
-    visual = made.pop("visual_tokens_of_the_image", None)
-    blink = {} if visual is None else {"blink": summary(records, visual)}
-    if cfg.against is not None:
-        if not isinstance(benchmark, Compares):
-            raise UserError(f"against={cfg.against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
-        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(cfg.against)))
-    results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    finished = {
-        "backbone": "predictions of an earlier run",
-        "method": "as predicted",
-        "predictions": results.plain(cfg)["predictions"],
-        "against": results.plain(cfg)["against"],
-        "layers": [],
-        **scored(benchmark, records, out),
-        "cost": None,
-        "skipped": [],
-        **results.provenance(cfg.seed, time.time() - started),
-        **made,
-        **blink,
-    }
-    finished = results.finite(finished)
-    results.write_json(out / "metrics.json", finished)
-    return finished
 
 
 def chosen(benchmark: Benchmark, cfg: DictConfig) -> list[Sample]:
@@ -242,7 +205,7 @@ def evaluate(
                         images[sample.image_id] = sample.image()
                     batch.append(sample)
                 except OSError as error:
-                    skipped.append({"id": sample.id, "why": " ".join(str(error).split())})
+                    skipped.append({"id": sample.id, "why": flat(error)})
             if batch:
                 if attached is not None:
                     attached.samples = [sample.id for sample in batch]
