@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import UserError, flat, nearest
+from blink_exp.viewer.quoting import quoted
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
@@ -25,6 +26,8 @@ def entry(main: Callable[[], object], config: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def checked(_: object) -> object:
+        sys.argv[1:] = quoted(sys.argv[1:])
+        check_optuna(sys.argv[1:])
         check_overrides(sys.argv[1:], config)
         return main()
 
@@ -73,6 +76,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(lines) or type(error).__name__
 
 
+def check_optuna(argv: list[str]) -> None:
+    import importlib.metadata
+
+    if any(word.lstrip("+").startswith(("search=", "hydra/sweeper=optuna")) for word in argv):
+        try:
+            importlib.metadata.version("hydra-optuna-sweeper")
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError('a search needs Optuna; pip install "blink_exp[optuna]"') from None
+
+
 def check_overrides(argv: list[str], config: str) -> None:
     """Names the nearest presets and keys for words that Hydra would not find. Reads file and key names only."""
     import re
@@ -86,7 +99,9 @@ def check_overrides(argv: list[str], config: str) -> None:
         if match is None:
             continue
         key, inner, value = match.groups()
-        if key not in keys and key != "hydra":
+        if key.partition("/")[0] == "hydra":
+            continue  # Hydra names its own
+        if key not in keys:
             raise UserError(f"{word.split('=')[0]} is not a setting; {nearest(key, keys)}")
         if key in groups and not inner and not value.startswith(("[", "{", "null", "$")):
             for name in value.split(","):

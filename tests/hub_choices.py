@@ -1,12 +1,17 @@
-"""Fixtures of the multiple-choice and judged benchmarks in the published schema, entered beside those of ``hub``; and a DUTS folder."""
+"""Fixtures of the multiple-choice and judged benchmarks in the published schema, entered beside those of ``hub``; a DUTS folder; and what
+their tests share: records of an evaluation, a judge that replies from a list."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 from hub import maker, picture, write
 from PIL import Image
+
+from blink_exp.experiments.records import graded
+from blink_exp.judge import UNPARSED, Verdict
 
 
 def circle(base: int, options: list[str], right: int, question: str, image: Image.Image, **row) -> list[dict]:
@@ -102,3 +107,30 @@ def duts(folder: Path, masks: dict[str, np.ndarray]) -> Path:
         picture(i, (mask.shape[1], mask.shape[0])).save(folder / "DUTS-TE-Image" / f"{name}.jpg")
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "DUTS-TE-Mask" / f"{name}.png")
     return folder
+
+
+def records(benchmark, predictions):
+    """As an evaluation makes them. ``predictions``: by sample number, or a function of the sample."""
+    samples = benchmark.samples()
+    said = map(predictions, samples) if callable(predictions) else predictions
+    found = [graded(benchmark, s, prediction) for s, prediction in zip(samples, said, strict=True)]
+    return json.loads(json.dumps(found))  # scores must be computable from what a file holds
+
+
+class Script:
+    """A judge that replies from a list, and remembers what it was asked."""
+
+    model = "scripted"
+
+    def __init__(self, *replies):
+        self.replies, self.asked, self.tries = list(replies), [], None
+
+    def verdicts(self, requests, parse, tries=2, advance=None):
+        self.tries = tries
+        out = []
+        for request in requests:
+            self.asked.append(request())
+            reply = self.replies.pop(0)
+            value = None if reply is None else parse(reply)
+            out.append(Verdict(None, None, "status 500") if reply is None else Verdict(value, reply, "" if value is not None else UNPARSED))
+        return out

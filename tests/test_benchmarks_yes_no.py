@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hub import MAKERS, build, mme, picture, pope, write
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hub import build, mme, picture, pope, write
 
 from blink_exp.benchmarks import mme as mme_
 from blink_exp.benchmarks import pope as pope_
-from blink_exp.benchmarks.base import by, shard
+from blink_exp.benchmarks.base import by
 from blink_exp.errors import UserError
 from blink_exp.experiments.records import graded
 
@@ -210,23 +206,3 @@ def test_records_without_an_answer_are_counted_and_score_nothing(tmp_path):
     scores = benchmark.score(rows)
     assert (scores["without_answer"].value, scores["pooled_accuracy"].samples) == (2, 10)
     assert set(benchmark.score(rows[:2])) == {"without_answer"}
-
-
-@pytest.mark.parametrize("name", ["mme", "pope"])
-@given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4))
-@settings(deadline=None, max_examples=30)
-def test_neither_order_nor_shards_change_a_score(name, seed, parts, fixtures):
-    """The records of the parts of a benchmark, put together in any order, score as the whole does."""
-    rng = random.Random(seed)
-    benchmark, samples = fixtures[name]
-    said = {s.id: rng.choice(["Yes", "No", "no.", "y", "perhaps"]) for s in samples}
-    whole = [graded(benchmark, s, said[s.id]) for s in samples]
-    mixed = [graded(benchmark, s, said[s.id]) for k in range(parts) for s in shard(samples, f"{k + 1}/{parts}")]
-    rng.shuffle(mixed)
-    assert benchmark.score(mixed) == benchmark.score(whole)
-
-
-@pytest.fixture(scope="module")
-def fixtures(tmp_path_factory):
-    made = {name: build(name, MAKERS[name](tmp_path_factory.mktemp(name)), protocol="lmms_eval") for name in ("mme", "pope")}
-    return {name: (benchmark, benchmark.samples()) for name, benchmark in made.items()}

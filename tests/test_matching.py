@@ -7,17 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import random_next
-from hydra import initialize_config_dir
-from hydra_tables import CONF, HERO, composed
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
 from blink_exp.backbone.views import Views, everything, pack
 from blink_exp.benchmarks.base import ExactMatch, Sample
+from blink_exp.cli import CONF
 from blink_exp.errors import UserError
-from blink_exp.experiments import evaluate, matching, tokens
+from blink_exp.experiments import catalog, evaluate, matching, plan, tokens
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts, scaled_schedule
+
+
+def composed(label: str, *own: str):
+    """A point of the matched table, as sweep.py composes it."""
+    table = catalog.named("table", "hero_table4_matched")
+    point = next(p for p in table["points"] if p["label"] == label)
+    return compose("sweep", overrides=[*plan.words(table, point, "mosaic_hr"), *own])
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +63,7 @@ def stub(monkeypatch):
 
 
 def test_matched_fastv_has_a_layer_average_of_a_fifth(stub, tmp_path):
-    (word,) = matching.matched(composed("hero_table4_matched", "FastV", (f"store={tmp_path}",)), "method.retention_ratio")
+    (word,) = matching.matched(composed("FastV", f"store={tmp_path}"), "method.retention_ratio")
     ratio = float(word.removeprefix("method.retention_ratio="))
     views = [Views.of(stub.model.config, size) for size in ((40, 40), (80, 40), (30, 90))]
     sizes = [len(pack(v, everything(v))) for v in views]
@@ -65,9 +72,9 @@ def test_matched_fastv_has_a_layer_average_of_a_fifth(stub, tmp_path):
     assert ratio == pytest.approx((0.2 * 32 - 2) / 30, abs=1 / min(sizes))  # far from 0.2, which would make 0.25
     (stored,) = (tmp_path / "matched").glob("*.json")
     stored.write_text(json.dumps({"value": 0.5, "share": 0.2}))  # and it is searched once
-    again = matching.matched(composed("hero_table4_matched", "FastV", (f"store={tmp_path}",)), "method.retention_ratio")
+    again = matching.matched(composed("FastV", f"store={tmp_path}"), "method.retention_ratio")
     assert again == ["method.retention_ratio=0.5"]
-    more = composed("hero_table4_matched", "FastV", (f"store={tmp_path}", "retention_ratio=0.4"))
+    more = composed("FastV", f"store={tmp_path}", "retention_ratio=0.4")
     assert matching.matched(more, "method.retention_ratio") != again
 
 
@@ -80,7 +87,7 @@ def test_matched_controls_keep_a_fifth_of_what_is_shown(stub, tmp_path):
         return {key: encoding[key] for key in images}
 
     stub.encodings = encodings
-    (word,) = matching.matched(composed("hero_table4_matched", "random", (f"store={tmp_path}",)), "method.ratio")
+    (word,) = matching.matched(composed("random", f"store={tmp_path}"), "method.ratio")
     ratio = float(word.removeprefix("method.ratio="))
     assert len(encoding) == 3  # an image, not a question, each
     shown = [n for e in encoding.values() for n in e.views.valid.sum(1).tolist()]
@@ -106,8 +113,8 @@ def test_search_finds_the_nearest_also_on_steps_and_backwards_and_says_what_is_o
 
 
 def test_every_method_of_the_matched_table_but_the_untouched_one_is_matched():
-    unmatched = [p["label"] for p in HERO["hero_table4_matched"]["points"] if not p.get("match")]
-    assert unmatched == ["none"]
-    for point in HERO["hero_table4_matched"]["points"][1:]:
-        cfg = composed("hero_table4_matched", point["label"])
+    points = catalog.named("table", "hero_table4_matched")["points"]
+    assert [p["label"] for p in points if not p.get("match")] == ["none"]
+    for point in points[1:]:
+        cfg = composed(point["label"])
         assert OmegaConf.select(cfg, point["match"], default="absent") != "absent"

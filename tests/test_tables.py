@@ -1,28 +1,26 @@
-"""The tables of conf/table: their points, their two groups of columns, stored points, and who wins where two set the same."""
+"""What makes a point, a table's document, and stored points."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from hydra import initialize_config_dir
-from hydra_tables import CONF, HERO, POINTS, TABLES, composed, point_of
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from blink_exp import reference
-from blink_exp.backbone.views import EXTRA, Views
-from blink_exp.errors import UserError
-from blink_exp.experiments import evaluate, matching, pictures, report, results, sweep, tables
-from blink_exp.methods.fastv import FastVPolicy
+from blink_exp.cli import CONF
+from blink_exp.experiments import catalog, deltas, evaluate, plan, results, sweep, tables
 
 
 @pytest.fixture(autouse=True)
 def hydra():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
+
+
+def composed(*words: str):
+    return compose("sweep", overrides=list(words))
 
 
 # points
@@ -38,126 +36,40 @@ def test_the_batch_size_makes_another_point_in_half_precision_only():
 
 def test_other_weights_in_a_folder_are_another_point(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    settings = {"model": {"path": str(tmp_path)}, "tokensr": {"path": None}}
+    settings = {"model": {"path": str(tmp_path)}, "method": {}}
     before = sweep.digests(settings)
     assert sweep.digests(settings) == before
     (tmp_path / "model.safetensors").write_bytes(b"another")
     assert sweep.digests(settings) != before
 
 
-def test_the_hero_tables_are_there_with_all_their_points():
-    wanted = {"hero_table4": 14, "hero_table4_matched": 11, "hero_table5": 5, "hero_table6": 4, "hero_table7": 5, "hero_table8": 4}
-    assert {name: len(table["points"]) for name, table in HERO.items()} == wanted
-    assert all(table["name"] == name for name, table in HERO.items())
+def identity(*words: str) -> str:
+    settings = results.plain(composed(*words))
+    return results.point_hash(settings, sweep.digests(settings))
 
 
-@pytest.mark.parametrize(("name", "label"), POINTS)
-def test_a_point_composes_and_has_the_settings_of_its_published_row(name, label):
-    """Against the reference data's own parameters, not against a second copy of the overrides."""
-    cfg, source = composed(name, label), dict(point_of(name, label).get("published") or {})
-    assert (cfg.model.path, cfg.benchmark._target_.rpartition(".")[2]) == ("scale_next", "MosaicHR")
-    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    if name == "hero_table4_matched":
-        assert not source and cfg.retention_ratio == 0.2
-        return
-    params = reference.entry("hero", source.pop("table"), source.pop("row"), **source)["params"]
-    method = cfg.method._target_.split(".")[2]
-    assert params["model"] == "llava-next-7b"
-    assert method == {"full": "none"}.get(params["method"], params["method"])
-    if method not in ("none", "prumerge_plus"):
-        assert cfg.method.retention_ratio == params["keep_ratio"]
-    if method == "hero":
-        assert cfg.method.options.allocation == {"scored": "scores"}.get(params["allocation"], params["allocation"])
-        assert params["alpha"] in (None, cfg.method.alpha)
-        assert (list(cfg.method.low), list(cfg.method.high)) == (params["layers_local"], params["layers_global"])
-    values = tables.published(HERO[name], point_of(name, label))
-    assert set(values) == {*tables.columns(HERO[name])["published_columns"], "derived"}
-    assert any(v is not None for k, v in values.items() if k != "derived")
+def test_settings_that_a_method_does_not_read_make_no_other_point():
+    """So that the untouched model is measured once for a table that sets thresholds for each benchmark."""
+    none = identity("method=none")
+    assert identity("method=none", "thresholds=gqa", "layers=single", "layer=18", "hero_alpha=no_text", "retention_ratio=0.5") == none
+    assert identity("method=none", "store=elsewhere", "cost=2", "logger=wandb", "batch_size=4", "tokensr.path=/elsewhere") == none
+    assert (
+        len({none, *(identity("method=none", w) for w in ("benchmark=easyvqa", "limit=3", "seed=1", "shard=1/2", "model.dtype=bfloat16"))})
+        == 6
+    )
+    assert identity("method=blink", "thresholds=gqa") != identity("method=blink")
+    assert identity("method=hero", "retention_ratio=0.5") != identity("method=hero")
 
 
-def test_published_columns_exist_in_the_paper_and_carry_its_numbers():
-    for name, table in HERO.items():
-        for point in table["points"]:
-            if point.get("published"):
-                row = reference.row("hero", *[point["published"][k] for k in ("table", "row")], model="llava-next-7b")
-                assert set(table["published"].values()) <= set(row), name
-    hero = tables.published(HERO["hero_table4"], point_of("hero_table4", "HERO (20%)"))
-    assert (hero["OCRBench"], hero["MME"]) == (48.6, 1500.9)  # of the 7B model, not the 13B row of the same name
-    assert tables.published(HERO["hero_table4"], point_of("hero_table4", "FastV (50%)"))["OCRBench"] is None
-
-
-def test_a_label_that_names_two_rows_is_refused_and_so_is_one_that_names_none():
-    with pytest.raises(KeyError, match="2 rows"):
-        reference.row("hero", "hero-table-4", "HERO (20%)")
-    with pytest.raises(KeyError, match="no row"):
-        reference.row("hero", "hero-table-4", "HERO (30%)")
-
-
-# columns
-
-
-def document(name: str, rows: list[dict]) -> dict:
-    table = TABLES[name]
-    return {k: table[k] for k in tables.KEPT if k in table} | tables.columns(table) | {"rows": rows, "command": "c"}
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_published_numbers_stand_in_published_columns_only_and_measured_ones_in_measured(name):
-    table = TABLES[name]
-    said, here = (len(tables.columns(table)[k]) for k in ("published_columns", "measured_columns"))
-    scores = {f: 77.77 for f in ("accuracy", "total", "perception", "cognition")}
-    cost = {k: 77.77e9 for k in ("prompt_tokens", "kv_bytes", "prefill_flops_formula")}
-    full = {"status": "done", "scores": scores, "stderr": {}, "tokens": {"layer": 77.0}, "cost": cost, "backbone": "b", "samples": 1}
-    rows = []
-    for point in table["points"]:
-        values = tables.published(table, point)
-        rows.append({"point": point["label"], "status": "failed", "published": values})
-        rows.append({"point": point["label"], **full, "published": {}})
-    for label, *numbers in tables.cells(document(name, rows))[::2]:
-        assert len(numbers) == said + here, label
-        assert any(numbers[:said]) or not said
-        assert not any(numbers[said:]), f"{label}: a published number among the measured ones"
-    for _, *numbers in tables.cells(document(name, rows))[1::2]:
-        assert not any(numbers[:said])
-        assert any(numbers[said:])
-    head = next(line for line in tables.markdown(document(name, rows)).splitlines() if line.startswith("|  |"))
-    assert (head.count("(published)"), head.count("(measured)")) == (said, here)
-    for column in tables.columns(table)["measured_columns"].values():
-        assert column["value"].split(".")[0] in ("scores", "tokens", "cost")
-
-
-def test_numbers_are_printed_in_their_units_and_an_absent_one_is_empty():
-    rows = [
-        {
-            "point": "p",
-            "status": "done",
-            "scores": {"accuracy": 51.26},
-            "stderr": {"accuracy": 2.34},
-            "cost": {"kv_bytes": 3 * 2**20, "prefill_flops_counted": 1.5e9, "encode_seconds": 0.25},
-            "published": tables.published(HERO["hero_table8"], point_of("hero_table8", "HERO (40%)")),
-            "backbone": "b",
-            "samples": 3,
-        }
-    ]
-    headings = ("", *HERO["hero_table8"]["published"], *HERO["hero_table8"]["measured"])
-    (row,) = tables.cells(document("hero_table8", rows))
-    assert len(row) == len(headings) == 1 + 6 + 10  # two groups share a heading ("tokens"), so look up from the right
-    cells = dict(zip(headings, row, strict=True))
-    assert cells["KV cache MB"] == "552.5" and cells["KV cache MiB"] == "3.00"
-    assert cells["GFLOPs counted"] == "1.500" and cells["encode ms"] == "250"
-    assert cells["accuracy"] == "51.3 ± 2.3" and cells["peak memory MiB"] == "" and cells["GFLOPs by formula"] == ""
-
-
-def test_table_2_of_blink_is_printed_as_it_was():
-    """One list of columns still says both groups."""
-    point = point_of("blink_table2", "Blink / full")
-    row = {"point": "Blink / full", "status": "done", "published": tables.published(TABLES["blink_table2"], point), "samples": 4}
-    row |= {"scores": {"total": 1500.123, "cognition": 3}, "stderr": {"total": 20.4}, "backbone": "b"}
-    text = tables.markdown(document("blink_table2", [row])).splitlines()
-    published = [f"{v:.2f}" for v in tables.published(TABLES["blink_table2"], point).values() if isinstance(v, float)]
-    assert text[-3] == "| Blink / full | " + " | ".join([*published, "", "3.00", "1500.12 ± 20"]) + " |"
-    names = ("perception", "cognition", "total")
-    assert text[6] == "|  | " + " | ".join([f"{n} (published)" for n in names] + [f"{n} (measured)" for n in names]) + " |"
+def test_trained_modules_make_another_point_of_methods_that_use_them(tmp_path):
+    (tmp_path / "layer_12.safetensors").write_bytes(b"one")
+    for method in ("blink", "blink_hero", "pair"):
+        words = (f"method={method}", f"tokensr.path={tmp_path}", *(["method/policy=blink"] if method == "pair" else []))
+        before = identity(*words)
+        (tmp_path / "layer_12.safetensors").write_bytes(f"retrained for {method}".encode())
+        assert identity(*words) != before, method
+    one = sweep.digests(results.plain(composed("method=blink_interp", f"tokensr.path={tmp_path}")))
+    assert one["tokensr"] == ""
 
 
 # the split
@@ -196,109 +108,166 @@ def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(t
         asked.append(cfg.cost)
         cost = {"prompts": cfg.cost, "kv_bytes": 1} if cfg.cost else None
         finished = {"method": "hero", "scores": {"accuracy": {"value": 5.0, "stderr": 1.0}}, "cost": cost, "samples": 1, "skipped": []}
-        finished |= {k: None for k in ("seconds", "backbone", "commit", "blink")}
+        finished |= {k: None for k in ("seconds", "backbone", "commit", "blink", "headline", "benchmark", "protocol")}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "records.jsonl").write_text(json.dumps({"visual_tokens": 7, "newline_tokens": 1, "layers": []}) + "\n")
         results.write_json(folder / "metrics.json", finished)
         return finished
 
     monkeypatch.setattr(evaluate, "measure", measure)
-    rows = [sweep.point(composed("hero_table7", "H = 22", (f"store={tmp_path}", f"cost={cost}"))) for cost in (0, 0, 2, 2, 1, 0, 3)]
+    rows = [sweep.point(composed("method=hero", f"store={tmp_path}", f"cost={cost}")) for cost in (0, 0, 2, 2, 1, 0, 3)]
     assert asked == [0, 2, 3]
     assert [row["reused"] for row in rows] == [False, True, False, True, True, True, False]
     assert rows[0]["cost"] is None and rows[5]["cost"]["prompts"] == 2  # what is known is handed on, wanted or not
     assert rows[1]["tokens"] == {"entering": 7, "newlines": 1, "layer": 7} and rows[1]["method"] == "hero"
-    sweep.point(composed("hero_table8", "HERO (20%)", (f"store={tmp_path}",)))  # the same point: its cost is there
-    assert asked == [0, 2, 3]
 
 
-def test_the_user_s_own_word_wins_over_the_table_s_and_the_point_s(tmp_path, monkeypatch):
+# a table's document
+
+TABLE = {
+    "name": "toy",
+    "title": "Toy",
+    "paper": "blink",
+    "source": "blink-table-3",
+    "published_on": "LLaVA-1.5-7B, MME",
+    "published": {"perception": "mme_perception", "total": "mme_total"},
+    "here": ["mosaic_mme"],
+    "there": ["mme", "pope"],
+    "measured": {"mosaic_mme": {"total": "scores.total", "GFLOPs": {"value": "cost.flops", "per": 1e9, "published": "perception"}}},
+    "points": [
+        {"label": "11-17", "baseline": "12-18", "published": {"table": "blink-table-3", "row": "11-17"}, "overrides": ["layers=11-17"]},
+        {"label": "12-18", "published": {"table": "blink-table-3", "row": "12-18"}, "overrides": []},
+        {"label": "Vanilla", "baseline": "12-18", "published": {"table": "blink-table-1", "row": "Vanilla"}, "overrides": ["method=none"]},
+    ],
+}
+
+
+def done(folder: Path, label: str, correct: dict[str, bool], **more) -> dict:
+    """A measured run, its records on disk."""
+    share = 100 * sum(correct.values()) / len(correct)
+    run = {"point": label, "status": "done", "scores": {"accuracy": share}, "stderr": {"accuracy": 1.0}, "headline": ["accuracy"]}
+    run |= {"folder": written(folder / label, correct), "backbone": "b@1", "scale": True, "samples": len(correct), "protocol": "own"}
+    return run | more
+
+
+@pytest.fixture
+def base(tmp_path):
+    return OmegaConf.create({"store": str(tmp_path), "force": False})
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """Stands in for measuring; keeps what was asked for."""
+    asked = []
+
+    def measured_run(cfg, first, own, label, match=None):
+        asked.append((label, first, match))
+        return {"point": label, "status": "failed", "error": "stand-in"}
+
+    monkeypatch.setattr(plan, "measured_run", measured_run)
+    return asked
+
+
+def test_every_point_runs_on_every_benchmark_of_its_model(base, runs):
+    document = tables.measure_table(base, TABLE, ["model=llava_1_5_7b"])
+    assert [(label, next(w for w in first if w.startswith("benchmark="))) for label, first, _ in runs] == [
+        (p["label"], f"benchmark={b}") for b in ("mme", "pope") for p in TABLE["points"]
+    ]
+    assert (document["scale"], [g["benchmark"] for g in document["groups"]]) == (False, ["mme", "pope"])
+    assert document["command"] == "python sweep.py table=toy model=llava_1_5_7b"
+    assert all(set(row["runs"]) == {"mme", "pope"} for row in document["rows"])
+    assert document["groups"][0]["label"] == "mme: nothing measured"
+    assert catalog.failures(document)[0] == "11-17: stand-in"
+
+
+def test_published_numbers_missing_and_derived_ones_stand_beside_each_row(base, runs):
+    document = tables.measure_table(base, TABLE, [])
+    first, _, vanilla = document["rows"]
+    assert first["published"] == {"perception": 1518.2, "total": 1882.49} and first["derived"] == []
+    assert vanilla["published"]["total"] == 1863.58 and vanilla["derived"] == ["total"]  # Table 1 does not print the sum
+    assert first["published_deltas"] == {"perception": -1.54, "total": 0.96}  # as the paper prints them
+    assert document["rows"][1]["published_deltas"] == {}
+    lost = tables.published(TABLE, {"published": {"table": "blink-table-2", "row": "Blink / High tau_exp"}})
+    assert lost["published"]["perception"] is None and "extraction" in lost["missing"]["perception"]
+    assert lost["conjecture"]["perception"] == 1509.83 and lost["derived"] == ["total"]
+    assert {note["kind"] for note in document["footnotes"]} >= {"info"}
+
+
+def test_columns_of_a_benchmark_that_no_table_names_are_its_headline(tmp_path):
+    rows = [{"runs": {"pope": done(tmp_path, "a", {"1": True}, headline=["f1", "accuracy"])}}]
+    found = tables.group(TABLE, "pope", rows)
+    assert {h: c["value"] for h, c in found["columns"].items()} == {"f1": "scores.f1", "accuracy": "scores.accuracy"}
+    named = tables.group(TABLE, "mosaic_mme", [])["columns"]
+    assert named["GFLOPs"] == {"per": 1e9, "digits": 2, "error_digits": 0, "published": "perception", "value": "cost.flops"}
+    assert named["total"]["published"] == "total" and found["columns"]["f1"]["published"] is None
+
+
+def test_a_group_says_model_benchmark_protocol_and_questions(tmp_path):
+    run = done(tmp_path, "a", {"1": True, "2": False})
+    assert tables.label("pope", [run]) == "b@1 (scale model) on pope, 2 questions"
+    assert tables.label("pope", [run | {"scale": False, "protocol": "llava"}]) == "b@1 on pope, protocol llava, 2 questions"
+
+
+def test_a_recipe_has_our_settings_beside_the_published_ones(base):
+    table = catalog.named("table", "blink_table4")
+    document = tables.measure_table(base, table, [])
+    rows = {row["point"]: row for row in document["rows"]}
+    assert rows["Learning rate"]["published"] == {"value": 1e-4} and rows["Learning rate"]["settings"] == {"trainer.lr": 1e-4}
+    assert len(rows) == 10 and document["groups"] == [] and all(row["runs"] == {} for row in rows.values())
+
+
+# deltas
+
+
+def test_deltas_are_paired_within_a_benchmark_and_against_the_row_s_own_baseline(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(tables, "guarded", lambda cfg, label: seen.append(cfg) or {"point": label})
-    monkeypatch.setattr(matching, "matched", lambda cfg, key: [f"{key}=0.123"])
-    base = OmegaConf.create({"store": str(tmp_path), "force": False})
-    own = ["benchmark=mosaic_mme", "limit=7", "retention_ratio=0.3", "cost=5"]
-    tables.measured_row(base, TABLES["hero_table8"], point_of("hero_table8", "HERO (10%)"), own)
-    tables.measured_row(base, TABLES["hero_table8"], point_of("hero_table8", "HERO (10%)"), [])
-    tables.measured_row(base, TABLES["hero_table4_matched"], point_of("hero_table4_matched", "FastV"), [])
-    tables.measured_row(base, TABLES["hero_table4_matched"], point_of("hero_table4_matched", "FastV"), ["method.retention_ratio=0.5"])
-    mine, theirs, matched, unmatched = seen
-    assert (mine.benchmark._target_.rpartition(".")[2], mine.limit, mine.method.retention_ratio, mine.cost) == ("MosaicMME", 7, 0.3, 5)
-    assert mine.model.path == "scale_next" and mine.store == str(tmp_path)  # what was not said stays the table's
-    assert (theirs.benchmark._target_.rpartition(".")[2], theirs.limit, theirs.method.retention_ratio, theirs.cost) == (
-        "MosaicHR",
-        None,
-        0.1,
-        2,
-    )
-    assert (matched.method.retention_ratio, unmatched.method.retention_ratio) == (0.123, 0.5)
+
+    def compare(benchmark, records, baseline, names):
+        seen.append((len(records), len(baseline), names))
+        return {"accuracy": {"delta": 1.0}}
+
+    monkeypatch.setattr(deltas, "compare", compare)
+    monkeypatch.setattr(deltas, "benchmark_of", lambda run: None)
+    runs = {n: done(tmp_path, n, {str(k): True for k in range(size)}) for n, size in (("a", 2), ("b", 3))}
+    rows = [
+        {"point": "a", "baseline": "b", "published": {"x": 2.5, "y": None}, "runs": {"pope": runs["a"]}, "deltas": {}},
+        {"point": "b", "baseline": "b", "published": {"x": 1.0, "y": 1.0}, "runs": {"pope": runs["b"]}, "deltas": {}},
+        {"point": "c", "baseline": "b", "published": {}, "runs": {"pope": {"status": "failed"}}, "deltas": {}},
+        {"point": "d", "baseline": None, "published": {"x": 9.0}, "runs": {"pope": runs["b"]}, "deltas": {}},
+    ]
+    columns = {"Accuracy": {"value": "scores.accuracy"}, "tokens": {"value": "tokens.layer"}, "F1": {"value": "scores.f1"}}
+    deltas.add_deltas({"rows": rows, "groups": [{"benchmark": "pope", "columns": columns}]})
+    assert seen == [(2, 3, ["accuracy"])]
+    assert rows[0]["deltas"] == {"pope": {"Accuracy": {"delta": 1.0}}}
+    assert [row["deltas"] for row in rows[1:]] == [{}, {}, {}]
+    assert [row["published_deltas"] for row in rows] == [{"x": 1.5}, {}, {}, {}]
 
 
-def test_a_point_that_cannot_be_matched_is_a_failed_row(tmp_path, monkeypatch):
-    def matched(cfg, key):
-        raise UserError("cannot be met")
-
-    monkeypatch.setattr(matching, "matched", matched)
-    base = OmegaConf.create({"store": str(tmp_path), "force": False})
-    row = tables.measured_row(base, TABLES["hero_table4_matched"], point_of("hero_table4_matched", "HERO"), [])
-    assert (row["status"], row["error"]) == ("failed", "cannot be met")
+# the catalog
 
 
-# pictures
+def test_a_run_with_settings_of_its_own_has_a_folder_of_its_own_in_the_report():
+    assert catalog.variant("scale-llava-1.5", ["model=scale_llava", "batch_size=4"]) == "scale-llava-1.5"
+    assert catalog.variant("m", ["limit=8"]) == "m,limit=8"
+    assert "/" not in catalog.variant("m", ["benchmark.path=/data/x y"]) and catalog.variant("m", ["limit=8", "a=1"]) == "m,a=1,limit=8"
 
 
-def test_a_table_says_which_pictures_its_page_has_and_blink_s_table_keeps_its_own(tmp_path, monkeypatch):
-    called = []
-    monkeypatch.setattr(pictures, "MAKERS", {n: lambda d, o, n=n: called.append(n) or [] for n in pictures.MAKERS})
-    report.make_figures(document("blink_table2", []), tmp_path)
-    report.make_figures(document("hero_table4", []), tmp_path)
-    report.make_figures(document("hero_table7", []), tmp_path)
-    assert called == ["decisions", "kept_tokens", "cls_attention"]
-    with pytest.raises(UserError, match="kept_token, which is no picture.*kept_tokens"):
-        report.make_figures({"figures": ["kept_token"]}, tmp_path)
+def test_every_table_and_figure_of_the_papers_is_there():
+    found = {kind: [e["name"] for e in catalog.everything(kind)] for kind in catalog.KINDS}
+    numbers = {"blink": range(1, 8), "hero": range(1, 9)}
+    assert {f"{paper}_table{n}" for paper, ns in numbers.items() for n in ns} <= set(found["table"])
+    assert {f"blink_fig{n}" for n in (2, 3, 4, 6, 7, 8)} | {f"hero_fig{n}" for n in (1, 2, 4, 5, 6, 8, 9)} <= set(found["figure"])
+    assert not {"all", "list", "parity"} & {*found["table"], *found["figure"]}
+    assert found["table"].index("blink_table7") < found["table"].index("hero_table1")
 
 
-def test_a_picture_that_cannot_be_made_is_said_on_the_page(tmp_path, monkeypatch):
-    def refuse(document, out):
-        raise UserError("no CLS token")
-
-    monkeypatch.setitem(pictures.MAKERS, "cls_attention", refuse)
-    doc = document("hero_table7", []) | {"figures": ["cls_attention"]}
-    page = report.write_page(doc, tmp_path).read_text()
-    assert "Left out: no CLS token" in page and "<img" not in page
-    assert "HERO drops visual tokens" in page and "Blink" not in page
-
-
-def test_what_stays_is_mapped_onto_the_image():
-    """A 1 x 2 grid of tiles of 2 x 2 tokens, all shown: the right tile's lower left token stays, and the thumbnail's first."""
-    views = Views(side=2, rows=1, columns=2, size=(10, 20))
-    share = torch.zeros(3, 4)
-    share[2, 2], share[0, 0] = 1, 0.5
-    tiles, thumbnail = pictures.as_maps(share, views)
-    assert tiles.tolist() == [[0, 0, 0, 0], [0, 0, 1, 0]]
-    assert thumbnail.tolist() == [[0.5, 0], [0, 0]]
-    assert pictures.as_maps(torch.zeros(1, 4), Views(side=2))[0] is None
-
-
-def test_how_long_tokens_are_there_under_a_policy_by_hand():
-    """Four tokens and a newline in a model of four layers: behind layer 0 two stay and one merged token joins, behind layer 2 the
-    merged one goes."""
-    from blink_exp.sequence import Retain
-
-    source = torch.tensor([0, 1, 2, 3, -1])
-    visual = SimpleNamespace(source=source, views=Views(side=2), features=None)
-    steps = [(0, Retain((1, 3), ((0, 2),))), (2, Retain((1,)))]
-    taken = [SimpleNamespace(decision=d, scan=SimpleNamespace(layer=layer)) for layer, d in steps]
-    backbone = SimpleNamespace(depth=4, model=None, visual=lambda *_: [visual], generate=lambda *_: None)
-
-    class Attached:
-        def __enter__(self):
-            return SimpleNamespace(records=taken)
-
-        def __exit__(self, *_):
-            pass
-
-    method = SimpleNamespace(pruner=None, policy=FastVPolicy(), attach=lambda model: Attached())
-    share, _ = pictures.presence(backbone, method, None, "q")
-    assert share.tolist() == [[0.25, 0.75, 0.25, 1.0]]
-    assert EXTRA < 0  # merged tokens have no place
+def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys, monkeypatch):
+    own = ["limit=5"]
+    monkeypatch.setattr(catalog, "everything", lambda kind: iter([TABLE | {"overrides": ["model=scale_llava"]}]))
+    store = catalog.Store(tmp_path)
+    first = store.folder(["benchmark=mosaic_mme", "layers=11-17"], own)
+    results.write_json(first / "metrics.json", {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0})
+    catalog.show_list(OmegaConf.create({"store": str(tmp_path)}), ["table"], own)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "toy" in line)
+    assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "3", "1", "3 min"]
+    assert catalog.Store(tmp_path / "empty").typical("scale-llava-1.5", "mosaic_mme") is None

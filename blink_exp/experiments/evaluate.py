@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image
 
+from blink_exp import tracking, viewer
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.memory import check_batch
 from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
+from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.errors import UserError, flat
 from blink_exp.experiments import results
 from blink_exp.experiments.records import Kept, record, summary, write_lines
@@ -28,6 +31,11 @@ def run(cfg: DictConfig) -> dict[str, float]:
     from hydra.core.hydra_config import HydraConfig
 
     out = Path(HydraConfig.get().runtime.output_dir)
+    if viewer.wanted(cfg):
+        from blink_exp.viewer.run import view
+
+        print(f"written to {view(cfg, out)}")
+        return {}
     if OmegaConf.select(cfg, "table") is not None:
         from blink_exp.experiments.parity import run_parity
 
@@ -37,6 +45,8 @@ def run(cfg: DictConfig) -> dict[str, float]:
         return {}
     if cfg.predictions is None:
         finished = measure(cfg, out)
+        name = f"{finished['method']}-{finished['benchmark']}"
+        tracking.log_point(results.plain(cfg), out, out, name, benchmark=partial(prepare_benchmark, cfg.copy()))
     else:
         from blink_exp.experiments.rescoring import score_again
 
@@ -50,6 +60,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
 
 def prepare(cfg: DictConfig) -> tuple[Backbone, Method, Benchmark]:
     """The three objects of an evaluation, with every user error said before any work is done."""
+    tracking.check(results.plain(cfg))
     if cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} runs nothing; use 1 or more")
     benchmark = prepare_benchmark(cfg)
@@ -73,7 +84,9 @@ def prepare_benchmark(cfg: DictConfig) -> Benchmark:
     if cfg.limit is not None and cfg.limit < 1:
         raise UserError(f"limit={cfg.limit} leaves no sample; use 1 or more, or null for all")
     locate(cfg)
-    return instantiate(cfg.benchmark, _convert_="all")
+    benchmark = instantiate(cfg.benchmark, _convert_="all")
+    check_part(cfg.part, benchmark)
+    return benchmark
 
 
 def locate(cfg: DictConfig) -> None:
@@ -95,42 +108,39 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns what
     the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there."""
     from blink_exp.experiments.sweep import digests
-    from blink_exp.tracking import tracker
 
     started = time.time()
     backbone, method, benchmark = prepare(cfg)
     results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     settings = results.plain(cfg)
     kept = Kept(out / "records.part", results.point_hash(settings, digests(settings)))
-    with tracker(settings, out, name=f"{method.name}-{benchmark.name}") as track:
-        if isinstance(benchmark, Probes):
-            with bar(None, benchmark.name, True) as advance:
-                records, skipped = benchmark.probe(backbone, cfg.limit, advance)
-            cost = None
-        else:
-            samples = chosen(benchmark, cfg)
-            records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True, kept=kept)
-            cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if records and cfg.cost else None
-        if not records:
-            said = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
-            raise UserError(f"none of the {len(skipped)} samples could be read{said}; is benchmark.path the whole copy of the data?")
-        finished = {
-            "backbone": backbone.identity,
-            "method": method.name,
-            "layers": list(method.policy.layers) if method.policy else [],
-            **scored(benchmark, records, out),
-            "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
-            "cost": cost,
-            "skipped": skipped,
-            "kept": len(kept.records),  # answered by a process that was killed: not in "seconds"
-            "batch_size": cfg.batch_size,
-            **backbone.settings,
-            **results.provenance(cfg.seed, time.time() - started),
-        }
-        finished = results.finite(finished)
-        results.write_json(out / "metrics.json", finished)
-        kept.remove()
-        track({k: v["value"] for k, v in finished["scores"].items() if v["value"] is not None})
+    if isinstance(benchmark, Probes):
+        with bar(None, benchmark.name, True) as advance:
+            records, skipped = benchmark.probe(backbone, cfg.limit, advance)
+        cost = None
+    else:
+        samples = chosen(benchmark, cfg)
+        records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True, kept=kept)
+        cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if records and cfg.cost else None
+    if not records:
+        said = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
+        raise UserError(f"none of the {len(skipped)} samples could be read{said}; is benchmark.path the whole copy of the data?")
+    finished = {
+        "backbone": backbone.identity,
+        "method": method.name,
+        "layers": list(method.policy.layers) if method.policy else [],
+        **scored(benchmark, records, out),
+        "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
+        "cost": cost,
+        "skipped": skipped,
+        "kept": len(kept.records),  # answered by a process that was killed: not in "seconds"
+        "batch_size": cfg.batch_size,
+        **backbone.settings,
+        **results.provenance(cfg.seed, time.time() - started),
+    }
+    finished = results.finite(finished)
+    results.write_json(out / "metrics.json", finished)
+    kept.remove()
     return finished
 
 
@@ -155,7 +165,7 @@ def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> di
 
 def chosen(benchmark: Benchmark, cfg: DictConfig) -> list[Sample]:
     """The samples of a run: about ``cfg.limit`` of them, of which this is one shard. Raises UserError if none is left."""
-    samples = spread(benchmark.samples(), cfg.limit)
+    samples = spread(part_of(benchmark.samples(), cfg.part), cfg.limit)
     part = samples if cfg.shard is None else shard(samples, str(cfg.shard))
     if not part:
         cure = "use fewer shards (one takes whole images)" if samples else "give a copy of the data that has rows"

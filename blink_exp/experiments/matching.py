@@ -34,7 +34,8 @@ def matched(cfg: DictConfig, key: str) -> list[str]:
     from blink_exp.experiments.sweep import digests
 
     settings = results.plain(cfg)
-    name = results.point_hash(settings | {"match": key}, digests(settings))
+    asked = {"match": key, "wanted": str(cfg.retention_ratio)}
+    name = results.point_hash(settings, digests(settings) | asked)
     known = Path(cfg.store) / "matched" / f"{name}.json"
     if not known.is_file() or cfg.force:
         value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from blink_exp import reference
 from blink_exp.errors import UserError, nearest
 from blink_exp.experiments import results
-from blink_exp.experiments.tables import OWN_SETTINGS, measured_row
+from blink_exp.experiments.plan import measured_run, own_words
 
 CHECK = "system prompt, pad or crop, OCR tokens, dtype, token ids around the image, image processor"  # in this order
 
@@ -27,12 +27,13 @@ def run_parity(cfg: DictConfig, out: Path) -> dict[str, Any]:
     known = reference.published("vanilla")
     if model not in known["models"]:
         raise UserError(f"nobody prints numbers for model={model}; {nearest(model, known['models'])} (a folder: add model.path=...)")
-    own = [word for word in hydra.overrides.task if not word.startswith(OWN_SETTINGS)]
+    own = own_words()
     rows: list[dict[str, Any]] = []
     for point in table["points"]:
         said = known["models"][model].get(point["id"], {})
         print(f"[{len(rows) + 1}/{len(table['points'])}] {point['label']}", flush=True)
-        row = measured_row(cfg, table, point | {"overrides": [*point["overrides"], *point.get("only", {}).get(model, [])]}, own)
+        words = [*table["overrides"], *point["overrides"], *point.get("only", {}).get(model, [])]
+        row = measured_run(cfg, words, own, point["label"])
         rows.append({"id": point["id"], "published": {s: said[s] for s in known["sources"] if s in said}} | judged(row, point, said))
     document = {
         "title": table["title"],

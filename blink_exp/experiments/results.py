@@ -14,7 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-NOT_PART_OF_A_POINT = ("store", "force", "table", "logger", "batch_size", "cost", "data_root")  # settings that change no result
+# settings that a result depends on; ``method`` holds the values of the groups that it takes (thresholds, layers, ...), no others count
+PART_OF_A_POINT = ("model", "method", "benchmark", "judge", "part", "limit", "shard", "seed")
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -48,8 +49,8 @@ def finite(value: Any) -> Any:
 
 
 def point_hash(settings: dict[str, Any], digests: dict[str, str]) -> str:
-    """What a point is known by: its resolved settings, this package's version, and digests of the weights that it uses."""
-    kept = {k: v for k, v in settings.items() if k not in NOT_PART_OF_A_POINT}
+    """What a point is known by: those resolved settings that it depends on, this package's version, and digests of its weights."""
+    kept = {k: settings[k] for k in PART_OF_A_POINT if k in settings}
     if settings.get("model", {}).get("dtype", "float32") != "float32":
         kept["batch_size"] = settings.get("batch_size")  # padding flips a few answers in half precision
     text = json.dumps([kept, digests, importlib.metadata.version("blink_exp")], sort_keys=True)

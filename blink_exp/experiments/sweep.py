@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from blink_exp import tracking
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
 from blink_exp.experiments import results
@@ -19,44 +21,66 @@ from blink_exp.experiments import results
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
-    """One job of a multirun, or, without -m, all points of ``table``."""
+def run(cfg: DictConfig) -> dict[str, Any] | None:
+    """One job of a multirun, or, without -m, all points of ``table`` and ``figure``."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+
+    from blink_exp.experiments.tuning import prepared, returned
 
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
-        table = OmegaConf.select(cfg, "table")
-        if table is None:
-            raise UserError("nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop) or a table (table=blink_table2)")
-        if table.name == "parity":
+        if OmegaConf.select(cfg, "table.name") == "parity":
             raise UserError("table=parity has rules of its own; python evaluate.py table=parity model=llava_1_5_7b")
-        from blink_exp.experiments.tables import run_table
+        if all(OmegaConf.select(cfg, kind) is None for kind in ("table", "figure")):
+            raise UserError(
+                "nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop), a table (table=blink_table2, table=list for all)"
+                " or a figure (figure=blink_fig3, figure=list)"
+            )
+        from blink_exp.experiments.catalog import run_experiments
 
-        return run_table(cfg, out)
-    if OmegaConf.select(cfg, "table") is not None:
-        raise UserError(f"table={cfg.table.name} brings its own points; leave -m away")
+        return run_experiments(cfg, out)
+    chosen = next((kind for kind in ("table", "figure") if OmegaConf.select(cfg, kind) is not None), None)
+    if chosen is not None:
+        raise UserError(f"{chosen}={cfg[chosen].name} brings its own points; leave -m away")
+    cfg = prepared(cfg)
     words = list(hydra.overrides.task)
     row = guarded(cfg, " ".join(words)) | {"overrides": words}
     results.write_json(out / "job.json", row)
-    return row
+    return returned(row, cfg)
 
 
-def guarded(cfg: DictConfig, label: str) -> dict[str, Any]:
-    """``point``, with a failure as a row of the table (its traceback logged) instead of the end of the sweep."""
+def guarded(cfg: DictConfig, label: str, experiment: str | None = None, x: float | None = None) -> dict[str, Any]:
+    """``point``, logged, with a failure as a row of the table (its traceback logged) instead of the end of the sweep. ``experiment``: id of
+    the table or figure, ``x``: where the point stands on the figure's axis."""
+    from blink_exp.experiments.evaluate import prepare_benchmark
+
     try:
-        return {"point": label, "status": "done"} | point(cfg)
+        row = {"point": label, "status": "done"} | point(cfg)
     except (UserError, OSError) as error:
         log.error("%s failed: %s", label, one_line(error))
         return {"point": label, "status": "failed", "error": one_line(error)}
     except Exception as error:
         log.error("%s failed:\n%s", label, traceback.format_exc())
         return {"point": label, "status": "failed", "error": one_line(error)}
+    out, group = tracking.place()
+    tracking.log_point(
+        results.plain(cfg),
+        Path(row["folder"]),
+        out,
+        name=f"{label}, {row['benchmark']}",
+        group=f"{experiment} {group}" if experiment else group,
+        experiment=experiment,
+        x=x,
+        benchmark=partial(prepare_benchmark, cfg.copy()),
+    )
+    return row
 
 
 def point(cfg: DictConfig) -> dict[str, Any]:
     """Measures a configuration, unless its folder in the store says that this has been done, its cost included where that is wanted."""
+    from blink_exp.backbone.load import shipped
     from blink_exp.experiments import tokens
     from blink_exp.experiments.evaluate import locate, measure
 
@@ -79,11 +103,15 @@ def point(cfg: DictConfig) -> dict[str, Any]:
         "stderr": {k: v["stderr"] for k, v in finished["scores"].items()},
         "tokens": tokens.realised(records, tokens.llm_depth(model["path"], model.get("revision")) if decided else None),
         "cost": finished.get("cost"),
+        "headline": finished["headline"],
+        "benchmark": finished["benchmark"],
+        "protocol": finished["protocol"],
         "samples": finished["samples"],
         "files": finished.get("files", []),
         "skipped_samples": len(finished["skipped"]),
         "seconds": finished["seconds"],
         "backbone": finished["backbone"],
+        "scale": shipped(model["path"]) is not None,
         "commit": finished["commit"],
         "blink": finished["blink"],
         "folder": str(folder),
@@ -97,17 +125,27 @@ def digests(settings: dict[str, Any]) -> dict[str, str]:
 
     own = shipped(settings["model"]["path"])
     folder = Path(settings["model"]["path"])
-    modules = settings["tokensr"]["path"] or (own[1] if own else None)
+    found = modules(settings.get("method"))
+    path = found["path"] or (own[1] if own else None) if found else None
     return {
         "model": results.folder_stamp(folder) if not own and folder.is_dir() else results.folder_digest(own[0] if own else None),
-        "tokensr": results.folder_digest(Path(modules) if modules else None),
+        "tokensr": results.folder_digest(Path(path) if path else None),
     }
+
+
+def modules(method: Any) -> dict[str, Any] | None:
+    """The TokenSR settings of a method that expands through modules, wherever they stand in it; None for one that does not."""
+    if not isinstance(method, dict):
+        return None
+    if method.get("amplify") and "tokensr" in method:
+        return method["tokensr"]
+    return next((found for value in method.values() if (found := modules(value))), None)
 
 
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
-        for key in ("store", "force", "table"):
+        for key in ("store", "force", "table", "figure", "report", "objective", "token_price"):
             cfg.pop(key, None)
     return cfg
 
@@ -116,6 +154,10 @@ class Summary(Callback):
     """Hydra callback: the table at the end of a multirun, on the terminal and as summary.csv and summary.md."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from blink_exp.experiments.tuning import searches
+
+        if searches(config.hydra):
+            return  # Search has the last word
         folder = Path(config.hydra.sweep.dir)
         jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
         rows = [json.loads(p.read_text()) for p in jobs]
@@ -125,6 +167,7 @@ class Summary(Callback):
         for row in rows:
             row["point"] = " ".join(word for word in row["overrides"] if word not in common)
         write_summary(rows, folder)
+        tracking.log_summary(rows, folder, results.plain(config))
         if common:
             print("at every point: " + " ".join(sorted(common)))
         failed = [row for row in rows if row["status"] == "failed"]

@@ -1,240 +1,162 @@
 """A table of a paper, its points measured here and set beside the published numbers, the two kept apart by label.
 
-A table is a file of conf/table:
+A table is an experiment of conf/table (see ``plan``) with a layout:
 
-    overrides           of every point, before its own; what the user says on the command line comes last and wins
-    points              label, overrides, and optionally ``published`` ({table, row, ...} of the reference data, see ``reference.entry``)
-                        and ``match``, a setting to be searched until the tokens are those asked for (see ``matching``)
-    published, measured the two groups of columns: {heading: column of the paper} and {heading: where the number stands in a point's
-                        row, "scores.accuracy"}, or {value, per, digits} for another unit. ``columns`` ({score: column of the paper})
-                        says both where every score has its published counterpart
-    split_by            label of a point: the accuracy of the others, among questions that it gets right and among those it gets wrong
-    digits, error_digits, published_digits: decimals (2, 0 and 2; null: as printed); figures, note, error_over: see ``report``
+    source               its entry in the reference data, whose notes become footnotes
+    published            {heading: column of the reference}
+    measured             {benchmark: {heading: where the number stands in a run, "scores.accuracy", or {value, per, digits, error_digits,
+                         published: the heading that it belongs beside}}}; a benchmark that is not named shows its headline scores
+    recipe               instead of points: {config, overrides, values: {row: where the value stands in that config}}
+    split_by             label of a point: the accuracy of the others among questions that it gets right, and among those it gets wrong
+    digits, error_digits, published_digits   decimals (2, 0 and 2; null: as printed)
+    figures              figures of conf/figure that its page shows, drawn from its own points where they have none
+    note, error_over     see ``blink_exp.reports``
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from blink_exp import reference
-from blink_exp.cli import one_line
-from blink_exp.errors import UserError
-from blink_exp.experiments import results
-from blink_exp.experiments.sweep import guarded, write_summary
+from blink_exp.experiments import plan
+from blink_exp.experiments.deltas import add_deltas
 
-DERIVED = "*"  # marks a published number that follows from printed ones and is not itself printed
-OWN_SETTINGS = ("table=", "store=", "force=", "hydra.")  # of the sweep, not of its points
-KEPT = ("name", "title", "paper", "published_on", "note", "figures", "error_over", "split_by")  # of a table in its document
-WIDE = 10  # columns of numbers; above, the terminal gets a table for each group
+KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over", "split_by")  # of a table in its document
 
 
-def run_table(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Measures every point of ``cfg.table`` and writes table.md, table.json, summary.csv and page.html to ``out``."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from blink_exp.experiments.report import write_page
-
-    table = results.plain(cfg)["table"]
-    own = [word for word in HydraConfig.get().overrides.task if not word.startswith(OWN_SETTINGS)]
-    set_here = sorted({key(word) for word in own} & {key(w) for p in table["points"] for w in words(table, p)})
-    if set_here:
-        print(f"your own {', '.join(set_here)} replaces the table's", file=sys.stderr)
-    rows: list[dict[str, Any]] = []
-    for point in table["points"]:
-        print(f"[{len(rows) + 1}/{len(table['points'])}] {point['label']}", flush=True)
-        rows.append(measured_row(cfg, table, point, own) | {"published": published(table, point)})
-    if table.get("split_by"):
-        split(rows, table["split_by"])
-    document = {k: table[k] for k in KEPT if k in table} | columns(table) | {"rows": rows, "command": command(table["name"], own)}
-    results.write_json(out / "table.json", document)
-    results.write(out / "table.md", markdown(document))
-    write_summary(rows, out, shown=False)
-    show(document)
-    page = write_page(document, out)
-    print(f"table: {out / 'table.md'}\npage:  {page}")
-    failed = [row for row in rows if row["status"] == "failed"]
-    if failed:
-        raise UserError(f"{len(failed)} of {len(rows)} points failed, first {failed[0]['point']}: {failed[0]['error']}")
+def measure_table(cfg: DictConfig, table: dict[str, Any], own: list[str]) -> dict[str, Any]:
+    """The document of a table: every point measured on every benchmark, beside what is published. ``cfg``: the sweep's own settings."""
+    scale = plan.on_scale_model(table, own)
+    names = plan.benchmarks(table, own, scale)
+    points = plan.points(table)
+    modules = plan.trained(cfg, table, own)
+    rows = [new_row(table, point) for point in points] if points else recipe_rows(table)
+    for n, name in enumerate(names):
+        for k, (point, row) in enumerate(zip(points, rows, strict=False)):
+            print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
+            first = [*plan.words(table, point, name), *modules]
+            row["runs"][name] = plan.measured_run(cfg, first, own, point["label"], point.get("match"), experiment=table["name"])
+        if table.get("split_by"):
+            split([row["runs"][name] for row in rows], table["split_by"])
+    document = {
+        "kind": "table",
+        **{k: table.get(k) for k in KEPT},
+        "scale": scale,
+        "command": plan.command([f"table={table['name']}", *own], "sweep.py"),
+    }
+    document |= {
+        "footnotes": reference.footnotes(table["paper"], table["source"]) if table.get("source") else [],
+        "published_columns": published_columns(table),
+        "groups": [group(table, name, rows) for name in names],
+        "rows": rows,
+    }
+    add_deltas(document)
     return document
 
 
-def measured_row(cfg: DictConfig, table: dict[str, Any], point: dict[str, Any], own: list[str]) -> dict[str, Any]:
-    """A point measured, or why it could not be."""
+def new_row(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    return {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}} | published(table, point)
+
+
+def recipe_rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table that measures nothing: what is published, and what our own configuration says."""
     from hydra import compose
 
-    sweep = [f"store={cfg.store}", f"force={cfg.force}"]
-    first = words(table, point)
-    if point.get("match"):
-        from blink_exp.experiments.matching import matched
-
-        try:
-            first += matched(compose("sweep", overrides=[*first, *own, *sweep]), point["match"])
-        except UserError as error:
-            return {"point": point["label"], "status": "failed", "error": one_line(error)}
-    return guarded(compose("sweep", overrides=[*first, *own, *sweep]), point["label"])
-
-
-def words(table: dict[str, Any], point: dict[str, Any]) -> list[str]:
-    """The overrides of a point. Of two with the same key, Hydra takes the later."""
-    return [*table.get("overrides", []), *point["overrides"]]
+    recipe = table.get("recipe")
+    if recipe is None:
+        return []
+    composed = compose(recipe["config"], overrides=recipe["overrides"])
+    rows = []
+    for label, path in recipe["values"].items():
+        point = {"label": label, "published": {"table": table["source"], "row": label}}
+        rows.append(new_row(table, point) | {"settings": {path: OmegaConf.select(composed, path)}})
+    return rows
 
 
-def key(word: str) -> str:
-    return word.split("=")[0].lstrip("+~")
-
-
-def command(name: str, own: list[str]) -> str:
-    return " ".join(["python sweep.py", f"table={name}", *own])
-
-
-def columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The two groups of columns: ``published_columns`` {heading: {column, digits}} and ``measured_columns`` {heading: {value, per,
-    digits, error_digits}}."""
-    both = table.get("columns", {})
-    said = table.get("published", both)
-    here = table.get("measured", {score: f"scores.{score}" for score in both})
-    own = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0)}
-    return {
-        "published_columns": {h: {"column": c, "digits": table.get("published_digits", 2)} for h, c in said.items()},
-        "measured_columns": {h: own | (c if isinstance(c, dict) else {"value": c}) for h, c in here.items()},
-    }
+def published_columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {h: {"column": c, "digits": table.get("published_digits", 2)} for h, c in (table.get("published") or {}).items()}
 
 
 def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    """The paper's row for a point, by heading; empty where the paper has none."""
-    source = dict(point.get("published") or {})
+    """The paper's row for a point by heading, None where it has no number: ``published``, and ``derived`` (headings that follow from
+    printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
+    source, columns = dict(point.get("published") or {}), table.get("published") or {}
     if not source:
-        return {}
-    values = reference.row(table["paper"], source.pop("table"), source.pop("row"), **source)
-    derived = {"mme_total": _total(values)}
-    wanted = {heading: c["column"] for heading, c in columns(table)["published_columns"].items()}
-    return {heading: values.get(column, derived.get(column)) for heading, column in wanted.items()} | {
-        "derived": [h for h, c in wanted.items() if c in values.get("derived", []) or (c not in values and c in derived)]
+        return {"published": {}, "derived": [], "missing": {}, "conjecture": {}}
+    entry = reference.entry(table["paper"], source.pop("table"), source.pop("row"), **source)
+    values = dict(entry["values"])
+    derived = set(entry.get("derived", []))
+    perception, cognition = values.get("mme_perception"), values.get("mme_cognition")
+    if "mme_total" not in values and perception is not None and cognition is not None:
+        values["mme_total"] = round(perception + cognition, 2)  # Table 1 leaves the sum to the reader
+        derived.add("mme_total")
+
+    def of(what: dict[str, Any]) -> dict[str, Any]:
+        return {h: what[c] for h, c in columns.items() if c in what}
+
+    return {
+        "published": {h: values.get(c) for h, c in columns.items()},
+        "derived": [h for h, c in columns.items() if c in derived],
+        "missing": of(entry.get("missing", {})),
+        "conjecture": of({k: v for k, v in entry.get("conjecture", {}).items() if k != "basis"}),
     }
 
 
-def _total(values: dict[str, Any]) -> float | None:
-    """Table 1 prints perception and cognition and leaves the sum to the reader."""
-    perception, cognition = values.get("mme_perception"), values.get("mme_cognition")
-    return None if perception is None or cognition is None else round(perception + cognition, 2)
+def group(table: dict[str, Any], benchmark: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measured columns of one benchmark, and their label: which model they come from, and on how many questions."""
+    runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
+    done = [run for run in runs if run["status"] == "done"]
+    columns = (table.get("measured") or {}).get(benchmark)
+    if columns is None:
+        columns = {run["headline"]: f"scores.{run['headline']}" for run in done[:1]}
+    own = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0), "published": None}
+    said = table.get("published") or {}
+    return {
+        "benchmark": benchmark,
+        "label": label(benchmark, done),
+        "columns": {
+            h: own | {"published": h if h in said else None} | (dict(c) if isinstance(c, dict) else {"value": c})
+            for h, c in columns.items()
+        },
+    }
 
 
-def split(rows: list[dict[str, Any]], label: str) -> None:
-    """Adds to the scores of the rows ``right_too`` and ``wrong_there``: their accuracy in per cent among the questions that the point
+def label(benchmark: str, done: list[dict[str, Any]]) -> str:
+    """ "scale-llava-1.5 (scale model) on mosaic_mme, 640 questions"."""
+    if not done:
+        return f"{benchmark}: nothing measured"
+    run = done[0]
+    protocol = f", protocol {run['protocol']}" if run.get("protocol") not in (None, "own") else ""
+    return f"{run['backbone']}{' (scale model)' if run['scale'] else ''} on {benchmark}{protocol}, {run['samples']} questions"
+
+
+def split(runs: list[dict[str, Any]], label: str) -> None:
+    """Adds to the scores of the runs ``right_too`` and ``wrong_there``: their accuracy in per cent among the questions that the point
     ``label`` answers right, and among those it answers wrong. That point's own would be 100 and 0 and are left out.
 
     Questions are told by their ids; those that one of the two points skipped do not count. Nothing is added where ``label`` failed.
     """
     from blink_exp.benchmarks.base import mean
 
-    base = next((row for row in rows if row["point"] == label and row["status"] == "done"), None)
+    base = next((run for run in runs if run["point"] == label and run["status"] == "done"), None)
     if base is None:
         return
     right = _right(base)
-    for row in rows:
-        if row is base or row["status"] != "done":
+    for run in runs:
+        if run is base or run["status"] != "done":
             continue
-        hits = _right(row)
+        hits = _right(run)
         for name, wanted in (("right_too", True), ("wrong_there", False)):
             score = mean(hit for sample, hit in hits.items() if sample in right and right[sample] is wanted)
             if score.samples:
-                row["scores"][name], row["stderr"][name] = score.value, score.stderr
+                run["scores"][name], run["stderr"][name] = score.value, score.stderr
 
 
-def _right(row: dict[str, Any]) -> dict[str, bool]:
+def _right(run: dict[str, Any]) -> dict[str, bool]:
     """{sample id: whether it was answered right} of a measured point."""
-    lines = (Path(row["folder"]) / "records.jsonl").read_text().splitlines()
+    lines = (Path(run["folder"]) / "records.jsonl").read_text().splitlines()
     return {r["id"]: bool(r["correct"]) for r in map(json.loads, lines)}
-
-
-def number(row: dict[str, Any], path: str) -> float | None:
-    """What stands in a row at "scores.accuracy"; None where nothing does."""
-    found: Any = row
-    for step in path.split("."):
-        found = found.get(step) if isinstance(found, dict) else None
-    return found
-
-
-def cells(document: dict[str, Any]) -> list[list[str]]:
-    """Rows of text: label, published columns, measured columns, empty where there is no number."""
-    out = []
-    for row in document["rows"]:
-        derived = row["published"].get("derived", [])
-        said = [
-            _number(row["published"].get(heading), column["digits"]) + DERIVED * (heading in derived)
-            for heading, column in document["published_columns"].items()
-        ]
-        out.append([row["point"], *said, *(_measured(row, column) for column in document["measured_columns"].values())])
-    return out
-
-
-def _measured(row: dict[str, Any], column: dict[str, Any]) -> str:
-    kind, _, name = column["value"].partition(".")
-    value, error = number(row, column["value"]), row.get("stderr", {}).get(name) if kind == "scores" else None
-    said = _number(None if value is None else value / column["per"], column["digits"])
-    return said + (f" ± {error / column['per']:.{column['error_digits']}f}" if said and error is not None else "")
-
-
-def _number(value: float | None, digits: int | None) -> str:
-    return "" if value is None else str(value) if digits is None else f"{value:.{digits}f}"
-
-
-def measured_on(document: dict[str, Any]) -> str:
-    """The second label: which model the measured columns come from, and on how many questions."""
-    done = [row for row in document["rows"] if row["status"] == "done"]
-    return f"{done[0]['backbone']}, {done[0]['samples']} questions" if done else "nothing measured"
-
-
-def markdown(document: dict[str, Any]) -> str:
-    said, here = list(document["published_columns"]), list(document["measured_columns"])
-    head = ["", *[f"{n} (published)" for n in said], *[f"{n} (measured)" for n in here]]
-    source = said and [
-        f"published: {document['published_on']}. measured here: {measured_on(document)} (value ± standard error). The two are different",
-        "models and benchmarks: compare differences within a column group, never levels across.",
-        f"{DERIVED}: not printed, follows from printed numbers; empty: not printed.",
-    ]
-    lines = [
-        f"**{document['title']}**",
-        "",
-        *(source or [f"measured here: {measured_on(document)} (value ± standard error)."]),
-        *([document["note"]] if document.get("note") else []),
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---|" + "---:|" * (len(head) - 1),
-        *("| " + " | ".join(row) + " |" for row in cells(document)),
-        "",
-        f"`{document['command']}`",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def show(document: dict[str, Any]) -> None:
-    """The table on the terminal; a wide one as two, one a group of columns."""
-    from rich.table import Table
-
-    said, here = list(document["published_columns"]), list(document["measured_columns"])
-    left, right = f"published on {document.get('published_on')}", f"measured here on {measured_on(document)}"
-    groups: list[tuple[str, str | None, list[str], list[str]]] = [(document["title"], f"left: {left}; right: {right}", said, here)]
-    apart = not said or not here or len(said) + len(here) > WIDE
-    if apart:
-        groups = [(f"{document['title']}\n{left}", None, said, [])] if said else []
-        groups += [(f"{document['title']}\n{right}", None, [], here)]
-    rows, console = cells(document), results.console()
-    if apart and not console.is_terminal:
-        console.width = 190  # a dozen columns
-    for title, caption, first, second in groups:
-        table = Table(title=title, caption=caption)
-        table.add_column("", overflow="fold" if apart else "ellipsis")
-        for name in first:
-            table.add_column(f"{name}\npublished", justify="right", style="dim")
-        for name in second:
-            table.add_column(f"{name}\nmeasured", justify="right", overflow="fold" if apart else "ellipsis")
-        for row in rows:
-            cut = [*row[1 : 1 + len(first)], *(row[1 + len(said) :] if second else [])]
-            table.add_row(row[0], *cut)
-        console.print(table)

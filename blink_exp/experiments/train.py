@@ -26,6 +26,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     from blink_exp.tokensr.data import BaseView, PairedCrops
     from blink_exp.tokensr.distributed import together
     from blink_exp.tokensr.training import TokenSRTraining, parameters
+    from blink_exp.tracking import finish
 
     started = time.time()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -65,6 +66,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
             f"layers {layers} of {backbone.depth}, {parameters(module.amplifiers):,} parameters{many}"
             + (f", going on from {resumed}" if resumed else "")
         )
+    failed = True
     with together(trainer):
         try:
             trainer.fit(module, data, ckpt_path=resumed, weights_only=True if resumed else None)
@@ -73,8 +75,11 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
             if not module.result:  # it was killed behind its last step
                 trainer.validate(module, data, verbose=False)
             unreadable = data.unreadable_everywhere()
+            failed = False
         except UserError as error:  # a worker process wraps its own in a traceback
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("blink_exp.errors.UserError: ")) from error
+        finally:
+            finish(trainer.loggers, failed)
     if trainer.is_global_zero:
         write(settings, out, module, data, unreadable, time.time() - started)
     return module.result

@@ -146,18 +146,26 @@ class Hero:
             return [1 / k] * k
         s = torch.zeros(k, dtype=torch.float64)
         if self.alpha > 0:
-            cls = getattr(encoding, self.cls_source)
-            similar = F.cosine_similarity(cls[1:].double(), cls[:1].double(), dim=-1)
-            s += self.alpha * (similar / self.temperature_cls).softmax(0).to(s)
+            s += self.alpha * (cls_similarity(encoding, self.cls_source) / self.temperature_cls).softmax(0).to(s)
         if self.alpha < 1:
-            assert encoding.embed_text is not None and encoding.projected is not None
             words = self.template(question) if self.text == "prompt" and self.template else question
-            fits = F.cosine_similarity(encoding.projected[1:].double(), encoding.embed_text(words).double()[None], dim=-1)
-            s += (1 - self.alpha) * (fits / self.temperature_clip).softmax(0).to(s)
+            s += (1 - self.alpha) * (clip_score(encoding, words) / self.temperature_clip).softmax(0).to(s)
         if self.density_weight:
             shown = encoding.views.valid[1:].double().sum(1)
             s = (1 - self.density_weight) * s + self.density_weight * shown / shown.sum()
         return s.tolist()
+
+
+def cls_similarity(encoding: Encoding, source: str = "pooled") -> torch.Tensor:
+    """(tiles,) CLSsim: cosine of each tile's CLS embedding with the thumbnail's. ``source``: see ``Hero.cls_source``."""
+    cls = getattr(encoding, source).double()
+    return F.cosine_similarity(cls[1:], cls[:1], dim=-1)
+
+
+def clip_score(encoding: Encoding, words: str) -> torch.Tensor:
+    """(tiles,) CLIPscore: cosine of each tile with ``words`` in CLIP's joint space."""
+    assert encoding.embed_text is not None and encoding.projected is not None
+    return F.cosine_similarity(encoding.projected[1:].double(), encoding.embed_text(words).double()[None], dim=-1)
 
 
 def relative_layers(name: str, layers, depth: int, relative: bool = True) -> frozenset[int]:

@@ -1,4 +1,8 @@
-"""Published numbers, as the papers print them. Facts only; never measured here, never mixed with what is."""
+"""Published numbers, as the papers print them. Facts only; never measured here, never mixed with what is.
+
+``blink.yaml`` and ``hero.yaml`` hold every table and figure, ``vanilla.yaml`` what others print for the untouched models, and
+``vocabulary.yaml`` says the settings of a published row in this project's words.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +15,97 @@ import yaml
 
 @functools.lru_cache
 def published(paper: str) -> dict[str, Any]:
-    """The reference file of a paper ("blink", "hero")."""
-    return yaml.safe_load((Path(__file__).parent / f"{paper}.yaml").read_text())
+    """A reference file ("blink", "hero", "vanilla")."""
+    return _read(paper)
+
+
+@functools.lru_cache
+def vocabulary() -> dict[str, Any]:
+    return _read("vocabulary")
+
+
+def _read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def table(paper: str, source: str) -> dict[str, Any]:
+    """A published table by its id ("blink-table-2"), whole. Raises KeyError where there is none."""
+    return _by_id(paper, "tables", source)
+
+
+def figure(paper: str, source: str) -> dict[str, Any]:
+    """A published figure by its id ("hero-fig-4"): plots, axes, series, settings, claim. Raises KeyError where there is none."""
+    return _by_id(paper, "figures", source)
+
+
+def _by_id(paper: str, kind: str, source: str) -> dict[str, Any]:
+    found = {entry["id"]: entry for entry in published(paper)[kind]}
+    if source not in found:
+        raise KeyError(f"{paper} has no {source} among its {kind}: {', '.join(found)}")
+    return found[source]
+
+
+def footnotes(paper: str, source: str) -> list[dict[str, str]]:
+    """What is known about a table or figure beside its numbers, in the file's order: [{kind, text}], kind being discrepancy, rounding,
+    extraction, ambiguity, missing, info or cross_paper."""
+    entry = _by_id(paper, "figures" if "-fig-" in source else "tables", source)
+    return [{"kind": note["kind"], "text": note["text"]} for note in entry.get("notes", [])]
 
 
 def entry(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
-    """One row of a published table, whole. ``params``: settings that it must have, for tables that print a label for several models.
+    """One row of a published table: label, params, values, and always ``derived`` [columns that follow from printed numbers without
+    being printed], ``missing`` {column without a number: why} and ``conjecture`` {column: a guess, basis: its reason}, which is never
+    reference data.
 
-    Raises KeyError where no row or more than one fits.
+    ``params``: settings that it must have, for tables that print a label for several models. Raises KeyError where no row or more than
+    one fits.
     """
-    rows = [r for t in published(paper)["tables"] if t["id"] == table for r in t["rows"] if r["label"] == label]
+    owners = [t for t in published(paper)["tables"] if t["id"] == table]
+    rows = [r for t in owners for r in t["rows"] if r["label"] == label]
     found = [r for r in rows if all(r["params"].get(k) == v for k, v in params.items())]
     if len(found) != 1:
         said = f"{label!r}" + "".join(f", {k}={v}" for k, v in params.items())
         raise KeyError(f"{paper}: {table} has {len(found) or 'no'} row{'s' * (len(found) > 1)} {said}")
-    return found[0]
+    why = owners[0].get("null_means", "not given")
+    missing = {column: why for column, value in found[0]["values"].items() if value is None} | found[0].get("missing", {})
+    return {"derived": [], "conjecture": {}, **found[0], "missing": missing}
 
 
 def row(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
-    """The values of one row (see ``entry``), None where a cell is lost or was not reported; ``derived`` lists the columns that follow
-    from printed numbers without being printed."""
+    """The values of one row (see ``entry``), None where a cell is lost or was not reported; beside them ``derived``, ``missing`` and
+    ``conjecture`` as ``entry`` has them."""
     found = entry(paper, table, label, **params)
-    return found["values"] | {"derived": found.get("derived", [])}
+    return found["values"] | {k: found[k] for k in ("derived", "missing", "conjecture")}
+
+
+def params_on(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
+    """The params of a row on one of our benchmark presets: where the paper sets them for each benchmark, those of this one are in.
+
+    Raises KeyError where it does so and says nothing about this one.
+    """
+    if "per_benchmark" not in row:
+        return row["params"]
+    names = vocabulary()["benchmarks"]
+    return row["params"] | {names.get(name, name): said for name, said in row["per_benchmark"].items()}[benchmark]
+
+
+def overrides(params: dict[str, Any], scale: bool = False) -> list[str]:
+    """The params of a published row as overrides of evaluate.py. ``scale``: on the scale model that stands in for the row's backbone.
+
+    Raises KeyError for a param or a value that the vocabulary does not know.
+    """
+    known = vocabulary()["params"]
+    foreign = [name for name in params if name not in known]
+    if foreign:
+        raise KeyError(f"the vocabulary has no param {foreign[0]}; it has {', '.join(known)}")
+    return [word for name in known if params.get(name) is not None for word in _words(name, params[name], known[name], scale)]
+
+
+def _words(name: str, value: Any, known: dict[str, Any], scale: bool) -> list[str]:
+    listed = known.get("scale" if scale else "words", known.get("words", {}))
+    if not isinstance(value, list) and value in listed:
+        return listed[value]
+    if "as" not in known:
+        raise KeyError(f"the vocabulary has no word for {name}={value}; it has {', '.join(map(str, listed))}")
+    said = f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return [word.replace("{}", said) for word in known["as"]]

@@ -97,8 +97,8 @@ class TokenSRTraining(pl.LightningModule):
         self._step_losses = []
         mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
         for layer, value in zip(self.layers, mean, strict=True):
-            self.log(f"loss/layer_{layer}", value, on_step=True)
-        self.log("loss", mean.mean(), on_step=True, prog_bar=True)
+            self.log(f"loss/train/layer_{layer}", value, on_step=True)
+        self.log("loss/train", mean.mean(), on_step=True, prog_bar=True)
 
     def on_validation_epoch_start(self):
         self._held_out = {str(layer): [] for layer in self.layers}
@@ -116,7 +116,8 @@ class TokenSRTraining(pl.LightningModule):
             plain, refined, samples = self._over_devices(sums)
             plain, refined = plain / samples, refined / samples
             self.result[layer] = {"interpolation": plain, "tokensr": refined, "gain": 1 - refined / plain, "samples": int(samples)}
-            self.log(f"held_out/layer_{layer}", refined, sync_dist=self.trainer.world_size > 1)  # the same number on all
+            for name, value in (("loss/held_out", refined), ("gain", 1 - refined / plain)):
+                self.log(f"{name}/layer_{layer}", value, sync_dist=self.trainer.world_size > 1)  # the same number on all
 
     def _over_devices(self, sums: list[float]) -> list[float]:
         if self.trainer.world_size == 1:

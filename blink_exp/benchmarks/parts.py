@@ -1,0 +1,58 @@
+"""Validation and test: one division of the images of every benchmark, so that a setting is chosen on one part and reported on the other.
+
+Questions on one image stay together, and so do images that are the same pixel by pixel under several ids, which published benchmarks have
+(a chart with two questions is two rows). Such a group goes where a hash of its first id says: neither the order of a run, nor ``limit``,
+nor the machine changes that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from blink_exp.benchmarks.base import Benchmark, Probes, Sample
+from blink_exp.errors import UserError, nearest
+
+PARTS = ("all", "validation", "test")
+VALIDATION = 30  # of a hundred images. No setting: another share would move images that something was chosen on into the test part
+
+
+def check_part(part: str, benchmark: Benchmark) -> None:
+    """Raises UserError where ``part`` is none, or where ``benchmark`` has no questions to divide."""
+    if part not in PARTS:
+        raise UserError(f"part={part} is not known; {nearest(str(part), PARTS)}")
+    if part != "all" and isinstance(benchmark, Probes):
+        raise UserError(f"part={part}: {benchmark.name} asks no question and runs no method, so it has no parts; use part=all")
+
+
+def part_of(samples: list[Sample], part: str) -> list[Sample]:
+    """The samples of ``part`` among all ``samples`` of a benchmark, in their order; opens every image unless it is ``all``.
+
+    Raises UserError where the part is empty."""
+    if part == "all":
+        return samples
+    held = {place: in_validation(first) for place, first in first_ids(samples).items()}
+    chosen = [s for s in samples if held[s.image_id] == (part == "validation")]
+    if not chosen:
+        raise UserError(f"part={part} of {len(held)} images is empty; use a benchmark with more images, or part=all")
+    return chosen
+
+
+def first_ids(samples: list[Sample]) -> dict[str, str]:
+    """{image id: the first id under which its very pixels stand}. An image that cannot be opened is like no other."""
+    seen: dict[str, str] = {}
+    out: dict[str, str] = {}
+    for sample in samples:
+        if sample.image_id in out:
+            continue
+        try:
+            image = sample.image()
+            pixels = hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+        except OSError:
+            pixels = sample.image_id
+        out[sample.image_id] = seen.setdefault(pixels, sample.image_id)
+    return out
+
+
+def in_validation(image_id: str) -> bool:
+    """Whether the image called ``image_id`` belongs to the validation part."""
+    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") % 100 < VALIDATION

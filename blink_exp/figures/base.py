@@ -1,0 +1,139 @@
+"""What a figure is drawn from, what it says, and how it is written.
+
+A figure of conf/figure names its maker under ``draw`` (a Hydra target with its own arguments). The maker takes a ``Study`` and gives a
+``Drawing``: pictures, the numbers behind them, and the paper's claims, each computed as numbers and judged on what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from blink_exp.backbone.load import Backbone
+from blink_exp.benchmarks.base import Benchmark
+from blink_exp.experiments import results
+from blink_exp.methods.base import Method
+
+FORMATS = ("png", "svg", "pdf")
+COLUMN = 3.4  # inches: the width of one column of a paper
+PAGE = 7.0  # inches: of both
+# Okabe and Ito's palette, told apart by colour-blind readers, in the order in which series take them
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "blink_exp",
+    "svg.fonttype": "path",
+    "savefig.bbox": "tight",
+}
+TIP = "tip:"  # of an artist's gid: what the picture says where the pointer rests, in SVG
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a figure is drawn from.
+
+    ``cfg``: the figure's settings (its overrides, then the user's), as evaluate.py takes them. ``rows``: its points, measured, in their
+    order: ``point`` (label), ``series`` and ``x`` where the figure gives them, ``status``, and, where that is "done", what a table's rows
+    hold (``scores``, ``stderr``, ``tokens``, ``folder`` with records.jsonl, ...).
+    """
+
+    name: str
+    cfg: DictConfig
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def opened(self) -> tuple[Backbone, Method, Benchmark]:
+        """The model, method and benchmark of the figure's own settings."""
+        from blink_exp.experiments.evaluate import prepare
+
+        return prepare(self.cfg)
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """The points that were measured."""
+        return [row for row in self.rows if row["status"] == "done"]
+
+
+def records_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per-sample records of a measured point."""
+    return [json.loads(line) for line in (Path(row["folder"]) / "records.jsonl").read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says its figure shows, and whether it shows here.
+
+    ``said``: the claim, in our words. ``how``: how ``numbers`` are computed, on how many samples. ``holds``: None where what was measured
+    cannot tell.
+    """
+
+    said: str
+    how: str
+    numbers: dict[str, float | None]
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """``pictures`` {file stem: figure}; ``data``: the numbers behind them, as JSON has them; ``caption``: what is seen, axes included."""
+
+    pictures: dict[str, Figure]
+    data: dict[str, Any]
+    claims: list[Claim]
+    caption: str
+    measured_on: str  # backbone, benchmark, samples
+
+
+def written(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
+    """Writes every picture as PNG, SVG (with what the pointer shows) and PDF, and data.json, to ``out``. Returns {stem: files}."""
+    out.mkdir(parents=True, exist_ok=True)
+    files: dict[str, list[Path]] = {}
+    for stem, picture in drawing.pictures.items():
+        files[stem] = []
+        for kind in FORMATS:
+            path = out / f"{stem}.{kind}"
+            # without dates and versions a figure of the same numbers is the same file
+            metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}[kind]
+            with plt.rc_context(STYLE):
+                picture.savefig(path, dpi=200, metadata=metadata)
+            if kind == "svg":
+                tipped(path)
+            files[stem].append(path)
+        plt.close(picture)
+    claims = [asdict(claim) for claim in drawing.claims]
+    said = {"caption": drawing.caption, "measured_on": drawing.measured_on, "claims": claims, "data": drawing.data}
+    results.write_json(out / "data.json", said)
+    return files
+
+
+def tipped(path: Path) -> None:
+    """Gives every element of an SVG whose id is "tip:TEXT" that text as its title, which browsers show where the pointer rests."""
+    ElementTree.register_namespace("", SVG.strip("{}"))
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    tree = ElementTree.parse(path)
+    for k, element in enumerate(tree.iter()):
+        name = element.get("id") or ""
+        if name.startswith(TIP):
+            element.set("id", f"tip{k}")
+            title = ElementTree.Element(f"{SVG}title")
+            title.text = re.sub(r"#\d+$", "", name.removeprefix(TIP))
+            element.insert(0, title)
+    tree.write(path, encoding="utf-8", xml_declaration=True)

@@ -1,0 +1,136 @@
+"""What Blink does to an image, layer by layer: scan, expansion and drop. The README's picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
+from omegaconf import OmegaConf
+from PIL import Image
+
+from blink_exp.errors import UserError
+from blink_exp.experiments.evaluate import prepare
+from blink_exp.figures.base import Claim, Drawing, Study, records_of
+from blink_exp.figures.blink_shared import square, styled, tip
+from blink_exp.saliency import PatchGrid
+
+EDGE = {"expand": "#009E73", "drop": "#D55E00", "keep": "#777777"}  # of Okabe and Ito's, as the other figures'
+WIDTH = 1.05  # inches a panel
+
+Shown = tuple[Image.Image, dict[str, Any]]
+
+
+def decisions(study: Study, images: int = 3) -> Drawing:
+    """``images`` questions of the first Blink point, one a picture (``example_1`` ...) and all in one (``blink``)."""
+    row = next((r for r in study.done if r["method"] in ("blink", "blink_interp")), None)
+    if row is None:
+        raise UserError(f"figure={study.name} needs a measured point with method=blink; see the points that failed")
+    backbone, method, benchmark = prepare(OmegaConf.load(Path(row["folder"]) / "config.yaml"))  # type: ignore[arg-type]
+    assert method.policy is not None
+    grid = PatchGrid(method.policy.p, *backbone.grid)
+    records = records_of(row)
+    samples = {s.id: s for s in benchmark.samples()}
+    shown = [(square(backbone, samples[r["id"]].image()), r) for r in examples(records, worked_on, images)]
+    pictures = {f"example_{k + 1}": sheet([one], grid) for k, one in enumerate(shown)} | {"blink": sheet(shown, grid)}
+    return Drawing(
+        pictures,
+        {"decisions": {r["id"]: r["layers"] for _, r in shown}, "shares": by_decision(records)},
+        [at_work(records)],
+        "A row a question: the image with what is asked about (dashed), then a panel a layer. Box: the most attended patch; rho: its share "
+        "of the visual attention. Green: it is expanded, and shown clear. Orange: what was expanded is dropped. Grey: nothing is done. "
+        "Below: visual and expanded tokens that the layer works on. Drawn: right answers in whose course an expansion is made and taken "
+        "back, where there are any.",
+        f"{row['backbone']}, {benchmark.name}, {len(records)} questions",
+    )
+
+
+def examples(records: list[dict[str, Any]], interest: Callable[[dict[str, Any]], tuple], images: int) -> list[dict[str, Any]]:
+    """``images`` records of different images, the most interesting first and, as far as they go, of different kinds of question."""
+    ordered = sorted(records, key=interest, reverse=True)
+    chosen: list[dict[str, Any]] = []
+    for new_kind in (True, False):
+        for r in ordered:
+            known = r["category"] in {c["category"] for c in chosen}
+            if r["image_id"] not in {c["image_id"] for c in chosen} and not (new_kind and known):
+                chosen.append(r)
+    return chosen[:images]
+
+
+def worked_on(r: dict[str, Any]) -> tuple:
+    """Right answers in whose course an expansion was made and taken back, first."""
+    kinds = [done(s) for s in r["layers"]]
+    return ("expand" in kinds and "drop" in kinds, "expand" in kinds, bool(r["correct"]))
+
+
+def done(step: dict[str, Any]) -> str:
+    """expand, drop or keep: what became of a decision."""
+    return step["decision"] if step["effective"] else "keep"
+
+
+def by_decision(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By layer: the share of questions for which each decision was carried out."""
+    steps: dict[int, list[str]] = {}
+    for r in records:
+        for s in r["layers"]:
+            steps.setdefault(s["layer"], []).append(done(s))
+    return {str(layer): {kind: kinds.count(kind) / len(kinds) for kind in EDGE} for layer, kinds in sorted(steps.items())}
+
+
+def at_work(records: list[dict[str, Any]]) -> Claim:
+    """That a focus comes and goes within one forward pass, which is the idea of the method."""
+    kinds = [[done(s) for s in r["layers"]] for r in records]
+    n = max(1, len(kinds))
+    both = sum("expand" in k and "drop" in k for k in kinds) / n
+    numbers: dict[str, float | None] = {
+        "questions with an expansion": sum("expand" in k for k in kinds) / n,
+        "questions with an expansion that is dropped again": both,
+        "questions with two expansions or more": sum(k.count("expand") > 1 for k in kinds) / n,
+        "questions": float(len(records)),
+    }
+    how = "shares of questions by the decisions carried out on them; holds if there is any such question"
+    return Claim("Within one pass, regions are expanded and dropped again.", how, numbers, both > 0 if records else None)
+
+
+def sheet(shown: list[Shown], grid: PatchGrid) -> Figure:
+    """Questions below each other, each as ``draw_one`` draws it."""
+    panels = max((len(r["layers"]) for _, r in shown), default=0) + 1
+    with styled():
+        figure = plt.figure(figsize=(WIDTH * panels, 1.95 * max(1, len(shown))), layout="constrained")
+        parts = figure.subfigures(max(1, len(shown)), 1, squeeze=False)[:, 0]
+        for k, (part, (image, record)) in enumerate(zip(parts, shown, strict=False)):
+            draw_one(part, image, record, grid, k)
+    return figure
+
+
+def draw_one(part: SubFigure, image: Image.Image, record: dict[str, Any], grid: PatchGrid, number: int) -> None:
+    """One question: the image, then a panel a layer with its top patch, rho, decision and tokens."""
+    steps = record["layers"]
+    axes = part.subplots(1, len(steps) + 1, squeeze=False)[0]
+    axes[0].imshow(image, extent=(0, 1, 1, 0))
+    axes[0].set_title("image\n\n")
+    for left, top, right, bottom in record["regions"]:
+        axes[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="black", linestyle="--"))
+    for axis, step in zip(axes[1:], steps, strict=True):
+        left, top, right, bottom = grid.box(step["region"])
+        said = done(step)
+        axis.imshow(image, alpha=0.35, extent=(0, 1, 1, 0))
+        if said == "expand":
+            w, h = image.size
+            crop = image.crop((round(left * w), round(top * h), round(right * w), round(bottom * h)))
+            axis.imshow(crop, extent=(left, right, bottom, top))
+        rho = "" if step["rho"] is None else f"{step['rho']:.2f}"
+        words = tip(f"layer {step['layer']}: rho {rho}, {said}, {step['visual_tokens']} tokens", 100 * number + step["layer"])
+        frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=EDGE[said], linewidth=2.5, gid=words)
+        axis.add_patch(frame)
+        axis.set_title(f"layer {step['layer']}\nrho {rho}\n{said}", color=EDGE[said])
+        axis.set_xlabel(f"{step['visual_tokens']} tokens", fontsize=7)
+    for axis in axes:
+        axis.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
+        axis.spines[:].set_visible(True)
+    verdict = {True: " (right)", False: " (wrong)"}.get(record["correct"], "")
+    question = record["question"].replace("\n", " ").replace("$", r"\$")
+    part.suptitle(f"“{question[:100]}”  answer: {record['answer']}, said: {record['prediction'][:40]}{verdict}", fontsize=8)

@@ -1,0 +1,129 @@
+"""Blink, Fig. 3: how sharply each layer of the untouched model looks, and whether it looks at the right patch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from blink_exp.backbone.load import Backbone
+from blink_exp.benchmarks.base import Benchmark, Sample, spread
+from blink_exp.experiments.evaluate import chosen, evaluate
+from blink_exp.experiments.profile import patch_of
+from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
+from blink_exp.figures.blink_shared import RULE, clustered, listed, styled, tip, told
+from blink_exp.methods.blink import BlinkPolicy, blink, relative_layers
+from blink_exp.saliency import PatchGrid
+
+
+def scanned(
+    backbone: Backbone, benchmark: Benchmark, samples: list[Sample], batch_size: int, p: int = 2, saliency: str = "attention"
+) -> list[dict[str, Any]]:
+    """Records of the untouched model with every layer scanned: the thresholds are never met, so nothing is expanded or dropped."""
+    policy = BlinkPolicy(tuple(range(backbone.depth)), tau_expand=1.0, tau_drop=0.0, p=p, saliency=saliency)
+    return evaluate(backbone, blink(policy), benchmark, batch_size, samples=samples, progress=True)[0]
+
+
+def targets(record: dict[str, Any], grid: PatchGrid) -> set[int]:
+    """The patches that hold the annotated regions of a question; none where a region lies across several patches."""
+    found = [patch_of(box, grid) for box in record["regions"]]
+    return set() if None in found else {patch for patch in found if patch is not None}
+
+
+def between(first: int, last: int, depth: int) -> set[int]:
+    """Layers ``first`` to ``last`` of a 32-layer LLM, at the same relative depth of one of ``depth`` layers."""
+    found = relative_layers([first, last], depth)
+    return set(range(found[0], found[-1] + 1))
+
+
+def rho_by_layer(study: Study, middle: tuple[int, int] = (12, 26), samples: int | None = None) -> Drawing:
+    """Fig. 3. ``middle``: the layers, of 32, where the paper finds correct and sharp attention; ``samples``: about so many, at most."""
+    backbone, _, benchmark = study.opened()
+    asked = spread(chosen(benchmark, study.cfg), samples)
+    p, scorer = study.cfg.grid.p, study.cfg.saliency.scorer
+    records = scanned(backbone, benchmark, asked, study.cfg.batch_size, p, "attention" if scorer == "random" else scorer)
+    grid = PatchGrid(p, *backbone.grid)
+    found = by_layer(records, grid, backbone.depth)
+    inside = between(*middle, backbone.depth)
+    said = f"layers {min(inside)}-{max(inside)}"
+    dots = (
+        f" Dots: share of the {found['annotated']} questions about one patch for which the top patch is that one."
+        if found["annotated"]
+        else " No dots: of no question is it annotated in which one patch its answer is."
+    )
+    return Drawing(
+        {"rho_by_layer": drawn(found, inside, 1 / p**2)},
+        {"layer": list(range(backbone.depth)), **{k: found[k] for k in ("rho", "hit", "annotated", "questions")}, "chance": 1 / p**2},
+        claims(records, grid, inside),
+        "x: decoder layer (0-based). Line: attention of the last text token on the most attended patch, over its attention on all visual "
+        f"tokens, mean over {found['questions']} questions, untouched model.{dots} Shaded: {said}. Dotted: chance, one of {p * p} patches.",
+        f"{backbone.identity}, {benchmark.name}, {found['questions']} questions",
+    )
+
+
+def by_layer(records: list[dict[str, Any]], grid: PatchGrid, depth: int) -> dict[str, Any]:
+    """``rho``: mean by layer; ``hit``: by layer, the share of questions about one patch whose top patch is that one (None where no
+    question says so); ``annotated``: how many do; ``questions``."""
+    rho: list[list[float]] = [[] for _ in range(depth)]
+    hit: list[list[bool]] = [[] for _ in range(depth)]
+    for record in records:
+        right = targets(record, grid)
+        for step in record["layers"]:
+            rho[step["layer"]].append(step["rho"])
+            if len(right) == 1:
+                hit[step["layer"]].append(step["region"] in right)
+    means = [[sum(v) / len(v) if v else None for v in values] for values in (rho, hit)]
+    return {"rho": listed(means[0]), "hit": listed(means[1]), "annotated": len(hit[0]), "questions": len(records)}
+
+
+def claims(records: list[dict[str, Any]], grid: PatchGrid, inside: set[int]) -> list[Claim]:
+    """Both halves of what the paper says of the middle layers ``inside``, each as a mean within less the mean over the other layers."""
+    name = f"layers {min(inside)}-{max(inside)}"
+    aimed = [r for r in records if len(targets(r, grid)) == 1]
+    out = []
+    for word, said, rows in (
+        ("hit", f"The most attended patch is the right one more often in {name} than in the other layers.", aimed),
+        ("rho", f"The most attended patch holds a larger share of the attention in {name} than in the other layers.", records),
+    ):
+        pairs = []
+        for r in rows:
+            right = targets(r, grid)
+            values = {s["layer"]: float(s["region"] in right) if word == "hit" else s["rho"] for s in r["layers"]}
+            within = [v for layer, v in values.items() if layer in inside]
+            others = [v for layer, v in values.items() if layer not in inside]
+            if within and others:
+                pairs.append((sum(within) / len(within), sum(others) / len(others), r["image_id"]))
+        images = [image for *_, image in pairs]
+        difference, stderr = clustered([a - b for a, b, _ in pairs], images)
+        numbers = {
+            f"{word} in {name}": clustered([a for a, _, _ in pairs], images)[0],
+            f"{word} in the others": clustered([b for _, b, _ in pairs], images)[0],
+            "difference": difference,
+            "standard error": stderr,
+            "questions": float(len(pairs)),
+        }
+        what = "share of layers whose top patch is the annotated one" if word == "hit" else "mean share of the top patch"
+        how = f"{what}, question by question, in {name} less in the others; standard error over {len(set(images))} images. {RULE}"
+        out.append(Claim(said, how, numbers, told(difference, stderr)))
+    return out
+
+
+def drawn(found: dict[str, Any], inside: set[int], chance: float) -> Figure:
+    """The picture of Fig. 3 from ``by_layer``."""
+    layers = range(len(found["rho"]))
+    with styled():
+        figure, axis = plt.subplots(figsize=(COLUMN, 2.2), layout="constrained")
+        axis.axvspan(min(inside) - 0.5, max(inside) + 0.5, color="#eeeeee", zorder=0)
+        axis.axhline(chance, color="#777777", linewidth=0.8, linestyle=":", zorder=1)
+        axis.plot(layers, found["rho"], color=COLORS[3], label="top patch / all visual attention")
+        for layer, value in enumerate(found["rho"]):
+            axis.plot(layer, value, "o", color=COLORS[3], markersize=1.5, gid=tip(f"layer {layer}: {value:.3f} of visual attention", layer))
+        for layer, value in enumerate(found["hit"]):
+            if value is not None:
+                name = "top patch is the right one" if layer == 0 else None
+                words = f"layer {layer}: right patch on top in {value:.3f} of questions"
+                axis.plot(layer, value, "o", color=COLORS[1], markersize=3.5, linestyle="none", label=name, gid=tip(words, layer))
+        axis.set(xlabel="decoder layer", ylabel="share", xlim=(-0.7, len(found["rho"]) - 0.3), ylim=(0, 1))
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.2, columnspacing=1.0)
+    return figure

@@ -1,0 +1,182 @@
+"""Blink, Fig. 2: where the last prompt token looks, layer by layer, on images that hold several targets."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from blink_exp.benchmarks.base import Box, spread
+from blink_exp.experiments.evaluate import chosen
+from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
+from blink_exp.figures.blink_attention import look
+from blink_exp.figures.blink_layers import between, scanned, targets
+from blink_exp.figures.blink_shared import RULE, clustered, listed, square, styled, tip, told
+from blink_exp.methods.blink import relative_layers
+from blink_exp.methods.none import none
+from blink_exp.saliency import PatchGrid
+
+TOP, RIGHT = COLORS[1], COLORS[0]  # boxes: of the most attended patch, of what the question is about
+
+
+def by_layer(
+    study: Study, layers: tuple[int, ...], images: int = 2, samples: int | None = None, middle: tuple[int, int] = (12, 26)
+) -> Drawing:
+    """Fig. 2. ``layers``: those that are drawn, of 32; ``images``: cases; ``samples``: about so many questions behind the claims, at most;
+    ``middle``: the layers that the claims look at, of 32."""
+    backbone, _, benchmark = study.opened()
+    asked = {s.id: s for s in spread(chosen(benchmark, study.cfg), samples)}
+    p = study.cfg.grid.p
+    grid = PatchGrid(p, *backbone.grid)
+    records = scanned(backbone, benchmark, list(asked.values()), study.cfg.batch_size, p)
+    shown, inside = relative_layers(list(layers), backbone.depth), between(*middle, backbone.depth)
+    rows, data = [], []
+    for record in cases(records, grid, shown, images):
+        sample = asked[record["id"]]
+        image = sample.image()
+        looked, _ = look(backbone, none(), image, f"{benchmark.name}:{sample.image_id}", benchmark.prompt(sample), shown)
+        rows.append((square(backbone, image), record, {i: looked[i].visual for i in shown}))
+        data.append({"id": record["id"], "attention": {str(i): listed(looked[i].visual.tolist(), 6) for i in shown}})
+    several = sum(len(targets(r, grid)) > 1 for r in records)
+    chosen_by = "whose top patch moves between its targets" if several else "whose top patch moves most"
+    return Drawing(
+        {"attention_by_layer": drawn(rows, grid)},
+        {"layers": list(shown), "cases": data},
+        claims(records, grid, inside),
+        "Attention of the last text token on the visual tokens, over the image, untouched model; each map from 0 (dark) to its own largest "
+        "value (light), by square roots. Box on a map: the patch with the largest sum; on the image: what the question is about. Drawn: "
+        f"questions {chosen_by}.",
+        f"{backbone.identity}, {benchmark.name}, {len(records)} questions",
+    )
+
+
+def visited(record: dict[str, Any], layers: set[int]) -> list[int]:
+    """The top patch of each of ``layers``, in order."""
+    return [step["region"] for step in record["layers"] if step["layer"] in layers]
+
+
+def cases(records: list[dict[str, Any]], grid: PatchGrid, shown: tuple[int, ...], images: int) -> list[dict[str, Any]]:
+    """Questions to draw, on different images: right answers first, and those whose top patch takes most of several targets (most patches,
+    where no question has several)."""
+    several = [r for r in records if len(targets(r, grid)) > 1]
+
+    def moves(r: dict[str, Any]) -> tuple[int, bool]:
+        top = set(visited(r, set(shown)))
+        return len(top & targets(r, grid) if several else top), bool(r["correct"])
+
+    found: dict[str, dict[str, Any]] = {}
+    for r in sorted(several or records, key=moves, reverse=True):
+        found.setdefault(r["image_id"], r)
+    return list(found.values())[:images]
+
+
+def claims(records: list[dict[str, Any]], grid: PatchGrid, inside: set[int]) -> list[Claim]:
+    """That the top patch does not stay the same over the layers ``inside``, and that it goes from one target to another."""
+    name = f"layers {min(inside)}-{max(inside)}"
+    tops = [visited(r, inside) for r in records]
+    images = [r["image_id"] for r in records]
+    changed, error = clustered([float(len(set(t)) > 1) for t in tops], images)
+    numbers = {
+        "share of questions whose top patch changes": changed,
+        "standard error": error,
+        "distinct top patches, mean": clustered([float(len(set(t))) for t in tops], images)[0],
+        "changes from a layer to the next, share": clustered(
+            [sum(a != b for a, b in itertools.pairwise(t)) / max(1, len(t) - 1) for t in tops], images
+        )[0],
+        "questions": float(len(records)),
+    }
+    half = None if changed is None else changed - 0.5
+    moves = Claim(
+        f"The most attended patch changes with depth ({name}).",
+        f"1 distinct patch would be a focus that never moves. Compared: share of questions with 2 or more, with one half. {RULE}",
+        numbers,
+        told(half, error),
+    )
+    aimed = [(t, targets(r, grid), r["image_id"]) for t, r in zip(tops, records, strict=True) if len(targets(r, grid)) > 1]
+    images = [image for *_, image in aimed]
+    between_, error = clustered([float(len(set(t) & right) > 1) for t, right, _ in aimed], images)
+    on = clustered([sum(x in right for x in t) / max(1, len(t)) for t, right, _ in aimed], images)[0]
+    chance = clustered([len(right) / grid.p**2 for _, right, _ in aimed], images)[0]
+    numbers = {
+        "share of questions whose top patch takes two targets or more": between_,
+        "standard error": error,
+        "top patch is a target, share of layers": on,
+        "the same by chance": chance,
+        "questions with several targets": float(len(aimed)),
+    }
+    half = None if between_ is None or on is None or chance is None else between_ - 0.5
+    verdict = told(half, error)
+    if verdict and on is not None and chance is not None and on <= chance:
+        verdict = False
+    return [
+        moves,
+        Claim(
+            f"On an image with several targets the most attended patch goes from one to another ({name}).",
+            "questions whose annotated regions lie in two patches or more. Compared: share of them whose top patch is a different target "
+            f"at different layers, with one half; does not hold where targets are on top no more often than by chance. {RULE}",
+            numbers,
+            verdict,
+        ),
+    ]
+
+
+def boxed(axis: Axes, box: Box, color: str, style: str = "-", gid: str | None = None) -> None:
+    """Draws a frame on an axis that runs from 0 to 1 both ways."""
+    left, top, right, bottom = box
+    frame = {"fill": False, "edgecolor": color, "linewidth": 1.8, "linestyle": style, "gid": gid}
+    axis.add_patch(Rectangle((left, top), right - left, bottom - top, **frame))  # type: ignore[arg-type]
+
+
+def pictured(axis: Axes, image: Image.Image, record: dict[str, Any], title: str) -> None:
+    """The image with what its question is about, and the question below it."""
+    axis.imshow(image, extent=(0, 1, 1, 0))
+    for box in record["regions"]:
+        boxed(axis, box, RIGHT, "--")
+    axis.set_title(title)
+    axis.set_xlabel(wrapped(record["question"]), fontsize=6)
+
+
+def wrapped(text: str, width: int = 24, lines: int = 3) -> str:
+    """``text`` in lines of about ``width`` characters, cut off after ``lines``."""
+    return "\n".join(textwrap.wrap(" ".join(text.replace("$", r"\$").split()), width, max_lines=lines, placeholder=" ..."))
+
+
+def heat(axis: Axes, values: torch.Tensor, side: tuple[int, int], top: float | None = None) -> None:
+    """A (n,) map of ``side`` (rows, columns), dark at 0, light at ``top`` (None: its own largest); square roots, as a few tokens hold most
+    of the attention."""
+    shown = np.asarray(values).reshape(side)
+    scale = PowerNorm(0.5, 0, max(float(shown.max()) if top is None else top, 1e-12))
+    axis.imshow(shown, norm=scale, cmap="viridis", interpolation="nearest", extent=(0, 1, 1, 0))
+
+
+def drawn(rows: list[tuple[Image.Image, dict[str, Any], dict[int, torch.Tensor]]], grid: PatchGrid) -> Figure:
+    """A row a case: the image, then a map a layer with a box on its top patch."""
+    width = len(rows[0][2]) + 1
+    with styled():
+        figure, axes = plt.subplots(
+            len(rows), width, figsize=(PAGE, (PAGE / width + 0.35) * len(rows)), squeeze=False, layout="constrained"
+        )
+        for k, (line, (image, record, maps)) in enumerate(zip(axes, rows, strict=True)):
+            pictured(line[0], image, record, f"case {k + 1}")
+            for axis, (layer, values) in zip(line[1:], maps.items(), strict=True):
+                heat(axis, values, (grid.height, grid.width))
+                sums = grid.sums(values)
+                region = int(sums.argmax())
+                share = float(sums[region] / sums.sum())
+                said = tip(f"layer {layer}: the top patch has {share:.3f} of the visual attention", 100 * k + layer)
+                boxed(axis, grid.box(region), TOP, gid=said)
+                axis.set_title(f"layer {layer}")
+                axis.set_xlabel(f"rho {share:.2f}", fontsize=7)
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    return figure

@@ -1,0 +1,156 @@
+"""Blink, Fig. 4: subtask scores when the most attended patch is copied at one layer, against the untouched model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from blink_exp.benchmarks import mme, mosaic_mme
+from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study, records_of
+from blink_exp.figures.blink_shared import RULE, Gains, all_told, gains, headline, measured_on, point, styled, tip, told
+
+GROUPS = {  # as MME has them, then what the scenes of this project ask in their place
+    "perception": tuple(dict.fromkeys((*mme.PERCEPTION, *mosaic_mme.PERCEPTION))),
+    "cognition": tuple(dict.fromkeys((*mme.COGNITION, *mosaic_mme.COGNITION))),
+}
+DRAWS = 1000  # of images, for the error of an area
+PALETTE = (COLORS[6], *COLORS[:6])  # the untouched model in black
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def copied(study: Study, baseline: str) -> Drawing:
+    """Fig. 4: a polygon a measured point, a panel a group of subtasks. ``baseline``: label of the point that areas are compared with."""
+    base = point(study, baseline)
+    rows = [base, *(row for row in study.done if row is not base)]
+    score = headline(rows, study.name)
+    runs = {row["point"]: by_subtask(records_of(row), score) for row in rows}
+    panels = groups(list(runs[baseline]))
+    scores = {
+        name: {label: [float(np.mean(list(run[s].values()))) for s in names] for label, run in runs.items()}
+        for name, names in panels.items()
+    }
+    few = [name for name, names in panels.items() if len(names) < 3]
+    return Drawing(
+        {"copied": drawn(panels, scores)},
+        {"subtasks": panels, "scores": scores},
+        [claim(name, [{s: run[s] for s in names} for run in runs.values()], list(runs)) for name, names in panels.items()],
+        "Radius: subtask score, from 0 in the middle; angle: subtask. The most attended patch is copied, enlarged, in front of the text at "
+        "one layer, and stays."
+        + (f" {' and '.join(few).capitalize()} has too few subtasks for a polygon here: x is the score." if few else ""),
+        measured_on(base),
+    )
+
+
+def by_subtask(records: list[dict[str, Any]], score: str) -> Gains:
+    """What each image (question, where a benchmark has no pairs) adds to the score of its subtask."""
+    if score == "total":
+        return gains(records, score)
+    categories = sorted({r["category"] for r in records})
+    found = {k: gains([r for r in records if r["category"] == k], score)[""] for k in categories}
+    return {k: v for k, v in found.items() if v}
+
+
+def groups(subtasks: list[str]) -> dict[str, list[str]]:
+    """Subtasks by panel, in MME's order; of another benchmark all in one."""
+    found = {name: [s for s in known if s in subtasks] for name, known in GROUPS.items()}
+    if sum(map(len, found.values())) < len(subtasks):
+        return {"categories": sorted(subtasks)}
+    return {name: names for name, names in found.items() if names}
+
+
+def area(scores: np.ndarray) -> np.ndarray:
+    """(...,) areas of polygons with (..., n) radii at equal angles; of one or two radii, which enclose nothing, their sum."""
+    n = scores.shape[-1]
+    if n < 3:
+        return scores.sum(-1)
+    return 0.5 * math.sin(2 * math.pi / n) * (scores * np.roll(scores, -1, axis=-1)).sum(-1)
+
+
+def claim(panel: str, runs: list[Gains], labels: list[str]) -> Claim:
+    """Whether every run but the first encloses more than the first does. The error of a change comes from drawing images anew, the same
+    ones for both runs."""
+    rng = np.random.default_rng(0)
+    means, drawn_means = [], []
+    for subtask in runs[0]:
+        images = [i for i in runs[0][subtask] if all(i in run[subtask] for run in runs)]
+        values = np.array([[run[subtask][i] for i in images] for run in runs])  # (runs, images)
+        index = rng.integers(len(images), size=(DRAWS, len(images)))
+        means.append(values.mean(1))
+        drawn_means.append(values[:, index].mean(2))
+    areas, spread = area(np.stack(means, -1)), area(np.stack(drawn_means, -1))  # (runs,), (runs, draws)
+    enclosed = "area enclosed" if len(runs[0]) > 2 else "sum of the scores"
+    numbers: dict[str, float | None] = {f"{enclosed}, {labels[0]}": float(areas[0])}
+    verdicts = []
+    for label, size, draws in zip(labels[1:], areas[1:], spread[1:], strict=True):
+        change, stderr = (
+            (float(size / areas[0] - 1), float((draws / spread[0] - 1).std(ddof=1))) if areas[0] and spread[0].all() else (None, None)
+        )
+        numbers |= {f"{label}: change": change, f"{label}: standard error": stderr}
+        verdicts.append(told(change, stderr))
+    images_ = sum(map(len, runs[0].values()))
+    how = (
+        f"{enclosed} over {labels[0]}'s, less 1, on {len(runs[0])} subtasks, {images_} images; standard error from {DRAWS} draws of the "
+        f"images. {RULE} Holds if it does for every copy."
+    )
+    return Claim(
+        f"Copying the most attended patch at any of the layers encloses a larger area ({panel}).", how, numbers, all_told(verdicts)
+    )
+
+
+def drawn(panels: dict[str, list[str]], scores: dict[str, dict[str, list[float]]]) -> Figure:
+    """A radar a panel of three subtasks or more, else dots on a line a subtask."""
+    top = max((v for panel in scores.values() for values in panel.values() for v in values), default=1.0)
+    numbers = itertools.count()
+    with styled():
+        figure = plt.figure(figsize=(PAGE, 3.3), layout="constrained")
+        for k, (panel, names) in enumerate(panels.items()):
+            enclosing = len(names) > 2
+            axis: Any = figure.add_subplot(1, len(panels), k + 1, projection="polar" if enclosing else None)
+            (radar if enclosing else dots)(axis, names, scores[panel], top * 1.05, numbers)
+            axis.set_title(panel)
+            handles = axis.get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[1]), frameon=False)
+    return figure
+
+
+def radar(axis: Any, names: list[str], scores: dict[str, list[float]], top: float, numbers: Iterator[int]) -> None:
+    """A polygon a run; the first, dashed, lies on top of the others."""
+    angles = [2 * math.pi * i / len(names) for i in range(len(names))]
+    for j, (label, values) in enumerate(scores.items()):
+        line = {"linewidth": 1.6, "linestyle": (0, (3, 3)), "zorder": 4} if j == 0 else {"linewidth": 1.2, "zorder": 3}
+        axis.plot([*angles, angles[0]], [*values, values[0]], color=PALETTE[j % len(PALETTE)], **line)
+        marked(axis, j, label, names, values, angles, values, numbers)
+    axis.set_xticks(angles, [name.replace("_", "\n") for name in names])
+    axis.set_ylim(0, top)
+    axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axis.set_rlabel_position(180 / len(names))
+    axis.tick_params(axis="y", labelsize=6, colors="#555555")
+    axis.tick_params(axis="x", pad=7)
+    axis.grid(color="#dddddd", linewidth=0.6)
+    axis.spines["polar"].set_color("#aaaaaa")
+
+
+def dots(axis: Any, names: list[str], scores: dict[str, list[float]], top: float, numbers: Iterator[int]) -> None:
+    """A line a subtask, the runs one above the other."""
+    for j, (label, values) in enumerate(scores.items()):
+        marked(axis, j, label, names, values, values, [i + 0.12 * j for i in range(len(names))], numbers)
+    axis.set_yticks([i + 0.06 * (len(scores) - 1) for i in range(len(names))], [name.replace("_", "\n") for name in names])
+    axis.set(xlabel="subtask score", xlim=(0, top), ylim=(-0.5, len(names) - 0.15))
+    axis.set_box_aspect(0.6)
+
+
+def marked(
+    axis: Any, run: int, label: str, names: list[str], values: list[float], x: list[float], y: list[float], numbers: Iterator[int]
+) -> None:
+    """The points of a run, each with its exact value where the pointer rests."""
+    for name, value, a, b in zip(names, values, x, y, strict=True):
+        said = {"label": label} if name == names[0] else {}
+        look = {"color": PALETTE[run % len(PALETTE)], "markersize": 4, "zorder": 3, "linestyle": "none"}
+        axis.plot([a], [b], marker=MARKERS[run % len(MARKERS)], gid=tip(f"{label}, {name}: {value:.2f}", next(numbers)), **look, **said)

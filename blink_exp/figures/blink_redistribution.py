@@ -1,0 +1,245 @@
+"""Blink, Figs. 6 and 8: once a patch has been expanded, how much does the last prompt token look at the new tokens, and how evenly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from blink_exp.benchmarks.base import spread
+from blink_exp.errors import UserError
+from blink_exp.experiments.evaluate import chosen
+from blink_exp.experiments.terminal import bar
+from blink_exp.figures.base import PAGE, Claim, Drawing, Study
+from blink_exp.figures.blink_attention import Looked, evenness, look
+from blink_exp.figures.blink_layers import targets
+from blink_exp.figures.blink_maps import TOP, boxed, heat, pictured
+from blink_exp.figures.blink_shared import RULE, all_told, clustered, listed, square, styled, tip, told
+from blink_exp.methods.blink import relative_layers
+from blink_exp.saliency import PatchGrid
+
+SAMPLES = 128  # questions behind the claims: each is run alone
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question under the expansion: what was looked at, at each layer, and the annotated patches (none where unknown)."""
+
+    record: dict[str, Any]  # id, image_id, question, regions
+    looked: dict[int, Looked]
+    right: frozenset[int]
+
+
+def after_expansion(
+    study: Study,
+    layers: tuple[int, int] = (13, 20),
+    images: int = 2,
+    pick: str = "spread",
+    samples: int | None = SAMPLES,
+    even: bool = False,
+) -> Drawing:
+    """Figs. 6 and 8: attention on original and on expanded tokens at two later layers, of 32.
+
+    ``images``: cases that are drawn; ``pick``: ``cases`` (one that is right at both layers, one that moves from a wrong patch to the right
+    one) or ``spread`` (evenly over the questions, whatever they show); ``samples``: about so many questions behind the claims, at most;
+    ``even``: judge Fig. 8's claims instead of Fig. 6's.
+    """
+    backbone, method, benchmark = study.opened()
+    asked = {s.id: s for s in spread(chosen(benchmark, study.cfg), samples)}
+    found = relative_layers(list(layers), backbone.depth)
+    if len(found) < 2:
+        raise UserError(f"figure={study.name} needs two layers, but layers {layers} of 32 are one of {backbone.depth}; set draw.layers")
+    if method.policy is None or found[0] < min(method.policy.layers, default=backbone.depth):
+        raise UserError(f"figure={study.name} looks at layer {found[0]}, before anything is expanded; use a smaller layers.indices")
+    grid = PatchGrid(method.policy.p, *backbone.grid)
+    cases = []
+    with bar(len(asked), f"{study.name} on {benchmark.name}", True) as advance:
+        for sample in asked.values():
+            record: dict[str, Any] = {
+                "id": sample.id,
+                "image_id": sample.image_id,
+                "question": benchmark.prompt(sample),
+                "regions": sample.regions,
+            }
+            key = f"{benchmark.name}:{sample.image_id}"
+            cases.append(
+                Case(record, look(backbone, method, sample.image(), key, record["question"], found)[0], frozenset(targets(record, grid)))
+            )
+            advance(1)
+    cases = [case for case in cases if all(seen.parts for seen in case.looked.values())]
+    if not cases:
+        raise UserError(f"figure={study.name}: nothing was expanded at these settings; use resolution=expand_once")
+    shown = picked(cases, images, grid) if pick == "cases" else [cases[k * len(cases) // images] for k in range(min(images, len(cases)))]
+    pictures = [square(backbone, asked[case.record["id"]].image()) for case in shown]
+    how = (
+        "Drawn: one question that is right at both layers, one that moves to the right patch" if pick == "cases" else "Drawn: evenly taken"
+    )
+    return Drawing(
+        {"redistribution": drawn(shown, pictures, grid)},
+        {
+            "layers": list(found),
+            "questions": len(cases),
+            "measured": [numbers_of(case) for case in cases],
+            "drawn": [c.record["id"] for c in shown],
+        },
+        (evenness_claims if even else claims)(cases, shown, grid),
+        f"A patch is expanded at layer {min(method.policy.layers)} and stays. Attention of the last text token on the original visual "
+        f"tokens and on the expanded ones at layers {found[0]} and {found[1]}; at one layer both maps have one scale, dark at 0, by square "
+        "roots. Box: the patch with most attention; dashed: what the question is about; dotted: what was expanded. Below: share of all "
+        "attention, and evenness (entropy over that of equal weights). " + how + ".",
+        f"{backbone.identity}, {benchmark.name}, {len(cases)} questions",
+    )
+
+
+def measures(looked: Looked) -> dict[str, float | None]:
+    """Mass and evenness of both kinds of token at a layer; mass is the share of all attention."""
+    return {
+        "original": float(looked.visual.sum()),
+        "expanded": float(looked.expanded.sum()),
+        "even_original": evenness(looked.visual),
+        "even_expanded": evenness(looked.expanded),
+    }
+
+
+def numbers_of(case: Case) -> dict[str, Any]:
+    """What data.json holds of a question."""
+    return {"id": case.record["id"]} | {
+        str(i): dict(zip(m, listed(m.values(), 5), strict=True)) for i, m in ((i, measures(seen)) for i, seen in case.looked.items())
+    }
+
+
+def picked(cases: list[Case], images: int, grid: PatchGrid) -> list[Case]:
+    """One case that is right at both layers, one that moves from a wrong patch to the right one, then any; on different images."""
+
+    def kind(case: Case) -> tuple[bool, ...]:
+        return tuple(seen.region(grid) in case.right for seen in case.looked.values())
+
+    out: list[Case] = []
+    for wanted in ((True, True), (False, True), *(None,) * images):
+        used = {c.record["image_id"] for c in out}
+        out += [c for c in cases if c.record["image_id"] not in used and (wanted is None or (c.right and kind(c) == wanted))][:1]
+    return out[:images]
+
+
+def compared(said: str, cases: list[Case], first: str, second: str, what: str) -> Claim:
+    """Whether a measure of the expanded tokens is above that of the original ones, at both layers."""
+    numbers: dict[str, float | None] = {}
+    verdicts = []
+    images = [case.record["image_id"] for case in cases]
+    for i in cases[0].looked:
+        pairs = [(m[first], m[second], image) for m, image in zip((measures(c.looked[i]) for c in cases), images, strict=True)]
+        known = [(a, b, image) for a, b, image in pairs if a is not None and b is not None]
+        clusters = [image for *_, image in known]
+        difference, stderr = clustered([a - b for a, b, _ in known], clusters)
+        numbers |= {
+            f"layer {i}, expanded": clustered([a for a, _, _ in known], clusters)[0],
+            f"layer {i}, original": clustered([b for _, b, _ in known], clusters)[0],
+            f"layer {i}, difference": difference,
+            f"layer {i}, standard error": stderr,
+            f"layer {i}, share of questions": clustered([float(a > b) for a, b, _ in known], clusters)[0],
+        }
+        verdicts.append(told(difference, stderr))
+    how = (
+        f"{what}, mean over {len(cases)} questions; standard error over {len(set(images))} images. {RULE} Holds if it does at both layers."
+    )
+    return Claim(said, how, numbers, all_told(verdicts))
+
+
+def claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]:
+    """Fig. 6: more attention in total, more evenly, and moving to the right patch."""
+    first, last = cases[0].looked
+    aimed = [c for c in cases if len(c.right) == 1]
+    hits = [(c.looked[first].region(grid) in c.right, c.looked[last].region(grid) in c.right) for c in aimed]
+    difference, stderr = clustered([float(b) - float(a) for a, b in hits], [c.record["image_id"] for c in aimed])
+    numbers = {
+        f"wrong at {first}, right at {last}": share(not a and b for a, b in hits),
+        f"right at {first}, wrong at {last}": share(a and not b for a, b in hits),
+        f"right at {first}": share(a for a, _ in hits),
+        f"right at {last}": share(b for _, b in hits),
+        "standard error of the difference": stderr,
+        "questions": float(len(aimed)),
+    }
+    return [
+        compared(
+            "The expanded tokens get more attention in total than the original ones.",
+            cases,
+            "expanded",
+            "original",
+            "share of all attention",
+        ),
+        even_claim(cases),
+        Claim(
+            f"Attention on the original tokens moves from a wrong patch at layer {first} to the right one at layer {last}.",
+            "questions about one patch; shares of them by the most attended patch at both layers. Compared: moves to the right patch with "
+            f"moves away from it. {RULE}",
+            numbers,
+            told(difference, stderr),
+        ),
+    ]
+
+
+def evenness_claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]:
+    """Fig. 8: more even on the expanded tokens, and a top patch that moves between the layers in three cases of six."""
+    first, last = cases[0].looked
+    moved = [float(c.looked[first].region(grid) != c.looked[last].region(grid)) for c in cases]
+    value, stderr = clustered(moved, [c.record["image_id"] for c in cases])
+    even = even_claim(cases)
+    both = [all((m["even_expanded"] or 0) > (m["even_original"] or 0) for m in map(measures, c.looked.values())) for c in shown]
+    numbers = even.numbers | {"drawn cases, more even at both layers": float(sum(both)), "drawn cases": float(len(shown))}
+    return [
+        Claim(even.said, even.how, numbers, even.holds),
+        Claim(
+            f"The most attended patch moves between layers {first} and {last} (in three of the paper's six cases).",
+            f"share of {len(cases)} questions whose top patch of the original tokens differs; compared with one half. {RULE}",
+            {
+                "share that moves": value,
+                "standard error": stderr,
+                "drawn cases that move": float(sum(c.looked[first].region(grid) != c.looked[last].region(grid) for c in shown)),
+            },
+            told(None if value is None else value - 0.5, stderr),
+        ),
+    ]
+
+
+def even_claim(cases: list[Case]) -> Claim:
+    said = "The expanded tokens are attended to more evenly than the original ones."
+    return compared(said, cases, "even_expanded", "even_original", "evenness: entropy over that of equal weights")
+
+
+def share(values: Any) -> float | None:
+    found = [float(v) for v in values]
+    return sum(found) / len(found) if found else None
+
+
+def drawn(cases: list[Case], pictures: list[Image.Image], grid: PatchGrid) -> Figure:
+    """A row a case: the image, then original and expanded tokens at each layer, on one scale a layer."""
+    with styled():
+        figure, axes = plt.subplots(len(cases), 5, figsize=(PAGE, 1.75 * len(cases) + 0.2), squeeze=False, layout="constrained")
+        for k, (line, case, image) in enumerate(zip(axes, cases, pictures, strict=True)):
+            pictured(line[0], image, case.record, f"case {k + 1}")
+            for j, (layer, seen) in enumerate(case.looked.items()):
+                m = measures(seen)
+                top = float(max(seen.visual.max(), seen.expanded.max()))
+                region, tokens = seen.parts[-1]
+                side = (grid.height, grid.width) if tokens == grid.height * grid.width else grid.patch
+                for axis, kind, values, shape in (
+                    (line[1 + 2 * j], "original", seen.visual, (grid.height, grid.width)),
+                    (line[2 + 2 * j], "expanded", seen.expanded[-tokens:], side),
+                ):
+                    heat(axis, values, shape, top)
+                    mass, even = m[kind], m[f"even_{kind}"]
+                    if k == 0:
+                        axis.set_title(f"layer {layer}, {kind}")
+                    axis.set_xlabel(f"share {mass:.2f}, even {'' if even is None else f'{even:.2f}'}", fontsize=7)
+                    if kind == "original":
+                        boxed(axis, grid.box(seen.region(grid)), TOP, gid=tip(f"layer {layer}: most attended patch", 10 * k + j))
+                left, high, right, low = grid.box(region)
+                inset = (left + 0.03, high + 0.03, right - 0.03, low - 0.03)  # so that it does not hide the other frame
+                boxed(line[0], inset, "#444444", ":", tip("the patch that was expanded", 10 * k + j))
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    return figure

@@ -1,0 +1,132 @@
+"""Scores by category against alpha, the weight of CLSsim against CLIPscore in a tile's share of the budget (HERO, Fig. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hydra.utils import get_class
+
+from blink_exp.errors import UserError
+from blink_exp.figures import hero_drawing as draw
+from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
+from blink_exp.figures.hero_measures import RULE, Mean, all_of, differences
+
+AVERAGE = "average"
+BEST = 0.5  # alpha at which the paper's average peaks
+# MMStar's categories and (alpha, width) of where the paper sees their peaks: "around 0.7", "at 0.5", "at 0.2"
+PEAKS = {
+    "coarse perception": (0.7, 0.1),
+    "instance reasoning": (0.7, 0.1),
+    "fine-grained perception": (0.5, 0.0),
+    "logical reasoning": (0.5, 0.0),
+    "math": (0.5, 0.0),
+    "science & technology": (0.2, 0.0),
+}
+MARKERS = "osD^vPX*"
+
+
+class Scored:
+    """What was right at each alpha, on the questions that every point answered.
+
+    Args:
+        points: {alpha: per-sample records}.
+        balanced: whether the average is that of the categories' accuracies (MMStar) and not of all questions.
+    """
+
+    def __init__(self, points: dict[float, list[dict[str, Any]]], balanced: bool):
+        answers = {x: {r["id"]: r for r in rows if r["correct"] is not None} for x, rows in sorted(points.items())}
+        ids = sorted(set.intersection(*(set(rows) for rows in answers.values())))
+        self.x = list(answers)
+        self.right = {x: np.asarray([float(rows[i]["correct"]) for i in ids]) for x, rows in answers.items()}
+        categories = np.asarray([answers[self.x[0]][i]["category"] for i in ids])
+        self.categories = sorted(set(categories.tolist())) if len(set(categories.tolist())) > 1 else []
+        own = {name: [categories == name] for name in self.categories}
+        parts = [group for groups in own.values() for group in groups] if balanced and own else [np.ones(len(ids), dtype=bool)]
+        self.groups = own | {AVERAGE: parts}
+
+    def count(self, name: str) -> int:
+        return int(sum(group.sum() for group in self.groups[name]))
+
+    def mean(self, name: str, values: np.ndarray) -> Mean:
+        """The mean of (questions,) ``values`` in a category or, balanced as it is, on average, with its standard error over questions."""
+        parts = [values[group] for group in self.groups[name]]
+        error = sum(float(part.var(ddof=1)) / len(part) if len(part) > 1 else float("nan") for part in parts) ** 0.5 / len(parts)
+        return Mean(float(np.mean([part.mean() for part in parts])), None if np.isnan(error) else error, len(values))
+
+    def line(self, name: str) -> list[Mean]:
+        """Accuracy in per cent at each alpha."""
+        return [self.mean(name, 100 * self.right[x]) for x in self.x]
+
+    def peak(self, name: str) -> float | None:
+        """The alpha of the highest accuracy; None where several share it."""
+        line = {x: self.mean(name, self.right[x]).value for x in self.x}
+        highest = [x for x, value in line.items() if value == max(v for v in line.values() if v is not None)]
+        return highest[0] if len(highest) == 1 else None
+
+    def lead(self, name: str, near: Sequence[float]) -> Mean:
+        """How far, in per cent, the best alpha among ``near`` is above the best other one, question by question."""
+        inside, outside = [x for x in self.x if x in near], [x for x in self.x if x not in near]
+        if not inside or not outside:
+            return Mean(None, None, 0)
+        a, b = (max(xs, key=lambda x: self.mean(name, self.right[x]).value or 0.0) for xs in (inside, outside))
+        return self.mean(name, 100 * (self.right[a] - self.right[b]))
+
+
+def claims(scored: Scored) -> list[Claim]:
+    """Where the average peaks, and where each category does: on MMStar against the paper's alphas, elsewhere as numbers alone."""
+    rule = f"questions of every point, paired. {RULE}"
+    lead = scored.lead(AVERAGE, [BEST])
+    found = [
+        Claim(
+            f"The average peaks at alpha = {BEST}",
+            f"Accuracy at {BEST} less that at the best other alpha, {scored.count(AVERAGE)} {rule}",
+            {"peak": scored.peak(AVERAGE)} | differences({"lead": lead}),
+            lead.above,
+        )
+    ]
+    peaks: dict[str, float | None] = {f"peak, {name}": scored.peak(name) for name in scored.categories}
+    if set(scored.categories) == set(PEAKS):
+        leads = {name: scored.lead(name, [x for x in scored.x if abs(x - at) <= width + 1e-9]) for name, (at, width) in PEAKS.items()}
+        where = ", ".join(f"{name} {'near' if width else 'at'} {at}" for name, (at, width) in PEAKS.items())
+        how = f"Best accuracy there (near: within 0.1) less the best elsewhere, {rule}"
+        numbers = peaks | differences({f"lead, {name}": one for name, one in leads.items()})
+        found.append(Claim(f"Categories peak apart: {where}", how, numbers, all_of(*(one.above for one in leads.values()))))
+    elif scored.categories:
+        how = f"Alpha of the highest accuracy, if one alone has it, {scored.count(AVERAGE)} questions in all. The paper's are MMStar's."
+        found.append(Claim("Categories peak at alphas of their own", how, peaks, None))
+    return found
+
+
+@draw.styled
+def categories(study: Study) -> Drawing:
+    """Fig. 5: accuracy against alpha (``x`` of the points), a line a category, the average in black."""
+    rows = {float(row["x"]): row for row in study.done if "x" in row}
+    if not rows:
+        why = next((f": {row['error']}" for row in study.rows if row["status"] == "failed"), "")
+        raise UserError(f"{study.name} has no measured point{why}; give its sweep values of alpha from 0 to 1")
+    one = rows[min(rows)]
+    scored = Scored({x: records_of(row) for x, row in rows.items()}, balanced=AVERAGE in one["scores"])
+    figure, ((axis,),) = draw.canvas(COLUMN, 0.95 * COLUMN)
+    data: dict[str, Any] = {"alpha": scored.x, "accuracy": {}, "stderr": {}}
+    for k, name in enumerate([*scored.categories, AVERAGE]):
+        line = scored.line(name)
+        black = name == AVERAGE
+        words = [f"alpha {x}: {name} {m.value:.2f} ± {m.stderr or 0:.2f}" for x, m in zip(scored.x, line, strict=True)]
+        color, marker = ("black", "o") if black else (COLORS[k % 6], MARKERS[k % len(MARKERS)])
+        band = [m.stderr for m in line] if black else None
+        width = 1.8 if black else 1.0
+        draw.curve(axis, scored.x, [m.value for m in line], words, color, marker, name.replace("_", " "), band, linewidth=width)
+        data["accuracy"][name], data["stderr"][name] = [m.value for m in line], [m.stderr for m in line]
+    axis.set(xlabel="alpha (0: CLIPscore alone, 1: CLSsim alone)", ylabel="accuracy (%)", xticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, columnspacing=1)
+    failed = len(study.rows) - len(study.done)
+    kind = "the mean of the categories" if AVERAGE in one["scores"] else "over all questions"
+    caption = (
+        f"Accuracy of HERO against alpha, a line a category; black: the average, {kind}, with a band of a standard error over questions."
+        + (f" {failed} points were not measured and are left out." if failed else "")
+    )
+    name = get_class(study.cfg.benchmark._target_).name  # type: ignore[attr-defined]
+    measured_on = f"{str(one['backbone']).split('@')[0]} on {name}, {scored.count(AVERAGE)} questions"
+    return Drawing({study.name: figure}, data, claims(scored), caption, measured_on)

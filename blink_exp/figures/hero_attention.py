@@ -1,0 +1,216 @@
+"""What CLIP's CLS token attends to at every layer, on an image with one clear object (HERO, Fig. 8) and on a cluttered one (Fig. 9).
+
+The paper shows one image of each kind. Here its statements are numbers by layer over many images of both kinds: how spread attention is
+(entropy), how far it has collapsed on few tokens (share of the top tenth), and how well it covers the foreground (IoU).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from blink_exp.backbone.load import Backbone
+from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.duts import cover, iou, on_view
+from blink_exp.benchmarks.mosaic_saliency import CLEAR, CLUTTERED, KINDS
+from blink_exp.errors import UserError
+from blink_exp.figures import hero_drawing as draw
+from blink_exp.figures.base import COLORS, PAGE, TIP, Claim, Drawing, Study
+from blink_exp.figures.hero_measures import (
+    RULE,
+    Mean,
+    all_of,
+    asked,
+    block,
+    differences,
+    looks,
+    mean,
+    named,
+    pictures_of,
+    said,
+    values,
+)
+from blink_exp.methods.prune import top
+
+MEASURES = {"entropy": "entropy of CLS attention\n(1: even)", "peak": "share of the top 10 %\nof tokens", "iou": "IoU with\nthe foreground"}
+# (first, last) layer of 24: what the paper calls initial, early-middle, midpoint and later layers, and the end. Not given; chosen from its
+# words: layer 4 covers the ship already, layer 9 the street, layers 6-10 the objects of Fig. 4, and 12 is the middle.
+INITIAL, FOCUSED, MIDDLE, LATER, END = (1, 3), (4, 10), (11, 14), (15, 22), (23, 24)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image: its kind (None: neither), the share of the view that its foreground covers (None: no mask), and {measure: (layers,)}; NaN
+    where there is no mask."""
+
+    sample: Sample
+    kind: str | None
+    share: float | None
+    by_layer: dict[str, np.ndarray]
+
+
+def measures(maps: torch.Tensor, covered: torch.Tensor | None) -> dict[str, np.ndarray]:
+    """{measure: (layers,)} of (layers, N) attention, of which the foreground covers (N,) shares of the patches.
+
+    Entropy over that of even attention; the share that the ceil(N / 10) largest hold; IoU of as many patches as the foreground covers, so
+    that a perfect layer has 1 however large the object is.
+    """
+    n = maps.shape[1]
+    p = maps.double() / maps.double().sum(1, keepdim=True)
+    entropy = -(p * p.clamp(min=1e-300).log()).sum(1) / math.log(n)
+    peak = p.topk(math.ceil(n / 10)).values.sum(1)
+    ious = np.full(len(maps), np.nan)
+    if covered is not None and bool(covered.any()):
+        k = max(1, round(float(covered.sum())))
+        ious = np.asarray([iou(covered, top(row, k)) for row in p])
+    return {"entropy": entropy.numpy(), "peak": peak.numpy(), "iou": ious}
+
+
+def seen(backbone: Backbone, samples: Sequence[Sample]) -> list[Seen]:
+    """What is measured of each image, and its kind: the benchmark's own word or, where it has none, by what the foreground covers of the
+    view: the largest third is clear, the smallest cluttered."""
+    found = []
+    for sample, image, attention in looks(backbone, samples):
+        mask = asked(sample, image.size)
+        covered = cover(on_view(backbone, mask), backbone.grid[0]) if mask is not None else None
+        share = float(covered.mean()) if covered is not None else None
+        found.append(Seen(sample, sample.category if sample.category in KINDS else None, share, measures(attention.mean(1), covered)))
+    if any(one.kind for one in found):
+        return found
+    shares = sorted(one.share for one in found if one.share is not None)
+    if len(shares) < 3:
+        return found
+    low, high = shares[len(shares) // 3 - 1], shares[-(len(shares) // 3)]
+    return [Seen(one.sample, third(one.share, low, high), one.share, one.by_layer) for one in found]
+
+
+def third(share: float | None, low: float, high: float) -> str | None:
+    if share is None or low < share < high:
+        return None
+    return CLEAR if share >= high else CLUTTERED
+
+
+def stages(images: Sequence[Seen], kind: str) -> list[Claim]:
+    """The paper's stages on images of one kind, each as differences between blocks of layers within an image."""
+    depth = len(images[0].by_layer["entropy"]) if images else 24
+    initial, focused, middle, later, end = (block(*part, depth) for part in (INITIAL, FOCUSED, MIDDLE, LATER, END))
+    before = list(range(1, later[0]))
+    rest = [layer for layer in range(1, depth + 1) if layer not in focused]
+
+    def claim(what: str, *gaps: tuple[str, list[int], list[int]]) -> Claim:
+        numbers: dict[str, Mean] = {}
+        found: dict[str, Mean] = {}
+        for measure, more, less in gaps:
+            a, b = (np.asarray([one.by_layer[measure][np.asarray(x) - 1].mean() for one in images]) for x in (more, less))
+            numbers |= {f"{measure}, {named(more)}": mean(a), f"{measure}, {named(less)}": mean(b)}
+            found[f"{measure}, {named(more)} less {named(less)}"] = mean(a - b)
+        count = min(gap.n for gap in found.values())
+        how = f"Means over layers within an image, {count} {kind} images; peak: share of the top 10 % of tokens. {RULE}"
+        return Claim(what, how, values(numbers) | differences(found), all_of(*(gap.above for gap in found.values())))
+
+    return [
+        claim(f"{kind} images: attention is broad at {named(initial)} and then narrows", ("entropy", initial, focused)),
+        claim(f"{kind} images: it settles on the object at {named(focused)}", ("iou", focused, initial), ("iou", focused, rest)),
+        claim(f"{kind} images: it is diffuse at {named(middle)}", ("entropy", middle, focused)),
+        claim(f"{kind} images: it collapses on few background tokens at {named(later)}", ("peak", later, before), ("iou", focused, later)),
+        claim(f"{kind} images: it relaxes at {named(end)}", ("peak", later, end)),
+    ]
+
+
+def best_layers(clear: Sequence[Seen], cluttered: Sequence[Seen]) -> Claim:
+    """The most complete focus comes later on cluttered images: best layer by IoU, image by image."""
+    groups = {kind: [one.by_layer["iou"] for one in images] for kind, images in zip(KINDS, (clear, cluttered), strict=True)}
+    groups = {kind: [row for row in rows if not np.isnan(row).any()] for kind, rows in groups.items()}
+    numbers: dict[str, float | None] = {}
+    own = {kind: mean(float(row.argmax()) + 1 for row in rows) for kind, rows in groups.items()}
+    for kind, rows in groups.items():
+        numbers[f"best layer by mean IoU, {kind}"] = int(np.mean(rows, axis=0).argmax()) + 1 if rows else None
+        numbers[f"mean of each image's best layer, {kind}"] = own[kind].value
+    a, b = own[CLEAR], own[CLUTTERED]
+    later = a.below(b)
+    return Claim(
+        "The layer that covers the foreground best comes later on cluttered images than on clear ones",
+        f"Layer of largest IoU, image by image, {a.n} clear and {b.n} cluttered images; the difference of the two means. {RULE}",
+        numbers | differences({"later by": later}),
+        later.above,
+    )
+
+
+@draw.styled
+def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
+    """Figs. 8 (``kind=clear``) and 9 (``cluttered``): maps of one image of that kind, a panel a layer, and the measures of both kinds."""
+    if kind not in KINDS:
+        raise UserError(f"figure.draw.kind={kind} is no kind of image; use {' or '.join(KINDS)}")
+    backbone, _, benchmark = study.opened()
+    images = seen(backbone, pictures_of(benchmark.samples(), study.cfg.limit))
+    groups = {k: [one for one in images if one.kind == k] for k in KINDS}
+    shown = groups[kind][0] if groups[kind] else images[0 if kind == CLEAR else -1]
+    claims = stages(groups[kind] if any(groups.values()) else images, kind if any(groups.values()) else "all")
+    claims.append(best_layers(groups[CLEAR], groups[CLUTTERED]))
+    used = {k: rows for k, rows in groups.items() if rows} or {"all": images}
+    means = {
+        k: {m: [mean(float(one.by_layer[m][i]) for one in rows) for i in range(len(rows[0].by_layer[m]))] for m in MEASURES}
+        for k, rows in used.items()
+    }
+    pictures = {study.name: maps(backbone, shown), f"{study.name}_layers": curves(means)}
+    data = {
+        "image": shown.sample.id,
+        "images": {k: len(rows) for k, rows in used.items()},
+        "by_layer": {k: {m: [x.value for x in row] for m, row in found.items()} for k, found in means.items()},
+        "stderr": {k: {m: [x.stderr for x in row] for m, row in found.items()} for k, found in means.items()},
+    }
+    own = all(one.sample.category in KINDS for one in images if one.kind)
+    rule = "as the benchmark names them" if own else "the thirds of images whose foreground covers most and least of the view"
+    which = f"Kinds: {rule}." if any(groups.values()) else "Nothing here says which images are clear or cluttered."
+    caption = (
+        "Attention of the CLS token to the patches of the base view, mean over heads; a panel a CLIP layer, each from 0 (dark) to its own "
+        "largest value. Below: means over many images, by CLIP layer; bands: a standard error; IoU: of as many most attended patches as "
+        f"the foreground covers. {which}"
+    )
+    counts = " and ".join(f"{len(rows)} {k}" for k, rows in used.items())
+    return Drawing(pictures, data, claims, caption, said(backbone, benchmark, len(images), f"images ({counts})"))
+
+
+def maps(backbone: Backbone, shown: Seen, columns: int = 9):
+    """The image as the base view shows it, and a panel a layer."""
+    ((_, image, attention),) = looks(backbone, [shown.sample])
+    side = backbone.grid[0]
+    rows = -(-(len(attention) + 1) // columns)
+    figure, axes = draw.canvas(PAGE, PAGE / columns * rows * 1.22, rows, columns)
+    for axis in axes.flat:
+        axis.axis("off")
+    axes.flat[0].imshow(base_view(backbone, image), interpolation="nearest")
+    axes.flat[0].set_title("image")
+    for i, (axis, row) in enumerate(zip(axes.flat[1:], attention.mean(1), strict=False)):
+        axis.imshow(row.view(side, side).numpy(), vmin=0, cmap="viridis", interpolation="nearest")
+        axis.set_title(f"layer {i + 1}")
+        words = [f"{m} {found[i]:.2f}" for m, found in shown.by_layer.items() if not math.isnan(found[i])]
+        axis.images[0].set_gid(f"{TIP}layer {i + 1}: {', '.join(words)}")
+    return figure
+
+
+def base_view(backbone: Backbone, image) -> np.ndarray:
+    """(size, size, 3) in 0 to 1: the pixels of the base view, as it is cropped, padded or stretched."""
+    pixels = backbone.transform(image)
+    low, high = pixels.amin(), pixels.amax()
+    return ((pixels - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0).numpy()
+
+
+def curves(means: dict[str, dict[str, list[Mean]]]):
+    """A panel a measure, a line a kind of image."""
+    figure, axes = draw.canvas(PAGE, 0.28 * PAGE, 1, len(MEASURES))
+    for axis, (measure, label) in zip(axes[0], MEASURES.items(), strict=True):
+        for (kind, found), color, marker in zip(means.items(), (COLORS[0], COLORS[1]), "os", strict=False):
+            row = found[measure]
+            layers = list(range(1, len(row) + 1))
+            words = [f"{kind}, layer {k}: {m.value:.3f}" if m.value is not None else "" for k, m in zip(layers, row, strict=True)]
+            draw.curve(axis, layers, [m.value for m in row], words, color, marker, kind, [m.stderr for m in row], markersize=2.5)
+        axis.set(xlabel="CLIP layer", ylabel=label, xticks=draw.layer_ticks(len(next(iter(means.values()))[measure])))
+        if not axis.lines:
+            axis.annotate("no masks", (0.5, 0.5), xycoords="axes fraction", ha="center")
+    axes[0][0].legend(frameon=False)
+    return figure

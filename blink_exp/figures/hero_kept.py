@@ -1,0 +1,215 @@
+"""Which tokens of an image stay (HERO, Fig. 6), and how many of those that show what a question is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from PIL import Image
+
+from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.views import EXTRA, Views
+from blink_exp.benchmarks.base import Benchmark, Sample, by_image, spread
+from blink_exp.errors import UserError
+from blink_exp.figures import hero_drawing as draw
+from blink_exp.figures.base import COLUMN, PAGE, Claim, Drawing, Study, records_of
+from blink_exp.figures.hero_measures import RULE, Mean, asked, differences, mean, objects, said, token_cover
+from blink_exp.methods.base import Method, TokenPolicy
+from blink_exp.methods.controls import RandomTokens
+from blink_exp.sequence import Retain
+
+REGION, SALIENT, ALL = "what is asked about", "all annotated objects", "all tokens"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A method with the words that stand above its panels."""
+
+    label: str
+    method: Method
+
+
+def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[dict[str, Any]]]:
+    """Backbone, benchmark, the methods whose tokens are drawn, and records of the first: on a table's page each method of the table that
+    drops tokens, at the last of its points; alone the figure's own method."""
+    rows = {row["method"]: row for row in study.done}
+    found = []
+    for row in rows.values():
+        method: Method = _prepared(row)[1]
+        if method.pruner is not None or isinstance(method.policy, TokenPolicy):
+            found.append((row, Shown(row["point"], method)))
+    if not found:
+        backbone, method, benchmark = study.opened()
+        if method.pruner is None and not isinstance(method.policy, TokenPolicy):
+            raise UserError(f"{study.name} shows which tokens stay, and method={method.name} drops none; use method=hero")
+        return backbone, benchmark, [Shown(f"{method.name.upper()} ({100 * study.cfg.retention_ratio:g} %)", method)], []
+    first = next((f for f in found if f[0]["method"] == "hero"), found[-1])
+    backbone, _, benchmark = _prepared(first[0])
+    return backbone, benchmark, [one for _, one in found], records_of(first[0])
+
+
+def _prepared(row: dict[str, Any]) -> tuple[Backbone, Method, Benchmark]:
+    from blink_exp.experiments.evaluate import prepare
+
+    return prepare(OmegaConf.load(Path(row["folder"]) / "config.yaml"))  # type: ignore[arg-type]
+
+
+def chosen(samples: Sequence[Sample], records: Sequence[dict[str, Any]], count: int) -> list[Sample]:
+    """``count`` samples of different images and, as far as they go, categories: first those about one region, then those answered right."""
+    right = {r["id"]: float(r["correct"] or 0) for r in records}
+    pool = [s for s in samples if s.id in right] if right else list(samples)
+    ordered = sorted(pool, key=lambda s: (len(s.regions) != 1, -right.get(s.id, 0.0)))
+    found: list[Sample] = []
+    for fresh in (True, False):
+        for s in ordered:
+            known = s.image_id in {f.image_id for f in found} or (fresh and s.category in {f.category for f in found})
+            if len(found) < count and not known:
+                found.append(s)
+    return found
+
+
+@torch.no_grad()
+def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, question: str) -> tuple[torch.Tensor, Views]:
+    """((views, N) share of the LLM's layers in which each visual token of an image is there, the image's geometry). ``key``: the image's
+    own, by which the backbone knows it again."""
+    visual = backbone.visual({key: image}, [(key, question)], method.pruner)[0]
+    views = visual.views
+    share = torch.zeros(views.count * views.tokens)
+    present, since = visual.source.cpu(), 0
+    if isinstance(method.policy, TokenPolicy):  # Blink drops none of them
+        with method.attach(backbone.model) as attached:
+            backbone.generate([visual.features], [question], 1)
+            for record in attached.records:
+                if isinstance(record.decision, Retain):
+                    share[present[present >= 0]] += record.scan.layer + 1 - since
+                    since = record.scan.layer + 1
+                    merged = torch.full((len(record.decision.clusters),), EXTRA)
+                    present = torch.cat([present[list(record.decision.indices)], merged])
+    share[present[present >= 0]] += backbone.depth - since
+    return (share / backbone.depth).view(views.count, views.tokens), views
+
+
+def as_maps(share: torch.Tensor, views: Views) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """(tiles, thumbnail): (views, N) values as maps that both show the whole image, (rows, columns) or None without tiles, (side, side)."""
+    tiles = share.flatten()[views.unpadded] if views.tiles else None
+    return tiles, share[0].view(views.side, views.side)
+
+
+def recall(share: torch.Tensor, weight: torch.Tensor) -> float:
+    """The share of an area that stays: (views, N) presence, weighted by how much of it each token covers."""
+    return float((share.double() * weight.double()).sum() / weight.double().sum())
+
+
+def recalls(
+    backbone: Backbone, benchmark: Benchmark, methods: Sequence[Shown], samples: Sequence[Sample]
+) -> dict[str, dict[str, list[float]]]:
+    """{method: {area: [mean over the questions on an image]}} of images that open and have annotated questions."""
+    found: dict[str, dict[str, list[float]]] = {one.label: {REGION: [], SALIENT: [], ALL: []} for one in methods}
+    for group in by_image(list(samples)):
+        try:
+            image = group[0].image()
+        except OSError:
+            continue
+        masks = {s.id: asked(s, image.size) for s in group}
+        everything = objects(group, image.size)
+        if everything is None:
+            continue
+        views = Views.of(backbone.model.config, (image.height, image.width))
+        salient, valid = token_cover(backbone, views, everything), views.valid.double()
+        regions = {k: token_cover(backbone, views, m) for k, m in masks.items() if m is not None}
+        for one in methods:
+            rows = []
+            for s in group:
+                if s.id in regions:
+                    share, _ = presence(backbone, one.method, key_of(benchmark, s), image, benchmark.prompt(s))
+                    rows.append([recall(share, weight) for weight in (regions[s.id], salient, valid) if bool(weight.any())])
+            full = [row for row in rows if len(row) == 3]  # an object outside LLaVA-1.5's crop is no token's
+            for area, values in zip((REGION, SALIENT, ALL), zip(*full, strict=True), strict=True) if full else ():
+                found[one.label][area].append(float(np.mean(values)))
+    return found
+
+
+def key_of(benchmark: Benchmark, sample: Sample) -> str:
+    return f"figure:{benchmark.name}:{getattr(benchmark, 'path', None)}:{sample.image_id}"
+
+
+def claims(found: dict[str, dict[str, list[float]]], label: str) -> list[Claim]:
+    """That ``label`` keeps more of what matters than of the image as a whole; the other methods beside it as numbers."""
+    out = []
+    for area, what in ((REGION, "the areas that the question is about"), (SALIENT, "salient areas")):
+        gap: Mean = mean(np.subtract(found[label][area], found[label][ALL]))
+        numbers = {f"{name}, {x}": mean(areas[x]).value for name, areas in found.items() for x in (area, ALL)}
+        out.append(
+            Claim(
+                f"{label}: the tokens that stay cover {what}",
+                f"Share of the area of {area} whose tokens stay, in all views, less that of all tokens, {gap.n} images. {RULE}",
+                numbers | differences({f"{label}, difference": gap}),
+                gap.above,
+            )
+        )
+    return out
+
+
+@draw.styled
+def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
+    """Fig. 6: ``count`` images with the tokens that stay, and the claim over ``asked`` questions."""
+    backbone, benchmark, methods, records = shown(study)
+    samples = spread(benchmark.samples(), study.cfg.limit)
+    pictures, drawn = {}, []
+    for k, sample in enumerate(chosen(samples, records, count)):
+        image = sample.image()
+        panels = []
+        for one in methods:
+            share, views = presence(backbone, one.method, key_of(benchmark, sample), image, benchmark.prompt(sample))
+            panels.append((one.label, *as_maps(share, views)))
+        pictures[f"{study.name}_{k + 1}"] = kept(image, sample, panels)
+        drawn.append(sample.id)
+    label = next((one.label for one in methods if one.method.name == "hero"), methods[-1].label)
+    names = {one.method.name for one in methods}
+    control = Shown("random tokens", Method(name="random", pruner=RandomTokens(study.cfg.retention_ratio)))
+    found = recalls(backbone, benchmark, [*methods, *([] if "random" in names else [control])], spread(samples, asked))
+    images = len(found[label][ALL])
+    caption = (
+        "What stays is shown clear, what goes is dark, on the tiles and on the thumbnail. Methods inside the LLM: the longer a token "
+        "stays, the clearer; tokens that are means of several have no place and are not shown. Dashed: what the question is about."
+    )
+    data = {"examples": drawn, "kept": found}
+    return Drawing(pictures, data, claims(found, label), caption, said(backbone, benchmark, images, "images with annotated questions"))
+
+
+def kept(image: Image.Image, sample: Sample, panels: Sequence[tuple[str, Any, Any]]) -> Figure:
+    """The image, then what stays of it by each method (label, tiles, thumbnail): maps of values in 0 to 1 over the whole image, where 1
+    shows it and 0 darkens it; no tiles: None. A single method stands beside the image, several one above the other: tiles, thumbnail."""
+    tiled = any(tiles is not None for _, tiles, _ in panels)
+    if len(panels) == 1 and tiled:
+        label, tiles, thumbnail = panels[0]
+        stacks = [[(f"{label}: tiles", tiles)], [("thumbnail", thumbnail)]]
+    else:
+        stacks = [[(label, tiles), ("", thumbnail)] if tiled else [(label, thumbnail)] for label, tiles, thumbnail in panels]
+    most = 4 if image.width >= image.height else 7  # panels a line
+    columns, deep = min(len(stacks) + 1, most), len(stacks[0])
+    lines = -(-len(stacks) // (columns - 1))
+    width = (COLUMN if columns < 4 else PAGE) / columns
+    height = min(width * image.height / image.width, 1.8 * width)
+    figure, axes = draw.canvas(width * columns, lines * deep * height + 0.25 * lines + 0.35, lines * deep, columns)
+    for axis in axes.flat:
+        axis.axis("off")
+    draw.picture(axes[0][0], image, sample.regions, "image")
+    for k, stack in enumerate(stacks):
+        line, column = divmod(k, columns - 1)
+        for row, (title, values) in enumerate(stack):
+            axis = axes[line * deep + row][column + 1]
+            draw.picture(axis, image, title=title)
+            if values is not None:
+                fade = np.full((*values.shape, 4), 0.25)
+                fade[..., 3] = 0.85 * (1 - np.asarray(values))
+                axis.imshow(fade, extent=(0, 1, 1, 0), aspect=image.height / image.width, interpolation="nearest")
+    answer = f"  answer: {sample.answer}" if sample.answer else ""
+    figure.suptitle(f"“{draw.shortened(sample.question, 26 * columns)}”{answer}", fontsize=8)
+    return figure

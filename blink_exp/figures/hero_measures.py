@@ -1,0 +1,159 @@
+"""What HERO's figures measure: CLS attention by layer, where masks lie among tokens, and differences beyond chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from blink_exp.backbone.encode import Needs, encode
+from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.views import Views
+from blink_exp.benchmarks.base import Sample, by_image, spread
+from blink_exp.benchmarks.duts import cover, on_view
+from blink_exp.errors import UserError
+
+SURE = 2.0  # standard errors beyond which a difference counts
+RULE = f"Holds: every difference is above 0 by more than {SURE:g} standard errors; does not: one is as far below; else open."
+
+
+# images
+
+
+def pictures_of(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """The first sample of each image, of about ``limit`` samples evenly over the benchmark."""
+    return [group[0] for group in by_image(spread(list(samples), limit))]
+
+
+def looks(backbone: Backbone, samples: Sequence[Sample], batch: int = 16) -> Iterator[tuple[Sample, Image.Image, torch.Tensor]]:
+    """(sample, image, (layers, heads, N) CLS-to-patch attention of the base view) of every sample whose image opens. Raises UserError if
+    none does."""
+    depth = backbone.model.config.vision_config.num_hidden_layers
+    needs = Needs(attention=frozenset(range(1, depth + 1)))
+    backbone.check(needs)
+    shown = 0
+    for start in range(0, len(samples), batch):
+        opened = []
+        for sample in samples[start : start + batch]:
+            try:
+                opened.append((sample, sample.image()))
+            except OSError:
+                continue
+        if not opened:
+            continue
+        pixels = torch.stack([backbone.transform(image) for _, image in opened])
+        found = encode(backbone.model, pixels, [Views(backbone.grid[0])] * len(opened), needs)
+        for (sample, image), encoding in zip(opened, found, strict=True):
+            shown += 1
+            yield sample, image, torch.stack([encoding.attention(layer)[0] for layer in range(1, depth + 1)]).cpu()
+    if not shown:
+        raise UserError(f"none of the {len(samples)} images could be read; is benchmark.path the whole copy of the data?")
+
+
+# masks
+
+
+def asked(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+    """(height, width) bool: where the answer is to be seen, by the sample's mask or else its boxes; None where nothing is annotated or it
+    does not show. ``size``: (width, height) of the image, as PIL has it."""
+    if sample.mask is not None:
+        mask = np.asarray(sample.mask(), dtype=bool)
+    else:
+        w, h = size
+        mask = np.zeros((h, w), dtype=bool)
+        for left, top, right, bottom in sample.regions:
+            mask[math.floor(top * h) : math.ceil(bottom * h), math.floor(left * w) : math.ceil(right * w)] = True
+    return mask if mask.any() else None
+
+
+def objects(samples: Iterable[Sample], size: tuple[int, int]) -> np.ndarray | None:
+    """(height, width) bool: all that is annotated in the questions on one image."""
+    found = [mask for mask in (asked(sample, size) for sample in samples) if mask is not None]
+    return np.any(found, axis=0) if found else None
+
+
+def token_cover(backbone: Backbone, views: Views, mask: np.ndarray) -> torch.Tensor:
+    """(views, N) share of each token's cell that a (height, width) mask covers; 0 on padding."""
+    out = torch.zeros(views.count * views.tokens, dtype=torch.float64)
+    out[: views.tokens] = cover(on_view(backbone, mask), views.side)
+    if views.tiles:
+        place = views.unpadded
+        out[place.flatten()] = F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].double(), (place.shape[0], place.shape[1])).flatten()
+    return out.view(views.count, views.tokens)
+
+
+# differences
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images with its standard error; ``None`` of no image."""
+
+    value: float | None
+    stderr: float | None
+    n: int
+
+    @property
+    def above(self) -> bool | None:
+        """Whether what it is the mean of is above 0: None within ``SURE`` standard errors of it."""
+        if self.value is None or self.stderr is None:
+            return None
+        if self.value > SURE * self.stderr:
+            return True
+        return False if self.value < -SURE * self.stderr else None
+
+    def below(self, other: Mean) -> Mean:
+        """How far this mean lies below that of other images."""
+        if self.value is None or other.value is None:
+            return Mean(None, None, 0)
+        known = self.stderr is not None and other.stderr is not None
+        return Mean(other.value - self.value, math.hypot(self.stderr or 0, other.stderr or 0) if known else None, self.n + other.n)
+
+
+def mean(values: Iterable[float]) -> Mean:
+    """The mean, and the standard error of independent values (None of a single one)."""
+    x = np.asarray([v for v in values if v is not None and not math.isnan(v)], dtype=float)
+    stderr = float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else None
+    return Mean(float(x.mean()) if len(x) else None, stderr, len(x))
+
+
+def all_of(*verdicts: bool | None) -> bool | None:
+    """True if all are, False if one is, else None."""
+    if False in verdicts:
+        return False
+    return True if verdicts and all(verdicts) else None
+
+
+def values(means: dict[str, Mean]) -> dict[str, float | None]:
+    """Without their standard errors."""
+    return {name: one.value for name, one in means.items()}
+
+
+def differences(gaps: dict[str, Mean]) -> dict[str, float | None]:
+    """Each difference with its standard error."""
+    return {k: v for name, gap in gaps.items() for k, v in ((name, gap.value), (f"{name}, standard error", gap.stderr))}
+
+
+def block(first: int, last: int, depth: int) -> list[int]:
+    """Layers ``first`` to ``last`` of a 24-layer encoder at the same relative depth of one of ``depth`` layers, 1-based, at least one."""
+    start = math.floor((first - 1) * depth / 24)
+    return list(range(start + 1, max(start + 1, math.floor(last * depth / 24)) + 1))
+
+
+def named(layers: Sequence[int]) -> str:
+    """ "layers 1-3, 11-24" or "layer 24"."""
+    first = [k for k in layers if k - 1 not in layers]
+    last = [k for k in layers if k + 1 not in layers]
+    runs = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))
+    return f"layer{'s' if len(layers) > 1 else ''} {runs}"
+
+
+def said(backbone: Backbone, benchmark: Any, count: int, what: str = "images") -> str:
+    """What a figure was measured on, in words."""
+    return f"{backbone.name} on {benchmark.name}, {count} {what}"

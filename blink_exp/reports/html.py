@@ -1,0 +1,134 @@
+"""Pages: one of each table or figure, and report.html, which gathers all. Static, self-contained, no script, no network.
+
+Published numbers, numbers measured on the scale model and numbers measured on a published backbone stand in columns of their own, told
+apart by heading, colour and words; a table that was measured on two models stands twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from blink_exp import reference
+from blink_exp.errors import UserError
+from blink_exp.experiments import results
+from blink_exp.reports.entries import PAPERS, Embedded, anchor, cited, entry
+
+ABOUT = {
+    "blink": "Blink looks, before each of a few middle layers, at which patch of the image the last text token attends to. Where the focus "
+    "is sharp it expands that patch into more tokens; where the focus is gone it drops them again.",
+    "hero": "HERO drops visual tokens before the language model. Tiles that resemble the thumbnail, or fit the question, share out the "
+    "budget; inside a view those tokens stay that CLIP's CLS token attends to, at early layers in tiles and at a late one in thumbnails.",
+}
+
+
+def page(document: dict[str, Any], folder: Path, embedded: Iterable[tuple[dict[str, Any], Path]] = ()) -> Path:
+    """Writes page.html of one table or figure to its folder and returns its path.
+
+    ``embedded``: (document, folder) of figures that are shown below a table; one that could not be drawn says why under "error".
+    """
+    shown = entry(document, folder, folder, list(embedded))
+    about = ABOUT.get(document.get("paper") or "", "")
+    return _written(folder / "page.html", _render("page.html", entry=shown, about=about, title=document["title"]))
+
+
+def gather(root: Path) -> Path:
+    """Writes root/report.html from every root/ID/MODEL/table.json and figure.json, and returns its path.
+
+    What cannot be read is named on the page and left out: a file of another version must not cost the rest. Raises UserError where
+    nothing is left.
+    """
+    found, lost = [], []
+    for path in sorted(root.glob("*/*/table.json")) + sorted(root.glob("*/*/figure.json")):
+        try:
+            found.append((_read(path), path.parent))
+        except UserError as error:
+            lost.append(str(error))
+    if not found:
+        said = lost[0] if lost else f"{root} holds no table and no figure; measure one first: python sweep.py table=blink_table2"
+        raise UserError(said)
+    found.sort(key=lambda pair: _order(*pair))
+    here = {anchor(document["name"], folder): document["title"] for document, folder in found}
+    entries = [entry(document, folder, root, _inside(document, folder), here) for document, folder in found]
+    title = "Blink and HERO: tables and figures"
+    text = _render("report.html", papers=_papers(entries), models=_models(entries), lost=lost, title=title)
+    return _written(root / "report.html", text)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        document = None
+    needed = {"name", "title"} | ({"published_columns", "groups", "rows"} if path.stem == "table" else set())
+    if not isinstance(document, dict) or not needed <= document.keys():
+        raise UserError(f"{path} is no {path.stem} of this version; remove it, or measure it again with the same command")
+    return {"kind": path.stem} | document
+
+
+def _inside(document: dict[str, Any], folder: Path) -> Embedded:
+    """Figures that were drawn from a table's own points: they lie in the table's folder."""
+    paths = [folder / figure / "figure.json" for figure in document.get("figures") or []]
+    return [(_read(path), path.parent) for path in paths if path.is_file()]
+
+
+def _order(document: dict[str, Any], folder: Path) -> tuple[Any, ...]:
+    """By paper, tables before figures, by number, the scale model before published backbones."""
+    papers, paper = list(PAPERS), document.get("paper") or ""
+    place = papers.index(paper) if paper in papers else len(papers)
+    counted = [(int(w), "") if w.isdigit() else (-1, w) for w in re.split(r"(\d+)", document["name"])]
+    return place, paper, document["kind"] != "table", counted, not document.get("scale"), document.get("model") or "", str(folder)
+
+
+def _papers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries by paper and by name, and what of a paper is not here."""
+    out = []
+    for paper in dict.fromkeys(shown["paper"] for shown in entries):
+        own = [shown for shown in entries if shown["paper"] == paper]
+        names = list(dict.fromkeys(shown["name"] for shown in own))
+        out.append(
+            {
+                "id": f"paper-{paper or 'other'}",
+                "title": PAPERS.get(paper, "Beside the papers"),
+                "about": ABOUT.get(paper, ""),
+                "names": [[shown for shown in own if shown["name"] == name] for name in names],
+                "absent": _absent(paper, {shown["source"] for shown in own}),
+            }
+        )
+    return out
+
+
+def _absent(paper: str, sources: set[str]) -> list[str]:
+    """A paper's tables, and figures that plot something, of which there is nothing."""
+    if paper not in PAPERS:
+        return []
+    known = reference.published(paper)
+    wanted = [t["id"] for t in known["tables"]] + [f["id"] for f in known["figures"] if f["experiment"].get("points")]
+    return [cited(source).partition(", ")[2] for source in wanted if source not in sources]
+
+
+def _models(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What something was measured on, scale models first."""
+    found = {shown["label"]: shown["side"] for shown in entries if shown["label"]}
+    return [{"label": label, "side": side} for label, side in sorted(found.items(), key=lambda item: (item[1] != "scale", item[0]))]
+
+
+def _written(path: Path, text: str) -> Path:
+    results.write(path, text)
+    return path
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template(template).render(**values) + "\n"

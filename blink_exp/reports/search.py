@@ -1,0 +1,86 @@
+"""The report of a search: the setting that was chosen beside the one it started from, on both parts of the benchmark."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+NAMES = {"default": "without the search", "best": "the best"}
+HEAD = ("", "validation", "test", "visual tokens a layer (test)")
+
+
+def text(document: dict[str, Any]) -> str:
+    """tuning.md."""
+    lines = [
+        f"**{title(document)}**",
+        "",
+        *remarks(document),
+        "",
+        "| " + " | ".join(HEAD) + " |",
+        "|---|" + "---:|" * (len(HEAD) - 1),
+        *("| " + " | ".join(row) + " |" for row in cells(document)),
+        "",
+        *(f"- {NAMES[name]}: `{setting['command']}`" for name, setting in document["settings"].items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def show(document: dict[str, Any]) -> None:
+    """The same table on the terminal."""
+    from rich.table import Table
+
+    from blink_exp.experiments import results
+
+    table = Table(title=title(document))
+    for column in HEAD:
+        table.add_column(column, justify="right" if column else "left")
+    for row in cells(document):
+        table.add_row(*row)
+    console = results.console()
+    console.print(table)
+    for line in remarks(document):
+        print(line)
+
+
+def title(document: dict[str, Any]) -> str:
+    return f"{document['objective']} on {document['benchmark']}, measured here on {document['backbone']}"
+
+
+def cells(document: dict[str, Any]) -> list[list[str]]:
+    """Rows of text: the setting, its scores on both parts with their standard errors, its tokens."""
+    rows = []
+    for name, setting in document["settings"].items():
+        tokens = setting["test"]["tokens"]
+        short = re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found[0]):.4g}", setting["point"])  # the command has every digit
+        point = f" ({short})" if short else ""
+        said = [cell(setting[part], document["token_price"]) for part in ("validation", "test")]
+        rows.append([NAMES[name] + point, *said, "" if tokens is None else f"{tokens:.0f}"])
+    return rows
+
+
+def cell(seen: dict[str, Any], price: float) -> str:
+    said = f"{seen['score']:.2f}" + ("" if seen["stderr"] is None else f" ± {seen['stderr']:.2f}")
+    return said + (f", worth {seen['worth']:.2f}" if price else "")
+
+
+def remarks(document: dict[str, Any]) -> list[str]:
+    """How to read the table, and whether the difference is more than chance."""
+    best = document["settings"]["best"]
+    counts = f"validation: {best['validation']['samples']} questions, test: {best['test']['samples']} on other images."
+    out = [
+        f"{counts} The best of {document['points']} points was chosen on validation, where its score is therefore too high; test is to be"
+        " reported."
+    ]
+    if best["validation"]["worth"] <= document["settings"]["default"]["validation"]["worth"]:
+        out.append("No point was better on validation than the command without its search: more points, or other limits, may find one.")
+    if document["token_price"]:
+        out.append(f"worth: the score less {document['token_price']} for every visual token that a layer works on.")
+    if document["failed"]:
+        out.append(f"{document['failed']} of {document['points']} points failed (summary.csv).")
+    found = document["difference"]
+    if found is not None:
+        out.append(
+            f"test, the best less without the search: {found['delta']:+.2f}, 95 % interval {found['low']:.2f} to {found['high']:.2f},"
+            f" p = {found['p']:.3f} ({found['test']}, {found['n']} questions)."
+        )
+    return out

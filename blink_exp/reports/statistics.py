@@ -1,0 +1,243 @@
+"""Whether two runs on the same questions differ by more than chance: exact McNemar for accuracies, a paired bootstrap for the rest.
+
+McNemar (1947) looks only at the questions that one run answers right and the other wrong. Scores that are no plain accuracy (MME's accuracy
++ accuracy-plus, averages of categories, F1) are recomputed by the benchmark's own rule on images drawn with replacement, the same images
+for both runs; p and interval are read off the differences (Efron and Tibshirani, 1993, chapters 13 and 15).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from blink_exp.benchmarks.base import Benchmark, Judged, by
+
+Records = list[dict[str, Any]]
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+SAME = 1e-6  # points of a score; below, two ways to compute it agree
+ASIDE = ("id", "image_id", "question", "regions", "layers", "visual_tokens", "newline_tokens")  # of a record: no score reads them
+
+
+def compare(
+    benchmark: Benchmark,
+    records: dict[str, dict[str, Any]],
+    baseline: dict[str, dict[str, Any]],
+    names: Iterable[str],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """How far a run is from its baseline, by score, on the samples that both have.
+
+    ``records``, ``baseline``: {sample id: record}. ``names``: scores of the benchmark; one that is not in both runs is left out. Returns
+    {name: {delta (in the score's points, run - baseline), p (two-sided), test ("McNemar" or "bootstrap"), n (samples compared), low, high
+    (95 % interval of delta)}}. The same ``seed`` gives the same numbers, in whichever order the records come.
+    """
+    shared = sorted(records.keys() & baseline.keys())
+    if not shared:
+        return {}
+    ours, theirs = (_final(benchmark, [runs[k] for k in shared]) for runs in (records, baseline))
+    benchmark = _quiet(benchmark, ours)
+    found, drawn = {}, []
+    scores = _scores(benchmark, ours), _scores(benchmark, theirs)
+    mixed = _mixtures(ours, theirs, seed)
+    mixed_scores = [_scores(benchmark, m) for m in mixed]
+    for name in (n for n in dict.fromkeys(names) if all(n in s for s in scores)):
+        runs = [(ours, scores[0]), (theirs, scores[1]), *zip(mixed, mixed_scores, strict=True)]
+        category = _counted(runs, name)
+        if category is None:
+            drawn.append(name)
+        else:
+            found[name] = mcnemar(_hits(ours, category), _hits(theirs, category))
+    if drawn:
+        found |= bootstrap(benchmark, ours, theirs, drawn, resamples, seed)
+    return found
+
+
+def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
+    """Exact McNemar test of two lists of right and wrong, question by question: a two-sided binomial test of the questions that only one of
+    them gets right. ``delta`` in per cent of all questions; its interval is Clopper and Pearson's for those questions, so it holds 0
+    exactly where p is above 0.05."""
+    gained = sum(a and not b for a, b in zip(ours, theirs, strict=True))
+    lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
+    n, apart = len(ours), gained + lost
+    found = {"delta": 100 * (gained - lost) / n, "p": 1.0, "test": "McNemar", "n": n, "low": 0.0, "high": 0.0}
+    if not apart:
+        return found
+    test = binomtest(gained, apart, 0.5)
+    interval = test.proportion_ci(CONFIDENCE, method="exact")
+    low, high = (float(100 * (2 * share - 1) * apart / n) for share in (interval.low, interval.high))
+    return found | {"p": float(test.pvalue), "low": low, "high": high}
+
+
+def bootstrap(
+    benchmark: Benchmark, ours: Records, theirs: Records, names: list[str], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Paired bootstrap over images. ``ours`` and ``theirs`` hold the same samples in the same order. Where every image belongs to one
+    category, each category keeps its count of images, as a benchmark that adds up categories has it. p: twice the smaller share of draws at
+    or beyond 0 on either side, itself counted in (so never 0, and at most 1); low and high: percentiles. All three None where there are too
+    few images for draws to differ."""
+    pairs = Pairs.of(ours, theirs)
+    weights = _draws(pairs.strata, resamples, np.random.default_rng(seed))
+    first, second = _scores(benchmark, ours), _scores(benchmark, theirs)
+    deltas = _linear(benchmark, pairs, names, weights)
+    if deltas is None:
+        deltas = np.array([_difference(benchmark, pairs, names, w) for w in weights])
+    found = {}
+    for k, name in enumerate(names):
+        column = deltas[:, k][~np.isnan(deltas[:, k])]  # a draw may miss what a score needs
+        if not len(column):
+            continue
+        sides = [(1 + np.count_nonzero(side)) / (1 + len(column)) for side in (column <= SAME, column >= -SAME)]
+        low, high = np.quantile(column, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        delta = first[name] - second[name]
+        found[name] = {"delta": delta, "p": float(min(1.0, 2 * min(sides))), "test": "bootstrap", "n": len(ours)}
+        found[name] |= {"low": float(low), "high": float(high)}
+        if np.ptp(column) <= SAME < abs(delta):  # one image a category: draws cannot differ, so they tell nothing
+            found[name] |= {"p": None, "low": None, "high": None}
+    return found
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The images of two runs: ``ours[i]`` and ``theirs[i]`` are the records of image i, ``strata`` (images,) the category each is in."""
+
+    ours: list[Records]
+    theirs: list[Records]
+    strata: np.ndarray
+
+    @staticmethod
+    def of(ours: Records, theirs: Records) -> Pairs:
+        ours_by, theirs_by = by(ours, "image_id"), by(theirs, "image_id")
+        categories = [{r.get("category") for r in image} for image in ours_by.values()]
+        names = [str(next(iter(c))) if len(c) == 1 else "" for c in categories]
+        codes, counts = np.unique(names, return_inverse=True, return_counts=True)[1:]
+        if any(len(c) > 1 for c in categories) or counts.min() < 2:  # a category of one image would never vary
+            codes = np.zeros(len(names), dtype=int)
+        return Pairs(list(ours_by.values()), list(theirs_by.values()), codes)
+
+
+def _draws(strata: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """(resamples, images): how often each draw has each image."""
+    weights = np.zeros((resamples, len(strata)), dtype=int)
+    for stratum in np.unique(strata):
+        images = np.flatnonzero(strata == stratum)
+        weights[:, images] = generator.multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples)
+    return weights
+
+
+def _linear(benchmark: Benchmark, pairs: Pairs, names: list[str], weights: np.ndarray) -> np.ndarray | None:
+    """The differences of all draws, (draws, names), where a score is a sum of what every image adds; None where it is not or where that
+    would take longer.
+
+    What an image adds, less what the first image of its stratum adds, is the change of the score when it stands in that one's place. Images
+    on which the same was answered add the same. A few draws are recomputed in full to see that the sum is right."""
+    images = len(pairs.ours)
+    gains = np.zeros((images, len(names)))
+    for sign, run in ((1, pairs.ours), (-1, pairs.theirs)):
+        kinds = [(stratum, _kind(image)) for stratum, image in zip(pairs.strata.tolist(), run, strict=True)]
+        if len(set(kinds)) > len(weights) // 2:
+            return None
+        whole, added = _values(benchmark, [r for image in run for r in image], names), {}
+        for i, kind in enumerate(kinds):
+            if kind not in added:
+                first = int(np.argmax(pairs.strata == pairs.strata[i]))
+                weight = np.ones(images, dtype=int)
+                weight[first] -= 1
+                weight[i] += 1
+                added[kind] = _values(benchmark, drawn(run, weight), names) - whole
+            gains[i] += sign * added[kind]
+    base = _difference(benchmark, pairs, names, np.ones(images, dtype=int))
+    found = base + (weights - 1) @ gains
+    checked = np.array([_difference(benchmark, pairs, names, w) for w in weights[:5]])
+    return found if np.allclose(found[:5], checked, atol=SAME, rtol=0) else None
+
+
+def drawn(run: list[Records], weight: np.ndarray) -> Records:
+    """The records of a draw. An image that is drawn again is another image: with the same id its pairs would fall together."""
+    return [
+        r if k == 0 else r | {"id": f"{r['id']}/again{k}", "image_id": f"{r['image_id']}/again{k}"}
+        for image, times in zip(run, weight.tolist(), strict=True)
+        for k in range(times)
+        for r in image
+    ]
+
+
+def _kind(image: Records) -> str:
+    """Equal for images whose records differ in nothing that a score reads."""
+    return "\n".join(sorted(json.dumps({k: v for k, v in r.items() if k not in ASIDE}, sort_keys=True, default=str) for r in image))
+
+
+def _difference(benchmark: Benchmark, pairs: Pairs, names: list[str], weight: np.ndarray) -> np.ndarray:
+    ours, theirs = (_values(benchmark, drawn(run, weight), names) for run in (pairs.ours, pairs.theirs))
+    return ours - theirs
+
+
+def _values(benchmark: Benchmark, records: Records, names: list[str]) -> np.ndarray:
+    scores = _scores(benchmark, records)
+    return np.array([scores.get(name, np.nan) for name in names])
+
+
+def _scores(benchmark: Benchmark, records: Records) -> dict[str, float]:
+    """{score: value}, those that have one."""
+    return {name: s.value for name, s in benchmark.score(records).items() if s.value == s.value}
+
+
+def _final(benchmark: Benchmark, records: Records) -> Records:
+    """Records whose ``correct`` is the last word."""
+    return benchmark.judged(records) if isinstance(benchmark, Judged) else records
+
+
+def _quiet(benchmark: Benchmark, records: Records) -> Benchmark:
+    """The benchmark without its judge where the marks in the records do, so that a thousand draws do not read every verdict again."""
+    if not isinstance(benchmark, Judged) or getattr(benchmark, "judge", None) is None:
+        return benchmark
+    silent = copy.copy(benchmark)
+    silent.judge = None  # type: ignore[attr-defined]
+    return silent if silent.score(records) == benchmark.score(records) else benchmark
+
+
+def _mixtures(ours: Records, theirs: Records, seed: int) -> list[Records]:
+    """Three runs that answer every question as one of the two does, by lot."""
+    generator = np.random.default_rng(seed)
+    lots = generator.integers(0, 2, (3, len(ours))).tolist()
+    return [[pair[k] for k, pair in zip(lot, zip(ours, theirs, strict=True), strict=True)] for lot in lots]
+
+
+def _counted(runs: list[tuple[Records, dict[str, float]]], name: str) -> str | None:
+    """The category ("": all) whose share of right answers the score is, on all of ``runs``; None where it is none, where answers are
+    right in part, or where a question stands there more than once (POPE asks the same in three categories) and so counts for one only."""
+    for category in ("", name):
+        chosen = [(_answered(records, category), scores.get(name)) for records, scores in runs]
+        if any([r["id"] for r in records] != [r["id"] for r in chosen[0][0]] for records, _ in chosen):
+            continue  # one run has no verdict where the other has
+        if all(_is_share(records, score) for records, score in chosen) and _apart(chosen[0][0]):
+            return category
+    return None
+
+
+def _is_share(records: Records, score: float | None) -> bool:
+    right = [r["correct"] for r in records]
+    if not right or score is None or any(r not in (0, 1) for r in right):
+        return False
+    return abs(score - 100 * sum(right) / len(right)) < SAME
+
+
+def _apart(records: Records) -> bool:
+    """Whether no question on an image is there twice."""
+    asked = [(r["image_id"], r["question"]) for r in records if r.get("question") is not None]
+    return len(set(asked)) == len(asked)
+
+
+def _answered(records: Records, category: str) -> Records:
+    return [r for r in records if r.get("correct") is not None and category in ("", r.get("category"))]
+
+
+def _hits(records: Records, category: str) -> list[bool]:
+    return [bool(r["correct"]) for r in _answered(records, category)]

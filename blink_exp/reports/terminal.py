@@ -1,0 +1,54 @@
+"""A table on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blink_exp.experiments import results
+from blink_exp.reports import cells
+from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell, Column
+
+WIDE = 10  # columns of numbers; above, every group gets tables of its own
+FILE_WIDTH = 190  # letters of a line in a file or a pipe, where a table is wide
+
+
+def show(document: dict[str, Any]) -> None:
+    """Prints the table, its legend and what is missing; a wide table as several, none of which holds published and measured numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    heads, body, console = cells.columns(document), cells.rows(document), results.console()
+    shown = parts(heads)
+    if len(shown) > 1 and not console.is_terminal:
+        console.width = FILE_WIDTH
+    for part in shown:
+        group = cells.group_label(document, heads[part[0]].group) if len(shown) > 1 and part else ""
+        table = Table(title=Text("\n".join(filter(None, [document["title"], group]))))
+        table.add_column("", overflow="fold")
+        for k in part:
+            said = heads[k].group == PUBLISHED
+            heading = Text(f"{heads[k].heading}\n{cells.tag(document, heads[k])}")
+            table.add_column(heading, justify="right", style="dim" if said else "", overflow="fold")
+        for label, found in body:
+            table.add_row(Text(label), *(Text(words(found[k]), style="bold" if found[k].best else "") for k in part))
+        console.print(table)
+    for line in [*cells.legend(document), *cells.gaps(document)]:
+        console.print(Text(line))
+
+
+def parts(heads: list[Column]) -> list[list[int]]:
+    """Which columns stand in one table: all of them, or, of a wide one, those of one group, shared out evenly where they are too many."""
+    if len(heads) <= WIDE:
+        return [list(range(len(heads)))]
+    out = []
+    for group in dict.fromkeys(column.group for column in heads):
+        own = [k for k, column in enumerate(heads) if column.group == group]
+        tables = -(-len(own) // WIDE)
+        out += [own[t * len(own) // tables : (t + 1) * len(own) // tables] for t in range(tables)]
+    return out
+
+
+def words(cell: Cell) -> str:
+    """A cell on one line: value ± error, marks, and the difference in brackets."""
+    delta = f" ({cell.delta}{SIGNIFICANT * (SIGNIFICANT in cell.mark)})" if cell.delta else ""
+    return cell.text + DERIVED * (DERIVED in cell.mark) + delta

@@ -1,0 +1,214 @@
+"""A table as files: Markdown to read, CSV of everything unrounded, LaTeX (booktabs) to paste into a paper."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from blink_exp.experiments import results
+from blink_exp.reports import cells
+from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell
+
+TIGHT = 8  # columns of numbers; above, a LaTeX table spans the page and is scaled to its width
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "×": r"$\times$",
+    "−": "$-$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "≈": r"$\approx$",
+    "→": r"$\rightarrow$",
+    "τ": r"$\tau$",
+    "ρ": r"$\rho$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "–": "--",
+    "—": "---",
+    "…": r"\dots{}",
+}
+
+
+def write(document: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes table.md, table.csv and table.tex to ``folder`` and returns them."""
+    made = {"table.md": markdown(document), "table.csv": csv(document), "table.tex": latex(document)}
+    for name, content in made.items():
+        results.write(folder / name, content)
+    return [folder / name for name in made]
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table with its legend above, footnotes and command below. Best values bold, differences in brackets behind the value."""
+    heads = [f"{_plain(c.heading)} ({cells.tag(document, c)})" for c in cells.columns(document)]
+    footnotes = [_plain(f"{note['kind']}: {note['text']}") for note in document.get("footnotes") or []]
+    lines = [
+        f"**{_plain(document['title'])}**",
+        "",
+        *(f"- {_plain(line)}" for line in cells.legend(document)),
+        *(["", document["note"]] if document.get("note") else []),
+        "",
+        _line(["", *heads]),
+        "|---|" + "---:|" * len(heads),
+        *(_line([_plain(label), *map(_marked_down, found)]) for label, found in cells.rows(document)),
+        "",
+        *(f"- {_plain(line)}" for line in cells.gaps(document)),
+        *(f"- {line}" for line in footnotes),
+        *([""] if cells.gaps(document) or footnotes else []),
+        f"`{document['command']}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(words: list[str]) -> str:
+    return "| " + " | ".join(words) + " |"
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown sees no markup and no column."""
+    return re.sub(r"([\\`*|<])", r"\\\1", " ".join(text.split()))
+
+
+def _marked_down(cell: Cell) -> str:
+    text = f"**{_plain(cell.text)}**" if cell.best else _plain(cell.text)
+    return text + r"\*" * (DERIVED in cell.mark) + (f" ({cell.delta}{_dagger(cell)})" if cell.delta else "")
+
+
+def _dagger(cell: Cell) -> str:
+    return SIGNIFICANT * (SIGNIFICANT in cell.mark)
+
+
+def csv(document: dict[str, Any]) -> str:
+    """One line for each point, group and column, unrounded and in the column's unit.
+
+    ``published`` and ``measured`` are columns of their own. A line of a benchmark also has the published value that its column belongs
+    beside; lines of the group "published" have nothing else. Conjectures are not there.
+    """
+    import pandas
+
+    lines = [line for row in document["rows"] for line in [*_published_lines(document, row), *_measured_lines(document, row)]]
+    frame = pandas.DataFrame(lines, columns=CSV).astype({"samples": "Int64", "n": "Int64"})
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+CSV = [
+    *("table", "point", "group", "measured_on", "column"),
+    *("published", "published_delta", "derived", "missing"),
+    *("measured", "stderr", "samples", "baseline", "delta", "p", "test", "n", "low", "high"),
+    *("status", "error", "command"),
+]
+
+
+def _published_lines(document: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"table": document["name"], "point": row["point"], "group": PUBLISHED, "column": heading, "baseline": row.get("baseline")}
+        | _said(row, heading)
+        for heading in document["published_columns"]
+    ]
+
+
+def _said(row: dict[str, Any], heading: str | None) -> dict[str, Any]:
+    if heading is None:
+        return {}
+    return {
+        "published": (row.get("published") or {}).get(heading),
+        "published_delta": (row.get("published_deltas") or {}).get(heading),
+        "derived": heading in (row.get("derived") or []),
+        "missing": (row.get("missing") or {}).get(heading),
+    }
+
+
+def _measured_lines(document: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+    out = []
+    for group in document["groups"]:
+        run = (row.get("runs") or {}).get(group["benchmark"])
+        if run is None:
+            continue
+        for heading, column in group["columns"].items():
+            per, number = column.get("per", 1), cells.value(run, column["value"])
+            stderr = None if number is None else cells.error(run, column["value"])
+            test = ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}
+            out.append(
+                {"table": document["name"], "point": row["point"], "group": group["benchmark"], "column": heading}
+                | _said(row, column.get("published"))
+                | {"measured_on": group["label"], "baseline": row.get("baseline")}
+                | {k: None if v is None else v / per for k, v in (("measured", number), ("stderr", stderr))}
+                | {k: None if test.get(k) is None else test[k] / per for k in ("delta", "low", "high")}
+                | {k: test.get(k) for k in ("p", "test", "n")}
+                | {k: run.get(k) for k in ("samples", "status", "error", "command")}
+            )
+    return out
+
+
+def latex(document: dict[str, Any]) -> str:
+    """A table environment for booktabs: groups of columns under rules of their own, best in bold, differences small, notes below.
+
+    It needs booktabs, and graphicx where the table is wide; its first line says so.
+    """
+    heads = cells.columns(document)
+    groups = [(tag, len(list(found))) for tag, found in groupby(cells.tag(document, c) for c in heads)]
+    wide = len(heads) > TIGHT
+    tabular = [
+        r"\begin{tabular}{l" + "r" * len(heads) + "}",
+        r"\toprule",
+        " & " + " & ".join(rf"\multicolumn{{{n}}}{{c}}{{{escaped(tag)}}}" for tag, n in groups) + r" \\",
+        " ".join(_rules([n for _, n in groups])),
+        " & " + " & ".join(escaped(c.heading) for c in heads) + r" \\",
+        r"\midrule",
+        *(" & ".join([_first(label), *map(_set, found)]) + r" \\" for label, found in cells.rows(document)),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    notes = [*cells.legend(document), *([document["note"]] if document.get("note") else []), *cells.gaps(document)]
+    notes += [f"{note['kind']}: {note['text']}" for note in document.get("footnotes") or []]
+    kind = "table*" if wide else "table"
+    lines = [
+        f"% {document['command']}".replace("\n", " "),
+        r"% needs \usepackage{booktabs}" + (r" and \usepackage{graphicx}" if wide else ""),
+        rf"\begin{{{kind}}}[t]",
+        r"\centering",
+        rf"\caption{{{escaped(document['title'])}}}",
+        rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', document['name'])}}}",
+        *([r"\resizebox{\textwidth}{!}{%", *tabular[:-1], tabular[-1] + "}"] if wide else tabular),
+        r"\par\smallskip",
+        r"\begin{minipage}{\linewidth}\scriptsize\raggedright",
+        "\\\\\n".join(_first(note) for note in notes),
+        r"\end{minipage}",
+        rf"\end{{{kind}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    r"""Text that LaTeX prints as it stands: w/o 5 % \& L={6-10} included."""
+    return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def _first(text: str) -> str:
+    r"""Text behind a line's end: \\ would take a bracket or a star there for its own."""
+    return ("{}" if text.startswith(("[", "*")) else "") + escaped(text)
+
+
+def _rules(widths: list[int]) -> list[str]:
+    starts = [2 + sum(widths[:k]) for k in range(len(widths))]
+    return [rf"\cmidrule(lr){{{start}-{start + n - 1}}}" for start, n in zip(starts, widths, strict=True)]
+
+
+def _set(cell: Cell) -> str:
+    """A cell: the value (bold where it is best), its error and its difference small."""
+    number, _, error = cell.text.partition(" ± ")
+    said = escaped(re.sub(r"^-(?=[\d.])", "−", number))
+    return (
+        (rf"\textbf{{{said}}}" if cell.best else said)
+        + r"$^{*}$" * (DERIVED in cell.mark)
+        + (rf" {{\scriptsize $\pm$ {escaped(error)}}}" if error else "")
+        + (rf" {{\scriptsize ({escaped(cell.delta.replace('-', '−'))}" + r"$^{\dagger}$" * bool(_dagger(cell)) + ")}" if cell.delta else "")
+    )

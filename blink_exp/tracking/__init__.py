@@ -1,0 +1,10 @@
+"""Where results go besides the output folder: nowhere by default, W&B, TensorBoard or MLflow by ``logger=`` (docs/tracking.md).
+
+Nothing here is needed for a result: metrics.json and records.jsonl are written first, and a logger that fails costs one line.
+"""
+
+from blink_exp.tracking.base import Track, check, tracker
+from blink_exp.tracking.points import log_point, log_summary, place
+from blink_exp.tracking.training import finish, lightning_logger
+
+__all__ = ["Track", "check", "finish", "lightning_logger", "log_point", "log_summary", "place", "tracker"]

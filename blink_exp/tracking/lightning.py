@@ -1,0 +1,153 @@
+"""TensorBoard and MLflow for evaluations too, through the loggers of Lightning that trainings use."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from blink_exp.tracking.base import Boxes, Picture, Run
+from blink_exp.tracking.names import config_of
+
+RED, WIDTH = (255, 0, 0), 3  # of boxes, in pixels
+
+
+def tensorboard(out: Path, name: str) -> Any:
+    """Lightning's logger that writes event files to ``out``/tensorboard/NAME: ``tensorboard --logdir out``."""
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(str(out), name="tensorboard", version=slug(name))
+
+
+def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
+    """Lightning's logger that writes to ``logger.uri``, or to ``out``/mlflow.db and ``out``/mlflow (MLflow gave its file store up)."""
+    from filelock import FileLock
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logger = settings["logger"]
+    folder = out.resolve()
+    own = logger.get("uri") is None
+    tags = dict(tag.split(":", 1) for tag in run.tags if ":" in tag) | {"job": run.job} | ({"group": run.group} if run.group else {})
+    made = MLFlowLogger(
+        experiment_name=logger["project"],
+        run_name=run.name,
+        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}" if own else logger["uri"],
+        artifact_location=(folder / "mlflow").as_uri() if own else None,
+        tags=tags,
+    )
+    # two jobs that make the tables of one database at once would trip over each other
+    with FileLock(folder / "mlflow.lock") if own else contextlib.nullcontext(), quiet("pytorch_lightning.loggers.mlflow"):
+        _ = made.experiment
+    return made
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Nothing below an error from a Python logger: that an experiment is new is no warning."""
+    noisy = logging.getLogger(name)
+    before = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        noisy.setLevel(before)
+
+
+class TensorBoardTrack:
+    """A ``Track`` that is a folder of event files. Tables are text, so only their first rows are readable there."""
+
+    def __init__(self, settings: dict[str, Any], out: Path, run: Run):
+        self.logger = tensorboard(out, run.name)
+        words = {"group": run.group, "tags": ", ".join(run.tags), "job": run.job}
+        self.logger.log_hyperparams(config_of(settings) | {"run": words})
+
+    def metrics(self, values: dict[str, float]) -> None:
+        self.logger.log_metrics(values, step=0)
+
+    def curve(self, axis: str, rows: list[dict[str, float]]) -> None:
+        for step, values in steps(axis, rows):
+            self.logger.log_metrics(values, step=step)
+
+    def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join("| " + " | ".join(cell(c) for c in line) + " |" for line in lines)
+        self.logger.experiment.add_text(key, text, global_step=0)
+
+    def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
+        import numpy as np
+
+        self.logger.experiment.add_image(key, np.asarray(drawn(picture, boxes)), global_step=0, dataformats="HWC")
+        if caption:
+            self.logger.experiment.add_text(f"{key}/caption", caption, global_step=0)
+
+    def close(self, failed: bool = False) -> None:
+        self.logger.finalize("failed" if failed else "success")
+        self.logger.experiment.close()
+
+
+class MLflowTrack:
+    """A ``Track`` that is an MLflow run. Tables and pictures are its artifacts."""
+
+    def __init__(self, settings: dict[str, Any], out: Path, run: Run):
+        self.logger = mlflow(settings, out, run)
+        self.logger.log_hyperparams(config_of(settings))
+        self.client, self.id = self.logger.experiment, self.logger.run_id
+
+    def metrics(self, values: dict[str, float]) -> None:
+        self.logger.log_metrics(values, step=0)
+
+    def curve(self, axis: str, rows: list[dict[str, float]]) -> None:
+        for step, values in steps(axis, rows):
+            self.logger.log_metrics(values, step=step)
+
+    def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+        import pandas as pd
+
+        self.client.log_table(self.id, pd.DataFrame(rows, columns=columns), f"{slug(key)}.json")
+
+    def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
+        self.client.log_image(self.id, drawn(picture, boxes), f"images/{slug(key)}.png")
+        if caption:
+            self.client.log_text(self.id, caption, f"images/{slug(key)}.txt")
+
+    def close(self, failed: bool = False) -> None:
+        self.logger.finalize("failed" if failed else "success")
+
+
+def steps(axis: str, rows: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:
+    """(step, numbers) of a curve for loggers with whole steps: the axis where it is whole, else the row's place with the axis beside it."""
+    whole = all(float(row[axis]).is_integer() for row in rows)
+    return [(int(row[axis]) if whole else k, {key: v for key, v in row.items() if key != axis or not whole}) for k, row in enumerate(rows)]
+
+
+def slug(name: str) -> str:
+    """``name`` as a file name."""
+    return re.sub(r"[^\w.,=+-]+", "_", name)[:120]
+
+
+def cell(value: Any) -> str:
+    return "" if value is None else " ".join(str(value).replace("|", "\\|").split())
+
+
+def drawn(picture: Picture, boxes: Boxes) -> Image.Image:
+    """The picture as RGB with its boxes drawn in."""
+    if isinstance(picture, str | Path):
+        picture = Image.open(picture)
+    elif not isinstance(picture, Image.Image):
+        picture = Image.fromarray(picture)
+    shown = picture.convert("RGB")
+    pen = ImageDraw.Draw(shown)
+    for left, top, right, bottom in boxes:
+        pen.rectangle(
+            (left * shown.width, top * shown.height, right * shown.width - 1, bottom * shown.height - 1), outline=RED, width=WIDTH
+        )
+    return shown

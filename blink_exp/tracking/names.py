@@ -1,0 +1,113 @@
+"""The names under which results are logged. They are stable: dashboards are built on them (``blink_exp.dashboards``)."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+LEFT_OUT = ("logger", "table", "figure", "dashboard", "store", "force", "report", "predictions", "against")  # of a run's configuration
+LAYER = "layer"  # the axis of what is known by layer, 0-based
+BY_LAYER = {"rho": "rho", "expand": "expand", "drop": "drop", "visual_tokens": "tokens"}  # of metrics.json's "blink"
+COLUMNS = ("id", "image", "category", "question", "answer", "prediction", "correct", "decisions", "tokens")
+
+
+def config_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run as plain values: None, bool, int, float, str, lists and dicts of them."""
+    return {k: plain(v) for k, v in settings.items() if k not in LEFT_OUT}
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def tags_of(settings: dict[str, Any], finished: dict[str, Any], experiment: str | None) -> list[str]:
+    """Of a measured point: its table or figure, method, model and benchmark."""
+    model = settings.get("model", {}).get("name") or finished["backbone"]
+    of = {"experiment": experiment, "method": finished["method"], "model": model, "benchmark": finished["benchmark"]}
+    return [f"{kind}:{value}" for kind, value in of.items() if value]
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Those of ``values`` that are finite numbers."""
+    return {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)}
+
+
+def key(name: str) -> str:
+    """``name`` with what a metric's name may not hold in some logger replaced: W&B reads a dot as a path, MLflow refuses most signs."""
+    return re.sub(r"[^\w -]", "_", name)
+
+
+def metrics_of(finished: dict[str, Any], tokens: dict[str, float | None], experiment: str | None = None) -> dict[str, float]:
+    """{name: number} of a measured point.
+
+    ``finished``: metrics.json; ``tokens``: ``experiments.tokens.realised``. Names: ``scores/NAME``, ``stderr/NAME``, ``tokens/entering``,
+    ``tokens/layer``, ``cost/NAME`` (units in the name), ``layers/first``, ``layers/last``, ``run/samples``, ``run/skipped``,
+    ``run/seconds``, and, for a point of ``experiment``, ``EXPERIMENT/BENCHMARK``: its headline score, so that bars show that experiment's
+    points alone.
+    """
+    scores = finished["scores"]
+    layers = finished.get("layers") or []
+    out: dict[str, Any] = {f"scores/{key(k)}": v["value"] for k, v in scores.items()}
+    out |= {f"stderr/{key(k)}": v["stderr"] for k, v in scores.items()}
+    out |= {f"tokens/{k}": v for k, v in tokens.items()}
+    out |= {f"cost/{k}": v for k, v in (finished.get("cost") or {}).items()}
+    out |= {"layers/first": min(layers), "layers/last": max(layers)} if layers else {}
+    out |= {"run/samples": finished["samples"], "run/skipped": len(finished["skipped"]), "run/seconds": finished["seconds"]}
+    if experiment is not None and (name := headline(finished)) in scores:
+        out[f"{experiment}/{finished['benchmark']}"] = scores[name]["value"]
+    return numbers(out)
+
+
+def headline(finished: dict[str, Any]) -> str | None:
+    """The one score that stands for a run: where a benchmark names several, the last, which is their total."""
+    said = finished.get("headline")
+    return said if isinstance(said, str) or not said else said[-1]
+
+
+def by_layer(finished: dict[str, Any], experiment: str | None = None) -> list[dict[str, float]]:
+    """A row a layer: ``layer``, ``blink/rho_by_layer``, ``blink/expand_by_layer`` and ``blink/drop_by_layer`` (shares of the samples),
+    ``blink/tokens_by_layer``, ``cost/tokens_by_layer`` (the whole prompt), ``EXPERIMENT/rho_by_layer``; what is not known is absent."""
+    rows: dict[int, dict[str, Any]] = {}
+    for layer, step in (finished.get("blink") or {}).get("layers", {}).items():
+        rows[int(layer)] = {f"blink/{name}_by_layer": step.get(known) for known, name in BY_LAYER.items()}
+        if experiment is not None:
+            rows[int(layer)][f"{experiment}/rho_by_layer"] = step.get("rho")
+    for layer, count in enumerate((finished.get("cost") or {}).get("tokens_by_layer") or []):
+        rows.setdefault(layer, {})["cost/tokens_by_layer"] = count
+    return [{LAYER: layer} | numbers(row) for layer, row in sorted(rows.items())]
+
+
+def record_row(record: dict[str, Any]) -> list[Any]:
+    """A record's cells under ``COLUMNS``. Text that is not there is None."""
+    said = [record.get(k) for k in ("id", "image_id", "category", "question", "answer", "prediction")]
+    correct = record.get("correct")
+    return [
+        *(None if cell is None else str(cell) for cell in said),
+        None if correct is None else float(correct),
+        decisions(record.get("layers") or []),
+        record.get("visual_tokens"),
+    ]
+
+
+def decisions(steps: list[dict[str, Any]]) -> str:
+    """What a policy did to a sample, as short text: "12 expand r2 (0.61), 15 drop, 16 retain 60". What changed nothing is left out."""
+    said = []
+    for step in steps:
+        kind = step["decision"]
+        if kind == "keep" or not step.get("effective", True):
+            continue
+        detail = {"expand": f" r{step.get('region')}", "retain": f" {step.get('visual_tokens')}"}.get(kind, "")
+        rho = f" ({step['rho']:.2f})" if step.get("rho") is not None else ""
+        said.append(f"{step['layer']} {kind}{detail}{rho}")
+    return ", ".join(said)
+
+
+def evenly(found: list[Any], most: int) -> list[Any]:
+    """At most ``most`` of ``found``, evenly over it, in order."""
+    count = min(len(found), max(0, most))
+    return [found[k * len(found) // count] for k in range(count)]

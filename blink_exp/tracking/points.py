@@ -1,0 +1,166 @@
+"""What of a measured point, and of a whole table or sweep, is logged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from blink_exp.benchmarks.base import Benchmark, Box
+from blink_exp.tracking.base import attempt, tracker
+from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
+from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
+
+LONGEST_SIDE = 768  # pixels of an example that is logged
+
+
+def place() -> tuple[Path, str]:
+    """(folder, sweep) of the command that Hydra runs: where the runs of all its points go, and what tells it from other commands."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    folder = Path(hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else hydra.runtime.output_dir)
+    return folder, folder.name
+
+
+def log_point(
+    settings: dict[str, Any],
+    folder: Path,
+    out: Path,
+    name: str,
+    group: str | None = None,
+    experiment: str | None = None,
+    x: float | None = None,
+    tags: Sequence[str] = (),
+    benchmark: Callable[[], Benchmark] | None = None,
+) -> None:
+    """One run of ``settings["logger"]`` for the finished point in ``folder``, measured just now or long ago. Nothing for `logger=csv`.
+
+    Args:
+        settings: the point's resolved configuration, its logger included.
+        folder: holds metrics.json and records.jsonl.
+        out: the run's files go below it: the output folder of the command, so that a sweep's runs lie together.
+        name, group: of the run; the group is the sweep. A line says which point it is, as in the sweep's table.
+        experiment: id of the table or figure, for its tag and its own metric (see ``names.metrics_of``).
+        x: where the point stands on the figure's axis.
+        benchmark: opens the benchmark, for the images of some records; None: no images.
+    """
+    if settings["logger"]["kind"] == "csv":
+        return
+    named = {"name": name, "group": group, "tags": tags}
+    attempt(settings["logger"]["kind"], lambda: point_logged(settings, folder, out, named, experiment, x, benchmark))
+
+
+def point_logged(
+    settings: dict[str, Any],
+    folder: Path,
+    out: Path,
+    named: dict[str, Any],
+    experiment: str | None,
+    x: float | None,
+    benchmark: Callable[[], Benchmark] | None,
+) -> None:
+    from blink_exp.experiments import tokens
+
+    finished = json.loads((folder / "metrics.json").read_text())
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().split("\n") if line]
+    model, logger = settings["model"], settings["logger"]
+    decided = any(r.get("layers") for r in records)
+    depth = tokens.llm_depth(model["path"], model.get("revision")) if decided else None
+    known = all("layers" in r for r in records)
+    metrics = metrics_of(finished, tokens.realised(records, depth) if known else {}, experiment)
+    metrics |= {} if x is None or experiment is None else {f"{experiment}/x": float(x)}
+    tags = [*tags_of(settings, finished, experiment), *named["tags"]]
+    with tracker(settings, out, named["name"], named["group"], tags) as track:
+        track.metrics(metrics)
+        if curve := by_layer(finished, experiment):
+            track.curve(LAYER, curve)
+        if logger["rows"] and records:
+            track.table("records", list(COLUMNS), [record_row(r) for r in evenly(records, logger["rows"])])
+        if logger["images"] and benchmark is not None:
+            for name, image, caption, boxes in examples(benchmark, records, logger["images"]):
+                track.image(name, image, caption, boxes)
+
+
+def examples(
+    benchmark: Callable[[], Benchmark], records: list[dict[str, Any]], count: int
+) -> Iterator[tuple[str, Image.Image, str, tuple[Box, ...]]]:
+    """("examples/1", image, what was asked and answered, regions where the answer is) of ``count`` records of different images, those with
+    regions first. Images that cannot be read are passed over; so is all where the benchmark's data has gone."""
+    try:
+        samples = {s.id: s for s in benchmark().samples()}
+    except (OSError, ValueError):
+        return
+    seen: set[str] = set()
+    for record in sorted(records, key=lambda r: not r.get("regions")):
+        sample = samples.get(record["id"])
+        if len(seen) == count:
+            return
+        if sample is None or record["image_id"] in seen:
+            continue
+        try:
+            image = sample.image().convert("RGB")
+        except OSError:
+            continue
+        seen.add(record["image_id"])
+        image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        caption = f"{record.get('question', '')} | answer: {record.get('answer')} | predicted: {record.get('prediction')}"
+        yield f"examples/{len(seen)}", image, " ".join(caption.split()), tuple(sample.regions)
+
+
+def log_summary(
+    document: dict[str, Any] | list[dict[str, Any]],
+    folder: Path,
+    settings: dict[str, Any],
+    group: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """The run of a whole table, figure or multirun, behind those of its points. Nothing for `logger=csv`.
+
+    A table: ``table/ID``, its published columns beside the measured ones, never one for the other. A figure: ``claims/ID``, its points as
+    curves by series. A multirun (its rows): ``table/sweep``. And the PNG files of ``folder``, as ``figures/ID/1``, ``/2``, ...
+
+    Args:
+        document: table.json or figure.json, or a multirun's rows.
+        settings: anything with the ``logger``; the rest becomes the run's configuration.
+        group: as of the points; None: the folder's name.
+        out: where the run's files go; None: ``folder``.
+    """
+    if settings["logger"]["kind"] != "csv":
+        attempt(settings["logger"]["kind"], lambda: summary_logged(document, folder, settings, group or folder.name, out or folder))
+
+
+def summary_logged(document: dict[str, Any] | list[dict[str, Any]], folder: Path, settings: dict[str, Any], group: str, out: Path) -> None:
+    head: dict[str, Any] = {} if isinstance(document, list) else document
+    name = head.get("name") or "sweep"
+    tags = [f"experiment:{name}"] + ([f"model:{head['model']}"] if head.get("model") else [])
+    about = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
+    with tracker(settings | {"summary": about}, out, f"{name} summary", group, tags, job="summary") as track:
+        if isinstance(document, list):
+            track.table("table/sweep", *sweep_table(document))
+        elif document["kind"] == "table":
+            track.table(f"table/{name}", *table_rows(document))
+        else:
+            for claims, columns, rows in figure_tables(document):
+                track.table(claims, columns, rows)
+            for axis, rows_ in curves(document):
+                track.curve(axis, rows_)
+        for picture, path in pictures_of(folder, name, head.get("figures") or []):
+            track.image(picture, path, path.stem)
+
+
+def curves(document: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, float]]]]:
+    """(axis, rows) of each series of a figure: ``ID/x``, and every score as ``ID/SERIES/SCORE``."""
+    axis = f"{document['name']}/x"
+    series: dict[str, list[dict[str, float]]] = {}
+    for row in document["rows"]:
+        if row.get("status") == "done" and isinstance(row.get("x"), int | float):
+            scores = numbers(row["scores"])
+            said = {f"{document['name']}/{key(row['series'])}/{key(k)}": v for k, v in scores.items()}
+            series.setdefault(row["series"], []).append({axis: row["x"]} | said)
+    for rows in series.values():
+        yield axis, sorted(rows, key=lambda row: row[axis])

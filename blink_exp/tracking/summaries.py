@@ -1,0 +1,86 @@
+"""A document of a table, figure or multirun as columns and rows. Published and measured numbers keep columns of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Table = tuple[list[str], list[list[Any]]]
+
+
+def table_rows(document: dict[str, Any]) -> Table:
+    """The columns and rows of a table's document: point; published values, each with a column that says where it was derived and not
+    printed; the measured values of each benchmark, with standard errors, changes against the baseline and their p. Not known: None."""
+    said = list(document["published_columns"])
+    columns = ["point", *(f"{h} (published)" for h in said), "published, not printed but derived"]
+    for group in document["groups"]:
+        mark = f"measured on {document['model']}{' (scale model)' if document['scale'] else ''}, {group['benchmark']}"
+        for heading in group["columns"]:
+            columns += [f"{heading}{part} ({mark})" for part in ("", " ±", " change", " p")]
+    rows = []
+    for row in document["rows"]:
+        cells: list[Any] = [row["point"], *(number(row["published"].get(h)) for h in said), ", ".join(row.get("derived", [])) or None]
+        for group in document["groups"]:
+            run = row.get("runs", {}).get(group["benchmark"], {})
+            changes = row.get("deltas", {}).get(group["benchmark"], {})
+            for heading, column in group["columns"].items():
+                change = changes.get(heading, {})
+                cells += [*measured(run, column), number(change.get("delta")), number(change.get("p"))]
+        rows.append(cells)
+    return columns, rows
+
+
+def measured(run: dict[str, Any], column: dict[str, Any]) -> tuple[float | None, float | None]:
+    """(value, standard error) of a column in a run, in the column's unit."""
+    value: Any = run
+    for step in column["value"].split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    kind, _, name = column["value"].partition(".")
+    error = (run.get("stderr") or {}).get(name) if kind == "scores" else None
+    per = column.get("per", 1)
+    return (None if number(value) is None else value / per), (None if number(error) is None else error / per)
+
+
+def number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def sweep_table(rows: list[dict[str, Any]]) -> Table:
+    """A row a point of a multirun: what is its own among its overrides, status, scores with standard errors, samples, seconds."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
+    columns = ["point", "status", *(f"{n}{part}" for n in names for part in ("", " ±")), "samples", "seconds", "error"]
+    return columns, [
+        [
+            str(row["point"]),
+            row["status"],
+            *(number(row.get(kind, {}).get(n)) for n in names for kind in ("scores", "stderr")),
+            number(row.get("samples")),
+            number(row.get("seconds")),
+            row.get("error"),
+        ]
+        for row in rows
+    ]
+
+
+def figure_tables(document: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
+    """(key, columns, rows) of what a figure says: each claim with its numbers and whether it holds here."""
+    claims = document.get("claims") or []
+    if claims:
+        rows = [[claim["said"], claim["how"], text(claim.get("numbers")), text(claim.get("holds"))] for claim in claims]
+        yield f"claims/{document['name']}", ["the paper says", "computed as", "numbers", "holds here"], rows
+
+
+def text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    return None if value is None else str(value)
+
+
+def pictures_of(folder: Path, name: str, embedded: list[str]) -> Iterator[tuple[str, Path]]:
+    """("figures/NAME/1", file), ... of the PNG files in ``folder``, and "figures/ID/1", ... of those of the figures that a table embeds."""
+    for of, place in [(name, folder), *((of, folder / of) for of in embedded)]:
+        for k, path in enumerate(sorted(place.glob("*.png"))):
+            yield f"figures/{of}/{k + 1}", path

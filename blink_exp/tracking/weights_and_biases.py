@@ -1,0 +1,109 @@
+"""A run of Weights & Biases, online or offline."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from blink_exp.errors import UserError, flat
+from blink_exp.tracking.base import Boxes, Picture, Run
+from blink_exp.tracking.names import config_of
+
+MODES = ("online", "offline", "disabled")
+LONGEST = {"name": 128, "group": 128, "tag": 64}  # characters that W&B takes
+PATIENCE = {"init": 30, "finish": 300}  # seconds that a network which is not there may cost
+_unreachable = False  # one run that did not get through is enough: those behind it do not wait
+
+
+def check_key(logger: dict[str, Any]) -> None:
+    """Raises UserError for a mode that is not known, or `mode=online` without a key where nobody can be asked for one."""
+    if logger["mode"] not in MODES:
+        raise UserError(f"logger.mode={logger['mode']} is not known; use one of: {', '.join(MODES)}")
+    if logger["mode"] != "online" or _unreachable:
+        return
+    import wandb
+
+    try:
+        wandb.login(verify=False)  # a key that is refused, or no network, is found when a run starts
+    except Exception as error:
+        cure = "set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline, which needs no account"
+        raise UserError(f"logger=wandb cannot log in ({flat(error, 120)}); {cure}") from error
+
+
+def started(settings: dict[str, Any], out: Path, run: Run) -> Any:
+    """A new W&B run in ``out``/wandb. Where W&B is out of reach the run, and those behind it, are kept offline."""
+    global _unreachable
+    import wandb
+
+    logger = settings["logger"]
+    mode = "offline" if logger["mode"] == "online" and _unreachable else logger["mode"]
+    words: dict[str, Any] = {
+        "project": logger["project"],
+        "entity": logger.get("entity"),
+        "dir": str(out),
+        "name": run.name[: LONGEST["name"]],
+        "group": run.group and run.group[-LONGEST["group"] :],  # its end tells sweeps apart
+        "tags": [tag[: LONGEST["tag"]] for tag in run.tags],
+        "job_type": run.job,
+        "config": config_of(settings),
+        "reinit": "finish_previous",
+        "settings": wandb.Settings(
+            init_timeout=PATIENCE["init"],
+            finish_timeout=PATIENCE["finish"],
+            console="off",
+            quiet=run.job == "point",  # its forty lines a point would bury a sweep's own
+            x_disable_stats=run.job != "train",
+        ),
+    }
+    try:
+        return wandb.init(**words, mode=mode)  # type: ignore[arg-type]
+    except Exception as error:
+        if mode != "online":
+            raise
+        _unreachable = True
+        later = f"wandb sync {out}/wandb/offline-run-*"
+        print(f"warning: W&B is out of reach ({flat(error, 120)}); runs are kept offline, send them with: {later}", file=sys.stderr)
+        return wandb.init(**words, mode="offline")
+
+
+class WandbTrack:
+    """A ``Track`` that is a W&B run. Tables and pictures are below ``out``/wandb/RUN/files/media."""
+
+    def __init__(self, settings: dict[str, Any], out: Path, run: Run):
+        self.run = started(settings, out, run)
+
+    def metrics(self, values: dict[str, float]) -> None:
+        self.run.log(values)
+
+    def curve(self, axis: str, rows: list[dict[str, float]]) -> None:
+        self.run.define_metric(axis, summary="none")
+        for key in sorted({k for row in rows for k in row} - {axis}):
+            self.run.define_metric(key, step_metric=axis, summary="none")
+        for row in rows:
+            self.run.log(row)
+
+    def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+        import wandb
+
+        self.run.log({key: wandb.Table(columns=list(columns), data=rows)})
+
+    def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
+        import wandb
+
+        shown = str(picture) if isinstance(picture, str | Path) else picture
+        if isinstance(shown, Image.Image):
+            shown = shown.convert("RGB")
+        said = {"regions": {"box_data": [box(b) for b in boxes], "class_labels": {0: "region"}}} if boxes else None
+        self.run.log({key: wandb.Image(shown, caption=caption or None, boxes=said)})
+
+    def close(self, failed: bool = False) -> None:
+        self.run.finish(exit_code=int(failed))
+
+
+def box(sides: tuple[float, float, float, float]) -> dict[str, Any]:
+    """A box as W&B draws it, in fractions of the picture."""
+    left, top, right, bottom = sides
+    return {"position": {"minX": left, "minY": top, "maxX": right, "maxY": bottom}, "class_id": 0, "box_caption": "region"}

@@ -1,0 +1,163 @@
+"""The page of one question: what it says, as plain values (``contents``), and as HTML (``render``). No script, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.views import EXTRA
+from blink_exp.figures.hero_kept import as_maps
+from blink_exp.methods.base import TokenPolicy
+from blink_exp.methods.blink import BlinkPolicy
+from blink_exp.saliency import PatchGrid
+from blink_exp.viewer import drawing
+from blink_exp.viewer.subject import Subject
+from blink_exp.viewer.trace import Stage, Trace
+
+
+def verdict(correct: float | bool | None) -> str | None:
+    """How right an answer is, in a word; None where there is nothing to compare it with."""
+    if correct is None:
+        return None
+    return {0.0: "wrong", 1.0: "right"}.get(float(correct), f"{100 * float(correct):.0f} % right")
+
+
+def answer(label: str, trace: Trace, shown: bool) -> dict[str, Any]:
+    """A line of the table of answers. ``shown``: whether the page is about this method."""
+    return {
+        "label": label,
+        "shown": shown,
+        "said": trace.record["prediction"],
+        "verdict": verdict(trace.record["correct"]),
+        "entering": len(trace.visual.source) - trace.visual.newlines,
+        "tokens": trace.tokens,
+        "why": None,
+    }
+
+
+def unable(label: str, why: str) -> dict[str, Any]:
+    """The line of a method that cannot run on this backbone."""
+    return {"label": label, "shown": False, "said": None, "verdict": None, "entering": None, "tokens": None, "why": why}
+
+
+def layers(trace: Trace, grid: PatchGrid) -> list[dict[str, Any]]:
+    """A line a layer: its tokens, its attention, and what was scanned and decided there, where something was.
+
+    ``rho``, ``patch``: of the attention that the layer paid to the base view; ``scanned``, ``region``, ``decision``: of the record.
+    """
+    steps = {step["layer"]: step for step in trace.record["layers"]}
+    out = []
+    for stage in trace.stages:
+        found, step = stage.rho(grid), steps.get(stage.layer)
+        out.append(
+            {
+                "layer": stage.layer,
+                "rho": found and found[0],
+                "patch": found and found[1],
+                "scanned": step and step["rho"],
+                "region": step and step["region"],
+                "decision": step and decision(step),
+                **stage.counts,
+                "shares": stage.shares,
+                "places": [{"layer": o.layer, "region": o.region, "tokens": o.tokens} for o in stage.expanded],
+            }
+        )
+    return out
+
+
+def decision(step: dict[str, Any]) -> str:
+    return step["decision"] if step["effective"] else f"{step['decision']} (nothing was there)"
+
+
+def kept(trace: Trace) -> dict[str, Any] | None:
+    """How many tokens of each view enter the LLM and how many its last layer still has; None for a method that drops none."""
+    if not trace.drops:
+        return None
+    n, views = trace.visual.views.tokens, trace.visual.views
+
+    def count(source) -> dict[str, int]:
+        own = source[source >= 0]
+        return {
+            "base": int((own < n).sum()),
+            "tiles": int((own >= n).sum()),
+            "merged": int((source == EXTRA).sum()),
+        }
+
+    return {
+        "entering": count(trace.visual.source.cpu()),
+        "last": count(trace.stages[-1].source),
+        "of": {"base": n, "tiles": int(views.valid[1:].sum())},
+        "newlines": trace.visual.newlines,
+        "inside": isinstance(trace.method.policy, TokenPolicy),
+    }
+
+
+def contents(
+    backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, answers: list[dict[str, Any]], command: str | None
+) -> dict[str, Any]:
+    """Everything that the page says, without its pictures."""
+    policy = trace.method.policy
+    return {
+        "id": about.sample.id,
+        "benchmark": about.benchmark.name,
+        "category": about.sample.category,
+        "question": trace.record["question"],
+        "known": about.sample.answer,
+        "method": trace.method.name,
+        "said": trace.record["prediction"],
+        "verdict": verdict(trace.record["correct"]),
+        "backbone": backbone.identity,
+        "settings": {k: v for k, v in backbone.settings.items() if v not in (None, False, "none")},
+        "size": about.image.size,
+        "grid": {"p": grid.p, "height": grid.height, "width": grid.width},
+        "views": {"rows": trace.visual.views.rows, "columns": trace.visual.views.columns},
+        "thresholds": {"tau_exp": policy.tau_expand, "tau_drop": policy.tau_drop} if isinstance(policy, BlinkPolicy) else {},
+        "layers": layers(trace, grid),
+        "kept": kept(trace),
+        "answers": answers,
+        "command": command,
+    }
+
+
+def render(backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, page: dict[str, Any]) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, FileSystemLoader
+
+    views = trace.visual.views
+    share = as_maps(trace.presence, views)
+    lines = page["layers"]
+    steps = [{"layer": v["layer"], "rho": v["scanned"], "decision": v["decision"]} for v in lines if v["decision"]]
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("template.html").render(
+        page=page,
+        picture=drawing.picture(about.image),
+        base=drawing.base_view(backbone, about.image),
+        regions=drawing.outlines(about.sample.regions) if about.sample.regions else None,
+        patches=drawing.patches(grid),
+        tiles=drawing.tiles(views) if views.tiles else None,
+        kept_maps=[None if values is None else drawing.fade(values) for values in share],
+        ratios=drawing.ratios([v["rho"] for v in lines], steps, page["thresholds"], 1 / grid.p**2),
+        sequences=drawing.sequences(trace.stages),
+        maps=[maps(stage, trace, grid) for stage in trace.stages],
+        any_expanded=any(stage.expanded for stage in trace.stages),
+    )
+
+
+def maps(stage: Stage, trace: Trace, grid: PatchGrid) -> dict[str, Any]:
+    """The maps of one layer's attention: on the base view, on the tiles (None without any), on each expanded part."""
+    views = trace.visual.views
+    every = stage.by_source(views.count * views.tokens)
+    parts = stage.paid("expanded").split([o.tokens for o in stage.expanded]) if stage.expanded else ()
+    expanded = []
+    for origin, values in zip(stage.expanded, parts, strict=True):
+        h, w = grid.patch if origin.tokens == grid.patch[0] * grid.patch[1] else (grid.height, grid.width)
+        whole = values.view(h, w) if origin.tokens == h * w else values[None]  # a module of another size: in their order
+        expanded.append({"heat": drawing.heat(whole), "piece": drawing.Piece.of(grid, origin.region), "region": origin.region})
+    return {
+        "layer": stage.layer,
+        "shares": stage.shares,
+        "base": drawing.heat(every[: views.tokens].view(views.side, views.side)),
+        "tiles": drawing.heat(every[views.unpadded]) if views.tiles else None,
+        "expanded": expanded,
+    }

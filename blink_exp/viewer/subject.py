@@ -1,0 +1,95 @@
+"""What a page is about: a sample of the benchmark, or a picture and a question of the user's own."""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from PIL import Image
+
+from blink_exp.benchmarks.base import ExactMatch, Probes, Sample
+from blink_exp.benchmarks.rows import open_image
+from blink_exp.errors import UserError, flat
+from blink_exp.experiments.evaluate import prepare_benchmark
+
+
+@dataclass(frozen=True)
+class Subject:
+    """``benchmark``: whose prompt, rule and length of answer hold."""
+
+    sample: Sample
+    image: Image.Image
+    benchmark: Any
+
+
+class OwnQuestion(ExactMatch):
+    """A question from the command line: asked as it stands, with nothing to compare the answer with."""
+
+    name = "own question"
+    max_new_tokens = 64
+
+
+def subject(cfg: DictConfig) -> Subject:
+    """The picture and question that ``cfg`` names. Raises UserError where it names none, two, or one that is not there."""
+    view, image, question = (cfg.get(key) for key in ("view", "image", "question"))
+    if view is not None and image is not None:
+        raise UserError(f"view={view} and image={image} are two pictures; give one of them")
+    if view is not None and question is not None:
+        raise UserError(f"question={flat(question, 60)} needs image=...; view={view} asks the sample's own question")
+    if view is not None:
+        return _sample(cfg, str(view))
+    if image is None:
+        raise UserError(f"question={flat(question, 60)} has no picture; add image=photo.jpg")
+    if question is None or not str(question).strip():
+        raise UserError(f'image={image} has no question; add question="What is in the picture?"')
+    return _own(Path(str(image)), str(question).strip())
+
+
+def _sample(cfg: DictConfig, wanted: str) -> Subject:
+    benchmark = prepare_benchmark(cfg)
+    if isinstance(benchmark, Probes):
+        raise UserError(f"view={wanted} needs a question, and benchmark={benchmark.name} asks none; use another, e.g. mosaic_mme")
+    samples = {sample.id: sample for sample in benchmark.samples()}
+    if wanted not in samples:
+        known = f"the {len(samples)} samples of {benchmark.name}"
+        raise UserError(f"view={flat(wanted, 80)} is not among {known}; {nearest_ids(wanted, samples)}")
+    sample = samples[wanted]
+    try:
+        return Subject(sample, sample.image(), benchmark)
+    except OSError as error:
+        raise UserError(f"view={wanted} has an image that cannot be read ({flat(error, 160)}); choose another sample") from None
+
+
+def nearest_ids(wanted: str, ids: Iterable[str], most: int = 400) -> str:
+    """A sentence with the three ids that are most like ``wanted``, of two that are equally like it the one that begins like it. Of the many
+    that a benchmark can have, only the ``most`` that hold it or begin like it are compared letter by letter."""
+    wanted = wanted[:200]
+    likely = sorted(ids, key=lambda known: (wanted not in known, -_common(wanted, known)))[:most]
+
+    def alike(known: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, wanted, known).ratio(), _common(wanted, known)
+
+    close = heapq.nlargest(3, likely, key=alike)
+    return f"did you mean {' or '.join(close)}?" if close else "it is empty"
+
+
+def _common(a: str, b: str) -> int:
+    """Letters that two words share from the left."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _own(path: Path, question: str) -> Subject:
+    path = path.expanduser()
+    if not path.is_file():
+        said = "is a folder" if path.is_dir() else "is not there"
+        raise UserError(f"image={path} {said}; give the file of a picture")
+    try:
+        image = open_image(str(path))
+    except OSError as error:
+        raise UserError(f"image={path} is no picture that can be read ({flat(error, 160)}); give a JPEG, PNG or WebP file") from None
+    return Subject(Sample(path.name, path.name, lambda: image, question, None, ""), image, OwnQuestion())

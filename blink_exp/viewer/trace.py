@@ -1,0 +1,149 @@
+"""One question, followed through the layers: what each of them worked on, and where the last prompt token looked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from blink_exp.backbone.decode import Record
+from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.views import EXTRA, Visual
+from blink_exp.benchmarks.base import Sample
+from blink_exp.experiments.evaluate import answers
+from blink_exp.experiments.records import record
+from blink_exp.methods.base import Method, TokenPolicy
+from blink_exp.saliency import PatchGrid, saliency_ratio
+from blink_exp.sequence import Drop, Expand, Origin, Retain
+from blink_exp.viewer.attention import recorded
+
+PARTS = ("system", "visual", "expanded", "text")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one layer worked on, system | visual | expanded | text.
+
+    ``source``: where each visual token comes from (``backbone.views.pack``), newlines and merged tokens among them; ``expanded``: the
+    expanded parts in their order; ``attention``: (tokens,) of the last prompt token, over the whole sequence.
+    """
+
+    layer: int
+    system: int
+    text: int
+    source: torch.Tensor
+    expanded: tuple[Origin, ...]
+    attention: torch.Tensor
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Tokens of each part."""
+        return {"system": self.system, "visual": len(self.source), "expanded": sum(o.tokens for o in self.expanded), "text": self.text}
+
+    def paid(self, part: str) -> torch.Tensor:
+        """(tokens of the part,) attention."""
+        sizes = [self.counts[name] for name in PARTS]
+        return self.attention.split(sizes)[PARTS.index(part)]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Attention on each part; they sum to 1."""
+        return {part: float(self.paid(part).sum()) for part in PARTS}
+
+    def cells(self, tokens: int) -> torch.Tensor:
+        """(tokens,) attention on the cells of the base view, which has ``tokens``; NaN where its token is not there."""
+        return self.by_source(tokens)[:tokens]
+
+    def by_source(self, tokens: int) -> torch.Tensor:
+        """(tokens,) attention on each of the ``tokens`` of all views, by view * N + patch; NaN where a token is not there."""
+        out = torch.full((tokens,), float("nan"))
+        here = (self.source >= 0) & (self.source < tokens)
+        out[self.source[here]] = self.paid("visual")[here]
+        return out
+
+    def rho(self, grid: PatchGrid) -> tuple[float, int] | None:
+        """(saliency ratio, most salient patch) of the attention on the base view; None where nothing of it is left."""
+        cells = self.cells(grid.height * grid.width)
+        here = (~cells.isnan()).nonzero()[:, 0]
+        if not len(here):
+            return None
+        ratio, region = saliency_ratio(grid.sums_at(cells[here], here))
+        return float(ratio), int(region)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """``record``: the sample's record, as an evaluation writes it; ``visual``: what entered the LLM; ``stages``: a layer each."""
+
+    method: Method
+    record: dict[str, Any]
+    visual: Visual
+    stages: list[Stage]
+
+    @property
+    def tokens(self) -> float:
+        """Visual and expanded tokens, mean over layers."""
+        counts = [stage.counts for stage in self.stages]
+        return sum(c["visual"] + c["expanded"] for c in counts) / len(counts)
+
+    @property
+    def drops(self) -> bool:
+        """Whether this is a method that drops visual tokens."""
+        return self.method.pruner is not None or isinstance(self.method.policy, TokenPolicy)
+
+    @property
+    def presence(self) -> torch.Tensor:
+        """(views, N) share of the layers in which each visual token is there."""
+        views = self.visual.views
+        total = torch.zeros(views.count * views.tokens)
+        for stage in self.stages:
+            total[stage.source[stage.source >= 0]] += 1
+        return (total / len(self.stages)).view(views.count, views.tokens)
+
+
+@torch.no_grad()
+def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, image: Image.Image) -> Trace:
+    """Asks ``method`` a sample's question as an evaluation does (batch of one), and writes down what happens."""
+    key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()  # backbones keep features by it: never by a file's name
+    question = benchmark.prompt(sample)
+    with method.attach(backbone.model) as attached, recorded(backbone.llm) as rows:
+        if attached is not None:
+            attached.samples = [sample.id]
+        said, seen = answers(backbone, method, attached, {key: image}, [(key, question)], benchmark.max_new_tokens)
+        decisions = list(attached.records) if attached is not None else []
+    (visual,) = seen
+    ids = backbone.batch([visual.features], [question])["input_ids"][0]
+    stands = (ids == backbone.model.config.image_token_id).nonzero()[:, 0]
+    system, text = int(stands[0]), len(ids) - int(stands[-1]) - 1
+    stages = []
+    for layer, (source, expanded) in enumerate(replay(decisions, visual.source.cpu(), backbone.depth)):
+        stage = Stage(layer, system, text, source, expanded, rows[layer][0])
+        assert sum(stage.counts.values()) == len(stage.attention), "the decisions do not add up to the sequence that the layer ran on"
+        stages.append(stage)
+    return Trace(method, record(benchmark, sample, said[0], decisions), visual, stages)
+
+
+def replay(decisions: Rows[Record], source: torch.Tensor, depth: int) -> list[tuple[torch.Tensor, tuple[Origin, ...]]]:
+    """(visual tokens by source, expanded parts) that each of ``depth`` layers works on, from one row's ``decisions`` and the ``source`` of
+    the visual tokens that enter. Blink decides before a layer, FastV and SparseVLM behind it."""
+    by_layer = {d.scan.layer: d for d in decisions}
+    expanded: tuple[Origin, ...] = ()
+    out = []
+    for layer in range(depth):
+        found = by_layer.get(layer)
+        decision = found.decision if found else None
+        if found and isinstance(decision, Expand) and not (expanded and decision.on_reexpand == "keep"):
+            before = expanded if decision.on_reexpand == "append" else ()
+            new = found.visual_tokens - len(source) - sum(o.tokens for o in before)
+            expanded = (*before, Origin(layer, decision.region, new))
+        elif isinstance(decision, Drop):
+            expanded = ()
+        out.append((source, expanded))
+        if isinstance(decision, Retain):
+            merged = torch.full((len(decision.clusters),), EXTRA)
+            source = torch.cat([source[list(decision.indices)], merged])
+    return out

@@ -1,0 +1,18 @@
+"""The one line that a user reads where something is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from blink_exp.errors import UserError
+
+
+def refusal(act: Callable[[], object]) -> str:
+    """What ``act`` is refused with, for the test to look into. Fails where it is not refused, or in more than one line."""
+    with pytest.raises(UserError) as error:
+        act()
+    text = str(error.value)
+    assert text and "\n" not in text
+    return text

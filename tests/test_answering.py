@@ -1,0 +1,195 @@
+"""Questions of a foreign loop answered by this project's models: settings, one image a question, order and batches."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from refusals import refusal
+from stand_ins import BLUE, RED, Calls, stand_in
+
+from blink_exp.cli import CONF
+from blink_exp.experiments import evaluate
+from blink_exp.integrations import answering
+from blink_exp.integrations.answering import Question
+
+# Settings
+
+
+def test_words_that_lmms_eval_turned_into_python_become_hydra_s_again():
+    settings = {"method": "blink", "retention_ratio": 0.25, "layer": None, "method.amplify": True, "layers.indices": "[12,13]"}
+    assert answering.overrides(settings) == [
+        *("method=blink", "retention_ratio=0.25", "layer=null", "method.amplify=true", "layers.indices=[12,13]")
+    ]
+
+
+def test_settings_mean_what_they_mean_to_evaluate_py():
+    settings = {"method": "hero", "model": "scale_llava_next", "thresholds": "high_exp", "hero_low.layers": "[4,5]", "seed": 3}
+    words = ["method=hero", "model=scale_llava_next", "thresholds=high_exp", "hero_low.layers=[4,5]", "seed=3"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        wanted = OmegaConf.to_container(compose("evaluate", [*words, "batch_size=4", "model.device=cuda:1"]), resolve=True)
+    found = OmegaConf.to_container(answering.configure(settings, "4", "cuda:1"), resolve=True)
+    assert found == wanted
+    assert found["method"]["low"] == [4, 5]  # the comma did not end the word
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch_size", "device", "message"),
+    [
+        ({"method": "bilnk"}, 1, None, "method=bilnk is not a preset; did you mean blink"),
+        ({"metod": "blink"}, 1, None, "metod is not a setting; did you mean method"),
+        ({"thresholds.tau_epx": 0.5}, 1, None, "tau_epx"),
+        ({"benchmark": "mme"}, 1, None, "benchmark=mme is not a model argument; choose tasks with --tasks"),
+        ({"benchmark.images": 3}, 1, None, "--tasks"),
+        ({"pretrained": "llava-hf/llava-1.5-7b-hf"}, 1, None, "model=llava_1_5_7b"),
+        ({}, "auto", None, "batch_size=auto is not a whole number"),
+        ({}, "-1", None, "batch_size=-1"),
+        ({"model.device": "cpu"}, 1, "cuda", "model.device=cpu and --device cuda contradict"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(settings, batch_size, device, message):
+    assert message in refusal(lambda: answering.configure(settings, batch_size, device))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"model": "folder", "model.path": "no/such/folder"}, "no/such/folder"), ({"layer": 99}, "99")]
+)
+def test_a_model_or_method_that_cannot_be_built_is_one_line(settings, message):
+    assert message in refusal(lambda: answering.build(answering.configure(settings)))
+
+
+def test_each_process_takes_its_own_gpu_only_where_several_share_the_work():
+    two = {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    assert answering.own_device("cuda", two) == "cuda:1"
+    assert answering.own_device("cuda", {}) == "cuda"
+    assert answering.own_device("cuda", {"WORLD_SIZE": "1", "LOCAL_RANK": "0"}) == "cuda"
+    assert answering.own_device("cuda:0", two) == "cuda:0"
+    assert answering.own_device("cpu", two) == "cpu"
+
+
+# Generation settings
+
+
+def test_until():
+    assert answering.stop_at(None) == answering.stop_at([]) == ()
+    assert answering.stop_at(["\n\n"]) == ()  # nobody asked for it
+    assert answering.stop_at(["\n\n", "Q:"]) == ("\n\n", "Q:")  # somebody did
+    assert answering.stop_at("ASSISTANT:") == ("ASSISTANT:",)
+    assert answering.stop_at(["", "."]) == (".",)
+    assert answering.cut("a cat. Q: more", ("Q:", ".")) == "a cat"
+    assert answering.cut("a cat \n\nand more", ("Q:", "\n\n")) == "a cat"
+    assert answering.cut("one\n\ntwo", ()) == "one\n\ntwo"
+
+
+def test_new_tokens_and_what_is_ignored():
+    assert answering.new_tokens({"max_new_tokens": 16}, "mme") == 16
+    assert answering.new_tokens({}, "mme") == 1024
+    for bad in (0, -1, "many", 2.5, True, None):
+        said = refusal(lambda bad=bad: answering.new_tokens({"max_new_tokens": bad}, "mme"))
+        assert f"max_new_tokens={bad} of mme" in said
+    assert answering.ignored({"do_sample": False, "temperature": 0, "num_beams": 1, "top_p": 0.9, "until": []}) == []
+    assert answering.ignored({"do_sample": True, "temperature": 0.7, "num_beams": 5}) == [
+        *("do_sample=True", "temperature=0.7", "num_beams=5")
+    ]
+
+
+# What a question shows
+
+
+def shows(visuals, text="?", name="t/test/3"):
+    return Question(name, text, lambda: visuals)
+
+
+def test_the_one_image_of_a_question():
+    assert answering.image_of(shows([RED])) is RED
+    assert answering.image_of(shows([[RED]])) is RED
+    grey = answering.image_of(shows([Image.new("L", (2, 3), 7)]))
+    assert (grey.mode, grey.size, grey.getpixel((0, 0))) == ("RGB", (2, 3), (7, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("visuals", "message"),
+    [
+        ([], "t/test/3 shows 0 images"),
+        (None, "t/test/3 shows 0 images"),
+        ([RED, BLUE], "t/test/3 shows 2 images"),
+        ([[RED], [BLUE]], "t/test/3 shows 2 images"),
+        (["film.mp4"], "t/test/3 shows a str"),
+        ([{"array": [0.0], "sampling_rate": 16000}], "t/test/3 shows a dict"),
+    ],
+)
+def test_anything_but_one_image_is_refused_and_never_answered_with_nothing(visuals, message):
+    assert re.search(f"{message}.*docs/lmms_eval.md", refusal(lambda: answering.image_of(shows(visuals))))
+
+
+def test_an_image_that_does_not_decode_names_its_document():
+    def broken():
+        raise OSError("image file is truncated\n(3 bytes not processed)")
+
+    said = refusal(lambda: answering.image_of(Question("t/test/3", "?", broken)))
+    assert "t/test/3 cannot be read (image file is truncated (3 bytes" in said
+
+
+def test_the_placeholder_leaves_the_text_and_two_are_refused():
+    assert answering.text_of(shows([RED], "<image>\nWhat is it?"), "<image>") == "What is it?"
+    assert answering.text_of(shows([RED], " What is it?\n"), "<image>") == " What is it?\n"  # without one, not a letter is touched
+    said = refusal(lambda: answering.text_of(shows([RED], "<image> or <image>?"), "<image>"))
+    assert "t/test/3 names 2 images" in said
+
+
+# Order and batches
+
+
+def test_batches_share_a_limit_and_keep_the_order():
+    assert answering.batches([4, 16, 4, 4, 16], 2) == [[0, 2], [3], [1, 4]]
+    assert answering.batches([4, 4, 4], 1) == [[0], [1], [2]]
+    assert answering.batches([], 8) == []
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Calls:
+    monkeypatch.setattr(evaluate, "answers", found := Calls())
+    return found
+
+
+def test_answers_come_back_in_order_with_each_question_s_own_image_limit_and_end(calls):
+    questions = [
+        Question("t/test/0", "a", lambda: [RED], 4),
+        Question("t/test/1", "b", lambda: [BLUE], 49152, ("STOP",)),
+        Question("t/test/2", "<image>\nc", lambda: [BLUE], 4, ("STOP",)),
+        Question("t/test/3", "d", lambda: [RED.copy()], 4),
+    ]
+    advanced: list[int] = []
+    found = answering.answer(*stand_in(), questions, 2, advanced.append)
+    assert [a.text for a in found] == ["a 255 4 STOP more", "b 0 100", "c 0 4", "d 255 4 STOP more"]  # 100: the LLM's positions
+    assert [a.visual_tokens for a in found] == [10] * 4
+    assert [ids for ids, *_ in calls.calls] == [["t/test/0", "t/test/2"], ["t/test/3"], ["t/test/1"]]
+    assert advanced == [2, 1, 1]
+
+
+def test_equal_images_are_shown_to_the_vision_tower_once_and_others_never_mixed_up(calls):
+    flat = Image.new("RGB", (8, 2), "red")  # as many bytes as RED, and the same ones
+    answering.answer(*stand_in(), [Question(str(i), "?", lambda i=i: [i]) for i in (RED, RED.copy(), BLUE, flat)], 4)
+    (_, images, asked, _), *_ = calls.calls
+    keys = [key for key, _ in asked]
+    assert keys[0] == keys[1]
+    assert len(images) == len(set(keys)) == 3
+
+
+def test_answers_are_those_of_evaluate(scale):
+    """Whatever the batches: a random scorer is seeded by the question's id, so ids must arrive too."""
+    from blink_exp.benchmarks.easyvqa import EasyVQA
+
+    words = {"method": "blink_hero", "retention_ratio": 0.1, "saliency": "random", "thresholds": "always_expand", "model.dtype": "float32"}
+    backbone, method = answering.build(answering.configure(words))
+    benchmark = EasyVQA()
+    samples = benchmark.samples()[::500][:8]
+    wanted, _ = evaluate.evaluate(backbone, method, benchmark, 1, samples=samples)
+    backbone.forget()
+    questions = [Question(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
+    found = answering.answer(backbone, method, questions[::-1], 3)[::-1]
+    assert [a.text for a in found] == [r["prediction"] for r in wanted]
+    assert [a.visual_tokens for a in found] == [r["visual_tokens"] for r in wanted]

@@ -1,0 +1,248 @@
+"""Paired tests of two runs: p values worked out by hand, and two independent ways to the same bootstrap."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from blink_exp.benchmarks.base import ExactMatch, Score, by, mean
+from blink_exp.benchmarks.mme import score_pairs
+from blink_exp.reports import statistics
+from blink_exp.reports.statistics import bootstrap, compare, drawn, mcnemar
+
+
+class Pairs(ExactMatch):
+    """MME's scores of two subtasks."""
+
+    def score(self, records):
+        return score_pairs(records, ("a",), ("b",))
+
+
+class F1(ExactMatch):
+    """A score that is no sum over images."""
+
+    def score(self, records):
+        right = sum(r["correct"] for r in records if r["answer"] == "yes")
+        wrong = sum(not r["correct"] for r in records)
+        return {"f1": Score(100 * 2 * right / (2 * right + wrong), len(records))}
+
+
+def run(correct, category=lambda i: "c", per_image=1, **more):
+    """{id: record} of right and wrong answers, ``per_image`` to an image; the first of an image is answered yes."""
+    out = {}
+    for i, right in enumerate(correct):
+        image = i // per_image
+        answer = "no" if i % per_image else "yes"
+        out[f"s{i:03d}"] = {
+            "id": f"s{i:03d}",
+            "image_id": f"i{image:03d}",
+            "category": category(image),
+            "question": f"q{i % per_image}",
+            "answer": answer,
+            "prediction": answer if right else "other",
+            "correct": right,
+        } | more
+    return out
+
+
+def noisy(seed, n=48, share=0.7):
+    generator = random.Random(seed)
+    return [generator.random() < share for _ in range(n)]
+
+
+def subtasks(image):
+    return "a" if image < 8 else "b"
+
+
+# McNemar
+
+
+def test_mcnemar_by_hand():
+    """Eight gained and two lost of 50: 2 (1 + 10 + 45) / 2^10."""
+    ours = [True] * 8 + [False] * 2 + [True] * 30 + [False] * 10
+    theirs = [False] * 8 + [True] * 2 + [True] * 30 + [False] * 10
+    found = mcnemar(ours, theirs)
+    assert (found["delta"], found["p"], found["n"], found["test"]) == (12.0, pytest.approx(112 / 1024), 50, "McNemar")
+    back = mcnemar(theirs, ours)
+    assert (back["delta"], back["p"]) == (-12.0, found["p"])
+    assert (back["low"], back["high"]) == (pytest.approx(-found["high"]), pytest.approx(-found["low"]))
+
+
+def test_mcnemar_s_interval_by_hand():
+    """Five gained, none lost, of 20: p = 2 / 2^5; Clopper and Pearson give a share from 0.025^(1/5) to 1 of those five."""
+    found = mcnemar([True] * 5 + [False] * 15, [False] * 20)
+    assert found["p"] == pytest.approx(2 / 32)
+    assert found["low"] == pytest.approx(100 * (2 * 0.025**0.2 - 1) * 5 / 20)
+    assert found["high"] == pytest.approx(25)
+
+
+def test_mcnemar_s_interval_and_p_never_contradict_each_other():
+    for gained in range(12):
+        for lost in range(12):
+            found = mcnemar([True] * gained + [False] * (lost + 5), [False] * gained + [True] * lost + [False] * 5)
+            assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0), (gained, lost)
+
+
+# which test
+
+
+def test_accuracy_in_all_and_by_category_is_mcnemar_s_and_pairs_are_the_bootstrap_s():
+    ours, theirs = run(noisy(1), subtasks, 2), run(noisy(2), subtasks, 2)
+    found = compare(Pairs(), ours, theirs, ["accuracy", "total", "a"])
+    assert {k: v["test"] for k, v in found.items()} == {"accuracy": "McNemar", "total": "bootstrap", "a": "bootstrap"}
+    plain = compare(ExactMatch(), ours, theirs, ["accuracy", "b"])
+    assert {k: (v["test"], v["n"]) for k, v in plain.items()} == {"accuracy": ("McNemar", 48), "b": ("McNemar", 32)}
+    for scores, benchmark in ((found, Pairs()), (plain, ExactMatch())):
+        for name, test in scores.items():
+            first, second = (benchmark.score(list(r.values()))[name].value for r in (ours, theirs))
+            assert test["delta"] == pytest.approx(first - second), name
+
+
+def test_answers_that_are_right_in_part_are_no_counts():
+    ours = run([0.3, 1.0, 0.6, 0.0, 1.0, 0.9])
+    assert compare(ExactMatch(), ours, run([0.0, 1.0, 1.0, 0.0, 0.0, 0.9]), ["accuracy"])["accuracy"]["test"] == "bootstrap"
+
+
+def test_a_question_that_stands_there_three_times_counts_once():
+    """As POPE asks the same in three categories: McNemar would take each for an observation and halve p more than once."""
+    ours, theirs = {}, {}
+    for category in "xyz":
+        for records, right in ((ours, True), (theirs, False)):
+            for i in range(8):
+                one = {"id": f"{category}{i}", "image_id": f"i{i}", "category": category, "question": "q", "answer": "yes"}
+                records[one["id"]] = one | {"prediction": "", "correct": right if i < 3 else True}
+    found = compare(ExactMatch(), ours, theirs, ["accuracy"], resamples=4000)["accuracy"]
+    assert found["test"] == "bootstrap"
+    assert found["p"] == pytest.approx(2 * (5 / 8) ** 8, abs=0.015)  # three of eight images differ; of 24 questions nine would
+
+
+def test_a_score_that_only_happens_to_equal_the_accuracy_is_no_accuracy():
+    class AllRight(ExactMatch):
+        def score(self, records):
+            return {"all": Score(100.0 * all(r["correct"] for r in records), len(records))}
+
+    found = compare(AllRight(), run([True] * 9), run([False] * 9), ["all"], resamples=50)
+    assert found["all"]["test"] == "bootstrap"
+
+
+def test_a_verdict_that_one_run_lacks_is_left_to_the_benchmark_s_rule():
+    class Answered(ExactMatch):
+        def score(self, records):
+            return {"accuracy": mean(r["correct"] for r in records if r["correct"] is not None)}
+
+    ours, theirs = run([True, True, None, False]), run([True, False, True, False])
+    found = compare(Answered(), ours, theirs, ["accuracy"], resamples=50)["accuracy"]
+    assert found["test"] == "bootstrap"
+    assert found["delta"] == pytest.approx(100 * (2 / 3 - 1 / 2))
+
+
+# bootstrap
+
+
+def test_the_bootstrap_s_p_by_hand():
+    """Three of twenty images are gained: a draw has none of them, and so no gain, with probability (17/20)^20."""
+    ours, theirs = run([True] * 3 + [False] * 17), run([False] * 20)
+    found = bootstrap(ExactMatch(), list(ours.values()), list(theirs.values()), ["accuracy"], resamples=20000)["accuracy"]
+    assert found["delta"] == pytest.approx(15)
+    assert found["p"] == pytest.approx(2 * 0.85**20, abs=0.006)
+    assert (found["low"], found["high"]) == (pytest.approx(0), pytest.approx(30))  # 2.5 % and 97.5 % of Binomial(20, 0.15): 0 and 6
+
+
+def test_what_is_gained_as_often_as_lost_is_no_difference():
+    ours, theirs = run([True] * 10 + [False] * 10 + [True] * 20), run([False] * 10 + [True] * 10 + [True] * 20)
+    found = bootstrap(ExactMatch(), list(ours.values()), list(theirs.values()), ["accuracy"], resamples=20000)["accuracy"]
+    assert found["delta"] == 0
+    assert found["p"] > 0.9
+    assert found["low"] == pytest.approx(-found["high"], abs=2.6)  # of one image in 40
+
+
+@pytest.mark.parametrize("benchmark", [Pairs(), ExactMatch(), F1()])
+def test_a_run_beside_itself_differs_by_nothing(benchmark):
+    ours = run(noisy(3), subtasks, 2)
+    names = list(benchmark.score(list(ours.values())))
+    for name, found in compare(benchmark, ours, dict(ours), names, resamples=100).items():
+        assert (found["delta"], found["p"], found["low"], found["high"]) == (0, 1, 0, 0), name
+
+
+def test_the_same_seed_gives_the_same_numbers_in_any_order_of_records_and_another_seed_others():
+    ours, theirs = run(noisy(4), subtasks, 2), run(noisy(5, share=0.5), subtasks, 2)
+    shuffled = dict(random.Random(0).sample(sorted(ours.items()), len(ours)))
+    first, again, other = (compare(Pairs(), o, theirs, ["total"], seed=seed) for o, seed in ((ours, 0), (shuffled, 0), (ours, 1)))
+    assert first == again
+    assert first["total"]["low"] != other["total"]["low"] or first["total"]["p"] != other["total"]["p"]
+    assert first["total"]["low"] < first["total"]["delta"] < first["total"]["high"]
+
+
+def test_the_short_way_is_the_long_way(monkeypatch):
+    ours, theirs = run(noisy(6), subtasks, 2), run(noisy(7, share=0.5), subtasks, 2)
+    short = compare(Pairs(), ours, theirs, ["perception", "cognition", "total"], resamples=300)
+    ways = []
+    monkeypatch.setattr(statistics, "_linear", lambda *_: ways.append(1))
+    long = compare(Pairs(), ours, theirs, ["perception", "cognition", "total"], resamples=300)
+    assert ways == [1]
+    for name, found in short.items():
+        assert found == pytest.approx(long[name]), name
+
+
+def test_a_score_that_is_no_sum_goes_the_long_way():
+    ours, theirs = (list(run(noisy(s), subtasks, 2).values()) for s in (8, 9))
+    pairs = statistics.Pairs.of(ours, theirs)
+    weights = statistics._draws(pairs.strata, 100, np.random.default_rng(0))
+    assert statistics._linear(F1(), pairs, ["f1"], weights) is None
+    assert statistics._linear(Pairs(), pairs, ["total"], weights) is not None
+    weight = weights[0]
+    by_hand = [F1().score(drawn(list(by(records, "image_id").values()), weight))["f1"].value for records in (ours, theirs)]
+    assert statistics._difference(F1(), pairs, ["f1"], weight)[0] == pytest.approx(by_hand[0] - by_hand[1])
+
+
+def test_an_image_that_is_drawn_twice_counts_as_two():
+    """With one id its two pairs would be four answers, which MME leaves out."""
+    images = list(by(list(run([True, True, True, False], per_image=2, category=lambda i: "a").values()), "image_id").values())
+    scores = Pairs().score(drawn(images, np.array([3, 1])))
+    assert "incomplete_images" not in scores
+    assert scores["a"].value == pytest.approx(100 * 7 / 8 + 100 * 3 / 4)
+
+
+def test_every_category_keeps_its_count_of_images_unless_images_have_several():
+    records = list(run(noisy(0), subtasks, 2).values())
+    strata = statistics.Pairs.of(records, records).strata
+    weights = statistics._draws(strata, 50, np.random.default_rng(0))
+    assert strata.tolist() == [0] * 8 + [1] * 16
+    assert set(weights[:, :8].sum(1)) == {8} and set(weights[:, 8:].sum(1)) == {16}
+    assert weights.min() == 0 and weights.max() > 1
+    several = [r | {"category": f"c{i % 2}"} for i, r in enumerate(records)]
+    assert set(statistics.Pairs.of(several, several).strata) == {0}
+    lonely = list(run([True] * 6, lambda i: f"c{i}").values())  # a category of one image would never vary
+    assert set(statistics.Pairs.of(lonely, lonely).strata) == {0}
+
+
+# what is compared
+
+
+def test_only_shared_samples_and_known_scores_are_compared():
+    ours, theirs = run([True] * 6), run([False] * 6)
+    del ours["s000"], theirs["s005"]
+    found = compare(ExactMatch(), ours, theirs, ["accuracy", "nonsense"])
+    assert set(found) == {"accuracy"}
+    assert (found["accuracy"]["n"], found["accuracy"]["delta"]) == (4, 100)
+    assert compare(ExactMatch(), {"x": {}}, theirs, ["accuracy"]) == {}
+
+
+def test_a_judge_is_asked_once_and_not_at_every_draw():
+    class Marked(ExactMatch):
+        judge, asked = "somebody", 0
+
+        def judged(self, records):
+            if self.judge is None:
+                return records
+            Marked.asked += 1
+            return [r | {"mark": 0.5 + 0.5 * (r["prediction"] == r["answer"])} for r in records]
+
+        def score(self, records):
+            return {"total": mean(r["mark"] for r in self.judged(records))}
+
+    found = compare(Marked(), run([True] * 6 + [False] * 6), run([False] * 12), ["total"], resamples=200)
+    assert found["total"]["delta"] == pytest.approx(25)
+    assert Marked.asked <= 4
