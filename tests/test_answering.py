@@ -179,17 +179,35 @@ def test_equal_images_are_shown_to_the_vision_tower_once_and_others_never_mixed_
     assert len(images) == len(set(keys)) == 3
 
 
-def test_answers_are_those_of_evaluate(scale):
-    """Whatever the batches: a random scorer is seeded by the question's id, so ids must arrive too."""
+@pytest.fixture
+def decided(monkeypatch) -> list[list]:
+    """What each question's policy decides from now on, layer by layer, in the order in which they run."""
+    real, found = evaluate.answers, []
+
+    def answers(backbone, method, attached, *rest):
+        out = real(backbone, method, attached, *rest)
+        found.extend([(r.scan.layer, r.decision) for r in attached.records if r.row == row] for row in range(len(attached.samples)))
+        return out
+
+    monkeypatch.setattr(evaluate, "answers", answers)
+    return found
+
+
+def test_answers_are_those_of_evaluate(scale, decided):
+    """Whatever the batches. A random scorer is seeded by the question's id: decisions show that ids arrive, which a word seldom does."""
     from blink_exp.benchmarks.easyvqa import EasyVQA
 
     words = {"method": "blink_hero", "retention_ratio": 0.1, "saliency": "random", "thresholds": "always_expand", "model.dtype": "float32"}
     backbone, method = answering.build(answering.configure(words))
     benchmark = EasyVQA()
-    samples = benchmark.samples()[::500][:8]
+    samples = benchmark.samples()[::500][:5]  # in threes: a whole batch and a part of one
     wanted, _ = evaluate.evaluate(backbone, method, benchmark, 1, samples=samples)
+    alone = decided[:]
+    decided.clear()
     backbone.forget()
     questions = [Question(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
     found = answering.answer(backbone, method, questions[::-1], 3)[::-1]
     assert [a.text for a in found] == [r["prediction"] for r in wanted]
     assert [a.visual_tokens for a in found] == [r["visual_tokens"] for r in wanted]
+    assert decided[::-1] == alone
+    assert len({str(decisions) for decisions in alone}) == len(samples)  # or any id would do

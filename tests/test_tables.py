@@ -145,7 +145,7 @@ TABLE = {
 def done(folder: Path, label: str, correct: dict[str, bool], **more) -> dict:
     """A measured run, its records on disk."""
     share = 100 * sum(correct.values()) / len(correct)
-    run = {"point": label, "status": "done", "scores": {"accuracy": share}, "stderr": {"accuracy": 1.0}, "headline": ["accuracy"]}
+    run = {"point": label, "status": "done", "scores": {"accuracy": share}, "stderr": {"accuracy": 1.0}, "headline": "accuracy"}
     run |= {"folder": written(folder / label, correct), "backbone": "b@1", "scale": True, "samples": len(correct), "protocol": "own"}
     return run | more
 
@@ -160,7 +160,7 @@ def runs(monkeypatch, tmp_path):
     """Stands in for measuring; keeps what was asked for."""
     asked = []
 
-    def measured_run(cfg, first, own, label, match=None):
+    def measured_run(cfg, first, own, label, match=None, experiment=None):
         asked.append((label, first, match))
         return {"point": label, "status": "failed", "error": "stand-in"}
 
@@ -194,9 +194,9 @@ def test_published_numbers_missing_and_derived_ones_stand_beside_each_row(base, 
 
 
 def test_columns_of_a_benchmark_that_no_table_names_are_its_headline(tmp_path):
-    rows = [{"runs": {"pope": done(tmp_path, "a", {"1": True}, headline=["f1", "accuracy"])}}]
+    rows = [{"runs": {"pope": done(tmp_path, "a", {"1": True}, headline="f1")}}]
     found = tables.group(TABLE, "pope", rows)
-    assert {h: c["value"] for h, c in found["columns"].items()} == {"f1": "scores.f1", "accuracy": "scores.accuracy"}
+    assert {h: c["value"] for h, c in found["columns"].items()} == {"f1": "scores.f1"}
     named = tables.group(TABLE, "mosaic_mme", [])["columns"]
     assert named["GFLOPs"] == {"per": 1e9, "digits": 2, "error_digits": 0, "published": "perception", "value": "cost.flops"}
     assert named["total"]["published"] == "total" and found["columns"]["f1"]["published"] is None
@@ -241,33 +241,3 @@ def test_deltas_are_paired_within_a_benchmark_and_against_the_row_s_own_baseline
     assert rows[0]["deltas"] == {"pope": {"Accuracy": {"delta": 1.0}}}
     assert [row["deltas"] for row in rows[1:]] == [{}, {}, {}]
     assert [row["published_deltas"] for row in rows] == [{"x": 1.5}, {}, {}, {}]
-
-
-# the catalog
-
-
-def test_a_run_with_settings_of_its_own_has_a_folder_of_its_own_in_the_report():
-    assert catalog.variant("scale-llava-1.5", ["model=scale_llava", "batch_size=4"]) == "scale-llava-1.5"
-    assert catalog.variant("m", ["limit=8"]) == "m,limit=8"
-    assert "/" not in catalog.variant("m", ["benchmark.path=/data/x y"]) and catalog.variant("m", ["limit=8", "a=1"]) == "m,a=1,limit=8"
-
-
-def test_every_table_and_figure_of_the_papers_is_there():
-    found = {kind: [e["name"] for e in catalog.everything(kind)] for kind in catalog.KINDS}
-    numbers = {"blink": range(1, 8), "hero": range(1, 9)}
-    assert {f"{paper}_table{n}" for paper, ns in numbers.items() for n in ns} <= set(found["table"])
-    assert {f"blink_fig{n}" for n in (2, 3, 4, 6, 7, 8)} | {f"hero_fig{n}" for n in (1, 2, 4, 5, 6, 8, 9)} <= set(found["figure"])
-    assert not {"all", "list", "parity"} & {*found["table"], *found["figure"]}
-    assert found["table"].index("blink_table7") < found["table"].index("hero_table1")
-
-
-def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys, monkeypatch):
-    own = ["limit=5"]
-    monkeypatch.setattr(catalog, "everything", lambda kind: iter([TABLE | {"overrides": ["model=scale_llava"]}]))
-    store = catalog.Store(tmp_path)
-    first = store.folder(["benchmark=mosaic_mme", "layers=11-17"], own)
-    results.write_json(first / "metrics.json", {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0})
-    catalog.show_list(OmegaConf.create({"store": str(tmp_path)}), ["table"], own)
-    line = next(line for line in capsys.readouterr().out.splitlines() if "toy" in line)
-    assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "3", "1", "3 min"]
-    assert catalog.Store(tmp_path / "empty").typical("scale-llava-1.5", "mosaic_mme") is None

@@ -25,7 +25,8 @@ from blink_exp.cli import one_line
 from blink_exp.errors import UserError
 from blink_exp.experiments.sweep import guarded
 
-OWN_SETTINGS = ("table=", "table.", "figure=", "figure.", "store=", "force=", "report=", "hydra.")  # of the sweep, not of its points
+# of the sweep, not of its points
+OWN_SETTINGS = ("table=", "table.", "figure=", "figure.", "store=", "force=", "report=", "dashboard=", "hydra.")
 
 
 def own_words() -> list[str]:

@@ -21,8 +21,8 @@ from blink_exp.experiments import results
 log = logging.getLogger(__name__)
 
 
-def run(cfg: DictConfig) -> dict[str, Any] | None:
-    """One job of a multirun, or, without -m, all points of ``table`` and ``figure``."""
+def run(cfg: DictConfig) -> Any:
+    """One job of a multirun, which returns what a search raises; without -m, all points of ``table`` and ``figure``, or a dashboard."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -31,6 +31,11 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
+        if cfg.dashboard is not None:
+            from blink_exp import dashboards
+
+            dashboards.run(cfg, out)
+            return None
         if OmegaConf.select(cfg, "table.name") == "parity":
             raise UserError("table=parity has rules of its own; python evaluate.py table=parity model=llava_1_5_7b")
         if all(OmegaConf.select(cfg, kind) is None for kind in ("table", "figure")):
@@ -145,7 +150,7 @@ def modules(method: Any) -> dict[str, Any] | None:
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
-        for key in ("store", "force", "table", "figure", "report", "objective", "token_price"):
+        for key in ("store", "force", "table", "figure", "report", "dashboard", "objective", "token_price"):
             cfg.pop(key, None)
     return cfg
 
@@ -167,7 +172,8 @@ class Summary(Callback):
         for row in rows:
             row["point"] = " ".join(word for word in row["overrides"] if word not in common)
         write_summary(rows, folder)
-        tracking.log_summary(rows, folder, results.plain(config))
+        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])  # Hydra's lacks the number of a job
+        tracking.log_summary(rows, folder, results.plain(own))
         if common:
             print("at every point: " + " ".join(sorted(common)))
         failed = [row for row in rows if row["status"] == "failed"]

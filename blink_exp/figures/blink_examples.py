@@ -15,7 +15,7 @@ from PIL import Image
 from blink_exp.errors import UserError
 from blink_exp.experiments.evaluate import prepare
 from blink_exp.figures.base import Claim, Drawing, Study, records_of
-from blink_exp.figures.blink_shared import square, styled, tip
+from blink_exp.figures.shared import measured_on, square, styled, tip
 from blink_exp.saliency import PatchGrid
 
 EDGE = {"expand": "#009E73", "drop": "#D55E00", "keep": "#777777"}  # of Okabe and Ito's, as the other figures'
@@ -44,7 +44,7 @@ def decisions(study: Study, images: int = 3) -> Drawing:
         "of the visual attention. Green: it is expanded, and shown clear. Orange: what was expanded is dropped. Grey: nothing is done. "
         "Below: visual and expanded tokens that the layer works on. Drawn: right answers in whose course an expansion is made and taken "
         "back, where there are any.",
-        f"{row['backbone']}, {benchmark.name}, {len(records)} questions",
+        measured_on(row["backbone"], benchmark.name, len(records)),
     )
 
 

@@ -12,7 +12,8 @@ from blink_exp.benchmarks.base import Benchmark, Sample, spread
 from blink_exp.experiments.evaluate import chosen, evaluate
 from blink_exp.experiments.profile import patch_of
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
-from blink_exp.figures.blink_shared import RULE, clustered, listed, styled, tip, told
+from blink_exp.figures.shared import listed, measured_on, styled, tip
+from blink_exp.figures.verdicts import RULE, mean
 from blink_exp.methods.blink import BlinkPolicy, blink, relative_layers
 from blink_exp.saliency import PatchGrid
 
@@ -58,7 +59,7 @@ def rho_by_layer(study: Study, middle: tuple[int, int] = (12, 26), samples: int 
         claims(records, grid, inside),
         "x: decoder layer (0-based). Line: attention of the last text token on the most attended patch, over its attention on all visual "
         f"tokens, mean over {found['questions']} questions, untouched model.{dots} Shaded: {said}. Dotted: chance, one of {p * p} patches.",
-        f"{backbone.identity}, {benchmark.name}, {found['questions']} questions",
+        measured_on(backbone.identity, benchmark.name, found["questions"]),
     )
 
 
@@ -95,17 +96,17 @@ def claims(records: list[dict[str, Any]], grid: PatchGrid, inside: set[int]) -> 
             if within and others:
                 pairs.append((sum(within) / len(within), sum(others) / len(others), r["image_id"]))
         images = [image for *_, image in pairs]
-        difference, stderr = clustered([a - b for a, b, _ in pairs], images)
+        gap = mean([a - b for a, b, _ in pairs], images)
         numbers = {
-            f"{word} in {name}": clustered([a for a, _, _ in pairs], images)[0],
-            f"{word} in the others": clustered([b for _, b, _ in pairs], images)[0],
-            "difference": difference,
-            "standard error": stderr,
+            f"{word} in {name}": mean([a for a, _, _ in pairs]).value,
+            f"{word} in the others": mean([b for _, b, _ in pairs]).value,
+            "difference": gap.value,
+            "standard error": gap.stderr,
             "questions": float(len(pairs)),
         }
         what = "share of layers whose top patch is the annotated one" if word == "hit" else "mean share of the top patch"
         how = f"{what}, question by question, in {name} less in the others; standard error over {len(set(images))} images. {RULE}"
-        out.append(Claim(said, how, numbers, told(difference, stderr)))
+        out.append(Claim(said, how, numbers, gap.above))
     return out
 
 

@@ -20,7 +20,8 @@ from blink_exp.experiments.evaluate import chosen
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
 from blink_exp.figures.blink_attention import look
 from blink_exp.figures.blink_layers import between, scanned, targets
-from blink_exp.figures.blink_shared import RULE, clustered, listed, square, styled, tip, told
+from blink_exp.figures.shared import listed, measured_on, square, styled, tip
+from blink_exp.figures.verdicts import RULE, mean
 from blink_exp.methods.blink import relative_layers
 from blink_exp.methods.none import none
 from blink_exp.saliency import PatchGrid
@@ -55,7 +56,7 @@ def by_layer(
         "Attention of the last text token on the visual tokens, over the image, untouched model; each map from 0 (dark) to its own largest "
         "value (light), by square roots. Box on a map: the patch with the largest sum; on the image: what the question is about. Drawn: "
         f"questions {chosen_by}.",
-        f"{backbone.identity}, {benchmark.name}, {len(records)} questions",
+        measured_on(backbone.identity, benchmark.name, len(records)),
     )
 
 
@@ -84,37 +85,34 @@ def claims(records: list[dict[str, Any]], grid: PatchGrid, inside: set[int]) -> 
     name = f"layers {min(inside)}-{max(inside)}"
     tops = [visited(r, inside) for r in records]
     images = [r["image_id"] for r in records]
-    changed, error = clustered([float(len(set(t)) > 1) for t in tops], images)
+    changed = mean([float(len(set(t)) > 1) for t in tops], images)
     numbers = {
-        "share of questions whose top patch changes": changed,
-        "standard error": error,
-        "distinct top patches, mean": clustered([float(len(set(t))) for t in tops], images)[0],
-        "changes from a layer to the next, share": clustered(
-            [sum(a != b for a, b in itertools.pairwise(t)) / max(1, len(t) - 1) for t in tops], images
-        )[0],
+        "share of questions whose top patch changes": changed.value,
+        "standard error": changed.stderr,
+        "distinct top patches, mean": mean(float(len(set(t))) for t in tops).value,
+        "changes from a layer to the next, share": mean(
+            sum(a != b for a, b in itertools.pairwise(t)) / max(1, len(t) - 1) for t in tops
+        ).value,
         "questions": float(len(records)),
     }
-    half = None if changed is None else changed - 0.5
     moves = Claim(
         f"The most attended patch changes with depth ({name}).",
         f"1 distinct patch would be a focus that never moves. Compared: share of questions with 2 or more, with one half. {RULE}",
         numbers,
-        told(half, error),
+        changed.less(0.5).above,
     )
     aimed = [(t, targets(r, grid), r["image_id"]) for t, r in zip(tops, records, strict=True) if len(targets(r, grid)) > 1]
-    images = [image for *_, image in aimed]
-    between_, error = clustered([float(len(set(t) & right) > 1) for t, right, _ in aimed], images)
-    on = clustered([sum(x in right for x in t) / max(1, len(t)) for t, right, _ in aimed], images)[0]
-    chance = clustered([len(right) / grid.p**2 for _, right, _ in aimed], images)[0]
+    several = mean([float(len(set(t) & right) > 1) for t, right, _ in aimed], [image for *_, image in aimed])
+    on = mean(sum(x in right for x in t) / max(1, len(t)) for t, right, _ in aimed).value
+    chance = mean(len(right) / grid.p**2 for _, right, _ in aimed).value
     numbers = {
-        "share of questions whose top patch takes two targets or more": between_,
-        "standard error": error,
+        "share of questions whose top patch takes two targets or more": several.value,
+        "standard error": several.stderr,
         "top patch is a target, share of layers": on,
         "the same by chance": chance,
         "questions with several targets": float(len(aimed)),
     }
-    half = None if between_ is None or on is None or chance is None else between_ - 0.5
-    verdict = told(half, error)
+    verdict = several.less(0.5).above
     if verdict and on is not None and chance is not None and on <= chance:
         verdict = False
     return [

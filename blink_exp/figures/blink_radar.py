@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from blink_exp.benchmarks import mme, mosaic_mme
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study, records_of
-from blink_exp.figures.blink_shared import RULE, Gains, all_told, gains, headline, measured_on, point, styled, tip, told
+from blink_exp.figures.shared import point_measured_on, styled, tip
+from blink_exp.figures.verdicts import RULE, Gains, all_told, gains, headline, point, told
 
 GROUPS = {  # as MME has them, then what the scenes of this project ask in their place
     "perception": tuple(dict.fromkeys((*mme.PERCEPTION, *mosaic_mme.PERCEPTION))),
@@ -44,7 +45,7 @@ def copied(study: Study, baseline: str) -> Drawing:
         "Radius: subtask score, from 0 in the middle; angle: subtask. The most attended patch is copied, enlarged, in front of the text at "
         "one layer, and stays."
         + (f" {' and '.join(few).capitalize()} has too few subtasks for a polygon here: x is the score." if few else ""),
-        measured_on(base),
+        point_measured_on(base),
     )
 
 

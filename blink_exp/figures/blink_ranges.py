@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
-from blink_exp.figures.blink_shared import RULE, Gains, contrast, gains, headline, measured_on, point, styled, tip, told
+from blink_exp.figures.shared import point_measured_on, styled, tip
+from blink_exp.figures.verdicts import RULE, Gains, Mean, contrast, gains, headline, point, told
 
 Curve = dict[int, Gains]  # by start, end or single layer
 
@@ -31,30 +32,30 @@ def layer_ranges(study: Study, baseline: str, start: str, end: str, single: str,
         f"Change of {score} against {baseline} on the same questions. Above, x: first layer of ranges that end at {default[1]}; below, x: "
         f"last layer of ranges that start at {default[0]}; in both, one layer alone at x. Dashed: the default {default[0]}-{default[1]}. "
         "Bands: one standard error of the paired change." + (f" {left_out} points failed and are left out." if left_out else ""),
-        measured_on(base),
+        point_measured_on(base),
     )
 
 
 def changes(curve: Curve, untouched: Gains) -> list[dict[str, Any]]:
     """A curve's points in order of x: ``x``, ``change``, ``stderr``."""
     found = {x: contrast([curve[x]], [untouched]) for x in sorted(curve)}
-    return [{"x": x, "change": change, "stderr": stderr} for x, (change, stderr) in found.items()]
+    return [{"x": x, "change": gap.value, "stderr": gap.stderr} for x, gap in found.items()]
 
 
 def claims(start: Curve, end: Curve, single: Curve, untouched: Gains, default: tuple[int, int]) -> list[Claim]:
     """The paper's four sentences on Fig. 7, each as a difference of means over points, paired question by question."""
 
     def compare(said: str, first: str, a: list[Gains], second: str, b: list[Gains], sign: int = 1) -> Claim:
-        difference, stderr = contrast(a, b)
+        gap = contrast(a, b)
         numbers = {
-            f"mean change, {first}": contrast(a, [untouched])[0],
-            f"mean change, {second}": contrast(b, [untouched])[0],
-            "difference": difference,
-            "standard error": stderr,
+            f"mean change, {first}": contrast(a, [untouched]).value,
+            f"mean change, {second}": contrast(b, [untouched]).value,
+            "difference": gap.value,
+            "standard error": gap.stderr,
             "points": float(len(a) + len(b)),
         }
         how = f"mean over points: {first} less {second}, the same questions; standard error over images. {RULE}"
-        return Claim(said, how, numbers, told(None if difference is None else sign * difference, stderr))
+        return Claim(said, how, numbers, told(None if gap.value is None else sign * gap.value, gap.stderr))
 
     def of(curve: Curve, first: int, last: int) -> list[Gains]:
         return [curve[x] for x in sorted(curve) if first <= x <= last]
@@ -87,11 +88,11 @@ def range_default(start: Curve, end: Curve, untouched: Gains, default: tuple[int
     """(numbers of the default range among all, how many ranges there are)."""
     ranges = {(x, default[1]): run for x, run in start.items()} | {(default[0], x): run for x, run in end.items()}
     found = {key: contrast([run], [untouched]) for key, run in ranges.items()}
-    change, stderr = found.get(default, (None, None))
-    values = [c for c, _ in found.values() if c is not None]
-    better = None if change is None else float(sum(c > change for c in values))
-    best = max(values, default=None)
-    return {"change": change, "standard error": stderr, "best change of all ranges": best, "ranges above it": better}, len(ranges)
+    own = found.get(default, Mean(None, None, 0))
+    known = [gap.value for gap in found.values() if gap.value is not None]
+    better = None if own.value is None else float(sum(change > own.value for change in known))
+    best = max(known, default=None)
+    return {"change": own.value, "standard error": own.stderr, "best change of all ranges": best, "ranges above it": better}, len(ranges)
 
 
 def drawn(ranges: list[list[dict[str, Any]]], single: list[dict[str, Any]], default: tuple[int, int], score: str) -> Figure:

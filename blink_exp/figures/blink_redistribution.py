@@ -17,7 +17,8 @@ from blink_exp.figures.base import PAGE, Claim, Drawing, Study
 from blink_exp.figures.blink_attention import Looked, evenness, look
 from blink_exp.figures.blink_layers import targets
 from blink_exp.figures.blink_maps import TOP, boxed, heat, pictured
-from blink_exp.figures.blink_shared import RULE, all_told, clustered, listed, square, styled, tip, told
+from blink_exp.figures.shared import listed, measured_on, square, styled, tip
+from blink_exp.figures.verdicts import RULE, all_told, mean
 from blink_exp.methods.blink import relative_layers
 from blink_exp.saliency import PatchGrid
 
@@ -90,7 +91,7 @@ def after_expansion(
         f"tokens and on the expanded ones at layers {found[0]} and {found[1]}; at one layer both maps have one scale, dark at 0, by square "
         "roots. Box: the patch with most attention; dashed: what the question is about; dotted: what was expanded. Below: share of all "
         "attention, and evenness (entropy over that of equal weights). " + how + ".",
-        f"{backbone.identity}, {benchmark.name}, {len(cases)} questions",
+        measured_on(backbone.identity, benchmark.name, len(cases)),
     )
 
 
@@ -132,16 +133,15 @@ def compared(said: str, cases: list[Case], first: str, second: str, what: str) -
     for i in cases[0].looked:
         pairs = [(m[first], m[second], image) for m, image in zip((measures(c.looked[i]) for c in cases), images, strict=True)]
         known = [(a, b, image) for a, b, image in pairs if a is not None and b is not None]
-        clusters = [image for *_, image in known]
-        difference, stderr = clustered([a - b for a, b, _ in known], clusters)
+        gap = mean([a - b for a, b, _ in known], [image for *_, image in known])
         numbers |= {
-            f"layer {i}, expanded": clustered([a for a, _, _ in known], clusters)[0],
-            f"layer {i}, original": clustered([b for _, b, _ in known], clusters)[0],
-            f"layer {i}, difference": difference,
-            f"layer {i}, standard error": stderr,
-            f"layer {i}, share of questions": clustered([float(a > b) for a, b, _ in known], clusters)[0],
+            f"layer {i}, expanded": mean(a for a, _, _ in known).value,
+            f"layer {i}, original": mean(b for _, b, _ in known).value,
+            f"layer {i}, difference": gap.value,
+            f"layer {i}, standard error": gap.stderr,
+            f"layer {i}, share of questions": mean(float(a > b) for a, b, _ in known).value,
         }
-        verdicts.append(told(difference, stderr))
+        verdicts.append(gap.above)
     how = (
         f"{what}, mean over {len(cases)} questions; standard error over {len(set(images))} images. {RULE} Holds if it does at both layers."
     )
@@ -153,13 +153,13 @@ def claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]
     first, last = cases[0].looked
     aimed = [c for c in cases if len(c.right) == 1]
     hits = [(c.looked[first].region(grid) in c.right, c.looked[last].region(grid) in c.right) for c in aimed]
-    difference, stderr = clustered([float(b) - float(a) for a, b in hits], [c.record["image_id"] for c in aimed])
+    gain = mean([float(b) - float(a) for a, b in hits], [c.record["image_id"] for c in aimed])
     numbers = {
-        f"wrong at {first}, right at {last}": share(not a and b for a, b in hits),
-        f"right at {first}, wrong at {last}": share(a and not b for a, b in hits),
-        f"right at {first}": share(a for a, _ in hits),
-        f"right at {last}": share(b for _, b in hits),
-        "standard error of the difference": stderr,
+        f"wrong at {first}, right at {last}": mean(not a and b for a, b in hits).value,
+        f"right at {first}, wrong at {last}": mean(a and not b for a, b in hits).value,
+        f"right at {first}": mean(a for a, _ in hits).value,
+        f"right at {last}": mean(b for _, b in hits).value,
+        "standard error of the difference": gain.stderr,
         "questions": float(len(aimed)),
     }
     return [
@@ -176,7 +176,7 @@ def claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]
             "questions about one patch; shares of them by the most attended patch at both layers. Compared: moves to the right patch with "
             f"moves away from it. {RULE}",
             numbers,
-            told(difference, stderr),
+            gain.above,
         ),
     ]
 
@@ -184,8 +184,7 @@ def claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]
 def evenness_claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]:
     """Fig. 8: more even on the expanded tokens, and a top patch that moves between the layers in three cases of six."""
     first, last = cases[0].looked
-    moved = [float(c.looked[first].region(grid) != c.looked[last].region(grid)) for c in cases]
-    value, stderr = clustered(moved, [c.record["image_id"] for c in cases])
+    moved = mean([c.looked[first].region(grid) != c.looked[last].region(grid) for c in cases], [c.record["image_id"] for c in cases])
     even = even_claim(cases)
     both = [all((m["even_expanded"] or 0) > (m["even_original"] or 0) for m in map(measures, c.looked.values())) for c in shown]
     numbers = even.numbers | {"drawn cases, more even at both layers": float(sum(both)), "drawn cases": float(len(shown))}
@@ -195,11 +194,11 @@ def evenness_claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> li
             f"The most attended patch moves between layers {first} and {last} (in three of the paper's six cases).",
             f"share of {len(cases)} questions whose top patch of the original tokens differs; compared with one half. {RULE}",
             {
-                "share that moves": value,
-                "standard error": stderr,
+                "share that moves": moved.value,
+                "standard error": moved.stderr,
                 "drawn cases that move": float(sum(c.looked[first].region(grid) != c.looked[last].region(grid) for c in shown)),
             },
-            told(None if value is None else value - 0.5, stderr),
+            moved.less(0.5).above,
         ),
     ]
 
@@ -207,11 +206,6 @@ def evenness_claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> li
 def even_claim(cases: list[Case]) -> Claim:
     said = "The expanded tokens are attended to more evenly than the original ones."
     return compared(said, cases, "even_expanded", "even_original", "evenness: entropy over that of equal weights")
-
-
-def share(values: Any) -> float | None:
-    found = [float(v) for v in values]
-    return sum(found) / len(found) if found else None
 
 
 def drawn(cases: list[Case], pictures: list[Image.Image], grid: PatchGrid) -> Figure:
@@ -223,11 +217,11 @@ def drawn(cases: list[Case], pictures: list[Image.Image], grid: PatchGrid) -> Fi
             for j, (layer, seen) in enumerate(case.looked.items()):
                 m = measures(seen)
                 top = float(max(seen.visual.max(), seen.expanded.max()))
-                region, tokens = seen.parts[-1]
-                side = (grid.height, grid.width) if tokens == grid.height * grid.width else grid.patch
+                part = seen.parts[-1]
+                side = (grid.height, grid.width) if part.tokens == grid.height * grid.width else grid.patch
                 for axis, kind, values, shape in (
                     (line[1 + 2 * j], "original", seen.visual, (grid.height, grid.width)),
-                    (line[2 + 2 * j], "expanded", seen.expanded[-tokens:], side),
+                    (line[2 + 2 * j], "expanded", seen.expanded[-part.tokens :], side),
                 ):
                     heat(axis, values, shape, top)
                     mass, even = m[kind], m[f"even_{kind}"]
@@ -236,7 +230,7 @@ def drawn(cases: list[Case], pictures: list[Image.Image], grid: PatchGrid) -> Fi
                     axis.set_xlabel(f"share {mass:.2f}, even {'' if even is None else f'{even:.2f}'}", fontsize=7)
                     if kind == "original":
                         boxed(axis, grid.box(seen.region(grid)), TOP, gid=tip(f"layer {layer}: most attended patch", 10 * k + j))
-                left, high, right, low = grid.box(region)
+                left, high, right, low = grid.box(part.region)
                 inset = (left + 0.03, high + 0.03, right - 0.03, low - 0.03)  # so that it does not hide the other frame
                 boxed(line[0], inset, "#444444", ":", tip("the patch that was expanded", 10 * k + j))
         for axis in axes.flat:

@@ -9,9 +9,9 @@ import numpy as np
 from hydra.utils import get_class
 
 from blink_exp.errors import UserError
-from blink_exp.figures import hero_drawing as draw
+from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
-from blink_exp.figures.hero_measures import RULE, Mean, all_of, differences
+from blink_exp.figures.verdicts import RULES, Mean, all_told, differences
 
 AVERAGE = "average"
 BEST = 0.5  # alpha at which the paper's average peaks
@@ -76,7 +76,7 @@ class Scored:
 
 def claims(scored: Scored) -> list[Claim]:
     """Where the average peaks, and where each category does: on MMStar against the paper's alphas, elsewhere as numbers alone."""
-    rule = f"questions of every point, paired. {RULE}"
+    rule = f"questions of every point, paired. {RULES}"
     lead = scored.lead(AVERAGE, [BEST])
     found = [
         Claim(
@@ -92,14 +92,14 @@ def claims(scored: Scored) -> list[Claim]:
         where = ", ".join(f"{name} {'near' if width else 'at'} {at}" for name, (at, width) in PEAKS.items())
         how = f"Best accuracy there (near: within 0.1) less the best elsewhere, {rule}"
         numbers = peaks | differences({f"lead, {name}": one for name, one in leads.items()})
-        found.append(Claim(f"Categories peak apart: {where}", how, numbers, all_of(*(one.above for one in leads.values()))))
+        found.append(Claim(f"Categories peak apart: {where}", how, numbers, all_told(one.above for one in leads.values())))
     elif scored.categories:
         how = f"Alpha of the highest accuracy, if one alone has it, {scored.count(AVERAGE)} questions in all. The paper's are MMStar's."
         found.append(Claim("Categories peak at alphas of their own", how, peaks, None))
     return found
 
 
-@draw.styled
+@draw.styled()
 def categories(study: Study) -> Drawing:
     """Fig. 5: accuracy against alpha (``x`` of the points), a line a category, the average in black."""
     rows = {float(row["x"]): row for row in study.done if "x" in row}
@@ -128,5 +128,5 @@ def categories(study: Study) -> Drawing:
         + (f" {failed} points were not measured and are left out." if failed else "")
     )
     name = get_class(study.cfg.benchmark._target_).name  # type: ignore[attr-defined]
-    measured_on = f"{str(one['backbone']).split('@')[0]} on {name}, {scored.count(AVERAGE)} questions"
+    measured_on = draw.measured_on(str(one["backbone"]).split("@")[0], name, scored.count(AVERAGE), join=" on ")
     return Drawing({study.name: figure}, data, claims(scored), caption, measured_on)

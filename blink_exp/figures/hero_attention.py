@@ -18,22 +18,10 @@ from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.duts import cover, iou, on_view
 from blink_exp.benchmarks.mosaic_saliency import CLEAR, CLUTTERED, KINDS
 from blink_exp.errors import UserError
-from blink_exp.figures import hero_drawing as draw
-from blink_exp.figures.base import COLORS, PAGE, TIP, Claim, Drawing, Study
-from blink_exp.figures.hero_measures import (
-    RULE,
-    Mean,
-    all_of,
-    asked,
-    block,
-    differences,
-    looks,
-    mean,
-    named,
-    pictures_of,
-    said,
-    values,
-)
+from blink_exp.figures import shared as draw
+from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
+from blink_exp.figures.hero_measures import asked, block, looks, named, pictures_of
+from blink_exp.figures.verdicts import RULES, Mean, all_told, differences, mean, values
 from blink_exp.methods.prune import top
 
 MEASURES = {"entropy": "entropy of CLS attention\n(1: even)", "peak": "share of the top 10 %\nof tokens", "iou": "IoU with\nthe foreground"}
@@ -109,8 +97,8 @@ def stages(images: Sequence[Seen], kind: str) -> list[Claim]:
             numbers |= {f"{measure}, {named(more)}": mean(a), f"{measure}, {named(less)}": mean(b)}
             found[f"{measure}, {named(more)} less {named(less)}"] = mean(a - b)
         count = min(gap.n for gap in found.values())
-        how = f"Means over layers within an image, {count} {kind} images; peak: share of the top 10 % of tokens. {RULE}"
-        return Claim(what, how, values(numbers) | differences(found), all_of(*(gap.above for gap in found.values())))
+        how = f"Means over layers within an image, {count} {kind} images; peak: share of the top 10 % of tokens. {RULES}"
+        return Claim(what, how, values(numbers) | differences(found), all_told(gap.above for gap in found.values()))
 
     return [
         claim(f"{kind} images: attention is broad at {named(initial)} and then narrows", ("entropy", initial, focused)),
@@ -134,13 +122,13 @@ def best_layers(clear: Sequence[Seen], cluttered: Sequence[Seen]) -> Claim:
     later = a.below(b)
     return Claim(
         "The layer that covers the foreground best comes later on cluttered images than on clear ones",
-        f"Layer of largest IoU, image by image, {a.n} clear and {b.n} cluttered images; the difference of the two means. {RULE}",
+        f"Layer of largest IoU, image by image, {a.n} clear and {b.n} cluttered images; the difference of the two means. {RULES}",
         numbers | differences({"later by": later}),
         later.above,
     )
 
 
-@draw.styled
+@draw.styled()
 def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
     """Figs. 8 (``kind=clear``) and 9 (``cluttered``): maps of one image of that kind, a panel a layer, and the measures of both kinds."""
     if kind not in KINDS:
@@ -172,7 +160,8 @@ def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
         f"the foreground covers. {which}"
     )
     counts = " and ".join(f"{len(rows)} {k}" for k, rows in used.items())
-    return Drawing(pictures, data, claims, caption, said(backbone, benchmark, len(images), f"images ({counts})"))
+    measured_on = draw.measured_on(backbone.name, benchmark.name, len(images), f"images ({counts})", " on ")
+    return Drawing(pictures, data, claims, caption, measured_on)
 
 
 def maps(backbone: Backbone, shown: Seen, columns: int = 9):
@@ -189,7 +178,7 @@ def maps(backbone: Backbone, shown: Seen, columns: int = 9):
         axis.imshow(row.view(side, side).numpy(), vmin=0, cmap="viridis", interpolation="nearest")
         axis.set_title(f"layer {i + 1}")
         words = [f"{m} {found[i]:.2f}" for m, found in shown.by_layer.items() if not math.isnan(found[i])]
-        axis.images[0].set_gid(f"{TIP}layer {i + 1}: {', '.join(words)}")
+        axis.images[0].set_gid(draw.tip(f"layer {i + 1}: {', '.join(words)}"))
     return figure
 
 

@@ -13,16 +13,17 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 
+from blink_exp.backbone.attention import replay
 from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import EXTRA, Views
+from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Benchmark, Sample, by_image, spread
 from blink_exp.errors import UserError
-from blink_exp.figures import hero_drawing as draw
+from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLUMN, PAGE, Claim, Drawing, Study, records_of
-from blink_exp.figures.hero_measures import RULE, Mean, asked, differences, mean, objects, said, token_cover
+from blink_exp.figures.hero_measures import asked, objects, token_cover
+from blink_exp.figures.verdicts import RULES, differences, mean
 from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.methods.controls import RandomTokens
-from blink_exp.sequence import Retain
 
 REGION, SALIENT, ALL = "what is asked about", "all annotated objects", "all tokens"
 
@@ -79,20 +80,21 @@ def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, q
     """((views, N) share of the LLM's layers in which each visual token of an image is there, the image's geometry). ``key``: the image's
     own, by which the backbone knows it again."""
     visual = backbone.visual({key: image}, [(key, question)], method.pruner)[0]
-    views = visual.views
-    share = torch.zeros(views.count * views.tokens)
-    present, since = visual.source.cpu(), 0
+    decisions = []
     if isinstance(method.policy, TokenPolicy):  # Blink drops none of them
         with method.attach(backbone.model) as attached:
             backbone.generate([visual.features], [question], 1)
-            for record in attached.records:
-                if isinstance(record.decision, Retain):
-                    share[present[present >= 0]] += record.scan.layer + 1 - since
-                    since = record.scan.layer + 1
-                    merged = torch.full((len(record.decision.clusters),), EXTRA)
-                    present = torch.cat([present[list(record.decision.indices)], merged])
-    share[present[present >= 0]] += backbone.depth - since
-    return (share / backbone.depth).view(views.count, views.tokens), views
+            decisions = list(attached.records)
+    stages = replay(decisions, visual.source.cpu(), backbone.depth)
+    return lasting([source for source, _ in stages], visual.views), visual.views
+
+
+def lasting(sources: Sequence[torch.Tensor], views: Views) -> torch.Tensor:
+    """(views, N) share of the layers in which each visual token is there. ``sources``: a layer each, the (tokens,) that it works on."""
+    share = torch.zeros(views.count * views.tokens)
+    for source in sources:
+        share[source[source >= 0]] += 1
+    return (share / len(sources)).view(views.count, views.tokens)
 
 
 def as_maps(share: torch.Tensor, views: Views) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -143,12 +145,12 @@ def claims(found: dict[str, dict[str, list[float]]], label: str) -> list[Claim]:
     """That ``label`` keeps more of what matters than of the image as a whole; the other methods beside it as numbers."""
     out = []
     for area, what in ((REGION, "the areas that the question is about"), (SALIENT, "salient areas")):
-        gap: Mean = mean(np.subtract(found[label][area], found[label][ALL]))
+        gap = mean(np.subtract(found[label][area], found[label][ALL]))
         numbers = {f"{name}, {x}": mean(areas[x]).value for name, areas in found.items() for x in (area, ALL)}
         out.append(
             Claim(
                 f"{label}: the tokens that stay cover {what}",
-                f"Share of the area of {area} whose tokens stay, in all views, less that of all tokens, {gap.n} images. {RULE}",
+                f"Share of the area of {area} whose tokens stay, in all views, less that of all tokens, {gap.n} images. {RULES}",
                 numbers | differences({f"{label}, difference": gap}),
                 gap.above,
             )
@@ -156,7 +158,7 @@ def claims(found: dict[str, dict[str, list[float]]], label: str) -> list[Claim]:
     return out
 
 
-@draw.styled
+@draw.styled()
 def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
     """Fig. 6: ``count`` images with the tokens that stay, and the claim over ``asked`` questions."""
     backbone, benchmark, methods, records = shown(study)
@@ -180,7 +182,8 @@ def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
         "stays, the clearer; tokens that are means of several have no place and are not shown. Dashed: what the question is about."
     )
     data = {"examples": drawn, "kept": found}
-    return Drawing(pictures, data, claims(found, label), caption, said(backbone, benchmark, images, "images with annotated questions"))
+    measured_on = draw.measured_on(backbone.name, benchmark.name, images, "images with annotated questions", " on ")
+    return Drawing(pictures, data, claims(found, label), caption, measured_on)
 
 
 def kept(image: Image.Image, sample: Sample, panels: Sequence[tuple[str, Any, Any]]) -> Figure:

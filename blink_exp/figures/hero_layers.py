@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_saliency import patches
 from blink_exp.errors import UserError, flat
-from blink_exp.figures import hero_drawing as draw
-from blink_exp.figures.base import COLORS, COLUMN, TIP, Claim, Drawing, Study, records_of
-from blink_exp.figures.hero_measures import RULE, all_of, block, differences, looks, mean, named, pictures_of, said, values
+from blink_exp.figures import shared as draw
+from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
+from blink_exp.figures.hero_measures import block, looks, named, pictures_of
+from blink_exp.figures.verdicts import RULES, all_told, differences, mean, values
 from blink_exp.methods.hero import relative_layers
 
 HALVES, LAST = ((1, 12), (13, 24)), (22, 24)  # of 24 layers, as HERO says them
@@ -55,9 +56,9 @@ def blocks(matrices: Sequence[np.ndarray], name: str) -> list[Claim]:
     found = [
         Claim(
             f"{name}: CLS attention is alike inside {named(early)} and inside {named(late)}, not between them",
-            f"Mean cosine similarity over pairs of different layers, {n} images. Differences: each block less what is between. {RULE}",
+            f"Mean cosine similarity over pairs of different layers, {n} images. Differences: each block less what is between. {RULES}",
             values(alike) | differences(dict(zip(("first block", "second block"), gaps, strict=True))),
-            all_of(*(gap.above for gap in gaps)),
+            all_told(gap.above for gap in gaps),
         )
     ]
     if len(rest) > 1:
@@ -66,7 +67,7 @@ def blocks(matrices: Sequence[np.ndarray], name: str) -> list[Claim]:
         found.append(
             Claim(
                 f"{name}: {named(last)} diverge slightly from the rest of their block",
-                f"Mean cosine similarity inside {named(rest)}, less that between them and {named(last)}, {n} images. {RULE}",
+                f"Mean cosine similarity inside {named(rest)}, less that between them and {named(last)}, {n} images. {RULES}",
                 values({f"inside {named(rest)}": mean(own), f"to {named(last)}": mean(apart)}) | differences({"inside less across": gap}),
                 gap.above,
             )
@@ -78,7 +79,7 @@ def _inside(layers: Sequence[int]):
     return lambda matrix: inside(matrix, layers)
 
 
-@draw.styled
+@draw.styled()
 def heat(study: Study, second: str | None = None, heads_first: bool = True) -> Drawing:
     """Fig. 2: cosine similarity of CLS attention, layer by layer. ``second``: folder or hub id of a CLIP to draw beside the backbone's;
     ``heads_first``: see ``similarity``."""
@@ -98,7 +99,8 @@ def heat(study: Study, second: str | None = None, heads_first: bool = True) -> D
     caption = f"Cosine similarity of CLS attention to the patches of the base view between any two CLIP layers ({order}), mean over images."
     if not second:
         caption += " The paper's second panel shows another encoder (CLIP-ViT-B), which this backbone does not have: it is left empty."
-    return Drawing({study.name: figure}, {"similarity": data}, claims, caption, said(backbone, benchmark, count))
+    measured_on = draw.measured_on(backbone.name, benchmark.name, count, "images", " on ")
+    return Drawing({study.name: figure}, {"similarity": data}, claims, caption, measured_on)
 
 
 def measured(encoder: Any, samples: Sequence[Sample], heads_first: bool) -> list[np.ndarray]:
@@ -111,7 +113,7 @@ def heat_map(axis: Any, matrix: np.ndarray, title: str) -> Any:
     image = axis.imshow(matrix, origin="lower", extent=(0.5, depth + 0.5) * 2, cmap="viridis", interpolation="nearest", vmax=1)
     for (a, b), value in np.ndenumerate(matrix):
         words = f"layers {b + 1} and {a + 1}: {value:.3f}"
-        axis.add_patch(Rectangle((b + 0.5, a + 0.5), 1, 1, facecolor="white", edgecolor="none", alpha=0.001, gid=f"{TIP}{words}"))
+        axis.add_patch(Rectangle((b + 0.5, a + 0.5), 1, 1, facecolor="white", edgecolor="none", alpha=0.001, gid=draw.tip(words)))
     axis.set(xlabel="CLIP layer", ylabel="CLIP layer", xticks=draw.layer_ticks(depth), yticks=draw.layer_ticks(depth))
     axis.set_title(title)
     return image
@@ -149,7 +151,7 @@ def object_layers(records: list[dict[str, Any]], depth: int) -> Claim:
     named_best = f"layers {best[0]}-{best[-1]}" if best else "layers 6-10"
     return Claim(
         f"CLS attention covers salient objects better at {named_best} than at the other layers of the first half",
-        f"IoU of the most attended patches with the object's mask, those layers less the others, mean over {gap.n} images. {RULE}",
+        f"IoU of the most attended patches with the object's mask, those layers less the others, mean over {gap.n} images. {RULES}",
         values({f"IoU, {named_best}": mean(inner), "IoU, other layers": mean(outer)})
         | differences({"difference": gap})
         | {"best layer": top},
@@ -157,7 +159,7 @@ def object_layers(records: list[dict[str, Any]], depth: int) -> Claim:
     )
 
 
-@draw.styled
+@draw.styled()
 def objects(study: Study) -> Drawing:
     """Fig. 4: mean IoU of the most CLS-attended patches with object masks, by CLIP layer."""
     backbone, _, benchmark = study.opened()
@@ -187,7 +189,8 @@ def objects(study: Study) -> Drawing:
         f"Mean IoU of the {round(share * tokens)} of {tokens} patches with most CLS attention (mean over heads) with the mask of salient "
         f"objects, by CLIP layer; band: a standard error. Shaded: {named(marked)}. Dotted: as many patches at random."
     )
-    return Drawing({study.name: figure}, data, [object_layers(records, depth)], caption, said(backbone, benchmark, len(seen)))
+    measured_on = draw.measured_on(backbone.name, benchmark.name, len(seen), "images", " on ")
+    return Drawing({study.name: figure}, data, [object_layers(records, depth)], caption, measured_on)
 
 
 def chance_iou(object_share: float, top_share: float) -> float:

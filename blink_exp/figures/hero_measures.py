@@ -1,11 +1,9 @@
-"""What HERO's figures measure: CLS attention by layer, where masks lie among tokens, and differences beyond chance."""
+"""What HERO's figures measure: CLS attention by layer, and where masks lie among tokens."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +16,6 @@ from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Sample, by_image, spread
 from blink_exp.benchmarks.duts import cover, on_view
 from blink_exp.errors import UserError
-
-SURE = 2.0  # standard errors beyond which a difference counts
-RULE = f"Holds: every difference is above 0 by more than {SURE:g} standard errors; does not: one is as far below; else open."
-
 
 # images
 
@@ -88,56 +82,7 @@ def token_cover(backbone: Backbone, views: Views, mask: np.ndarray) -> torch.Ten
     return out.view(views.count, views.tokens)
 
 
-# differences
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over images with its standard error; ``None`` of no image."""
-
-    value: float | None
-    stderr: float | None
-    n: int
-
-    @property
-    def above(self) -> bool | None:
-        """Whether what it is the mean of is above 0: None within ``SURE`` standard errors of it."""
-        if self.value is None or self.stderr is None:
-            return None
-        if self.value > SURE * self.stderr:
-            return True
-        return False if self.value < -SURE * self.stderr else None
-
-    def below(self, other: Mean) -> Mean:
-        """How far this mean lies below that of other images."""
-        if self.value is None or other.value is None:
-            return Mean(None, None, 0)
-        known = self.stderr is not None and other.stderr is not None
-        return Mean(other.value - self.value, math.hypot(self.stderr or 0, other.stderr or 0) if known else None, self.n + other.n)
-
-
-def mean(values: Iterable[float]) -> Mean:
-    """The mean, and the standard error of independent values (None of a single one)."""
-    x = np.asarray([v for v in values if v is not None and not math.isnan(v)], dtype=float)
-    stderr = float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else None
-    return Mean(float(x.mean()) if len(x) else None, stderr, len(x))
-
-
-def all_of(*verdicts: bool | None) -> bool | None:
-    """True if all are, False if one is, else None."""
-    if False in verdicts:
-        return False
-    return True if verdicts and all(verdicts) else None
-
-
-def values(means: dict[str, Mean]) -> dict[str, float | None]:
-    """Without their standard errors."""
-    return {name: one.value for name, one in means.items()}
-
-
-def differences(gaps: dict[str, Mean]) -> dict[str, float | None]:
-    """Each difference with its standard error."""
-    return {k: v for name, gap in gaps.items() for k, v in ((name, gap.value), (f"{name}, standard error", gap.stderr))}
+# layers
 
 
 def block(first: int, last: int, depth: int) -> list[int]:
@@ -152,8 +97,3 @@ def named(layers: Sequence[int]) -> str:
     last = [k for k in layers if k + 1 not in layers]
     runs = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(first, last, strict=True))
     return f"layer{'s' if len(layers) > 1 else ''} {runs}"
-
-
-def said(backbone: Backbone, benchmark: Any, count: int, what: str = "images") -> str:
-    """What a figure was measured on, in words."""
-    return f"{backbone.name} on {benchmark.name}, {count} {what}"

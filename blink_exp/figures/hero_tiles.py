@@ -16,9 +16,10 @@ from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Benchmark, Box, Sample, by_image, spread
 from blink_exp.errors import UserError
-from blink_exp.figures import hero_drawing as draw
-from blink_exp.figures.base import COLORS, COLUMN, TIP, Claim, Drawing, Study
-from blink_exp.figures.hero_measures import RULE, all_of, asked, differences, mean, objects, said, token_cover, values
+from blink_exp.figures import shared as draw
+from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
+from blink_exp.figures.hero_measures import asked, objects, token_cover
+from blink_exp.figures.verdicts import RULES, all_told, differences, mean, values
 from blink_exp.methods.hero import clip_score, cls_similarity
 
 CLS, CLIP = "CLSsim", "CLIPscore"
@@ -104,13 +105,13 @@ def preferred(rows: Sequence[Ranked], where: str, ours: str, theirs: str, what: 
     gaps = {f"{ours} less chance": mean(np.subtract(own, chance)), f"{ours} less {theirs}": mean(np.subtract(own, other))}
     return Claim(
         f"{ours} favours {what}",
-        f"How often it ranks first {count}, mean over {len(images)} images with {len(known)} such questions; chance: 1 / tiles. {RULE}",
+        f"How often it ranks first {count}, mean over {len(images)} images with {len(known)} such questions; chance: 1 / tiles. {RULES}",
         values({f"first by {ours}": mean(own), f"first by {theirs}": mean(other), "chance": mean(chance)}) | differences(gaps),
-        all_of(*(gap.above for gap in gaps.values())),
+        all_told(gap.above for gap in gaps.values()),
     )
 
 
-@draw.styled
+@draw.styled()
 def scores(study: Study) -> Drawing:
     """Fig. 1: both scores on the tiles of one image, and how often each ranks first what the paper says it favours."""
     backbone, _, benchmark = study.opened()
@@ -141,7 +142,8 @@ def scores(study: Study) -> Drawing:
         "region": example.region,
         "main": example.main,
     }
-    return Drawing({study.name: figure}, data, claims, caption, said(backbone, benchmark, len(rows), "questions"))
+    measured_on = draw.measured_on(backbone.name, benchmark.name, len(rows), join=" on ")
+    return Drawing({study.name: figure}, data, claims, caption, measured_on)
 
 
 def tile_boxes(views: Views) -> list[Box]:
@@ -167,7 +169,7 @@ def tiles(image: Image.Image, row: Ranked, boxes: Sequence[Box], question: str) 
     for axis, (name, found) in zip(axes.flat, row.scores.items(), strict=True):
         draw.picture(axis, image, row.sample.regions, name)
         for (left, top, right, bottom), raw, value in zip(boxes, found.tolist(), normalised(found).tolist(), strict=True):
-            words = f"{TIP}{name} {value:.2f} (cosine {raw:.4f})"
+            words = draw.tip(f"{name} {value:.2f} (cosine {raw:.4f})")
             box = ((left, top), right - left, bottom - top)
             axis.add_patch(Rectangle(*box, facecolor=COLORS[0], alpha=0.5 * value + 0.001, gid=words))
             axis.add_patch(Rectangle(*box, fill=False, edgecolor="white", linewidth=1.5))

@@ -19,6 +19,7 @@ from PIL import Image
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Box
+from blink_exp.figures import shared
 from blink_exp.saliency import PatchGrid
 from blink_exp.viewer.trace import PARTS, Stage
 
@@ -43,11 +44,8 @@ def picture(image: Image.Image) -> str:
 
 
 def base_view(backbone: Backbone, image: Image.Image) -> str:
-    """The base view as the vision tower sees it: cropped, padded or squeezed by the backbone's own image processor."""
-    processor = backbone.processor.image_processor
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    pixels = (backbone.transform(image) * std + mean).clamp(0, 1) * 255
-    return png(Image.fromarray(pixels.round().byte().permute(1, 2, 0).contiguous().numpy()))
+    """The base view as the vision tower sees it."""
+    return png(shared.base_view(backbone, image))
 
 
 def heat(values: torch.Tensor) -> str:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 
-from blink_exp.backbone.decode import Record
+from blink_exp.backbone.attention import recorded, replay
 from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import EXTRA, Visual
+from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Sample
 from blink_exp.experiments.evaluate import answers
 from blink_exp.experiments.records import record
+from blink_exp.figures.hero_kept import lasting
 from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.saliency import PatchGrid, saliency_ratio
-from blink_exp.sequence import Drop, Expand, Origin, Retain
-from blink_exp.viewer.attention import recorded
+from blink_exp.sequence import Origin
 
 PARTS = ("system", "visual", "expanded", "text")
 
@@ -98,11 +97,7 @@ class Trace:
     @property
     def presence(self) -> torch.Tensor:
         """(views, N) share of the layers in which each visual token is there."""
-        views = self.visual.views
-        total = torch.zeros(views.count * views.tokens)
-        for stage in self.stages:
-            total[stage.source[stage.source >= 0]] += 1
-        return (total / len(self.stages)).view(views.count, views.tokens)
+        return lasting([stage.source for stage in self.stages], self.visual.views)
 
 
 @torch.no_grad()
@@ -125,25 +120,3 @@ def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, im
         assert sum(stage.counts.values()) == len(stage.attention), "the decisions do not add up to the sequence that the layer ran on"
         stages.append(stage)
     return Trace(method, record(benchmark, sample, said[0], decisions), visual, stages)
-
-
-def replay(decisions: Rows[Record], source: torch.Tensor, depth: int) -> list[tuple[torch.Tensor, tuple[Origin, ...]]]:
-    """(visual tokens by source, expanded parts) that each of ``depth`` layers works on, from one row's ``decisions`` and the ``source`` of
-    the visual tokens that enter. Blink decides before a layer, FastV and SparseVLM behind it."""
-    by_layer = {d.scan.layer: d for d in decisions}
-    expanded: tuple[Origin, ...] = ()
-    out = []
-    for layer in range(depth):
-        found = by_layer.get(layer)
-        decision = found.decision if found else None
-        if found and isinstance(decision, Expand) and not (expanded and decision.on_reexpand == "keep"):
-            before = expanded if decision.on_reexpand == "append" else ()
-            new = found.visual_tokens - len(source) - sum(o.tokens for o in before)
-            expanded = (*before, Origin(layer, decision.region, new))
-        elif isinstance(decision, Drop):
-            expanded = ()
-        out.append((source, expanded))
-        if isinstance(decision, Retain):
-            merged = torch.full((len(decision.clusters),), EXTRA)
-            source = torch.cat([source[list(decision.indices)], merged])
-    return out

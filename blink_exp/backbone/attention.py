@@ -1,4 +1,4 @@
-"""The last prompt token's attention, layer by layer, while a method is at work.
+"""Where the last prompt token looks, layer by layer, while a method is at work, and which token stands where it looks.
 
 A row a layer is made from the query of that one token and the keys that the layer has cached anyway, so the layers keep their fused
 kernels and no attention matrix is ever there. The row is the one that the layer itself uses: behind its decisions, over the sequence
@@ -8,23 +8,27 @@ that it runs on.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Rows
 from typing import Any
 
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp import saliency
+from blink_exp.backbone.decode import Record
+from blink_exp.backbone.views import EXTRA
 from blink_exp.saliency import Attended
+from blink_exp.sequence import Drop, Expand, Origin, Retain
 
 
 @contextlib.contextmanager
-def recorded(llm: Any) -> Iterator[dict[int, torch.Tensor]]:
+def recorded(llm: Any, layers: Collection[int] | None = None) -> Iterator[dict[int, torch.Tensor]]:
     """Records the first forward of a decoder inside the block, which is that of the prompt: {layer: (batch, keys)} float32 on the CPU,
     softmax over all keys that the token may see (0 elsewhere), mean over heads.
 
-    Keys stand in the order of the sequence at that layer. Works with and without a method attached, with rows padded on the left. The
-    hooks leave with the block.
+    ``layers``: those that are recorded, 0-based; None: all. Keys stand in the order of the sequence at that layer. Works with and without
+    a method attached, with rows padded on the left. The hooks leave with the block.
     """
     rows: dict[int, torch.Tensor] = {}
     over = False
@@ -37,7 +41,8 @@ def recorded(llm: Any) -> Iterator[dict[int, torch.Tensor]]:
         nonlocal over
         over = True
 
-    hooks = [layer.self_attn.register_forward_hook(note, with_kwargs=True) for layer in llm.layers]
+    asked = [layer.self_attn for i, layer in enumerate(llm.layers) if layers is None or i in layers]
+    hooks = [attention.register_forward_hook(note, with_kwargs=True) for attention in asked]
     hooks.append(llm.register_forward_hook(close))
     try:
         yield rows
@@ -83,3 +88,29 @@ def _visible(mask: torch.Tensor | None, batch: int, keys: int) -> torch.Tensor:
     last = mask if mask.dim() == 2 else mask[:, 0, -1]
     seen = last if last.dtype == torch.bool else last > 0 if mask.dim() == 2 else last == 0
     return seen.expand(batch, -1)[:, None]
+
+
+def replay(decisions: Rows[Record], visual: torch.Tensor, depth: int) -> list[tuple[torch.Tensor, tuple[Origin, ...]]]:
+    """What each of the first ``depth`` layers works on: (its visual tokens, the parts of its expanded segment), both in their order.
+
+    ``decisions``: of one row with one image; ``visual``: (tokens,) a number for each visual token that enters (its source, or its cell of
+    the base view), by which it is known again; a token that is the mean of several has EXTRA. Blink decides before a layer, FastV and
+    SparseVLM behind it.
+    """
+    by_layer = {d.scan.layer: d for d in decisions}
+    expanded: tuple[Origin, ...] = ()
+    out = []
+    for layer in range(depth):
+        found = by_layer.get(layer)
+        decision = found.decision if found else None
+        if found and isinstance(decision, Expand) and not (expanded and decision.on_reexpand == "keep"):
+            before = expanded if decision.on_reexpand == "append" else ()
+            new = found.visual_tokens - len(visual) - sum(o.tokens for o in before)
+            expanded = (*before, Origin(layer, decision.region, new))
+        elif isinstance(decision, Drop):
+            expanded = ()
+        out.append((visual, expanded))
+        if isinstance(decision, Retain):
+            merged = visual.new_full((len(decision.clusters),), EXTRA)
+            visual = torch.cat([visual[list(decision.indices)], merged])
+    return out

@@ -1,0 +1,132 @@
+"""sweep.py table=... and figure=...: one, several, all, the list; where they are kept; what fails and goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from blink_exp.cli import CONF
+from blink_exp.errors import UserError
+from blink_exp.experiments import catalog, plan, results, studies
+from blink_exp.figures.base import Claim, Drawing
+from blink_exp.reports import html
+
+TOY = {"name": "toy", "title": "Toy", "overrides": ["model=scale_llava"], "here": ["mosaic_mme"]}
+TOY["points"] = [{"label": label, "overrides": [f"layers={label}"]} for label in ("11-17", "12-18", "13-19")]
+
+
+@pytest.fixture(autouse=True)
+def hydra():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """Stands in for measuring an experiment; keeps which, and where to."""
+    found = []
+
+    def measure(cfg, kind, experiment, own, out):
+        found.append((kind, experiment["name"], out.name))
+        if experiment["name"] == "blink_table3":
+            raise UserError("no such weights")
+        return {
+            "rows": [{"runs": {"mme": {"point": "p", "status": "failed", "error": "broken"}}}]
+            if experiment["name"] == "hero_table2"
+            else []
+        }
+
+    monkeypatch.setattr(catalog, "measure", measure)
+    monkeypatch.setattr(plan, "own_words", lambda: [])
+    return found
+
+
+def sweep_of(*words: str):
+    return compose("sweep", overrides=list(words))
+
+
+def test_one_table_goes_to_the_command_s_own_folder(asked, tmp_path):
+    catalog.run_experiments(sweep_of("table=blink_table7"), tmp_path / "run")
+    assert asked == [("table", "blink_table7", "run")]
+    with pytest.raises(UserError, match="^no such weights$"):
+        catalog.run_experiments(sweep_of("table=blink_table3"), tmp_path)
+
+
+def test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure(asked, tmp_path):
+    with pytest.raises(UserError, match="2 points failed, first blink_table3: no such weights"):
+        catalog.run_experiments(sweep_of("table=all", "figure=all"), tmp_path)
+    assert [name for kind, name, _ in asked if kind == "table"] == [e["name"] for e in catalog.everything("table")]
+    assert [name for kind, name, _ in asked if kind == "figure"] == [e["name"] for e in catalog.everything("figure")]
+    assert all(folder == name for _, name, folder in asked)  # none writes over another
+
+
+def test_a_figure_that_cannot_be_drawn_is_said_on_the_page_of_its_table(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise UserError("no CLS token")
+
+    monkeypatch.setattr(studies, "measure_figure", refuse)
+    found, folder = catalog.drawn(None, {"name": "hero_fig6", "title": "Kept"}, [], tmp_path / "hero_fig6", {}, {})
+    assert json.loads((folder / "figure.json").read_text()) == found
+    document = {"kind": "table", "name": "toy", "title": "Toy", "published_columns": {}, "groups": [], "rows": [], "command": "c"}
+    assert "no CLS token" in html.page(document, tmp_path, [(found, folder)]).read_text()
+
+
+def test_a_figure_is_drawn_from_its_points_with_its_claim_beside_the_paper_s(monkeypatch, tmp_path):
+    import matplotlib.pyplot as plt
+
+    seen = []
+
+    def draw(study):
+        seen.append(study)
+        return Drawing({"curve": plt.figure()}, {"y": [1.0]}, [Claim("rises", "by eye", {"slope": 1.0}, True)], "A line.", "b, 2 questions")
+
+    monkeypatch.setattr("blink_exp.figures.base.toy", draw, raising=False)
+    monkeypatch.setattr(plan, "measured_run", lambda cfg, first, own, label, **_: {"point": label, "status": "done", "words": first})
+    sweeps = [{"series": "s", "x": [4, 5], "overrides": ["layer={x}"]}]
+    figure = {
+        "name": "blink_fig7",
+        "title": "T",
+        "paper": "blink",
+        "source": "blink-fig-7",
+        "overrides": ["method=blink_interp"],
+        "sweeps": sweeps,
+    }
+    figure |= {"here": "mosaic_mme", "draw": {"_target_": "blink_exp.figures.base.toy", "_partial_": True}}
+    document = studies.measure_figure(OmegaConf.create({"store": str(tmp_path)}), figure, ["limit=3"], tmp_path)
+    assert [(row["series"], row["x"], row["words"][-1]) for row in document["rows"]] == [("s", 4, "layer=4"), ("s", 5, "layer=5")]
+    assert seen[0].cfg.limit == 3 and seen[0].cfg.benchmark._target_.endswith("MosaicMME") and len(seen[0].done) == 2
+    assert document["claims"] == [{"said": "rises", "how": "by eye", "numbers": {"slope": 1.0}, "holds": True}]
+    assert "Single layers" in document["claim"] and document["pictures"] == {"curve": ["curve.png", "curve.svg", "curve.pdf"]}
+    assert all((tmp_path / name).is_file() for name in document["pictures"]["curve"])
+    with pytest.raises(UserError, match="blink_fig7 names no benchmark for a published backbone; choose one: benchmark="):
+        studies.measure_figure(OmegaConf.create({"store": str(tmp_path)}), figure, ["model=llava_1_5_7b"], tmp_path)
+
+
+def test_a_run_with_settings_of_its_own_has_a_folder_of_its_own_in_the_report():
+    assert catalog.variant("scale-llava-1.5", ["model=scale_llava", "batch_size=4"]) == "scale-llava-1.5"
+    assert catalog.variant("m", ["limit=8"]) == "m,limit=8"
+    assert "/" not in catalog.variant("m", ["benchmark.path=/data/x y"]) and catalog.variant("m", ["limit=8", "a=1"]) == "m,a=1,limit=8"
+
+
+def test_every_table_and_figure_of_the_papers_is_there():
+    found = {kind: [e["name"] for e in catalog.everything(kind)] for kind in catalog.KINDS}
+    numbers = {"blink": range(1, 8), "hero": range(1, 9)}
+    assert {f"{paper}_table{n}" for paper, ns in numbers.items() for n in ns} <= set(found["table"])
+    assert {f"blink_fig{n}" for n in (2, 3, 4, 6, 7, 8)} | {f"hero_fig{n}" for n in (1, 2, 4, 5, 6, 8, 9)} <= set(found["figure"])
+    assert not {"all", "list", "parity"} & {*found["table"], *found["figure"]}
+    assert found["table"].index("blink_table7") < found["table"].index("hero_table1")
+
+
+def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys, monkeypatch):
+    own = ["limit=5"]
+    monkeypatch.setattr(catalog, "everything", lambda kind: iter([TOY]))
+    store = catalog.Store(tmp_path)
+    first = store.folder(["benchmark=mosaic_mme", "layers=11-17"], own)
+    results.write_json(first / "metrics.json", {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0})
+    catalog.show_list(OmegaConf.create({"store": str(tmp_path)}), ["table"], own)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "toy" in line)
+    assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "3", "1", "3 min"]
+    assert catalog.Store(tmp_path / "empty").typical("scale-llava-1.5", "mosaic_mme") is None
