@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
-from blink_exp.experiments import catalog, plan, results, studies
+from blink_exp.experiments import catalog, listing, plan, results, studies
 from blink_exp.figures.base import Claim, Drawing
 from blink_exp.reports import html
 
@@ -106,9 +106,16 @@ def test_a_figure_is_drawn_from_its_points_with_its_claim_beside_the_paper_s(mon
 
 
 def test_a_run_with_settings_of_its_own_has_a_folder_of_its_own_in_the_report():
-    assert catalog.variant("scale-llava-1.5", ["model=scale_llava", "batch_size=4"]) == "scale-llava-1.5"
+    assert (
+        catalog.variant("scale-llava-1.5", ["model=scale_llava", "batch_size=4", "logger=wandb", "logger.mode=offline"])
+        == "scale-llava-1.5"
+    )
     assert catalog.variant("m", ["limit=8"]) == "m,limit=8"
-    assert "/" not in catalog.variant("m", ["benchmark.path=/data/x y"]) and catalog.variant("m", ["limit=8", "a=1"]) == "m,a=1,limit=8"
+    assert catalog.variant("m", ["limit=8", "a=1"]) == "m,a=1,limit=8"
+    paths = {
+        catalog.variant("m", [f"model.path={path}"]) for path in ("/data/x y", "/data/x_y", "/data/" + "x" * 200, "/data/" + "x" * 201)
+    }
+    assert len(paths) == 4 and not any("/" in path or len(path) > 140 for path in paths)
 
 
 def test_every_table_and_figure_of_the_papers_is_there():
@@ -120,13 +127,28 @@ def test_every_table_and_figure_of_the_papers_is_there():
     assert found["table"].index("blink_table7") < found["table"].index("hero_table1")
 
 
-def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys, monkeypatch):
-    own = ["limit=5"]
-    monkeypatch.setattr(catalog, "everything", lambda kind: iter([TOY]))
-    store = catalog.Store(tmp_path)
-    first = store.folder(["benchmark=mosaic_mme", "layers=11-17"], own)
-    results.write_json(first / "metrics.json", {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0})
-    catalog.show_list(OmegaConf.create({"store": str(tmp_path)}), ["table"], own)
+def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
+    cfg = OmegaConf.create({"store": str(tmp_path), "train": []})
+    first = listing.Store(cfg).folder(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"], "mosaic_mme")
+    found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}  # 10 of 30 were skipped
+    results.write_json(first / "metrics.json", found)
+    listing.show_list(cfg, [TOY | {"source": "blink-table-3", "paper": "blink"}], ["limit=30"])
     line = next(line for line in capsys.readouterr().out.splitlines() if "toy" in line)
-    assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "3", "1", "3 min"]
-    assert catalog.Store(tmp_path / "empty").typical("scale-llava-1.5", "mosaic_mme") is None
+    assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "layers", "3", "1", "4 min"]  # 2 points of 30 at 4.5 s
+    assert listing.Store(cfg).typical("scale-llava-1.5", "mosaic_mme", None) == 90.0
+    assert listing.Store(OmegaConf.create({"store": str(tmp_path / "empty")})).typical("scale-llava-1.5", "mosaic_mme", 3) is None
+
+
+def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path):
+    ok, bad = {"status": "done"}, {"status": "failed"}
+    assert catalog.worth_keeping({"rows": [{"runs": {"a": bad, "b": ok}}]}) and catalog.worth_keeping({"rows": [ok, bad]})
+    assert not catalog.worth_keeping({"rows": [{"runs": {"a": bad}}]}) and not catalog.worth_keeping({"rows": [bad]})
+    assert catalog.worth_keeping({"rows": [{"runs": {}}]}) and catalog.worth_keeping({"rows": []})  # a recipe, a map of attention
+    for text in ("old", "new"):
+        (tmp_path / text).mkdir()
+        (tmp_path / text / "table.json").write_text(text)
+        (tmp_path / text / "wandb").mkdir()
+        catalog.keep(tmp_path / text, tmp_path / "report" / "t" / "m")
+    assert [p.name for p in (tmp_path / "report" / "t").iterdir()] == ["m"]
+    kept = tmp_path / "report" / "t" / "m"
+    assert (kept / "table.json").read_text() == "new" and not (kept / "wandb").exists()

@@ -42,7 +42,7 @@ TRAIN = (
 def losses(run: Path) -> list[float]:
     """The mean loss of every step."""
     with open(run / "log" / "metrics.csv") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+        return [float(row["loss/train"]) for row in csv.DictReader(file) if row["loss/train"]]
 
 
 def weights(folder: Path) -> torch.Tensor:

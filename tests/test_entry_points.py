@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -47,15 +46,13 @@ def test_evaluate_writes_config_records_and_metrics(tmp_path):
 def killed(tmp_path_factory) -> Path:
     """A training that was killed (SIGKILL, no chance to clean up) once its first checkpoint was there."""
     out = tmp_path_factory.mktemp("train") / "run"
-    process = subprocess.Popen(
-        [sys.executable, *TRAIN, f"hydra.run.dir={out}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = scripts.start([*TRAIN, f"hydra.run.dir={out}"], str(tmp_path_factory.mktemp("said")))
     for _ in range(1200):
-        if (out / "last.ckpt").is_file() or process.poll() is not None:
+        if (out / "last.ckpt").is_file() or not process.is_alive():
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert (out / "last.ckpt").is_file()
     assert not (out / "metrics.json").exists()
     return out
@@ -72,7 +69,8 @@ def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(killed, t
         assert a[layer]["interpolation"] == pytest.approx(b[layer]["interpolation"], rel=1e-4)
     assert sorted(p.name for p in (whole / "tokensr").iterdir()) == [f"layer_{i}.{e}" for i in (12, 13) for e in ("json", "safetensors")]
     # and what was trained can be used
-    run("evaluate.py", "layers.indices=[12,13]", f"tokensr.path={whole / 'tokensr'}", "limit=16", f"hydra.run.dir={tmp_path / 'eval'}")
+    trained = ("layers.indices=[12,13]", f"tokensr.path={whole / 'tokensr'}")
+    run("evaluate.py", *trained, "limit=8", "cost=0", f"hydra.run.dir={tmp_path / 'eval'}")
 
 
 def test_resume_refuses_other_settings_and_damaged_checkpoints(killed):
@@ -99,7 +97,7 @@ def test_sweep_ends_in_a_table_skips_what_is_done_and_force_does_not(tmp_path):
 
 
 def test_what_makes_another_point():
-    from blink_exp.experiments.results import point_hash
+    from blink_exp.experiments.identity import point_hash
 
     settings = {"seed": 0, "method": {"tau_exp": 0.5}, "batch_size": 4, "store": "a", "force": False}
     known = point_hash(settings, {"tokensr": "x"})
@@ -154,6 +152,14 @@ def test_wandb_offline_gets_one_run_a_job_and_one_for_the_sweep(tmp_path):
     words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=16", "logger=wandb", "logger.mode=offline")
     run(*words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     assert len(list(tmp_path.glob("a/wandb/offline-run-*"))) == 3
+
+
+def test_a_table_is_logged_point_by_point_and_as_a_whole(tmp_path):
+    words = ("sweep.py", "table=blink_table3", "method=blink_interp", "limit=4", "logger=wandb", "logger.mode=offline", "logger.images=0")
+    run(*words, f"store={tmp_path / 'points'}", f"report={tmp_path / 'report'}", f"hydra.run.dir={tmp_path / 'a'}")
+    assert len(list(tmp_path.glob("a/wandb/offline-run-*"))) == 4 + 1
+    assert any(path.name.startswith("blink_table3") for path in tmp_path.glob("a/wandb/offline-run-*/files/media/table/table/*.json"))
+    assert not list(tmp_path.glob("report/*/*/wandb"))  # the report holds results, not the logger's files
 
 
 def test_a_dashboard_is_built_without_an_account(tmp_path):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
-from blink_exp.experiments import matching, plan, results
+from blink_exp.experiments import identity, matching, plan
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_a_point_s_command_composes_to_what_was_measured(monkeypatch, tmp_path):
     run = plan.measured_run(base, first, ["limit=7", "thresholds=high_exp"], "start..18: 4")
     alone = compose("evaluate", overrides=shlex.split(run["command"])[2:])
     one, other = (OmegaConf.to_container(cfg, resolve=True) for cfg in (alone, seen[0]))
-    assert {k: one[k] for k in results.PART_OF_A_POINT} == {k: other[k] for k in results.PART_OF_A_POINT}
+    assert {k: one[k] for k in identity.PART_OF_A_POINT} == {k: other[k] for k in identity.PART_OF_A_POINT}
     assert seen[0].store == str(tmp_path) and alone.method.tau_exp == 0.7
 
 
@@ -106,11 +106,51 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
         return SimpleNamespace(returncode=int(len(calls) == 1))
 
     monkeypatch.setattr(subprocess, "run", run)
-    base = OmegaConf.create({"store": str(tmp_path)})
+    base = OmegaConf.create({"store": str(tmp_path), "train": []})
+    figure = {"name": "f", "overrides": ["model=scale_llava"], "trains": ["layers.indices=4-5"]}
     with pytest.raises(UserError, match=r"python train.py .*layers.indices=4-5"):
-        plan.trained(base, ["layers.indices=4-5"])
-    word = plan.trained(base, ["layers.indices=4-5"])
-    assert word == plan.trained(base, ["layers.indices=4-5"]) and word[0].startswith(f"tokensr.path={tmp_path}")
+        plan.trained(base, figure, [])
+    word = plan.trained(base, figure, ["limit=3", "logger=wandb"])  # neither changes what is trained
+    assert word == plan.trained(base, figure, []) and word[0].startswith(f"tokensr.path={tmp_path}")
     assert len(calls) == 2
     assert [any(w.startswith("resume=") for w in words) for words in calls] == [False, True]
-    assert plan.trained(base, ["layers.indices=4-6"]) != word
+    assert "logger=wandb" in calls[1] and "limit=3" not in calls[1]
+    assert plan.trained(base, figure | {"trains": ["layers.indices=4-6"]}, []) != word
+    assert plan.trained(base, figure, ["tokensr.path=/mine"]) == plan.trained(base, {"name": "g"}, []) == []
+
+
+def test_modules_of_a_published_backbone_are_never_trained_by_a_scale_model_s_recipe(tmp_path):
+    base = OmegaConf.create({"store": str(tmp_path), "train": []})
+    figure = {"name": "f", "trains": ["layers.indices=4-5"]}
+    own = ["model=llava_1_5_7b"]
+    with pytest.raises(UserError, match=r"^f needs TokenSR modules \(layers.indices=4-5\) of llava-hf/llava-1.5-7b-hf; give tokensr.path="):
+        plan.training(base, figure, own)
+    base.train = ["trainer=paper", "data=llava_665k", "data.json=j", "data.images=i"]
+    words, _ = plan.training(base, figure, own)
+    assert words == ["model=llava_1_5_7b", "layers.indices=4-5", *base.train]
+
+
+@pytest.mark.parametrize(
+    ("word", "overrides", "refused"),
+    [
+        ("layers=12-18", ["layers=11-17"], True),
+        ("layers.indices=[3]", ["layers=11-17"], True),
+        ("layers=all", ["layers.indices=4-18"], True),
+        ("layer=3", ["layers=11-17"], True),
+        ("method=hero", ["method=blink", "saliency=random"], True),
+        ("retention_ratio=0.1", ["method=hero", "retention_ratio=0.4"], True),
+        ("method.newline_policy=none", ["method=hero"], False),
+        ("thresholds=gqa", ["layers=11-17"], False),
+        ("limit=8", ["method=none"], False),
+        ("model.path=/x", ["method=none"], False),
+    ],
+)
+def test_what_the_points_vary_is_not_the_user_s_to_set(word, overrides, refused):
+    """The rows would keep labels that they have not earned."""
+    experiment = {"name": "t", "points": [{"label": "p", "overrides": overrides}]}
+    try:
+        plan.refuse_collisions(experiment, [word])
+        said = ""
+    except UserError as error:
+        said = str(error)
+    assert bool(said) == refused and (not said or f"{word} would replace" in said)

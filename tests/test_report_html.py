@@ -127,10 +127,17 @@ def test_failures_footnotes_commands_and_provenance_are_said(text):
     assert "1 of 3 runs failed" in part and "w/o Drop on mosaic: out of memory &lt;here&gt;" in part
     assert "discrepancy:</span> The text says 3 &amp; the cell &lt; 2." in part
     assert "<code>python sweep.py table=blink_table2</code>" in part and part.count("<code>python evaluate.py") == 3
-    assert (
-        "Commit <code>0123456789</code>" in part and "Took 1 h 02 min" in part and "torch 2.13.0" in part and "2026-11-21 10:00:00." in part
-    )
+    assert "Written 2026-11-21 10:00:00 with commit <code>0123456789</code>. Took 1 h 02 min." in part and "torch 2.13.0" in part
+    assert "<li>Measured with commit 07272d01fc+changes.</li>" in part and "fewer questions" not in part
     assert 'href="blink_table2/scale-llava-1.5/table.csv"' in part and "table.tex" not in part
+
+
+def test_runs_on_fewer_questions_and_of_other_commits_are_said_below_the_table(tmp_path):
+    document = table()
+    document["rows"][1]["runs"]["mosaic"] |= {"samples": 612, "commit": "f" * 40}
+    text = html.page(document, tmp_path).read_text()
+    assert "<li>Measured with commits 07272d01fc+changes, ffffffffff.</li>" in text
+    assert "<li>Measured on fewer questions: Blink &lt;full&gt; &amp; τ (612 of 640).</li>" in text
 
 
 def test_intervals_share_a_scale_within_a_column():

@@ -11,7 +11,7 @@ import pandas
 import pytest
 from made_up_table import LABEL, row
 
-from blink_exp.reports import cells, terminal, text
+from blink_exp.reports import cells, legend, statistics, terminal, text
 from blink_exp.reports.cells import Cell, Column
 
 
@@ -60,7 +60,8 @@ def test_a_measured_cell_by_hand(document):
     better = cell(document, "w/o SGS", "total")
     assert (better.text, better.delta, better.mark, better.best) == ("102.50", "+2.50", "†", True)
     assert better.command == "python evaluate.py saliency=random"
-    assert better.note == "640 samples; +2.50 against none; 95 % interval +0.12 to +4.90, p = 0.030 (bootstrap, 638 shared samples)"
+    tested = "+2.50 against none; 95 % interval +0.12 to +4.90, p = 0.030 (bootstrap, 638 shared samples)"
+    assert better.note == f"640 samples; standard error not known; {tested}"
     assert cell(document, "none", "total") == Cell(
         "100.00 ± 20", note="640 samples; standard error 20.4", command="python evaluate.py method=none"
     )
@@ -72,7 +73,7 @@ def test_a_measured_cell_by_hand(document):
 
 def test_a_failed_point_is_empty_and_says_why(document):
     assert cell(document, "[broken]", "total") == Cell(note="failed: no memory", command="c")
-    assert cells.gaps(document) == [
+    assert legend.gaps(document) == [
         "Published, lost in text extraction: L={6-10} (perception).",
         "Failed: [broken], mosaic_mme: no memory",
     ]
@@ -83,7 +84,7 @@ def test_the_mark_of_significance_begins_below_five_per_cent(document):
     for p, mark in ((0.0499, "†"), (0.05, ""), (None, "")):
         test["p"] = p
         assert cell(document, "w/o SGS", "total").mark == mark
-        assert any("†" in line for line in cells.legend(document)) == bool(mark)
+        assert any("†" in line for line in legend.lines(document)) == bool(mark)
     test["p"] = 0.0002
     assert "p < 0.001 (bootstrap" in cell(document, "w/o SGS", "total").note
 
@@ -94,13 +95,17 @@ def best(document, heading):
 
 def test_the_best_is_of_two_at_least_as_printed_and_of_scores_only(document):
     assert best(document, "total") == [False, True, False, False]
-    assert best(document, "part") == [True, True, True, False]  # ties
+    assert best(document, "part") == [False] * 4  # all equal: none is best
+    document["rows"][2]["runs"]["mosaic_mme"]["scores"]["a.b"] = 50.0
+    assert best(document, "part") == [False] * 4  # nor where they are printed alike
+    document["rows"][2]["runs"]["mosaic_mme"]["scores"]["a.b"] = 49.0
+    assert best(document, "part") == [True, True, False, False]  # ties
     assert best(document, "KV MiB") == [False] * 4  # dropping more always costs less
     document["groups"][0]["columns"]["KV MiB"]["better"] = "low"
     document["rows"][1]["runs"]["mosaic_mme"]["cost"] = {"kv_bytes": 2**20}
     assert best(document, "KV MiB") == [False, True, False, False]
     document["rows"][1]["runs"]["mosaic_mme"]["scores"]["total"] = 100.001
-    assert best(document, "total") == [True, True, True, False]  # 100.00 each, as printed
+    assert best(document, "total") == [False] * 4  # 100.00 each, as printed
     for r in document["rows"][:2]:
         r["runs"] = {}
     assert best(document, "total") == [False] * 4  # the only one
@@ -114,15 +119,90 @@ def test_another_unit_holds_for_value_error_delta_and_interval(document):
     assert "+1.25 to +49.00" in found.note
 
 
+@pytest.mark.parametrize(
+    ("stderr", "text", "note"),
+    [
+        (0.0, "100.00", "standard error not known from so few questions"),
+        (1e-14, "100.00", "standard error not known from so few questions"),  # rounding of equal marks
+        (None, "100.00", "standard error not known"),
+        (float("nan"), "100.00", "standard error not known"),
+        (0.04, "100.00 ± 0.04", "standard error 0.04"),  # known, and not 0
+        (0.4, "100.00 ± 0.4", "standard error 0.4"),
+        (0.6, "100.00 ± 1", "standard error 0.6"),
+    ],
+)
+def test_an_error_that_is_not_known_is_left_away_and_a_small_one_is_not_nought(document, stderr, text, note):
+    document["rows"][0]["runs"]["mosaic_mme"]["stderr"]["total"] = stderr
+    found = cell(document, "none", "total")
+    assert (found.text, found.note) == (text, f"640 samples; {note}")
+    assert any(line.startswith("±") for line in legend.lines(document)) == ("±" in text)
+
+
+def test_an_error_that_is_not_known_is_empty_in_the_csv_and_no_cost_speaks_of_one(document):
+    document["rows"][0]["runs"]["mosaic_mme"]["stderr"]["total"] = 0.0
+    frame = pandas.read_csv(io.StringIO(text.csv(document)))
+    assert frame.stderr.isna().all()
+    assert cell(document, "w/o SGS", "KV MiB").note == "640 samples"
+
+
+def test_the_basis_of_a_conjecture_stands_behind_it_and_nowhere_else(document):
+    document["rows"][2]["conjecture"]["basis"] = "adds to the total"
+    assert cell(document, "L={6-10}", "perception", "published").note.endswith("not a number of the paper: 1234.5 (adds to the total)")
+    assert cell(document, "L={6-10}", "total", "published").note == "published; -13.84 against none"  # it has no conjecture
+    assert cell(document, "none", "total", "published").note == "published; not printed, follows from printed numbers"
+    for made in (text.markdown(document), text.latex(document), text.csv(document), *legend.lines(document), *legend.gaps(document)):
+        assert "basis" not in made and "adds to the total" not in made
+
+
+def test_rows_measured_on_fewer_questions_than_the_others_are_named(document):
+    assert legend.fewer(document) == []
+    document["rows"][0]["runs"]["mosaic_mme"]["samples"] = 612
+    document["rows"][2]["runs"]["mosaic_mme"]["samples"] = 8
+    document["rows"][3]["runs"]["mosaic_mme"]["samples"] = 1  # failed: no number of its stands there
+    said = "Measured on fewer questions: none (612 of 640), L={6-10} (8 of 640)."
+    assert legend.gaps(document)[1] == said and f"- {said}" in text.markdown(document).splitlines()
+    document["groups"].append({"benchmark": "gqa", "label": "b on gqa, 9 questions", "columns": {}})
+    for k, samples in enumerate((9, 9, 7)):
+        document["rows"][k]["runs"]["gqa"] = {"status": "done", "samples": samples}
+    assert legend.fewer(document) == [
+        "Measured on fewer questions of mosaic_mme: none (612 of 640), L={6-10} (8 of 640).",
+        "Measured on fewer questions of gqa: L={6-10} (7 of 9).",
+    ]
+
+
+def test_the_commits_that_measured_are_named_once_each_and_short(document, capsys):
+    assert not any("commit" in line for line in legend.lines(document))
+    runs = [r["runs"]["mosaic_mme"] for r in document["rows"]]
+    for run, commit in zip(runs, ("a" * 40, "b" * 40 + "+changes", "a" * 40, "c" * 40), strict=True):  # the last failed
+        run["commit"] = commit
+    said = "Measured with commits aaaaaaaaaa, bbbbbbbbbb+changes."
+    assert said in legend.lines(document) and f"- {said}" in text.markdown(document).splitlines() and said in text.latex(document)
+    terminal.show(document)
+    assert said in capsys.readouterr().out
+    runs[1]["commit"] = runs[0]["commit"]
+    assert "Measured with commit aaaaaaaaaa." in legend.lines(document)
+    runs[1]["commit"] += "+changes"  # another one
+    assert "Measured with commits aaaaaaaaaa, aaaaaaaaaa+changes." in legend.lines(document)
+
+
+def test_each_test_is_told_in_words_of_its_own(document):
+    known = (statistics.mcnemar([True], [False])["test"], statistics.BOTH, "bootstrap")
+    for r, name in zip(document["rows"], known, strict=False):
+        r["deltas"] = {"mosaic_mme": {"total": {"delta": 1, "p": 0.01, "test": name, "n": 9}}}
+    assert set(known) == set(legend.TESTS)
+    words = "McNemar's exact test; the larger p of McNemar's exact test and a bootstrap over images; bootstrap over images"
+    assert any(f"p < 0.05 in a paired test ({words}), not" in line for line in legend.lines(document))
+
+
 def test_the_legend_says_what_occurs_and_nothing_else(document):
-    said = " ".join(cells.legend(document))
+    said = " ".join(legend.lines(document))
     for wanted in (
         "Published: LLaVA-1.5-7B, MME.",
         f"Measured here: {LABEL}.",
         "two different models and benchmarks: compare differences within a group, never levels across",
         "±: standard error over images.",
         "difference from none",
-        "†: p < 0.05 in a paired test (bootstrap)",
+        "†: p < 0.05 in a paired test (bootstrap over images)",
         "*: not printed, follows from printed numbers.",
         "Bold",
         "Empty: not printed or not measured.",
@@ -131,12 +211,12 @@ def test_the_legend_says_what_occurs_and_nothing_else(document):
     plain = copy.deepcopy(document)
     plain["rows"] = [row("none", published={"perception": 1.0, "total": 2.0})]
     plain["groups"] = []
-    assert cells.legend(plain) == ["Published: LLaVA-1.5-7B, MME."]
+    assert legend.lines(plain) == ["Published: LLaVA-1.5-7B, MME."]
     plain["groups"] = document["groups"]
-    assert "mosaic_mme: nothing measured." in cells.legend(plain)
+    assert "mosaic_mme: nothing measured." in legend.lines(plain)
     other = document | {"scale": False}
-    assert not any("two different" in line for line in cells.legend(other))
-    assert any("may differ" in line for line in cells.legend(other))
+    assert not any("two different" in line for line in legend.lines(other))
+    assert any("may differ" in line for line in legend.lines(other))
 
 
 def test_two_benchmarks_are_told_apart(document):
@@ -167,9 +247,9 @@ def test_markdown_line_by_line(document):
     start = next(k for k, line in enumerate(lines) if line.startswith("|  |"))
     assert lines[start] == "|  | perception (published) | total (published) | total (measured) | part (measured) | KV MiB (measured) |"
     assert lines[start + 2 : start + 6] == [
-        r"| none | 1505.70 | 1863.58\* | 100.00 ± 20 | **50.0** |  |",
-        "| w/o SGS | 1509.00 (+3.30) | 1866.08 (+2.5) | **102.50** (+2.50†) | **50.0** | 3.00 |",
-        "| L={6-10} |  | 1849.74 (-13.84) | 100.00 (+0.00) | **50.0** | 3.00 |",
+        r"| none | 1505.70 | 1863.58\* | 100.00 ± 20 | 50.0 |  |",
+        "| w/o SGS | 1509.00 (+3.30) | 1866.08 (+2.5) | **102.50** (+2.50†) | 50.0 | 3.00 |",
+        "| L={6-10} |  | 1849.74 (-13.84) | 100.00 (+0.00) | 50.0 | 3.00 |",
         "| [broken] |  |  |  |  |  |",
     ]
     assert "- discrepancy: tau_exp \\| 5 %" in lines and "- Failed: [broken], mosaic_mme: no memory" in lines

@@ -260,13 +260,14 @@ def test_a_killed_evaluation_goes_on_and_ends_where_an_unbroken_one_does(easy, t
 
 
 def test_other_settings_or_weights_in_the_folder_start_anew(easy, tmp_path, monkeypatch):
-    from blink_exp.experiments import sweep
+
+    from blink_exp.experiments import identity
 
     rest = 24 - easy.missing
     assert 0 < easy(tmp_path / "a", dies=1) <= 4
     assert easy(tmp_path / "a", "seed=1") == rest
     assert 0 < easy(tmp_path / "b", dies=1) <= 4
-    monkeypatch.setattr(sweep, "digests", lambda settings: {"tokensr": "trained again"})
+    monkeypatch.setattr(identity, "digests", lambda settings: {"tokensr": "trained again"})
     assert easy(tmp_path / "b") == rest
 
 

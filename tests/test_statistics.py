@@ -10,7 +10,7 @@ import pytest
 from blink_exp.benchmarks.base import ExactMatch, Score, by, mean
 from blink_exp.benchmarks.mme import score_pairs
 from blink_exp.reports import statistics
-from blink_exp.reports.statistics import bootstrap, compare, drawn, mcnemar
+from blink_exp.reports.statistics import BOTH, bootstrap, compare, drawn, mcnemar
 
 
 class Pairs(ExactMatch):
@@ -91,13 +91,78 @@ def test_mcnemar_s_interval_and_p_never_contradict_each_other():
 def test_accuracy_in_all_and_by_category_is_mcnemar_s_and_pairs_are_the_bootstrap_s():
     ours, theirs = run(noisy(1), subtasks, 2), run(noisy(2), subtasks, 2)
     found = compare(Pairs(), ours, theirs, ["accuracy", "total", "a"])
-    assert {k: v["test"] for k, v in found.items()} == {"accuracy": "McNemar", "total": "bootstrap", "a": "bootstrap"}
+    assert {k: v["test"] for k, v in found.items()} == {"accuracy": BOTH, "total": "bootstrap", "a": "bootstrap"}
     plain = compare(ExactMatch(), ours, theirs, ["accuracy", "b"])
-    assert {k: (v["test"], v["n"]) for k, v in plain.items()} == {"accuracy": ("McNemar", 48), "b": ("McNemar", 32)}
+    assert {k: (v["test"], v["n"]) for k, v in plain.items()} == {"accuracy": (BOTH, 48), "b": (BOTH, 32)}
     for scores, benchmark in ((found, Pairs()), (plain, ExactMatch())):
         for name, test in scores.items():
             first, second = (benchmark.score(list(r.values()))[name].value for r in (ours, theirs))
             assert test["delta"] == pytest.approx(first - second), name
+
+
+def test_one_question_an_image_is_mcnemar_s_alone_in_all_or_in_a_category():
+    """Of a category with one question an image every question is apart, however many the other categories ask."""
+    ours, theirs = ({k: r | {"category": "ab"[int(k[1:]) % 2]} for k, r in run(noisy(s), per_image=2).items()} for s in (10, 11))
+    found = compare(ExactMatch(), ours, theirs, ["accuracy", "a"])
+    assert {k: v["test"] for k, v in found.items()} == {"accuracy": BOTH, "a": "McNemar"}
+    alone = [[r["correct"] for r in records.values() if r["category"] == "a"] for records in (ours, theirs)]
+    assert found["a"] == mcnemar(*alone) and found["a"]["n"] == 24
+    assert compare(ExactMatch(), run(noisy(10)), run(noisy(11)), ["accuracy"])["accuracy"] == mcnemar(noisy(10), noisy(11))
+
+
+def test_questions_on_an_image_that_fall_together_are_no_evidence_of_their_own():
+    """Eight of 40 images lose all ten questions and two gain theirs: McNemar takes 100 differences, an image is one of ten."""
+    theirs = run([True] * 320 + [False] * 80, per_image=10)
+    ours = run([False] * 80 + [True] * 260 + [False] * 60, per_image=10)
+    alone = mcnemar([r["correct"] for r in ours.values()], [r["correct"] for r in theirs.values()])
+    found = compare(ExactMatch(), ours, theirs, ["accuracy"], resamples=20000)["accuracy"]
+    assert (found["delta"], found["n"], alone["p"] < 1e-8) == (-15, 400, True)
+    generator = np.random.default_rng(5)  # one draw: how many of 40 images are lost, how many gained
+    lost, gained, _ = generator.multinomial(40, [0.2, 0.05, 0.75], size=100_000).T
+    change = 100 * (gained - lost) / 40
+    assert found["p"] == pytest.approx(2 * (change >= 0).mean(), rel=0.2) and found["p"] > 1000 * alone["p"]
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(change, [0.025, 0.975])), abs=1e-9)
+
+
+def test_the_larger_p_is_mcnemar_s_where_images_agree_more_than_their_questions():
+    """Each of 20 images gains five questions and loses three, but for one that only loses: every draw is a gain, but of questions 95
+    against 63."""
+    ours = run(([True] * 5 + [False] * 3) * 19 + [True] * 2 + [False] * 6, per_image=8)
+    theirs = run(([False] * 5 + [True] * 3) * 19 + [True] * 8, per_image=8)
+    found = compare(ExactMatch(), ours, theirs, ["accuracy"], resamples=4000)["accuracy"]
+    draws = bootstrap(ExactMatch(), list(ours.values()), list(theirs.values()), ["accuracy"], resamples=4000)["accuracy"]
+    assert draws["p"] < found["p"] == mcnemar(*([r["correct"] for r in records.values()] for records in (ours, theirs)))["p"]
+    assert (found["low"], found["high"]) == pytest.approx((draws["low"], draws["high"]))
+
+
+@pytest.mark.parametrize("category", [subtasks, lambda image: "c"])
+def test_shares_over_images_are_those_of_the_benchmark_s_own_rule(category):
+    """Accuracy as whole images are drawn, with images that have one, two or three questions, in all and by category."""
+    ours, theirs = run(noisy(12, 72, 0.6), category, 3), run(noisy(13, 72, 0.5), category, 3)
+    for k in ("s001", "s002", "s010", "s031"):
+        del ours[k], theirs[k]
+    mixed = {k: "xy"[i % 2] for i, k in enumerate(ours)}  # categories within an image
+    for change in ({}, mixed):
+        one, other = ({k: r | {"category": change.get(k, r["category"])} for k, r in records.items()} for records in (ours, theirs))
+        names = list(ExactMatch().score(list(one.values())))
+        found = compare(ExactMatch(), one, other, names, resamples=400, seed=3)
+        draws = bootstrap(ExactMatch(), list(one.values()), list(other.values()), names, resamples=400, seed=3)
+        for name in names:
+            alone = mcnemar(*([r["correct"] for r in records.values() if name in ("accuracy", r["category"])] for records in (one, other)))
+            assert found[name]["p"] == max(alone["p"], draws[name]["p"]) and found[name]["test"] == BOTH, name
+            assert (found[name]["low"], found[name]["high"]) == pytest.approx((draws[name]["low"], draws[name]["high"])), name
+
+
+@pytest.mark.parametrize(("images", "p"), [(1, 1.0), (2, 0.5), (4, 0.125)])
+def test_a_handful_of_images_tells_no_more_than_as_many_coins(images, p):
+    """Every question is gained, so every draw of images is a gain too; but four images go one way with probability 2 / 2^4."""
+    found = compare(ExactMatch(), run([True] * 10 * images, per_image=10), run([False] * 10 * images, per_image=10), ["accuracy"])[
+        "accuracy"
+    ]
+    assert (found["p"], found["low"], found["high"], found["delta"]) == (p, None, None, 100)
+    more = run([True] * 10 * images + [False] * 60, per_image=10)
+    found = compare(ExactMatch(), more, run([False] * (10 * images + 60), per_image=10), ["accuracy"])["accuracy"]
+    assert found["p"] >= p  # images that do not differ add nothing
 
 
 def test_answers_that_are_right_in_part_are_no_counts():

@@ -23,7 +23,7 @@ from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.benchmarks.parts import check_part, first_ids, in_validation, part_of
 from blink_exp.errors import UserError
-from blink_exp.experiments import results, tuning
+from blink_exp.experiments import identity, results, tuning
 from blink_exp.experiments.evaluate import chosen
 from blink_exp.reports import search as report
 
@@ -127,7 +127,7 @@ def test_the_limit_counts_within_the_part_and_the_part_makes_another_point(conf)
     for part in ("validation", "test"):
         taken = chosen(benchmark, cfgs[part])
         assert len(taken) == 12 and set(taken) <= set(part_of(benchmark.samples(), part))
-    assert len({results.point_hash(results.plain(cfg), {}) for cfg in cfgs.values()}) == 3
+    assert len({identity.point_hash(results.plain(cfg), {}) for cfg in cfgs.values()}) == 3
 
 
 # what a point is worth, by hand
@@ -259,7 +259,7 @@ def test_the_command_of_a_point_runs_that_point_without_its_search(conf, name):
     script, *overrides = said[1:]
     assert script == "evaluate.py" and not any("search" in w for w in overrides)
     wanted = results.plain(tuning.on_part(compose("sweep", words), "test"))
-    assert results.point_hash(results.plain(compose("evaluate", overrides)), {}) == results.point_hash(wanted, {})
+    assert identity.point_hash(results.plain(compose("evaluate", overrides)), {}) == identity.point_hash(wanted, {})
 
 
 # the report

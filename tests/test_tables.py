@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from blink_exp.cli import CONF
-from blink_exp.experiments import catalog, deltas, evaluate, plan, results, sweep, tables
+from blink_exp.experiments import catalog, deltas, evaluate, identity, plan, results, sweep, tables
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def composed(*words: str):
 
 def test_the_batch_size_makes_another_point_in_half_precision_only():
     def point_at(dtype, size):
-        return results.point_hash({"model": {"dtype": dtype}, "batch_size": size}, {})
+        return identity.point_hash({"model": {"dtype": dtype}, "batch_size": size}, {})
 
     assert point_at("float32", 1) == point_at("float32", 32)
     assert point_at("float16", 1) != point_at("float16", 32)
@@ -37,38 +37,48 @@ def test_the_batch_size_makes_another_point_in_half_precision_only():
 def test_other_weights_in_a_folder_are_another_point(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
     settings = {"model": {"path": str(tmp_path)}, "method": {}}
-    before = sweep.digests(settings)
-    assert sweep.digests(settings) == before
+    before = identity.digests(settings)
+    assert identity.digests(settings) == before
     (tmp_path / "model.safetensors").write_bytes(b"another")
-    assert sweep.digests(settings) != before
+    assert identity.digests(settings) != before
 
 
-def identity(*words: str) -> str:
+def identity_of_layers(said: str) -> str:
+    return point_named("method=blink_interp", f"layers.indices={said}")
+
+
+def point_named(*words: str) -> str:
     settings = results.plain(composed(*words))
-    return results.point_hash(settings, sweep.digests(settings))
+    return identity.point_hash(settings, identity.digests(settings))
 
 
 def test_settings_that_a_method_does_not_read_make_no_other_point():
     """So that the untouched model is measured once for a table that sets thresholds for each benchmark."""
-    none = identity("method=none")
-    assert identity("method=none", "thresholds=gqa", "layers=single", "layer=18", "hero_alpha=no_text", "retention_ratio=0.5") == none
-    assert identity("method=none", "store=elsewhere", "cost=2", "logger=wandb", "batch_size=4", "tokensr.path=/elsewhere") == none
+    none = point_named("method=none")
+    assert point_named("method=none", "thresholds=gqa", "layers=single", "layer=18", "hero_alpha=no_text", "retention_ratio=0.5") == none
+    assert point_named("method=none", "store=elsewhere", "cost=2", "logger=wandb", "batch_size=4", "tokensr.path=/elsewhere") == none
     assert (
-        len({none, *(identity("method=none", w) for w in ("benchmark=easyvqa", "limit=3", "seed=1", "shard=1/2", "model.dtype=bfloat16"))})
+        len(
+            {
+                none,
+                *(point_named("method=none", w) for w in ("benchmark=easyvqa", "limit=3", "seed=1", "shard=1/2", "model.dtype=bfloat16")),
+            }
+        )
         == 6
     )
-    assert identity("method=blink", "thresholds=gqa") != identity("method=blink")
-    assert identity("method=hero", "retention_ratio=0.5") != identity("method=hero")
+    assert point_named("method=blink", "thresholds=gqa") != point_named("method=blink")
+    assert point_named("method=hero", "retention_ratio=0.5") != point_named("method=hero")
 
 
 def test_trained_modules_make_another_point_of_methods_that_use_them(tmp_path):
     (tmp_path / "layer_12.safetensors").write_bytes(b"one")
     for method in ("blink", "blink_hero", "pair"):
         words = (f"method={method}", f"tokensr.path={tmp_path}", *(["method/policy=blink"] if method == "pair" else []))
-        before = identity(*words)
+        before = point_named(*words)
         (tmp_path / "layer_12.safetensors").write_bytes(f"retrained for {method}".encode())
-        assert identity(*words) != before, method
-    one = sweep.digests(results.plain(composed("method=blink_interp", f"tokensr.path={tmp_path}")))
+        assert point_named(*words) != before, method
+    assert identity_of_layers("12") == identity_of_layers("12-12") == identity_of_layers("[12]") != identity_of_layers("12-13")
+    one = identity.digests(results.plain(composed("method=blink_interp", f"tokensr.path={tmp_path}")))
     assert one["tokensr"] == ""
 
 
@@ -107,7 +117,7 @@ def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(t
     def measure(cfg, folder):
         asked.append(cfg.cost)
         cost = {"prompts": cfg.cost, "kv_bytes": 1} if cfg.cost else None
-        finished = {"method": "hero", "scores": {"accuracy": {"value": 5.0, "stderr": 1.0}}, "cost": cost, "samples": 1, "skipped": []}
+        finished = {"method": "hero", "scores": {"accuracy": {"value": 5.0, "stderr": 1.0}}, "cost": cost, "samples": 3, "skipped": []}
         finished |= {k: None for k in ("seconds", "backbone", "commit", "blink", "headline", "benchmark", "protocol")}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "records.jsonl").write_text(json.dumps({"visual_tokens": 7, "newline_tokens": 1, "layers": []}) + "\n")
@@ -162,7 +172,11 @@ def runs(monkeypatch, tmp_path):
 
     def measured_run(cfg, first, own, label, match=None, experiment=None):
         asked.append((label, first, match))
-        return {"point": label, "status": "failed", "error": "stand-in"}
+        return {
+            "point": label,
+            "status": "failed",
+            "error": "stand-in" if "model=llava_1_5_7b" in own and "benchmark=mme" in own else label,
+        }
 
     monkeypatch.setattr(plan, "measured_run", measured_run)
     return asked
@@ -177,7 +191,14 @@ def test_every_point_runs_on_every_benchmark_of_its_model(base, runs):
     assert document["command"] == "python sweep.py table=toy model=llava_1_5_7b"
     assert all(set(row["runs"]) == {"mme", "pope"} for row in document["rows"])
     assert document["groups"][0]["label"] == "mme: nothing measured"
-    assert catalog.failures(document)[0] == "11-17: stand-in"
+    assert catalog.failures(document)[0] == "11-17: 11-17"
+
+
+def test_a_model_that_cannot_be_loaded_is_not_tried_for_every_point(base, runs):
+    document = tables.measure_table(base, TABLE, ["model=llava_1_5_7b", "benchmark=mme"])
+    assert [label for label, *_ in runs] == ["11-17", "12-18"]  # the third would say the same
+    assert [row["runs"]["mme"]["point"] for row in document["rows"]] == ["11-17", "12-18", "Vanilla"]
+    assert all(row["runs"]["mme"]["error"] == "stand-in" for row in document["rows"])
 
 
 def test_published_numbers_missing_and_derived_ones_stand_beside_each_row(base, runs):

@@ -173,8 +173,20 @@ def test_a_table_keeps_published_and_measured_apart_and_what_is_not_known_empty(
         *(f"total{part} ({measured})" for part in ("", " ±", " change", " p")),
         *(f"GFLOPs{part} ({measured})" for part in ("", " ±", " change", " p")),
     ]
-    assert rows[0] == ["Vanilla", 1863.58, None, "total", 114.375, 2.2, -2.5, 0.25, None, None, None, None]  # a conjecture is no number
+    assert rows[0] == ["Vanilla", 1863.58, None, "total", 114.375, 2.2, -0.25, 0.25, None, None, None, None]  # a conjecture is no number
     assert rows[1] == ["Blink", 1881.53, 62.0, None, *[None] * 8]
+
+
+def test_a_measured_number_is_the_one_that_the_table_prints():
+    """Score names may hold dots, errors of 0 and NaN are not known, and a run that failed has no number whatever it left behind."""
+    scores = {"v1.5 (a)": 61.0, "none": float("nan"), "v1": {"5 (a)": 7.0}}
+    run = {"status": "done", "scores": scores, "stderr": {"v1.5 (a)": 1.5, "none": 2.0}, "cost": {"kv_bytes": 6, "by_layer": [1.0]}}
+    assert summaries.measured(run, {"value": "scores.v1.5 (a)", "per": 0.5}) == (122.0, 3.0)
+    assert summaries.measured(run | {"stderr": {"v1.5 (a)": 0.0}}, {"value": "scores.v1.5 (a)"}) == (61.0, None)
+    assert summaries.measured(run, {"value": "scores.none"}) == (None, None)
+    assert summaries.measured(run, {"value": "cost.kv_bytes", "per": 2}) == (3.0, None)
+    assert summaries.measured(run, {"value": "cost.by_layer"}) == (None, None)
+    assert summaries.measured(run | {"status": "failed"}, {"value": "scores.v1.5 (a)"}) == (None, None)
 
 
 # the seam

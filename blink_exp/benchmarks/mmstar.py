@@ -13,8 +13,8 @@ from blink_exp.benchmarks.rows import Published, missing
 class MMStar(Published):
     """Three ways to average are in use, and they differ, as sub-axes have unequal sizes:
 
-    ``average``: mean of the six categories' accuracies (HERO's tables); ``average_l2``: mean of the 18 sub-axes' accuracies, and
-    ``<category>_l2`` of a category's three (lmms-eval); ``accuracy``: over all questions (the MMStar paper).
+    ``average``: mean of the six categories' accuracies; ``average_l2``: mean of the 18 sub-axes' accuracies, and
+    ``<category>_l2`` of a category's three (lmms-eval; HERO's printed cells fit it); ``accuracy``: over all questions (the MMStar paper).
     """
 
     name = "mmstar"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
 import re
 import shutil
-import statistics
 import time
+import traceback
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -18,10 +19,11 @@ from blink_exp import tracking
 from blink_exp.cli import CONF, one_line
 from blink_exp.errors import UserError
 from blink_exp.experiments import plan, results
-from blink_exp.experiments.sweep import digests
 
 KINDS = ("table", "figure")
-SAME_TABLE = ("model", "model.path", "model.device", "batch_size", "cost", "data_root")  # settings that leave a table what it is
+SAME_TABLE = ("model", "model.device", "batch_size", "cost", "data_root", "logger")  # settings that leave a table what it is
+LONGEST = 120  # characters of a folder's name
+log = logging.getLogger(__name__)
 ELSEWHERE = ("all", "list", "parity")  # presets that are no experiment of their own
 
 
@@ -31,7 +33,9 @@ def run_experiments(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     tracking.check(results.plain(cfg))
     asked = {kind: results.plain(cfg)[kind] for kind in KINDS if OmegaConf.select(cfg, kind) is not None}
     if any(experiment["name"] == "list" for experiment in asked.values()):
-        show_list(cfg, [kind for kind in KINDS if kind in asked], own)
+        from blink_exp.experiments.listing import show_list
+
+        show_list(cfg, [experiment for kind in KINDS if kind in asked for experiment in everything(kind)], own)
         return None
     several = any(experiment["name"] == "all" for experiment in asked.values()) or len(asked) > 1
     document, failed = None, []
@@ -41,9 +45,11 @@ def run_experiments(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
             try:
                 document = measure(cfg, kind, found, own, folder)
                 failed += [f"{found['name']}: {said}" for said in failures(document)]
-            except UserError as error:
+            except Exception as error:
                 if not several:
                     raise
+                if not isinstance(error, UserError):
+                    log.error("%s failed:\n%s", found["name"], traceback.format_exc())
                 failed.append(f"{found['name']}: {one_line(error)}")
                 print(f"{found['name']} failed: {one_line(error)}", flush=True)
     if failed:
@@ -62,6 +68,7 @@ def measure(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[st
     embedded = []
     if kind == "table":
         document = measure_table(cfg, experiment, own)
+        results.write_json(out / "table.json", document)  # a picture may fail, and what was measured must not be lost
         embedded = [drawn(cfg, named("figure", name), own, out / name, document, experiment) for name in experiment.get("figures") or []]
     else:
         document = measure_figure(cfg, experiment, own, out)
@@ -75,13 +82,28 @@ def measure(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[st
     for found, folder in [*embedded, (document, out)]:
         if "error" not in found:
             tracking.log_summary(found, folder, results.plain(cfg), f"{experiment['name']} {group}", place)
-    report = Path(cfg.report)
-    kept = report / experiment["name"] / variant(document["model"], own)
-    if kept.resolve() != out.resolve():
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(out, kept, ignore=shutil.ignore_patterns(".hydra", "*.log", "wandb", "tensorboard", "mlflow*"))
-    print(f"{kind}: {out / ('table.md' if kind == 'table' else 'figure.json')}\npage:  {page}\nall:   {html.gather(report)}")
+    print(f"{kind}: {out / ('table.md' if kind == 'table' else 'figure.json')}\npage:  {page}")
+    if worth_keeping(document):
+        keep(out, Path(cfg.report) / experiment["name"] / variant(document["model"], own))
+        print(f"all:   {html.gather(Path(cfg.report))}")
     return document
+
+
+def worth_keeping(document: dict[str, Any]) -> bool:
+    """Whether anything in a document was measured, or nothing was to be: a run that failed must not take the place of one that did not."""
+    runs = [run for row in document["rows"] for run in (row["runs"].values() if "runs" in row else [row])]
+    return not runs or any(run["status"] == "done" for run in runs)
+
+
+def keep(out: Path, kept: Path) -> None:
+    """Copies a run's folder to the report, in place of an older one and only when it is there whole."""
+    if kept.resolve() == out.resolve():
+        return
+    part = kept.with_name(kept.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(out, part, ignore=shutil.ignore_patterns(".hydra", "*.log", "wandb", "tensorboard", "mlflow*"))
+    shutil.rmtree(kept, ignore_errors=True)
+    part.rename(kept)
 
 
 def drawn(
@@ -92,7 +114,9 @@ def drawn(
 
     try:
         found = measure_figure(cfg, figure, own, folder, document, table)
-    except (UserError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, UserError | OSError):
+            log.error("%s failed:\n%s", figure["name"], traceback.format_exc())
         found = {"kind": "figure", "name": figure["name"], "title": figure["title"], "error": one_line(error)}
     results.write_json(folder / "figure.json", found)
     return found, folder
@@ -120,13 +144,16 @@ def natural(name: str) -> list[Any]:
 def model_name(experiment: dict[str, Any], own: list[str]) -> str:
     from hydra import compose
 
-    return str(compose("sweep", overrides=[*experiment.get("overrides", []), *own]).model.name)
+    model = compose("sweep", overrides=[*experiment.get("overrides", []), *own]).model
+    return str(model.name or Path(model.path).name)
 
 
 def variant(model: str, own: list[str]) -> str:
     """The folder of a run in the report: its model and what else the user set, so that a shortened run never takes a whole one's place."""
-    words = [word for word in own if plan.key(word) not in SAME_TABLE]
-    return re.sub(r"[^\w.,=+-]+", "_", ",".join([model, *sorted(words)]))[:150]
+    words = [word for word in own if plan.key(word) not in SAME_TABLE and not plan.key(word).startswith("logger.")]
+    said = ",".join([model, *sorted(words)])
+    name = re.sub(r"[^\w.,=+-]+", "_", said)
+    return name if name == said and len(name) <= LONGEST else f"{name[:LONGEST]},{hashlib.sha256(said.encode()).hexdigest()[:6]}"
 
 
 def provenance(cfg: DictConfig, seconds: float) -> dict[str, Any]:
@@ -137,65 +164,3 @@ def failures(document: dict[str, Any]) -> list[str]:
     """What failed in a document: "label: why"."""
     runs = [run for row in document["rows"] for run in (row["runs"].values() if "runs" in row else [row])]
     return [f"{run['point']}: {run['error']}" for run in runs if run.get("status") == "failed"]
-
-
-def show_list(cfg: DictConfig, kinds: list[str], own: list[str]) -> None:
-    """What there is: id, what varies, points, how many of them are in the store, and how long the others will take by those."""
-    from rich.table import Table
-
-    shown = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
-    for column in ("id", "what varies", "points", "done", "left"):
-        shown.add_column(column, justify="left" if column in ("id", "what varies") else "right", overflow="fold")
-    known = Store(Path(cfg.store))
-    for kind in kinds:
-        for experiment in everything(kind):
-            folders = [known.folder(first, own) for first in overrides_of(experiment, own)]
-            left = known.seconds([f for f in folders if not known.done(f)])
-            done = sum(known.done(f) for f in folders)
-            shown.add_row(
-                experiment["name"], experiment["title"], str(len(folders)), str(done), "" if left is None else f"{left / 60:.0f} min"
-            )
-    results.console().print(shown)
-
-
-def overrides_of(experiment: dict[str, Any], own: list[str]) -> list[list[str]]:
-    """The overrides of every point on every benchmark, but for what is found while it runs: matched settings, trained modules."""
-    names = plan.benchmarks(experiment, own, plan.on_scale_model(experiment, own))
-    return [plan.words(experiment, point, name) for name in names for point in plan.points(experiment)]
-
-
-class Store:
-    """What is done: the finished points below ``root``."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.settings: dict[Path, tuple[str, str]] = {}  # of a point's folder: model and benchmark
-        self.spent: dict[tuple[str, str], list[float]] = {}
-        for file in root.glob("*/metrics.json"):
-            found = json.loads(file.read_text())
-            self.spent.setdefault((found["backbone"], found["benchmark"]), []).append(found["seconds"])
-
-    def folder(self, first: list[str], own: list[str]) -> Path:
-        from hydra import compose
-
-        from blink_exp.experiments.evaluate import locate
-
-        cfg = compose("sweep", overrides=[*first, *own])
-        locate(cfg)
-        settings = results.plain(cfg)
-        folder = self.root / results.point_hash(settings, digests(settings))
-        preset = next(word.partition("=")[2] for word in reversed([*first, *own]) if plan.key(word) == "benchmark")
-        self.settings[folder] = str(cfg.model.name), preset
-        return folder
-
-    def done(self, folder: Path) -> bool:
-        return (folder / "metrics.json").is_file()
-
-    def seconds(self, folders: list[Path]) -> float | None:
-        """How long points will take; None where nothing like one of them has been measured."""
-        spent = [self.typical(*self.settings[folder]) for folder in folders]
-        return None if None in spent else sum(s for s in spent if s is not None)
-
-    def typical(self, model: str, benchmark: str) -> float | None:
-        found = [s for (backbone, name), spent in self.spent.items() if name == benchmark and backbone.startswith(model) for s in spent]
-        return statistics.median(found) if found else None

@@ -20,7 +20,7 @@ from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.errors import UserError, flat
-from blink_exp.experiments import results
+from blink_exp.experiments import identity, results
 from blink_exp.experiments.records import Kept, record, summary, write_lines
 from blink_exp.experiments.terminal import bar, show
 from blink_exp.methods.base import Method
@@ -107,13 +107,11 @@ def located(path: str, root: Path) -> str:
 def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns what
     the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there."""
-    from blink_exp.experiments.sweep import digests
-
     started = time.time()
     backbone, method, benchmark = prepare(cfg)
     results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     settings = results.plain(cfg)
-    kept = Kept(out / "records.part", results.point_hash(settings, digests(settings)))
+    kept = Kept(out / "records.part", identity.point_hash(settings, identity.digests(settings)))
     if isinstance(benchmark, Probes):
         with bar(None, benchmark.name, True) as advance:
             records, skipped = benchmark.probe(backbone, cfg.limit, advance)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.backbone.views import NEWLINE, Views, everything, pack
 from blink_exp.errors import UserError
-from blink_exp.experiments import results
+from blink_exp.experiments import identity, results
 from blink_exp.methods.base import Method
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts
@@ -31,18 +31,20 @@ STEPS = 16  # halvings: the value is known to 2 ** -16 of its range
 def matched(cfg: DictConfig, key: str) -> list[str]:
     """The override that makes ``cfg``'s method work on ``cfg.retention_ratio`` of the visual tokens by its setting ``key``
     ("method.iqr_factor"). Kept in the store. Raises UserError where no value of the setting does."""
-    from blink_exp.experiments.sweep import digests
-
-    settings = results.plain(cfg)
-    asked = {"match": key, "wanted": str(cfg.retention_ratio)}
-    name = results.point_hash(settings, digests(settings) | asked)
-    known = Path(cfg.store) / "matched" / f"{name}.json"
+    known = place(cfg, key)
     if not known.is_file() or cfg.force:
         value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)
         results.write_json(known, {"key": key, "value": value, "wanted": cfg.retention_ratio, "share": share})
     found = json.loads(known.read_text())
     print(f"matched: {key}={found['value']:.6g} keeps {100 * found['share']:.2f} % of the visual tokens", flush=True)
     return [f"{key}={found['value']:.6g}"]
+
+
+def place(cfg: DictConfig, key: str) -> Path:
+    """The file of the store that holds what was found."""
+    settings = results.plain(cfg)
+    asked = {"match": key, "wanted": str(cfg.retention_ratio)}
+    return Path(cfg.store) / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
 
 
 def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:
@@ -67,12 +69,12 @@ def share_by(cfg: DictConfig, key: str) -> Callable[[float], float]:
     because nothing would stay. Errors of the other settings are raised here."""
     from hydra.utils import instantiate
 
-    from blink_exp.benchmarks.base import spread
-    from blink_exp.experiments.evaluate import prepare
+    from blink_exp.benchmarks.base import by_image
+    from blink_exp.experiments import evaluate
 
-    backbone, _, benchmark = prepare(cfg)
-    first = {s.image_id: s for s in reversed(spread(benchmark.samples(), cfg.limit))}
-    asked = [(s.image(), benchmark.prompt(s)) for s in first.values()]
+    backbone, _, benchmark = evaluate.prepare(cfg)
+    first = [group[0] for group in by_image(evaluate.chosen(benchmark, cfg))]
+    asked = [(s.image(), benchmark.prompt(s)) for s in first]
     encodings: dict[int, Any] = {}
 
     def views(k: int) -> Views:

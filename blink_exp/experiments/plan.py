@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from blink_exp.cli import one_line
 from blink_exp.errors import UserError
 from blink_exp.experiments.sweep import guarded
 
+log = logging.getLogger(__name__)
 # of the sweep, not of its points
-OWN_SETTINGS = ("table=", "table.", "figure=", "figure.", "store=", "force=", "report=", "dashboard=", "hydra.")
+OWN_SETTINGS = ("table=", "table.", "figure=", "figure.", "store=", "force=", "report=", "dashboard=", "train=", "hydra.")
 
 
 def own_words() -> list[str]:
@@ -73,9 +76,27 @@ def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> 
 
 
 def command(overrides: list[str], script: str = "evaluate.py") -> str:
-    """The line that runs a point alone: of two words with the same key, the later."""
-    last = {key(word): word for word in overrides}
+    """The line that runs a point alone: of two words with the same key the later; where it is logged is no part of it."""
+    last = {key(word): word for word in overrides if key(word).partition(".")[0] != "logger"}
     return shlex.join(["python", script, *last.values()])
+
+
+def refuse_collisions(experiment: dict[str, Any], own: list[str]) -> None:
+    """Raises UserError where the user sets what the points vary: rows would carry labels that they have not earned."""
+    varied = {key(word): point["label"] for point in points(experiment) for word in point["overrides"]}
+    for word in own:
+        mine = key(word)
+        for theirs, label in varied.items():
+            inner = mine.partition(".")[0] == theirs and mine.partition(".")[0] not in ("method", "model", "benchmark")
+            if (
+                mine == theirs
+                or theirs.startswith(mine + ".")
+                or inner
+                or {mine.partition(".")[0], theirs.partition(".")[0]} == {"layer", "layers"}
+            ):
+                raise UserError(
+                    f"{word} would replace {theirs} of {experiment['name']}'s point {label}; leave it away, or run that point alone"
+                )
 
 
 def measured_run(cfg: DictConfig, first: list[str], own: list[str], label: str, match: str | None = None, **logged: Any) -> dict[str, Any]:
@@ -90,30 +111,48 @@ def measured_run(cfg: DictConfig, first: list[str], own: list[str], label: str, 
 
             first = [*first, *matched(compose("sweep", overrides=[*first, *own, *sweep]), match)]
         composed = compose("sweep", overrides=[*first, *own, *sweep])
-    except UserError as error:
-        return {"point": label, "status": "failed", "error": one_line(error)}
-    return guarded(composed, label, **logged) | {"command": command([*first, *own])}
+    except Exception as error:  # also what Hydra wraps, and what a model or a data set says while it is matched
+        if not isinstance(error, UserError):
+            log.error("%s failed:\n%s", label, traceback.format_exc())
+        run = {"point": label, "status": "failed", "error": one_line(error)}
+    else:
+        run = guarded(composed, label, **logged)
+    return run | {"command": command([*first, *own])}
+
+
+def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tuple[list[str], Path] | None:
+    """The words of train.py for the modules that an experiment ``trains``, on the user's model and with the user's ``train`` words, and the
+    folder of the store where they are kept. None where it trains none, or the user names modules.
+
+    Raises UserError on a published backbone without ``train`` words: what trains a scale model's modules would do nothing for it."""
+    from hydra import compose
+
+    from blink_exp.backbone.load import shipped
+    from blink_exp.experiments import identity, results
+
+    if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in own):
+        return None
+    models = [word for word in (*experiment.get("overrides", []), *own) if key(word).partition(".")[0] in ("model", "seed")]
+    given = list(cfg.get("train") or [])
+    overrides = [*models, *experiment["trains"], *given]
+    settings = results.plain(compose("train", overrides=overrides))
+    if shipped(settings["model"]["path"]) is None and not given:
+        needed = " ".join(experiment["trains"])
+        raise UserError(
+            f"{experiment['name']} needs TokenSR modules ({needed}) of {settings['model']['path']}; give tokensr.path=FOLDER, or"
+            ' "train=[trainer=paper,data=llava_665k,data.json=...,data.images=...]"'
+        )
+    text = json.dumps([settings | {"logger": None}, identity.digests(settings)["model"]], sort_keys=True)
+    folder = (Path(cfg.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
+    return [*overrides, *(word for word in own if key(word).partition(".")[0] == "logger")], folder
 
 
 def trained(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> list[str]:
-    """The override that names the modules which an experiment ``trains``, on the user's own model and data; the training is run now unless
-    the store has it. Nothing where the experiment trains none or the user names modules."""
-    from hydra import compose
-
-    from blink_exp.experiments import results
-    from blink_exp.experiments.sweep import digests
-
-    if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in own):
+    """The override that names the modules which an experiment ``trains``; the training is run now unless the store has it."""
+    found = training(cfg, experiment, own)
+    if found is None:
         return []
-    models = [word for word in experiment.get("overrides", []) if key(word).partition(".")[0] == "model"]
-    overrides = [
-        *models,
-        *experiment["trains"],
-        *(word for word in own if key(word).partition(".")[0] in ("model", "trainer", "data", "seed")),
-    ]
-    settings = results.plain(compose("train", overrides=overrides))
-    text = json.dumps([settings, digests(settings)["model"]], sort_keys=True)
-    folder = (Path(cfg.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
+    overrides, folder = found
     if not (folder / "metrics.json").is_file():
         script = Path(__file__).resolve().parent.parent.parent / "train.py"
         print(f"training first: {command(overrides, 'train.py')}", flush=True)

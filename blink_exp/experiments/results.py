@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -13,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-# settings that a result depends on; ``method`` holds the values of the groups that it takes (thresholds, layers, ...), no others count
-PART_OF_A_POINT = ("model", "method", "benchmark", "judge", "part", "limit", "shard", "seed")
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -46,29 +42,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def point_hash(settings: dict[str, Any], digests: dict[str, str]) -> str:
-    """What a point is known by: those resolved settings that it depends on, this package's version, and digests of its weights."""
-    kept = {k: settings[k] for k in PART_OF_A_POINT if k in settings}
-    if settings.get("model", {}).get("dtype", "float32") != "float32":
-        kept["batch_size"] = settings.get("batch_size")  # padding flips a few answers in half precision
-    text = json.dumps([kept, digests, importlib.metadata.version("blink_exp")], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def folder_digest(folder: Path | None) -> str:
-    """Digest of the weights in a folder ("" for none), so that retrained modules are another point."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")) if folder else []:
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16] if folder else ""
-
-
-def folder_stamp(folder: Path) -> str:
-    """Names, sizes and times of the weights in a folder: a published model's are too large to be read for every point."""
-    stat = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*.safetensors"))]
-    return hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16]
 
 
 def provenance(seed: int, seconds: float) -> dict[str, Any]:

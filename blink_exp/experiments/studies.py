@@ -29,6 +29,7 @@ def measure_figure(
 
     from blink_exp.figures.base import Study, written
 
+    plan.refuse_collisions(figure, own)
     base = of if of is not None else figure
     first = [*figure.get("overrides", []), *(base.get("overrides", []) if of is not None else [])]
     scale = plan.on_scale_model(base, own)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from blink_exp import tracking
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import results
+from blink_exp.experiments import identity, results
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +92,10 @@ def point(cfg: DictConfig) -> dict[str, Any]:
     cfg = cfg.copy()
     locate(cfg)  # another copy of the data is another point
     settings = results.plain(cfg)
-    folder = Path(cfg.store) / results.point_hash(settings, digests(settings))
+    folder = Path(cfg.store) / identity.point_hash(settings, identity.digests(settings))
     metrics = folder / "metrics.json"
     stored = json.loads(metrics.read_text()) if metrics.is_file() and not cfg.force else None
-    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < cfg.cost:
+    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
         stored = None  # the cost is no part of a point's hash, so a point may be there without it
     finished = stored or measure(without_sweep_settings(cfg), folder)
     print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
@@ -124,33 +124,10 @@ def point(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def digests(settings: dict[str, Any]) -> dict[str, str]:
-    """Digests of the weights that a point uses."""
-    from blink_exp.backbone.load import shipped
-
-    own = shipped(settings["model"]["path"])
-    folder = Path(settings["model"]["path"])
-    found = modules(settings.get("method"))
-    path = found["path"] or (own[1] if own else None) if found else None
-    return {
-        "model": results.folder_stamp(folder) if not own and folder.is_dir() else results.folder_digest(own[0] if own else None),
-        "tokensr": results.folder_digest(Path(path) if path else None),
-    }
-
-
-def modules(method: Any) -> dict[str, Any] | None:
-    """The TokenSR settings of a method that expands through modules, wherever they stand in it; None for one that does not."""
-    if not isinstance(method, dict):
-        return None
-    if method.get("amplify") and "tokensr" in method:
-        return method["tokensr"]
-    return next((found for value in method.values() if (found := modules(value))), None)
-
-
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
-        for key in ("store", "force", "table", "figure", "report", "dashboard", "objective", "token_price"):
+        for key in ("store", "force", "table", "figure", "report", "dashboard", "train", "objective", "token_price"):
             cfg.pop(key, None)
     return cfg
 
@@ -172,7 +149,7 @@ class Summary(Callback):
         for row in rows:
             row["point"] = " ".join(word for word in row["overrides"] if word not in common)
         write_summary(rows, folder)
-        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])  # Hydra's lacks the number of a job
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
         tracking.log_summary(rows, folder, results.plain(own))
         if common:
             print("at every point: " + " ".join(sorted(common)))

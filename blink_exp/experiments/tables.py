@@ -30,6 +30,7 @@ KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over"
 
 def measure_table(cfg: DictConfig, table: dict[str, Any], own: list[str]) -> dict[str, Any]:
     """The document of a table: every point measured on every benchmark, beside what is published. ``cfg``: the sweep's own settings."""
+    plan.refuse_collisions(table, own)
     scale = plan.on_scale_model(table, own)
     names = plan.benchmarks(table, own, scale)
     points = plan.points(table)
@@ -39,7 +40,9 @@ def measure_table(cfg: DictConfig, table: dict[str, Any], own: list[str]) -> dic
         for k, (point, row) in enumerate(zip(points, rows, strict=False)):
             print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
             first = [*plan.words(table, point, name), *modules]
-            row["runs"][name] = plan.measured_run(cfg, first, own, point["label"], point.get("match"), experiment=table["name"])
+            row["runs"][name] = hopeless(rows, name, point["label"]) or plan.measured_run(
+                cfg, first, own, point["label"], point.get("match"), experiment=table["name"]
+            )
         if table.get("split_by"):
             split([row["runs"][name] for row in rows], table["split_by"])
     document = {
@@ -56,6 +59,14 @@ def measure_table(cfg: DictConfig, table: dict[str, Any], own: list[str]) -> dic
     }
     add_deltas(document)
     return document
+
+
+def hopeless(rows: list[dict[str, Any]], benchmark: str, label: str) -> dict[str, Any] | None:
+    """A failed run for a point that need not be tried, where the first two points failed in the same words: a model that cannot be loaded
+    need not be asked for once a point."""
+    runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
+    errors = {run.get("error") for run in runs}
+    return {**runs[0], "point": label} if len(runs) >= 2 and len(errors) == 1 and None not in errors else None
 
 
 def new_row(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +106,8 @@ def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
         values["mme_total"] = round(perception + cognition, 2)  # Table 1 leaves the sum to the reader
         derived.add("mme_total")
 
+    guessed = entry.get("conjecture", {})
+
     def of(what: dict[str, Any]) -> dict[str, Any]:
         return {h: what[c] for h, c in columns.items() if c in what}
 
@@ -102,7 +115,7 @@ def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
         "published": {h: values.get(c) for h, c in columns.items()},
         "derived": [h for h, c in columns.items() if c in derived],
         "missing": of(entry.get("missing", {})),
-        "conjecture": of({k: v for k, v in entry.get("conjecture", {}).items() if k != "basis"}),
+        "conjecture": of(guessed) | ({"basis": guessed["basis"]} if of(guessed) and "basis" in guessed else {}),
     }
 
 

@@ -50,7 +50,7 @@ def copied(study: Study, baseline: str) -> Drawing:
 
 
 def by_subtask(records: list[dict[str, Any]], score: str) -> Gains:
-    """What each image (question, where a benchmark has no pairs) adds to the score of its subtask."""
+    """What each question (pair of them, where a benchmark has pairs) adds to the score of its subtask."""
     if score == "total":
         return gains(records, score)
     categories = sorted({r["category"] for r in records})
@@ -75,16 +75,19 @@ def area(scores: np.ndarray) -> np.ndarray:
 
 
 def claim(panel: str, runs: list[Gains], labels: list[str]) -> Claim:
-    """Whether every run but the first encloses more than the first does. The error of a change comes from drawing images anew, the same
-    ones for both runs."""
+    """Whether every run but the first encloses more than the first does. The error of a change comes from drawing images anew, each with
+    all of its questions and the same ones for both runs; where a subtask has a single image there is none."""
     rng = np.random.default_rng(0)
-    means, drawn_means = [], []
+    means, drawn_means, images_ = [], [], []
     for subtask in runs[0]:
-        images = [i for i in runs[0][subtask] if all(i in run[subtask] for run in runs)]
-        values = np.array([[run[subtask][i] for i in images] for run in runs])  # (runs, images)
-        index = rng.integers(len(images), size=(DRAWS, len(images)))
+        shared = [key for key in runs[0][subtask] if all(key in run[subtask] for run in runs)]
+        values = np.array([[run[subtask][key] for key in shared] for run in runs])  # (runs, questions)
+        names, owner = np.unique([image for image, _ in shared], return_inverse=True)
+        sums = np.stack([np.bincount(owner, row, len(names)) for row in values])  # (runs, images)
+        index = rng.integers(len(names), size=(DRAWS, len(names)))
         means.append(values.mean(1))
-        drawn_means.append(values[:, index].mean(2))
+        drawn_means.append(sums[:, index].sum(2) / np.bincount(owner)[index].sum(1))
+        images_.append(len(names))
     areas, spread = area(np.stack(means, -1)), area(np.stack(drawn_means, -1))  # (runs,), (runs, draws)
     enclosed = "area enclosed" if len(runs[0]) > 2 else "sum of the scores"
     numbers: dict[str, float | None] = {f"{enclosed}, {labels[0]}": float(areas[0])}
@@ -93,12 +96,12 @@ def claim(panel: str, runs: list[Gains], labels: list[str]) -> Claim:
         change, stderr = (
             (float(size / areas[0] - 1), float((draws / spread[0] - 1).std(ddof=1))) if areas[0] and spread[0].all() else (None, None)
         )
+        stderr = stderr if min(images_) > 1 else None
         numbers |= {f"{label}: change": change, f"{label}: standard error": stderr}
         verdicts.append(told(change, stderr))
-    images_ = sum(map(len, runs[0].values()))
     how = (
-        f"{enclosed} over {labels[0]}'s, less 1, on {len(runs[0])} subtasks, {images_} images; standard error from {DRAWS} draws of the "
-        f"images. {RULE} Holds if it does for every copy."
+        f"{enclosed} over {labels[0]}'s, less 1, on {len(runs[0])} subtasks, {sum(images_)} images; standard error from {DRAWS} draws of "
+        f"the images. {RULE} Holds if it does for every copy."
     )
     return Claim(
         f"Copying the most attended patch at any of the layers encloses a larger area ({panel}).", how, numbers, all_told(verdicts)

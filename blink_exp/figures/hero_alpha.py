@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from hydra.utils import get_class
 from blink_exp.errors import UserError
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
-from blink_exp.figures.verdicts import RULES, Mean, all_told, differences
+from blink_exp.figures.verdicts import HOLM, Mean, all_told, holm
 
 AVERAGE = "average"
 BEST = 0.5  # alpha at which the paper's average peaks
@@ -40,6 +40,7 @@ class Scored:
         ids = sorted(set.intersection(*(set(rows) for rows in answers.values())))
         self.x = list(answers)
         self.right = {x: np.asarray([float(rows[i]["correct"]) for i in ids]) for x, rows in answers.items()}
+        self.images = np.asarray([answers[self.x[0]][i]["image_id"] for i in ids])
         categories = np.asarray([answers[self.x[0]][i]["category"] for i in ids])
         self.categories = sorted(set(categories.tolist())) if len(set(categories.tolist())) > 1 else []
         own = {name: [categories == name] for name in self.categories}
@@ -50,10 +51,19 @@ class Scored:
         return int(sum(group.sum() for group in self.groups[name]))
 
     def mean(self, name: str, values: np.ndarray) -> Mean:
-        """The mean of (questions,) ``values`` in a category or, balanced as it is, on average, with its standard error over questions."""
-        parts = [values[group] for group in self.groups[name]]
-        error = sum(float(part.var(ddof=1)) / len(part) if len(part) > 1 else float("nan") for part in parts) ** 0.5 / len(parts)
-        return Mean(float(np.mean([part.mean() for part in parts])), None if np.isnan(error) else error, len(values))
+        """The mean of (questions,) ``values`` in a category or, balanced as it is, on average, with its standard error over images: the
+        questions on one hang together, also across categories. There is no error where a category has a single image."""
+        groups = self.groups[name]
+        value = float(np.mean([values[group].mean() for group in groups]))
+        counts = [len(set(self.images[group])) for group in groups]
+        if min(counts) < 2:
+            return Mean(value, None, self.count(name))
+        pulls = np.zeros(len(values))  # how far each question draws the mean
+        for group, n in zip(groups, counts, strict=True):
+            part = values[group]
+            pulls[group] = (part - part.mean()) / (len(part) * len(groups)) * (n / (n - 1)) ** 0.5
+        by_image = np.bincount(np.unique(self.images, return_inverse=True)[1], pulls)
+        return Mean(value, float(np.linalg.norm(by_image)), self.count(name))
 
     def line(self, name: str) -> list[Mean]:
         """Accuracy in per cent at each alpha."""
@@ -65,37 +75,62 @@ class Scored:
         highest = [x for x, value in line.items() if value == max(v for v in line.values() if v is not None)]
         return highest[0] if len(highest) == 1 else None
 
-    def lead(self, name: str, near: Sequence[float]) -> Mean:
-        """How far, in per cent, the best alpha among ``near`` is above the best other one, question by question."""
-        inside, outside = [x for x in self.x if x in near], [x for x in self.x if x not in near]
+    def sides(self, near: Sequence[float]) -> tuple[list[float], list[float]]:
+        """The alphas among ``near``, and the others."""
+        return [x for x in self.x if x in near], [x for x in self.x if x not in near]
+
+    def lead(self, name: str, near: Sequence[float]) -> float | None:
+        """How far, in per cent, the best alpha among ``near`` is above the best other one. Both are picked on the very questions that they
+        are compared on, so an error of it would be too small: ``peaks`` judges."""
+        best = [max((self.mean(name, 100 * self.right[x]).value or 0.0 for x in xs), default=None) for xs in self.sides(near)]
+        return None if best[0] is None or best[1] is None else best[0] - best[1]
+
+
+def peaks(scored: Scored, places: Mapping[str, Sequence[float]]) -> dict[str, bool | None]:
+    """{name: whether its peak is among the alphas ``places`` names}: True where one of them is above every other alpha, False where another
+    alpha is above all of them, each difference paired question by question and all of all names Holm-corrected together."""
+    tried = [(name, a, b) for name, near in places.items() for inside, outside in [scored.sides(near)] for a in inside for b in outside]
+    found = dict(zip(tried, holm([scored.mean(name, 100 * (scored.right[a] - scored.right[b])) for name, a, b in tried]), strict=True))
+
+    def peak(name: str, inside: list[float], outside: list[float]) -> bool | None:
         if not inside or not outside:
-            return Mean(None, None, 0)
-        a, b = (max(xs, key=lambda x: self.mean(name, self.right[x]).value or 0.0) for xs in (inside, outside))
-        return self.mean(name, 100 * (self.right[a] - self.right[b]))
+            return None
+        if any(all(found[name, a, b] is True for b in outside) for a in inside):
+            return True
+        return False if any(all(found[name, a, b] is False for a in inside) for b in outside) else None
+
+    return {name: peak(name, *scored.sides(near)) for name, near in places.items()}
 
 
 def claims(scored: Scored) -> list[Claim]:
     """Where the average peaks, and where each category does: on MMStar against the paper's alphas, elsewhere as numbers alone."""
-    rule = f"questions of every point, paired. {RULES}"
-    lead = scored.lead(AVERAGE, [BEST])
+    rule = f"questions of every point, paired, errors over images, {HOLM}."
+    average = peaks(scored, {AVERAGE: [BEST]})[AVERAGE]
     found = [
         Claim(
             f"The average peaks at alpha = {BEST}",
-            f"Accuracy at {BEST} less that at the best other alpha, {scored.count(AVERAGE)} {rule}",
-            {"peak": scored.peak(AVERAGE)} | differences({"lead": lead}),
-            lead.above,
+            f"Accuracy at {BEST} less that at each other alpha, {scored.count(AVERAGE)} {rule} Holds: it is above every other; does not: "
+            "another is above it; else open. Lead: over the best other, picked afterwards.",
+            {"peak": scored.peak(AVERAGE), "lead": scored.lead(AVERAGE, [BEST])},
+            average,
         )
     ]
-    peaks: dict[str, float | None] = {f"peak, {name}": scored.peak(name) for name in scored.categories}
+    numbers: dict[str, float | None] = {f"peak, {name}": scored.peak(name) for name in scored.categories}
     if set(scored.categories) == set(PEAKS):
-        leads = {name: scored.lead(name, [x for x in scored.x if abs(x - at) <= width + 1e-9]) for name, (at, width) in PEAKS.items()}
+        places = {name: [x for x in scored.x if abs(x - at) <= width + 1e-9] for name, (at, width) in PEAKS.items()}
+        verdicts = peaks(scored, places)
         where = ", ".join(f"{name} {'near' if width else 'at'} {at}" for name, (at, width) in PEAKS.items())
-        how = f"Best accuracy there (near: within 0.1) less the best elsewhere, {rule}"
-        numbers = peaks | differences({f"lead, {name}": one for name, one in leads.items()})
-        found.append(Claim(f"Categories peak apart: {where}", how, numbers, all_told(one.above for one in leads.values())))
+        numbers |= {f"lead, {name}": scored.lead(name, near) for name, near in places.items()}
+        numbers |= {f"holds (1) or not (0), {name}": None if v is None else float(v) for name, v in verdicts.items()}
+        how = (
+            f"Accuracy at each alpha there (near: within 0.1) less that at each one elsewhere, {rule} A category holds where one there is "
+            "above every one elsewhere, and does not where one elsewhere is above all there; the claim holds where all six do. Lead: the "
+            "best there less the best elsewhere, picked afterwards."
+        )
+        found.append(Claim(f"Categories peak apart: {where}", how, numbers, all_told(verdicts.values())))
     elif scored.categories:
         how = f"Alpha of the highest accuracy, if one alone has it, {scored.count(AVERAGE)} questions in all. The paper's are MMStar's."
-        found.append(Claim("Categories peak at alphas of their own", how, peaks, None))
+        found.append(Claim("Categories peak at alphas of their own", how, numbers, None))
     return found
 
 
@@ -124,9 +159,9 @@ def categories(study: Study) -> Drawing:
     failed = len(study.rows) - len(study.done)
     kind = "the mean of the categories" if AVERAGE in one["scores"] else "over all questions"
     caption = (
-        f"Accuracy of HERO against alpha, a line a category; black: the average, {kind}, with a band of a standard error over questions."
+        f"Accuracy of HERO against alpha, a line a category; black: the average, {kind}, with a band of a standard error over images."
         + (f" {failed} points were not measured and are left out." if failed else "")
     )
     name = get_class(study.cfg.benchmark._target_).name  # type: ignore[attr-defined]
-    measured_on = draw.measured_on(str(one["backbone"]).split("@")[0], name, scored.count(AVERAGE), join=" on ")
+    measured_on = draw.measured_on(one["backbone"], name, scored.count(AVERAGE))
     return Drawing({study.name: figure}, data, claims(scored), caption, measured_on)

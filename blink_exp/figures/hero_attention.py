@@ -134,7 +134,7 @@ def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
     if kind not in KINDS:
         raise UserError(f"figure.draw.kind={kind} is no kind of image; use {' or '.join(KINDS)}")
     backbone, _, benchmark = study.opened()
-    images = seen(backbone, pictures_of(benchmark.samples(), study.cfg.limit))
+    images = seen(backbone, pictures_of(benchmark, study.cfg))
     groups = {k: [one for one in images if one.kind == k] for k in KINDS}
     shown = groups[kind][0] if groups[kind] else images[0 if kind == CLEAR else -1]
     claims = stages(groups[kind] if any(groups.values()) else images, kind if any(groups.values()) else "all")
@@ -160,7 +160,7 @@ def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
         f"the foreground covers. {which}"
     )
     counts = " and ".join(f"{len(rows)} {k}" for k, rows in used.items())
-    measured_on = draw.measured_on(backbone.name, benchmark.name, len(images), f"images ({counts})", " on ")
+    measured_on = draw.measured_on(backbone.identity, benchmark.name, len(images), f"images ({counts})")
     return Drawing(pictures, data, claims, caption, measured_on)
 
 
@@ -172,7 +172,7 @@ def maps(backbone: Backbone, shown: Seen, columns: int = 9):
     figure, axes = draw.canvas(PAGE, PAGE / columns * rows * 1.22, rows, columns)
     for axis in axes.flat:
         axis.axis("off")
-    axes.flat[0].imshow(base_view(backbone, image), interpolation="nearest")
+    axes.flat[0].imshow(draw.base_view(backbone, image), interpolation="nearest")
     axes.flat[0].set_title("image")
     for i, (axis, row) in enumerate(zip(axes.flat[1:], attention.mean(1), strict=False)):
         axis.imshow(row.view(side, side).numpy(), vmin=0, cmap="viridis", interpolation="nearest")
@@ -180,13 +180,6 @@ def maps(backbone: Backbone, shown: Seen, columns: int = 9):
         words = [f"{m} {found[i]:.2f}" for m, found in shown.by_layer.items() if not math.isnan(found[i])]
         axis.images[0].set_gid(draw.tip(f"layer {i + 1}: {', '.join(words)}"))
     return figure
-
-
-def base_view(backbone: Backbone, image) -> np.ndarray:
-    """(size, size, 3) in 0 to 1: the pixels of the base view, as it is cropped, padded or stretched."""
-    pixels = backbone.transform(image)
-    low, high = pixels.amin(), pixels.amax()
-    return ((pixels - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0).numpy()
 
 
 def curves(means: dict[str, dict[str, list[Mean]]]):

@@ -18,6 +18,7 @@ from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Benchmark, Sample, by_image, spread
 from blink_exp.errors import UserError
+from blink_exp.experiments.evaluate import chosen, prepare
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLUMN, PAGE, Claim, Drawing, Study, records_of
 from blink_exp.figures.hero_measures import asked, objects, token_cover
@@ -56,12 +57,10 @@ def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[dict[str
 
 
 def _prepared(row: dict[str, Any]) -> tuple[Backbone, Method, Benchmark]:
-    from blink_exp.experiments.evaluate import prepare
-
     return prepare(OmegaConf.load(Path(row["folder"]) / "config.yaml"))  # type: ignore[arg-type]
 
 
-def chosen(samples: Sequence[Sample], records: Sequence[dict[str, Any]], count: int) -> list[Sample]:
+def drawn_first(samples: Sequence[Sample], records: Sequence[dict[str, Any]], count: int) -> list[Sample]:
     """``count`` samples of different images and, as far as they go, categories: first those about one region, then those answered right."""
     right = {r["id"]: float(r["correct"] or 0) for r in records}
     pool = [s for s in samples if s.id in right] if right else list(samples)
@@ -162,9 +161,9 @@ def claims(found: dict[str, dict[str, list[float]]], label: str) -> list[Claim]:
 def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
     """Fig. 6: ``count`` images with the tokens that stay, and the claim over ``asked`` questions."""
     backbone, benchmark, methods, records = shown(study)
-    samples = spread(benchmark.samples(), study.cfg.limit)
+    samples = chosen(benchmark, study.cfg)
     pictures, drawn = {}, []
-    for k, sample in enumerate(chosen(samples, records, count)):
+    for k, sample in enumerate(drawn_first(samples, records, count)):
         image = sample.image()
         panels = []
         for one in methods:
@@ -177,12 +176,14 @@ def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
     control = Shown("random tokens", Method(name="random", pruner=RandomTokens(study.cfg.retention_ratio)))
     found = recalls(backbone, benchmark, [*methods, *([] if "random" in names else [control])], spread(samples, asked))
     images = len(found[label][ALL])
+    picked = f" and, of these, those that {label} answered right; the claims count right and wrong alike" if records else ""
     caption = (
         "What stays is shown clear, what goes is dark, on the tiles and on the thumbnail. Methods inside the LLM: the longer a token "
-        "stays, the clearer; tokens that are means of several have no place and are not shown. Dashed: what the question is about."
+        "stays, the clearer; tokens that are means of several have no place and are not shown. Dashed: what the question is about. "
+        f"Drawn first: questions about one region{picked}."
     )
     data = {"examples": drawn, "kept": found}
-    measured_on = draw.measured_on(backbone.name, benchmark.name, images, "images with annotated questions", " on ")
+    measured_on = draw.measured_on(backbone.identity, benchmark.name, images, "images with annotated questions")
     return Drawing(pictures, data, claims(found, label), caption, measured_on)
 
 

@@ -84,7 +84,7 @@ def heat(study: Study, second: str | None = None, heads_first: bool = True) -> D
     """Fig. 2: cosine similarity of CLS attention, layer by layer. ``second``: folder or hub id of a CLIP to draw beside the backbone's;
     ``heads_first``: see ``similarity``."""
     backbone, _, benchmark = study.opened()
-    samples = pictures_of(benchmark.samples(), study.cfg.limit)
+    samples = pictures_of(benchmark, study.cfg)
     encoders = [(f"CLIP of {backbone.name}", backbone)] + ([(second.rstrip("/").split("/")[-1], other_clip(second))] if second else [])
     figure, axes = draw.canvas(COLUMN * len(encoders), 0.85 * COLUMN, 1, len(encoders))
     claims, data, count = [], {}, 0
@@ -99,7 +99,7 @@ def heat(study: Study, second: str | None = None, heads_first: bool = True) -> D
     caption = f"Cosine similarity of CLS attention to the patches of the base view between any two CLIP layers ({order}), mean over images."
     if not second:
         caption += " The paper's second panel shows another encoder (CLIP-ViT-B), which this backbone does not have: it is left empty."
-    measured_on = draw.measured_on(backbone.name, benchmark.name, count, "images", " on ")
+    measured_on = draw.measured_on(backbone.identity, benchmark.name, count, "images")
     return Drawing({study.name: figure}, {"similarity": data}, claims, caption, measured_on)
 
 
@@ -189,7 +189,7 @@ def objects(study: Study) -> Drawing:
         f"Mean IoU of the {round(share * tokens)} of {tokens} patches with most CLS attention (mean over heads) with the mask of salient "
         f"objects, by CLIP layer; band: a standard error. Shaded: {named(marked)}. Dotted: as many patches at random."
     )
-    measured_on = draw.measured_on(backbone.name, benchmark.name, len(seen), "images", " on ")
+    measured_on = draw.measured_on(backbone.identity, benchmark.name, len(seen), "images")
     return Drawing({study.name: figure}, data, [object_layers(records, depth)], caption, measured_on)
 
 

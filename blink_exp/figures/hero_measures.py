@@ -7,22 +7,24 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 from torch.nn import functional as F
 
 from blink_exp.backbone.encode import Needs, encode
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
-from blink_exp.benchmarks.base import Sample, by_image, spread
+from blink_exp.benchmarks.base import Benchmark, Sample, by_image
 from blink_exp.benchmarks.duts import cover, on_view
 from blink_exp.errors import UserError
+from blink_exp.experiments.evaluate import chosen
 
 # images
 
 
-def pictures_of(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """The first sample of each image, of about ``limit`` samples evenly over the benchmark."""
-    return [group[0] for group in by_image(spread(list(samples), limit))]
+def pictures_of(benchmark: Benchmark, cfg: DictConfig) -> list[Sample]:
+    """The first sample of each image that ``cfg`` asks about: its part, limit and shard of the benchmark."""
+    return [group[0] for group in by_image(chosen(benchmark, cfg))]
 
 
 def looks(backbone: Backbone, samples: Sequence[Sample], batch: int = 16) -> Iterator[tuple[Sample, Image.Image, torch.Tensor]]:

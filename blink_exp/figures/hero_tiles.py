@@ -14,8 +14,9 @@ from PIL import Image
 from blink_exp.backbone.encode import Encoding, Needs
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
-from blink_exp.benchmarks.base import Benchmark, Box, Sample, by_image, spread
+from blink_exp.benchmarks.base import Benchmark, Box, Sample, by_image
 from blink_exp.errors import UserError
+from blink_exp.experiments.evaluate import chosen
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
 from blink_exp.figures.hero_measures import asked, objects, token_cover
@@ -117,7 +118,7 @@ def scores(study: Study) -> Drawing:
     backbone, _, benchmark = study.opened()
     if not backbone.tiled:
         raise UserError(f"{study.name} is about tiles, and {backbone.name} has one view; use model=scale_llava_next or model=llava_next_7b")
-    rows = ranked(backbone, benchmark, spread(benchmark.samples(), study.cfg.limit))
+    rows = ranked(backbone, benchmark, chosen(benchmark, study.cfg))
     if not rows:
         raise UserError(f"{study.name}: no image of {benchmark.name} has tiles; use another benchmark or a higher limit")
     # an image whose two rankings differ shows what the figure is about; it is the first such one, not the best
@@ -142,7 +143,7 @@ def scores(study: Study) -> Drawing:
         "region": example.region,
         "main": example.main,
     }
-    measured_on = draw.measured_on(backbone.name, benchmark.name, len(rows), join=" on ")
+    measured_on = draw.measured_on(backbone.identity, benchmark.name, len(rows))
     return Drawing({study.name: figure}, data, claims, caption, measured_on)
 
 

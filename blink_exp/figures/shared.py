@@ -122,9 +122,9 @@ def listed(values: Iterable[float | None], digits: int = 4) -> list[float | None
     return [None if v is None else round(float(v), digits) for v in values]
 
 
-def measured_on(backbone: str, benchmark: str, count: int, what: str = "questions", join: str = ", ") -> str:
-    """What a figure was measured on. ``backbone``: its identity or, joined by " on ", its name alone."""
-    return f"{backbone}{join}{benchmark}, {count} {what}"
+def measured_on(backbone: str, benchmark: str, count: int, what: str = "questions") -> str:
+    """What a figure was measured on. ``backbone``: its identity."""
+    return f"{backbone}, {benchmark}, {count} {what}"
 
 
 def point_measured_on(row: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ SURE = 2.0  # standard errors beyond which a difference counts
 # what a claim says of its verdict: of one difference, and of several that must all be there
 RULE = "Holds, or does not, where the difference is more than two standard errors from 0; else this cannot be told."
 RULES = f"Holds: every difference is above 0 by more than {SURE:g} standard errors; does not: one is as far below; else open."
-Gains = dict[str, dict[str, float]]  # by subtask and image: what an image adds to the subtask's score
+HOLM = f"Holm-corrected to the error that {SURE:g} standard errors leave to one comparison"
+Gains = dict[str, dict[tuple[str, str], float]]  # by subtask, then image and question: what the question adds to the subtask's score
 
 
 def told(difference: float | None, stderr: float | None) -> bool | None:
@@ -26,6 +28,26 @@ def told(difference: float | None, stderr: float | None) -> bool | None:
     if difference is None or stderr is None or abs(difference) <= SURE * stderr:
         return None
     return difference > 0
+
+
+def holm(gaps: Sequence[Mean]) -> list[bool | None]:
+    """``told`` of several differences at once: Holm's step-down at the two-sided error that ``SURE`` standard errors leave to one, so
+    that the chance of any wrong verdict among them is no larger than that. One without an error cannot be told, and counts."""
+    normal = NormalDist()
+    error = 2 * normal.cdf(-SURE)
+    sizes = [_in_errors(gap) for gap in gaps]
+    verdicts: list[bool | None] = [None] * len(gaps)
+    for place, k in enumerate(sorted(range(len(gaps)), key=lambda k: -sizes[k])):
+        if sizes[k] <= -normal.inv_cdf(error / 2 / (len(gaps) - place)):
+            break
+        verdicts[k] = (gaps[k].value or 0.0) > 0
+    return verdicts
+
+
+def _in_errors(gap: Mean) -> float:
+    if gap.value is None or gap.stderr is None or gap.value == 0:
+        return 0.0
+    return abs(gap.value) / gap.stderr if gap.stderr else math.inf
 
 
 def all_told(verdicts: Iterable[bool | None]) -> bool | None:
@@ -95,35 +117,37 @@ def differences(gaps: dict[str, Mean]) -> dict[str, float | None]:
 
 
 def gains(records: list[dict[str, Any]], score: str) -> Gains:
-    """What each image adds to a score. ``total``: MME's accuracy + accuracy-plus of each subtask (pairs with both answers only); else the
-    per cent of right answers, question by question. The score is the sum over subtasks of the mean over images."""
+    """What each question adds to a score. ``total``: MME's accuracy + accuracy-plus of each subtask, both questions on an image as one
+    (pairs with both answers only); else the per cent of right answers. The score is the sum over subtasks of the mean."""
     answered = [r for r in records if r["correct"] is not None]
     if score != "total":
-        return {"": {r["id"]: 100.0 * r["correct"] for r in answered}}
+        return {"": {(r["image_id"], r["id"]): 100.0 * r["correct"] for r in answered}}
     pairs = {k: {i: pair for i, pair in by(rows, "image_id").items() if len(pair) == 2} for k, rows in by(answered, "category").items()}
     return {
-        k: {i: 50.0 * sum(r["correct"] for r in pair) + 100.0 * all(r["correct"] for r in pair) for i, pair in images.items()}
+        k: {(i, ""): 50.0 * sum(r["correct"] for r in pair) + 100.0 * all(r["correct"] for r in pair) for i, pair in images.items()}
         for k, images in pairs.items()
         if images
     }
 
 
 def contrast(first: Sequence[Gains], second: Sequence[Gains]) -> Mean:
-    """The mean score of the ``first`` runs less that of the ``second``, paired image by image (``n`` of them)."""
+    """The mean score of the ``first`` runs less that of the ``second``, paired question by question, its standard error over images (``n``
+    of them): the questions on one hang together. There is no error where a subtask has a single image in common."""
     if not first or not second:
         return Mean(None, None, 0)
-    difference = variance = 0.0
-    count = 0
+    gaps, count = [], 0
     for subtask in first[0]:
-        images = [i for i in first[0][subtask] if all(i in run.get(subtask, {}) for run in (*first, *second))]
-        if not images:
+        shared = [key for key in first[0][subtask] if all(key in run.get(subtask, {}) for run in (*first, *second))]
+        if not shared:
             continue
-        a, b = ([[run[subtask][i] for i in images] for run in runs] for runs in (first, second))
-        apart = np.mean(a, axis=0) - np.mean(b, axis=0)
-        difference += float(apart.mean())
-        variance += float(apart.var(ddof=1)) / len(images) if len(images) > 1 else 0.0
-        count += len(images)
-    return Mean(difference, variance**0.5, count)
+        a, b = ([[run[subtask][key] for key in shared] for run in runs] for runs in (first, second))
+        images = [image for image, _ in shared]
+        gaps.append(mean(np.mean(a, axis=0) - np.mean(b, axis=0), images))
+        count += len(set(images))
+    if not gaps:
+        return Mean(None, None, 0)
+    errors = [gap.stderr for gap in gaps if gap.stderr is not None]
+    return Mean(sum(gap.value or 0.0 for gap in gaps), math.hypot(*errors) if len(errors) == len(gaps) else None, count)
 
 
 def headline(rows: list[dict[str, Any]], name: str) -> str:

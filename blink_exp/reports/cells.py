@@ -1,4 +1,4 @@
-"""What stands in every cell of a table and what its marks mean; the one place that Markdown, LaTeX, the page and the terminal share.
+"""What stands in every cell of a table; the one place that Markdown, LaTeX, the page and the terminal share. Marks: see ``legend``.
 
 A document is what a table leaves behind (table.json): columns of published numbers, then one group of columns for each benchmark that was
 measured. The two never share a column, and a cell that was not measured stays empty.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 PUBLISHED, SETTINGS = "published", "settings"  # groups that are no benchmark
 DERIVED, SIGNIFICANT = "*", "†"
 LEVEL = 0.05  # a delta whose p is below carries SIGNIFICANT
+NOTHING = 1e-9  # points of a score; a standard error below is rounding
 
 
 @dataclass(frozen=True)
@@ -83,51 +85,6 @@ def tag(document: dict[str, Any], column: Column) -> str:
     return "measured" if len(document["groups"]) == 1 else f"measured, {column.group}"
 
 
-def gaps(document: dict[str, Any]) -> list[str]:
-    """Why cells are empty, for readers without a pointer: what the paper does not print and for which reason, and what failed."""
-    reasons: dict[str, list[str]] = {}
-    for row in document["rows"]:
-        for heading in document["published_columns"]:
-            why = (row.get("missing") or {}).get(heading)
-            if why and (row.get("published") or {}).get(heading) is None:
-                reasons.setdefault(why, []).append(f"{row['point']} ({heading})")
-    failed = [
-        f"Failed: {row['point']}, {benchmark}: {run.get('error') or 'no reason known'}"
-        for row in document["rows"]
-        for benchmark, run in (row.get("runs") or {}).items()
-        if run.get("status") != "done"
-    ]
-    return [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()] + failed
-
-
-def legend(document: dict[str, Any]) -> list[str]:
-    """What the groups and marks mean: one sentence for each that occurs."""
-    heads, body = columns(document), [cells for _, cells in rows(document)]
-    groups = {column.group for column in heads}
-    pairs = [(column, cell) for cells in body for column, cell in zip(heads, cells, strict=True)]
-    here = [cell for column, cell in pairs if column.group not in (PUBLISHED, SETTINGS)]
-    said = [cell for column, cell in pairs if column.group == PUBLISHED]
-    out = [_sentence(group_label(document, PUBLISHED))] if PUBLISHED in groups else []
-    out += [_sentence(group_label(document, SETTINGS))] if SETTINGS in groups else []
-    out += [_measured_on(document, group) for group in document["groups"]]
-    if PUBLISHED in groups and document["groups"]:
-        out.append(_apart(document))
-    if any("±" in cell.text for cell in here):
-        out.append(f"±: standard error over {document.get('error_over') or 'questions or images'}.")
-    if any(cell.delta for _, cell in pairs):
-        out.append(f"In brackets: difference from {_baselines(document)}, within the same column.")
-    if any(SIGNIFICANT in cell.mark for cell in here):
-        out.append(f"{SIGNIFICANT}: p < {LEVEL:g} in a paired test ({_tests(document)}), not corrected for the number of rows.")
-    if any(DERIVED in cell.mark for cell in said):
-        out.append(f"{DERIVED}: not printed, follows from printed numbers.")
-    if any(cell.best for cell in here):
-        out.append("Bold: the best measured value of its column.")
-    empty = (["not printed"] if any(not cell.text for cell in said) else []) + (
-        ["not measured"] if any(not cell.text for cell in here) else []
-    )
-    return out + ([f"Empty: {' or '.join(empty)}."] if empty else [])
-
-
 def value(run: dict[str, Any] | None, where: str) -> float | None:
     """The number at "scores.accuracy" of a run; None where the run failed, or has no such number or NaN there."""
     if run is None or run.get("status") != "done":
@@ -137,11 +94,16 @@ def value(run: dict[str, Any] | None, where: str) -> float | None:
     steps = [kind, name] if kind == "scores" else where.split(".")  # a score's name may hold a dot
     for step in steps:
         found = found.get(step) if isinstance(found, dict) else None
-    return None if found is None or isinstance(found, str) or math.isnan(found) else float(found)
+    return None if not isinstance(found, Real) or math.isnan(found) else float(found)
 
 
 def error(run: dict[str, Any], where: str) -> float | None:
-    """The standard error of the score at ``where``; None where it has none."""
+    """The standard error of the score at ``where``; None where it is not known. 0 is not known: too few questions to have differed."""
+    found = _stderr(run, where)
+    return None if found is None or found < NOTHING else found
+
+
+def _stderr(run: dict[str, Any], where: str) -> float | None:
     kind, _, name = where.partition(".")
     found = (run.get("stderr") or {}).get(name) if kind == "scores" else None
     return None if found is None or math.isnan(found) else float(found)
@@ -202,25 +164,38 @@ def _measured(row: dict[str, Any], benchmark: str, heading: str, column: dict[st
     number, per, digits = value(run, column["value"]), column.get("per", 1), column.get("digits", 2)
     if number is None:
         return Cell(note="this run has no such number", command=command)
-    stderr = error(run, column["value"])
+    stderr, error_digits = error(run, column["value"]), column.get("error_digits", 0)
     test = ((row.get("deltas") or {}).get(benchmark) or {}).get(heading) or {}
     delta = signed(None if test.get("delta") is None else test["delta"] / per, digits)
     p = test.get("p")
-    spread = "" if stderr is None else printed(stderr / per, column.get("error_digits", 0))
     notes = [
         f"{run['samples']} samples" if run.get("samples") is not None else "",
-        f"standard error {printed(stderr / per, column.get('error_digits', 0) + 1)}" if stderr is not None else "",
+        _error_in_words(run, column["value"]) if stderr is None else f"standard error {_spread(stderr / per, error_digits + 1)}",
         _against(row, delta),
         _tested(test, per, digits),
     ]
     return Cell(
-        text=printed(number / per, digits) + (f" ± {spread}" if spread else ""),
+        text=printed(number / per, digits) + ("" if stderr is None else f" ± {_spread(stderr / per, error_digits)}"),
         best=best is not None and _rounded(number / per, digits) == best,
         delta=delta,
         mark=SIGNIFICANT * (p is not None and p < LEVEL),
         note="; ".join(filter(None, notes)),
         command=command,
     )
+
+
+def _spread(stderr: float, digits: int) -> str:
+    """A standard error with ``digits`` decimals, or as many as it takes to be above 0."""
+    while float(said := printed(stderr, digits)) == 0:
+        digits += 1
+    return said
+
+
+def _error_in_words(run: dict[str, Any], where: str) -> str:
+    """Why a number has no standard error; costs never have one."""
+    if not where.startswith("scores."):
+        return ""
+    return "standard error not known" + ("" if _stderr(run, where) is None else " from so few questions")
 
 
 def _against(row: dict[str, Any], delta: str) -> str:
@@ -238,44 +213,15 @@ def _tested(test: dict[str, Any], per: float, digits: int | None) -> str:
 
 
 def _best(document: dict[str, Any], benchmark: str, column: dict[str, Any]) -> float | None:
-    """The best of a column's measured values as they are printed, so that what looks equal is equal; None where fewer than two are there.
+    """The best of a column's measured values as they are printed, so that what looks equal is equal; None where fewer than two differ.
 
     Scores are the better the higher. Costs have no best unless the column says ``better: low`` or ``high``: dropping more tokens always
     costs less."""
     better = column.get("better", "high" if column["value"].startswith("scores.") else None)
     found = [value((row.get("runs") or {}).get(benchmark), column["value"]) for row in document["rows"]]
     shown = [_rounded(v / column.get("per", 1), column.get("digits", 2)) for v in found if v is not None]
-    return None if better is None or len(shown) < 2 else max(shown) if better == "high" else min(shown)
+    return None if better is None or len(set(shown)) < 2 else max(shown) if better == "high" else min(shown)
 
 
 def _rounded(number: float, digits: int | None) -> float:
     return number if digits is None else float(f"{number:.{digits}f}")
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def _measured_on(document: dict[str, Any], group: dict[str, Any]) -> str:
-    runs = [(row.get("runs") or {}).get(group["benchmark"]) or {} for row in document["rows"]]
-    if not any(run.get("status") == "done" for run in runs):
-        return f"{group['benchmark']}: nothing measured."
-    if document.get("scale") and "scale model" not in group["label"]:
-        return f"Measured here on the scale model: {group['label']}."
-    return f"Measured here: {group['label']}."
-
-
-def _apart(document: dict[str, Any]) -> str:
-    if document.get("scale"):
-        return "Published and measured are two different models and benchmarks: compare differences within a group, never levels across."
-    return "Published and measured may differ in model, split and rules: read the labels before comparing levels."
-
-
-def _baselines(document: dict[str, Any]) -> str:
-    names = list(dict.fromkeys(row["baseline"] for row in document["rows"] if row.get("baseline")))
-    return names[0] if len(names) == 1 else "the row's baseline" + (f" ({', '.join(names)})" if names else "")
-
-
-def _tests(document: dict[str, Any]) -> str:
-    found = [d.get("test") for row in document["rows"] for group in (row.get("deltas") or {}).values() for d in group.values()]
-    return " or ".join(dict.fromkeys(name for name in found if name))

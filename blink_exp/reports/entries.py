@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from blink_exp.reports import cells
+from blink_exp.reports import cells, legend
 from blink_exp.reports.inline import picture
 
 Embedded = list[tuple[dict[str, Any], Path]]  # documents of figures and their folders
@@ -89,7 +89,7 @@ def _table(document: dict[str, Any]) -> dict[str, Any]:
             for label, line in cells.rows(document)
         ],
         "benchmarks": [group["benchmark"] for group in document["groups"]],
-        "legend": cells.legend(document),
+        "legend": [*legend.lines(document), *legend.fewer(document)],
         "differences": [
             line
             for group in document["groups"]
@@ -130,7 +130,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         "samples": run.get("samples"),
         "seconds": duration(run.get("seconds")),
         "backbone": run.get("backbone") or "",
-        "commit": short(run.get("commit") or ""),
+        "commit": legend.short(run.get("commit") or ""),
         "command": run.get("command") or "",
     }
 
@@ -214,15 +214,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def short(commit: str) -> str:
-    """A commit's first ten digits, and whether work went on beside it."""
-    digest, plus, changes = commit.partition("+")
-    return digest[:10] + plus + changes
-
-
 def _provenance(said: dict[str, Any]) -> dict[str, Any]:
     return {
-        "commit": short(said.get("commit") or ""),
+        "commit": legend.short(said.get("commit") or ""),
         "date": str(said.get("date") or "").partition(".")[0].replace("T", " "),
         "seconds": duration(said.get("seconds")),
         "seed": said.get("seed"),

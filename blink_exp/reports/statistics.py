@@ -1,8 +1,12 @@
-"""Whether two runs on the same questions differ by more than chance: exact McNemar for accuracies, a paired bootstrap for the rest.
+"""Whether two runs on the same questions differ by more than chance: exact McNemar for accuracies, a paired bootstrap over images.
 
-McNemar (1947) looks only at the questions that one run answers right and the other wrong. Scores that are no plain accuracy (MME's accuracy
-+ accuracy-plus, averages of categories, F1) are recomputed by the benchmark's own rule on images drawn with replacement, the same images
-for both runs; p and interval are read off the differences (Efron and Tibshirani, 1993, chapters 13 and 15).
+McNemar (1947) looks only at the questions that one run answers right and the other wrong, and takes each for an observation of its own.
+Questions on one image are not: what drops a region loses all that ask about it. So an accuracy of images with several questions must also
+hold against a bootstrap over images.
+
+Scores that are no plain accuracy (MME's accuracy + accuracy-plus, averages of categories, F1) are recomputed by the benchmark's own rule on
+images drawn with replacement, the same images for both runs; p and interval are read off the differences (Efron and Tibshirani, 1993,
+chapters 13 and 15).
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from scipy.stats import binomtest
 from blink_exp.benchmarks.base import Benchmark, Judged, by
 
 Records = list[dict[str, Any]]
+BOTH = "McNemar and image bootstrap"  # the larger p of the two
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 SAME = 1e-6  # points of a score; below, two ways to compute it agree
@@ -36,15 +41,17 @@ def compare(
     """How far a run is from its baseline, by score, on the samples that both have.
 
     ``records``, ``baseline``: {sample id: record}. ``names``: scores of the benchmark; one that is not in both runs is left out. Returns
-    {name: {delta (in the score's points, run - baseline), p (two-sided), test ("McNemar" or "bootstrap"), n (samples compared), low, high
-    (95 % interval of delta)}}. The same ``seed`` gives the same numbers, in whichever order the records come.
+    {name: {delta (in the score's points, run - baseline), p (two-sided), test ("McNemar", "bootstrap" or ``BOTH``), n (samples compared),
+    low, high (95 % interval of delta)}}. The same ``seed`` gives the same numbers, in whichever order the records come.
     """
     shared = sorted(records.keys() & baseline.keys())
     if not shared:
         return {}
     ours, theirs = (_final(benchmark, [runs[k] for k in shared]) for runs in (records, baseline))
     benchmark = _quiet(benchmark, ours)
-    found, drawn = {}, []
+    found: dict[str, dict[str, Any]] = {}
+    drawn: list[str] = []
+    clustered: dict[str, str] = {}  # {score: category} whose images have several questions
     scores = _scores(benchmark, ours), _scores(benchmark, theirs)
     mixed = _mixtures(ours, theirs, seed)
     mixed_scores = [_scores(benchmark, m) for m in mixed]
@@ -55,6 +62,12 @@ def compare(
             drawn.append(name)
         else:
             found[name] = mcnemar(_hits(ours, category), _hits(theirs, category))
+            images = {r["image_id"] for r in _answered(ours, category)}
+            clustered |= {name: category} if len(images) < found[name]["n"] else {}
+    if clustered:
+        pairs = Pairs.of(ours, theirs)
+        weights = _draws(pairs.strata, resamples, np.random.default_rng(seed))
+        found |= {name: over_images(found[name], pairs, category, weights) for name, category in clustered.items()}
     if drawn:
         found |= bootstrap(benchmark, ours, theirs, drawn, resamples, seed)
     return found
@@ -76,6 +89,20 @@ def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
     return found | {"p": float(test.pvalue), "low": low, "high": high}
 
 
+def over_images(alone: dict[str, Any], pairs: Pairs, category: str, weights: np.ndarray) -> dict[str, Any]:
+    """McNemar's answer ``alone``, corrected for images that have several questions. ``weights``: (draws, images), of ``_draws``.
+
+    p is the larger of McNemar's and that of the share of right answers in ``weights``; the interval is that of the draws. With k images that
+    differ, p is at least 2 / 2^k: so often all of them go one way by chance, which draws of a handful of images do not see."""
+    runs = [[_hits(image, category) for image in run] for run in (pairs.ours, pairs.theirs)]
+    ours, theirs = (np.array([sum(hits) for hits in run]) for run in runs)
+    asked = weights @ np.array([len(hits) for hits in runs[0]])
+    column = 100 * (weights @ (ours - theirs))[asked > 0] / asked[asked > 0]
+    drawn = _read(column, alone["delta"])
+    one_way = min(1.0, 2 * 0.5 ** int(np.count_nonzero(ours - theirs)))
+    return alone | drawn | {"p": max(alone["p"], drawn["p"] or 0.0, one_way), "test": BOTH}
+
+
 def bootstrap(
     benchmark: Benchmark, ours: Records, theirs: Records, names: list[str], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
@@ -92,16 +119,19 @@ def bootstrap(
     found = {}
     for k, name in enumerate(names):
         column = deltas[:, k][~np.isnan(deltas[:, k])]  # a draw may miss what a score needs
-        if not len(column):
-            continue
-        sides = [(1 + np.count_nonzero(side)) / (1 + len(column)) for side in (column <= SAME, column >= -SAME)]
-        low, high = np.quantile(column, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        delta = first[name] - second[name]
-        found[name] = {"delta": delta, "p": float(min(1.0, 2 * min(sides))), "test": "bootstrap", "n": len(ours)}
-        found[name] |= {"low": float(low), "high": float(high)}
-        if np.ptp(column) <= SAME < abs(delta):  # one image a category: draws cannot differ, so they tell nothing
-            found[name] |= {"p": None, "low": None, "high": None}
+        if len(column):
+            delta = first[name] - second[name]
+            found[name] = {"delta": delta, "test": "bootstrap", "n": len(ours)} | _read(column, delta)
     return found
+
+
+def _read(column: np.ndarray, delta: float) -> dict[str, float | None]:
+    """p, low and high of the differences that draws have, (draws,)."""
+    if not len(column) or np.ptp(column) <= SAME < abs(delta):  # one image a category: draws cannot differ, so they tell nothing
+        return {"p": None, "low": None, "high": None}
+    sides = [(1 + np.count_nonzero(side)) / (1 + len(column)) for side in (column <= SAME, column >= -SAME)]
+    low, high = np.quantile(column, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return {"p": float(min(1.0, 2 * min(sides))), "low": float(low), "high": float(high)}
 
 
 @dataclass(frozen=True)

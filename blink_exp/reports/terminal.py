@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blink_exp.experiments import results
-from blink_exp.reports import cells
+from blink_exp.reports import cells, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell, Column
 
 WIDE = 10  # columns of numbers; above, every group gets tables of its own
@@ -32,7 +32,7 @@ def show(document: dict[str, Any]) -> None:
         for label, found in body:
             table.add_row(Text(label), *(Text(words(found[k]), style="bold" if found[k].best else "") for k in part))
         console.print(table)
-    for line in [*cells.legend(document), *cells.gaps(document)]:
+    for line in [*legend.lines(document), *legend.gaps(document)]:
         console.print(Text(line))
 
 

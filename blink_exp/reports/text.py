@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.experiments import results
-from blink_exp.reports import cells
+from blink_exp.reports import cells, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell
 
 TIGHT = 8  # columns of numbers; above, a LaTeX table spans the page and is scaled to its width
@@ -53,16 +53,16 @@ def markdown(document: dict[str, Any]) -> str:
     lines = [
         f"**{_plain(document['title'])}**",
         "",
-        *(f"- {_plain(line)}" for line in cells.legend(document)),
+        *(f"- {_plain(line)}" for line in legend.lines(document)),
         *(["", document["note"]] if document.get("note") else []),
         "",
         _line(["", *heads]),
         "|---|" + "---:|" * len(heads),
         *(_line([_plain(label), *map(_marked_down, found)]) for label, found in cells.rows(document)),
         "",
-        *(f"- {_plain(line)}" for line in cells.gaps(document)),
+        *(f"- {_plain(line)}" for line in legend.gaps(document)),
         *(f"- {line}" for line in footnotes),
-        *([""] if cells.gaps(document) or footnotes else []),
+        *([""] if legend.gaps(document) or footnotes else []),
         f"`{document['command']}`",
     ]
     return "\n".join(lines) + "\n"
@@ -167,7 +167,7 @@ def latex(document: dict[str, Any]) -> str:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    notes = [*cells.legend(document), *([document["note"]] if document.get("note") else []), *cells.gaps(document)]
+    notes = [*legend.lines(document), *([document["note"]] if document.get("note") else []), *legend.gaps(document)]
     notes += [f"{note['kind']}: {note['text']}" for note in document.get("footnotes") or []]
     kind = "table*" if wide else "table"
     lines = [

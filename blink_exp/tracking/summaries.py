@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from blink_exp.reports import cells
+
 Table = tuple[list[str], list[list[Any]]]
 
 
 def table_rows(document: dict[str, Any]) -> Table:
     """The columns and rows of a table's document: point; published values, each with a column that says where it was derived and not
-    printed; the measured values of each benchmark, with standard errors, changes against the baseline and their p. Not known: None."""
+    printed; the measured values of each benchmark, with standard errors, changes against the baseline and their p, all but p in the
+    column's unit. Not known: None."""
     said = list(document["published_columns"])
     columns = ["point", *(f"{h} (published)" for h in said), "published, not printed but derived"]
     for group in document["groups"]:
@@ -20,26 +23,26 @@ def table_rows(document: dict[str, Any]) -> Table:
             columns += [f"{heading}{part} ({mark})" for part in ("", " ±", " change", " p")]
     rows = []
     for row in document["rows"]:
-        cells: list[Any] = [row["point"], *(number(row["published"].get(h)) for h in said), ", ".join(row.get("derived", [])) or None]
+        line: list[Any] = [row["point"], *(number(row["published"].get(h)) for h in said), ", ".join(row.get("derived", [])) or None]
         for group in document["groups"]:
             run = row.get("runs", {}).get(group["benchmark"], {})
             changes = row.get("deltas", {}).get(group["benchmark"], {})
             for heading, column in group["columns"].items():
                 change = changes.get(heading, {})
-                cells += [*measured(run, column), number(change.get("delta")), number(change.get("p"))]
-        rows.append(cells)
+                line += [*measured(run, column), in_unit(number(change.get("delta")), column), number(change.get("p"))]
+        rows.append(line)
     return columns, rows
 
 
 def measured(run: dict[str, Any], column: dict[str, Any]) -> tuple[float | None, float | None]:
     """(value, standard error) of a column in a run, in the column's unit."""
-    value: Any = run
-    for step in column["value"].split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    kind, _, name = column["value"].partition(".")
-    error = (run.get("stderr") or {}).get(name) if kind == "scores" else None
-    per = column.get("per", 1)
-    return (None if number(value) is None else value / per), (None if number(error) is None else error / per)
+    value = cells.value(run, column["value"])
+    error = None if value is None else cells.error(run, column["value"])
+    return in_unit(value, column), in_unit(error, column)
+
+
+def in_unit(value: float | None, column: dict[str, Any]) -> float | None:
+    return None if value is None else value / column.get("per", 1)
 
 
 def number(value: Any) -> float | None:

@@ -1,0 +1,120 @@
+"""What is said around a table: which numbers stand where, what the marks mean, why cells are empty, which commits measured them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blink_exp.reports.cells import DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, rows
+
+TESTS = {  # of ``statistics``
+    "McNemar": "McNemar's exact test",
+    "bootstrap": "bootstrap over images",
+    "McNemar and image bootstrap": "the larger p of McNemar's exact test and a bootstrap over images",
+}
+
+
+def gaps(document: dict[str, Any]) -> list[str]:
+    """What is not there, for readers without a pointer: what the paper does not print and for which reason, runs on fewer questions than
+    the others of their group, and what failed."""
+    reasons: dict[str, list[str]] = {}
+    for row in document["rows"]:
+        for heading in document["published_columns"]:
+            why = (row.get("missing") or {}).get(heading)
+            if why and (row.get("published") or {}).get(heading) is None:
+                reasons.setdefault(why, []).append(f"{row['point']} ({heading})")
+    failed = [
+        f"Failed: {row['point']}, {benchmark}: {run.get('error') or 'no reason known'}"
+        for row in document["rows"]
+        for benchmark, run in (row.get("runs") or {}).items()
+        if run.get("status") != "done"
+    ]
+    return [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()] + fewer(document) + failed
+
+
+def fewer(document: dict[str, Any]) -> list[str]:
+    """A sentence for each benchmark that some rows answered only in part, as where an image could not be read or a run was limited."""
+    out = []
+    for group in document["groups"]:
+        samples = {row["point"]: run["samples"] for row, run in _done(document, group) if run.get("samples") is not None}
+        whole = max(samples.values(), default=0)
+        short_of = [f"{point} ({n} of {whole})" for point, n in samples.items() if n < whole]
+        where = f" of {group['benchmark']}" if len(document["groups"]) > 1 else ""
+        out += [f"Measured on fewer questions{where}: {', '.join(short_of)}."] if short_of else []
+    return out
+
+
+def commits(document: dict[str, Any]) -> list[str]:
+    """The commits behind a table's measured numbers, in its order. Points are kept, so they may be older than the table."""
+    found = [run.get("commit") for group in document["groups"] for _, run in _done(document, group)]
+    return list(dict.fromkeys(short(commit) for commit in found if commit))
+
+
+def short(commit: str) -> str:
+    """A commit's first ten digits, and whether work went on beside it."""
+    digest, plus, changes = commit.partition("+")
+    return digest[:10] + plus + changes
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """What the groups and marks mean and which commits measured: one sentence for each that occurs."""
+    heads, body = columns(document), [cells for _, cells in rows(document)]
+    groups = {column.group for column in heads}
+    pairs = [(column, cell) for cells in body for column, cell in zip(heads, cells, strict=True)]
+    here = [cell for column, cell in pairs if column.group not in (PUBLISHED, SETTINGS)]
+    said = [cell for column, cell in pairs if column.group == PUBLISHED]
+    out = [_sentence(group_label(document, PUBLISHED))] if PUBLISHED in groups else []
+    out += [_sentence(group_label(document, SETTINGS))] if SETTINGS in groups else []
+    out += [_measured_on(document, group) for group in document["groups"]]
+    measured_with = commits(document)
+    if measured_with:
+        out.append(f"Measured with commit{'s' * (len(measured_with) > 1)} {', '.join(measured_with)}.")
+    if PUBLISHED in groups and document["groups"]:
+        out.append(_apart(document))
+    if any("±" in cell.text for cell in here):
+        out.append(f"±: standard error over {document.get('error_over') or 'questions or images'}.")
+    if any(cell.delta for _, cell in pairs):
+        out.append(f"In brackets: difference from {_baselines(document)}, within the same column.")
+    if any(SIGNIFICANT in cell.mark for cell in here):
+        out.append(f"{SIGNIFICANT}: p < {LEVEL:g} in a paired test ({_tests(document)}), not corrected for the number of rows.")
+    if any(DERIVED in cell.mark for cell in said):
+        out.append(f"{DERIVED}: not printed, follows from printed numbers.")
+    if any(cell.best for cell in here):
+        out.append("Bold: the best measured value of its column.")
+    empty = (["not printed"] if any(not cell.text for cell in said) else []) + (
+        ["not measured"] if any(not cell.text for cell in here) else []
+    )
+    return out + ([f"Empty: {' or '.join(empty)}."] if empty else [])
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _measured_on(document: dict[str, Any], group: dict[str, Any]) -> str:
+    if not _done(document, group):
+        return f"{group['benchmark']}: nothing measured."
+    if document.get("scale") and "scale model" not in group["label"]:
+        return f"Measured here on the scale model: {group['label']}."
+    return f"Measured here: {group['label']}."
+
+
+def _done(document: dict[str, Any], group: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(row, run) of what was measured on a group's benchmark."""
+    runs = [(row, (row.get("runs") or {}).get(group["benchmark"]) or {}) for row in document["rows"]]
+    return [(row, run) for row, run in runs if run.get("status") == "done"]
+
+
+def _apart(document: dict[str, Any]) -> str:
+    if document.get("scale"):
+        return "Published and measured are two different models and benchmarks: compare differences within a group, never levels across."
+    return "Published and measured may differ in model, split and rules: read the labels before comparing levels."
+
+
+def _baselines(document: dict[str, Any]) -> str:
+    names = list(dict.fromkeys(row["baseline"] for row in document["rows"] if row.get("baseline")))
+    return names[0] if len(names) == 1 else "the row's baseline" + (f" ({', '.join(names)})" if names else "")
+
+
+def _tests(document: dict[str, Any]) -> str:
+    found = [d.get("test") for row in document["rows"] for group in (row.get("deltas") or {}).values() for d in group.values()]
+    return "; ".join(dict.fromkeys(TESTS.get(name, name) for name in found if name))
