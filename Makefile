@@ -1,5 +1,6 @@
 # make demo: the paper's Table 2, measured on the model that ships here. make test: lint, types, tests. Both build .venv by themselves.
 PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .PHONY: demo test lint format clean
 
@@ -18,17 +19,21 @@ format: .venv/installed-dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# torch first: later requirements then find it and do not choose a build of their own
-.venv/installed: pyproject.toml constraints.txt
+# torch first: later requirements then find it and do not choose a build of their own; files are compiled when they are first imported
+define install
 	test -x $(PY) || python3 -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(PIP) torch
+	$(PIP) --editable "$(1)"
+endef
+
+.venv/installed: pyproject.toml constraints.txt
+	$(call install,.)
 	touch $@
 
 # beside what running takes: linters, test tools, and the packages of the extras that tests use
-.venv/installed-dev: .venv/installed
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $@
+.venv/installed-dev: pyproject.toml constraints.txt
+	$(call install,.[dev])
+	touch .venv/installed $@
 
 clean:
 	rm -rf .venv outputs

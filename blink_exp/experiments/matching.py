@@ -31,6 +31,8 @@ STEPS = 16  # halvings: the value is known to 2 ** -16 of its range
 def matched(cfg: DictConfig, key: str) -> list[str]:
     """The override that makes ``cfg``'s method work on ``cfg.retention_ratio`` of the visual tokens by its setting ``key``
     ("method.iqr_factor"). Kept in the store. Raises UserError where no value of the setting does."""
+    cfg = cfg.copy()
+    cfg.shard = None  # the shards of a run must not differ in a setting
     known = place(cfg, key)
     if not known.is_file() or cfg.force:
         value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)

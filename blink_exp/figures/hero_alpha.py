@@ -148,7 +148,7 @@ def categories(study: Study) -> Drawing:
     for k, name in enumerate([*scored.categories, AVERAGE]):
         line = scored.line(name)
         black = name == AVERAGE
-        words = [f"alpha {x}: {name} {m.value:.2f} ± {m.stderr or 0:.2f}" for x, m in zip(scored.x, line, strict=True)]
+        words = [f"alpha {x}: {name} {m.said(2)}" for x, m in zip(scored.x, line, strict=True)]
         color, marker = ("black", "o") if black else (COLORS[k % 6], MARKERS[k % len(MARKERS)])
         band = [m.stderr for m in line] if black else None
         width = 1.8 if black else 1.0

@@ -177,7 +177,7 @@ def objects(study: Study) -> Drawing:
     figure, ((axis,),) = draw.canvas(COLUMN, 0.62 * COLUMN)
     marked = sorted(relative_layers("layers", OBJECTS, depth))
     axis.axvspan(marked[0] - 0.5, marked[-1] + 0.5, color=COLORS[4], alpha=0.2, linewidth=0)
-    words = [f"layer {k}: IoU {m.value:.3f} ± {m.stderr or 0:.3f}" for k, m in zip(layers, means, strict=True)]
+    words = [f"layer {k}: IoU {m.said(3)}" for k, m in zip(layers, means, strict=True)]
     draw.curve(axis, layers, [m.value for m in means], words, COLORS[0], stderr=[m.stderr for m in means])
     if chance is not None:
         axis.axhline(chance, color="#777777", linestyle=":", linewidth=1)

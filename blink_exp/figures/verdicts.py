@@ -71,6 +71,10 @@ class Mean:
         """Whether what it is the mean of is above 0."""
         return told(self.value, self.stderr)
 
+    def said(self, digits: int) -> str:
+        """ "0.50 ± 0.01", or "0.50" where there is no error."""
+        return f"{self.value or 0:.{digits}f}" + ("" if self.stderr is None else f" ± {self.stderr:.{digits}f}")
+
     def less(self, other: float | None) -> Mean:
         """How far it lies above a number."""
         return Mean(None if self.value is None or other is None else self.value - other, self.stderr, self.n)
