@@ -150,10 +150,11 @@ def accuracies(records: list[dict[str, Any]]) -> dict[str, Score]:
 
 
 def total(scores: Iterable[Score]) -> Score:
-    """A sum of independent scores."""
+    """A sum of independent scores; its error is known where all of theirs are."""
     scores = list(scores)
-    variance = sum((s.stderr or 0.0) ** 2 for s in scores)
-    return Score(sum(s.value for s in scores), sum(s.samples for s in scores), variance**0.5)
+    errors = [s.stderr for s in scores if s.stderr is not None]
+    error = sum(e**2 for e in errors) ** 0.5 if len(errors) == len(scores) else None
+    return Score(sum(s.value for s in scores), sum(s.samples for s in scores), error)
 
 
 def by(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:

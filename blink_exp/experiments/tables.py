@@ -144,7 +144,9 @@ def label(benchmark: str, done: list[dict[str, Any]]) -> str:
         return f"{benchmark}: nothing measured"
     run = done[0]
     protocol = f", protocol {run['protocol']}" if run.get("protocol") not in (None, "own") else ""
-    return f"{run['backbone']}{' (scale model)' if run['scale'] else ''} on {benchmark}{protocol}, {run['samples']} questions"
+    return (
+        f"{run['backbone']}{' (scale model)' if run['scale'] else ''} on {benchmark}{protocol}, {max(r['samples'] for r in done)} questions"
+    )
 
 
 def split(runs: list[dict[str, Any]], label: str) -> None:

@@ -186,9 +186,8 @@ def _measured(row: dict[str, Any], benchmark: str, heading: str, column: dict[st
 
 def _spread(stderr: float, digits: int) -> str:
     """A standard error with ``digits`` decimals, or as many as it takes to be above 0."""
-    while float(said := printed(stderr, digits)) == 0:
-        digits += 1
-    return said
+    tries = (printed(stderr, digits + more) for more in range(12))
+    return next((said for said in tries if float(said)), "")
 
 
 def _error_in_words(run: dict[str, Any], where: str) -> str:

@@ -59,7 +59,7 @@ def cells(document: dict[str, Any]) -> list[list[str]]:
 
 
 def cell(seen: dict[str, Any], price: float) -> str:
-    said = f"{seen['score']:.2f}" + ("" if seen["stderr"] is None else f" ± {seen['stderr']:.2f}")
+    said = f"{seen['score']:.2f}" + ("" if not seen["stderr"] else f" ± {seen['stderr']:.2f}")
     return said + (f", worth {seen['worth']:.2f}" if price else "")
 
 
@@ -79,8 +79,7 @@ def remarks(document: dict[str, Any]) -> list[str]:
         out.append(f"{document['failed']} of {document['points']} points failed (summary.csv).")
     found = document["difference"]
     if found is not None:
-        out.append(
-            f"test, the best less without the search: {found['delta']:+.2f}, 95 % interval {found['low']:.2f} to {found['high']:.2f},"
-            f" p = {found['p']:.3f} ({found['test']}, {found['n']} questions)."
-        )
+        interval = "" if found["low"] is None else f", 95 % interval {found['low']:.2f} to {found['high']:.2f}"
+        p = "" if found["p"] is None else f", p = {found['p']:.3f}"
+        out.append(f"test, the best less without the search: {found['delta']:+.2f}{interval}{p} ({found['test']}, {found['n']} questions).")
     return out

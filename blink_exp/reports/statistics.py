@@ -92,7 +92,7 @@ def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
 def over_images(alone: dict[str, Any], pairs: Pairs, category: str, weights: np.ndarray) -> dict[str, Any]:
     """McNemar's answer ``alone``, corrected for images that have several questions. ``weights``: (draws, images), of ``_draws``.
 
-    p is the larger of McNemar's and that of the share of right answers in ``weights``; the interval is that of the draws. With k images that
+    p is the larger of McNemar's and that of the share of right answers in ``weights``; the interval is that of the draws. Where k images
     differ, p is at least 2 / 2^k: so often all of them go one way by chance, which draws of a handful of images do not see."""
     runs = [[_hits(image, category) for image in run] for run in (pairs.ours, pairs.theirs)]
     ours, theirs = (np.array([sum(hits) for hits in run]) for run in runs)
