@@ -68,7 +68,7 @@ def table(name="blink_table2", model="scale-llava-1.5", scale=True, **more):
             "runs": {"mosaic": {"status": "failed", "error": "out of memory <here>", "command": "python evaluate.py thresholds=no_drop"}},
         },
     ]
-    label = f"{model} ({'scale model' if scale else 'published backbone'}) on mosaic, 640 questions"
+    label = f"{model} ({'scale model' if scale else 'named backbone'}) on mosaic, 640 questions"
     return {
         "kind": "table",
         "name": name,

@@ -84,7 +84,7 @@ def test_groups_are_told_apart_by_words_and_by_class_in_heading_and_cell(text):
 
 def test_a_table_measured_on_two_models_stands_twice_each_with_its_own_label_and_no_column_of_the_other(text):
     one, two = (section(text, f"blink_table2--{model}") for model in ("scale-llava-1.5", "llava_1_5_7b"))
-    assert "measured on scale-llava-1.5 (scale model)" in one and "measured on llava_1_5_7b (published backbone)" in two
+    assert "measured on scale-llava-1.5 (scale model)" in one and "measured on llava_1_5_7b (named backbone)" in two
     assert "llava_1_5_7b" not in one and "measured: scale" not in two and "(scale model)" not in two
 
 

@@ -19,7 +19,7 @@ PAPERS = {"blink": "Blink", "hero": "HERO"}  # in their order on a page; what ha
 FILES = ("page.html", "table.md", "table.csv", "table.tex", "table.json", "figure.json", "data.json")  # linked where they are
 VERDICTS = {True: ("yes", "✓ holds here"), False: ("no", "✗ does not hold here"), None: ("open", "? cannot be told here")}
 ROMAN = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII")
-SIDES = {True: ("scale", "scale model"), False: ("backbone", "published backbone"), None: ("none", "")}
+SIDES = {True: ("scale", "scale model"), False: ("backbone", "named backbone"), None: ("none", "")}
 
 
 def entry(

@@ -1,6 +1,6 @@
 """Pages: one of each table or figure, and report.html, which gathers all. Static, self-contained, no script, no network.
 
-Published numbers, numbers measured on the scale model and numbers measured on a published backbone stand in columns of their own, told
+Published numbers, numbers measured on the scale model and numbers measured on another, named backbone stand in columns of their own, told
 apart by heading, colour and words; a table that was measured on two models stands twice.
 """
 
@@ -78,7 +78,7 @@ def _inside(document: dict[str, Any], folder: Path) -> Embedded:
 
 
 def _order(document: dict[str, Any], folder: Path) -> tuple[Any, ...]:
-    """By paper, tables before figures, by number, the scale model before published backbones."""
+    """By paper, tables before figures, by number, the scale model before other backbones."""
     papers, paper = list(PAPERS), document.get("paper") or ""
     place = papers.index(paper) if paper in papers else len(papers)
     counted = [(int(w), "") if w.isdigit() else (-1, w) for w in re.split(r"(\d+)", document["name"])]
