@@ -53,6 +53,10 @@ POLICIES = {
 }
 
 
+# every policy on one shape in turn, the main one on all: what generating costs is time, and shapes have tests of their own below
+TURNS = [(s, n) for k, n in enumerate(POLICIES) for i, s in enumerate(SHAPES) if n == "threshold" or i == k % len(SHAPES)]
+
+
 def method_of(model, name: str) -> Method:
     layers = tuple(range(1, model.config.text_config.num_hidden_layers))
     return blink(BlinkPolicy(layers, **POLICIES[name]), amplifiers(model, layers))
@@ -76,7 +80,7 @@ def test_off_is_bit_identical_and_never_met_is_the_same_to_rounding(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(("model", "name"), TURNS, indirect=["model"])
 def test_cached_generation_equals_recomputation(model, name):
     batch = prompts(model, TEXTS, images=[1, 2, 1, 2])
     for settings in ({"do_sample": False}, {"num_beams": 3}, {"do_sample": True, "temperature": 1.5}):
@@ -90,7 +94,7 @@ def test_cached_generation_equals_recomputation(model, name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(("model", "name"), TURNS, indirect=["model"])
 def test_a_batch_equals_single_runs(model, name):
     """Sixteen rows of different lengths and numbers of images, in logits and in what was decided."""
     counts = [1, 2, 1, 3] * 4

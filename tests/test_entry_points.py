@@ -117,24 +117,23 @@ def test_a_failing_point_is_a_row_and_does_not_end_the_sweep(tmp_path):
 
 def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     out, report = tmp_path / "a", tmp_path / "report"
-    words = ("sweep.py", "table=blink_table2", "limit=8", f"store={tmp_path / 'points'}", f"report={report}", f"hydra.run.dir={out}")
+    words = ("sweep.py", "table=blink_table2", "limit=4", f"store={tmp_path / 'points'}", f"report={report}", f"hydra.run.dir={out}")
     assert "Blink, Table 2" in run(*words)
     table = (out / "table.md").read_text()
     document = json.loads((out / "table.json").read_text())
     assert len(document["rows"]) == 13
-    assert all(row["runs"]["mosaic_mme"]["status"] == "done" and row["runs"]["mosaic_mme"]["samples"] == 8 for row in document["rows"])
+    assert all(row["runs"]["mosaic_mme"]["status"] == "done" and row["runs"]["mosaic_mme"]["samples"] == 4 for row in document["rows"])
     full = next(line for line in table.splitlines() if line.startswith("| Blink / full"))
     assert "1881.53" in full
     high = [line for line in table.splitlines() if line.startswith("| Blink / High tau")][-1]
     assert high.split("|")[2].strip() == ""  # lost in the paper's extraction: stays empty
     assert "(-15.99)" in high
-    kept = report / "blink_table2" / "scale-llava-1.5,limit=8"
+    kept = report / "blink_table2" / "scale-llava-1.5,limit=4"
     for folder in (out, kept):
         assert {"table.json", "table.md", "table.csv", "table.tex", "page.html", "blink_examples"} <= {p.name for p in folder.iterdir()}
         assert {"blink.png", "blink.svg", "blink.pdf", "figure.json"} <= {p.name for p in (folder / "blink_examples").iterdir()}
     gathered = (report / "report.html").read_text()
     assert "Blink, Table 2" in gathered and "1881.53" in gathered and "python evaluate.py" in gathered
-    assert run(*words).count("already done: ") >= 13  # a second time nothing is measured
 
 
 def test_help_is_instant_because_nothing_heavy_is_imported():
@@ -155,7 +154,7 @@ def test_wandb_offline_gets_one_run_a_job_and_one_for_the_sweep(tmp_path):
 
 
 def test_a_table_is_logged_point_by_point_and_as_a_whole(tmp_path):
-    words = ("sweep.py", "table=blink_table3", "method=blink_interp", "limit=4", "logger=wandb", "logger.mode=offline", "logger.images=0")
+    words = ("sweep.py", "table=blink_table3", "limit=4", "logger=wandb", "logger.mode=offline", "logger.images=0")
     run(*words, f"store={tmp_path / 'points'}", f"report={tmp_path / 'report'}", f"hydra.run.dir={tmp_path / 'a'}")
     assert len(list(tmp_path.glob("a/wandb/offline-run-*"))) == 4 + 1
     assert any(path.name.startswith("blink_table3") for path in tmp_path.glob("a/wandb/offline-run-*/files/media/table/table/*.json"))
