@@ -196,12 +196,12 @@ def kept(image: Image.Image, sample: Sample, panels: Sequence[tuple[str, Any, An
         stacks = [[(f"{label}: tiles", tiles)], [("thumbnail", thumbnail)]]
     else:
         stacks = [[(label, tiles), ("", thumbnail)] if tiled else [(label, thumbnail)] for label, tiles, thumbnail in panels]
-    most = 4 if image.width >= image.height else 7  # panels a line
+    most = 4 if image.width >= image.height else 8  # panels a line
     columns, deep = min(len(stacks) + 1, most), len(stacks[0])
     lines = -(-len(stacks) // (columns - 1))
     width = (COLUMN if columns < 4 else PAGE) / columns
     height = min(width * image.height / image.width, 1.8 * width)
-    figure, axes = draw.canvas(width * columns, lines * deep * height + 0.25 * lines + 0.35, lines * deep, columns)
+    figure, axes = draw.canvas(width * columns, lines * deep * height + 0.35 * lines + 0.35, lines * deep, columns)
     for axis in axes.flat:
         axis.axis("off")
     draw.picture(axes[0][0], image, sample.regions, "image")
@@ -209,7 +209,7 @@ def kept(image: Image.Image, sample: Sample, panels: Sequence[tuple[str, Any, An
         line, column = divmod(k, columns - 1)
         for row, (title, values) in enumerate(stack):
             axis = axes[line * deep + row][column + 1]
-            draw.picture(axis, image, title=title)
+            draw.picture(axis, image, title=title.replace(" (", "\n("))  # a panel is narrower than its name
             if values is not None:
                 fade = np.full((*values.shape, 4), 0.25)
                 fade[..., 3] = 0.85 * (1 - np.asarray(values))
