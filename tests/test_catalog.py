@@ -128,7 +128,7 @@ def test_every_table_and_figure_of_the_papers_is_there():
 
 
 def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
-    cfg = OmegaConf.create({"store": str(tmp_path), "train": []})
+    cfg = OmegaConf.create({"store": str(tmp_path), "train": ""})
     first = listing.Store(cfg).folder(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"], "mosaic_mme")
     found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}  # 10 of 30 were skipped
     results.write_json(first / "metrics.json", found)

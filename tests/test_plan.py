@@ -106,7 +106,7 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
         return SimpleNamespace(returncode=int(len(calls) == 1))
 
     monkeypatch.setattr(subprocess, "run", run)
-    base = OmegaConf.create({"store": str(tmp_path), "train": []})
+    base = OmegaConf.create({"store": str(tmp_path), "train": ""})
     figure = {"name": "f", "overrides": ["model=scale_llava"], "trains": ["layers.indices=4-5"]}
     with pytest.raises(UserError, match=r"python train.py .*layers.indices=4-5"):
         plan.trained(base, figure, [])
@@ -120,14 +120,18 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
 
 
 def test_modules_of_a_published_backbone_are_never_trained_by_a_scale_model_s_recipe(tmp_path):
-    base = OmegaConf.create({"store": str(tmp_path), "train": []})
+    base = OmegaConf.create({"store": str(tmp_path), "train": ""})
     figure = {"name": "f", "trains": ["layers.indices=4-5"]}
     own = ["model=llava_1_5_7b"]
     with pytest.raises(UserError, match=r"^f needs TokenSR modules \(layers.indices=4-5\) of llava-hf/llava-1.5-7b-hf; give tokensr.path="):
         plan.training(base, figure, own)
-    base.train = ["trainer=paper", "data=llava_665k", "data.json=j", "data.images=i"]
+    from hydra import compose
+
+    base.train = compose("sweep", overrides=["train='trainer=paper data=llava_665k'"]).train  # as the message says it
+    assert plan.training(base, figure, [])[0][-2:] == ["trainer=paper", "data=llava_665k"]
+    base.train = "trainer=paper data=llava_665k data.json=j data.images='/my images'"
     words, _ = plan.training(base, figure, own)
-    assert words == ["model=llava_1_5_7b", "layers.indices=4-5", *base.train]
+    assert words == [*own, "layers.indices=4-5", "trainer=paper", "data=llava_665k", "data.json=j", "data.images=/my images"]
 
 
 @pytest.mark.parametrize(

@@ -133,14 +133,14 @@ def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tup
     if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in own):
         return None
     models = [word for word in (*experiment.get("overrides", []), *own) if key(word).partition(".")[0] in ("model", "seed")]
-    given = list(cfg.get("train") or [])
+    given = shlex.split(cfg.get("train") or "")
     overrides = [*models, *experiment["trains"], *given]
     settings = results.plain(compose("train", overrides=overrides))
     if shipped(settings["model"]["path"]) is None and not given:
         needed = " ".join(experiment["trains"])
         raise UserError(
             f"{experiment['name']} needs TokenSR modules ({needed}) of {settings['model']['path']}; give tokensr.path=FOLDER, or"
-            ' "train=[trainer=paper,data=llava_665k,data.json=...,data.images=...]"'
+            " \"train='trainer=paper data=llava_665k data.json=... data.images=...'\""
         )
     text = json.dumps([settings | {"logger": None}, identity.digests(settings)["model"]], sort_keys=True)
     folder = (Path(cfg.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()

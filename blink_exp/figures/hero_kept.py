@@ -209,7 +209,7 @@ def kept(image: Image.Image, sample: Sample, panels: Sequence[tuple[str, Any, An
         line, column = divmod(k, columns - 1)
         for row, (title, values) in enumerate(stack):
             axis = axes[line * deep + row][column + 1]
-            draw.picture(axis, image, title=title.replace(" (", "\n("))  # a panel is narrower than its name
+            draw.picture(axis, image, title=title.replace(" (", "\n(") if len(panels) > 1 else title)  # a panel is narrower than a name
             if values is not None:
                 fade = np.full((*values.shape, 4), 0.25)
                 fade[..., 3] = 0.85 * (1 - np.asarray(values))
