@@ -89,9 +89,14 @@ def measure(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[st
     return document
 
 
+def runs_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs behind a table, a row of which has one a benchmark, or behind a figure, whose rows are its runs."""
+    return [run for row in document["rows"] for run in (row["runs"].values() if "runs" in row else [row])]
+
+
 def worth_keeping(document: dict[str, Any]) -> bool:
     """Whether anything in a document was measured, or nothing was to be: a run that failed must not take the place of one that did not."""
-    runs = [run for row in document["rows"] for run in (row["runs"].values() if "runs" in row else [row])]
+    runs = runs_of(document)
     return not runs or any(run["status"] == "done" for run in runs)
 
 
@@ -160,5 +165,4 @@ def provenance(cfg: DictConfig, seconds: float) -> dict[str, Any]:
 
 def failures(document: dict[str, Any]) -> list[str]:
     """What failed in a document: "label: why"."""
-    runs = [run for row in document["rows"] for run in (row["runs"].values() if "runs" in row else [row])]
-    return [f"{run['point']}: {run['error']}" for run in runs if run.get("status") == "failed"]
+    return [f"{run['point']}: {run['error']}" for run in runs_of(document) if run["status"] == "failed"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from blink_exp.experiments.records import read
 from blink_exp.reports.statistics import compare
 
 
@@ -41,8 +41,7 @@ def printed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
 
 def records_of(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """{id: record} of a measured point."""
-    lines = (Path(run["folder"]) / "records.jsonl").read_text().splitlines()
-    return {r["id"]: r for r in map(json.loads, lines)}
+    return {r["id"]: r for r in read(run["folder"])}
 
 
 def benchmark_of(run: dict[str, Any]) -> Any:

@@ -68,6 +68,11 @@ def write_lines(records: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(r, ensure_ascii=False).translate(LINE_ENDS) + "\n" for r in records)
 
 
+def read(folder: str | Path) -> list[dict[str, Any]]:
+    """The records of a finished point, by its folder."""
+    return [json.loads(line) for line in (Path(folder) / "records.jsonl").read_text().splitlines()]
+
+
 class Kept:
     """The records of an evaluation in ``path`` as they come, so that one that was killed goes on.
 

@@ -17,6 +17,7 @@ from blink_exp import tracking
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
 from blink_exp.experiments import identity, results
+from blink_exp.experiments.records import read
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def point(cfg: DictConfig) -> dict[str, Any]:
         stored = None  # the cost is no part of a point's hash, so a point may be there without it
     finished = stored or measure(without_sweep_settings(cfg), folder)
     print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    records = read(folder)
     model = settings["model"]
     decided = any(r["layers"] for r in records)
     return {
@@ -159,7 +160,7 @@ class Summary(Callback):
             sys.exit(2)
 
 
-def write_summary(rows: list[dict[str, Any]], folder: Path, shown: bool = True) -> None:
+def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
     """One line a point: what is its own among its overrides, status, scores, samples, seconds and folder."""
     import pandas as pd
     from rich.table import Table
@@ -184,7 +185,5 @@ def write_summary(rows: list[dict[str, Any]], folder: Path, shown: bool = True) 
         table.add_row(row["point"], row["status"], *values)
         lines.append(f"| {row['point']} | {row['status']} | " + " | ".join(values) + " |")
     results.write(folder / "summary.md", "\n".join(lines) + "\n")
-    if not shown:
-        return
     results.console().print(table)
     print(f"written to {folder}/summary.csv and summary.md")

@@ -15,8 +15,6 @@ A table is an experiment of conf/table (see ``plan``) with a layout:
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp import reference
 from blink_exp.experiments import plan
 from blink_exp.experiments.deltas import add_deltas
+from blink_exp.experiments.records import read
 
 KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over", "split_by")  # of a table in its document
 
@@ -173,5 +172,4 @@ def split(runs: list[dict[str, Any]], label: str) -> None:
 
 def _right(run: dict[str, Any]) -> dict[str, bool]:
     """{sample id: whether it was answered right} of a measured point."""
-    lines = (Path(run["folder"]) / "records.jsonl").read_text().splitlines()
-    return {r["id"]: bool(r["correct"]) for r in map(json.loads, lines)}
+    return {r["id"]: bool(r["correct"]) for r in read(run["folder"])}

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from blink_exp.cli import guard
 from blink_exp.errors import UserError, nearest
 from blink_exp.experiments import results
+from blink_exp.experiments.plan import key
 
 PRESETS = ("model", "method", "benchmark")  # the groups that a file of conf/search may choose
 OWN = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
@@ -136,10 +137,6 @@ def _words(config: DictConfig) -> list[tuple[str, bool]]:
 
     words = list(config.hydra.overrides.task)
     return [(w, o.is_sweep_override()) for w, o in zip(words, OverridesParser.create().parse_overrides(words), strict=True)]
-
-
-def key(word: str) -> str:
-    return word.split("=")[0].lstrip("+~")
 
 
 def finish(config: DictConfig) -> None:

@@ -6,7 +6,6 @@ A figure of conf/figure names its maker under ``draw`` (a Hydra target with its 
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from omegaconf import DictConfig
 from blink_exp.backbone.load import Backbone
 from blink_exp.benchmarks.base import Benchmark
 from blink_exp.experiments import results
+from blink_exp.experiments.records import read
 from blink_exp.methods.base import Method
 
 FORMATS = ("png", "svg", "pdf")
@@ -74,7 +74,7 @@ class Study:
 
 def records_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Per-sample records of a measured point."""
-    return [json.loads(line) for line in (Path(row["folder"]) / "records.jsonl").read_text().splitlines()]
+    return read(row["folder"])
 
 
 @dataclass(frozen=True)

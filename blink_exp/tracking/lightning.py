@@ -62,13 +62,10 @@ def quiet(name: str) -> Iterator[None]:
         noisy.setLevel(before)
 
 
-class TensorBoardTrack:
-    """A ``Track`` that is a folder of event files. Tables are text, so only their first rows are readable there."""
+class LightningTrack:
+    """The numbers of a ``Track``, which every logger of Lightning takes alike."""
 
-    def __init__(self, settings: dict[str, Any], out: Path, run: Run):
-        self.logger = tensorboard(out, run.name)
-        words = {"group": run.group, "tags": ", ".join(run.tags), "job": run.job}
-        self.logger.log_hyperparams(config_of(settings) | {"run": words})
+    logger: Any
 
     def metrics(self, values: dict[str, float]) -> None:
         self.logger.log_metrics(values, step=0)
@@ -76,6 +73,15 @@ class TensorBoardTrack:
     def curve(self, axis: str, rows: list[dict[str, float]]) -> None:
         for step, values in steps(axis, rows):
             self.logger.log_metrics(values, step=step)
+
+
+class TensorBoardTrack(LightningTrack):
+    """A ``Track`` that is a folder of event files. Tables are text, so only their first rows are readable there."""
+
+    def __init__(self, settings: dict[str, Any], out: Path, run: Run):
+        self.logger = tensorboard(out, run.name)
+        words = {"group": run.group, "tags": ", ".join(run.tags), "job": run.job}
+        self.logger.log_hyperparams(config_of(settings) | {"run": words})
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         lines = [columns, ["---"] * len(columns), *rows]
@@ -94,20 +100,13 @@ class TensorBoardTrack:
         self.logger.experiment.close()
 
 
-class MLflowTrack:
+class MLflowTrack(LightningTrack):
     """A ``Track`` that is an MLflow run. Tables and pictures are its artifacts."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
         self.logger = mlflow(settings, out, run)
         self.logger.log_hyperparams(config_of(settings))
         self.client, self.id = self.logger.experiment, self.logger.run_id
-
-    def metrics(self, values: dict[str, float]) -> None:
-        self.logger.log_metrics(values, step=0)
-
-    def curve(self, axis: str, rows: list[dict[str, float]]) -> None:
-        for step, values in steps(axis, rows):
-            self.logger.log_metrics(values, step=step)
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         import pandas as pd

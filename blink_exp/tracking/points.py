@@ -65,9 +65,10 @@ def point_logged(
     benchmark: Callable[[], Benchmark] | None,
 ) -> None:
     from blink_exp.experiments import tokens
+    from blink_exp.experiments.records import read
 
     finished = json.loads((folder / "metrics.json").read_text())
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().split("\n") if line]
+    records = read(folder)
     model, logger = settings["model"], settings["logger"]
     decided = any(r.get("layers") for r in records)
     depth = tokens.llm_depth(model["path"], model.get("revision")) if decided else None

@@ -1,0 +1,92 @@
+"""A finished point, a table and settings that tests of the loggers share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from blink_exp.benchmarks.base import Sample
+from blink_exp.cli import CONF
+
+STEPS = [
+    {"layer": 12, "rho": 0.613, "region": 2, "decision": "expand", "effective": True, "visual_tokens": 180},
+    {"layer": 13, "rho": 0.45, "region": 2, "decision": "keep", "effective": True, "visual_tokens": 180},
+    {"layer": 14, "rho": 0.3, "region": 0, "decision": "drop", "effective": True, "visual_tokens": 144},
+    {"layer": 15, "rho": 0.2, "region": 0, "decision": "drop", "effective": False, "visual_tokens": 144},
+]
+FINISHED = {
+    "backbone": "scale-llava@abc",
+    "method": "blink",
+    "benchmark": "mosaic_mme",
+    "headline": "total",
+    "layers": [12, 13, 14, 15],
+    "scores": {"total": {"value": 50.0, "samples": 2, "stderr": 3.5}, "count": {"value": None, "samples": 0, "stderr": None}},
+    "blink": {"layers": {"13": {"rho": 0.45, "expand": 0.0, "drop": 0.0, "visual_tokens": 180}, "12": {"rho": None, "expand": 0.5}}},
+    "cost": {"prefill_flops_formula": 8.0, "tokens_by_layer": [200.0, 208.0], "peak_memory_is": "resident set"},
+    "samples": 2,
+    "skipped": [],
+    "seconds": 1.5,
+}
+
+
+def record(k: int, **more) -> dict:
+    own = {"id": f"s{k}", "image_id": f"i{k}", "category": "count", "question": f"how many? {k}", "answer": "2", "prediction": "two | 2"}
+    return own | {"correct": False, "layers": STEPS, "visual_tokens": 144, "newline_tokens": 0, "regions": []} | more
+
+
+def settings(kind: str, **more) -> dict:
+    logger = yaml.safe_load((CONF / "logger" / f"{kind}.yaml").read_text()) | more
+    model = {"path": "nowhere/at-all", "name": "scale-llava"}
+    return {
+        "logger": logger,
+        "model": model,
+        "tokensr": {"architecture": "conv"},
+        "thresholds": {"tau_exp": 0.5},
+        "layer": None,
+        "store": "x",
+    }
+
+
+def write_point(folder: Path) -> Path:
+    """A finished point: two records, of which the second has a region."""
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(FINISHED))
+    records = [record(0, correct=True), record(1, regions=[[0.25, 0.0, 0.5, 1.0]], answer=None)]
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+class Bench:
+    """Two samples, each with an image of one colour."""
+
+    def samples(self):
+        colors = [(0, 0, 255), (0, 255, 0)]
+        return [
+            Sample(f"s{k}", f"i{k}", lambda c=c: Image.new("RGB", (40, 20), c), "", "2", "count", ((0.25, 0.0, 0.5, 1.0),) * k)
+            for k, c in enumerate(colors)
+        ]
+
+
+TABLE = {
+    "kind": "table",
+    "name": "blink_table2",
+    "model": "scale-llava",
+    "scale": True,
+    "figures": ["fig"],
+    "published_columns": {"total": {"column": "mme_total", "digits": 2}, "GQA": {"column": "gqa", "digits": 1}},
+    "groups": [{"benchmark": "mosaic_mme", "columns": {"total": {"value": "scores.total", "per": 10}, "GFLOPs": {"value": "cost.flops"}}}],
+    "rows": [
+        {
+            "point": "Vanilla",
+            "published": {"total": 1863.58, "GQA": None},
+            "derived": ["total"],
+            "conjecture": {"GQA": 61.9},
+            "runs": {"mosaic_mme": {"status": "done", "scores": {"total": 1143.75}, "stderr": {"total": 22.0}, "cost": None}},
+            "deltas": {"mosaic_mme": {"total": {"delta": -2.5, "p": 0.25}}},
+        },
+        {"point": "Blink", "published": {"total": 1881.53, "GQA": 62}, "derived": [], "runs": {"mosaic_mme": {"status": "failed"}}},
+    ],
+}
