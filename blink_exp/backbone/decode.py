@@ -49,13 +49,13 @@ class Plan:
         rope = [llm.rotary_emb(s.states, position_ids=p) for s, p in zip(segments, positions, strict=True)]
         valid, masks = segments[0].valid[:, :0], []
         for segment in segments:
-            masks.append(_mask(llm, valid, segment.valid, segment.states.dtype))
+            masks.append(causal_mask(llm, valid, segment.valid, segment.states.dtype))
             valid = torch.cat([valid, segment.valid], dim=1)
         # A token generated at step t stands at T_l + t, behind everything that layer l holds.
         return cls(rope, masks, valid, positions[-1][:, -1] + 1)
 
 
-def _mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+def causal_mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
     """(batch or 1, 1, queries, keys): causal over a segment's own keys, everything real before it.
 
     None where the kernel's own causal rule says the same, which lets it skip the upper triangle. Queries on padding see
@@ -171,7 +171,7 @@ def extend(llm, embeds: torch.Tensor, cache: Cache) -> torch.Tensor:
             positions = held.next_position[:, None] + torch.arange(length, device=embeds.device)
             rope = llm.rotary_emb(embeds, position_ids=positions)
             valid = torch.cat([held.key_valid, own], dim=1)
-            mask = _mask(llm, held.key_valid, own, embeds.dtype)
+            mask = causal_mask(llm, held.key_valid, own, embeds.dtype)
             known[key] = (rope, mask, valid, held.next_position + length, held.key_valid)  # the last keeps the id from being reused
         rope, mask, valid, position, _ = known[key]
         embeds = _run(layer, embeds, rope, mask, cache)

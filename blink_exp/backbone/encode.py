@@ -27,6 +27,15 @@ class Needs:
     cls: bool = False
     text: bool = False
 
+    def union(self, *others: Needs) -> Needs:
+        """All that any of them looks at."""
+        every = (self, *others)
+        attention, keys = (frozenset().union(*(getattr(n, what) for n in every)) for what in ("attention", "keys"))
+        return Needs(attention, keys, any(n.cls for n in every), any(n.text for n in every))
+
+    def covers(self, other: Needs) -> bool:
+        return self.union(other) == self
+
 
 @dataclass
 class Encoding:

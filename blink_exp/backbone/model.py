@@ -37,11 +37,13 @@ class Backbone:
     tokensr: Path | None = None
     clip_path: str | None = None  # of the text tower; loaded when a method reads it
     cache_bytes: int = 2**28  # of what was made of images seen before; the points of a sweep ask about the same images
+    shared_bytes: int = 2**31  # of prefixes and texts that questions and points share (``blink_exp.sharing``)
     pad: bool = False
     system_prompt: str = "none"
     quantization: str | None = None
     revision: str | None = None
     files: Path | None = None
+    prefixes: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False)  # see ``sharing.answers.recalled``
     _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
     _encodings: OrderedDict[tuple[str, Needs], Encoding] = field(default_factory=OrderedDict, repr=False)
 
@@ -127,11 +129,13 @@ class Backbone:
             sizes = {"image_sizes": batch["image_sizes"]} if self.tiled else {}
             found = self.model.get_image_features(pixel_values=batch["pixel_values"], **sizes).pooler_output
             self._features.update(zip(new, found, strict=True))
-        return self._recall(self._features, list(images))
+        return self.recall(self._features, list(images), self.cache_bytes)
 
     @torch.no_grad()
     def encodings(self, images: dict[str, Image.Image], needs: Needs) -> dict[str, Encoding]:
         """{id: Encoding} of images by id."""
+        wider = next((n for _, n in reversed(self._encodings) if n.covers(needs) and all((k, n) in self._encodings for k in images)), needs)
+        needs = wider  # what was made for somebody who looks at more serves as well
         new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
         if new:
             batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt")
@@ -140,15 +144,16 @@ class Backbone:
             flat = torch.cat([p[: v.count] for p, v in zip(pixels, views, strict=True)]) if self.tiled else pixels
             found = encode(self.model, flat, views, needs, self.clip if needs.text and self.tiled else None)
             self._encodings.update(zip([(k, needs) for k in new], found, strict=True))
-        return {k: encoding for (k, _), encoding in self._recall(self._encodings, [(k, needs) for k in images]).items()}
+        return {k: encoding for (k, _), encoding in self.recall(self._encodings, [(k, needs) for k in images], self.cache_bytes).items()}
 
-    def _recall(self, cache: OrderedDict, keys: list) -> dict:
-        """Entries of a cache, which then forgets what was not used for longest until it fits in ``cache_bytes``."""
+    @staticmethod
+    def recall(cache: OrderedDict, keys: list, most: int) -> dict:
+        """Entries of a cache, which then forgets what was not used for longest until it fits in ``most`` bytes."""
         for key in keys:
             cache.move_to_end(key)
         out = {key: cache[key] for key in keys}
         held = sum(v.nbytes for v in cache.values())
-        while held > self.cache_bytes:
+        while held > most:
             held -= cache.popitem(last=False)[1].nbytes
         return out
 
@@ -190,6 +195,7 @@ class Backbone:
 
     def forget(self) -> None:
         """Empties what is kept of images seen before."""
+        self.prefixes.clear()
         self._features.clear()
         self._encodings.clear()
 
@@ -198,6 +204,21 @@ class Backbone:
         token = self.processor.image_token
         texts = [self.prompt(q).replace(token, token * len(f)) for q, f in zip(questions, features, strict=True)]
         return self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.model.device)
+
+    def around(self, questions: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Token ids before and behind the image of each question's prompt, as ``batch`` has them."""
+        found = []
+        for ids in self.processor.tokenizer([self.prompt(q) for q in questions], return_token_type_ids=False)["input_ids"]:
+            place = ids.index(self.model.config.image_token_id)
+            parts = (torch.tensor(part, dtype=torch.long, device=self.model.device) for part in (ids[:place], ids[place + 1 :]))
+            found.append((next(parts), next(parts)))
+        return found
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        found = self.model.generation_config.eos_token_id
+        return frozenset([] if found is None else [found] if isinstance(found, int) else found)
 
     @torch.no_grad()
     def generate(self, features: list[torch.Tensor], questions: list[str], max_new_tokens: int) -> list[str]:

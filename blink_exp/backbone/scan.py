@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp import saliency
 from blink_exp.methods.base import LayerPolicy, Scan, TokenPolicy
-from blink_exp.saliency import Attended, PatchGrid
+from blink_exp.saliency import Attended, PatchGrid, Scorer
 from blink_exp.sequence import Segment, Sequence
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def attended(llm, i: int, segments: list[Segment], plan: Plan, cache: Cache, all
     text, held = segments[-1], cast(Any, cache.layers[i])
     keys = [held.keys]
     for segment, (cos, sin) in zip(segments[1:], plan.rope[1:], strict=True):
-        key = _heads(attention, attention.k_proj(norm(segment.states)))
+        key = heads_of(attention, attention.k_proj(norm(segment.states)))
         keys.append(apply_rotary_pos_emb(key, key, cos, sin)[1])
     columns = slice(0 if all_queries else prompt - 1, prompt)
     query, visible = _queries(layer, text.states, columns, plan)
@@ -81,12 +81,12 @@ def attended(llm, i: int, segments: list[Segment], plan: Plan, cache: Cache, all
         visible,
         text.valid[:, columns],
         attention.scaling,
-        lambda: _heads(attention, attention.q_proj(text.states[:, columns])),
-        lambda: torch.cat([_heads(attention, attention.k_proj(s.states)) for s in segments], dim=2),
+        lambda: heads_of(attention, attention.q_proj(text.states[:, columns])),
+        lambda: torch.cat([heads_of(attention, attention.k_proj(s.states)) for s in segments], dim=2),
     )
 
 
-def _heads(attention, x: torch.Tensor) -> torch.Tensor:
+def heads_of(attention, x: torch.Tensor) -> torch.Tensor:
     """(batch, tokens, heads * head_dim) to (batch, heads, tokens, head_dim)."""
     return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
@@ -95,7 +95,7 @@ def _queries(layer, text: torch.Tensor, columns: slice | torch.Tensor, plan: Pla
     """Queries of some tokens of the last segment, (batch, heads, queries, head_dim), from its states ``text`` at the layer's input, and
     which keys each may see, (batch, queries, keys)."""
     cos, sin = (part[:, columns] for part in plan.rope[-1])
-    query = _heads(layer.self_attn, layer.self_attn.q_proj(layer.input_layernorm(text[:, columns])))
+    query = heads_of(layer.self_attn, layer.self_attn.q_proj(layer.input_layernorm(text[:, columns])))
     query = apply_rotary_pos_emb(query, query, cos, sin)[0]
     order = torch.arange(plan.valid.shape[1], device=text.device)
     last_seen = order[-text.shape[1] :][columns]  # itself: the text stands last
@@ -103,26 +103,35 @@ def _queries(layer, text: torch.Tensor, columns: slice | torch.Tensor, plan: Pla
 
 
 def _row_patches(policy, grid: PatchGrid, seen: Attended, sequence: Sequence, image: int, b: int, end: int) -> torch.Tensor:
-    """(patches,) sums over the base view's tokens of one row, wherever they stand among the ``end`` keys up to the image's last one,
-    and, if the policy scans them, over the expanded tokens of each patch."""
+    """``row_patches`` of one row and image, whose visual tokens stand in front of column ``end``."""
     layout, expanded = sequence.layout, sequence.expanded[image]
-    if layout.shown is None:
-        cells = torch.arange(grid.height * grid.width)
-        columns = end - len(cells) + cells
-    elif layout.visual[b][image]:
-        cells = layout.shown[b][image].cells
-        columns = (end - len(cells) + torch.arange(len(cells)))[cells >= 0]
-        cells = cells[cells >= 0]
-    else:
+    if not layout.visual[b][image]:
         return torch.zeros(grid.p**2, device=seen.keys.device)
-    origins = sequence.origins[image][b] if policy.scan_expanded and expanded is not None else ()
-    own = sum(o.tokens for o in origins)
-    if expanded is not None and own:
-        columns = torch.cat([columns, torch.arange(end + expanded.length - own, end + expanded.length)])
-    scores = policy.scorer(seen, columns.to(seen.keys.device))[0]
+    parts, column = [], 0
+    if policy.scan_expanded and expanded is not None:
+        column = end + expanded.length - sequence.expanded_tokens(image, b)
+        for origin in sequence.origins[image][b]:
+            parts.append((origin.region, torch.arange(column, column + origin.tokens)))
+            column += origin.tokens
+    return row_patches(policy.scorer, grid, seen, layout.shown[b][image].cells if layout.shown is not None else None, end, parts)
+
+
+def row_patches(
+    scorer: Scorer, grid: PatchGrid, seen: Attended, cells: torch.Tensor | None, end: int, parts: list[tuple[int, torch.Tensor]]
+) -> torch.Tensor:
+    """(patches,) sums over the base view's tokens of one row, wherever they stand in front of column ``end``.
+
+    ``cells``: what the visual tokens show, see ``Shown``; None: all of one view; ``parts``: (region, columns) of expanded tokens, which
+    count towards the patch that they show.
+    """
+    cells = torch.arange(grid.height * grid.width) if cells is None else cells.cpu()
+    columns = torch.arange(end - len(cells), end)[cells >= 0]
+    cells = cells[cells >= 0]
+    read = torch.cat([columns, *(own for _, own in parts)]).to(seen.keys.device)
+    scores = scorer(seen, read)[0]
     sums = grid.sums_at(scores[: len(cells)], cells)
-    for origin, part in zip(origins, scores[len(cells) :].split([o.tokens for o in origins]) if origins else (), strict=True):
-        sums[origin.region] += part.sum()
+    for (region, _), part in zip(parts, scores[len(cells) :].split([len(own) for _, own in parts]) if parts else (), strict=True):
+        sums[region] += part.sum()
     return sums
 
 

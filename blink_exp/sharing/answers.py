@@ -1,0 +1,184 @@
+"""Answers of many points to many questions, with everything that they have in common run once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from blink_exp.backbone.decode import Record
+from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.views import Visual
+from blink_exp.methods.base import Method, TokenPolicy
+from blink_exp.saliency import PatchGrid
+from blink_exp.sharing.branches import Leaves, Question, Texts, layers_of
+from blink_exp.sharing.decoding import greedy
+from blink_exp.sharing.prefixes import Opening, Prefix, run
+
+NEAR = 1.15  # lengths within this factor are padded to one batch
+
+
+@dataclass(frozen=True)
+class Asking:
+    """One question to some methods. ``image``: its key among the images; ``sample``: see ``Scan``; ``points``: which methods."""
+
+    image: str
+    question: str
+    sample: str
+    points: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``visual``: what entered the LLM; ``decisions``: what the policy decided, by layer."""
+
+    text: str
+    visual: Visual
+    decisions: list[Record]
+
+
+def shareable(backbone: Backbone, method: Method) -> bool:
+    """Whether a method runs here. Those that drop tokens inside the LLM change the prefix itself; FlashAttention cannot run rows of
+    different lengths; a model spread over devices is run by its own hooks."""
+    spread = len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1
+    padded = backbone.model.config._attn_implementation in ("sdpa", "eager")
+    return padded and not spread and not isinstance(method.policy, TokenPolicy)
+
+
+@dataclass
+class _Unit:
+    """A question with the prefix that some points see."""
+
+    asking: int
+    opening: Opening
+    key: str
+    text: torch.Tensor
+    points: list[int]
+
+
+@torch.no_grad()
+def answer(
+    backbone: Backbone, methods: Rows[Method], images: dict[str, Image.Image], asked: Rows[Asking], max_new_tokens: int, batch_size: int
+) -> dict[tuple[int, int], Answer]:
+    """{(number of the question, number of the method): its answer}. ``batch_size``: texts that run at once even where they do not fit into
+    ``backbone.shared_bytes``."""
+    visual = _visual(backbone, methods, images, asked)
+    units = _units(backbone, methods, asked, visual)
+    layers = frozenset(layer for method in methods for layer in layers_of(method))
+    grids = [PatchGrid(m.policy.p, *backbone.grid) if m.policy is not None else None for m in methods]
+    out: dict[tuple[int, int], Answer] = {}
+    fits = Fits.of(backbone, units, layers, batch_size)
+    for part in _parts(units, fits):
+        prefixes = recalled(backbone, part, layers, fits)
+        questions = [Question(prefixes[u.key], u.text, asked[u.asking].sample, tuple(u.points), u.opening.shown) for u in part]
+        texts = Texts(backbone.llm, questions, methods, grids, fits.texts)
+        said: dict[tuple[int, int], list[int]] = {}
+
+        def finish(leaves: Leaves, questions=questions, said=said) -> None:
+            tokens = greedy(backbone.model, leaves, questions, max_new_tokens, backbone.ends, fits.decoding)
+            for branch, found in zip(leaves.branches, tokens, strict=True):
+                said.update({(branch.question, p): found for p in branch.points})
+
+        texts.run(finish)
+        spoken = backbone.processor.batch_decode(list(said.values()), skip_special_tokens=True)
+        for (q, p), text in zip(said, spoken, strict=True):
+            asking = part[q].asking
+            out[asking, p] = Answer(text.strip(), visual[asking, p], texts.records[q, p])
+    return out
+
+
+def _visual(
+    backbone: Backbone, methods: Rows[Method], images: dict[str, Image.Image], asked: Rows[Asking]
+) -> dict[tuple[int, int], Visual]:
+    """What each method lets into the LLM for each question; methods with one pruner share it."""
+    alike: dict[Any, list[int]] = {}
+    for p, method in enumerate(methods):
+        alike.setdefault((method.pruner, method.recall), []).append(p)
+    needs = [m.pruner.needs for m in methods if m.pruner is not None]
+    if needs:
+        backbone.encodings(images, needs[0].union(*needs[1:]))  # the tower once, for all that any of them looks at
+    out = {}
+    for (pruner, recall), points in alike.items():
+        numbers = [n for n, a in enumerate(asked) if set(points) & set(a.points)]
+        if numbers:
+            seen = {asked[n].image: images[asked[n].image] for n in numbers}
+            found = backbone.visual(seen, [(asked[n].image, asked[n].question) for n in numbers], pruner, recall)
+            out |= {(n, p): v for n, v in zip(numbers, found, strict=True) for p in points if p in asked[n].points}
+    return out
+
+
+def _units(backbone: Backbone, methods: Rows[Method], asked: Rows[Asking], visual: dict[tuple[int, int], Visual]) -> list[_Unit]:
+    embed = backbone.model.get_input_embeddings()
+    cells = backbone.grid[0] * backbone.grid[1]
+    digests: dict[tuple, str] = {}
+    out: dict[tuple, _Unit] = {}
+    for n, (a, (ahead, behind)) in enumerate(zip(asked, backbone.around([a.question for a in asked]), strict=True)):
+        text = embed(behind)
+        for p in a.points:
+            seen = visual[n, p]
+            shown = None if seen.aside is None and seen.shown.whole(cells) else seen.shown
+            opening = Opening(ahead, seen.features, shown)
+            same = (id(seen.features), tuple(ahead.tolist()), shown is None)  # of one call: the tensors live as long as ``visual``
+            if same not in digests:
+                digests[same] = opening.digest()
+            recalls = shown is not None and shown.aside is not None
+            out.setdefault((n, digests[same], recalls), _Unit(n, opening, digests[same], text, [])).points.append(p)
+    return list(out.values())
+
+
+@dataclass(frozen=True)
+class Fits:
+    """How much runs at once: ``prefix``: bytes of a visual token's keys and values in all layers, and of its states where they are kept;
+    ``texts``: branches; ``decoding``: branches that are decoded together; ``prefixes``: bytes of all prefixes."""
+
+    prefix: int
+    texts: int
+    decoding: int
+    prefixes: int
+
+    @classmethod
+    def of(cls, backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], batch_size: int) -> Fits:
+        config, size = backbone.llm.config, torch.finfo(backbone.model.dtype).bits // 8
+        one = 2 * config.num_key_value_heads * backbone.llm.layers[0].self_attn.head_dim * size  # a token in a layer
+        text = max(len(u.text) for u in units)
+        row = max(len(u.opening.features) + len(u.opening.ids) for u in units) + text
+        if layers:
+            row += backbone.grid[0] * backbone.grid[1]  # expanded
+        depth, budget = config.num_hidden_layers, backbone.shared_bytes
+        texts = max(batch_size, budget // (one * (row + depth * text)))
+        return cls(one * depth + config.hidden_size * size * len(layers), texts, max(batch_size, budget // (one * depth * row)), budget)
+
+
+def _parts(units: list[_Unit], fits: Fits) -> Iterator[list[_Unit]]:
+    """Units that run at once: of like lengths, as many as fit."""
+    bucket = lambda n: math.ceil(math.log(n, NEAR))  # noqa: E731
+    size = lambda u: (bucket(len(u.opening.features)), bucket(len(u.text)))  # noqa: E731
+    for _, alike in itertools.groupby(sorted(units, key=lambda u: (*size(u), u.key)), key=size):
+        part: list[_Unit] = []
+        held: dict[str, int] = {}
+        for unit in alike:
+            own = {unit.key: fits.prefix * (len(unit.opening.features) + len(unit.opening.ids))}
+            if part and (len(part) >= fits.texts or sum((held | own).values()) > fits.prefixes):
+                yield part
+                part, held = [], {}
+            part.append(unit)
+            held |= own
+        yield part
+
+
+def recalled(backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], fits: Fits) -> dict[str, Prefix]:
+    """{key: prefix} of units, those run that the backbone does not hold with all states that are wanted."""
+    store, embed = backbone.prefixes, backbone.model.get_input_embeddings()
+    wanted = {u.key: u.opening for u in units}
+    new = {key: o for key, o in wanted.items() if key not in store or not layers <= store[key].states.keys()}
+    if new:
+        embeds = [torch.cat([embed(o.ids), o.features]) for o in new.values()]
+        at_once = max(1, fits.texts // 4)
+        store.update(zip(new, run(backbone.llm, embeds, [len(o.features) for o in new.values()], layers, at_once), strict=True))
+    return backbone.recall(store, list(wanted), backbone.shared_bytes)

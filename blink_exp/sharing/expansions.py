@@ -1,0 +1,142 @@
+"""Expanded segments, each made and run once, however many texts stand behind it.
+
+An expanded segment depends on the image, its layer, its region and its module, and on nothing that comes behind it. It is run layer by
+layer, as far as a text still needs it: where every point has dropped or replaced it, it stops.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from blink_exp.backbone.decode import causal_mask, enlarge
+from blink_exp.saliency import PatchGrid
+from blink_exp.sharing.prefixes import Behind, Prefix
+from blink_exp.shown import Shown
+
+Chain = tuple["Expansion", ...]  # the expanded segments that stand in front of a text, in their order
+
+
+@dataclass(frozen=True)
+class Wish:
+    """All that an expansion depends on. ``before``: what it stands behind besides the prefix (``on_reexpand=append``); ``module``: its
+    TokenSR module, or None; ``recalls``: whether it gets back what a pruner dropped."""
+
+    prefix: Prefix
+    layer: int
+    region: int
+    grid: PatchGrid
+    interpolate: bool
+    inherit: bool
+    module: nn.Module | None
+    before: Chain
+    shown: Shown | None = field(compare=False, default=None)
+    recalls: bool = False
+
+
+@dataclass(eq=False)
+class Expansion:
+    """An expanded segment at work. ``states``: (tokens, hidden) at the input of layer ``reached``; ``places``: (tokens,) fractional raster
+    indices of what its tokens show; ``keys``, ``values``: {layer: (kv_heads, tokens, head_dim)} of the layers that it has run through."""
+
+    wish: Wish
+    states: torch.Tensor
+    places: torch.Tensor
+    reached: int
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.states)
+
+    def positions(self) -> torch.Tensor:
+        """(tokens,): numbers of their own behind all that stands before, or those of the places that they show."""
+        prefix = self.wish.prefix
+        if self.wish.inherit:
+            return self.places + prefix.tokens - prefix.visual
+        return torch.arange(self.tokens, device=self.states.device) + prefix.tokens + length(self.wish.before)
+
+
+def length(chain: Chain) -> int:
+    return sum(expansion.tokens for expansion in chain)
+
+
+def make(wishes: Rows[Wish]) -> list[Expansion]:
+    """The expansions of some wishes, those with one module as one batch. Blink, Eqs. (4)-(5)."""
+    made: dict[int, Expansion] = {}
+    numbers = sorted(range(len(wishes)), key=lambda n: _kind(wishes[n]))
+    for _, same in itertools.groupby(numbers, key=lambda n: _kind(wishes[n])):
+        group = list(same)
+        first = wishes[group[0]]
+        grid, (h, w) = first.grid, first.grid.patch
+        patches = torch.stack([_base_view(wishes[n])[grid.indices(wishes[n].region)] for n in group]).mT.unflatten(2, (h, w))
+        if first.interpolate:
+            patches = enlarge(patches, (grid.height, grid.width))
+        if first.module is not None:
+            patches = first.module(patches)
+        size = (patches.shape[-2], patches.shape[-1])
+        for n, tokens in zip(group, patches.flatten(2).mT, strict=True):
+            places = grid.places(wishes[n].region, size).to(tokens.device)
+            made[n] = Expansion(wishes[n], tokens, places, wishes[n].layer)
+    return [made[n] for n in range(len(wishes))]
+
+
+def _kind(wish: Wish) -> tuple[int, int, bool]:
+    return id(wish.module), wish.grid.p, wish.interpolate
+
+
+def _base_view(wish: Wish) -> torch.Tensor:
+    """(H * W, hidden) states of the base view at the layer's input, from before its norm (Blink, Alg. 1)."""
+    states = wish.prefix.states[wish.layer]
+    if wish.shown is None:
+        return states[-wish.grid.height * wish.grid.width :]
+    return wish.shown.grid(states, wish.grid.height, wish.grid.width)
+
+
+def advance(llm: Any, i: int, expansions: Iterable[Expansion]) -> None:
+    """Runs those expansions through layer i that have not been, with what they stand behind before them."""
+    waiting = [e for e in expansions if e.reached == i]
+    waiting.sort(key=lambda e: (length(e.wish.before), e.tokens, e.wish.prefix.tokens, id(e.wish.prefix)))
+    shape = lambda e: (length(e.wish.before), e.tokens, e.wish.prefix.tokens)  # noqa: E731
+    for _, same in itertools.groupby(waiting, key=shape):  # of one shape: no padding
+        group = list(same)
+        states = torch.stack([e.states for e in group])
+        keys, values, real = before(i, [(e.wish.prefix, e.wish.before) for e in group], states.shape[1])
+        rope = llm.rotary_emb(states, position_ids=torch.stack([e.positions() for e in group]))
+        own = real.new_ones(states.shape[:2])
+        cache = Behind((keys, values))
+        mask = causal_mask(llm, real, own, states.dtype)
+        states = llm.layers[i](states, attention_mask=mask, position_embeddings=rope, position_ids=None, past_key_values=cache, use_cache=True)
+        for e, row, k, v in zip(group, states, *cache.own, strict=True):
+            e.states, e.keys[i], e.values[i], e.reached = row, k, v, i + 1
+
+
+def before(i: int, rows: Rows[tuple[Prefix, Chain]], own: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Layer i's keys and values of what stands before each row's own tokens, padded on the left, with room for ``own`` more: two (rows,
+    kv_heads, before + own, head_dim), and which of those before are real, (rows, before)."""
+    first, longest = max(p.tokens for p, _ in rows), max(length(chain) for _, chain in rows)
+    some = rows[0][0].keys[i]
+    shape = (len(rows), some.shape[0], first + longest + own, some.shape[2])
+    padded = any(p.tokens < first or length(chain) < longest for p, chain in rows)
+    out = (some.new_zeros(shape), some.new_zeros(shape)) if padded else (some.new_empty(shape), some.new_empty(shape))
+    real = torch.ones(len(rows), first + longest, dtype=torch.bool, device=some.device)
+    start = 0
+    for (prefix, chain), same in itertools.groupby(rows):  # rows of one kind stand together: one copy serves them all
+        stop = start + len(list(same))
+        cut = slice(start, stop)
+        out[0][cut, :, first - prefix.tokens : first], out[1][cut, :, first - prefix.tokens : first] = prefix.keys[i], prefix.values[i]
+        column = first + longest - length(chain)
+        real[cut, : first - prefix.tokens] = False
+        real[cut, first:column] = False
+        for e in chain:
+            out[0][cut, :, column : column + e.tokens], out[1][cut, :, column : column + e.tokens] = e.keys[i], e.values[i]
+            column += e.tokens
+        start = stop
+    return *out, real
