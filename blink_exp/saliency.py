@@ -8,15 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from blink_exp.errors import UserError
 
 
+class Seen(Protocol):
+    """What a scorer may look at, at the input of one layer. ``visible``: (batch, queries, keys) bool; ``text``: (batch, queries) bool,
+    false on padding."""
+
+    visible: torch.Tensor
+    text: torch.Tensor
+
+    def logits(self, queries: slice) -> torch.Tensor:
+        """(batch, heads, queries, keys) float32 products of some of the text queries with all keys, behind norm and RoPE, scaled."""
+        ...
+
+    def raw_logits(self) -> torch.Tensor:
+        """(batch, heads, keys) float32 products of the last prompt token's query with all keys, without norm, RoPE and scale (Eqs. 1-2 to
+        the letter)."""
+        ...
+
+
 @dataclass
 class Attended:
-    """What a scorer may look at, at the input of one layer. All with the layer's own projections.
+    """``Seen`` from queries and keys, all with the layer's own projections.
 
     ``query``: (batch, heads, queries, head_dim) text queries behind norm and RoPE, the last one being the last prompt token;
     ``keys``: (batch, kv_heads, keys, head_dim) of all tokens behind norm and RoPE; ``visible``: (batch, queries, keys) bool;
@@ -32,6 +50,12 @@ class Attended:
     raw_query: Callable[[], torch.Tensor]
     raw_keys: Callable[[], torch.Tensor]
 
+    def logits(self, queries: slice) -> torch.Tensor:
+        return products(self.query[:, :, queries], self.keys).float() * self.scaling
+
+    def raw_logits(self) -> torch.Tensor:
+        return products(self.raw_query()[:, :, -1:], self.raw_keys())[:, :, 0].float()
+
     def row(self, b: int) -> Attended:
         """One row as a batch of its own."""
         one = slice(b, b + 1)
@@ -46,10 +70,10 @@ class Attended:
         )
 
 
-Scorer = Callable[[Attended, torch.Tensor], torch.Tensor]
+Scorer = Callable[[Seen, torch.Tensor], torch.Tensor]
 
 
-def _logits(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def products(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """(batch, heads, queries, keys), a key head serving heads / kv_heads query heads."""
     batch, heads, queries, width = query.shape
     kv_heads = keys.shape[1]
@@ -57,7 +81,7 @@ def _logits(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return (grouped @ keys.mT).reshape(batch, heads, queries, -1)
 
 
-def attention(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
+def attention(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     """Attention of the last text token, softmax over every key that it may see, mean over heads: what Blink's Figs. 2-3 plot.
 
     ``columns``: (visual,) or (batch, visual), the keys to read out. Returns (batch, visual) scores >= 0.
@@ -65,40 +89,40 @@ def attention(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
     return _probabilities(seen, slice(-1, None)).squeeze(1).gather(1, _rows(columns, seen))
 
 
-def attention_visual(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
+def attention_visual(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     """As ``attention``, with the softmax over the visual keys only."""
     index = _rows(columns, seen)
-    logits = _logits(seen.query[:, :, -1:], seen.keys)[:, :, 0].float() * seen.scaling
+    logits = seen.logits(slice(-1, None))[:, :, 0]
     picked = logits.gather(2, index[:, None].expand(-1, logits.shape[1], -1))
     return picked.softmax(-1).mean(1)
 
 
-def text_mean(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
+def text_mean(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     """As ``attention``, averaged over all text queries behind the image instead of the last one."""
     weight = seen.text.to(torch.float32)
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
     return (_probabilities(seen, slice(None)) * weight[..., None]).sum(1).gather(1, _rows(columns, seen))
 
 
-def dot_product(seen: Attended, columns: torch.Tensor) -> torch.Tensor:
+def dot_product(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     """Eqs. (1)-(2) read literally: q . k without norm, RoPE, scale or softmax, summed over heads.
 
     Such scores can be negative, which would make the ratio meaningless, so the smallest one is subtracted from all.
     """
-    scores = _logits(seen.raw_query()[:, :, -1:], seen.raw_keys())[:, :, 0].float().sum(1)
+    scores = seen.raw_logits().sum(1)
     scores = scores.gather(1, _rows(columns, seen))
     return scores - scores.amin(1, keepdim=True)
 
 
-def _probabilities(seen: Attended, queries: slice) -> torch.Tensor:
+def _probabilities(seen: Seen, queries: slice) -> torch.Tensor:
     """(batch, queries, keys) attention, mean over heads; only the rows asked for are ever made."""
-    logits = _logits(seen.query[:, :, queries], seen.keys).float() * seen.scaling
+    logits = seen.logits(queries)
     logits = logits.masked_fill(~seen.visible[:, None, queries], float("-inf"))
     return logits.softmax(-1).nan_to_num(0.0).mean(1)  # a padded query sees nothing: its row is 0, not nan
 
 
-def _rows(columns: torch.Tensor, seen: Attended) -> torch.Tensor:
-    return columns.expand(seen.keys.shape[0], -1)
+def _rows(columns: torch.Tensor, seen: Seen) -> torch.Tensor:
+    return columns.expand(len(seen.visible), -1)
 
 
 SCORERS: dict[str, Scorer] = {s.__name__: s for s in (attention, attention_visual, dot_product, text_mean)}
@@ -132,7 +156,7 @@ class PatchGrid:
     def sums_at(self, scores: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """(p * p,) patch scores of (tokens,) scores of some tokens that stand at (tokens,) raster indices ``cells``."""
         h, w = self.patch
-        cells = cells.to(scores.device)
+        cells = cells.to(scores.device, non_blocking=True)
         patch = cells // self.width // h * self.p + cells % self.width // w
         return scores.new_zeros(self.p**2).index_add(0, patch, scores)
 

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp import saliency
 from blink_exp.methods.base import LayerPolicy, Scan, TokenPolicy
-from blink_exp.saliency import Attended, PatchGrid, Scorer
+from blink_exp.saliency import Attended, PatchGrid, Scorer, Seen
 from blink_exp.sequence import Segment, Sequence
 
 if TYPE_CHECKING:
@@ -35,12 +35,10 @@ def scan_patches(
     segments = sequence.segments()
     text = segments[-1]
     batch, prompt = text.states.shape[0], text.length - answer
-    rho = region = None
-    patches = torch.empty(0)
+    read: list[list[float]] = []
     if policy.scorer is not None:
         seen = attended(llm, i, segments, plan, cache, policy.scorer is saliency.text_mean, prompt)
     out: list[list[Scan | None]] = []
-    present = sequence.layout.present
     start = 0  # column of the next segment's first key
     for k in range(sequence.images):
         end = start + sequence.blocks[k].length
@@ -51,15 +49,13 @@ def scan_patches(
             else:
                 columns = torch.arange(end - grid.height * grid.width, end, device=text.states.device)
                 patches = grid.sums(policy.scorer(seen, columns))
-            ratio, best = saliency.saliency_ratio(patches)
-            rho, region = ratio.tolist(), best.tolist()
+            rho, region = saliency.saliency_ratio(patches)
+            read = torch.cat([rho[:, None], region[:, None].to(rho), patches], dim=1).tolist()  # one copy from the device
         start = end + (expanded.length if expanded is not None else 0)
         row: list[Scan | None] = []
         for b in range(batch):
-            found = (
-                {} if rho is None or region is None else {"rho": rho[b], "region": region[b], "patch_scores": tuple(patches[b].tolist())}
-            )
-            row.append(Scan(i, samples[b], k, bool(sequence.origins[k][b]), **found) if present[b, k] else None)
+            found: dict[str, Any] = {"rho": read[b][0], "region": int(read[b][1]), "patch_scores": tuple(read[b][2:])} if read else {}
+            row.append(Scan(i, samples[b], k, bool(sequence.origins[k][b]), **found) if sequence.layout.visual[b][k] else None)
         out.append(row)
     return out
 
@@ -117,7 +113,7 @@ def _row_patches(policy, grid: PatchGrid, seen: Attended, sequence: Sequence, im
 
 
 def row_patches(
-    scorer: Scorer, grid: PatchGrid, seen: Attended, cells: torch.Tensor | None, end: int, parts: list[tuple[int, torch.Tensor]]
+    scorer: Scorer, grid: PatchGrid, seen: Seen, cells: torch.Tensor | None, end: int, parts: list[tuple[int, torch.Tensor]]
 ) -> torch.Tensor:
     """(patches,) sums over the base view's tokens of one row, wherever they stand in front of column ``end``.
 
@@ -127,7 +123,7 @@ def row_patches(
     cells = torch.arange(grid.height * grid.width) if cells is None else cells.cpu()
     columns = torch.arange(end - len(cells), end)[cells >= 0]
     cells = cells[cells >= 0]
-    read = torch.cat([columns, *(own for _, own in parts)]).to(seen.keys.device)
+    read = torch.cat([columns, *(own for _, own in parts)]).to(seen.visible.device, non_blocking=True)  # the device need not be waited for
     scores = scorer(seen, read)[0]
     sums = grid.sums_at(scores[: len(cells)], cells)
     for (region, _), part in zip(parts, scores[len(cells) :].split([len(own) for _, own in parts]) if parts else (), strict=True):

@@ -9,19 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from PIL import Image
 
 from blink_exp import tracking, viewer
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.memory import check_batch
-from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError
 from blink_exp.experiments import identity, results
-from blink_exp.experiments.records import Kept, record, summary, write_lines
+from blink_exp.experiments.asking import Point, ask
+from blink_exp.experiments.records import Kept, summary, write_lines
 from blink_exp.experiments.terminal import bar, show
 from blink_exp.methods.base import Method
 
@@ -184,7 +182,6 @@ def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: l
     return measure_cost(backbone, method, asked) if asked else None
 
 
-@torch.no_grad()
 def evaluate(
     backbone: Backbone,
     method: Method,
@@ -196,57 +193,11 @@ def evaluate(
     kept: Kept | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
-    image could not be read; both in the samples' order. What is in ``kept`` is not asked again, and every batch is added to it."""
+    image could not be read; both in the samples' order. ``kept``: see ``asking.Point``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
-    done = kept.done(benchmark, samples) if kept is not None else {}
-    left = [sample for sample in samples if sample.id not in done]
-    if done:
-        print(f"going on: {len(done)} of {len(samples)} samples are done")
-    skipped: list[dict[str, str]] = []
-    with method.attach(backbone.model) as attached, bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
-        advance(len(done))
-        for start in range(0, len(left), batch_size):
-            batch, images = [], {}
-            for sample in left[start : start + batch_size]:
-                try:
-                    if sample.image_id not in images:
-                        images[sample.image_id] = sample.image()
-                    batch.append(sample)
-                except OSError as error:
-                    skipped.append({"id": sample.id, "why": flat(error)})
-            if batch:
-                if attached is not None:
-                    attached.samples = [sample.id for sample in batch]
-                source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'exif', None)}"  # one id, two folders: two images
-                known = {s.image_id: f"{source}:{s.image_id}" for s in batch}
-                seen = {key: images[image_id] for image_id, key in known.items()}
-                asked = [(known[sample.image_id], benchmark.prompt(sample)) for sample in batch]
-                predictions, visual = answers(backbone, method, attached, seen, asked, benchmark.max_new_tokens)
-                records = []
-                for b, (sample, prediction) in enumerate(zip(batch, predictions, strict=True)):
-                    decisions = [r for r in attached.records if r.row == b] if attached is not None else []
-                    entering = {"visual_tokens": len(visual[b].source) - visual[b].newlines, "newline_tokens": visual[b].newlines}
-                    records.append(record(benchmark, sample, prediction, decisions) | entering)
-                done |= {r["id"]: r for r in records}
-                if kept is not None:
-                    kept.add(records)
-            advance(min(batch_size, len(left) - start))
+    point = Point(method, kept)
+    with bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
+        skipped = ask(backbone, [point], benchmark, samples, batch_size, advance)
     if skipped:
         print(f"{len(skipped)} of {len(samples)} samples skipped, first {skipped[0]['id']}: {skipped[0]['why']}")
-    return [done[sample.id] for sample in samples if sample.id in done], skipped
-
-
-def answers(
-    backbone: Backbone,
-    method: Method,
-    attached: Any,
-    images: dict[str, Image.Image],
-    asked: list[tuple[str, str]],
-    max_new_tokens: int,
-) -> tuple[list[str], list[Visual]]:
-    """Greedy answers to one batch of (image id, question), and the visual tokens that each was given. ``attached``: what the ``with``
-    statement of ``method.attach`` gave."""
-    visual = backbone.visual(images, asked, method.pruner, method.recall)
-    if attached is not None:
-        attached.images = [[v.shown] for v in visual]
-    return backbone.generate([v.features for v in visual], [question for _, question in asked], max_new_tokens), visual
+    return [point.done[sample.id] for sample in samples if sample.id in point.done], skipped

@@ -187,7 +187,7 @@ def answer(
 
     No answer is longer than the LLM has positions. Raises UserError at the first question that is not about exactly one image.
     """
-    from blink_exp.experiments.evaluate import answers
+    from blink_exp.experiments.asking import answers
 
     placeholder = backbone.processor.image_token
     most = backbone.model.config.text_config.max_position_embeddings

@@ -17,6 +17,7 @@ from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Visual
 from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.saliency import PatchGrid
+from blink_exp.sharing.attending import shared
 from blink_exp.sharing.branches import Leaves, Question, Texts, layers_of
 from blink_exp.sharing.decoding import greedy
 from blink_exp.sharing.prefixes import Opening, Prefix, run
@@ -85,7 +86,8 @@ def answer(
             for branch, found in zip(leaves.branches, tokens, strict=True):
                 said.update({(branch.question, p): found for p in branch.points})
 
-        texts.run(finish)
+        with shared(backbone.llm):
+            texts.run(finish)
         spoken = backbone.processor.batch_decode(list(said.values()), skip_special_tokens=True)
         for (q, p), text in zip(said, spoken, strict=True):
             asking = part[q].asking

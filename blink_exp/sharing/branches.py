@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 
-from blink_exp.backbone.decode import Record, causal_mask
+from blink_exp.backbone.decode import Record
 from blink_exp.methods.base import LayerPolicy, Method, Scan
 from blink_exp.saliency import PatchGrid
 from blink_exp.sequence import Decision, Drop, Expand, Keep, Segment
 from blink_exp.sharing import scanning
-from blink_exp.sharing.expansions import Chain, Expansion, Wish, advance, before, length, make
-from blink_exp.sharing.prefixes import Behind, Prefix
+from blink_exp.sharing.attending import Parts
+from blink_exp.sharing.expansions import Chain, Expansion, Wish, advance, ahead_of, front, length, make
+from blink_exp.sharing.prefixes import Prefix
 from blink_exp.shown import Shown
 
 
 @dataclass(frozen=True)
 class Question:
-    """A text behind a prefix. ``text``: (tokens, hidden) embeddings of what stands behind the image; ``sample``: see ``Scan``; ``shown``: see
-    ``Opening``; ``points``: which methods answer it."""
+    """A text behind a prefix. ``text``: (tokens, hidden) embeddings of what stands behind the image; ``sample``: see ``Scan``; ``shown``:
+    see ``Opening``; ``points``: which methods answer it."""
 
     prefix: Prefix
     text: torch.Tensor
@@ -87,7 +88,14 @@ class Texts:
         self._run(0, branches, text, [], None, False, finish)
 
     def _run(
-        self, first: int, branches: list[Branch], text: Segment, steps: list[Step], parent: Any, decided: bool, finish: Callable[[Leaves], None]
+        self,
+        first: int,
+        branches: list[Branch],
+        text: Segment,
+        steps: list[Step],
+        parent: Any,
+        decided: bool,
+        finish: Callable[[Leaves], None],
     ) -> None:
         """Layers from ``first`` on. ``parent``: see ``Step``, of the branches as they come in; ``decided``: whether layer ``first`` has
         been decided on already."""
@@ -112,36 +120,19 @@ class Texts:
         finish(Leaves(branches, steps, self.llm.norm(text.states[:, -1]), text.valid))
 
     def _layer(self, i: int, branches: list[Branch], text: Segment) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The texts' states behind layer i, and their keys and values. Branches with the same number of expanded tokens are a batch: the
-        others would drag padding along."""
-        groups: dict[int, list[int]] = {}
-        for r, branch in enumerate(branches):
-            groups.setdefault(length(branch.chain), []).append(r)
-        out = []
-        for rows in groups.values():
-            chosen = [branches[r] for r in rows]
-            index = torch.tensor(rows, device=text.states.device)
-            states, valid = text.states[index], text.valid[index]
-            keys, values, real = before(i, [(self.questions[b.question].prefix, b.chain) for b in chosen], text.length)
-            cache = Behind((keys, values))
-            rope = self.llm.rotary_emb(states, position_ids=self.positions(chosen, valid))
-            mask = causal_mask(self.llm, real, valid, states.dtype)
-            states = self.llm.layers[i](
-                states, attention_mask=mask, position_embeddings=rope, position_ids=None, past_key_values=cache, use_cache=True
-            )
-            out.append((states, *cache.own))
-        if len(out) == 1:
-            return out[0]
-        back = torch.tensor([r for rows in groups.values() for r in rows], device=text.states.device).argsort()
-        joined = [torch.cat(parts)[back] for parts in zip(*out, strict=True)]
-        return joined[0], joined[1], joined[2]
+        """The texts' states behind layer i, and their keys and values."""
+        rope = self.llm.rotary_emb(text.states, position_ids=self.positions(branches, text.valid))
+        causal = torch.ones(text.length, text.length, dtype=torch.bool, device=text.states.device).tril()
+        mask = None if bool(text.valid.all()) else causal & text.valid[:, None]
+        parts = Parts(front(i, [(self.questions[b.question].prefix, b.chain) for b in branches]), mask=mask)
+        states = self.llm.layers[i](
+            text.states, attention_mask=None, position_embeddings=rope, position_ids=None, past_key_values=parts, use_cache=True
+        )
+        return states, *parts.own
 
     def positions(self, branches: Rows[Branch], valid: torch.Tensor) -> torch.Tensor:
-        """(branches, text) numbers of the texts' tokens: behind everything in front of them; expanded tokens that have the numbers of what
-        they show take none away."""
-        starts = [
-            self.questions[b.question].prefix.tokens + sum(e.tokens for e in b.chain if not e.wish.inherit) for b in branches
-        ]
+        """(branches, text) numbers of the texts' tokens."""
+        starts = [ahead_of(self.questions[b.question].prefix, b.chain) for b in branches]
         return torch.tensor(starts, device=valid.device)[:, None] + (valid.long().cumsum(1) - 1).clamp(min=0)
 
     def _decide(self, i: int, branches: list[Branch], text: Segment) -> tuple[list[Branch], torch.Tensor | None]:

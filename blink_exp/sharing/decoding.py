@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
-from blink_exp.backbone import decode
-from blink_exp.backbone.cache import SegmentedLayer, segmented
+from blink_exp.sharing.attending import Parts
 from blink_exp.sharing.branches import Leaves, Question
-from blink_exp.sharing.expansions import before
+from blink_exp.sharing.expansions import Chain, ahead_of, front
+from blink_exp.sharing.prefixes import Prefix
 
 
 def greedy(
@@ -39,40 +39,50 @@ def _go_on(
 ) -> None:
     """Appends to ``said`` what branches ``rows`` say behind their first token."""
     llm = model.model.language_model
-    cache = held(leaves, questions, rows, len(llm.layers))
-    tokens = torch.tensor([said[r][-1] for r in rows], device=leaves.hidden.device)
+    held, valid = gathered(leaves, questions, rows, len(llm.layers)), leaves.valid[rows]
     while rows:
-        states = decode.extend(llm, model.get_input_embeddings()(tokens[:, None]), cache)
-        tokens = _next(model, states[:, -1])
-        for r, token in zip(rows, tokens.tolist(), strict=True):
+        tokens = torch.tensor([said[r][-1] for r in rows], device=leaves.hidden.device)
+        valid = torch.cat([valid, valid.new_ones(len(rows), 1)], dim=1)
+        states = model.get_input_embeddings()(tokens[:, None])
+        ropes: dict[tuple, tuple] = {}  # layers with the same sequence share the numbers of its tokens
+        for i, (layer, known) in enumerate(zip(llm.layers, held, strict=True)):
+            ahead = tuple(ahead_of(prefix, chain) for prefix, chain in known.rows)
+            if ahead not in ropes:
+                positions = torch.tensor(ahead, device=states.device) + valid.sum(1) - 1
+                ropes[ahead] = llm.rotary_emb(states, position_ids=positions[:, None])
+            mask = None if bool(valid.all()) else valid[:, None]
+            parts = Parts(front(i, known.rows), (known.keys, known.values), mask)
+            states = layer(
+                states, attention_mask=None, position_embeddings=ropes[ahead], position_ids=None, past_key_values=parts, use_cache=True
+            )
+            known.keys, known.values = parts.own
+        for r, token in zip(rows, _next(model, llm.norm(states[:, -1])).tolist(), strict=True):
             said[r].append(token)
         going = [n for n, r in enumerate(rows) if said[r][-1] not in ends and len(said[r]) < most]
         if len(going) < len(rows):
-            stay = torch.tensor(going, dtype=torch.long, device=tokens.device)
-            rows, tokens = [rows[n] for n in going], tokens[stay]
-            if rows:
-                cache.batch_select_indices(stay)
+            rows, valid, held = [rows[n] for n in going], valid[going], [known.only(going) for known in held]
 
 
-def held(leaves: Leaves, questions: Rows[Question], rows: Rows[int], depth: int) -> Cache:
-    """A cache with all that each layer knows of branches ``rows``: prefixes, the expanded segments of that layer, texts."""
-    cache = segmented(None, depth)
+@dataclass
+class Held:
+    """What a layer knows of the branches that are decoded: what stands in front of each, and its own keys and values."""
+
+    rows: list[tuple[Prefix, Chain]]
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def only(self, rows: list[int]) -> Held:
+        return Held([self.rows[n] for n in rows], self.keys[rows], self.values[rows])
+
+
+def gathered(leaves: Leaves, questions: Rows[Question], rows: Rows[int], depth: int) -> list[Held]:
+    """By layer, what it knows of branches ``rows``: back through the forks, to the row that each of them was there."""
     index = torch.tensor(list(rows), device=leaves.hidden.device)
-    text = leaves.valid[index]
-    known: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}  # layers with the same sequence share one validity, so one mask
+    out = []
     for i in reversed(range(depth)):
         step = leaves.steps[i]
         chosen = [(questions[leaves.branches[r].question].prefix, step.chains[n]) for r, n in zip(rows, index.tolist(), strict=True)]
-        keys, values, real = before(i, chosen, text.shape[1])
-        keys[:, :, -text.shape[1] :], values[:, :, -text.shape[1] :] = step.keys[index], step.values[index]
-        sequence = tuple((p, *c) for p, c in chosen)
-        if sequence not in known:
-            ahead = [p.tokens + sum(e.tokens for e in c if not e.wish.inherit) for p, c in chosen]
-            known[sequence] = torch.cat([real, text], dim=1), torch.tensor(ahead, device=text.device) + text.sum(1)
-        layer = cache.layers[i]
-        assert isinstance(layer, SegmentedLayer)
-        layer.update(keys, values)
-        layer.seen(*known[sequence], 0)
+        out.append(Held(chosen, step.keys[index], step.values[index]))
         if step.parent is not None:
             index = step.parent[index]
-    return cache
+    return out[::-1]

@@ -10,14 +10,15 @@ import itertools
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from blink_exp.backbone.decode import causal_mask, enlarge
+from blink_exp.backbone.decode import enlarge
 from blink_exp.saliency import PatchGrid
-from blink_exp.sharing.prefixes import Behind, Prefix
+from blink_exp.sharing.attending import Part, Parts
+from blink_exp.sharing.prefixes import Prefix
 from blink_exp.shown import Shown
 
 Chain = tuple["Expansion", ...]  # the expanded segments that stand in front of a text, in their order
@@ -68,6 +69,11 @@ def length(chain: Chain) -> int:
     return sum(expansion.tokens for expansion in chain)
 
 
+def ahead_of(prefix: Prefix, chain: Chain) -> int:
+    """The number of the first token behind them. Expanded tokens with the numbers of what they show take none away."""
+    return prefix.tokens + sum(e.tokens for e in chain if not e.wish.inherit)
+
+
 def make(wishes: Rows[Wish]) -> list[Expansion]:
     """The expansions of some wishes, those with one module as one batch. Blink, Eqs. (4)-(5)."""
     made: dict[int, Expansion] = {}
@@ -103,40 +109,39 @@ def _base_view(wish: Wish) -> torch.Tensor:
 def advance(llm: Any, i: int, expansions: Iterable[Expansion]) -> None:
     """Runs those expansions through layer i that have not been, with what they stand behind before them."""
     waiting = [e for e in expansions if e.reached == i]
-    waiting.sort(key=lambda e: (length(e.wish.before), e.tokens, e.wish.prefix.tokens, id(e.wish.prefix)))
-    shape = lambda e: (length(e.wish.before), e.tokens, e.wish.prefix.tokens)  # noqa: E731
-    for _, same in itertools.groupby(waiting, key=shape):  # of one shape: no padding
+    waiting.sort(key=lambda e: (*_shape(e), id(e.wish.prefix)))
+    for _, same in itertools.groupby(waiting, key=_shape):  # of one shape: no padding
         group = list(same)
         states = torch.stack([e.states for e in group])
-        keys, values, real = before(i, [(e.wish.prefix, e.wish.before) for e in group], states.shape[1])
         rope = llm.rotary_emb(states, position_ids=torch.stack([e.positions() for e in group]))
-        own = real.new_ones(states.shape[:2])
-        cache = Behind((keys, values))
-        mask = causal_mask(llm, real, own, states.dtype)
-        states = llm.layers[i](states, attention_mask=mask, position_embeddings=rope, position_ids=None, past_key_values=cache, use_cache=True)
-        for e, row, k, v in zip(group, states, *cache.own, strict=True):
-            e.states, e.keys[i], e.values[i], e.reached = row, k, v, i + 1
+        parts = Parts(front(i, [(e.wish.prefix, e.wish.before) for e in group]))
+        states = llm.layers[i](
+            states, attention_mask=None, position_embeddings=rope, position_ids=None, past_key_values=parts, use_cache=True
+        )
+        for e, row, keys, values in zip(group, states, *parts.own, strict=True):
+            e.states, e.keys[i], e.values[i], e.reached = row, keys, values, i + 1
 
 
-def before(i: int, rows: Rows[tuple[Prefix, Chain]], own: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Layer i's keys and values of what stands before each row's own tokens, padded on the left, with room for ``own`` more: two (rows,
-    kv_heads, before + own, head_dim), and which of those before are real, (rows, before)."""
-    first, longest = max(p.tokens for p, _ in rows), max(length(chain) for _, chain in rows)
-    some = rows[0][0].keys[i]
-    shape = (len(rows), some.shape[0], first + longest + own, some.shape[2])
-    padded = any(p.tokens < first or length(chain) < longest for p, chain in rows)
-    out = (some.new_zeros(shape), some.new_zeros(shape)) if padded else (some.new_empty(shape), some.new_empty(shape))
-    real = torch.ones(len(rows), first + longest, dtype=torch.bool, device=some.device)
-    start = 0
-    for (prefix, chain), same in itertools.groupby(rows):  # rows of one kind stand together: one copy serves them all
-        stop = start + len(list(same))
-        cut = slice(start, stop)
-        out[0][cut, :, first - prefix.tokens : first], out[1][cut, :, first - prefix.tokens : first] = prefix.keys[i], prefix.values[i]
-        column = first + longest - length(chain)
-        real[cut, : first - prefix.tokens] = False
-        real[cut, first:column] = False
-        for e in chain:
-            out[0][cut, :, column : column + e.tokens], out[1][cut, :, column : column + e.tokens] = e.keys[i], e.values[i]
-            column += e.tokens
-        start = stop
-    return *out, real
+def _shape(e: Expansion) -> tuple[int, int]:
+    return length(e.wish.before), e.tokens  # what stands before goes first
+
+
+class Keyed(Protocol):
+    """Whatever has keys and values of a layer: a prefix, an expanded segment."""
+
+    keys: Any
+    values: Any
+
+
+def front(i: int, rows: Rows[tuple[Keyed, Rows[Keyed]]]) -> list[Part]:
+    """What stands in front of each row at layer i, (prefix, expanded segments); neighbours that have it in common have one part."""
+    depth = 1 + max(len(chain) for _, chain in rows)
+    out = []
+    for place in range(depth):  # the prefixes, then the first segment of every chain, then the second
+        start = 0
+        for held, same in itertools.groupby((prefix, *chain)[place] if place <= len(chain) else None for prefix, chain in rows):
+            stop = start + len(list(same))
+            if held is not None:
+                out.append(Part(start, stop, held.keys[i], held.values[i], place))
+            start = stop
+    return out

@@ -39,8 +39,8 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a prefix is made of. ``ids``: (before,) token ids before the image; ``features``: (visual, hidden); ``shown``: which cells of the
-    base view these show, None where they are all of one view."""
+    """What a prefix is made of. ``ids``: (before,) token ids before the image; ``features``: (visual, hidden); ``shown``: which cells of
+    the base view these show, None where they are all of one view."""
 
     ids: torch.Tensor
     features: torch.Tensor
@@ -55,23 +55,15 @@ class Opening:
         return digest.hexdigest()
 
 
-class Behind:
-    """What an attention module takes for a cache: keys and values of all that stands before its own tokens, which are noted apart.
+class Own:
+    """What an attention module takes for a cache where nothing stands in front: it notes keys and values, and gives them back."""
 
-    ``before``: two (batch, kv_heads, before + own, head_dim), the last columns still free; None where nothing stands before.
-    """
-
-    def __init__(self, before: tuple[torch.Tensor, torch.Tensor] | None = None):
-        self.before = before
+    def __init__(self) -> None:
         self.own: tuple[torch.Tensor, ...] = ()
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
         self.own = keys, values
-        if self.before is None:
-            return keys, values
-        for held, own in zip(self.before, self.own, strict=True):
-            held[:, :, -own.shape[2] :] = own
-        return self.before
+        return self.own
 
 
 def run(llm: Any, embeds: Rows[torch.Tensor], visual: Rows[int], layers: Collection[int], at_once: int) -> list[Prefix]:
@@ -97,7 +89,7 @@ def _run(embeds: list[torch.Tensor], visual: list[int], llm: Any, layers: Collec
         if i in layers:
             for prefix, row in zip(out, states, strict=True):
                 prefix.states[i] = row[len(row) - prefix.visual :].clone()
-        cache = Behind()
+        cache = Own()
         states = layer(states, attention_mask=mask, position_embeddings=rope, position_ids=None, past_key_values=cache, use_cache=True)
         for prefix, keys, values in zip(out, *cache.own, strict=True):  # copies: one row may be forgotten before the others
             prefix.keys.append(keys.clone())

@@ -13,7 +13,7 @@ from blink_exp.backbone.attention import recorded, replay
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Sample
-from blink_exp.experiments.evaluate import answers
+from blink_exp.experiments.asking import answers
 from blink_exp.experiments.records import record
 from blink_exp.figures.hero_kept import lasting
 from blink_exp.methods.base import Method, TokenPolicy
