@@ -82,6 +82,15 @@ def free(device: str) -> int | None:
     return min(found, default=None)
 
 
+def shared_bytes(wanted: float | None, device: str) -> int:
+    """What questions and points may hold in common: ``wanted`` GB, or a tenth of what is free; see ``blink_exp.sharing``."""
+    if wanted is not None:
+        if wanted <= 0:
+            raise UserError(f"shared_gb={wanted} holds nothing; use a size in GB above 0, or null for a tenth of what is free")
+        return int(wanted * 1e9)
+    return max(2**28, (free(device) or 2**31) // 10)
+
+
 def check(config: Any, dtype: str, device: str, quantization: str | None = None, device_map: str | None = None) -> None:
     """Raises UserError where the weights and one prompt's cache do not fit: the value, the limit, and what would fit."""
     counted = count(config)

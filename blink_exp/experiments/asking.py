@@ -41,7 +41,7 @@ def ask(
         point.done = point.kept.done(benchmark, list(samples)) if point.kept is not None else {}
     left = [s for s in by_image(samples) if any(s.id not in point.done for point in points)]
     found = sum(len(point.done) for point in points)
-    if found:
+    if 0 < found < len(samples) * len(points):
         print(f"going on: {found} of {len(samples) * len(points)} answers are there")
     advance(found)
     skipped: dict[str, str] = {}

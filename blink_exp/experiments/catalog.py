@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -37,24 +38,37 @@ def run_experiments(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
 
         show_list(cfg, [experiment for kind in KINDS if kind in asked for experiment in everything(kind)], own)
         return None
-    several = any(experiment["name"] == "all" for experiment in asked.values()) or len(asked) > 1
+    wanted = [(k, e) for k, asking in asked.items() for e in (everything(k) if asking["name"] == "all" else [asking])]
+    share(cfg, wanted, own)
     document, failed = None, []
-    for kind, experiment in asked.items():
-        for found in everything(kind) if experiment["name"] == "all" else [experiment]:
-            folder = out / found["name"] if several else out
-            try:
-                document = measure(cfg, kind, found, own, folder)
-                failed += [f"{found['name']}: {said}" for said in failures(document)]
-            except Exception as error:
-                if not several:
-                    raise
-                if not isinstance(error, UserError):
-                    log.error("%s failed:\n%s", found["name"], traceback.format_exc())
-                failed.append(f"{found['name']}: {one_line(error)}")
-                print(f"{found['name']} failed: {one_line(error)}", flush=True)
+    for kind, found in wanted:
+        folder = out / found["name"] if len(wanted) > 1 else out
+        try:
+            document = measure(cfg, kind, found, own, folder)
+            failed += [f"{found['name']}: {said}" for said in failures(document)]
+        except Exception as error:
+            if len(wanted) == 1:
+                raise
+            if not isinstance(error, UserError):
+                log.error("%s failed:\n%s", found["name"], traceback.format_exc())
+            failed.append(f"{found['name']}: {one_line(error)}")
+            print(f"{found['name']} failed: {one_line(error)}", flush=True)
     if failed:
         raise UserError(f"{len(failed)} points failed, first {failed[0]}")
     return document
+
+
+def share(cfg: DictConfig, wanted: list[tuple[str, dict[str, Any]]], own: list[str]) -> None:
+    """Answers the questions of all points of all experiments together, where ``cfg.share`` says so."""
+    from blink_exp.experiments.together import run_together
+
+    if not cfg.share:
+        return
+    found = []
+    for kind, experiment in wanted:
+        with contextlib.suppress(UserError):  # said when the experiment is measured
+            found += plan.settings_of(cfg, kind, experiment, own)
+    run_together(found)
 
 
 def measure(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[str], out: Path) -> dict[str, Any]:

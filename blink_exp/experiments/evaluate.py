@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blink_exp import tracking, viewer
 from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.memory import check_batch
+from blink_exp.backbone.memory import check_batch, shared_bytes
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.errors import UserError
@@ -21,6 +21,7 @@ from blink_exp.experiments import identity, results
 from blink_exp.experiments.asking import Point, ask
 from blink_exp.experiments.records import Kept, summary, write_lines
 from blink_exp.experiments.terminal import bar, show
+from blink_exp.experiments.together import taken_note
 from blink_exp.methods.base import Method
 
 
@@ -72,6 +73,7 @@ def prepare_model(cfg: DictConfig) -> tuple[Backbone, Method]:
     from hydra.utils import instantiate
 
     backbone = instantiate(cfg.model, _convert_="all")
+    backbone.shared_bytes = shared_bytes(cfg.get("shared_gb"), backbone.settings["device"])
     return backbone, instantiate(cfg.method, _partial_=True, _convert_="all")(backbone)  # as an argument: Hydra would make a dict of it
 
 
@@ -121,6 +123,8 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if not records:
         said = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
         raise UserError(f"none of the {len(skipped)} samples could be read{said}; is benchmark.path the whole copy of the data?")
+    together = taken_note(out)
+    seconds = time.time() - started + (together["seconds"] / together["points"] if together else 0)
     finished = {
         "backbone": backbone.identity,
         "method": method.name,
@@ -129,10 +133,11 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
         "cost": cost,
         "skipped": skipped,
-        "kept": len(kept.records),  # answered by a process that was killed: not in "seconds"
+        "kept": len(kept.records),  # answered before: not in "seconds"
+        "together": together,  # with how many other points, how long that took
         "batch_size": cfg.batch_size,
         **backbone.settings,
-        **results.provenance(cfg.seed, time.time() - started),
+        **results.provenance(cfg.seed, seconds),
     }
     finished = results.finite(finished)
     results.write_json(out / "metrics.json", finished)

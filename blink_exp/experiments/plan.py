@@ -11,6 +11,8 @@ trains          overrides of a training whose modules the points use
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -29,7 +31,20 @@ from blink_exp.experiments.sweep import guarded
 
 log = logging.getLogger(__name__)
 # of the sweep, not of its points
-OWN_SETTINGS = ("table=", "table.", "figure=", "figure.", "store=", "force=", "report=", "dashboard=", "train=", "hydra.")
+OWN_SETTINGS = (
+    "table=",
+    "table.",
+    "figure=",
+    "figure.",
+    "store=",
+    "force=",
+    "report=",
+    "dashboard=",
+    "train=",
+    "share=",
+    "hydra.",
+    "hydra/",
+)
 
 
 def own_words() -> list[str]:
@@ -99,25 +114,50 @@ def refuse_collisions(experiment: dict[str, Any], own: list[str]) -> None:
                 )
 
 
+def composed(cfg: DictConfig, first: list[str], own: list[str], match: str | None = None) -> tuple[DictConfig, list[str]]:
+    """The settings of a point and the overrides that make them. ``cfg``: the sweep's own settings; ``match``: see ``matching``."""
+    sweep = (f"store={cfg.store}", f"force={cfg.force}")
+    if match:
+        from blink_exp.experiments.matching import matched
+
+        first = [*first, *matched(_compose((*first, *own, *sweep)).copy(), match)]
+    return _compose((*first, *own, *sweep)).copy(), [*first, *own]
+
+
+@functools.lru_cache(maxsize=1024)
+def _compose(overrides: tuple[str, ...]) -> DictConfig:
+    from hydra import compose
+
+    return compose("sweep", overrides=list(overrides))
+
+
 def measured_run(cfg: DictConfig, first: list[str], own: list[str], label: str, match: str | None = None, **logged: Any) -> dict[str, Any]:
     """A point measured, or why it could not be. ``cfg``: the sweep's own settings. ``match``: see ``matching``; ``logged``: ``experiment``
     and ``x``, see ``sweep.guarded``."""
-    from hydra import compose
-
-    sweep = [f"store={cfg.store}", f"force={cfg.force}"]
+    said = [*first, *own]
     try:
-        if match:
-            from blink_exp.experiments.matching import matched
-
-            first = [*first, *matched(compose("sweep", overrides=[*first, *own, *sweep]), match)]
-        composed = compose("sweep", overrides=[*first, *own, *sweep])
+        settings, said = composed(cfg, first, own, match)
     except Exception as error:  # also what Hydra wraps, and what a model or a data set says while it is matched
         if not isinstance(error, UserError):
             log.error("%s failed:\n%s", label, traceback.format_exc())
         run = {"point": label, "status": "failed", "error": one_line(error)}
     else:
-        run = guarded(composed, label, **logged)
-    return run | {"command": command([*first, *own])}
+        run = guarded(settings, label, **logged)
+    return run | {"command": command(said)}
+
+
+def settings_of(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[str]) -> list[DictConfig]:
+    """The settings of every point of a table, or of a figure, which is measured on one benchmark; a point that cannot be composed is left
+    out. The modules that they need are trained first."""
+    refuse_collisions(experiment, own)
+    names = benchmarks(experiment, own, on_scale_model(experiment, own))[: None if kind == "table" else 1]
+    modules = trained(cfg, experiment, own) if names else []
+    out = []
+    for name in names:
+        for point in points(experiment):
+            with contextlib.suppress(Exception):  # it is said when the point is measured
+                out.append(composed(cfg, [*words(experiment, point, name), *modules], own, point.get("match"))[0])
+    return out
 
 
 def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tuple[list[str], Path] | None:

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from blink_exp import tracking
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import identity, results
+from blink_exp.experiments import results
 from blink_exp.experiments.records import read
+from blink_exp.experiments.together import place
 
 log = logging.getLogger(__name__)
 
@@ -88,26 +89,21 @@ def point(cfg: DictConfig) -> dict[str, Any]:
     """Measures a configuration, unless its folder in the store says that this has been done, its cost included where that is wanted."""
     from blink_exp.backbone.load import shipped
     from blink_exp.experiments import tokens
-    from blink_exp.experiments.evaluate import locate, measure
+    from blink_exp.experiments.evaluate import measure
 
-    cfg = cfg.copy()
-    locate(cfg)  # another copy of the data is another point
-    settings = results.plain(cfg)
-    folder = Path(cfg.store) / identity.point_hash(settings, identity.digests(settings))
-    metrics = folder / "metrics.json"
-    stored = json.loads(metrics.read_text()) if metrics.is_file() and not cfg.force else None
+    folder, stored = place(cfg)
     if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
         stored = None  # the cost is no part of a point's hash, so a point may be there without it
     finished = stored or measure(without_sweep_settings(cfg), folder)
     print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
     records = read(folder)
-    model = settings["model"]
+    model = cfg.model
     decided = any(r["layers"] for r in records)
     return {
         "method": finished["method"],
         "scores": {k: v["value"] for k, v in finished["scores"].items()},
         "stderr": {k: v["stderr"] for k, v in finished["scores"].items()},
-        "tokens": tokens.realised(records, tokens.llm_depth(model["path"], model.get("revision")) if decided else None),
+        "tokens": tokens.realised(records, tokens.llm_depth(model.path, model.get("revision")) if decided else None),
         "cost": finished.get("cost"),
         "headline": finished["headline"],
         "benchmark": finished["benchmark"],
@@ -116,8 +112,9 @@ def point(cfg: DictConfig) -> dict[str, Any]:
         "files": finished.get("files", []),
         "skipped_samples": len(finished["skipped"]),
         "seconds": finished["seconds"],
+        "together": finished.get("together"),
         "backbone": finished["backbone"],
-        "scale": shipped(model["path"]) is not None,
+        "scale": shipped(model.path) is not None,
         "commit": finished["commit"],
         "blink": finished["blink"],
         "folder": str(folder),
@@ -128,7 +125,7 @@ def point(cfg: DictConfig) -> dict[str, Any]:
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
-        for key in ("store", "force", "table", "figure", "report", "dashboard", "train", "objective", "token_price"):
+        for key in ("store", "force", "table", "figure", "report", "dashboard", "train", "objective", "token_price", "share"):
             cfg.pop(key, None)
     return cfg
 

@@ -20,10 +20,13 @@ Options that the paper does not settle are arguments here, with the reading that
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from blink_exp.errors import UserError, nearest
@@ -162,8 +165,6 @@ def configure(
     seed: int,
 ) -> Method:
     """Blink on ``backbone`` from the values of the config groups (see conf/method/blink.yaml)."""
-    from blink_exp.tokensr import checkpoint
-
     check_threshold("tau_exp", tau_exp)  # as given: scaling could bring a wrong one back into range
     check_threshold("tau_drop", tau_drop)
     chosen = selected_layers(backbone.depth, layer=layer, **layers)
@@ -189,8 +190,21 @@ def configure(
         raise UserError(
             f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them (train.py) and give their folder"
         )
-    modules = checkpoint.load_all(folder, chosen, backbone.identity, backbone.width)
-    return blink(policy, modules.to(backbone.model.device, backbone.model.dtype))
+    return blink(policy, nn.ModuleDict({str(layer): tokensr_module(backbone, Path(folder), layer) for layer in chosen}))
+
+
+def tokensr_module(backbone, folder: Path, layer: int) -> nn.Module:
+    """A trained module, one object for all methods that use it: what it made of a patch serves them all."""
+    file = folder / f"layer_{layer:02d}.safetensors"
+    stat = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None  # a retrained one is another
+    return _module(folder, layer, stat, backbone.identity, backbone.width, backbone.model.device, backbone.model.dtype)
+
+
+@functools.lru_cache(maxsize=128)
+def _module(folder: Path, layer: int, _stat, backbone: str, width: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    from blink_exp.tokensr import checkpoint
+
+    return checkpoint.load(folder, layer, backbone, width).to(device, dtype)
 
 
 def selected_layers(depth: int, *, layer: int | None, indices, base: int, relative: bool) -> tuple[int, ...]:

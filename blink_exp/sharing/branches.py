@@ -79,6 +79,7 @@ class Texts:
         self.most = max(most, len(questions))
         self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, asked in enumerate(questions) for p in asked.points}
         self.expansions: dict[Wish, Expansion] = {}
+        self.scanned = {layer for method in methods for layer in layers_of(method)}
 
     def run(self, finish: Callable[[Leaves], None]) -> None:
         """Runs all layers; ``finish`` takes the leaves, in parts where they are too many."""
@@ -113,7 +114,7 @@ class Texts:
                     some = Segment(text.states[part], text.valid[part])
                     self._run(i, own, some, list(steps), part if parent is None else parent[part], True, finish)
                 return
-            advance(self.llm, i, {e for branch in branches for e in branch.chain})
+            advance(self.llm, i, {e for branch in branches for e in branch.chain}, self.scanned)
             text.states, keys, values = self._layer(i, branches, text)
             steps.append(Step([b.chain for b in branches], keys, values, parent))
             parent = None

@@ -7,7 +7,7 @@ layer, as far as a text still needs it: where every point has dropped or replace
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -44,7 +44,8 @@ class Wish:
 @dataclass(eq=False)
 class Expansion:
     """An expanded segment at work. ``states``: (tokens, hidden) at the input of layer ``reached``; ``places``: (tokens,) fractional raster
-    indices of what its tokens show; ``keys``, ``values``: {layer: (kv_heads, tokens, head_dim)} of the layers that it has run through."""
+    indices of what its tokens show; ``keys``, ``values``: {layer: (kv_heads, tokens, head_dim)} of the layers that it has run through;
+    ``inputs``: its states at the input of those that may be scanned."""
 
     wish: Wish
     states: torch.Tensor
@@ -52,10 +53,15 @@ class Expansion:
     reached: int
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
         return len(self.states)
+
+    def at(self, layer: int) -> torch.Tensor:
+        """(tokens, hidden) states at the input of a layer, also of one that it has run through for other texts."""
+        return self.states if self.reached == layer else self.inputs[layer]
 
     def positions(self) -> torch.Tensor:
         """(tokens,): numbers of their own behind all that stands before, or those of the places that they show."""
@@ -106,8 +112,9 @@ def _base_view(wish: Wish) -> torch.Tensor:
     return wish.shown.grid(states, wish.grid.height, wish.grid.width)
 
 
-def advance(llm: Any, i: int, expansions: Iterable[Expansion]) -> None:
-    """Runs those expansions through layer i that have not been, with what they stand behind before them."""
+def advance(llm: Any, i: int, expansions: Iterable[Expansion], scanned: Collection[int] = ()) -> None:
+    """Runs those expansions through layer i that have not been, with what they stand behind before them. ``scanned``: layers that may be
+    scanned."""
     waiting = [e for e in expansions if e.reached == i]
     waiting.sort(key=lambda e: (*_shape(e), id(e.wish.prefix)))
     for _, same in itertools.groupby(waiting, key=_shape):  # of one shape: no padding
@@ -119,6 +126,8 @@ def advance(llm: Any, i: int, expansions: Iterable[Expansion]) -> None:
             states, attention_mask=None, position_embeddings=rope, position_ids=None, past_key_values=parts, use_cache=True
         )
         for e, row, keys, values in zip(group, states, *parts.own, strict=True):
+            if i in scanned:
+                e.inputs[i] = e.states
             e.states, e.keys[i], e.values[i], e.reached = row, keys, values, i + 1
 
 

@@ -103,7 +103,7 @@ def products_of(llm: Any, i: int, asked: Rows[Asked], text: Segment, positions: 
     visible = real[:, None] & (order <= order[-text.length :][asking][:, None])
     chains = list(dict.fromkeys(e for a in asked for e in a.chain))
     if scorer is saliency.dot_product:
-        held = {e: _Keys(i, heads_of(attention, attention.k_proj(e.states[None]))[0]) for e in chains}
+        held = {e: _Keys(i, heads_of(attention, attention.k_proj(e.at(i)[None]))[0]) for e in chains}
         raw = {a.prefix: a.prefix.states[i] for a in asked}
         shadow = {p: _Keys(i, heads_of(attention, attention.k_proj(states[None]))[0]) for p, states in raw.items()}
         query = heads_of(attention, attention.q_proj(text.states[:, -1:]))
@@ -137,8 +137,8 @@ class _Keys:
 def _projected(e: Expansion, llm: Any, i: int) -> _Keys:
     """Keys of an expanded segment in front of a layer that it has not run through, and perhaps never will."""
     layer = llm.layers[i]
-    key = heads_of(layer.self_attn, layer.self_attn.k_proj(layer.input_layernorm(e.states[None])))
-    cos, sin = llm.rotary_emb(e.states[None], position_ids=e.positions()[None])
+    key = heads_of(layer.self_attn, layer.self_attn.k_proj(layer.input_layernorm(e.at(i)[None])))
+    cos, sin = llm.rotary_emb(e.at(i)[None], position_ids=e.positions()[None])
     return _Keys(i, apply_rotary_pos_emb(key, key, cos, sin)[1][0])
 
 

@@ -1,0 +1,112 @@
+"""Points that share a model and a benchmark, run together: everything that they have in common is run once (``blink_exp.sharing``).
+
+A point's records go into its own folder of the store as they come, exactly as if it ran alone. So nothing else changes: each point is
+then measured as ever, finds its answers there, and scores and writes them. What cannot run here, or fails, simply runs alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blink_exp.benchmarks.base import Probes
+from blink_exp.cli import one_line
+from blink_exp.errors import UserError
+from blink_exp.experiments import identity, results
+from blink_exp.experiments.asking import Point, ask
+from blink_exp.experiments.records import Kept
+from blink_exp.experiments.terminal import bar
+
+log = logging.getLogger(__name__)
+ONE_RUN = ("model", "benchmark", "part", "limit", "shard", "data_root", "batch_size", "shared_gb")  # settings that points must agree on
+NOTE = "together.json"  # in a point's folder, until it is measured: how many points ran together, and for how long
+
+
+def place(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
+    """The folder of a point in the store, and what its metrics.json holds if the point is there; ``cfg`` as composed."""
+    from blink_exp.experiments.evaluate import locate
+
+    cfg = cfg.copy()
+    locate(cfg)  # another copy of the data is another point
+    settings = results.plain(cfg)
+    folder = Path(cfg.store) / identity.point_hash(settings, identity.digests(settings))
+    metrics = folder / "metrics.json"
+    return folder, json.loads(metrics.read_text()) if metrics.is_file() and not cfg.force else None
+
+
+def run_together(configs: Iterable[DictConfig]) -> None:
+    """Answers the questions of all points that are not in the store, group by group. Points alone in their group are left alone."""
+    groups: dict[str, dict[Path, DictConfig]] = {}
+    for cfg in configs:
+        try:
+            folder, stored = place(cfg)
+        except (UserError, OSError) as error:
+            log.info("left alone: %s", one_line(error))
+            continue
+        if stored is None:
+            settings = results.plain(cfg)
+            groups.setdefault(json.dumps([settings.get(k) for k in ONE_RUN], sort_keys=True), {})[folder] = cfg
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        try:
+            _run_group(group)
+        except Exception as error:  # each point meets it again when it is measured, and says it as its own
+            log.warning("points run alone: %s", one_line(error))
+
+
+def _run_group(group: dict[Path, DictConfig]) -> None:
+    from blink_exp.experiments.evaluate import chosen, prepare
+
+    started = time.time()
+    points: dict[Path, Point] = {}
+    for folder, cfg in group.items():
+        try:
+            cfg = cfg.copy()
+            backbone, method, benchmark = prepare(cfg)
+        except (UserError, OSError) as error:
+            log.info("left alone: %s", one_line(error))
+            continue
+        if isinstance(benchmark, Probes):
+            return
+        settings = results.plain(cfg)
+        folder.mkdir(parents=True, exist_ok=True)
+        points[folder] = Point(method, Kept(folder / "records.part", identity.point_hash(settings, identity.digests(settings))))
+    if len(points) < 2:
+        return
+    samples = chosen(benchmark, cfg)
+    print(f"{len(points)} points run together on {benchmark.name}", flush=True)
+    with bar(len(points) * len(samples), f"{len(points)} points on {benchmark.name}", True) as advance:
+        ask(backbone, list(points.values()), benchmark, samples, cfg.batch_size, advance)
+    note = {"points": len(points), "seconds": round(time.time() - started, 2)}
+    for folder in points:
+        results.write_json(folder / NOTE, note)
+
+
+def taken_note(folder: Path) -> dict[str, Any] | None:
+    """What ``run_together`` noted of a point, which is then forgotten."""
+    path = folder / NOTE
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    path.unlink()
+    return found
+
+
+def run_jobs(configs: Iterable[DictConfig]) -> None:
+    """``run_together`` for the jobs of a multirun; ``configs``: as Hydra composes them, its own settings included."""
+    from blink_exp.experiments.tuning import on_part, searches
+
+    wanted = []
+    for cfg in configs:
+        if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in ("table", "figure", "dashboard")):
+            continue
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        wanted.append(on_part(own, "validation") if searches(cfg.hydra) else own)
+    run_together(wanted)

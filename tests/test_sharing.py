@@ -1,0 +1,238 @@
+"""What questions and points share is run once, and changes nothing: against the same points run alone through Hugging Face's generate()."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from blink_exp.backbone.load import load
+from blink_exp.benchmarks.mosaic_hr import MosaicHR
+from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.experiments.asking import answers
+from blink_exp.methods.base import Method
+from blink_exp.methods.blink import BlinkPolicy, blink, tokensr_module
+from blink_exp.sharing import answers as sharing
+from blink_exp.sharing.answers import Asking, answer
+
+LAYERS = (12, 13, 15, 16)
+# By what could go wrong: which segments a text stands behind, where its tokens are numbered, what a scan reads, who shares with whom.
+POLICIES = {
+    "default": {},
+    "eager": {"tau_expand": 0.3, "tau_drop": 0.4},
+    "append": {"on_reexpand": "append", "tau_expand": 0.4},
+    "keep": {"on_reexpand": "keep", "tau_expand": 0.4},
+    "scan expanded": {"scan_expanded": True, "tau_expand": 0.4},
+    "inherit": {"inherit_positions": True, "tau_expand": 0.4},
+    "small": {"interpolate": False, "tau_expand": 0.4},
+    "random": {"saliency": "random"},
+    "products": {"saliency": "dot_product", "tau_expand": 0.3, "tau_drop": 0.27},
+    "text mean": {"saliency": "text_mean", "tau_expand": 0.4},
+    "cycle": {"resolution": "cycle"},
+    "3 x 3": {"p": 3, "tau_expand": 0.3, "tau_drop": 0.2},
+}
+
+
+@pytest.fixture(scope="module")
+def scale():
+    return load("scale")
+
+
+def modules(backbone) -> torch.nn.ModuleDict:
+    return torch.nn.ModuleDict({str(layer): tokensr_module(backbone, backbone.tokensr, layer) for layer in LAYERS})
+
+
+def blinks(backbone) -> dict[str, Method]:
+    found = {name: blink(BlinkPolicy(layers=LAYERS, **words), modules(backbone)) for name, words in POLICIES.items()}
+    return {"none": Method(), "interpolated": blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3)), **found}
+
+
+def alone(backbone, method: Method, samples, benchmark) -> list[tuple]:
+    """(answer, decisions) of each sample, through generate()."""
+    images = {s.image_id: s.image() for s in samples}
+    with method.attach(backbone.model) as attached:
+        if attached is not None:
+            attached.samples = [s.id for s in samples]
+        said, _ = answers(
+            backbone, method, attached, images, [(s.image_id, benchmark.prompt(s)) for s in samples], benchmark.max_new_tokens
+        )
+        records = attached.records if attached is not None else []
+        return [(text, taken([r for r in records if r.row == b])) for b, text in enumerate(said)]
+
+
+def taken(records) -> list[tuple]:
+    return [
+        (r.scan.layer, r.scan.sample, r.scan.expanded, r.decision, r.visual_tokens, r.scan.rho and pytest.approx(r.scan.rho, abs=1e-4))
+        for r in records
+    ]
+
+
+def together(backbone, methods: list[Method], samples, benchmark, batch_size: int = 32) -> dict[tuple[int, int], tuple]:
+    images = {s.image_id: s.image() for s in samples}
+    asked = [Asking(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
+    found = answer(backbone, methods, images, asked, benchmark.max_new_tokens, batch_size)
+    return {key: (one.text, taken(one.decisions)) for key, one in found.items()}
+
+
+@pytest.fixture(scope="module")
+def shared_run(scale):
+    """All points of ``blinks`` on a few questions, alone and together."""
+    benchmark = MosaicMME()
+    samples = list(benchmark.samples())[:5]
+    methods = blinks(scale)
+    scale.forget()
+    return methods, samples, {name: alone(scale, m, samples, benchmark) for name, m in methods.items()}
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypatch, most):
+    """``most``: texts are run in parts where they do not fit, which must not show either."""
+    methods, samples, wanted = shared_run
+    scale.forget()
+    if most:
+        samples = samples[:2]
+        fits = sharing.Fits.of
+        monkeypatch.setattr(sharing.Fits, "of", lambda *a: type(fits(*a))(fits(*a).prefix, most, 2, 1))  # and prefixes one by one
+    found = together(scale, list(methods.values()), samples, MosaicMME())
+    for (p, name), n in itertools.product(enumerate(methods), range(len(samples))):
+        assert found[n, p] == wanted[name][n], (name, n)
+
+
+def test_the_points_differ_so_the_test_above_tests_something(shared_run):
+    methods, _, wanted = shared_run
+    decided = {name: [[step[3] for step in steps] for _, steps in rows] for name, rows in wanted.items()}
+    kinds = {type(d).__name__ for rows in decided.values() for steps in rows for d in steps}
+    assert kinds == {"Expand", "Drop", "Keep"}
+    assert len({repr(rows) for rows in decided.values()}) >= len(methods) - 3
+    lengths = {step[4] for rows in wanted.values() for _, steps in rows for step in steps}
+    assert {144, 288, 180} <= lengths and max(lengths) > 288  # nothing, a patch, a small one, several
+
+
+def test_pruned_images_and_base_views_with_gaps():
+    """HERO's kept sets depend on the question; Blink behind it scans what is left and gets back what was dropped."""
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    from blink_exp.cli import CONF
+
+    backbone = load("scale_next", clip="scale")
+    benchmark = MosaicHR(images=2)
+    samples = list(benchmark.samples())[:6]
+    words = [
+        ["method=hero"],
+        ["method=blink_hero", "thresholds=gqa"],
+        ["method=blink_hero", "blink=recall"],
+        ["method=none"],
+        ["method=blink"],
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        configs = [compose("evaluate", overrides=["model=scale_llava_next", *more, "thresholds=always_expand"]) for more in words]
+    methods = [instantiate(c.method, _partial_=True, _convert_="all")(backbone) for c in configs]
+    wanted = [alone(backbone, m, samples, benchmark) for m in methods]
+    backbone.forget()
+    found = together(backbone, methods, samples, benchmark)
+    for p, n in itertools.product(range(len(methods)), range(len(samples))):
+        assert found[n, p] == wanted[p][n], (words[p], n)
+    assert any(step[3].__class__.__name__ == "Expand" for n in range(len(samples)) for step in found[n, 1][1])
+
+
+class Counted:
+    """Token-layers that a decoder's layers run, and calls of the vision tower."""
+
+    def __init__(self, backbone):
+        self.tokens, self.by_length, self.towers = 0, {}, 0
+        self.hooks: list[RemovableHandle] = [layer.register_forward_pre_hook(self.layer, with_kwargs=True) for layer in backbone.llm.layers]
+        self.hooks.append(backbone.model.model.vision_tower.register_forward_pre_hook(self.tower))
+
+    def layer(self, module, args, kwargs):
+        rows, length = (args[0] if args else kwargs["hidden_states"]).shape[:2]
+        self.tokens += rows * length
+        self.by_length[length] = self.by_length.get(length, 0) + rows
+
+    def tower(self, module, args):
+        self.towers += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()
+
+
+def test_what_is_shared_runs_once(scale):
+    """One image, five questions, three points that decide alike and one that does nothing: one prefix; an expansion a region and layer."""
+    benchmark = MosaicMME()
+    every = benchmark.samples()
+    samples = [s for s in every if s.image_id == every[0].image_id]
+    alike = [blink(BlinkPolicy(layers=(12,), tau_expand=tau, tau_drop=0.0), modules(scale)) for tau in (0.0, 0.01, 0.02)]
+    scale.forget()
+    with Counted(scale) as counted:
+        found = together(scale, [*alike, Method()], samples, benchmark)
+    regions = {found[n, 0][1][0][3].region for n in range(len(samples))}
+    prefix = 144 + len(scale.around(["?"])[0][0])
+    assert counted.by_length[prefix] == 32  # of one row in every layer
+    assert counted.by_length[144] == len(regions) * (32 - 12)  # an expansion for each region that any question wants
+    texts = sum(rows for length, rows in counted.by_length.items() if length not in (prefix, 144, 1))
+    assert texts == len(samples) * (12 + 2 * (32 - 12))  # one branch up to the layer, then two: three points stay together
+    assert counted.towers == 1
+
+
+def test_an_expansion_stops_where_every_point_has_dropped_it(scale):
+    benchmark = MosaicMME()
+    samples = list(benchmark.samples())[:1]
+    cycle = blink(BlinkPolicy(layers=(12, 15), resolution="cycle"))
+    scale.forget()
+    with Counted(scale) as counted:
+        together(scale, [cycle], samples, benchmark)
+    assert counted.by_length[144] == 3  # layers 12, 13 and 14
+
+
+def test_prefixes_are_remembered_within_their_memory(scale):
+    benchmark = MosaicMME()
+    samples = list(benchmark.samples())[:4]
+    scale.forget()
+    together(scale, [Method()], samples, benchmark)
+    with Counted(scale) as counted:
+        together(scale, [Method()], samples, benchmark)
+    assert not any(length > 100 for length in counted.by_length)
+    with Counted(scale) as counted:  # a scan reads states that nobody had asked for
+        together(scale, [blink(BlinkPolicy(layers=(12,)))], samples, benchmark)
+    assert any(length > 144 for length in counted.by_length)
+    held, scale.shared_bytes = scale.shared_bytes, 1
+    try:
+        together(scale, [Method()], samples, benchmark)
+        assert not scale.prefixes
+    finally:
+        scale.shared_bytes = held
+
+
+def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
+    """The state that the first token is read from, against the stock forward: within 1e-4."""
+    from blink_exp.sharing.attending import shared
+    from blink_exp.sharing.branches import Question, Texts
+    from blink_exp.sharing.prefixes import run
+
+    benchmark = MosaicMME()
+    samples = list(benchmark.samples())[:3]
+    asked = [benchmark.prompt(s) for s in samples]
+    visual = scale.visual({s.image_id: s.image() for s in samples}, [(s.image_id, q) for s, q in zip(samples, asked, strict=True)], None)
+    embed = scale.model.get_input_embeddings()
+    around = scale.around(asked)
+    with torch.no_grad():
+        openings = [torch.cat([embed(ahead), v.features]) for (ahead, _), v in zip(around, visual, strict=True)]
+        prefixes = run(scale.llm, openings, [144] * 3, (), 2)
+        questions = [Question(p, embed(behind), s.id, (0,)) for p, (_, behind), s in zip(prefixes, around, samples, strict=True)]
+        leaves = []
+        with shared(scale.llm):
+            Texts(scale.llm, questions, [Method()], [None], 8).run(leaves.append)
+        (leaf,) = leaves
+        for branch, hidden in zip(leaf.branches, leaf.hidden, strict=True):
+            batch = scale.batch([visual[branch.question].features], [asked[branch.question]])
+            whole = torch.cat([openings[branch.question], questions[branch.question].text])[None]
+            stock = scale.llm(inputs_embeds=whole).last_hidden_state[0, -1]
+            assert batch["input_ids"].shape[1] == whole.shape[1]
+            assert torch.allclose(scale.model.lm_head(hidden), scale.model.lm_head(stock), atol=1e-4)
+    assert scale.llm.config._attn_implementation == "sdpa"  # given back
