@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
-from blink_exp.experiments import catalog, listing, plan, results, studies
+from blink_exp.experiments import catalog, listing, plan, results, studies, together
 from blink_exp.figures.base import Claim, Drawing
 from blink_exp.reports import html
 
@@ -41,6 +41,8 @@ def asked(monkeypatch, tmp_path):
 
     monkeypatch.setattr(catalog, "measure", measure)
     monkeypatch.setattr(plan, "own_words", lambda: [])
+    monkeypatch.setattr(plan, "settings_of", lambda cfg, kind, experiment, own: [(kind, experiment["name"])])
+    monkeypatch.setattr(together, "run_together", lambda configs: found.append(("together", list(configs), len(found))))
     return found
 
 
@@ -50,7 +52,7 @@ def sweep_of(*words: str):
 
 def test_one_table_goes_to_the_command_s_own_folder(asked, tmp_path):
     catalog.run_experiments(sweep_of("table=blink_table7"), tmp_path / "run")
-    assert asked == [("table", "blink_table7", "run")]
+    assert asked == [("together", [("table", "blink_table7")], 0), ("table", "blink_table7", "run")]
     with pytest.raises(UserError, match="^no such weights$"):
         catalog.run_experiments(sweep_of("table=blink_table3"), tmp_path)
 
@@ -58,9 +60,16 @@ def test_one_table_goes_to_the_command_s_own_folder(asked, tmp_path):
 def test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure(asked, tmp_path):
     with pytest.raises(UserError, match="2 points failed, first blink_table3: no such weights"):
         catalog.run_experiments(sweep_of("table=all", "figure=all"), tmp_path)
+    (_, points, first), *asked = asked
+    assert first == 0 and points == [(kind, name) for kind, name, _ in asked]  # all points answer before the first is measured
     assert [name for kind, name, _ in asked if kind == "table"] == [e["name"] for e in catalog.everything("table")]
     assert [name for kind, name, _ in asked if kind == "figure"] == [e["name"] for e in catalog.everything("figure")]
     assert all(folder == name for _, name, folder in asked)  # none writes over another
+
+
+def test_share_false_leaves_every_point_to_itself(asked, tmp_path):
+    catalog.run_experiments(sweep_of("table=blink_table7", "share=false"), tmp_path / "run")
+    assert asked == [("table", "blink_table7", "run")]
 
 
 def test_a_figure_that_cannot_be_drawn_is_said_on_the_page_of_its_table(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all 
 FREE = {
     "": ("resume", "output", "logger"),
     "trainer": ("accelerator", "devices", "num_nodes", "checkpoint_every", "log_every"),
-    "data": ("workers", "batch_size", "path", "json", "images"),  # the checkpoint knows the images by their names
+    "data": ("workers", "batch_size", "path", "json", "images", "cache_path"),  # the checkpoint knows the images by their names
     "model": ("device", "device_map"),
 }
 

@@ -38,8 +38,9 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     resumed, steps_done = resume_from(settings, out)
     if cfg.tokensr.architecture == "interp":
         raise UserError("tokensr=interp has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle")
-    trainer = make_trainer(settings, out)
     recipe = settings["trainer"]
+    check_recipe(recipe)
+    trainer = make_trainer(settings, out)
     batch_size, trainer.accumulate_grad_batches = share_out(recipe["global_batch"], trainer.world_size, settings["data"]["batch_size"])
     if trainer.world_size > 1 and settings["model"].get("device_map"):
         raise UserError("model.device_map spreads one backbone over the devices that train; set model.device_map=null with several devices")
@@ -58,7 +59,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
         global_batch=recipe["global_batch"],
         **settings["data"],
     )
-    optimization = {k: recipe[k] for k in ("lr", "warmup", "weight_decay")}
+    optimization = {k: recipe[k] for k in ("lr", "warmup", "weight_decay", "checkpoint_activations", "channels_last")}
     module = TokenSRTraining(backbone, layers, cfg.tokensr.architecture, settings["loss"]["weights"], **optimization)
     if trainer.is_global_zero:
         many = f", {trainer.world_size} devices x {batch_size} pairs x {trainer.accumulate_grad_batches}" if trainer.world_size > 1 else ""
@@ -83,6 +84,15 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     if trainer.is_global_zero:
         write(settings, out, module, data, unreadable, time.time() - started)
     return module.result
+
+
+def check_recipe(recipe: dict[str, Any]) -> None:
+    """Raises UserError for an optimizer or a schedule that no training here has: such a word must not be recorded and ignored."""
+    for name, only in (("optimizer", "adamw"), ("scheduler", "cosine")):
+        if recipe.get(name, only) != only:
+            raise UserError(f"trainer.{name}={recipe[name]} is not there; every training uses {only}, so leave trainer.{name}={only}")
+    if recipe["channels_last"] and recipe["strategy"].startswith("deepspeed"):
+        raise UserError("trainer.channels_last=true has no effect under ZeRO, which lays the weights out itself; use false, or trainer=ddp")
 
 
 def make_trainer(settings: dict[str, Any], out: Path) -> Any:

@@ -37,9 +37,11 @@ class Asking:
 
 @dataclass(frozen=True)
 class Answer:
-    """``visual``: what entered the LLM; ``decisions``: what the policy decided, by layer."""
+    """``tokens``: that were generated, the one that ends it included; ``visual``: what entered the LLM; ``decisions``: what the policy
+    decided, by layer."""
 
     text: str
+    tokens: int
     visual: Visual
     decisions: list[Record]
 
@@ -91,7 +93,7 @@ def answer(
         spoken = backbone.processor.batch_decode(list(said.values()), skip_special_tokens=True)
         for (q, p), text in zip(said, spoken, strict=True):
             asking = part[q].asking
-            out[asking, p] = Answer(text.strip(), visual[asking, p], texts.records[q, p])
+            out[asking, p] = Answer(text.strip(), len(said[q, p]), visual[asking, p], texts.records[q, p])
     return out
 
 

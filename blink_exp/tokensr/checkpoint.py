@@ -57,7 +57,10 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     if not path.is_file():
         known = sorted(int(p.stem.split("_")[1]) for p in Path(folder).glob("layer_*.safetensors"))
         have = f"it has layers {known[0]}-{known[-1]}" if known else "it has none"
-        raise UserError(f"no TokenSR module for layer {layer} in {folder} ({have}); train it: python train.py layer={layer}")
+        raise UserError(
+            f"no TokenSR module for layer {layer} in {folder} ({have}); train it: python train.py layer={layer},"
+            " or do without: method=blink_interp"
+        )
     try:
         belonging = Belonging(**json.loads(path.with_suffix(".json").read_text()))
     except FileNotFoundError:

@@ -17,15 +17,17 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from blink_exp.errors import UserError, nearest
 from blink_exp.tokensr import llava_665k
 from blink_exp.tokensr.batches import GlobalBatches, share_out
+from blink_exp.tokensr.feature_cache import Stored, check_settings
+from blink_exp.tokensr.pairs import Pairs, Transform, collate
+from blink_exp.tokensr.pairs import quadrant_box as quadrant_box
 
 UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
 PATIENCE = 100  # images in a row that cannot be read, after which it is the disk and not the images
-Transform = Callable[[Image.Image], torch.Tensor]  # an image to (3, size, size) pixels
 
 
 def square_canvas(image: Image.Image, pad: bool = False) -> Image.Image:
@@ -38,31 +40,6 @@ def square_canvas(image: Image.Image, pad: bool = False) -> Image.Image:
     canvas = Image.new("RGB", (side, side), (122, 116, 104))
     canvas.paste(image, ((side - w) // 2, (side - h) // 2))
     return canvas
-
-
-def quadrant_box(index: int, side: int) -> tuple[int, int, int, int]:
-    """Pixels of quadrant ``index`` (top left, top right, bottom left, bottom right) of a ``side`` x ``side`` canvas."""
-    half = side // 2
-    r, c = divmod(index, 2)
-    return (c * half, r * half, (c + 1) * half, (r + 1) * half)
-
-
-class Pairs(Dataset):
-    """(full, crop, quadrant) items: pixels (3, size, size) twice, and the quadrant's index. Item i is the same in every run."""
-
-    def __init__(self, canvases: Callable[[int], Image.Image], length: int, transform: Transform, seed: int):
-        self.canvases, self.length, self.transform, self.seed = canvases, length, transform, seed
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        if not 0 <= i < self.length:
-            raise IndexError(i)
-        canvas = self.canvases(i)
-        quadrant = int(np.random.default_rng((self.seed, 7, i)).integers(4))
-        crop = canvas.crop(quadrant_box(quadrant, canvas.width))
-        return self.transform(canvas), self.transform(crop), quadrant
 
 
 def scene_canvases(split: str, seed: int, sizes: tuple[int, ...] = (2, 3, 4)) -> Callable[[int], Image.Image]:
@@ -134,6 +111,18 @@ class Files:
         """Of the names and their order, which say what number i is."""
         return hashlib.sha256(b"\n".join(bytes(name) for name in self.names)).hexdigest()[:16]
 
+    def stamp(self) -> str:
+        """Of the names, lengths and times of change: another one where a file was written anew."""
+        known = hashlib.sha256()
+        for i in range(len(self.names)):
+            try:
+                found = self.path(i).stat()
+                said = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError:
+                said = "gone"
+            known.update(bytes(self.names[i]) + f"\n{said}\n".encode())
+        return known.hexdigest()[:16]
+
 
 def hold_out(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """(names to train on, names held out) in an order and by a choice that a hash of seed and name makes: an image that is missing from
@@ -152,12 +141,15 @@ class PairedCrops(pl.LightningDataModule):
         transform: the backbone's own preprocessing.
         source: ``scenes`` (easy-VQA mosaics; held out: its test images), ``folder`` (``path``; every tenth image is held out) or
             ``llava_665k`` (``json``, ``images``; ``held_out_share`` of the distinct images is held out).
-        train_size, held_out_size: numbers of pairs; None: each image once. Images are used again with other quadrants once they run out.
+        train_size, held_out_size: numbers of pairs; None: each image once. Images are used again once they run out.
+        quadrants: ``one`` quadrant of each image in turn, or ``all`` four (see ``Pairs``).
         global_batch: pairs of an optimizer step, over all devices. batch_size: of a device at once; None: its share of a step.
         workers: processes that prepare pairs; their number changes nothing but the speed.
         pad: square canvases by padding (LLaVA-1.5's original) instead of centre crop.
         steps_done: optimizer steps of the checkpoint that training goes on from. (The trainer itself learns them only after Lightning
             has asked for the loader.)
+        cache_features, cache_path, cache_dtype: whether the backbone's part of every pair is kept on disk, below which folder, and as
+            bfloat16 or float32 (see ``feature_cache``).
     """
 
     def __init__(
@@ -176,6 +168,10 @@ class PairedCrops(pl.LightningDataModule):
         json: str | None = None,
         images: str | None = None,
         held_out_share: float = 0.002,
+        quadrants: str = "one",
+        cache_features: bool = False,
+        cache_path: str = "outputs/features",
+        cache_dtype: str = "bfloat16",
     ):
         super().__init__()
         if source not in ("scenes", "folder", "llava_665k"):
@@ -186,7 +182,9 @@ class PairedCrops(pl.LightningDataModule):
             )
         if not 0 < held_out_share < 1:
             raise UserError(f"data.held_out_share={held_out_share} is outside (0, 1); it is the share of the images that is not trained on")
-        self.transform, self.source, self.path, self.pad = transform, source, path, pad
+        check_settings(cache_path, cache_dtype)
+        self.cache_features, self.cache_path, self.cache_dtype = cache_features, Path(cache_path), cache_dtype
+        self.transform, self.source, self.path, self.pad, self.quadrants = transform, source, path, pad, quadrants
         self.json, self.images, self.held_out_share = json, images, held_out_share
         self.train_size, self.held_out_size = train_size, held_out_size
         self.batch_size, self.global_batch = batch_size, global_batch
@@ -194,25 +192,28 @@ class PairedCrops(pl.LightningDataModule):
         self.broken: list[Path] = []
         self.found: dict[str, Any] = {}
         self.files: list[Files] = []
+        self.stored: dict[str, Stored] = {}  # by "train" and "held_out", once the features are on disk
 
     def setup(self, stage: Any = None) -> None:
         if self.files:  # Lightning asks again before it validates
             return
+        distinct: tuple[int | None, int | None]
         if self.source == "scenes":
             assert self.train_size is not None and self.held_out_size is not None
             train: Callable[[int], Image.Image] = scene_canvases("train", self.seed)
             held: Callable[[int], Image.Image] = scene_canvases("test", self.seed)
-            sizes = self.train_size, self.held_out_size
+            sizes, distinct = (self.train_size, self.held_out_size), (None, None)
         else:
             root, names, held_names = self._split()
             train, held = self.files = [Files(root, names, self.pad), Files(root, held_names, self.pad)]
-            sizes = self.train_size or len(names), self.held_out_size or len(held_names)
+            each, distinct = 4 if self.quadrants == "all" else 1, (len(names), len(held_names))
+            sizes = self.train_size or each * len(names), self.held_out_size or each * len(held_names)
         if sizes[0] < self.global_batch:
             raise UserError(
                 f"data.train_size={sizes[0]} is less than one step of trainer.global_batch={self.global_batch}; use as many pairs or more"
             )
-        self.train = Pairs(train, sizes[0], self.transform, self.seed)
-        self.held_out = Pairs(held, sizes[1], self.transform, self.seed + 1)
+        self.train = Pairs(train, sizes[0], self.transform, self.seed, distinct[0], self.quadrants)
+        self.held_out = Pairs(held, sizes[1], self.transform, self.seed + 1, distinct[1], self.quadrants)
 
     def _split(self) -> tuple[Path, list[str], list[str]]:
         """(root, names to train on, names held out) of the sources that are files."""
@@ -242,7 +243,9 @@ class PairedCrops(pl.LightningDataModule):
         rank, world = self._place()
         batch_size, parts = share_out(self.global_batch, world, self.batch_size)
         order = GlobalBatches(len(self.train), batch_size, parts, rank, world, start=self.steps_done)
-        return DataLoader(self.train, batch_sampler=order, num_workers=self.workers)
+        if self.stored:  # a batch is one read
+            return DataLoader(self.stored["train"], batch_size=None, sampler=order, num_workers=self.workers)
+        return DataLoader(self.train, batch_sampler=order, num_workers=self.workers, collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader:
         """Every device measures its share of the held-out pairs, each pair on one device."""
@@ -250,8 +253,11 @@ class PairedCrops(pl.LightningDataModule):
         if len(self.held_out) < world:
             raise UserError(f"data.held_out_size={len(self.held_out)} gives {world} devices nothing to measure; use {world} or more")
         batch_size, _ = share_out(self.global_batch, world, self.batch_size)
-        share = Subset(self.held_out, range(rank, len(self.held_out), world))
-        return DataLoader(share, batch_size, num_workers=self.workers)
+        share = range(rank, len(self.held_out), world)
+        if self.stored:
+            order = BatchSampler(share, batch_size, drop_last=False)
+            return DataLoader(self.stored["held_out"], batch_size=None, sampler=order, num_workers=self.workers)
+        return DataLoader(Subset(self.held_out, share), batch_size, num_workers=self.workers, collate_fn=collate)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: what number i is, so that nobody goes on with other images unawares."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from blink_exp.backbone.decode import enlarge
 from blink_exp.backbone.load import Backbone
 from blink_exp.errors import UserError
 from blink_exp.saliency import PatchGrid
 from blink_exp.tokensr.batches import rescale
+from blink_exp.tokensr.capture import Ranks, ready
+from blink_exp.tokensr.feature_cache import Features
 from blink_exp.tokensr.losses import Loss, weighted
 from blink_exp.tokensr.modules import build_all
+from blink_exp.tokensr.pairs import Batch
 
 
 class TokenSRTraining(pl.LightningModule):
@@ -29,6 +34,8 @@ class TokenSRTraining(pl.LightningModule):
         architecture: one of ``tokensr.modules.ARCHITECTURES``.
         loss: weights of ``tokensr.losses``.
         lr, warmup, weight_decay: AdamW at ``lr``, warm-up over a ``warmup`` share of the steps, cosine to 0 (App. A, Table 4).
+        checkpoint_activations: keeps of each module's forward pass its input only and runs it again for the gradients.
+        channels_last: lays the convolutions' weights out as their inputs lie in memory, the channels of a token side by side.
     """
 
     def __init__(
@@ -40,11 +47,16 @@ class TokenSRTraining(pl.LightningModule):
         lr: float = 1e-4,
         warmup: float = 0.03,
         weight_decay: float = 0.0,
+        checkpoint_activations: bool = False,
+        channels_last: bool = False,
     ):
         super().__init__()
         self._frozen = [backbone]  # in a list, so that Lightning neither saves nor moves nor counts it
         self.layers, self.lr, self.warmup, self.weight_decay = list(layers), lr, warmup, weight_decay
+        self.checkpoint_activations = checkpoint_activations
         self.amplifiers = build_all(architecture, backbone.width, layers)
+        if channels_last:
+            self.amplifiers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss: Loss = weighted(loss or {"kl": 1.0})
         self.grid = PatchGrid(2, *backbone.grid)  # quadrants
         self.quadrants: torch.Tensor
@@ -65,29 +77,55 @@ class TokenSRTraining(pl.LightningModule):
         if model.device != self.device and getattr(model, "hf_device_map", None) is None:
             model.to(self.device)  # each process has the backbone on its own device
 
-    def pairs(self, batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """{layer: (interpolated student (batch, width, H, W), teacher (batch, H * W, width))} of a batch of training pairs."""
-        full, crop, quadrant = batch
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and data.cache_features and not data.stored:
+            precision = self.trainer.precision_plugin
+            ranks = Ranks(self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy)
+            name = f"{type(precision).__name__} {precision.precision}"
+            with precision.train_step_context():  # features as a step without a cache would see them
+                data.stored = ready(self._frozen[0], self.layers, self.capture, data, name, ranks)
+
+    def frozen(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """{layer: (patch (pairs, h * w, width) of the full view, teacher (pairs, H * W, width))}: all that a step needs of the backbone.
+        An image runs once, however many of its quadrants the batch shows."""
+        full, crop, quadrant, owner = batch
         states = self._frozen[0].visual_states(torch.cat([full, crop]), self.layers)
-        index = self.quadrants[quadrant]
-        out = {}
-        for layer, both in states.items():
-            view, teacher = both.chunk(2)
-            picked = view.gather(1, index[..., None].expand(-1, -1, view.shape[-1]))
-            patch = picked.mT.unflatten(-1, self.grid.patch)
-            out[layer] = enlarge(patch, (self.grid.height, self.grid.width)), teacher
-        return out
+        index = self.quadrants.to(quadrant.device)[quadrant]
+        cut = {layer: states[layer].split([len(full), len(crop)]) for layer in self.layers}
+        return {layer: (view[owner[:, None], index], teacher) for layer, (view, teacher) in cut.items()}
+
+    def capture(self, batch: Batch) -> Features:
+        """The same of a batch that lies in main memory, with the layers as one dimension."""
+        found = self.frozen(Batch(*(x.to(self.device) for x in batch)))
+        patches, teachers = zip(*(found[layer] for layer in self.layers), strict=True)
+        return Features(torch.stack(patches, dim=1), torch.stack(teachers, dim=1))
+
+    def pairs(self, batch: Batch | Features) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """{layer: (interpolated student (batch, width, H, W), teacher (batch, H * W, width))} of a batch of training pairs."""
+        if isinstance(batch, Features):
+            found = {layer: (batch.patch[:, k].contiguous(), batch.teacher[:, k]) for k, layer in enumerate(self.layers)}
+        else:
+            found = self.frozen(batch)
+        size = (self.grid.height, self.grid.width)
+        return {layer: (enlarge(patch.mT.unflatten(-1, self.grid.patch), size), teacher) for layer, (patch, teacher) in found.items()}
 
     def refine(self, layer: int, patch: torch.Tensor) -> torch.Tensor:
         """(batch, H * W, width) what the module of a layer makes of (batch, width, H, W). Under ZeRO its weights are bf16."""
         module = self.amplifiers[str(layer)]
         return module(patch.to(next(module.parameters()).dtype)).flatten(2).mT
 
+    def layer_loss(self, layer: int, patch: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return self.loss(self.refine(layer, patch), teacher)
+
+    def losses(self, batch: Batch | Features) -> torch.Tensor:
+        """(layers,) losses of a batch."""
+        again = functools.partial(checkpoint, self.layer_loss, use_reentrant=False) if self.checkpoint_activations else self.layer_loss
+        return torch.stack([again(layer, *pair) for layer, pair in self.pairs(batch).items()])
+
     def training_step(self, batch, batch_idx):
-        pairs = self.pairs(batch)
-        losses = [self.loss(self.refine(layer, pairs[layer][0]), pairs[layer][1]) for layer in self.layers]
-        self._step_losses.append(torch.stack(losses).detach())
-        return torch.stack(losses).sum()  # the layers share no weight, so the sum trains each as if alone
+        losses = self.losses(batch)
+        self._step_losses.append(losses.detach())
+        return losses.sum()  # the layers share no weight, so the sum trains each as if alone
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         """Logs the mean over the whole step: all its parts, all devices."""

@@ -1,5 +1,5 @@
-"""hydra/launcher=shared: the jobs of a multirun, one after another as Hydra's basic launcher runs them, behind one pass through the model in
-which all of them answer their questions together. Each job then finds its answers and keeps its own folder, config and records.
+"""hydra/launcher=shared: the jobs of a multirun, one after another as Hydra's basic launcher runs them, behind one pass through the model
+in which all of them answer their questions together. Each job then finds its answers and keeps its own folder, config and records.
 
 Hydra looks for launchers in this package and in no other; what runs together, and how, is in ``blink_exp.experiments.together``.
 """

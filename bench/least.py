@@ -1,0 +1,92 @@
+"""The fewest FLOPs that a set of points can be answered with, from what they decided, and not from how anything ran.
+
+By the papers' formula (``blink_exp.experiments.cost``) for what differs, each thing once: the tower and the prefix for each image; an
+expanded segment for each (image, layer, region, module, what stands before it), as far as any point still holds it; a text for each
+question and each different course of decisions so far; and as many generated tokens. Scans are not in it: they are overhead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Any
+
+from blink_exp.backbone.decode import Record
+from blink_exp.experiments.cost import layer_flops
+from blink_exp.methods.base import Method
+from blink_exp.sequence import Drop, Expand
+
+Segment = tuple[Any, ...]  # (layer, region, module, grid, interpolated, inherits, what stands before)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question to one point. ``text``: tokens behind the image; ``ahead``: of the prefix; ``said``: generated tokens."""
+
+    image: str
+    question: int
+    method: Method
+    text: int
+    ahead: int
+    visual: int
+    said: int
+    decisions: Rows[Record]
+
+
+def course(one: Answered, depth: int) -> list[tuple[tuple[Segment, int], ...]]:
+    """The expanded segments in front of the text at every layer, with their tokens."""
+    policy: Any = one.method.policy
+    by_layer = {r.scan.layer: r for r in one.decisions}
+    chain: tuple[tuple[Segment, int], ...] = ()
+    out = []
+    for layer in range(depth):
+        found = by_layer.get(layer)
+        if found is not None and isinstance(found.decision, Drop):
+            chain = ()
+        elif found is not None and isinstance(found.decision, Expand) and not (chain and found.decision.on_reexpand == "keep"):
+            before = chain if found.decision.on_reexpand == "append" else ()
+            modules = one.method.amplifiers
+            module = id(modules[str(layer)]) if found.decision.amplify and modules is not None else None
+            tokens = found.visual_tokens - one.visual - sum(n for _, n in before)
+            own = (layer, found.decision.region, module, policy.p, policy.interpolate, policy.inherit_positions, before)
+            chain = (*before, (own, tokens))
+        out.append(chain)
+    return out
+
+
+def least(answered: Rows[Answered], config: Any, tower: int) -> int:
+    """FLOPs. ``config``: of the decoder; ``tower``: FLOPs of encoding one image."""
+    depth, d, m = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    vocabulary = config.vocab_size
+    total = 0
+    images = {(one.image, one.ahead) for one in answered}
+    total += len({image for image, _ in images}) * tower
+    total += sum(depth * layer_flops(n, n, d, m) for _, n in images)
+    segments: set[tuple] = set()  # (image, prefix, layer at work, segment, tokens)
+    made: dict[tuple, int] = {}  # (image, prefix, segment): FLOPs of its module
+    texts: set[tuple] = set()
+    spoken: dict[tuple, int] = {}
+    for one in answered:
+        steps = course(one, depth)
+        for layer, chain in enumerate(steps):
+            texts.add((one.image, one.ahead, one.question, one.text, layer, tuple(steps[: layer + 1])))
+            for segment, tokens in chain:
+                segments.add((one.image, one.ahead, layer, segment, tokens))
+                made[one.image, one.ahead, segment] = _module_flops(one.method, segment, tokens)
+        spoken[one.image, one.ahead, one.question, tuple(steps)] = one.said
+        for layer, chain in enumerate(steps if one.said > 1 else ()):
+            texts.add((one.image, one.ahead, one.question, one.said - 1, layer, ("said", *steps)))
+            del chain
+    for _, ahead, _, segment, tokens in segments:
+        total += layer_flops(tokens, ahead + sum(n for _, n in segment[-1]) + tokens, d, m)
+    total += sum(made.values())
+    for _, ahead, _, text, _, steps in texts:
+        total += layer_flops(text, ahead + text + sum(n for _, n in (steps[-1] if steps else ())), d, m)
+    return total + sum(2 * d * vocabulary * said for said in spoken.values())
+
+
+def _module_flops(method: Method, segment: Segment, tokens: int) -> int:
+    if segment[2] is None or method.amplifiers is None:
+        return 0
+    module = method.amplifiers[str(segment[0])]
+    return sum(2 * weight.numel() * tokens for name, weight in module.named_parameters() if name.endswith("weight"))

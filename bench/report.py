@@ -1,0 +1,121 @@
+"""What a benchmark gives back, and how it is printed and kept. Needs torch and transformers only; with rich the table is prettier."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence as Rows
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "flash-attn")
+Row = dict[str, Any]
+
+
+def bar(what: str, value: float | None, limit: float, at_most: bool = True) -> Row:
+    """A limit that is to be held, with what was measured; ``value`` None: not measured, so neither met nor missed."""
+    met = None if value is None else bool(value <= limit if at_most else value >= limit)
+    return {"what": what, "value": value, "bar": f"{'<=' if at_most else '>='} {limit:g}", "met": met}
+
+
+def result(title: str, rows: Rows[Row], bars: Rows[Row] = (), notes: Rows[str] = (), columns: Rows[str] | None = None) -> dict[str, Any]:
+    """What ``measure`` gives back. ``columns``: left at None, those of the rows in their order. A cell that a row lacks stays empty."""
+    found = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
+    return {"title": title, "columns": found, "rows": [dict(row) for row in rows], "bars": list(bars), "notes": list(notes)}
+
+
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """Where, when and with what: device, versions, threads, date and commit."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        what = {"device": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1), "cuda": torch.version.cuda}
+    else:
+        what = {"device": _processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return {**what, "versions": versions, "date": date, "commit": _commit()}
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it: three significant digits or one decimal, thousands set apart; nothing where nothing was measured."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.1f}".removesuffix(".0") if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def verdict(line: Row) -> str:
+    """One bar in words."""
+    said = {True: "met", False: "MISSED", None: "not measured"}[line["met"]]
+    return f"{said}: {line['what']}: {cell(line['value'])} (bar {line['bar']})".replace(":  (", ": (")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table of a result as docs/performance.md has it."""
+    columns = found["columns"]
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(cell(row.get(name)) for name in columns) + " |" for row in found["rows"]]
+    return "\n".join(lines)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints table, bars and notes."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(f"\n{found['title']}\n{markdown(found)}")
+    else:
+        table = Table(title=found["title"], title_justify="left")
+        for number, name in enumerate(found["columns"]):
+            table.add_column(name, justify="right" if number else "left")
+        for row in found["rows"]:
+            table.add_row(*(cell(row.get(name)) for name in found["columns"]))
+        console = Console()
+        (console if console.is_terminal else Console(width=max(130, 13 * len(found["columns"])))).print(table)
+    for line in found["bars"]:
+        print(verdict(line))
+    for name, lines in found.get("profile", {}).items():
+        print(f"profile of {name}: " + ", ".join(f"{line['operator']} {line['share']:.0%} ({line['calls']} calls)" for line in lines))
+    for note in found["notes"]:
+        print(f"note: {note}")
+
+
+def save(name: str, found: dict[str, Any], folder: Path) -> Path:
+    """Writes ``folder``/``name``.json, the whole file or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, part = folder / f"{name}.json", folder / f"{name}.json.part"
+    part.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    os.replace(part, path)
+    return path

@@ -1,0 +1,186 @@
+"""What a training step needs of the frozen backbone, on disk: later epochs, and other runs on the same pairs, do without the backbone.
+
+A cache is a folder. ``cache.json`` says what it was made of; ``train-00003.safetensors``, ``held_out-00000.safetensors`` hold some rows
+each, a row being an image with one of its quadrants: ``patch``, the full view's tokens of the quadrant, and ``teacher``, those of the
+close-up, at the input of every layer. So quadrants of one image share no byte, and none is kept twice. A file names the key of its cache
+and the checksum of its tensors. It appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from bisect import bisect_right
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch.utils.data import Dataset
+
+from blink_exp.errors import UserError, nearest
+
+FORMAT = 1
+PLAN = "cache.json"
+DTYPES = ("bfloat16", "float32")
+
+
+class Features(NamedTuple):
+    """``patch``: (pairs, layers, h * w, width) of a quadrant's cells in the full view; ``teacher``: (pairs, layers, H * W, width)."""
+
+    patch: torch.Tensor
+    teacher: torch.Tensor
+
+
+def check_settings(path: Any, dtype: str) -> None:
+    """Raises UserError for a value of data.cache_path or data.cache_dtype that cannot be."""
+    if dtype not in DTYPES:
+        raise UserError(f"data.cache_dtype={dtype} is not known; {nearest(str(dtype), DTYPES)}")
+    if not str(path or ""):
+        raise UserError("data.cache_path is empty; give a folder for the features, e.g. outputs/features")
+    if Path(path).exists() and not Path(path).is_dir():
+        raise UserError(f"data.cache_path={path} is a file; give a folder for the features")
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a cache holds.
+
+    Args:
+        settings: what the user chose: model, layers, data, precision, type of the numbers.
+        contents: {what: digest} of what these words stood for when it was made: weights, files, preprocessing, pixels.
+        shards: {split: first row of each file, and behind the last one the number of rows}.
+    """
+
+    settings: dict[str, Any]
+    contents: dict[str, str]
+    shards: dict[str, list[int]]
+    format: int = FORMAT
+
+    @property
+    def key(self) -> str:
+        return digest([self.format, self.settings, self.contents])
+
+    @property
+    def layers(self) -> list[int]:
+        return list(self.settings["layers"])
+
+    def files(self) -> list[tuple[str, int]]:
+        """(split, number) of each file."""
+        return [(split, k) for split, starts in self.shards.items() for k in range(len(starts) - 1)]
+
+    def rows(self, split: str, k: int) -> range:
+        return range(self.shards[split][k], self.shards[split][k + 1])
+
+    def save(self, folder: Path) -> None:
+        _write(folder / PLAN, json.dumps(asdict(self), indent=2).encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan | None:
+        """That of a folder; None where there is none, or none that can be read."""
+        try:
+            found = cls(**json.loads((folder / PLAN).read_text()))
+            whole = isinstance(found.contents, dict) and all(isinstance(n, int) for starts in found.shards.values() for n in starts)
+            return found if whole and found.format == FORMAT and found.layers else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+def shard_path(folder: Path, split: str, k: int) -> Path:
+    return folder / f"{split}-{k:05d}.safetensors"
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """CRC-32 of the tensors' bytes, by name: it tells a torn or rotten file at the speed of the disk, and is no proof against malice."""
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
+def write_shard(path: Path, key: str, features: Features, states: torch.dtype, unreadable: list[int]) -> None:
+    """Writes some rows. ``states``: the type in which the backbone gave them; ``unreadable``: numbers of files that could not be read."""
+    tensors = features._asdict()
+    said = {"key": key, "file": path.name, "states": str(states).removeprefix("torch."), "crc32": _checksum(tensors)}
+    _write(path, safetensors.torch.save(tensors, said | {"unreadable": json.dumps(unreadable)}))
+
+
+def _read(path: Path) -> tuple[dict[str, str], Features]:
+    """What a file says of itself, and its tensors, left on disk until they are used."""
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}, Features(file.get_tensor("patch"), file.get_tensor("teacher"))
+
+
+def fault(path: Path, key: str, rows: int) -> tuple[str | None, list[int]]:
+    """(what is wrong with a file, None if nothing is; numbers of files that could not be read when it was made). Reads all of it."""
+    if not path.is_file():
+        return "missing", []
+    try:
+        said, features = _read(path)
+        if (said.get("key"), said.get("file")) != (key, path.name):
+            return "another's", []
+        if not rows == len(features.patch) == len(features.teacher):
+            return "of another length", []
+        return (None if said.get("crc32") == _checksum(features._asdict()) else "damaged"), json.loads(said["unreadable"])
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError):
+        return "damaged", []
+
+
+class Stored(Dataset):
+    """The features of a split's pairs. Index: a list of items, as a batch sampler gives it. Gives Features of the backbone's own type.
+
+    Args:
+        folder, plan, split: the cache, checked before.
+        layers: those wanted, all of them in the cache.
+        row: (items,) the row that each item of the split shows.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, split: str, layers: list[int], row: np.ndarray):
+        self.folder, self.plan, self.split, self.row = folder, plan, split, row
+        self.columns = slice(None) if layers == plan.layers else [plan.layers.index(layer) for layer in layers]
+        self._open: list[tuple[torch.dtype, Features]] = []
+        _ = self.shards
+
+    @property
+    def shards(self) -> list[tuple[torch.dtype, Features]]:
+        """(the backbone's type, rows) of each file. All are opened at once: what another run throws away stays readable."""
+        if not self._open:
+            for k in range(len(self.plan.shards[self.split]) - 1):
+                said, features = _read(shard_path(self.folder, self.split, k))
+                if said.get("key") != self.plan.key:
+                    raise UserError(f"the features in {self.folder} were made anew by another run while this one started; start it again")
+                self._open.append((getattr(torch, said["states"]), features))
+        return self._open
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": []}  # a worker process opens the files itself instead of being sent their contents
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, items: list[int]) -> Features:
+        found, starts = [], self.plan.shards[self.split]
+        for row in self.row[items]:
+            k = bisect_right(starts, row) - 1
+            states, features = self.shards[k]
+            found.append([part[int(row) - starts[k]][self.columns] for part in features])
+        return Features(*(torch.stack(list(parts)).to(states) for parts in zip(*found, strict=True)))

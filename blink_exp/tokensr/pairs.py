@@ -1,0 +1,98 @@
+"""Which image and which of its quadrants each training pair shows, and how pairs become a batch in which every image stands once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, default_collate
+
+from blink_exp.errors import UserError, nearest
+
+Transform = Callable[[Image.Image], torch.Tensor]  # an image to (3, size, size) pixels
+Item = tuple[torch.Tensor, torch.Tensor, int]
+QUADRANTS = ("one", "all")
+
+
+def quadrant_box(index: int, side: int) -> tuple[int, int, int, int]:
+    """Pixels of quadrant ``index`` (top left, top right, bottom left, bottom right) of a ``side`` x ``side`` canvas."""
+    half = side // 2
+    r, c = divmod(index, 2)
+    return (c * half, r * half, (c + 1) * half, (r + 1) * half)
+
+
+class Batch(NamedTuple):
+    """Training pairs. ``full``: (images, 3, size, size) pixels of the distinct images; ``crop``: (pairs, 3, size, size) of a quadrant of
+    one; ``quadrant``: (pairs,) which; ``owner``: (pairs,) the row of ``full`` that the quadrant is cut from."""
+
+    full: torch.Tensor
+    crop: torch.Tensor
+    quadrant: torch.Tensor
+    owner: torch.Tensor
+
+
+class Pairs(Dataset):
+    """(full, crop, quadrant) items: pixels (3, size, size) twice, and the quadrant's index. Item i is the same in every run and epoch.
+
+    Args:
+        canvases: number i to a square image.
+        length: items.
+        images: distinct images, after which number i is the first again; None: there is no end of them.
+        quadrants: ``one``: each pair another image, with a quadrant drawn from seed and i; ``all``: four pairs an image, a quadrant each
+            (Blink, App. A.2), one behind the other, so that a batch runs the image once.
+    """
+
+    def __init__(
+        self,
+        canvases: Callable[[int], Image.Image],
+        length: int,
+        transform: Transform,
+        seed: int,
+        images: int | None = None,
+        quadrants: str = "one",
+    ):
+        if quadrants not in QUADRANTS:
+            raise UserError(f"data.quadrants={quadrants} is not known; {nearest(quadrants, QUADRANTS)}")
+        self.canvases, self.length, self.transform, self.seed = canvases, length, transform, seed
+        self.images, self.quadrants = images, quadrants
+
+    def __len__(self) -> int:
+        return self.length
+
+    def pair(self, i: int) -> tuple[int, int]:
+        """(image, quadrant) of item i."""
+        if self.quadrants == "all":
+            image, quadrant = divmod(i, 4)
+        else:
+            image, quadrant = i, int(np.random.default_rng((self.seed, 7, i)).integers(4))
+        return (image % self.images if self.images else image), quadrant
+
+    def __getitem__(self, i: int) -> Item:
+        if not 0 <= i < self.length:
+            raise IndexError(i)
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, items: list[int]) -> list[Item]:
+        """Several items at once, as DataLoader asks for a batch: an image that several of them show is read and prepared once, and is one
+        and the same tensor in all of them."""
+        views: dict[int, tuple[Image.Image, torch.Tensor]] = {}
+        out = []
+        for i in items:
+            image, quadrant = self.pair(i)
+            if image not in views:
+                canvas = self.canvases(image)
+                views[image] = canvas, self.transform(canvas)
+            canvas, full = views[image]
+            out.append((full, self.transform(canvas.crop(quadrant_box(quadrant, canvas.width))), quadrant))
+        return out
+
+
+def collate(items: list[Item]) -> Batch:
+    """A batch of items, in which full views that are one tensor stand once."""
+    fulls = {id(full): full for full, _, _ in items}
+    row = {key: k for k, key in enumerate(fulls)}
+    crops, quadrants = default_collate([(crop, quadrant) for _, crop, quadrant in items])
+    return Batch(torch.stack(list(fulls.values())), crops, quadrants, torch.tensor([row[id(full)] for full, _, _ in items]))
