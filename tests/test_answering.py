@@ -12,7 +12,7 @@ from refusals import refusal
 from stand_ins import BLUE, RED, Calls, stand_in
 
 from blink_exp.cli import CONF
-from blink_exp.experiments import evaluate
+from blink_exp.experiments import asking, evaluate
 from blink_exp.integrations import answering
 from blink_exp.integrations.answering import Question
 
@@ -151,7 +151,7 @@ def test_batches_share_a_limit_and_keep_the_order():
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
-    monkeypatch.setattr(evaluate, "answers", found := Calls())
+    monkeypatch.setattr(asking, "answers", found := Calls())
     return found
 
 
@@ -182,14 +182,14 @@ def test_equal_images_are_shown_to_the_vision_tower_once_and_others_never_mixed_
 @pytest.fixture
 def decided(monkeypatch) -> list[list]:
     """What each question's policy decides from now on, layer by layer, in the order in which they run."""
-    real, found = evaluate.answers, []
+    real, found = asking.answers, []
 
     def answers(backbone, method, attached, *rest):
         out = real(backbone, method, attached, *rest)
         found.extend([(r.scan.layer, r.decision) for r in attached.records if r.row == row] for row in range(len(attached.samples)))
         return out
 
-    monkeypatch.setattr(evaluate, "answers", answers)
+    monkeypatch.setattr(asking, "answers", answers)
     return found
 
 

@@ -107,7 +107,7 @@ def _visual(
     needs = [m.pruner.needs for m in methods if m.pruner is not None]
     if needs:
         backbone.encodings(images, needs[0].union(*needs[1:]))  # the tower once, for all that any of them looks at
-    out = {}
+    out: dict[tuple[int, int], Visual] = {}
     for (pruner, recall), points in alike.items():
         numbers = [n for n, a in enumerate(asked) if set(points) & set(a.points)]
         if numbers:

@@ -63,7 +63,8 @@ def attend(
     module: Any, query: torch.Tensor, key: Parts, value: Parts, attention_mask: None, scaling: float, **_: Any
 ) -> tuple[torch.Tensor, None]:
     """(rows, queries, heads, head_dim) of a (rows, heads, queries, head_dim) ``query``; an attention function of transformers."""
-    out, total = _own(query, *key.own, key.mask, scaling)
+    keys, values = key.own
+    out, total = _own(query, keys, values, key.mask, scaling)
     for parts in _alike(key.front):
         rows = torch.cat([torch.arange(p.start, p.stop) for p in parts]).to(query.device)
         whole = len(rows) == len(query)

@@ -51,7 +51,7 @@ class Opening:
         cells = self.ids if self.shown is None else self.shown.cells
         digest = hashlib.sha256(repr((self.features.dtype, len(self.ids), len(cells), self.shown is None)).encode())
         for part in (self.ids, cells, self.features):
-            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
