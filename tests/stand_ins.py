@@ -14,7 +14,7 @@ RED, BLUE = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
 
 @dataclass
 class Calls:
-    """In place of ``evaluate.answers``: an answer says what was asked, and every call is kept."""
+    """In place of ``asking.answers``: an answer says what was asked, and every call is kept."""
 
     calls: list[tuple] = field(default_factory=list)
 

@@ -186,7 +186,8 @@ def decided(monkeypatch) -> list[list]:
 
     def answers(backbone, method, attached, *rest):
         out = real(backbone, method, attached, *rest)
-        found.extend([(r.scan.layer, r.decision) for r in attached.records if r.row == row] for row in range(len(attached.samples)))
+        for row in range(len(attached.samples)):
+            found.append([(r.scan.layer, type(r.decision).__name__.lower(), r.visual_tokens) for r in attached.records if r.row == row])
         return out
 
     monkeypatch.setattr(asking, "answers", answers)
@@ -202,8 +203,7 @@ def test_answers_are_those_of_evaluate(scale, decided):
     benchmark = EasyVQA()
     samples = benchmark.samples()[::500][:5]  # in threes: a whole batch and a part of one
     wanted, _ = evaluate.evaluate(backbone, method, benchmark, 1, samples=samples)
-    alone = decided[:]
-    decided.clear()
+    alone = [[(step["layer"], step["decision"], step["visual_tokens"]) for step in record["layers"]] for record in wanted]
     backbone.forget()
     questions = [Question(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
     found = answering.answer(backbone, method, questions[::-1], 3)[::-1]

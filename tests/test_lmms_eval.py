@@ -18,7 +18,7 @@ import torch
 from refusals import refusal
 from stand_ins import BLUE, RED, Calls, stand_in
 
-from blink_exp.experiments import evaluate
+from blink_exp.experiments import asking, evaluate
 from blink_exp.integrations import answering
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
@@ -28,7 +28,7 @@ INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
-    monkeypatch.setattr(evaluate, "answers", found := Calls())
+    monkeypatch.setattr(asking, "answers", found := Calls())
     return found
 
 

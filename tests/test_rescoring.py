@@ -17,7 +17,7 @@ from scripts import ROOT, run
 
 from blink_exp.benchmarks.base import Sample, mean, shard, spread
 from blink_exp.errors import UserError
-from blink_exp.experiments import evaluate, results, terminal
+from blink_exp.experiments import asking, evaluate, results, terminal
 from blink_exp.experiments.evaluate import located
 from blink_exp.experiments.records import Kept, write_lines
 from blink_exp.experiments.rescoring import made_with, predicted, score_again, scored_again
@@ -216,18 +216,18 @@ def easy(tmp_path, scale, monkeypatch):
     for name in names[1:]:
         (folder / "images" / f"{name}.png").symlink_to(source / "images" / f"{name}.png")
     monkeypatch.setattr(evaluate, "prepare_model", lambda cfg: (scale, none()))
-    real = evaluate.answers
+    real = asking.answer
 
     def ask(out: Path, *words: str, dies: int | None = None) -> int:
         asked: list[int] = []
 
-        def answers(*args):
+        def answer(*args):
             if len(asked) == dies:
                 raise KeyboardInterrupt
-            asked.append(len(args[4]))
+            asked.append(len(args[3]))
             return real(*args)
 
-        monkeypatch.setattr(evaluate, "answers", answers)
+        monkeypatch.setattr(asking, "answer", answer)
         cfg = composed(f"benchmark.path={folder}", "batch_size=4", *words)
         if dies is None:
             evaluate.measure(cfg, out)

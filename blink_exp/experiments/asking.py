@@ -42,7 +42,7 @@ def ask(
     left = [s for s in by_image(samples) if any(s.id not in point.done for point in points)]
     found = sum(len(point.done) for point in points)
     if 0 < found < len(samples) * len(points):
-        print(f"going on: {found} of {len(samples) * len(points)} answers are there")
+        print(f"going on: {found} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
     advance(found)
     skipped: dict[str, str] = {}
     for start in range(0, len(left), batch_size):
