@@ -231,11 +231,20 @@ def generated(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             mm_encoder_outputs=encoded,
-            min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
             do_sample=False,
         )
-    return found[:, ids.shape[1] :].tolist()
+    return [ended(said, model) for said in found[:, ids.shape[1] :].tolist()]
+
+
+def ended(said: list[int], model: Any) -> list[int]:
+    """Tokens up to the one that ends the answer; what follows is padding."""
+    return next((said[: n + 1] for n, token in enumerate(said) if token in ends(model)), said)
+
+
+def ends(model: Any) -> list[int]:
+    token = model.generation_config.eos_token_id
+    return [] if token is None else [token] if isinstance(token, int) else list(token)
 
 
 @torch.no_grad()
@@ -258,7 +267,7 @@ def over_one_prefix(
     out: list[list] = [[None] * len(methods) for _ in texts]
 
     def finish(leaves: Any) -> None:
-        for branch, said in zip(leaves.branches, greedy(model, leaves, asked, new_tokens, (), 256), strict=True):
+        for branch, said in zip(leaves.branches, greedy(model, leaves, asked, new_tokens, ends(model), 256), strict=True):
             for point in branch.points:
                 out[branch.question][point] = said
 
