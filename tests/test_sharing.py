@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.errors import UserError
 from blink_exp.experiments.asking import answers
 from blink_exp.methods.base import Method
 from blink_exp.methods.blink import BlinkPolicy, blink, tokensr_module
@@ -236,3 +237,16 @@ def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
             assert batch["input_ids"].shape[1] == whole.shape[1]
             assert torch.allclose(scale.model.lm_head(hidden), scale.model.lm_head(stock), atol=1e-4)
     assert scale.llm.config._attn_implementation == "sdpa"  # given back
+
+
+def test_a_question_that_speaks_of_the_placeholder_is_refused(scale):
+    with pytest.raises(UserError, match="2 placeholders <image> where it shows one image; reword"):
+        scale.around(["What does <image> show?"])
+
+
+def test_token_ids_around_the_image_are_those_of_the_batch(scale):
+    asked = ["Is there a red circle?", "What shape is at the top left of it?"]
+    rows = scale.batch([torch.zeros(3, 1)] * 2, asked)
+    for (ahead, behind), ids, real in zip(scale.around(asked), rows["input_ids"], rows["attention_mask"], strict=True):
+        image = torch.full((3,), scale.model.config.image_token_id)
+        assert torch.equal(torch.cat([ahead, image, behind]), ids[real.bool()])

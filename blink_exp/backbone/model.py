@@ -18,6 +18,7 @@ from blink_exp.backbone.clip_text import ClipText, load_clip_text
 from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode
 from blink_exp.backbone.processor import conversation
 from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
+from blink_exp.errors import UserError
 from blink_exp.methods.prune import ViewPruner
 
 
@@ -206,10 +207,15 @@ class Backbone:
         return self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.model.device)
 
     def around(self, questions: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Token ids before and behind the image of each question's prompt, as ``batch`` has them."""
+        """Token ids before and behind the image of each question's prompt, as ``batch`` has them.
+
+        Raises UserError for a question that holds an image's placeholder itself."""
         found = []
+        image, token = self.model.config.image_token_id, self.processor.image_token
         for ids in self.processor.tokenizer([self.prompt(q) for q in questions], return_token_type_ids=False)["input_ids"]:
-            place = ids.index(self.model.config.image_token_id)
+            if ids.count(image) != 1:
+                raise UserError(f"a prompt has {ids.count(image)} placeholders {token} where it shows one image; reword the question")
+            place = ids.index(image)
             parts = (torch.tensor(part, dtype=torch.long, device=self.model.device) for part in (ids[:place], ids[place + 1 :]))
             found.append((next(parts), next(parts)))
         return found

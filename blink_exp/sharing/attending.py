@@ -65,18 +65,19 @@ def attend(
     """(rows, queries, heads, head_dim) of a (rows, heads, queries, head_dim) ``query``; an attention function of transformers."""
     keys, values = key.own
     out, total = _own(query, keys, values, key.mask, scaling)
+    out = out.float()  # parts are put together unrounded
     for parts in _alike(key.front):
         rows = torch.cat([torch.arange(p.start, p.stop) for p in parts]).to(query.device)
         whole = len(rows) == len(query)
         found, size = _front(query if whole else query[rows], parts, scaling)
         mine, held = (out, total) if whole else (out[rows], total[rows])
         both = torch.logaddexp(held, size)
-        merged = mine * (held - both).exp().to(out.dtype) + found * (size - both).exp().to(out.dtype)
+        merged = mine * (held - both).exp() + found * (size - both).exp()
         if whole:
             out, total = merged, both
         else:
             out[rows], total[rows] = merged, both
-    return out.transpose(1, 2), None
+    return out.to(query.dtype).transpose(1, 2), None
 
 
 def _alike(front: list[Part]) -> list[list[Part]]:

@@ -79,6 +79,7 @@ class Texts:
         self.most = max(most, len(questions))
         self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, asked in enumerate(questions) for p in asked.points}
         self.expansions: dict[Wish, Expansion] = {}
+        self.padded = len({len(question.text) for question in questions}) > 1
         self.scanned = {layer for method in methods for layer in layers_of(method)}
 
     def run(self, finish: Callable[[Leaves], None]) -> None:
@@ -100,9 +101,12 @@ class Texts:
     ) -> None:
         """Layers from ``first`` on. ``parent``: see ``Step``, of the branches as they come in; ``decided``: whether layer ``first`` has
         been decided on already."""
+        rope: Any = None  # of the texts; made anew when something was put in front of one
         for i in range(first, len(self.llm.layers)):
             if not decided:
+                before = branches
                 branches, rows = self._decide(i, branches, text)
+                rope = rope if branches is before else None
                 if rows is not None:
                     text = Segment(text.states[rows], text.valid[rows])
                     parent = rows if parent is None else parent[rows]
@@ -115,16 +119,16 @@ class Texts:
                     self._run(i, own, some, list(steps), part if parent is None else parent[part], True, finish)
                 return
             advance(self.llm, i, {e for branch in branches for e in branch.chain}, self.scanned)
-            text.states, keys, values = self._layer(i, branches, text)
+            rope = rope or self.llm.rotary_emb(text.states, position_ids=self.positions(branches, text.valid))
+            text.states, keys, values = self._layer(i, branches, text, rope)
             steps.append(Step([b.chain for b in branches], keys, values, parent))
             parent = None
         finish(Leaves(branches, steps, self.llm.norm(text.states[:, -1]), text.valid))
 
-    def _layer(self, i: int, branches: list[Branch], text: Segment) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _layer(self, i: int, branches: list[Branch], text: Segment, rope: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The texts' states behind layer i, and their keys and values."""
-        rope = self.llm.rotary_emb(text.states, position_ids=self.positions(branches, text.valid))
         causal = torch.ones(text.length, text.length, dtype=torch.bool, device=text.states.device).tril()
-        mask = None if bool(text.valid.all()) else causal & text.valid[:, None]
+        mask = causal & text.valid[:, None] if self.padded else None
         parts = Parts(front(i, [(self.questions[b.question].prefix, b.chain) for b in branches]), mask=mask)
         states = self.llm.layers[i](
             text.states, attention_mask=None, position_embeddings=rope, position_ids=None, past_key_values=parts, use_cache=True

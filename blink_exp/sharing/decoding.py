@@ -40,6 +40,7 @@ def _go_on(
     """Appends to ``said`` what branches ``rows`` say behind their first token."""
     llm = model.model.language_model
     held, valid = gathered(leaves, questions, rows, len(llm.layers)), leaves.valid[rows]
+    padded = not bool(valid.all())
     while rows:
         tokens = torch.tensor([said[r][-1] for r in rows], device=leaves.hidden.device)
         valid = torch.cat([valid, valid.new_ones(len(rows), 1)], dim=1)
@@ -50,7 +51,7 @@ def _go_on(
             if ahead not in ropes:
                 positions = torch.tensor(ahead, device=states.device) + valid.sum(1) - 1
                 ropes[ahead] = llm.rotary_emb(states, position_ids=positions[:, None])
-            mask = None if bool(valid.all()) else valid[:, None]
+            mask = valid[:, None] if padded else None
             parts = Parts(front(i, known.rows), (known.keys, known.values), mask)
             states = layer(
                 states, attention_mask=None, position_embeddings=ropes[ahead], position_ids=None, past_key_values=parts, use_cache=True
