@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(PY) sweep.py table=blink_table2 hydra.run.dir=outputs/demo
 
 test: lint
-	$(PY) -m pytest -n auto
+	$(PY) -m pytest -n auto --dist worksteal
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

@@ -13,7 +13,7 @@ import torch
 from bench import reading, report
 from bench.meters import arithmetic, peak_bytes, summary
 from bench.shapes import LLAVA_NEXT_7B, MEDIUM, TINY, prefill
-from bench.timing import compared, rounds
+from bench.timing import clock_of, compared, rounds
 from bench.ways import Ground, fed, kv_bytes, lengths
 from blink_exp.errors import UserError
 from blink_exp.methods.base import Method
@@ -66,20 +66,27 @@ class Timed:
         return cls(work, limit(tokens) if limit else None, flops[0], row)
 
 
-def measure(size: str = "default", device: str = "cpu", repeats: str | int | None = None, profiled: str | bool = True) -> dict[str, Any]:
+def measure(
+    size: str = "default",
+    device: str = "cpu",
+    repeats: str | int | None = None,
+    profiled: str | bool = True,
+    clock: str = "wall",
+) -> dict[str, Any]:
     """``size``: ``small`` is a toy model in seconds; ``device``: a CUDA device takes the 7B shape in bfloat16; ``repeats``: rounds of all
-    ways; ``profiled``: whether the untouched prefill and Blink's are profiled."""
+    ways; ``profiled``: whether the untouched prefill and Blink's are profiled; ``clock``: ``wall`` or ``cpu`` (see ``clock_of``)."""
+    watch = clock_of(clock, device)
     ground, count = ground_of(size, device, repeats)
     ways = in_llm(ground) | before_llm(ground)
-    taken = rounds({n: w.work for n, w in ways.items()} | {f"{n}, fed": w.limit for n, w in ways.items() if w.limit}, count)
+    taken = rounds({n: w.work for n, w in ways.items()} | {f"{n}, fed": w.limit for n, w in ways.items() if w.limit}, count, clock=watch)
     bars = [line for name in ways for line in compare(ways, taken, name)]
     rows = {name: way.row for name, way in ways.items()}
-    bars += reading.scoring(ground, rows, pruners(ground), max(1, count // 2))
-    bars += reading.against_usual(ground, rows, policies(ground), pruners(ground), max(1, count // 2))
+    bars += reading.scoring(ground, rows, pruners(ground), max(1, count // 2), watch)
+    bars += reading.against_usual(ground, rows, policies(ground), pruners(ground), max(1, count // 2), watch)
     notes = [
         f"{ground.shape.layers} layers of width {ground.shape.width}, CLIP of {ground.shape.vision_layers} layers of width"
         f" {ground.shape.vision_width}, {len(ground.whole().features):,} visual tokens, {str(ground.model.dtype).removeprefix('torch.')},"
-        f" random weights, {count} rounds; baselines keep {BASELINE_RATIO:.0%}",
+        f" random weights, {count} rounds by {clock} clock; baselines keep {BASELINE_RATIO:.0%}",
         "FLOPs: HERO's formula with causal attention, TokenSR included. fed / method: seconds of the stock layers that are simply given"
         " as many tokens, over the method's; 1 is the limit.",
         "peak: tensors beyond the weights, of methods before the LLM behind the tower. usual: eager attention, output_attentions=True.",
@@ -118,7 +125,7 @@ def in_llm(ground: Ground) -> dict[str, Timed]:
     """The untouched model, and the methods that work on the whole prompt. The projector is part of every way."""
 
     def layers_fed(tokens: list[int]) -> Callable[[], Any]:
-        return lambda: (ground.whole(), fed(ground.model, tokens))
+        return lambda: fed(ground.model, tokens, ground.whole())
 
     found = {UNTOUCHED: Timed.of(ground, UNTOUCHED, ground.vanilla)}
     for name, method in (policies(ground) | {EXPANDING: ground.blink(expands=True)}).items():

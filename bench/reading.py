@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,25 +12,25 @@ import torch
 from bench import report, usual
 from bench.meters import peak_bytes
 from bench.shapes import Prompt, attention_by, prefill
-from bench.timing import compared, rounds
+from bench.timing import Clock, Work, compared, rounds
 from bench.ways import Ground, lengths
 from blink_exp.backbone.encode import Needs
 from blink_exp.methods.base import Method
 
 TOKENS = 2673  # of the prompt at which the usual way is measured (HERO, Table VIII)
 SCORING, FASTER, MEMORY = 0.03, 2.0, 0.5
-COLUMNS = ("scoring / tower", "usual / ours: time", "ours / usual: memory")
+COLUMNS = ("scoring / tower", "usual / ours: time", "usual, dropping nothing / ours: time", "ours / usual: memory")
 Rows = dict[str, dict[str, Any]]
 
 
-def scoring(ground: Ground, rows: Rows, pruners: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+def scoring(ground: Ground, rows: Rows, pruners: dict[str, Any], repeats: int, clock: Clock) -> list[dict[str, Any]]:
     """What a pruner adds to a pass of the tower (CLS rows, budgets, choice), as a share of that pass."""
 
-    def scores(pruner: Any) -> Callable[[], Any]:
+    def scores(pruner: Any) -> Work:
         return lambda: pruner.select(ground.encoding(pruner.needs), "")
 
     works = {name: scores(pruner) for name, pruner in pruners.items()}
-    taken = rounds({"tower": lambda: ground.encoding(Needs(), real=True)} | works, repeats, warm=0)
+    taken = rounds({"tower": lambda: ground.encoding(Needs(), real=True)} | works, repeats, warm=0, clock=clock)
     bars = []
     for name in pruners:
         rows[name]["scoring / tower"] = share = compared(taken[name], taken["tower"]).ratio
@@ -38,31 +38,40 @@ def scoring(ground: Ground, rows: Rows, pruners: dict[str, Any], repeats: int) -
     return bars
 
 
-def against_usual(ground: Ground, rows: Rows, policies: dict[str, Method], pruners: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
+def against_usual(
+    ground: Ground, rows: Rows, policies: dict[str, Method], pruners: dict[str, Any], repeats: int, clock: Clock
+) -> list[dict[str, Any]]:
     """Time and memory of both ways to read attention. Rows of the same ratio differ in their choice only, so of HERO's one is measured."""
     pairs = _in_llm(ground, policies) | _before_llm(ground, {n: p for n, p in pruners.items() if p.ratio == 0.2})
     device = str(ground.model.device)
     bars = []
-    for name, (ours, theirs) in pairs.items():  # pair by pair, so that one pair's memory is free before the next
-        faster = memory = None
+    for name, works in pairs.items():  # pair by pair, so that one pair's memory is free before the next
+        faster = longest = memory = None
         with contextlib.suppress(torch.OutOfMemoryError):  # whole matrices may not fit: then there is nothing to compare with
-            taken = rounds({"usual": theirs, "ours": ours}, repeats, warm=0)
+            taken = rounds(works, repeats, warm=0, clock=clock)
             faster = compared(taken["usual"], taken["ours"]).ratio
-            memory = peak_bytes(ours, device) / max(1, peak_bytes(theirs, device))
-        rows[name] |= {"usual / ours: time": faster, "ours / usual: memory": memory}
+            longest = compared(taken["whole"], taken["ours"]).ratio if "whole" in works else None
+            memory = peak_bytes(works["ours"], device) / max(1, peak_bytes(works["usual"], device))
+        rows[name] |= {COLUMNS[1]: faster, COLUMNS[2]: longest, COLUMNS[3]: memory}
         bars.append(report.bar(f"{name}: faster than the usual way", faster, FASTER, at_most=False))
         bars.append(report.bar(f"{name}: extra memory / that of the usual way", memory, MEMORY))
     return bars
 
 
-def _in_llm(ground: Ground, policies: dict[str, Method]) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-    """Methods that read attention in the LLM: prefill of a prompt of TOKENS."""
+def _in_llm(ground: Ground, policies: dict[str, Method]) -> dict[str, dict[str, Work]]:
+    """Methods that read attention in the LLM: prefill of a prompt of TOKENS. ``whole``: the usual way of code that masks what is dropped,
+    or drops it in the cache alone, so that every layer works on every token."""
     whole = ground.whole()
     prompt = whole.cut(min(TOKENS, whole.tokens - 1))
 
-    def pair(method: Method) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def pair(method: Method) -> dict[str, Work]:
         choose = chooser(lengths(ground.under(method, prompt)), prompt)
-        return lambda: ground.under(method, prompt), lambda: usual.with_attentions(ground.model, prompt, choose)
+        whole = {} if choose is usual.nothing else {"whole": partial(usual.with_attentions, ground.model, prompt, usual.nothing)}
+        return {
+            "ours": partial(ground.under, method, prompt),
+            "usual": partial(usual.with_attentions, ground.model, prompt, choose),
+            **whole,
+        }
 
     return {name: pair(method) for name, method in policies.items()}
 
@@ -74,10 +83,10 @@ def chooser(tokens: list[int], prompt: Prompt) -> usual.Choose:
     return usual.last_row_keeps(cuts) if cuts else usual.nothing
 
 
-def _before_llm(ground: Ground, pruners: dict[str, Any]) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+def _before_llm(ground: Ground, pruners: dict[str, Any]) -> dict[str, dict[str, Work]]:
     """Methods that read attention in the tower: from pixels to the first token. The usual way has the whole model in eager attention."""
 
-    def pair(pruner: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def pair(pruner: Any) -> dict[str, Work]:
         chosen = ground.pruned(pruner)
 
         def ours() -> Any:
@@ -94,6 +103,6 @@ def _before_llm(ground: Ground, pruners: dict[str, Any]) -> dict[str, tuple[Call
             with attention_by(ground.model, "eager"):
                 return prefill(ground.model, chosen)
 
-        return ours, theirs
+        return {"ours": ours, "usual": theirs}
 
     return {name: pair(pruner) for name, pruner in pruners.items()}

@@ -89,6 +89,18 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def page(found: dict[str, Any]) -> str:
+    """Table, bars, profile and notes of a result in markdown, with where it was measured."""
+    where = found.get("where", {})
+    versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())
+    lines = [markdown(found), "", *(f"- {verdict(line)}" for line in found["bars"])]
+    for name, operators in found.get("profile", {}).items():
+        lines += ["", f"{name}:", "", markdown(result("", [o | {"share": f"{o['share']:.1%}"} for o in operators]))]
+    lines += ["", *(f"- {note}" for note in found["notes"])]
+    what = ", ".join(f"{key} {where[key]}" for key in ("device", "threads", "date", "commit") if where.get(key) is not None)
+    return "\n".join([*lines, "", f"{what}; {versions}"])
+
+
 def show(found: dict[str, Any]) -> None:
     """Prints table, bars and notes."""
     try:
@@ -113,9 +125,11 @@ def show(found: dict[str, Any]) -> None:
 
 
 def save(name: str, found: dict[str, Any], folder: Path) -> Path:
-    """Writes ``folder``/``name``.json, the whole file or nothing."""
+    """Writes ``folder``/``name``.json and, for a page of the docs, ``name``.md; whole files or nothing. Returns the first's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, part = folder / f"{name}.json", folder / f"{name}.json.part"
-    part.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    os.replace(part, path)
+    path = folder / f"{name}.json"
+    for file, text in ((path, json.dumps(found, indent=2, allow_nan=False)), (path.with_suffix(".md"), page(found))):
+        part = file.with_name(file.name + ".part")
+        part.write_text(text + "\n")
+        os.replace(part, file)
     return path

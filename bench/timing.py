@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from blink_exp.errors import UserError
+
 Clock = Callable[[], float]
 Work = Callable[[], Any]
 
@@ -33,6 +35,16 @@ def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def clock_of(name: str, device: str = "cpu") -> Clock:
+    """``wall``: seconds as they pass; ``cpu``: seconds that this process's threads worked, which neighbours on a busy machine change less.
+    Raises UserError for another word, and for ``cpu`` where a GPU does the work."""
+    if name not in ("wall", "cpu"):
+        raise UserError(f"clock={name} is not known; use one of: cpu, wall")
+    if name == "cpu" and device != "cpu":
+        raise UserError(f"clock=cpu would not see the work of device={device}; use clock=wall")
+    return now if name == "wall" else time.process_time
 
 
 def seconds(work: Work, clock: Clock = now) -> float:

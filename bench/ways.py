@@ -13,6 +13,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from bench.shapes import Prompt, Shape, packed, pixels, prefill, random_model, square
+from bench.usual import embeddings
 from blink_exp.backbone.encode import Encoding, Needs, encode, tower_layers
 from blink_exp.backbone.views import Views, base_view, everything, pack
 from blink_exp.methods.base import Method
@@ -79,11 +80,11 @@ class Replay(nn.Module):
 
 
 @torch.no_grad()
-def fed(model: Any, counts: list[int], seed: int = 0) -> torch.Tensor:
-    """The stock layers simply fed ``counts[i]`` tokens at layer i: the limit of every method that works on as many. Next logits."""
+def fed(model: Any, counts: list[int], prompt: Prompt) -> torch.Tensor:
+    """The stock layers simply fed the last ``counts[i]`` tokens of a prompt at layer i: the limit of every method that works on as many.
+    Returns the next token's logits."""
     llm = model.model.language_model
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(1, counts[0], llm.config.hidden_size, generator=generator).to(model.device, model.dtype)
+    states = embeddings(model, prompt)
     cache, rope = DynamicCache(config=llm.config), None
     for layer, count in zip(llm.layers, counts, strict=True):
         if rope is None or count != states.shape[1]:

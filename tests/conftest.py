@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel processes; threads on top would only get in each other's way
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run in parallel processes; torch's threads on top would only get in each other's way
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the network; hub libraries read this when they are imported
+
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import torch
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-)
 
-from blink_exp.backbone.encode import Encoding
-from blink_exp.backbone.views import Views
+# torch and transformers are imported where they are used: the process that hands the tests out to others reads this file too, and waits
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
-torch.set_num_threads(1)
+    from blink_exp.backbone.encode import Encoding
+    from blink_exp.backbone.views import Views
+
 # The same examples in every run, so that a change that breaks nothing never fails; HYPOTHESIS_PROFILE=default looks for new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
@@ -31,6 +28,9 @@ IMAGE, PAD = 3, 0
 
 def random_llava(layers=4, width=32, heads=4, kv_heads=4, side=6, attn="sdpa", seed=0) -> LlavaForConditionalGeneration:
     """A LLaVA with random weights large enough that attention is not flat. ``side``: the visual grid is side x side."""
+    import torch
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=4 * side, patch_size=4
@@ -55,6 +55,8 @@ def random_llava(layers=4, width=32, heads=4, kv_heads=4, side=6, attn="sdpa", s
 
 def prompts(model, texts: list[list[int]], images: int | list[int] = 1, seed: int = 0) -> dict[str, torch.Tensor]:
     """A left-padded batch: [1, 5] | image | [7] | image ... | text, with random pixels."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     counts = [images] * len(texts) if isinstance(images, int) else images
     visual = model.config.image_seq_length
@@ -85,6 +87,9 @@ def one(batch: dict[str, torch.Tensor], row: int, images: list[int]) -> dict[str
 
 def random_next(layers=4, width=32, side=6, seed=0) -> LlavaNextForConditionalGeneration:
     """A LLaVA-NeXT with random weights and the five kinds of grid of the published checkpoints, views of side x side patches."""
+    import torch
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+
     plain = random_llava(layers=layers, width=width, side=side, seed=seed).config
     size = plain.vision_config.image_size
     grids = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size], [3 * size, size], [size, 3 * size]]
@@ -97,6 +102,10 @@ def random_next(layers=4, width=32, side=6, seed=0) -> LlavaNextForConditionalGe
 
 def random_encoding(views: Views, layers=range(1, 5), heads=2, width=8, seed=0, text=None) -> Encoding:
     """An Encoding of random tensors for a geometry, as a pruner sees it; no model is run. ``text``: a (width,) text embedding."""
+    import torch
+
+    from blink_exp.backbone.encode import Encoding
+
     g = torch.Generator().manual_seed(seed)
     v, n = views.count, views.tokens
     out = Encoding(views, torch.randn(v, n, width, generator=g))

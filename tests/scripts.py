@@ -9,40 +9,61 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        *("torch", "transformers", "pytorch_lightning", "pandas", "rich.table", "matplotlib.pyplot", "easy_vqa"),
-        *("hydra.main", "hydra._internal.hydra", "hydra.core.override_parser.overrides_parser"),
-        *("transformers.models.llava.modeling_llava", "transformers.models.llava_next.modeling_llava_next"),
-        *("transformers.models.clip.modeling_clip", "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto"),
-    ]
-)
+_SERVER.set_forkserver_preload(["preloaded"])
+PATHS = os.environ.get("PYTHONPATH", "")
+RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def run(words: list[str] | tuple[str, ...], env: dict[str, str] | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """``python words...`` in the repository root, words[0] being a script or -m. Output is wide, so that tables do not wrap."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = start(words, folder, env)
-        process.join(timeout)
-        if process.is_alive():
+    return _run(words, [env or {}], timeout)[0]
+
+
+def run_ranks(words: list[str] | tuple[str, ...], count: int, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
+    """The same as ``count`` processes of one job. Each is told its rank by the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests", "GROUP_RANK": "0"}
+    job |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return _run(words, [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)], timeout)
+
+
+def _run(words: list[str] | tuple[str, ...], envs: list[dict[str, str]], timeout: float) -> list[subprocess.CompletedProcess[str]]:
+    with tempfile.TemporaryDirectory() as root:
+        folders = [tempfile.mkdtemp(dir=root) for _ in envs]
+        processes = [start(words, folder, env) for folder, env in zip(folders, envs, strict=True)]
+        until = time.monotonic() + timeout
+        for process in processes:
+            process.join(max(0.0, until - time.monotonic()))
+        late = [process for process in processes if process.is_alive()]
+        for process in late:
             process.kill()
             process.join()
-            raise TimeoutError(f"{' '.join(words)} took more than {timeout} s: {_text(folder, 'out')}{_text(folder, 'err')}")
-        return subprocess.CompletedProcess(list(words), process.exitcode or 0, _text(folder, "out"), _text(folder, "err"))
+        said = [(_text(folder, "out"), _text(folder, "err")) for folder in folders]
+        if late:
+            raise TimeoutError(f"{' '.join(words)} took more than {timeout} s: {said}")
+        return [subprocess.CompletedProcess(list(words), p.exitcode or 0, *texts) for p, texts in zip(processes, said, strict=True)]
 
 
 def start(words: list[str] | tuple[str, ...], folder: str, env: dict[str, str] | None = None) -> multiprocessing.process.BaseProcess:
     """The same, not waited for. What it says goes to ``folder``/out and err."""
     process = _SERVER.Process(target=_child, args=(list(words), {"COLUMNS": "200", **(env or {})}, folder))
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:  # the first command starts the server, which finds ``preloaded`` by this
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in (str(ROOT / "tests"), PATHS) if path))
+        process.start()
     return process
 
 
@@ -54,7 +75,13 @@ def _child(words: list[str], env: dict[str, str], folder: str) -> None:
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(d, "w", buffering=1, closefd=False) for d in (1, 2))
-    os.environ.update(env)
+    for name in RANKS:  # of a job that the tests themselves may be in
+        os.environ.pop(name, None)
+    os.environ.update({"PYTHONPATH": PATHS, **env})
+    if "RANK" in env:
+        from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+        rank_zero_only.rank = int(env["RANK"])  # Lightning read the variable when the server imported it
     os.chdir(ROOT)
     sys.path[0:0] = [str(ROOT)]
     code: object = 0

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,13 +13,14 @@ import scripts
 import torch
 from instruction_data import instruction_data
 from safetensors.torch import load_file
-from scripts import ROOT
 
 from blink_exp.experiments import resume
 from blink_exp.tokensr import checkpoint, export
 
-pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (extra: deepspeed)")
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+pytestmark = [
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed (extra: deepspeed)"),
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package"),
+]
 
 STEPS, SAVED = 6, 4
 TRAIN = (
@@ -65,24 +64,20 @@ def data(tmp_path_factory) -> tuple[str, str]:
 
 def alone(*words: str) -> str:
     """Runs train.py on one process."""
-    done = scripts.run(["train.py", *TRAIN, "trainer.devices=1", *words], env={"OMP_NUM_THREADS": "1"}, timeout=400)
+    done = scripts.run(["train.py", *TRAIN, "trainer.devices=1", *words], timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def two(out: Path, script: str, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, script, *TRAIN, "trainer.devices=2", f"hydra.run.dir={out}", *words]
-    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, env=env | {"OMP_NUM_THREADS": "1"})
-
-
 @pytest.fixture(scope="module")
 def both(data, tmp_path_factory) -> Path:
-    """A whole training on two processes, whose last checkpoint is that of step 4 of 6."""
+    """A whole training on two processes, whose last checkpoint is that of step 4 of 6. They are started from outside, as on a cluster;
+    ``train.py`` starts them itself in the last test here and in test_training_runs.py."""
     out = tmp_path_factory.mktemp("zero") / "two"
-    done = two(out, "train.py", *data)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 devices x 4 pairs x 1" in done.stdout
+    first, second = scripts.run_ranks(["train.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={out}", *data], 2, timeout=500)
+    assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stdout + second.stderr
+    assert "2 devices x 4 pairs x 1" in first.stdout
+    assert second.stdout == ""
     return out
 
 
@@ -145,9 +140,11 @@ def test_a_checkpoint_that_lost_a_part_is_one_clear_error(both, tmp_path):
 
 
 def test_one_failing_process_ends_the_job_with_its_own_traceback(data, tmp_path):
-    """No process may wait for the failed one, nor outlive the job."""
-    done = two(tmp_path / "run", "tests/failing_rank.py", *data)
+    """No process may wait for the failed one, nor outlive the job. The second process is one that Lightning started."""
+    words = ["tests/failing_rank.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}", *data]
+    done = scripts.run(words, timeout=500)
     assert done.returncode != 0
+    assert "2 devices x 4 pairs x 1" in done.stdout
     assert 'raise RuntimeError("the second process fails here")' in done.stderr
     assert "RuntimeError: the second process fails here" in done.stderr
     assert not (tmp_path / "run" / "metrics.json").exists()

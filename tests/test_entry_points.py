@@ -19,17 +19,19 @@ def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
     return done.stdout + done.stderr
 
 
-TRAIN = ("train.py", "layers.indices=[12,13]", "data.train_size=80", "data.held_out_size=16", "trainer.checkpoint_every=4")
+TRAIN = ("train.py", "layers.indices=[2,3]", "data.train_size=48", "data.held_out_size=16", "trainer.checkpoint_every=2")
 
 
 def test_evaluate_writes_config_records_and_metrics(tmp_path):
     out = tmp_path / "run"
-    printed = run("evaluate.py", "method=blink", "thresholds=high_exp", "grid=3x3", "layers=11-17", "limit=16", f"hydra.run.dir={out}")
+    words = ("method=blink", "thresholds=high_exp", "grid=3x3", "layers=11-17", "limit=16", "cost=1")
+    printed = run("evaluate.py", *words, f"hydra.run.dir={out}")
     assert "layers [11, 12, 13, 14, 15, 16, 17]" in printed
     metrics = json.loads((out / "metrics.json").read_text())
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert metrics["samples"] == len(records) == 16
     assert metrics["scores"]["total"]["samples"] == 16
+    assert metrics["cost"]["prompts"] == 1 and len(metrics["cost"]["tokens_by_layer"]) == 32
     assert {"versions", "commit", "seed", "seconds", "backbone", "dtype", "device", "batch_size"} <= metrics.keys()
     for record in records:
         assert [s["layer"] for s in record["layers"]] == list(range(11, 18))
@@ -47,10 +49,10 @@ def killed(tmp_path_factory) -> Path:
     """A training that was killed (SIGKILL, no chance to clean up) once its first checkpoint was there."""
     out = tmp_path_factory.mktemp("train") / "run"
     process = scripts.start([*TRAIN, f"hydra.run.dir={out}"], str(tmp_path_factory.mktemp("said")))
-    for _ in range(1200):
+    for _ in range(6000):
         if (out / "last.ckpt").is_file() or not process.is_alive():
             break
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.kill()
     process.join()
     assert (out / "last.ckpt").is_file()
@@ -64,17 +66,17 @@ def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(killed, t
     printed = run(*TRAIN, f"hydra.run.dir={resumed}", f"resume={killed}")
     assert "going on from" in printed
     a, b = (json.loads((d / "metrics.json").read_text())["layers"] for d in (whole, resumed))
-    for layer in ("12", "13"):
+    for layer in ("2", "3"):
         assert a[layer]["tokensr"] == pytest.approx(b[layer]["tokensr"], rel=1e-4)
         assert a[layer]["interpolation"] == pytest.approx(b[layer]["interpolation"], rel=1e-4)
-    assert sorted(p.name for p in (whole / "tokensr").iterdir()) == [f"layer_{i}.{e}" for i in (12, 13) for e in ("json", "safetensors")]
+    assert sorted(p.name for p in (whole / "tokensr").iterdir()) == [f"layer_0{i}.{e}" for i in (2, 3) for e in ("json", "safetensors")]
     # and what was trained can be used
-    trained = ("layers.indices=[12,13]", f"tokensr.path={whole / 'tokensr'}")
-    run("evaluate.py", *trained, "limit=8", "cost=0", f"hydra.run.dir={tmp_path / 'eval'}")
+    trained = ("layers.indices=[2,3]", f"tokensr.path={whole / 'tokensr'}")
+    run("evaluate.py", *trained, "limit=4", "cost=0", f"hydra.run.dir={tmp_path / 'eval'}")
 
 
 def test_resume_refuses_other_settings_and_damaged_checkpoints(killed):
-    assert "trained with another layers" in run("train.py", "layers.indices=[12]", *TRAIN[2:], f"resume={killed}", code=2)
+    assert "trained with another layers" in run("train.py", "layers.indices=[2]", *TRAIN[2:], f"resume={killed}", code=2)
     whole = (killed / "last.ckpt").read_bytes()
     (killed / "last.ckpt").write_bytes(whole[: len(whole) // 2])
     try:
@@ -84,7 +86,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(killed):
 
 
 def test_sweep_ends_in_a_table_skips_what_is_done_and_force_does_not(tmp_path):
-    words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=16", f"store={tmp_path / 'points'}")
+    words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=8", f"store={tmp_path / 'points'}")
     first = run(*words, f"hydra.sweep.dir={tmp_path / 'a'}")
     assert first.count("measured: ") == 2
     summary = (tmp_path / "a" / "summary.md").read_text()
@@ -108,7 +110,7 @@ def test_what_makes_another_point():
 
 
 def test_a_failing_point_is_a_row_and_does_not_end_the_sweep(tmp_path):
-    words = ("sweep.py", "-m", "layers.indices=[12],[99],[13]", "method=blink_interp", "limit=16", f"store={tmp_path / 'points'}")
+    words = ("sweep.py", "-m", "layers.indices=[12],[99],[13]", "method=blink_interp", "limit=8", f"store={tmp_path / 'points'}")
     printed = run(*words, f"hydra.sweep.dir={tmp_path / 'a'}", code=2)
     assert printed.count("measured: ") == 2
     assert "error: 1 of 3 points failed, first layers.indices=[99]: layer=99 is outside the backbone's 32 layers; use 0 to 31" in printed
@@ -148,7 +150,7 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
 
 
 def test_wandb_offline_gets_one_run_a_job_and_one_for_the_sweep(tmp_path):
-    words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=16", "logger=wandb", "logger.mode=offline")
+    words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=4", "logger=wandb", "logger.mode=offline")
     run(*words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     assert len(list(tmp_path.glob("a/wandb/offline-run-*"))) == 3
 

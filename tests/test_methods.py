@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
+from blink_exp.benchmarks.base import Sample, spread
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.experiments.evaluate import evaluate
@@ -34,17 +36,23 @@ def logits(scale) -> torch.Tensor:
         return scale.model(**scale.inputs([sample.image()], [sample.question])).logits
 
 
+@pytest.fixture(scope="module")
+def stock(scale) -> torch.Tensor:
+    """What the model says before the first method is attached to it, and must say behind each."""
+    return logits(scale)
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_from_its_config(name, scale):
+def test_a_method_from_its_config(name, scale, stock):
     method = method_of(name, scale)
     assert method.name == {"pair": "hero+fastv"}.get(name, name)
-    before = logits(scale)
-    together, skipped = evaluate(scale, method, MosaicMME(), batch_size=8, limit=8)
-    alone, _ = evaluate(scale, method, MosaicMME(), batch_size=1, limit=8)
+    samples = chosen_mme()
+    together, skipped = evaluate(scale, method, MosaicMME(), batch_size=8, samples=samples)
+    alone, _ = evaluate(scale, method, MosaicMME(), batch_size=1, samples=samples[::2])
     assert not skipped
-    rounded = [[{k: v for k, v in r.items() if k != "layers"} for r in rows] for rows in (together, alone)]
+    rounded = [[{k: v for k, v in r.items() if k != "layers"} for r in rows] for rows in (together[::2], alone)]
     assert rounded[0] == rounded[1]
-    assert torch.equal(logits(scale), before)
+    assert torch.equal(logits(scale), stock)
     entering = {r["visual_tokens"] for r in together}
     wanted = ENTER.get(name, 144)
     if wanted is not None:
@@ -58,24 +66,32 @@ def test_a_method_from_its_config(name, scale):
         assert all(144 > a > b > c > 0 for a, b, c in counts)
 
 
-class FewHR(MosaicHR):
-    """One question on an image of each of five sizes."""
+@functools.cache
+def chosen_mme() -> list[Sample]:
+    """Eight questions of as many lengths as a benchmark has; every other one is of another length too."""
+    samples = spread(MosaicMME().samples(), 8)
+    assert len({len(s.question.split()) for s in samples[::2]}) > 2  # so rows of a batch are padded
+    return samples
 
-    def samples(self):
-        sizes = {sample.image().size: sample for sample in MosaicHR(images=20).samples()[::10]}
-        return list(sizes.values())[:5]
+
+@functools.cache
+def chosen_hr() -> list[Sample]:
+    """One question on an image of each of five sizes."""
+    sizes = {sample.image().size: sample for sample in MosaicHR(images=20).samples()[::10]}
+    return list(sizes.values())[:5]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_on_llava_next_in_a_batch_and_alone(name, scale_next):
     """Images of several aspect ratios in one batch, each with its own number of tiles."""
     method = method_of(name, scale_next)
-    together, skipped = evaluate(scale_next, method, FewHR(), batch_size=5)
-    alone, _ = evaluate(scale_next, method, FewHR(), batch_size=1)
+    together, skipped = evaluate(scale_next, method, MosaicHR(), batch_size=5, samples=chosen_hr())
+    every_other = slice(METHODS.index(name) % 2, None, 2)  # so that every size is asked alone by half of the methods
+    alone, _ = evaluate(scale_next, method, MosaicHR(), batch_size=1, samples=chosen_hr()[every_other])
     assert not skipped
     assert len(together) == 5
     assert len({r["newline_tokens"] for r in together}) > 1 or name in ("hired", "globalcom2", "prumerge_plus")
-    rounded = [[{k: v for k, v in r.items() if k != "layers"} for r in rows] for rows in (together, alone)]
+    rounded = [[{k: v for k, v in r.items() if k != "layers"} for r in rows] for rows in (together[every_other], alone)]
     assert rounded[0] == rounded[1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -172,18 +171,15 @@ def test_the_tables_of_the_docs_are_the_computed_ones():
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_torchrun_s_processes_train_what_one_does(tmp_path):
-    """DDP in float32, launched from outside as on a cluster: the same modules as one process makes, written once. Catches gradients
+def test_two_processes_train_what_one_does(tmp_path):
+    """DDP in float32, the second process started by the first: the same modules as one process makes, written once. Catches gradients
     that are summed, a sampler that gives both the same pairs, and held-out pairs counted twice."""
     words = ["train.py", "trainer.log_every=1", "layers.indices=[1]", "data.train_size=24", "data.held_out_size=9"]
-    done = scripts.run([*words, f"hydra.run.dir={tmp_path / 'one'}"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    many = ["trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=2", f"hydra.run.dir={tmp_path / 'two'}"]
-    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run([*launcher, *words, *many], cwd=ROOT, capture_output=True, text=True, timeout=500, env=env)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("modules written to") == 1
+    many = ["trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=2"]
+    for name, more in (("one", []), ("two", many)):
+        done = scripts.run([*words, *more, f"hydra.run.dir={tmp_path / name}"])
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("modules written to") == 1
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert (two["devices"], two["parts_of_a_step"]) == (2, 2)
     assert two["layers"]["1"]["samples"] == one["layers"]["1"]["samples"] == 9

@@ -1,7 +1,8 @@
-"""The tables of conf/table against the papers' data: settings, rows, columns, baselines; and the reference data's own look-ups."""
+"""The tables of conf/table against the papers' data: settings, rows, columns, baselines."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
 
 from blink_exp import reference
 from blink_exp.benchmarks import mme, pope
@@ -23,8 +26,9 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((CONF / "table").glob("*_table*.yaml"))}
 POINTS = [(name, p["label"]) for name, table in FILES.items() for p in table["points"]]
 PUBLISHED = [(n, label) for n, label in POINTS if "published" in next(p for p in FILES[n]["points"] if p["label"] == label)]
-ROWS = [(paper, t["id"], r) for paper in ("blink", "hero") for t in reference.published(paper)["tables"] for r in t["rows"]]
 LLM_DEPTH = 32
+STOCK = [e for e in yaml.safe_load((CONF / "evaluate.yaml").read_text())["defaults"] if isinstance(e, dict)]
+DEFAULTS = {f"{group}={preset}" for entry in STOCK for group, preset in entry.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +51,21 @@ def row_of(name: str, label: str) -> dict:
 
 
 @functools.lru_cache
+def presets(words: tuple[str, ...]):
+    """A configuration of presets alone. Composing is what costs time, and most points differ in values only."""
+    return compose("sweep", overrides=list(words))
+
+
+@functools.lru_cache
 def composed(words: tuple[str, ...]):
     """A configuration with everything resolved, but for what the user gives (``???`` of a judge or a path would fail here)."""
-    return OmegaConf.to_container(compose("sweep", overrides=list(words)), resolve=True, throw_on_missing=True)
+    said = OverridesParser.create().parse_overrides(list(words))
+    groups = {o.key_or_group: o.input_line for o in said if (CONF / o.key_or_group).is_dir()}
+    cfg = copy.deepcopy(presets(tuple(sorted({*groups.values()} - DEFAULTS))))
+    for override in said:
+        if override.key_or_group not in groups:
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)  # what Hydra does, behind presets
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 @functools.lru_cache
@@ -107,6 +123,15 @@ def test_on_a_published_backbone_a_point_runs_the_backbone_of_its_row():
     assert reference.overrides({"model": "llava-next-13b"}) == ["model=llava_next_13b"]
     published = {words[0].removeprefix("model=") for words in reference.vocabulary()["params"]["model"]["words"].values()}
     assert published <= {p.stem for p in (CONF / "model").glob("*.yaml")}
+
+
+def test_values_behind_presets_are_those_that_hydra_composes():
+    """On the longest words of a point, and on a key that is not there."""
+    found = [without_benchmark(plan.words(FILES[name], point_of(name, label), FILES[name]["there"][0])) for name, label in PUBLISHED]
+    for words in (max(found, key=len), max((w for w in found if "method=hero" in w), key=len)):
+        assert composed(words) == OmegaConf.to_container(compose("sweep", overrides=list(words)), resolve=True)
+    with pytest.raises(ConfigAttributeError, match="tau_ex"):
+        composed(("method=blink", "thresholds.tau_ex=0.5"))
 
 
 def test_the_matched_table_has_no_published_row_and_searches_a_setting_that_is_there():
@@ -246,75 +271,3 @@ def test_training_uses_the_optimizer_and_the_schedule_that_the_recipe_records():
     assert rate(warm + (200 - warm) // 2) == pytest.approx(0.5) and rate(warm + (200 - warm) // 4) == pytest.approx(
         0.5 + math.sqrt(0.125), abs=0.01
     )
-
-
-# the vocabulary and the look-ups
-
-
-def test_the_vocabulary_knows_every_word_of_both_schemas():
-    known = reference.vocabulary()["params"]
-    for paper in ("blink", "hero"):
-        schema = reference.published(paper)["param_schema"]
-        assert {*schema} <= {*known}
-        for name, said in schema.items():
-            for word in said.split("|") if "|" in said else []:
-                assert word.strip() in known[name]["words"], (name, word)
-
-
-@pytest.mark.parametrize("paper", ["blink", "hero"])
-def test_every_published_row_can_be_said_in_our_words(paper):
-    for _, table, row in (r for r in ROWS if r[0] == paper and r[1] != "blink-table-4"):
-        for params in (row["params"], *(row["params"] | more for more in row.get("per_benchmark", {}).values())):
-            assert reference.overrides(params)[-1].startswith("model="), (table, row["label"])
-
-
-def test_overrides_by_hand():
-    params = {"drop": False, "method": "blink", "layers": [12, 13], "tau_exp": 0.5, "tau_drop": None, "grid": 3}
-    assert reference.overrides(params) == [
-        *("method=blink", "layers.indices=[12,13]", "grid.p=3", "grid.scale_thresholds=false", "thresholds.tau_exp=0.5"),
-        "thresholds.tau_drop=0.0",
-    ]
-    for scale, said in ((False, "model=llava_next_7b"), (True, "model=scale_llava_next")):
-        wanted = ["method=hero", "hero_high.layers=[4]", said]
-        assert reference.overrides({"model": "llava-next-7b", "layers_global": [4], "method": "hero"}, scale) == wanted
-    with pytest.raises(KeyError, match="no param colour"):
-        reference.overrides({"colour": "red"})
-    with pytest.raises(KeyError, match="no word for scan=sideways"):
-        reference.overrides({"scan": "sideways"})
-
-
-def test_params_on_a_benchmark():
-    blink = reference.entry("blink", "blink-table-1", "Blink")
-    assert reference.params_on(blink, "scienceqa") == blink["params"] | {"layers": [18], "tau_exp": 0.25, "tau_drop": None, "grid": 2}
-    with pytest.raises(KeyError):
-        reference.params_on(blink, "vizwiz")
-    vanilla = reference.entry("blink", "blink-table-1", "Vanilla")
-    assert reference.params_on(vanilla, "vizwiz") == vanilla["params"]
-    mapped = {*reference.vocabulary()["benchmarks"].values()}
-    assert mapped <= {p.stem for p in (CONF / "benchmark").glob("*.yaml")}
-
-
-def test_lost_and_unreported_cells_say_why_and_guesses_are_no_values():
-    lost = reference.row("blink", "blink-table-2", "Blink / High tau_exp")
-    assert lost["mme_perception"] is None and "lost" in lost["missing"]["mme_perception"]
-    assert lost["derived"] == ["mme_total"] and lost["conjecture"]["mme_perception"] == 1509.83
-    dash = reference.entry("hero", "hero-table-4", "FastV (50%)", model="llava-next-7b")
-    assert set(dash["missing"]) == {"chartqa", "ocrbench"} and "not reported" in dash["missing"]["chartqa"]
-    full = reference.row("blink", "blink-table-3", "12-18")
-    assert (full["derived"], full["missing"], full["conjecture"]) == ([], {}, {})
-    for _, table, row in ROWS:
-        guessed = {*row.get("conjecture", {})} - {"basis"}
-        assert all(row["values"][column] is None for column in guessed), (table, row["label"])
-
-
-def test_footnotes_and_figures_are_found_by_id():
-    notes = reference.footnotes("blink", "blink-table-2")
-    assert [n["kind"] for n in notes] == ["extraction", "discrepancy", "discrepancy", "ambiguity"]
-    assert all(set(n) == {"kind", "text"} for n in notes)
-    assert reference.footnotes("hero", "hero-fig-4")[0]["kind"] == "missing"
-    assert reference.footnotes("hero", "hero-fig-3") == []
-    assert reference.figure("hero", "hero-fig-4")["claim"].startswith("Layers 6-10")
-    with pytest.raises(KeyError, match="hero has no hero-fig-10"):
-        reference.figure("hero", "hero-fig-10")
-    with pytest.raises(KeyError, match="no blink-table-8 among its tables"):
-        reference.footnotes("blink", "blink-table-8")
