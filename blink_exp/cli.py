@@ -26,6 +26,9 @@ def entry(main: Callable[[], object], config: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def checked(_: object) -> object:
+        if sys.argv[1:] in (["--help"], ["-h"]):
+            print(helped(config))
+            return None
         sys.argv[1:] = quoted(sys.argv[1:])
         check_optuna(sys.argv[1:])
         check_overrides(sys.argv[1:], config)
@@ -74,6 +77,18 @@ def one_line(error: BaseException) -> str:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines) or type(error).__name__
+
+
+def helped(config: str) -> str:
+    """What ``--help`` says: groups with their presets, and the settings of conf/<config>.yaml with their comments. Read off the files:
+    Hydra composes everything first, which takes over a second."""
+    folders = sorted(p for p in CONF.rglob("*") if p.is_dir())
+    groups = {str(p.relative_to(CONF)): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+    lines = [f"python {config}.py [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
+    lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
+    for name in dict.fromkeys((config, *(["evaluate"] if config == "sweep" else []))):
+        lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text().splitlines())]
+    return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
 
 
 def check_optuna(argv: list[str]) -> None:
