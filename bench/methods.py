@@ -78,7 +78,8 @@ def measure(
     watch = clock_of(clock, device)
     ground, count = ground_of(size, device, repeats)
     ways = in_llm(ground) | before_llm(ground)
-    taken = rounds({n: w.work for n, w in ways.items()} | {f"{n}, fed": w.limit for n, w in ways.items() if w.limit}, count, clock=watch)
+    works = {f"{name}{end}": work for name, w in ways.items() for end, work in (("", w.work), (", fed", w.limit)) if work}
+    taken = rounds(works, count, clock=watch)  # each beside what it is set against
     bars = [line for name in ways for line in compare(ways, taken, name)]
     rows = {name: way.row for name, way in ways.items()}
     bars += reading.scoring(ground, rows, pruners(ground), max(1, count // 2), watch)
@@ -128,7 +129,8 @@ def in_llm(ground: Ground) -> dict[str, Timed]:
         return lambda: fed(ground.model, tokens, ground.whole())
 
     found = {UNTOUCHED: Timed.of(ground, UNTOUCHED, ground.vanilla)}
-    for name, method in (policies(ground) | {EXPANDING: ground.blink(expands=True)}).items():
+    methods = {SCANNING: ground.blink(expands=False), EXPANDING: ground.blink(expands=True), **ground.policies(BASELINE_RATIO)}
+    for name, method in methods.items():
         limit = None if name in (SCANNING, EXPANDING) else layers_fed
         found[name] = Timed.of(ground, name, partial(ground.under, method), limit, method.amplifiers)
     return found
