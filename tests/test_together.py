@@ -60,7 +60,7 @@ def test_what_is_done_is_not_asked_again_and_what_was_killed_goes_on(tmp_path, m
     counted = []
     answered = together.ask
 
-    def killed(backbone, some, benchmark, samples, batch_size, advance):
+    def killed(backbone, some, benchmark, samples, batch_size, advance, workers):
         answered(backbone, some, benchmark, samples[:1], batch_size, advance)
         raise KeyboardInterrupt
 

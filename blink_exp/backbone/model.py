@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from blink_exp.backbone import decode, weights
 from blink_exp.backbone.clip_text import ClipText, load_clip_text
 from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode
+from blink_exp.backbone.pictures import Picture, Pictures, picture
 from blink_exp.backbone.processor import conversation
 from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
 from blink_exp.errors import UserError
@@ -93,8 +94,7 @@ class Backbone:
 
     def transform(self, image: Image.Image) -> torch.Tensor:
         """(3, size, size) pixels of the base view by the backbone's own image processor."""
-        pixels = self.processor.image_processor(images=image, return_tensors="pt").pixel_values[0]
-        return pixels[0] if self.tiled else pixels
+        return picture(image, self.processor.image_processor).views[0]
 
     def prompt(self, question: str) -> str:
         return self.processor.apply_chat_template(conversation(question, self.system_prompt), add_generation_prompt=True)
@@ -122,30 +122,32 @@ class Backbone:
             _ = self.clip
 
     @torch.no_grad()
-    def features(self, images: dict[str, Image.Image]) -> dict[str, torch.Tensor]:
+    def features(self, images: Pictures) -> dict[str, torch.Tensor]:
         """{id: (tokens, width)} projected visual tokens of images by id, as the stock model makes them, newlines included."""
         new = {k: v for k, v in images.items() if k not in self._features}
         if new:
-            batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt").to(self.model.device, self.model.dtype)
-            sizes = {"image_sizes": batch["image_sizes"]} if self.tiled else {}
-            found = self.model.get_image_features(pixel_values=batch["pixel_values"], **sizes).pooler_output
+            pictures = [picture(image, self.processor.image_processor) for image in new.values()]
+            sizes = {"image_sizes": torch.tensor([[p.height, p.width] for p in pictures])} if self.tiled else {}
+            found = self.model.get_image_features(pixel_values=self._pixels(pictures), **sizes).pooler_output
             self._features.update(zip(new, found, strict=True))
         return self.recall(self._features, list(images), self.cache_bytes)
 
     @torch.no_grad()
-    def encodings(self, images: dict[str, Image.Image], needs: Needs) -> dict[str, Encoding]:
+    def encodings(self, images: Pictures, needs: Needs) -> dict[str, Encoding]:
         """{id: Encoding} of images by id."""
         wider = next((n for _, n in reversed(self._encodings) if n.covers(needs) and all((k, n) in self._encodings for k in images)), needs)
         needs = wider  # what was made for somebody who looks at more serves as well
         new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
         if new:
-            batch = self.processor.image_processor(images=list(new.values()), return_tensors="pt")
-            views = [Views.of(self.model.config, (image.height, image.width)) for image in new.values()]
-            pixels = batch["pixel_values"]
-            flat = torch.cat([p[: v.count] for p, v in zip(pixels, views, strict=True)]) if self.tiled else pixels
-            found = encode(self.model, flat, views, needs, self.clip if needs.text and self.tiled else None)
+            pictures = [picture(image, self.processor.image_processor) for image in new.values()]
+            views = [Views.of(self.model.config, (p.height, p.width)) for p in pictures]
+            found = encode(self.model, self._pixels(pictures), views, needs, self.clip if needs.text and self.tiled else None)
             self._encodings.update(zip([(k, needs) for k in new], found, strict=True))
         return {k: encoding for (k, _), encoding in self.recall(self._encodings, [(k, needs) for k in images], self.cache_bytes).items()}
+
+    def _pixels(self, pictures: list[Picture]) -> torch.Tensor:
+        """(all views, 3, size, size) on the tower's device, the views of the images one after another."""
+        return torch.cat([p.views.to(self.model.device, self.model.dtype, non_blocking=True) for p in pictures])
 
     @staticmethod
     def recall(cache: OrderedDict, keys: list, most: int) -> dict:
@@ -178,9 +180,7 @@ class Backbone:
         whole = self.model.model.multi_modal_projector(encoding.hidden[0]) if aside else None
         return Visual(out, source, encoding.views, whole)
 
-    def visual(
-        self, images: dict[str, Image.Image], asked: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False
-    ) -> list[Visual]:
+    def visual(self, images: Pictures, asked: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False) -> list[Visual]:
         """The visual tokens of each (image id, question), after ``pruner``. ``aside``: see ``prune``."""
         encodings = self.encodings(images, pruner.needs) if pruner is not None else {}
         kept = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in asked]

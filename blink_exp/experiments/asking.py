@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image
 
 from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.pictures import Opened, Pictures, Unreadable, opened
 from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Benchmark, Sample
-from blink_exp.errors import flat
 from blink_exp.experiments.records import Kept, record
 from blink_exp.methods.base import Method
 from blink_exp.sharing.answers import Asking, answer, shareable
@@ -30,12 +29,18 @@ class Point:
 
 @torch.no_grad()
 def ask(
-    backbone: Backbone, points: Rows[Point], benchmark: Benchmark, samples: Rows[Sample], batch_size: int, advance: Callable[[int], None]
+    backbone: Backbone,
+    points: Rows[Point],
+    benchmark: Benchmark,
+    samples: Rows[Sample],
+    batch_size: int,
+    advance: Callable[[int], None],
+    workers: int = 0,
 ) -> list[dict[str, str]]:
     """Fills ``done`` of every point, and returns the samples skipped because their image could not be read.
 
     What is in a point's ``kept`` is not asked again, and every batch is added to it. Samples go image by image, so that what an image's
-    questions share is at hand. ``advance``: takes how many answers were found.
+    questions share is at hand. ``advance``: takes how many answers were found; ``workers``: see ``pictures.opened``.
     """
     for point in points:
         point.done = point.kept.done(benchmark, list(samples)) if point.kept is not None else {}
@@ -45,23 +50,37 @@ def ask(
         print(f"going on: {found} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
     advance(found)
     skipped: dict[str, str] = {}
-    for start in range(0, len(left), batch_size):
-        batch, images = [], {}
+    for start, images in zip(range(0, len(left), batch_size), _images(backbone, left, batch_size, workers), strict=True):
+        batch, seen = [], {}
         for sample in left[start : start + batch_size]:
-            try:
-                if sample.image_id not in images:
-                    images[sample.image_id] = sample.image()
+            image = images[sample.image_id]
+            if isinstance(image, Unreadable):
+                skipped[sample.id] = image.why
+            else:
                 batch.append(sample)
-            except OSError as error:
-                skipped[sample.id] = flat(error)
+                seen[sample.image_id] = image
         wanted = [[p for p, point in enumerate(points) if s.id not in point.done] for s in batch]
-        for p, records in _answered(backbone, points, benchmark, batch, wanted, images, batch_size).items():
+        for p, records in _answered(backbone, points, benchmark, batch, wanted, seen, batch_size).items():
             points[p].done |= {r["id"]: r for r in records}
             if (kept := points[p].kept) is not None:
                 kept.add(records)
         advance(sum(map(len, wanted)))
     order = [s.id for s in samples if s.id in skipped]
     return [{"id": name, "why": skipped[name]} for name in order]
+
+
+def _images(backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int) -> Iterator[dict[str, Opened]]:
+    """The images of batch after batch of samples by id, each opened once; ``samples``: image by image."""
+    first = {s.image_id: s for s in reversed(samples)}
+    order = list(dict.fromkeys(s.image_id for s in samples))
+    coming = zip(order, opened([first[name].image for name in order], backbone, workers, batch_size), strict=True)
+    held: dict[str, Opened] = {}
+    for start in range(0, len(samples), batch_size):
+        wanted = {s.image_id for s in samples[start : start + batch_size]}
+        held = {name: found for name, found in held.items() if name in wanted}
+        while wanted - held.keys():
+            held.update([next(coming)])
+        yield held
 
 
 def by_image(samples: Rows[Sample]) -> list[Sample]:
@@ -78,7 +97,7 @@ def _answered(
     benchmark: Benchmark,
     batch: list[Sample],
     wanted: list[list[int]],
-    images: dict[str, Image.Image],
+    images: Pictures,
     batch_size: int,
 ) -> dict[int, list[dict[str, Any]]]:
     """{number of the point: records} of a batch; ``wanted``: the points that each sample is asked by."""
@@ -119,7 +138,7 @@ def answers(
     backbone: Backbone,
     method: Method,
     attached: Any,
-    images: dict[str, Image.Image],
+    images: Pictures,
     asked: list[tuple[str, str]],
     max_new_tokens: int,
 ) -> tuple[list[str], list[Visual]]:

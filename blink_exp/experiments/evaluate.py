@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from blink_exp import tracking, viewer
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.memory import check_batch, shared_bytes
+from blink_exp.backbone.pictures import check_workers
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.errors import UserError
@@ -62,10 +63,16 @@ def prepare(cfg: DictConfig) -> tuple[Backbone, Method, Benchmark]:
     tracking.check(results.plain(cfg))
     if cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} runs nothing; use 1 or more")
+    workers_of(cfg)
     benchmark = prepare_benchmark(cfg)
     backbone, method = prepare_model(cfg)
     check_batch(backbone.model.config, backbone.settings["dtype"], backbone.settings["device"], cfg.batch_size)
     return backbone, method, benchmark
+
+
+def workers_of(cfg: DictConfig) -> int:
+    """Processes that open images, by ``cfg.workers``."""
+    return check_workers(cfg.get("workers"), cfg.model.get("device") or "cpu")
 
 
 def prepare_model(cfg: DictConfig) -> tuple[Backbone, Method]:
@@ -118,7 +125,8 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
         cost = None
     else:
         samples = chosen(benchmark, cfg)
-        records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True, kept=kept)
+        workers = workers_of(cfg)
+        records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, None, True, samples, kept, workers)
         cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if records and cfg.cost else None
     if not records:
         said = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
@@ -196,13 +204,14 @@ def evaluate(
     progress: bool = False,
     samples: list[Sample] | None = None,
     kept: Kept | None = None,
+    workers: int = 0,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
-    image could not be read; both in the samples' order. ``kept``: see ``asking.Point``."""
+    image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``pictures.opened``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
     point = Point(method, kept)
     with bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
-        skipped = ask(backbone, [point], benchmark, samples, batch_size, advance)
+        skipped = ask(backbone, [point], benchmark, samples, batch_size, advance, workers)
     if skipped:
         print(f"{len(skipped)} of {len(samples)} samples skipped, first {skipped[0]['id']}: {skipped[0]['why']}")
     return [point.done[sample.id] for sample in samples if sample.id in point.done], skipped

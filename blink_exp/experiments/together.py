@@ -62,7 +62,7 @@ def run_together(configs: Iterable[DictConfig]) -> None:
 
 
 def _run_group(group: dict[Path, DictConfig]) -> None:
-    from blink_exp.experiments.evaluate import chosen, prepare
+    from blink_exp.experiments.evaluate import chosen, prepare, workers_of
 
     started = time.time()
     points: dict[Path, Point] = {}
@@ -83,7 +83,7 @@ def _run_group(group: dict[Path, DictConfig]) -> None:
     samples = chosen(benchmark, cfg)
     print(f"{len(points)} points run together on {benchmark.name}", flush=True)
     with bar(len(points) * len(samples), f"{len(points)} points on {benchmark.name}", True) as advance:
-        ask(backbone, list(points.values()), benchmark, samples, cfg.batch_size, advance)
+        ask(backbone, list(points.values()), benchmark, samples, cfg.batch_size, advance, workers_of(cfg))
     note = {"points": len(points), "seconds": round(time.time() - started, 2)}
     for folder in points:
         results.write_json(folder / NOTE, note)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 
 from blink_exp.backbone.decode import Record
 from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.pictures import Pictures
 from blink_exp.backbone.views import Visual
 from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.saliency import PatchGrid
@@ -67,7 +67,7 @@ class _Unit:
 
 @torch.no_grad()
 def answer(
-    backbone: Backbone, methods: Rows[Method], images: dict[str, Image.Image], asked: Rows[Asking], max_new_tokens: int, batch_size: int
+    backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking], max_new_tokens: int, batch_size: int
 ) -> dict[tuple[int, int], Answer]:
     """{(number of the question, number of the method): its answer}. ``batch_size``: texts that run at once even where they do not fit into
     ``backbone.shared_bytes``."""
@@ -97,9 +97,7 @@ def answer(
     return out
 
 
-def _visual(
-    backbone: Backbone, methods: Rows[Method], images: dict[str, Image.Image], asked: Rows[Asking]
-) -> dict[tuple[int, int], Visual]:
+def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking]) -> dict[tuple[int, int], Visual]:
     """What each method lets into the LLM for each question; methods with one pruner share it."""
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):

@@ -1,0 +1,94 @@
+"""Images as the vision tower takes them, and processes that open and prepare them ahead of the model."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Rows
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from blink_exp.errors import UserError, flat
+
+AT_MOST = 8  # processes by default: behind a GPU, what a batch of photographs needs
+
+
+class Picture(NamedTuple):
+    """A prepared image. ``views``: (views, 3, size, size) pixels, the base view first; ``height``, ``width``: of the image itself."""
+
+    views: torch.Tensor
+    height: int
+    width: int
+
+
+class Unreadable(NamedTuple):
+    """An image that could not be opened, and why."""
+
+    why: str
+
+
+Opened = Image.Image | Picture | Unreadable
+Pictures = Mapping[str, Image.Image | Picture]  # by id, prepared or not
+
+
+def picture(image: Image.Image | Picture, image_processor: Any) -> Picture:
+    """``image`` by the backbone's own image processor, unless it is prepared already."""
+    if isinstance(image, Picture):
+        return image
+    pixels = image_processor(images=image, return_tensors="pt").pixel_values[0]
+    return Picture(pixels if pixels.dim() == 4 else pixels[None], image.height, image.width)
+
+
+def check_workers(workers: int | None, device: str) -> int:
+    """How many processes ``workers`` asks for; None: none where the model itself works on the CPU, else one a core that is left, up to 8.
+
+    Raises UserError for a number below 0."""
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # a scheduler may give but some
+        return 0 if torch.device(device).type == "cpu" else min(AT_MOST, cores - 1)
+    if workers < 0:
+        raise UserError(f"workers={workers} is no number of processes; use 0 or more, or null")
+    return workers
+
+
+def opened(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int = 0, ahead: int = 1) -> Iterator[Opened]:
+    """The images that ``images`` open, in their order.
+
+    Without workers one is opened when it is asked for, and prepared by whoever needs it. With them they come prepared in the backbone's
+    dtype, and about ``ahead`` images are made before they are asked for. What comes does not depend on ``workers``.
+    """
+    prepare = functools.partial(_prepared, image_processor=backbone.processor.image_processor, dtype=backbone.model.dtype)
+    loader: DataLoader[Any] = DataLoader(
+        images,  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=functools.partial(_open, prepare=prepare if workers else None),
+        num_workers=workers,
+        prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
+        pin_memory=workers > 0 and backbone.model.device.type == "cuda",
+        generator=torch.Generator(),  # of its own: the loader draws a seed, which must not be the run's
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(f"workers={workers}: a process that reads images died ({flat(error, 200)}); use fewer, or workers=0") from error
+
+
+def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Picture] | None) -> Opened:
+    try:
+        found = image()
+        found.load()  # a file that is cut off says so here, whoever prepares it
+        return prepare(found) if prepare is not None else found
+    except OSError as error:
+        return Unreadable(flat(error))
+
+
+def _prepared(image: Image.Image, image_processor: Any, dtype: torch.dtype) -> Picture:
+    found = picture(image, image_processor)
+    return found._replace(views=found.views.to(dtype))
