@@ -1,0 +1,53 @@
+"""Shared execution in less and less memory: what ``shared_gb`` allows, what is held at the worst moment, and what that costs in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench import report
+from bench.meters import peak_bytes
+from bench.sharing import composed
+from bench.timing import compared, rounds
+
+TITLE = "Shared execution: memory against shared_gb"
+MEBIBYTES = (1024, 256, 64, 16, 1)
+
+
+def measure(size: str = "default", store: str = "outputs/points", questions: str | None = None) -> dict[str, Any]:
+    """Points of Blink's Table 2. ``store``: where trained modules are looked for, and kept; ``questions``: of the benchmark."""
+    from blink_exp.benchmarks.base import spread
+    from blink_exp.experiments.evaluate import prepare
+    from blink_exp.sharing.answers import Asking, answer
+
+    small = size == "small"
+    made = [prepare(cfg.copy()) for cfg in composed([("table", "blink_table2")], store)]
+    (backbone, _, benchmark), methods = made[0], [method for _, method, _ in made][: 2 if small else None]
+    samples = spread(benchmark.samples(), int(questions or (2 if small else 16)))
+    images = {s.image_id: s.image() for s in samples}
+    asked = [Asking(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
+    said: dict[int, Any] = {}
+
+    def work(budget: int) -> None:
+        backbone.forget()
+        backbone.shared_bytes = budget * 2**20
+        found = answer(backbone, methods, images, asked, benchmark.max_new_tokens, batch_size=1)
+        said[budget] = {key: one.text for key, one in found.items()}
+
+    taken = rounds({str(b): lambda b=b: work(b) for b in MEBIBYTES}, 1 if small else 3)
+    rows = []
+    for budget in MEBIBYTES:
+        beside = compared(taken[str(budget)], taken[str(MEBIBYTES[0])])
+        rows.append(
+            {
+                "shared_gb, in MiB": budget,
+                "peak MiB": peak_bytes(lambda b=budget: work(b)) / 2**20,
+                "seconds": beside.first,
+                "time / most memory": beside.ratio,
+                "other answers": sum(said[budget][key] != text for key, text in said[MEBIBYTES[0]].items()),
+            }
+        )
+    notes = [
+        f"{len(methods)} points of Blink's Table 2 on {len(samples)} questions, batch_size=1: the budget alone decides what runs at once.",
+        "peak: all tensors beyond the weights, those of a single text's layers included, which no budget can make smaller.",
+    ]
+    return report.result(TITLE, rows, [report.bar("answers that differ", sum(r["other answers"] for r in rows), 0)], notes)
