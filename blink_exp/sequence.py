@@ -151,6 +151,15 @@ def _places(rows: Rows[torch.Tensor]) -> torch.Tensor:
     return torch.stack([torch.cat([row.new_full((length - len(row),), -1), row]) for row in rows])
 
 
+def _means(x: torch.Tensor, groups: Rows[Rows[int]]) -> torch.Tensor:
+    """(groups, hidden) means of some rows of (tokens, hidden)."""
+    sizes = torch.tensor([len(group) for group in groups], device=x.device)
+    rows = torch.tensor(list(itertools.chain.from_iterable(groups)), device=x.device)
+    owner = torch.arange(len(groups), device=x.device).repeat_interleave(sizes, output_size=len(rows))
+    sums = x.new_zeros(len(groups), x.shape[-1], dtype=torch.float32).index_add_(0, owner, x[rows].float())
+    return (sums / sizes[:, None]).to(x)
+
+
 def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
@@ -208,7 +217,7 @@ class Sequence:
     def row_visual(self, row: int) -> torch.Tensor:
         """(visual, hidden): what is present of all images of one row, one behind the other."""
         parts = [b.states[row, b.length - n :] for b, n in zip(self.blocks[:-1], self.layout.visual[row], strict=True)]
-        return torch.cat([self.blocks[0].states[row, :0], *parts])
+        return parts[0] if len(parts) == 1 else torch.cat([self.blocks[0].states[row, :0], *parts])
 
     def visual_columns(self, row: int) -> list[int]:
         """Where the tokens of ``row_visual`` stand among the keys of a layer that has run; there must be no expanded segment."""
@@ -253,7 +262,7 @@ class Sequence:
         for b, decision in enumerate(decisions):
             if decision is not None and decision.clusters:
                 seen, last = self.row_visual(b), max(k for k, n in enumerate(visual[b]) if n)
-                merged[b, last] = torch.stack([seen[list(cluster)].mean(0) for cluster in decision.clusters])
+                merged[b, last] = _means(seen, decision.clusters)
         for k in range(self.images):
             rows = self.blocks[k].rows()
             places = [where[valid] for where, valid in zip(index[k], self.blocks[k].valid, strict=True)]

@@ -113,6 +113,28 @@ def test_a_batch_equals_single_runs(model, name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["threshold", "append", "inherit"])
+def test_where_nobody_decides_an_unpadded_row_runs_as_one_segment(name):
+    """Expanded segments among them, and to the same numbers as segment by segment, which padding asks for."""
+    model, counts = random_llava(layers=6), [1, 2, 1, 3]
+    batch = prompts(model, TEXTS, counts)
+    calls: list[int] = []
+    for layer in model.model.language_model.layers:
+        layer.register_forward_pre_hook(lambda module, args: calls.append(module.self_attn.layer_idx))
+    with blink(BlinkPolicy((1, 3), **POLICIES[name]), amplifiers(model, (1, 3))).attach(model) as run:
+        run.samples = names = [f"sample {i}" for i in range(4)]
+        together, decided = model(**batch).logits[:, -1], run.records
+        assert calls.count(0) == 4  # three images and the text
+        for i in range(4):
+            calls.clear()
+            run.samples = names[i : i + 1]
+            alone = model(**one(batch, i, counts)).logits[:, -1]
+            assert [calls.count(layer) for layer in (0, 2, 4, 5)] == [1] * 4 and min(calls.count(1), calls.count(3)) >= counts[i] + 1
+            assert (alone - together[i]).abs().max() < 1e-4
+    assert any(isinstance(r.decision, Expand) for r in decided)
+
+
+@torch.no_grad()
 def test_decisions_differ_between_rows_so_the_tests_above_test_something():
     model = random_llava()
     batch = prompts(model, [[t + i for t in TEXTS[i % 4]] for i in range(16)])

@@ -20,7 +20,7 @@ from blink_exp.backbone.cache import segmented
 from blink_exp.backbone.scan import find_raters, scan_patches, scan_tokens
 from blink_exp.methods.base import LayerPolicy, Method, Scan, TokenPolicy
 from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Decision, Expand, Keep, Layout, Sequence
+from blink_exp.sequence import Decision, Expand, Keep, Layout, Segment, Sequence
 
 
 @dataclass(frozen=True)
@@ -36,33 +36,44 @@ class Record:
 
 @dataclass
 class Plan:
-    """Positions (as cos and sin) and attention masks of a sequence's segments; made anew only when the sequence changes."""
+    """Positions (as cos and sin) and attention masks of a sequence's segments; made anew only when the sequence changes.
+
+    ``whole``: those of all segments as one, which says the same and costs less: a few dozen tokens of text alone read as many weights as
+    thousands do. None where rows are padded, as a mask would then cost the kernel its causal rule.
+    """
 
     rope: list[tuple[torch.Tensor, torch.Tensor]]
     masks: list[torch.Tensor | None]
     valid: torch.Tensor
     next_position: torch.Tensor
+    whole: tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None] | None
 
     @classmethod
     def of(cls, llm, sequence: Sequence) -> Plan:
         segments, positions = sequence.segments(), sequence.positions()
         rope = [llm.rotary_emb(s.states, position_ids=p) for s, p in zip(segments, positions, strict=True)]
-        valid, masks = segments[0].valid[:, :0], []
-        for segment in segments:
-            masks.append(causal_mask(llm, valid, segment.valid, segment.states.dtype))
+        nothing = segments[0].valid[:, :0]
+        filled = torch.stack([segment.valid.all() for segment in segments]).tolist()  # one copy from the device
+        valid, masks, padded = nothing, [], False
+        for segment, full in zip(segments, filled, strict=True):
+            padded = padded or not full
+            masks.append(causal_mask(llm, valid, segment.valid, segment.states.dtype, padded))
             valid = torch.cat([valid, segment.valid], dim=1)
+        whole = None
+        if not padded:
+            cos, sin = (torch.cat(parts, dim=1) for parts in zip(*rope, strict=True))
+            whole = (cos, sin), causal_mask(llm, nothing, valid, segments[0].states.dtype, padded)
         # A token generated at step t stands at T_l + t, behind everything that layer l holds.
-        return cls(rope, masks, valid, positions[-1][:, -1] + 1)
+        return cls(rope, masks, valid, positions[-1][:, -1] + 1, whole)
 
 
-def causal_mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+def causal_mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype, padded: bool) -> torch.Tensor | None:
     """(batch or 1, 1, queries, keys): causal over a segment's own keys, everything real before it.
 
     None where the kernel's own causal rule says the same, which lets it skip the upper triangle. Queries on padding see
-    themselves, since a row without any key would be nan in some kernels.
+    themselves, since a row without any key would be nan in some kernels. ``padded``: whether ``before`` or ``own`` are false anywhere.
     """
     length = own.shape[1]
-    padded = not (bool(before.all()) and bool(own.all()))
     eager = llm.config._attn_implementation == "eager"  # has no causal rule of its own
     if not padded and (length == 1 or (before.shape[1] == 0 and not eager)):
         return None
@@ -85,6 +96,12 @@ def _run(layer, states: torch.Tensor, rope, mask: torch.Tensor | None, cache: Ca
     return layer(states, attention_mask=mask, position_embeddings=rope, position_ids=None, past_key_values=cache, use_cache=True)
 
 
+def _each(layer, segments: list[Segment], plan: Plan, cache: Cache, start: int = 0) -> None:
+    """Runs one layer over the segments from ``start`` on, one behind the other."""
+    for segment, rope, mask in list(zip(segments, plan.rope, plan.masks, strict=True))[start:]:
+        segment.states = _run(layer, segment.states, rope, mask, cache)
+
+
 def prefill(
     llm, layout: Layout, embeds: torch.Tensor, method: Method, grid: PatchGrid, samples: list[str], cache: Cache | None, answer: int = 0
 ) -> tuple[torch.Tensor, Cache | None, list[Record]]:
@@ -102,25 +119,33 @@ def prefill(
     plan = Plan.of(llm, sequence)
     raters = find_raters(policy, sequence, answer) if isinstance(policy, TokenPolicy) else None
     records: list[Record] = []
+    together: torch.Tensor | None = None  # the segments' states as one tensor, as long as nobody has touched them
     for i, layer in enumerate(llm.layers):
         segments = sequence.segments()
-        first = _run(layer, segments[0].states, plan.rope[0], plan.masks[0], cache)
+        asking = segments[-1].states  # of the text, at the layer's input
         if raters is None and i in policy.layers:
+            first = _run(layer, segments[0].states, plan.rope[0], plan.masks[0], cache)
             scans = scan_patches(llm, i, sequence, plan, policy, grid, samples, cache, answer)
             old = list(sequence.expanded)
             records += _expand_or_drop(i, sequence, scans, policy, grid, method)
             if any(a is not b for a, b in zip(old, sequence.expanded, strict=True)):
                 plan = Plan.of(llm, sequence)
                 segments = sequence.segments()
-        asking = segments[-1].states  # of the text, at the layer's input
-        segments[0].states = first
-        for segment, rope, mask in zip(segments[1:], plan.rope[1:], plan.masks[1:], strict=True):
-            segment.states = _run(layer, segment.states, rope, mask, cache)
+            segments[0].states = first
+            _each(layer, segments, plan, cache, start=1)
+            together = None
+        elif plan.whole is None:
+            _each(layer, segments, plan, cache)
+        else:
+            joined = torch.cat([segment.states for segment in segments], dim=1) if together is None else together
+            together = _run(layer, joined, *plan.whole, cache)
+            for segment, states in zip(segments, together.split([s.length for s in segments], dim=1), strict=True):
+                segment.states = states
         held: Any = cache.layers[i]
         held.seen(plan.valid, plan.next_position, embeds.shape[1])
         if isinstance(policy, TokenPolicy) and raters is not None and i in policy.layers:
             records += _retain(i, sequence, scan_tokens(llm, i, sequence, plan, asking, raters, samples, cache), policy)
-            plan = Plan.of(llm, sequence)
+            plan, together = Plan.of(llm, sequence), None
         if not keep:
             held.reset()
     return llm.norm(sequence.layout.join(sequence.blocks, embeds.shape[1])), cache if keep else None, records
@@ -171,7 +196,7 @@ def extend(llm, embeds: torch.Tensor, cache: Cache) -> torch.Tensor:
             positions = held.next_position[:, None] + torch.arange(length, device=embeds.device)
             rope = llm.rotary_emb(embeds, position_ids=positions)
             valid = torch.cat([held.key_valid, own], dim=1)
-            mask = causal_mask(llm, held.key_valid, own, embeds.dtype)
+            mask = causal_mask(llm, held.key_valid, own, embeds.dtype, not bool(held.key_valid.all()))
             known[key] = (rope, mask, valid, held.next_position + length, held.key_valid)  # the last keeps the id from being reused
         rope, mask, valid, position, _ = known[key]
         embeds = _run(layer, embeds, rope, mask, cache)

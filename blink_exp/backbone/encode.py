@@ -163,6 +163,10 @@ def _selected(states, config) -> torch.Tensor:
 
 
 def _cls_logits(query: torch.Tensor, keys: torch.Tensor, heads: int) -> torch.Tensor:
-    """(views, heads, N + 1) from (views, C) and (views, N + 1, C), scaled by 1 / sqrt(head width). q_proj's output is unscaled."""
-    q, k = query.unflatten(-1, (heads, -1)), keys.unflatten(-1, (heads, -1))
-    return torch.einsum("vhd,vnhd->vhn", q, k) * q.shape[-1] ** -0.5
+    """(views, heads, N + 1) from (views, C) and (views, N + 1, C), scaled by 1 / sqrt(head width). q_proj's output is unscaled.
+
+    One product of the keys as they lie with a matrix that holds each head's query in a column of its own, 0 elsewhere: cheaper than
+    copying the keys head by head."""
+    q = query.unflatten(-1, (heads, -1))
+    columns = torch.diag_embed(q.transpose(1, 2)).transpose(1, 2).flatten(1, 2)  # (views, C, heads)
+    return (keys @ columns).transpose(1, 2) * q.shape[-1] ** -0.5

@@ -177,7 +177,8 @@ def _distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 def by_products(x: torch.Tensor) -> torch.Tensor:
     """(n, n) L2 distances of (n, width) rows by one matrix product, on a CPU 18 times as fast as differences one by one. In float64, as
     the difference of two large numbers is a small one; what is left there of rows that are equal is rounding, and becomes 0."""
-    centred = x.double() - x.double().mean(0)
+    centred = x.double()
+    centred -= centred.mean(0)
     products = centred @ centred.T
     both = products.diagonal()[:, None] + products.diagonal()
     apart = both - 2 * products

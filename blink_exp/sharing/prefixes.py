@@ -83,7 +83,7 @@ def _run(embeds: list[torch.Tensor], visual: list[int], llm: Any, layers: Collec
     states = torch.stack(embeds)
     real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     rope = llm.rotary_emb(states, position_ids=torch.arange(states.shape[1], device=states.device)[None])
-    mask = causal_mask(llm, real[:, :0], real, states.dtype)
+    mask = causal_mask(llm, real[:, :0], real, states.dtype, padded=False)
     out = [Prefix([], [], {}, n) for n in visual]
     for i, layer in enumerate(llm.layers):
         if i in layers:
