@@ -4,7 +4,7 @@ usual way to read attention. All at a shape where arithmetic dominates, with ran
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 
 from bench import reading, report
 from bench.meters import arithmetic, peak_bytes, summary
-from bench.shapes import LLAVA_NEXT_7B, MEDIUM, TINY, prefill
-from bench.timing import clock_of, compared, rounds
+from bench.shapes import LLAVA_NEXT_7B, MEDIUM, TINY, Shape, prefill
+from bench.timing import Clock, clock_of, compared, rounds
 from bench.ways import Ground, fed, kv_bytes, lengths
 from blink_exp.errors import UserError
 from blink_exp.methods.base import Method
@@ -84,6 +84,8 @@ def measure(
     rows = {name: way.row for name, way in ways.items()}
     bars += reading.scoring(ground, rows, pruners(ground), max(1, count // 2), watch)
     bars += reading.against_usual(ground, rows, policies(ground), pruners(ground), max(1, count // 2), watch)
+    if device == "cpu":
+        bars += of_more_heads(ground.shape, rows, max(1, count // 2), watch)
     notes = [
         f"{ground.shape.layers} layers of width {ground.shape.width}, CLIP of {ground.shape.vision_layers} layers of width"
         f" {ground.shape.vision_width}, {len(ground.whole().features):,} visual tokens, {str(ground.model.dtype).removeprefix('torch.')},"
@@ -96,6 +98,15 @@ def measure(
     if str(profiled).lower() != "false":
         found["profile"] = {name: summary(ways[name].work, device) for name in (UNTOUCHED, EXPANDING)}
     return found
+
+
+def of_more_heads(shape: Shape, rows: dict[str, dict[str, Any]], repeats: int, clock: Clock) -> list[dict[str, Any]]:
+    """Blink's scan against the usual way once more, with twice as many heads of half the width: every head has a matrix of its own, so
+    how dear they are depends on how many there are."""
+    finer = Ground.of(replace(shape, heads=2 * shape.heads))
+    name = f"{SCANNING}, {finer.shape.heads} heads of {shape.width // finer.shape.heads}"
+    rows[name] = {"method": name}
+    return reading.against_usual(finer, rows, {name: finer.blink(expands=False)}, {}, repeats, clock)
 
 
 def ground_of(size: str, device: str, repeats: str | int | None) -> tuple[Ground, int]:
