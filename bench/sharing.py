@@ -272,7 +272,7 @@ def over_one_prefix(
                 out[branch.question][point] = said
 
     with shared(llm):
-        Texts(llm, asked, methods, grids, 256).run(finish)
+        Texts(llm, asked, methods, grids, float("inf")).run(finish)
     return out
 
 

@@ -148,7 +148,7 @@ def test_the_toy_fills_every_column_and_judges_every_bar(monkeypatch):
     found = methods.measure("small", repeats="1", profiled="false")
     rows = {row["method"]: row for row in found["rows"]}
     assert set(found["columns"]) >= {key for row in found["rows"] for key in row}
-    assert len(rows) == 5 + 3 + 3 and rows[methods.UNTOUCHED]["FLOPs / untouched"] == 1
+    assert len(rows) == 5 + 3 + 3 + 1 and rows[methods.UNTOUCHED]["FLOPs / untouched"] == 1
     heads = 2 * TINY.layers * TINY.width * 4  # bytes a token: keys and values in float32
     hero = [rows[f"HERO, R = {r}"] for r in methods.RATIOS]
     assert [row["KV MB"] * 2**20 for row in hero] == [row["tokens a layer"] * heads for row in hero]
@@ -156,8 +156,10 @@ def test_the_toy_fills_every_column_and_judges_every_bar(monkeypatch):
     # by the stand-in, a way takes as many seconds as its name has letters: "tower" 5, "FasterVLM" 9, "ours" 4, "usual" 5
     assert rows["FasterVLM"]["scoring / tower"] == 9 / 5 and rows["FastV"]["usual / ours: time"] == 5 / 4
     assert rows["FastV"]["ours / usual: memory"] < 0.5 and rows["HiRED"]["ours / usual: memory"] < 0.5  # exact: bytes, not times
+    few, many = (rows[name]["ours / usual: memory"] for name in (methods.SCANNING, f"{methods.SCANNING}, 4 heads of 8"))
+    assert many < few  # a matrix a head
     kinds = [line["what"].partition(":")[2] or line["what"] for line in found["bars"]]
-    assert len(found["bars"]) == 2 + 8 + 6 + 2 * 7 and kinds.count(" faster than the usual way") == 7
+    assert len(found["bars"]) == 2 + 8 + 6 + 2 * 8 and kinds.count(" faster than the usual way") == 8
     assert all(line["met"] is not None for line in found["bars"])
 
 

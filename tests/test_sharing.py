@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from blink_exp.methods.base import Method
 from blink_exp.methods.blink import BlinkPolicy, blink, tokensr_module
 from blink_exp.sharing import answers as sharing
 from blink_exp.sharing.answers import Asking, answer
+from blink_exp.sharing.branches import Texts
 
 LAYERS = (12, 13, 15, 16)
 # By what could go wrong: which segments a text stands behind, where its tokens are numbered, what a scan reads, who shares with whom.
@@ -87,18 +89,28 @@ def shared_run(scale):
     return methods, samples, {name: alone(scale, m, samples, benchmark) for name, m in methods.items()}
 
 
-@pytest.mark.parametrize("most", [None, 3])
-def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypatch, most):
-    """``most``: texts are run in parts where they do not fit, which must not show either."""
+@pytest.mark.parametrize("room", [None, 12_000])
+def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypatch, room):
+    """``room``: tokens times layers, for six texts with nothing expanded; what does not fit runs in parts, which must not show either."""
     methods, samples, wanted = shared_run
     scale.forget()
-    if most:
+    ran: list[tuple[int, int]] = []
+    if room:
         samples = samples[:2]
-        fits = sharing.Fits.of
-        monkeypatch.setattr(sharing.Fits, "of", lambda *a: type(fits(*a))(fits(*a).prefix, most, 2, 1))  # and prefixes one by one
-    found = together(scale, list(methods.values()), samples, MosaicMME())
+        fits, layer = sharing.Fits.of, Texts._layer
+        monkeypatch.setattr(sharing.Fits, "of", lambda *a: replace(fits(*a), texts=3, room=room, decoding=2, prefixes=1))
+
+        def watched(self, i, branches, text, rope):
+            ran.append((len(branches), self.needed(i, branches, text.length)))
+            return layer(self, i, branches, text, rope)
+
+        monkeypatch.setattr(Texts, "_layer", watched)
+    found = together(scale, list(methods.values()), samples, MosaicMME(), batch_size=2)
     for (p, name), n in itertools.product(enumerate(methods), range(len(samples))):
         assert found[n, p] == wanted[name][n], (name, n)
+    if room:
+        most = max(number for number, _ in ran)
+        assert 2 < most < 10 and all(number <= 2 or needed <= room for number, needed in ran)
 
 
 def test_the_points_differ_so_the_test_above_tests_something(shared_run):
@@ -213,7 +225,7 @@ def test_prefixes_are_remembered_within_their_memory(scale):
 def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     """The state that the first token is read from, against the stock forward: within 1e-4."""
     from blink_exp.sharing.attending import shared
-    from blink_exp.sharing.branches import Question, Texts
+    from blink_exp.sharing.branches import Question
     from blink_exp.sharing.prefixes import run
 
     benchmark = MosaicMME()
@@ -228,7 +240,7 @@ def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
         questions = [Question(p, embed(behind), s.id, (0,)) for p, (_, behind), s in zip(prefixes, around, samples, strict=True)]
         leaves = []
         with shared(scale.llm):
-            Texts(scale.llm, questions, [Method()], [None], 8).run(leaves.append)
+            Texts(scale.llm, questions, [Method()], [None], float("inf")).run(leaves.append)
         (leaf,) = leaves
         for branch, hidden in zip(leaf.branches, leaf.hidden, strict=True):
             batch = scale.batch([visual[branch.question].features], [asked[branch.question]])

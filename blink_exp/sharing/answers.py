@@ -80,7 +80,7 @@ def answer(
     for part in _parts(units, fits):
         prefixes = recalled(backbone, part, layers, fits)
         questions = [Question(prefixes[u.key], u.text, asked[u.asking].sample, tuple(u.points), u.opening.shown) for u in part]
-        texts = Texts(backbone.llm, questions, methods, grids, fits.texts)
+        texts = Texts(backbone.llm, questions, methods, grids, fits.room, batch_size)
         said: dict[tuple[int, int], list[int]] = {}
 
         def finish(leaves: Leaves, questions=questions, said=said) -> None:
@@ -137,10 +137,11 @@ def _units(backbone: Backbone, methods: Rows[Method], asked: Rows[Asking], visua
 @dataclass(frozen=True)
 class Fits:
     """How much runs at once: ``prefix``: bytes of a visual token's keys and values in all layers, and of its states where they are kept;
-    ``texts``: branches; ``decoding``: branches that are decoded together; ``prefixes``: bytes of all prefixes."""
+    ``texts``: questions; ``room``: see ``Texts``; ``decoding``: branches that are decoded together; ``prefixes``: bytes of all prefixes."""
 
     prefix: int
     texts: int
+    room: int
     decoding: int
     prefixes: int
 
@@ -154,7 +155,8 @@ class Fits:
             row += backbone.grid[0] * backbone.grid[1]  # expanded
         depth, budget = config.num_hidden_layers, backbone.shared_bytes
         texts = max(batch_size, budget // (one * (row + depth * text)))
-        return cls(one * depth + config.hidden_size * size * len(layers), texts, max(batch_size, budget // (one * depth * row)), budget)
+        decoding = max(batch_size, budget // (one * depth * row))
+        return cls(one * depth + config.hidden_size * size * len(layers), texts, budget // one, decoding, budget)
 
 
 def _parts(units: list[_Unit], fits: Fits) -> Iterator[list[_Unit]]:

@@ -21,7 +21,7 @@ from blink_exp.saliency import PatchGrid
 from blink_exp.sequence import Decision, Drop, Expand, Keep, Segment
 from blink_exp.sharing import scanning
 from blink_exp.sharing.attending import Parts
-from blink_exp.sharing.expansions import Chain, Expansion, Wish, advance, ahead_of, front, length, make
+from blink_exp.sharing.expansions import Chain, Wish, advance, ahead_of, front, length, make
 from blink_exp.sharing.prefixes import Prefix
 from blink_exp.shown import Shown
 
@@ -71,14 +71,15 @@ class Leaves:
 class Texts:
     """The texts of ``questions`` under ``methods`` (each without policy or with one that decides before layers).
 
-    ``most``: branches that run at once, at least as many as questions; ``records``: {(question, point): decisions}, filled as layers run.
+    ``room``: tokens times layers whose keys and values may be there for texts, and for the segments expanded in front of them; ``always``:
+    branches that run at once even where these need more; ``records``: {(question, point): decisions}, filled as layers run.
     """
 
-    def __init__(self, llm: Any, questions: Rows[Question], methods: Rows[Method], grids: Rows[PatchGrid | None], most: int):
-        self.llm, self.questions, self.methods, self.grids = llm, questions, methods, grids
-        self.most = max(most, len(questions))
+    def __init__(
+        self, llm: Any, questions: Rows[Question], methods: Rows[Method], grids: Rows[PatchGrid | None], room: float, always: int = 1
+    ):
+        self.llm, self.questions, self.methods, self.grids, self.room, self.always = llm, questions, methods, grids, room, always
         self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, asked in enumerate(questions) for p in asked.points}
-        self.expansions: dict[Wish, Expansion] = {}
         self.padded = len({len(question.text) for question in questions}) > 1
         self.scanned = {layer for method in methods for layer in layers_of(method)}
 
@@ -111,7 +112,7 @@ class Texts:
                     text = Segment(text.states[rows], text.valid[rows])
                     parent = rows if parent is None else parent[rows]
             decided = False
-            if len(branches) > self.most:
+            if len(branches) > self.always and self.needed(i, branches, text.length) > self.room:
                 half = torch.arange(len(branches), device=text.states.device).chunk(2)
                 for part in half:
                     own = [branches[r] for r in part.tolist()]
@@ -124,6 +125,14 @@ class Texts:
             steps.append(Step([b.chain for b in branches], keys, values, parent))
             parent = None
         finish(Leaves(branches, steps, self.llm.norm(text.states[:, -1]), text.valid))
+
+    def needed(self, i: int, branches: Rows[Branch], text: int) -> int:
+        """Tokens times layers that these branches come to hold if none of their segments is dropped from layer i on, and, for each, what
+        the attention of one layer goes over."""
+        depth = len(self.llm.layers)
+        expanded = sum(e.tokens for e in {e for branch in branches for e in branch.chain})
+        row = max(self.questions[b.question].prefix.tokens + length(b.chain) for b in branches) + text
+        return len(branches) * (text * depth + row) + expanded * (depth - i)
 
     def _layer(self, i: int, branches: list[Branch], text: Segment, rope: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The texts' states behind layer i, and their keys and values."""
@@ -154,14 +163,14 @@ class Texts:
             wanted[r, p] = self._wish(i, branches[r], p, decision)
             branch = branches[r]
             self.records[branch.question, p].append(Record(branch.question, scan, decision, 0))
-        new = list(dict.fromkeys(w for w in wanted.values() if isinstance(w, Wish) and w not in self.expansions))
-        self.expansions |= zip(new, make(new), strict=True)
+        new = list(dict.fromkeys(w for w in wanted.values() if isinstance(w, Wish)))
+        made = dict(zip(new, make(new), strict=True))  # held by the branches alone: what none of them has is forgotten
         found: list[tuple[Branch, int]] = []
         for r, branch in enumerate(branches):
             groups: dict[Chain, list[int]] = {}
             for p in branch.points:
                 wish = wanted.get((r, p), branch.chain)
-                chain = (*wish.before, self.expansions[wish]) if isinstance(wish, Wish) else wish
+                chain = (*wish.before, made[wish]) if isinstance(wish, Wish) else wish
                 groups.setdefault(chain, []).append(p)
                 if (r, p) in wanted:
                     self._note_tokens(branch.question, p, chain)
