@@ -71,10 +71,12 @@ def measure(
     device: str = "cpu",
     repeats: str | int | None = None,
     profiled: str | bool = True,
+    usual: str | bool = True,
     clock: str = "wall",
 ) -> dict[str, Any]:
     """``size``: ``small`` is a toy model in seconds; ``device``: a CUDA device takes the 7B shape in bfloat16; ``repeats``: rounds of all
-    ways; ``profiled``: whether the untouched prefill and Blink's are profiled; ``clock``: ``wall`` or ``cpu`` (see ``clock_of``)."""
+    ways; ``profiled``: whether the untouched prefill and Blink's are profiled; ``usual``: whether the usual way to read attention is run,
+    which takes longest; ``clock``: ``wall`` or ``cpu`` (see ``clock_of``)."""
     watch = clock_of(clock, device)
     ground, count = ground_of(size, device, repeats)
     ways = in_llm(ground) | before_llm(ground)
@@ -83,8 +85,9 @@ def measure(
     bars = [line for name in ways for line in compare(ways, taken, name)]
     rows = {name: way.row for name, way in ways.items()}
     bars += reading.scoring(ground, rows, pruners(ground), max(1, count // 2), watch)
-    bars += reading.against_usual(ground, rows, policies(ground), pruners(ground), max(1, count // 2), watch)
-    if device == "cpu":
+    if wanted(usual):
+        bars += reading.against_usual(ground, rows, policies(ground), pruners(ground), max(1, count // 2), watch)
+    if wanted(usual) and device == "cpu":
         bars += of_more_heads(ground.shape, rows, max(1, count // 2), watch)
     notes = [
         f"{ground.shape.layers} layers of width {ground.shape.width}, CLIP of {ground.shape.vision_layers} layers of width"
@@ -95,9 +98,13 @@ def measure(
         "peak: tensors beyond the weights, of methods before the LLM behind the tower. usual: eager attention, output_attentions=True.",
     ]
     found = report.result(TITLE, list(rows.values()), bars, notes, COLUMNS) | {"device": device}
-    if str(profiled).lower() != "false":
+    if wanted(profiled):
         found["profile"] = {name: summary(ways[name].work, device) for name in (UNTOUCHED, EXPANDING)}
     return found
+
+
+def wanted(setting: str | bool) -> bool:
+    return str(setting).lower() != "false"
 
 
 def of_more_heads(shape: Shape, rows: dict[str, dict[str, Any]], repeats: int, clock: Clock) -> list[dict[str, Any]]:

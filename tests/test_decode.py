@@ -129,7 +129,7 @@ def test_where_nobody_decides_an_unpadded_row_runs_as_one_segment(name):
             calls.clear()
             run.samples = names[i : i + 1]
             alone = model(**one(batch, i, counts)).logits[:, -1]
-            assert [calls.count(layer) for layer in (0, 2, 4, 5)] == [1] * 4 and min(calls.count(1), calls.count(3)) >= counts[i] + 1
+            assert [calls.count(layer) for layer in range(6)] == [1, 2, 1, 2, 1, 1]  # what stands before a decision, and behind it
             assert (alone - together[i]).abs().max() < 1e-4
     assert any(isinstance(r.decision, Expand) for r in decided)
 

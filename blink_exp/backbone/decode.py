@@ -34,19 +34,23 @@ class Record:
     visual_tokens: int
 
 
+Placed = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]  # (cos and sin, mask) of what runs as one
+
+
 @dataclass
 class Plan:
     """Positions (as cos and sin) and attention masks of a sequence's segments; made anew only when the sequence changes.
 
     ``whole``: those of all segments as one, which says the same and costs less: a few dozen tokens of text alone read as many weights as
-    thousands do. None where rows are padded, as a mask would then cost the kernel its causal rule.
+    thousands do; ``behind``: of all but the first as one. None where rows are padded, as a mask would then cost the kernel its causal rule.
     """
 
     rope: list[tuple[torch.Tensor, torch.Tensor]]
     masks: list[torch.Tensor | None]
     valid: torch.Tensor
     next_position: torch.Tensor
-    whole: tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None] | None
+    whole: Placed | None
+    behind: Placed | None
 
     @classmethod
     def of(cls, llm, sequence: Sequence) -> Plan:
@@ -59,12 +63,16 @@ class Plan:
             padded = padded or not full
             masks.append(causal_mask(llm, valid, segment.valid, segment.states.dtype, padded))
             valid = torch.cat([valid, segment.valid], dim=1)
-        whole = None
-        if not padded:
-            cos, sin = (torch.cat(parts, dim=1) for parts in zip(*rope, strict=True))
-            whole = (cos, sin), causal_mask(llm, nothing, valid, segments[0].states.dtype, padded)
+
+        def joined(first: int) -> Placed:
+            before, own = (torch.cat([nothing, *(s.valid for s in part)], dim=1) for part in (segments[:first], segments[first:]))
+            cos, sin = (torch.cat(parts, dim=1) for parts in zip(*rope[first:], strict=True))
+            return (cos, sin), causal_mask(llm, before, own, segments[0].states.dtype, padded=False)
+
+        whole = None if padded else joined(0)
+        behind = None if padded or len(segments) == 1 else joined(1)
         # A token generated at step t stands at T_l + t, behind everything that layer l holds.
-        return cls(rope, masks, valid, positions[-1][:, -1] + 1, whole)
+        return cls(rope, masks, valid, positions[-1][:, -1] + 1, whole, behind)
 
 
 def causal_mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype, padded: bool) -> torch.Tensor | None:
@@ -96,10 +104,22 @@ def _run(layer, states: torch.Tensor, rope, mask: torch.Tensor | None, cache: Ca
     return layer(states, attention_mask=mask, position_embeddings=rope, position_ids=None, past_key_values=cache, use_cache=True)
 
 
-def _each(layer, segments: list[Segment], plan: Plan, cache: Cache, start: int = 0) -> None:
-    """Runs one layer over the segments from ``start`` on, one behind the other."""
-    for segment, rope, mask in list(zip(segments, plan.rope, plan.masks, strict=True))[start:]:
-        segment.states = _run(layer, segment.states, rope, mask, cache)
+def _through(
+    layer, segments: list[Segment], plan: Plan, cache: Cache, start: int = 0, together: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """Runs one layer over the segments from ``start`` (0 or 1) on, as one where the plan has that. Returns their states as the one tensor
+    that the segments' are parts of, which the next layer takes as ``together``; None where each ran by itself."""
+    placed = plan.behind if start else plan.whole
+    own = segments[start:]
+    if placed is None:
+        for segment, rope, mask in zip(own, plan.rope[start:], plan.masks[start:], strict=True):
+            segment.states = _run(layer, segment.states, rope, mask, cache)
+        return None
+    joined = torch.cat([segment.states for segment in own], dim=1) if together is None else together
+    out = _run(layer, joined, *placed, cache)
+    for segment, states in zip(own, out.split([segment.length for segment in own], dim=1), strict=True):
+        segment.states = states
+    return out
 
 
 def prefill(
@@ -132,15 +152,10 @@ def prefill(
                 plan = Plan.of(llm, sequence)
                 segments = sequence.segments()
             segments[0].states = first
-            _each(layer, segments, plan, cache, start=1)
+            _through(layer, segments, plan, cache, start=1)
             together = None
-        elif plan.whole is None:
-            _each(layer, segments, plan, cache)
         else:
-            joined = torch.cat([segment.states for segment in segments], dim=1) if together is None else together
-            together = _run(layer, joined, *plan.whole, cache)
-            for segment, states in zip(segments, together.split([s.length for s in segments], dim=1), strict=True):
-                segment.states = states
+            together = _through(layer, segments, plan, cache, together=together)
         held: Any = cache.layers[i]
         held.seen(plan.valid, plan.next_position, embeds.shape[1])
         if isinstance(policy, TokenPolicy) and raters is not None and i in policy.layers:
