@@ -7,7 +7,9 @@ tokens, arithmetic, memory and time cost does not depend on what weights say; wh
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import importlib.util
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +60,7 @@ COLUMNS = (
     "decode tokens/s, compiled graph",
 )
 GIB, MIB = 1e9, 2**20
+TRANSFORMERS = (5, 23)  # the first whose LLaVA models were seen to take encoded images
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,12 @@ def measure(
     models: str = "7b,13b",
     decode: str | int = 64,
     repeats: str | int = 5,
+    compiled: str = "untouched",
 ) -> dict[str, Any]:
-    """``models``: some of 7b, 13b; ``decode``: tokens that are generated to time decoding; ``size=small device=cpu``: the same code on a
-    toy shape, where there is no GPU. Cells that a device cannot fill stay empty."""
-    chosen = check(size, device, dtype, models)
+    """``models``: some of 7b, 13b; ``decode``: tokens that are generated to time decoding; ``compiled``: rows whose decoding is compiled,
+    which takes minutes: untouched, all or none; ``size=small device=cpu``: the same code on a toy shape, where there is no GPU. Cells that
+    a device cannot fill stay empty. Every row is printed when it is filled, so that a run that is cut off has not been for nothing."""
+    chosen = check(size, device, dtype, models, compiled)
     rows: list[dict[str, Any]] = []
     profiles: dict[str, Any] = {}
     notes = [
@@ -118,23 +123,34 @@ def measure(
             row = {"model": title, "method": case.name, **(case.published or {})}
             rows.append(row)
             try:
-                filled = Row(ground, case, row, int(decode), int(repeats), notes)
-                filled.fill()
+                compiles = compiled == "all" or (compiled == "untouched" and case.ratio is None and case.blink is None)
+                filled = Row(ground, case, row, int(decode), int(repeats), notes, compiles)
+                with filled.tried("the rest of the row"):
+                    filled.fill()
+                print(json.dumps(row), flush=True)
                 if case.tokens == 2673 and case.ratio is None:
-                    prompt = filled.encoded()
-                    profiles[f"{title}, {case.name}, prefill"] = summary(partial(filled.prefill, prompt), device)
-                    profiles[f"{title}, {case.name}, 8 tokens"] = summary(partial(filled.generate, prompt, 8), device)
+                    with filled.tried("profile"):
+                        prompt = filled.encoded()
+                        profiles[f"{title}, {case.name}, prefill"] = summary(partial(filled.prefill, prompt), device)
+                        profiles[f"{title}, {case.name}, 8 tokens"] = summary(partial(filled.generate, prompt, 8), device)
+                        del prompt
             except torch.OutOfMemoryError as error:
                 notes.append(f"{title}, {case.name}: out of memory ({flat(error, 120)})")
-        del ground
+        del ground, filled  # both hold the weights
         gc.collect()
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
     return report.result(TITLE, rows, (), notes, COLUMNS) | {"device": device, "profile": profiles}
 
 
-def check(size: str, device: str, dtype: str, models: str) -> list[str]:
+def check(size: str, device: str, dtype: str, models: str, compiled: str = "untouched") -> list[str]:
     """The models asked for. Raises UserError for what this machine or this benchmark has not."""
+    version = importlib.metadata.version("transformers")
+    if tuple(map(int, version.split(".")[:2])) < TRANSFORMERS:
+        needed = ".".join(map(str, TRANSFORMERS))
+        raise UserError(f"transformers {version} does not take images that are encoded already; install {needed} or newer")
+    if compiled not in ("untouched", "all", "none"):
+        raise UserError(f"compiled={compiled} is not known; use one of: untouched, all, none")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"device={device} is not there: PyTorch {torch.__version__} sees no CUDA device; run bench gpu where there is one,"
@@ -144,6 +160,8 @@ def check(size: str, device: str, dtype: str, models: str) -> list[str]:
         raise UserError(f"device={device} cannot hold the true shapes in time; use device=cuda, or size=small")
     if dtype not in TYPES:
         raise UserError(f"dtype={dtype} is not known; use one of: {', '.join(TYPES)}")
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)  # streams and clocks that name none then mean this one
     chosen = models.split(",")
     for name in chosen:
         if name not in MODELS:
@@ -161,6 +179,7 @@ class Row:
     decode: int
     repeats: int
     notes: list[str]
+    compiles: bool = True
 
     def __post_init__(self):
         self.model, self.device = self.ground.model, str(self.ground.model.device)
@@ -216,7 +235,7 @@ class Row:
         one, many = (median_seconds(partial(self.generate, prompt, n), self.repeats) for n in (1, 1 + self.decode))
         self.row["decode tokens/s, generate"] = self.decode / max(many - one, 1e-9)
         first = out.logits[:, -1:].argmax(-1)
-        for column, compiled in (("decode tokens/s, graph", False), ("decode tokens/s, compiled graph", True)):
+        for column, compiled in (("decode tokens/s, graph", False), ("decode tokens/s, compiled graph", True))[: 1 + self.compiles]:
             fixed = Fixed(self.model, out.past_key_values, first, self.decode + 4)
             with self.tried(column):
                 step = graphed(fixed, compiled) if self.device.startswith("cuda") else fixed.step
@@ -236,7 +255,8 @@ class Row:
             return self.model.generate(**prompt.arguments, **settings)
 
     def most(self, prompt: Prompt) -> int:
-        weights = sum(p.nbytes for p in self.model.parameters())
+        modules = self.method.amplifiers if self.method is not None else None
+        weights = sum(p.nbytes for part in (self.model, modules) if part is not None for p in part.parameters())
         return weights + max(peak_bytes(self.encoded, self.device), peak_bytes(lambda: self.generate(prompt, 2), self.device))
 
     def tried(self, what: str) -> _Tried:

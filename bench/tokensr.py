@@ -32,11 +32,15 @@ WIDTHS = {"default": (64, 256), "small": (16,)}
 COLUMNS = ["what", "s", "against", "s of that", "ratio", "spread", "loss differs", "peak MB", "MB of that"]
 
 
-def measure(size: str = "default", device: str | None = None, repeats: int = 3) -> dict[str, Any]:
-    """``device``: the GPU to measure; None: the first one, if there is any. The other rows are of the scale model on the CPU."""
+def measure(size: str = "default", device: str | None = None, repeats: int = 3, cpu: str = "true") -> dict[str, Any]:
+    """``device``: the GPU to measure; None: the first one, if there is any. The other rows are of the scale model on the CPU; ``cpu=false``
+    leaves them out, where the time on a GPU is dear."""
     device = device or ("cuda" if torch.cuda.is_available() else None)
     if device is not None and size == "default" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise UserError(f"device={device} is no GPU that torch can use; leave it out, or use device=cuda")
+    if cpu.lower() == "false":
+        found = report.result(TITLE, tokensr_cuda.rows(device, size), (), (), ["what", "s", *tokensr_cuda.COLUMNS])
+        return found | ({"device": device} if device else {})
     bench = Scale(STEPS[size], int(repeats) if size == "default" else 1, LAYERS if size == "default" else LAYERS[:2])
     together, stored = bench.seven(), bench.cached()
     rows = [together, *stored, bench.quadrants()]

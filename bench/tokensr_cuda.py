@@ -77,7 +77,8 @@ def case(
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    module = TokenSRTraining(frozen, layers, **options).to(device)  # type: ignore[arg-type]
+    with torch.device(device):  # drawn where they stay
+        module = TokenSRTraining(frozen, layers, **options).to(device)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(module.amplifiers.parameters(), 1e-4)
     batch = batch_of(frozen, pairs, images or pairs)
     if stored:

@@ -183,8 +183,9 @@ class Ground:
         if not expands:
             return blink(BlinkPolicy(layers, 1.0, 0.0))
         torch.manual_seed(0)
-        modules = nn.ModuleDict({str(i): build("conv", self.shape.width) for i in layers})
-        return blink(BlinkPolicy(layers, 0.0, 0.0), modules.to(self.model.device, self.model.dtype).requires_grad_(False))
+        with torch.device(self.model.device):  # at the widths of published models a CPU takes long to draw them
+            modules = nn.ModuleDict({str(i): build("conv", self.shape.width) for i in layers})
+        return blink(BlinkPolicy(layers, 0.0, 0.0), modules.to(self.model.dtype).requires_grad_(False))
 
     def policies(self, ratio: float) -> dict[str, Method]:
         """The two baselines that work in the LLM, each with ``ratio`` of the visual tokens in its own sense."""

@@ -99,6 +99,7 @@ def test_a_result_is_written_whole_with_where_it_was_measured(tmp_path, monkeypa
         (["methods", "clock=cpu", "device=cuda"], "clock=cpu would not see the work of device=cuda"),
         (["gpu", "device=cpu"], "device=cpu cannot hold the true shapes"),
         (["gpu", "size=small", "device=cpu", "dtype=int8"], "dtype=int8 is not known"),
+        (["gpu", "size=small", "device=cpu", "compiled=some"], "compiled=some is not known"),
         (["gpu", "size=small", "device=cpu", "models=7b,70b"], "models=7b,70b is not known"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench import decoding, gpu, meters, shapes, ways
+from blink_exp.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a plain checkout with torch and transformers has not. An import of one of these must not happen.
@@ -100,6 +101,24 @@ def test_what_a_device_refuses_leaves_a_note_and_memory_ends_the_row():
     assert notes == ["7B: graph did not run here (operation not permitted when stream is capturing)"]
     with pytest.raises(torch.OutOfMemoryError), gpu._Tried("7B: graph", notes):
         raise torch.OutOfMemoryError("no")
+
+
+def test_a_transformers_that_would_ignore_the_images_is_refused(monkeypatch):
+    for version, fine in (("5.17.0", False), ("5.23.0", True), ("6.0.1", True)):
+        monkeypatch.setattr(gpu.importlib.metadata, "version", lambda name, version=version: version)
+        if fine:
+            assert gpu.check("small", "cpu", "float32", "7b") == ["7b"]
+        else:
+            with pytest.raises(UserError, match=r"transformers 5.17.0 does not take images .* install 5.23 or newer"):
+                gpu.check("small", "cpu", "float32", "7b")
+
+
+def test_weights_of_tokensr_count_where_blink_uses_them(ground):
+    cases = {case.name: case for case in gpu.cases("7b", most=ground.whole().tokens)}
+    row = gpu.Row(ground, cases["Blink, expanding"], {}, 1, 1, [])
+    row.generate = row.encoded = lambda *_: None  # nothing is held beside the weights
+    modules = sum(p.nbytes for p in row.method.amplifiers.parameters())
+    assert row.most(None) == sum(p.nbytes for p in ground.model.parameters()) + modules > modules > 0
 
 
 def test_it_runs_from_a_plain_checkout_and_fills_what_a_cpu_can(tmp_path):
