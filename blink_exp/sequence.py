@@ -79,7 +79,8 @@ class Segment:
 
     def rows(self) -> list[torch.Tensor]:
         """The real tokens of each row, (length_i, hidden)."""
-        return [states[valid] for states, valid in zip(self.states, self.valid, strict=True)]
+        full = self.valid.all(1).tolist()
+        return [states if whole else states[valid] for states, valid, whole in zip(self.states, self.valid, full, strict=True)]
 
     @property
     def length(self) -> int:
@@ -140,8 +141,7 @@ class Layout:
         first = segments[0].states
         out = first.new_zeros(first.shape[0], tokens + 1, first.shape[-1])  # padding goes to one column too many, cut off below
         for index, segment in zip(self.index, segments, strict=True):
-            where = torch.where(index >= 0, index, tokens)
-            out.scatter_(1, where[..., None].expand_as(segment.states), segment.states)
+            out[_numbers(out), torch.where(index >= 0, index, tokens)] = segment.states  # row by row: a scatter goes number by number
         return out[:, :tokens]
 
 
@@ -161,7 +161,12 @@ def _means(x: torch.Tensor, groups: Rows[Rows[int]]) -> torch.Tensor:
 
 
 def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+    return x[_numbers(x), index]
+
+
+def _numbers(x: torch.Tensor) -> torch.Tensor:
+    """(batch, 1) numbers of the rows."""
+    return torch.arange(len(x), device=x.device)[:, None]
 
 
 @dataclass(frozen=True)

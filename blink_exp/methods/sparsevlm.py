@@ -135,7 +135,10 @@ def density_peaks(distances: torch.Tensor, clusters: int) -> list[tuple[int, ...
     centres = torch.sort(density * separation, descending=True, stable=True).indices[:clusters]
     nearest = distances[:, centres].argmin(1)
     nearest[centres] = torch.arange(clusters)  # a centre joins itself, also where another one is 0 away
-    return [tuple((nearest == c).nonzero()[:, 0].tolist()) for c in range(clusters)]
+    members: list[list[int]] = [[] for _ in range(clusters)]
+    for token, c in enumerate(nearest.tolist()):
+        members[c].append(token)
+    return [tuple(group) for group in members]
 
 
 def configure(
