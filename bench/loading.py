@@ -20,7 +20,6 @@ from blink_exp.backbone.pictures import opened, picture
 TITLE = "Images: opened, decoded and prepared ahead of the model"
 PHOTOGRAPH = (640, 480)  # COCO's, which most benchmarks' images come from
 TILES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # LLaVA-NeXT's
-OVERLAPPED = 1.15
 
 
 def measure(size: str = "default", photographs: str | int | None = None, repeats: str | int | None = None) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def measure(size: str = "default", photographs: str | int | None = None, repeats
     count, turns = int(photographs or (4 if small else 64)), int(repeats or (1 if small else 5))
     files = [functools.partial(Image.open, io.BytesIO(jpeg(k))) for k in range(count)]
     numbers = sorted({0, 1, os.cpu_count() or 1})
-    rows, bars = [], []
+    rows = []
     for name, processor in processors().items():
         backbone: Any = SimpleNamespace(
             processor=SimpleNamespace(image_processor=processor), model=SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cpu"))
@@ -43,14 +42,11 @@ def measure(size: str = "default", photographs: str | int | None = None, repeats
             ratio = compared(beside[str(n)], device).ratio
             speed = count / compared(alone[str(n)], alone["0"]).first
             rows.append({"images for": name, "workers": n, "images / s": speed, "with a busy device: time / the device's": ratio})
-        bars.append(
-            report.bar(f"{name}: time with workers / the device's own", rows[-1]["with a busy device: time / the device's"], OVERLAPPED)
-        )
     notes = [
         f"{count} JPEG photographs of {PHOTOGRAPH[0]} x {PHOTOGRAPH[1]} pixels, random but smooth, to bfloat16 pixels; {turns} rounds.",
         "The busy device is pretended: the consumer sleeps as long on an image as one process prepares it. 2 is no overlap, 1 the best.",
     ]
-    return report.result(TITLE, rows, bars, notes)
+    return report.result(TITLE, rows, (), notes)
 
 
 def jpeg(seed: int) -> bytes:
