@@ -116,5 +116,6 @@ def test_how_many(monkeypatch, asked, device, cores, found):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert pictures.check_workers(asked, device) == found
     assert pictures.check_workers(5, device) == 5
-    with pytest.raises(UserError, match="workers=-1 is no number of processes; use 0 or more"):
-        pictures.check_workers(-1, device)
+    for wrong in (-1, 1.5, "two"):
+        with pytest.raises(UserError, match=f"workers={wrong} is no number of processes; use 0 or more"):
+            pictures.check_workers(wrong, device)

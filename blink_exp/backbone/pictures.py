@@ -47,11 +47,11 @@ def picture(image: Image.Image | Picture, image_processor: Any) -> Picture:
 def check_workers(workers: int | None, device: str) -> int:
     """How many processes ``workers`` asks for; None: none where the model itself works on the CPU, else one a core that is left, up to 8.
 
-    Raises UserError for a number below 0."""
+    Raises UserError for what is no number from 0 on."""
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # a scheduler may give but some
-        return 0 if torch.device(device).type == "cpu" else min(AT_MOST, cores - 1)
-    if workers < 0:
+        return 0 if device == "cpu" else min(AT_MOST, cores - 1)
+    if not isinstance(workers, int) or workers < 0:
         raise UserError(f"workers={workers} is no number of processes; use 0 or more, or null")
     return workers
 
