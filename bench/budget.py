@@ -35,6 +35,7 @@ def measure(size: str = "default", store: str = "outputs/points", questions: str
         found = answer(backbone, methods, images, asked, benchmark.max_new_tokens, batch_size=1)
         said[budget] = {key: one.text for key, one in found.items()}
 
+    before = backbone.shared_bytes  # of a backbone that others are given too
     taken = rounds({str(b): lambda b=b: work(b) for b in MEBIBYTES}, 1 if small else 3)
     rows = []
     for budget in MEBIBYTES:
@@ -49,6 +50,7 @@ def measure(size: str = "default", store: str = "outputs/points", questions: str
                 "other answers": sum(said[budget][key] != text for key, text in said[MEBIBYTES[0]].items()),
             }
         )
+    backbone.shared_bytes = before
     notes = [
         f"{len(methods)} points of Blink's Table 2 on {len(samples)} questions, batch_size=1: the budget alone decides what runs at once.",
         "peak: all tensors beyond the weights and the images' features; a single text's are among them, whatever the budget.",

@@ -77,14 +77,16 @@ def answer(fixed: Fixed, tokens: int, step: Callable[[], None] | None = None) ->
 
 def graphed(fixed: Fixed, compiled: bool = False) -> Callable[[], None]:
     """One step as a CUDA graph, of the plain or of the compiled layers. Leaves ``fixed`` some tokens further: rewind it."""
-    torch._dynamo.reset()  # else the eighth prompt reaches its limit of compilations, and later ones run as they are without a word
-    step = torch.compile(fixed.step, dynamic=False) if compiled else fixed.step
+    step = fixed.step
+    if compiled:
+        torch._dynamo.reset()  # else the eighth prompt reaches its limit of compilations, and later ones run as they are without a word
+        step = torch.compile(fixed.step, dynamic=False)
     stream, before = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream.wait_stream(before)
     with torch.cuda.stream(stream):  # lazy initialisation and compiling must be over before a graph is recorded
         for _ in range(2):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
+    before.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):

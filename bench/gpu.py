@@ -119,6 +119,7 @@ def measure(
         title, shape = MODELS[name] if size != "small" else (f"toy for {name}", TINY)
         ground = Ground.of(shape, device, TYPES[dtype])
         most = None if size != "small" else ground.whole().tokens
+        filled: Row | None = None
         for case in cases(name, most):
             row = {"model": title, "method": case.name, **(case.published or {})}
             rows.append(row)

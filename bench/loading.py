@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from bench import report
+from bench.shapes import LLAVA_NEXT_7B
 from bench.timing import compared, now, rounds
 from blink_exp.backbone.pictures import opened, picture
 
 TITLE = "Images: opened, decoded and prepared ahead of the model"
 PHOTOGRAPH = (640, 480)  # COCO's, which most benchmarks' images come from
-TILES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # LLaVA-NeXT's
 
 
 def measure(size: str = "default", photographs: str | int | None = None, repeats: str | int | None = None) -> dict[str, Any]:
@@ -63,9 +63,10 @@ def processors() -> dict[str, Any]:
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
     sizes = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+    grids = LLAVA_NEXT_7B.config().image_grid_pinpoints
     return {
         "LLaVA-1.5, one view": CLIPImageProcessorPil(**sizes),
-        "LLaVA-NeXT, thumbnail and tiles": LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=TILES),
+        "LLaVA-NeXT, thumbnail and tiles": LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=grids),
     }
 
 

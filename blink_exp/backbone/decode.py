@@ -8,9 +8,10 @@ it away". FastV and SparseVLM drop visual tokens for good: behind a layer, they 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -34,45 +35,54 @@ class Record:
     visual_tokens: int
 
 
-Placed = tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]  # (cos and sin, mask) of what runs as one
+class Stretch(NamedTuple):
+    """Neighbouring segments that run as one; their positions (as cos and sin) and attention mask."""
+
+    segments: slice
+    rope: tuple[torch.Tensor, torch.Tensor]
+    mask: torch.Tensor | None
 
 
 @dataclass
 class Plan:
-    """Positions (as cos and sin) and attention masks of a sequence's segments; made anew only when the sequence changes.
+    """How the segments of a sequence run; made anew only when the sequence changes.
 
-    ``whole``: those of all segments as one, which says the same and costs less: a few dozen tokens of text alone read as many weights as
-    thousands do; ``behind``: of all but the first as one. None where rows are padded, as a mask would then cost the kernel its causal rule.
+    ``rope``: positions (as cos and sin) of each segment; ``whole``: stretches of all segments, for layers that nobody decides at; ``front``
+    and ``behind``: the first segment and what follows it, between which a decision is taken. A stretch is all that it can be: a few dozen
+    tokens of text alone read as many weights as thousands do. Where rows are padded it is one segment, as the mask of several would cost
+    the kernel its causal rule.
     """
 
     rope: list[tuple[torch.Tensor, torch.Tensor]]
-    masks: list[torch.Tensor | None]
+    whole: list[Stretch]
+    front: list[Stretch]
+    behind: list[Stretch]
     valid: torch.Tensor
     next_position: torch.Tensor
-    whole: Placed | None
-    behind: Placed | None
 
     @classmethod
     def of(cls, llm, sequence: Sequence) -> Plan:
         segments, positions = sequence.segments(), sequence.positions()
         rope = [llm.rotary_emb(s.states, position_ids=p) for s, p in zip(segments, positions, strict=True)]
-        nothing = segments[0].valid[:, :0]
-        filled = torch.stack([segment.valid.all() for segment in segments]).tolist()  # one copy from the device
-        valid, masks, padded = nothing, [], False
-        for segment, full in zip(segments, filled, strict=True):
-            padded = padded or not full
-            masks.append(causal_mask(llm, valid, segment.valid, segment.states.dtype, padded))
-            valid = torch.cat([valid, segment.valid], dim=1)
+        valid = torch.cat([s.valid for s in segments], dim=1)
+        ends = [0, *itertools.accumulate(s.length for s in segments)]
+        full = torch.stack([s.valid.all() for s in segments]).tolist()  # one copy from the device
 
-        def joined(first: int) -> Placed:
-            before, own = (torch.cat([nothing, *(s.valid for s in part)], dim=1) for part in (segments[:first], segments[first:]))
-            cos, sin = (torch.cat(parts, dim=1) for parts in zip(*rope[first:], strict=True))
-            return (cos, sin), causal_mask(llm, before, own, segments[0].states.dtype, padded=False)
+        def stretch(first: int, last: int) -> Stretch:
+            cos, sin = rope[first] if last == first + 1 else (torch.cat(parts, dim=1) for parts in zip(*rope[first:last], strict=True))
+            before, own = valid[:, : ends[first]], valid[:, ends[first] : ends[last]]
+            mask = causal_mask(llm, before, own, segments[0].states.dtype, padded=not all(full[:last]))
+            return Stretch(slice(first, last), (cos, sin), mask)
 
-        whole = None if padded else joined(0)
-        behind = None if padded or len(segments) == 1 else joined(1)
+        count = len(segments)
+        if all(full):
+            front, whole = [stretch(0, 1)], [stretch(0, count)]
+            behind = [stretch(1, count)] if count > 1 else []
+        else:
+            whole = [stretch(k, k + 1) for k in range(count)]
+            front, behind = whole[:1], whole[1:]
         # A token generated at step t stands at T_l + t, behind everything that layer l holds.
-        return cls(rope, masks, valid, positions[-1][:, -1] + 1, whole, behind)
+        return cls(rope, whole, front, behind, valid, positions[-1][:, -1] + 1)
 
 
 def causal_mask(llm, before: torch.Tensor, own: torch.Tensor, dtype: torch.dtype, padded: bool) -> torch.Tensor | None:
@@ -105,21 +115,20 @@ def _run(layer, states: torch.Tensor, rope, mask: torch.Tensor | None, cache: Ca
 
 
 def _through(
-    layer, segments: list[Segment], plan: Plan, cache: Cache, start: int = 0, together: torch.Tensor | None = None
-) -> torch.Tensor | None:
-    """Runs one layer over the segments from ``start`` (0 or 1) on, as one where the plan has that. Returns their states as the one tensor
-    that the segments' are parts of, which the next layer takes as ``together``; None where each ran by itself."""
-    placed = plan.behind if start else plan.whole
-    own = segments[start:]
-    if placed is None:
-        for segment, rope, mask in zip(own, plan.rope[start:], plan.masks[start:], strict=True):
-            segment.states = _run(layer, segment.states, rope, mask, cache)
-        return None
-    joined = torch.cat([segment.states for segment in own], dim=1) if together is None else together
-    out = _run(layer, joined, *placed, cache)
-    for segment, states in zip(own, out.split([segment.length for segment in own], dim=1), strict=True):
-        segment.states = states
-    return out
+    layer, segments: list[Segment], stretches: list[Stretch], cache: Cache, together: torch.Tensor | None = None
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Runs one layer over stretches of ``segments``. Returns the states of each segment behind it and, where there was one stretch, the
+    tensor that they are parts of, which the next layer takes as ``together``."""
+    found: list[torch.Tensor] = []
+    for stretch in stretches:
+        own = segments[stretch.segments]
+        if together is None:
+            together = own[0].states if len(own) == 1 else torch.cat([segment.states for segment in own], dim=1)
+        together = _run(layer, together, stretch.rope, stretch.mask, cache)
+        found += together.split([segment.length for segment in own], dim=1)
+        if len(stretches) > 1:
+            together = None
+    return found, together
 
 
 def prefill(
@@ -144,18 +153,19 @@ def prefill(
         segments = sequence.segments()
         asking = segments[-1].states  # of the text, at the layer's input
         if raters is None and i in policy.layers:
-            first = _run(layer, segments[0].states, plan.rope[0], plan.masks[0], cache)
+            states, _ = _through(layer, segments, plan.front, cache)
             scans = scan_patches(llm, i, sequence, plan, policy, grid, samples, cache, answer)
             old = list(sequence.expanded)
             records += _expand_or_drop(i, sequence, scans, policy, grid, method)
             if any(a is not b for a, b in zip(old, sequence.expanded, strict=True)):
                 plan = Plan.of(llm, sequence)
                 segments = sequence.segments()
-            segments[0].states = first
-            _through(layer, segments, plan, cache, start=1)
+            states += _through(layer, segments, plan.behind, cache)[0]
             together = None
         else:
-            together = _through(layer, segments, plan, cache, together=together)
+            states, together = _through(layer, segments, plan.whole, cache, together)
+        for segment, behind in zip(segments, states, strict=True):
+            segment.states = behind
         held: Any = cache.layers[i]
         held.seen(plan.valid, plan.next_position, embeds.shape[1])
         if isinstance(policy, TokenPolicy) and raters is not None and i in policy.layers:

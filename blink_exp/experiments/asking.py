@@ -50,9 +50,9 @@ def ask(
         print(f"going on: {found} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
     advance(found)
     skipped: dict[str, str] = {}
-    for start, images in zip(range(0, len(left), batch_size), _images(backbone, left, batch_size, workers), strict=True):
+    for some, images in _with_images(backbone, left, batch_size, workers):
         batch, seen = [], {}
-        for sample in left[start : start + batch_size]:
+        for sample in some:
             image = images[sample.image_id]
             if isinstance(image, Unreadable):
                 skipped[sample.id] = image.why
@@ -69,18 +69,22 @@ def ask(
     return [{"id": name, "why": skipped[name]} for name in order]
 
 
-def _images(backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int) -> Iterator[dict[str, Opened]]:
-    """The images of batch after batch of samples by id, each opened once; ``samples``: image by image."""
-    first = {s.image_id: s for s in reversed(samples)}
-    order = list(dict.fromkeys(s.image_id for s in samples))
-    coming = zip(order, opened([first[name].image for name in order], backbone, workers, batch_size), strict=True)
+def _with_images(
+    backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int
+) -> Iterator[tuple[Rows[Sample], dict[str, Opened]]]:
+    """Batch after batch of samples with their images by id, each opened once; ``samples``: image by image."""
+    images: dict[str, Callable[[], Any]] = {}
+    for sample in samples:
+        images.setdefault(sample.image_id, sample.image)
+    coming = zip(images, opened(list(images.values()), backbone, workers, batch_size), strict=True)
     held: dict[str, Opened] = {}
     for start in range(0, len(samples), batch_size):
-        wanted = {s.image_id for s in samples[start : start + batch_size]}
+        some = samples[start : start + batch_size]
+        wanted = {s.image_id for s in some}
         held = {name: found for name, found in held.items() if name in wanted}
         while wanted - held.keys():
             held.update([next(coming)])
-        yield held
+        yield some, held
 
 
 def by_image(samples: Rows[Sample]) -> list[Sample]:

@@ -125,8 +125,9 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
         cost = None
     else:
         samples = chosen(benchmark, cfg)
-        workers = workers_of(cfg)
-        records, skipped = evaluate(backbone, method, benchmark, cfg.batch_size, None, True, samples, kept, workers)
+        records, skipped = evaluate(
+            backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True, kept=kept, workers=workers_of(cfg)
+        )
         cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if records and cfg.cost else None
     if not records:
         said = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
