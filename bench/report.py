@@ -49,7 +49,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 def _processor() -> str:
     with contextlib.suppress(OSError, StopIteration):
-        line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        line = next(line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if line.startswith("model name"))
         return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
@@ -130,6 +130,6 @@ def save(name: str, found: dict[str, Any], folder: Path) -> Path:
     path = folder / f"{name}.json"
     for file, text in ((path, json.dumps(found, indent=2, allow_nan=False)), (path.with_suffix(".md"), page(found))):
         part = file.with_name(file.name + ".part")
-        part.write_text(text + "\n")
+        part.write_text(text + "\n", encoding="utf-8")
         os.replace(part, file)
     return path

@@ -87,7 +87,7 @@ def helped(config: str) -> str:
     lines = [f"python {config}.py [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
     lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
     for name in dict.fromkeys((config, *(["evaluate"] if config == "sweep" else []))):
-        lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text().splitlines())]
+        lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines())]
     return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
 
 
@@ -107,7 +107,7 @@ def check_overrides(argv: list[str], config: str) -> None:
 
     folders = [p for p in CONF.rglob("*") if p.is_dir()]  # method/pruner is a group as method is
     groups = {str(p.relative_to(CONF)): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
-    root = (CONF / f"{config}.yaml").read_text() + (CONF / "evaluate.yaml").read_text()
+    root = (CONF / f"{config}.yaml").read_text(encoding="utf-8") + (CONF / "evaluate.yaml").read_text(encoding="utf-8")
     keys = set(re.findall(r"^(\w+):", root, flags=re.M)) | set(groups)
     for word in argv:
         match = re.fullmatch(r"([A-Za-z_][\w/]*)(\.[\w.]+)?=(.*)", word)

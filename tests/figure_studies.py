@@ -45,7 +45,7 @@ def study(name, three=(), rows=(), **settings):
 
 def point(folder, records, **row):
     folder.mkdir(parents=True)
-    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     return {"status": "done", "folder": str(folder), "backbone": "scale@1", "point": "p"} | row
 
 
@@ -63,8 +63,8 @@ def stored(folder: Path, label: str, right: dict, **more) -> dict:
     """A measured point as a figure gets it."""
     folder = folder / label.replace("/", "_")
     folder.mkdir()
-    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in pairs(right)))
-    (folder / "metrics.json").write_text('{"benchmark": "mosaic_mme"}')
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in pairs(right)), encoding="utf-8")
+    (folder / "metrics.json").write_text('{"benchmark": "mosaic_mme"}', encoding="utf-8")
     scores = {k: v.value for k, v in score_pairs(pairs(right), tuple(right), ()).items()}
     common = {"status": "done", "folder": str(folder), "scores": scores, "backbone": "b", "samples": 10}
     return {"point": label, **common, **more}

@@ -64,7 +64,7 @@ def build(name: str, folder: Path, **changes: Any) -> Any:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text()) | {"path": str(folder)} | changes
+    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8")) | {"path": str(folder)} | changes
     root = {"judge": None, "seed": 0, "benchmark": settings}  # what a benchmark's config refers to
     try:
         return instantiate(OmegaConf.create(root, flags={"allow_objects": True}).benchmark, _convert_="all")

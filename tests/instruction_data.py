@@ -35,5 +35,5 @@ def instruction_data(root: Path, each: int = 4) -> tuple[Path, Path]:
         cut = root / "images" / "vg/VG_100K/000003.jpg"
         cut.write_bytes(cut.read_bytes()[:200])
     path = root / "llava_v1_5_mix665k.json"
-    path.write_text(json.dumps(rows, indent=1))
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return path, root / "images"

@@ -38,7 +38,7 @@ def record(k: int, **more) -> dict:
 
 
 def settings(kind: str, **more) -> dict:
-    logger = yaml.safe_load((CONF / "logger" / f"{kind}.yaml").read_text()) | more
+    logger = yaml.safe_load((CONF / "logger" / f"{kind}.yaml").read_text(encoding="utf-8")) | more
     model = {"path": "nowhere/at-all", "name": "scale-llava"}
     return {
         "logger": logger,
@@ -53,9 +53,9 @@ def settings(kind: str, **more) -> dict:
 def write_point(folder: Path) -> Path:
     """A finished point: two records, of which the second has a region."""
     folder.mkdir()
-    (folder / "metrics.json").write_text(json.dumps(FINISHED))
+    (folder / "metrics.json").write_text(json.dumps(FINISHED), encoding="utf-8")
     records = [record(0, correct=True), record(1, regions=[[0.25, 0.0, 0.5, 1.0]], answer=None)]
-    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     return folder
 
 

@@ -149,9 +149,9 @@ def put(root, document, folder=None):
     """A document and its pictures where the report looks for them."""
     folder = root / (folder or f"{document['name']}/{document['model'] or 'none'}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{document['kind']}.json").write_text(json.dumps(document))
+    (folder / f"{document['kind']}.json").write_text(json.dumps(document), encoding="utf-8")
     for stem in document.get("pictures", {}):
-        (folder / f"{stem}.svg").write_text(CURVE)
+        (folder / f"{stem}.svg").write_text(CURVE, encoding="utf-8")
         (folder / f"{stem}.png").write_bytes(png(680))
     return folder
 
@@ -172,5 +172,5 @@ def everything(root):
         put(root, document, "blink_table2/scale-llava-1.5,limit=24" if short else None)
     drawn = figure("blink_fig3", title="Drawn from the table's own points")
     put(root, drawn, "blink_table2/scale-llava-1.5/blink_fig3")
-    (root / "blink_table2/scale-llava-1.5/table.csv").write_text("point\n")
+    (root / "blink_table2/scale-llava-1.5/table.csv").write_text("point\n", encoding="utf-8")
     return root

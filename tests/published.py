@@ -52,7 +52,7 @@ def write_folder(name: str, folder: Path, seed: int = 0) -> dict[str, torch.Tens
     """Writes the checkpoint ``name`` at small width in shards. Returns its weights by the hub's key names."""
     folder.mkdir(parents=True)
     raw = published_json(name, **SMALL[name])
-    (folder / "config.json").write_text(json.dumps(raw, indent=2))
+    (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(published_config(name, **SMALL[name])).half()
     state = {hub_name(key): weight.contiguous() for key, weight in model.state_dict().items()}
@@ -61,7 +61,9 @@ def write_folder(name: str, folder: Path, seed: int = 0) -> dict[str, torch.Tens
     write_processor(folder, tiled="next" in name, template=MISTRAL if "mistral" in name else VICUNA)
     # The published file of LLaVA-NeXT asks for sampling, which an evaluation must not do.
     odd = {"do_sample": True, "temperature": 0.9, "top_p": 0.6} if "next" in name else {}
-    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32001, **odd}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32001, **odd}), encoding="utf-8"
+    )
     return state
 
 
@@ -78,7 +80,7 @@ def write_shards(state: dict[str, torch.Tensor], folder: Path, size: str = "4MB"
     for file, keys in split.filename_to_tensors.items():
         save_file({key: state[key] for key in keys}, folder / file, metadata={"format": "pt"})
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -114,7 +116,7 @@ def write_tokenizer(folder: Path) -> None:
         "padding_side": "left",
         "tokenizer_class": "LlamaTokenizer",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def write_processor(folder: Path, tiled: bool, template: str) -> None:
@@ -136,9 +138,9 @@ def write_processor(folder: Path, tiled: bool, template: str) -> None:
     }
     if tiled:
         image |= {"do_pad": True, "image_grid_pinpoints": GRIDS, "aspect_ratio_setting": "anyres"}
-        (folder / "chat_template.jinja").write_text(template)
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     else:
-        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    (folder / "preprocessor_config.json").write_text(json.dumps(image))
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(image), encoding="utf-8")
     counts = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default", "image_token": "<image>"}
-    (folder / "processor_config.json").write_text(json.dumps({"processor_class": image["processor_class"], **counts}))
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": image["processor_class"], **counts}), encoding="utf-8")

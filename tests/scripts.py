@@ -68,7 +68,7 @@ def start(words: list[str] | tuple[str, ...], folder: str, env: dict[str, str] |
 
 
 def _text(folder: str, name: str) -> str:
-    return Path(folder, name).read_text()
+    return Path(folder, name).read_text(encoding="utf-8")
 
 
 def _child(words: list[str], env: dict[str, str], folder: str) -> None:

@@ -92,9 +92,9 @@ def test_missing_and_broken_images_are_named_counted_and_survived(tmp_path):
     import easy_vqa
 
     source = Path(easy_vqa.__file__).parent / "data" / "test"
-    rows = json.loads((source / "questions.json").read_text())[:40]
+    rows = json.loads((source / "questions.json").read_text(encoding="utf-8"))[:40]
     (tmp_path / "set" / "images").mkdir(parents=True)
-    (tmp_path / "set" / "questions.json").write_text(json.dumps(rows))
+    (tmp_path / "set" / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
     ids = sorted({r[2] for r in rows})
     for i in ids[1:]:
         shutil.copy(source / "images" / f"{i}.png", tmp_path / "set" / "images")
@@ -104,7 +104,7 @@ def test_missing_and_broken_images_are_named_counted_and_survived(tmp_path):
     out = tmp_path / "run"
     done = run(["evaluate.py", "method=none", "benchmark=easyvqa", f"benchmark.path={tmp_path / 'set'}", "cost=0", f"hydra.run.dir={out}"])
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["samples"] == len(rows) - lost
     assert len(metrics["skipped"]) == lost
     assert {s["id"].split("/")[0] for s in metrics["skipped"]} == {"easyvqa"}
@@ -138,7 +138,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
     target = tmp_path / "metrics.json"
     results.write(target, "old")
 
-    def full(self, text):
+    def full(self, text, **_):
         self.touch()
         raise OSError(28, "No space left on device", str(self))
 
@@ -146,5 +146,5 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         results.write(target, "new")
     monkeypatch.undo()
-    assert target.read_text() == "old"
+    assert target.read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]

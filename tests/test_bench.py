@@ -78,11 +78,11 @@ def test_a_result_is_written_whole_with_where_it_was_measured(tmp_path, monkeypa
     made = type("Bench", (), {"measure": staticmethod(lambda size="default", turns=1: report.result("t", [{"a": size, "b": turns}]))})
     monkeypatch.setattr(importlib, "import_module", lambda name: made)
     assert command.main(["startup", "size=small", "turns=3", f"out={tmp_path}"]) == 0
-    found = json.loads((tmp_path / "startup.json").read_text())
+    found = json.loads((tmp_path / "startup.json").read_text(encoding="utf-8"))
     assert found["rows"] == [{"a": "small", "b": "3"}]
     assert found["settings"] == {"size": "small", "turns": "3"}
     assert found["where"]["versions"]["torch"] == torch.__version__ and found["where"]["date"].endswith("UTC")
-    page = (tmp_path / "startup.md").read_text()
+    page = (tmp_path / "startup.md").read_text(encoding="utf-8")
     assert page.startswith("| a | b |\n|---|---:|\n| small | 3 |") and found["where"]["date"] in page
     assert "toy" in found["notes"][-1]  # bars of a toy must not be taken for bars
     assert "startup.json" in capsys.readouterr().out

@@ -125,7 +125,7 @@ def test_it_runs_from_a_plain_checkout_and_fills_what_a_cpu_can(tmp_path):
     words = ["gpu", "size=small", "device=cpu", "dtype=float32", "models=13b", "decode=2", "repeats=1", f"out={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", PLAIN, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "gpu.json").read_text())
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert [row["tokens"] for row in found["rows"][:4]] == [case.tokens for case in gpu.cases("13b", most=253)][:4]
     bytes_a_token = 2 * shapes.TINY.layers * shapes.TINY.width * 4
     for row in found["rows"]:

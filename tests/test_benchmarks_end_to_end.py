@@ -47,7 +47,7 @@ def test_from_the_hub_s_files_to_a_score(name, scale, made, tmp_path):
     if not benchmark.answered_elsewhere or benchmark.headline in scores:
         assert math.isfinite(scores[benchmark.headline].value)
         assert 0 < scores[benchmark.headline].samples <= len(records)
-    (tmp_path / "records.jsonl").write_text(write_lines(records))
+    (tmp_path / "records.jsonl").write_text(write_lines(records), encoding="utf-8")
     again = scored_again(benchmark, samples, predicted(str(tmp_path / "records.jsonl")))
     assert written(again) == written(records)
     assert benchmark.score(again) == scores
@@ -59,7 +59,7 @@ def test_from_a_secret_split_to_the_server_s_file(name, split, scale, made, tmp_
     records, _ = evaluate(scale, none(), benchmark, batch_size=3)
     assert isinstance(benchmark, Submits)
     [file] = benchmark.submit(records, tmp_path)
-    assert len(json.loads(file.read_text())) == len(records) == 3
+    assert len(json.loads(file.read_text(encoding="utf-8"))) == len(records) == 3
     assert benchmark.headline not in benchmark.score(records)
 
 
@@ -96,5 +96,5 @@ def test_an_image_cell_is_what_the_hub_has():
 
 def test_every_published_benchmark_has_a_fixture():
     """A config with a protocol reads published data; without a maker above, nothing here has run it."""
-    settings = {Path(file).stem: yaml.safe_load(file.read_text()) for file in CONF.glob("*.yaml")}
+    settings = {Path(file).stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONF.glob("*.yaml")}
     assert {name for name, kept in settings.items() if "protocol" in kept} == set(MAKERS)

@@ -201,7 +201,7 @@ def test_vqav2_s_file_is_what_the_server_takes(tmp_path):
     [file] = benchmark.submit(records[::-1], tmp_path / "out")
     assert file.name == "vqav2_testdev_submission.json"
     answers = ["dog 's bowl", "2", "it 's"]  # with the first step, whatever the protocol scores with
-    assert json.loads(file.read_text()) == [{"question_id": 1000 + k, "answer": a} for k, a in enumerate(answers)]
+    assert json.loads(file.read_text(encoding="utf-8")) == [{"question_id": 1000 + k, "answer": a} for k, a in enumerate(answers)]
     assert set(benchmark.score(records)) == {"without_answer"}
 
 
@@ -211,7 +211,7 @@ def test_vqav2_s_file_is_the_same_under_lmms_eval(tmp_path):
     for protocol in ("llava", "lmms_eval"):
         benchmark = build("vqav2", folder, split="testdev", protocol=protocol)
         files += benchmark.submit(scored(benchmark, ["A dog's", "no", "1,000"]), tmp_path / protocol)
-    assert files[0].read_text() == files[1].read_text()
+    assert files[0].read_text(encoding="utf-8") == files[1].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("ending", ["", ".jpg"])
@@ -219,7 +219,7 @@ def test_vizwiz_s_file_names_images(ending, tmp_path):
     rows = [{"question_id": f"VizWiz_test_{k:08d}{ending}", "question": "What?", "answers": None, "category": None} for k in range(2)]
     benchmark = build("vizwiz", write(tmp_path, "test", [r | {"image": picture()} for r in rows]), split="test")
     [file] = benchmark.submit(scored(benchmark, ["Unanswerable", "A mug!"]), tmp_path / "out")
-    assert json.loads(file.read_text()) == [
+    assert json.loads(file.read_text(encoding="utf-8")) == [
         {"image": "VizWiz_test_00000000.jpg", "answer": "unanswerable"},
         {"image": "VizWiz_test_00000001.jpg", "answer": "mug"},
     ]
@@ -230,7 +230,7 @@ def test_an_incomplete_run_says_so_in_the_file_s_name(tmp_path):
     records = scored(benchmark, ["a b", "c", "d"])
     [file] = benchmark.submit(records[1:2], tmp_path / "out")
     assert file.name == "vqav2_testdev_partial_2_missing.json"
-    assert json.loads(file.read_text()) == [{"question_id": 1001, "answer": "c"}]
+    assert json.loads(file.read_text(encoding="utf-8")) == [{"question_id": 1001, "answer": "c"}]
 
 
 def test_a_split_with_answers_needs_no_server(tmp_path):

@@ -78,9 +78,9 @@ def test_a_figure_that_cannot_be_drawn_is_said_on_the_page_of_its_table(monkeypa
 
     monkeypatch.setattr(studies, "measure_figure", refuse)
     found, folder = catalog.drawn(None, {"name": "hero_fig6", "title": "Kept"}, [], tmp_path / "hero_fig6", {}, {})
-    assert json.loads((folder / "figure.json").read_text()) == found
+    assert json.loads((folder / "figure.json").read_text(encoding="utf-8")) == found
     document = {"kind": "table", "name": "toy", "title": "Toy", "published_columns": {}, "groups": [], "rows": [], "command": "c"}
-    assert "no CLS token" in html.page(document, tmp_path, [(found, folder)]).read_text()
+    assert "no CLS token" in html.page(document, tmp_path, [(found, folder)]).read_text(encoding="utf-8")
 
 
 def test_a_figure_is_drawn_from_its_points_with_its_claim_beside_the_paper_s(monkeypatch, tmp_path):
@@ -155,9 +155,9 @@ def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path)
     assert catalog.worth_keeping({"rows": [{"runs": {}}]}) and catalog.worth_keeping({"rows": []})  # a recipe, a map of attention
     for text in ("old", "new"):
         (tmp_path / text).mkdir()
-        (tmp_path / text / "table.json").write_text(text)
+        (tmp_path / text / "table.json").write_text(text, encoding="utf-8")
         (tmp_path / text / "wandb").mkdir()
         catalog.keep(tmp_path / text, tmp_path / "report" / "t" / "m")
     assert [p.name for p in (tmp_path / "report" / "t").iterdir()] == ["m"]
     kept = tmp_path / "report" / "t" / "m"
-    assert (kept / "table.json").read_text() == "new" and not (kept / "wandb").exists()
+    assert (kept / "table.json").read_text(encoding="utf-8") == "new" and not (kept / "wandb").exists()

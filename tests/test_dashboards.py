@@ -76,9 +76,9 @@ def test_the_command_writes_a_workspace_with_every_table_and_figure(no_network, 
 
     cfg = OmegaConf.create({"dashboard": "wandb", "logger": {"kind": "csv"}})
     path = dashboards.run(cfg, tmp_path)
-    found = panels(json.loads(path.read_text()))
+    found = panels(json.loads(path.read_text(encoding="utf-8")))
     presets = [p for kind in ("table", "figure") for p in (CONF / kind).glob("*.yaml") if p.stem not in ("all", "list", "parity")]
-    titles = {yaml.safe_load(p.read_text())["title"] for p in presets}
+    titles = {yaml.safe_load(p.read_text(encoding="utf-8"))["title"] for p in presets}
     assert titles == found.keys() - {"All runs", "TokenSR training"} and len(titles) == len(presets)
     assert "not sent anywhere" in capsys.readouterr().out
     with pytest.raises(UserError, match="dashboard=wnb is not known"):

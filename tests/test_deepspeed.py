@@ -40,7 +40,7 @@ TRAIN = (
 
 def losses(run: Path) -> list[float]:
     """The mean loss of every step."""
-    with open(run / "log" / "metrics.csv") as file:
+    with open(run / "log" / "metrics.csv", encoding="utf-8") as file:
         return [float(row["loss/train"]) for row in csv.DictReader(file) if row["loss/train"]]
 
 
@@ -52,7 +52,7 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 def result(run: Path) -> dict:
-    return json.loads((run / "metrics.json").read_text())
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

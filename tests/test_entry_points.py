@@ -27,8 +27,8 @@ def test_evaluate_writes_config_records_and_metrics(tmp_path):
     words = ("method=blink", "thresholds=high_exp", "grid=3x3", "layers=11-17", "limit=16", "cost=1")
     printed = run("evaluate.py", *words, f"hydra.run.dir={out}")
     assert "layers [11, 12, 13, 14, 15, 16, 17]" in printed
-    metrics = json.loads((out / "metrics.json").read_text())
-    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text(encoding="utf-8").splitlines()]
     assert metrics["samples"] == len(records) == 16
     assert metrics["scores"]["total"]["samples"] == 16
     assert metrics["cost"]["prompts"] == 1 and len(metrics["cost"]["tokens_by_layer"]) == 32
@@ -39,7 +39,7 @@ def test_evaluate_writes_config_records_and_metrics(tmp_path):
             assert 1 / 9 <= step["rho"] <= 1
             assert step["decision"] == ("expand" if step["rho"] > 0.7 * 4 / 9 else "drop" if step["rho"] < 0.4 * 4 / 9 else "keep")
             assert step["visual_tokens"] in (144, 288)
-    config = (out / "config.yaml").read_text()
+    config = (out / "config.yaml").read_text(encoding="utf-8")
     assert "tau_exp: 0.7" in config
     assert "${" not in config
 
@@ -65,7 +65,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(killed, t
     run(*TRAIN, f"hydra.run.dir={whole}")
     printed = run(*TRAIN, f"hydra.run.dir={resumed}", f"resume={killed}")
     assert "going on from" in printed
-    a, b = (json.loads((d / "metrics.json").read_text())["layers"] for d in (whole, resumed))
+    a, b = (json.loads((d / "metrics.json").read_text(encoding="utf-8"))["layers"] for d in (whole, resumed))
     for layer in ("2", "3"):
         assert a[layer]["tokensr"] == pytest.approx(b[layer]["tokensr"], rel=1e-4)
         assert a[layer]["interpolation"] == pytest.approx(b[layer]["interpolation"], rel=1e-4)
@@ -89,12 +89,12 @@ def test_sweep_ends_in_a_table_skips_what_is_done_and_force_does_not(tmp_path):
     words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=8", f"store={tmp_path / 'points'}")
     first = run(*words, f"hydra.sweep.dir={tmp_path / 'a'}")
     assert first.count("measured: ") == 2
-    summary = (tmp_path / "a" / "summary.md").read_text()
+    summary = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
     assert "| thresholds=high_exp | done |" in summary
     assert "| thresholds=low_drop | done |" in summary
     again = run(*words, "batch_size=4", f"hydra.sweep.dir={tmp_path / 'b'}")  # the batch size changes no result
     assert again.count("already done: ") == 2
-    assert (tmp_path / "b" / "summary.md").read_text() == summary
+    assert (tmp_path / "b" / "summary.md").read_text(encoding="utf-8") == summary
     assert run(*words, "force=true", f"hydra.sweep.dir={tmp_path / 'e'}").count("measured: ") == 2
 
 
@@ -114,15 +114,15 @@ def test_a_failing_point_is_a_row_and_does_not_end_the_sweep(tmp_path):
     printed = run(*words, f"hydra.sweep.dir={tmp_path / 'a'}", code=2)
     assert printed.count("measured: ") == 2
     assert "error: 1 of 3 points failed, first layers.indices=[99]: layer=99 is outside the backbone's 32 layers; use 0 to 31" in printed
-    assert "| layers.indices=[99] | failed |" in (tmp_path / "a" / "summary.md").read_text()
+    assert "| layers.indices=[99] | failed |" in (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
 
 
 def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     out, report = tmp_path / "a", tmp_path / "report"
     words = ("sweep.py", "table=blink_table2", "limit=4", f"store={tmp_path / 'points'}", f"report={report}", f"hydra.run.dir={out}")
     assert "Blink, Table 2" in run(*words)
-    table = (out / "table.md").read_text()
-    document = json.loads((out / "table.json").read_text())
+    table = (out / "table.md").read_text(encoding="utf-8")
+    document = json.loads((out / "table.json").read_text(encoding="utf-8"))
     assert len(document["rows"]) == 13
     assert all(row["runs"]["mosaic_mme"]["status"] == "done" and row["runs"]["mosaic_mme"]["samples"] == 4 for row in document["rows"])
     full = next(line for line in table.splitlines() if line.startswith("| Blink / full"))
@@ -134,7 +134,7 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     for folder in (out, kept):
         assert {"table.json", "table.md", "table.csv", "table.tex", "page.html", "blink_examples"} <= {p.name for p in folder.iterdir()}
         assert {"blink.png", "blink.svg", "blink.pdf", "figure.json"} <= {p.name for p in (folder / "blink_examples").iterdir()}
-    gathered = (report / "report.html").read_text()
+    gathered = (report / "report.html").read_text(encoding="utf-8")
     assert "Blink, Table 2" in gathered and "1881.53" in gathered and "python evaluate.py" in gathered
 
 
@@ -166,7 +166,7 @@ def test_a_table_is_logged_point_by_point_and_as_a_whole(tmp_path):
 def test_a_dashboard_is_built_without_an_account(tmp_path):
     pytest.importorskip("wandb_workspaces")
     run("sweep.py", "dashboard=wandb", f"hydra.run.dir={tmp_path}")
-    sections = json.loads((tmp_path / "workspace.json").read_text())
+    sections = json.loads((tmp_path / "workspace.json").read_text(encoding="utf-8"))
     assert "blink_table2" in json.dumps(sections) and "hero_fig5" in json.dumps(sections)
 
 
@@ -177,7 +177,7 @@ def test_the_viewer_takes_any_picture_and_any_question(tmp_path):
     question = "What's this: red, or blue?"
     words = ("evaluate.py", f"image={tmp_path / 'photo.jpg'}", f"question={question}", "compare=[none]", f"hydra.run.dir={tmp_path / 'a'}")
     run(*words)
-    page = (tmp_path / "a" / "view.html").read_text()
+    page = (tmp_path / "a" / "view.html").read_text(encoding="utf-8")
     assert "What&#39;s this: red, or blue?" in page
 
 
@@ -186,6 +186,8 @@ def test_help_names_every_group_preset_and_setting_without_composing(script):
     said = run(f"{script}.py", "--help")
     for word in ("thresholds: always_expand, default", "method/policy:", "tokensr: conv", "--cfg job", f"conf/{script}.yaml:"):
         assert word in said
-    settings = [line.split(":")[0] for line in (ROOT / "conf" / f"{script}.yaml").read_text().splitlines() if line[:1].isalpha()]
+    settings = [
+        line.split(":")[0] for line in (ROOT / "conf" / f"{script}.yaml").read_text(encoding="utf-8").splitlines() if line[:1].isalpha()
+    ]
     assert all(f"  {name}:" in said for name in settings)
     assert "powered by Hydra" not in said

@@ -50,7 +50,7 @@ def test_a_damaged_file_is_seen_and_only_it_is_made_anew(tmp_path, capsys, how):
         (only(tmp_path) / "cache.json").unlink()
         pairs = 0
     else:
-        (only(tmp_path) / "cache.json").write_text('{"settings": [')
+        (only(tmp_path) / "cache.json").write_text('{"settings": [', encoding="utf-8")
         pairs = 0
     capsys.readouterr()
     again = Pixels(LAYERS)
@@ -77,7 +77,7 @@ def test_a_stale_cache_is_named_and_made_anew(tmp_path, capsys, what):
         path = made.files[0].path(3)
         picture(path, int(path.stem) + 30)
         Path(path).write_bytes(path.read_bytes())
-        known = json.loads((before / "cache.json").read_text())["contents"]
+        known = json.loads((before / "cache.json").read_text(encoding="utf-8"))["contents"]
         assert capture.described(frozen.backbone, LAYERS, made, "")[1]["pixels"] == known["pixels"]
     elif what == "pixels":
         made = module(tmp_path, cache_dtype="float32", transform=Brighter())

@@ -184,7 +184,9 @@ def test_trainings_are_the_same_without_a_cache_from_a_new_one_and_from_one_that
         said.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("features are")])
     assert [len(lines) for lines in said] == [0, 2, 1]
     assert "made in" in said[1][0] and "read from" in said[2][0]
-    plain, made, read = (json.loads((tmp_path / name / "metrics.json").read_text())["layers"] for name in ("plain", "made", "read"))
+    plain, made, read = (
+        json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8"))["layers"] for name in ("plain", "made", "read")
+    )
     assert plain == made == read
     for layer in ("01", "02"):
         a, b, c = (load_file(tmp_path / name / "tokensr" / f"layer_{layer}.safetensors") for name in ("plain", "made", "read"))

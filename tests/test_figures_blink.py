@@ -21,7 +21,7 @@ from blink_exp.figures import blink_examples, blink_layers, blink_maps
 from blink_exp.figures.base import Study
 from blink_exp.methods.blink import selected_layers
 
-FIGURES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((CONF / "figure").glob("blink_*.yaml"))}
+FIGURES = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted((CONF / "figure").glob("blink_*.yaml"))}
 
 
 @pytest.fixture(autouse=True)

@@ -161,7 +161,7 @@ def test_figures_3_and_6_from_the_scale_model_say_their_numbers_in_the_svg(scale
     first = drawing.data["measured"][0]["13"]
     assert 0 < first["expanded"] < 1 - first["original"] and 0 < first["even_expanded"] <= 1
     files = written(drawing, tmp_path)
-    assert "<title>layer 13: most attended patch</title>" in files["redistribution"][1].read_text()
+    assert "<title>layer 13: most attended patch</title>" in files["redistribution"][1].read_text(encoding="utf-8")
     rho = blink_layers.rho_by_layer(opened, (12, 26))
     assert rho.data["rho"][12] > 0.25 and rho.data["annotated"] <= rho.data["questions"] == len(MosaicOpen(2).samples())
     with pytest.raises(UserError, match="before anything is expanded"):

@@ -192,7 +192,7 @@ def test_figure_5_has_a_line_a_category_and_the_average_in_black(tmp_path):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_composes_and_its_maker_takes_a_study(name):
-    text = (CONF / "figure" / f"{name}.yaml").read_text()
+    text = (CONF / "figure" / f"{name}.yaml").read_text(encoding="utf-8")
     figure = yaml.safe_load(text)
     assert text.startswith("# ") and (figure["name"], figure["source"]) == (name, name.replace("_", "-").replace("fig", "fig-"))
     swept = [[w.format(x=x) for w in s["overrides"]] for s in figure.get("sweeps", []) for x in s["x"]]

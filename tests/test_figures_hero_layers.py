@@ -104,7 +104,7 @@ def test_figure_4_draws_the_points_of_a_run(tmp_path, scale):
     assert drawing.data["random"] == pytest.approx(hero_layers.chance_iou(0.25, 13 / 144))
     assert "13 of 144" in drawing.caption and drawing.measured_on == f"{scale.identity}, mosaic_saliency, 2 images"
     written(drawing, tmp_path / "out")
-    assert "layer 2: IoU 0.300" in (tmp_path / "out" / "f.svg").read_text()
+    assert "layer 2: IoU 0.300" in (tmp_path / "out" / "f.svg").read_text(encoding="utf-8")
     failed = {"status": "failed", "error": "no data", "point": "p"}
     with pytest.raises(UserError, match="not measured: no data; use benchmark=mosaic_saliency"):
         hero_layers.objects(study("f", (scale, none(scale), MosaicSaliency()), [failed]))

@@ -25,7 +25,9 @@ def hashed(folder: Path) -> Path:
 
 
 def carded(folder: Path, *entries: str) -> Path:
-    (folder / "README.md").write_text("---\nlicense: mit\nconfigs:\n" + "\n".join(entries) + "\n---\n# A data set\n---\nconfigs: no\n")
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\nconfigs:\n" + "\n".join(entries) + "\n---\n# A data set\n---\nconfigs: no\n", encoding="utf-8"
+    )
     return folder
 
 
@@ -87,7 +89,7 @@ def test_the_card_s_globs_lists_defaults_and_folders(tmp_path):
 )
 def test_a_card_that_says_nothing_leaves_it_to_names(text, tmp_path):
     folder = chartqa(tmp_path)
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     assert files(folder, "test") == ["data/test-00000-of-00001.parquet"]
 
 

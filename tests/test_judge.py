@@ -175,7 +175,7 @@ def test_a_stopped_run_asks_only_for_what_is_missing(serve, tmp_path):
     assert "OPENAI_API_KEY" in str(error.value) and KEY not in str(error.value) and "\n" not in str(error.value)
     files = sorted((tmp_path / "cache").iterdir())
     assert len(files) == 3 and {f.suffix for f in files} == {".json"}
-    files[0].write_text('{"text": ')
+    files[0].write_text('{"text": ', encoding="utf-8")
     again, judge = serve(lambda number, asked: "2")
     assert sorted(v.value for v in ask(judge, *"abcde")) == [1, 1, 2, 2, 2]
     assert len(again.seen) == 3
@@ -242,7 +242,7 @@ def test_the_key_is_sent_and_written_nowhere(serve, tmp_path):
     assert server.headers_seen[0]["authorization"] == f"Bearer {KEY}"
     assert verdicts[0].value == "3 [OPENAI_API_KEY]"
     assert verdicts[1].why.startswith("status 400")
-    written = "".join(f.read_text() for f in tmp_path.rglob("*") if f.is_file())
+    written = "".join(f.read_text(encoding="utf-8") for f in tmp_path.rglob("*") if f.is_file())
     assert "[OPENAI_API_KEY]" in written
     shown = [written, repr(verdicts), repr(judge), repr(vars(judge)), str(list(tmp_path.rglob("*")))]
     assert not any(KEY in text for text in shown)
@@ -277,11 +277,11 @@ def test_configs_make_a_judge_or_none(monkeypatch):
     from hydra.utils import instantiate
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    found = {f.stem: instantiate(yaml.safe_load(f.read_text())) for f in CONF.glob("*.yaml")}
+    found = {f.stem: instantiate(yaml.safe_load(f.read_text(encoding="utf-8"))) for f in CONF.glob("*.yaml")}
     assert found.keys() == {"none", "openai"}
     assert found["none"] is None
     assert isinstance(found["openai"], Judge)
-    assert KEY not in (CONF / "openai.yaml").read_text()
+    assert KEY not in (CONF / "openai.yaml").read_text(encoding="utf-8")
 
 
 def test_benchmarks_are_marked_through_a_real_endpoint(serve, tmp_path):
@@ -315,5 +315,5 @@ def test_benchmarks_are_marked_through_a_real_endpoint(serve, tmp_path):
     first = sum(r["A"] == "ours" for r in compared)
     assert scores["ours_object_average"].value == (4 * first + 2 * (4 - first)) / 4
     mmvet.submit(marked, tmp_path)
-    (tmp_path / "records.jsonl").write_text(json.dumps([marked, compared]))
+    (tmp_path / "records.jsonl").write_text(json.dumps([marked, compared]), encoding="utf-8")
     assert not any(KEY.encode() in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())

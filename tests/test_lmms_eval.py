@@ -98,7 +98,9 @@ def test_other_kinds_of_task_are_refused_by_name(adapter, kind):
 
 def test_nothing_else_imports_lmms_eval():
     package = Path(answering.__file__).parent.parent
-    found = [p for p in package.rglob("*.py") if re.search(r"^\s*(import|from) (lmms_eval|loguru)\b", p.read_text(), flags=re.M)]
+    found = [
+        p for p in package.rglob("*.py") if re.search(r"^\s*(import|from) (lmms_eval|loguru)\b", p.read_text(encoding="utf-8"), flags=re.M)
+    ]
     assert [p.relative_to(package).as_posix() for p in found] == ["integrations/lmms_eval.py"]
 
 
@@ -145,8 +147,8 @@ def test_lmms_eval_s_own_command_gives_evaluate_s_answers(tmp_path):
     columns = Features({"image": ImageColumn(), "question": Value("string"), "answer": Value("string")})
     Dataset.from_dict(rows, features=columns).to_parquet(tmp_path / "test.parquet")
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "toy.yaml").write_text(TASK.format(data=tmp_path / "test.parquet"))
-    (tmp_path / "tasks" / "toy.py").write_text(CODE)
+    (tmp_path / "tasks" / "toy.yaml").write_text(TASK.format(data=tmp_path / "test.parquet"), encoding="utf-8")
+    (tmp_path / "tasks" / "toy.py").write_text(CODE, encoding="utf-8")
 
     settings = "method=random,retention_ratio=0.05,model=scale_llava"
     words = ["--model", "blink_exp", "--model_args", settings, "--tasks", "blink_exp_toy", "--batch_size", "3", "--log_samples"]
@@ -156,7 +158,7 @@ def test_lmms_eval_s_own_command_gives_evaluate_s_answers(tmp_path):
     run = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     logs = list((tmp_path / "out").rglob("*samples_blink_exp_toy.jsonl"))
     assert len(logs) == 1, run.stdout + run.stderr
-    said = sorted((json.loads(line) for line in logs[0].read_text().splitlines()), key=lambda row: row["doc_id"])
+    said = sorted((json.loads(line) for line in logs[0].read_text(encoding="utf-8").splitlines()), key=lambda row: row["doc_id"])
 
     backbone, method = answering.build(answering.configure({"method": "random", "retention_ratio": 0.05}))
     wanted, _ = evaluate.evaluate(backbone, method, benchmark, 8, samples=samples)

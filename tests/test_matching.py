@@ -71,7 +71,7 @@ def test_matched_fastv_has_a_layer_average_of_a_fifth(stub, tmp_path):
     assert worked_on / sum(sizes) == pytest.approx(0.2, abs=1 / min(sizes))
     assert ratio == pytest.approx((0.2 * 32 - 2) / 30, abs=1 / min(sizes))  # far from 0.2, which would make 0.25
     (stored,) = (tmp_path / "matched").glob("*.json")
-    stored.write_text(json.dumps({"value": 0.5, "share": 0.2}))  # and it is searched once
+    stored.write_text(json.dumps({"value": 0.5, "share": 0.2}), encoding="utf-8")  # and it is searched once
     again = matching.matched(composed("FastV", f"store={tmp_path}"), "method.retention_ratio")
     assert again == ["method.retention_ratio=0.5"]
     more = composed("FastV", f"store={tmp_path}", "retention_ratio=0.4")

@@ -134,7 +134,7 @@ def test_the_table_in_the_docs_is_the_one_that_is_computed():
     from pathlib import Path
 
     docs = Path(__file__).resolve().parent.parent / "docs" / "backbones.md"
-    assert memory.table() in docs.read_text()
+    assert memory.table() in docs.read_text(encoding="utf-8")
 
 
 def test_a_batch_too_large_for_what_is_left_is_said_with_the_largest_that_fits(monkeypatch):

@@ -13,7 +13,7 @@ from scripts import run
 from blink_exp import reference
 from blink_exp.experiments.parity import judged
 
-TABLE = yaml.safe_load((Path(__file__).resolve().parent.parent / "conf" / "table" / "parity.yaml").read_text())
+TABLE = yaml.safe_load((Path(__file__).resolve().parent.parent / "conf" / "table" / "parity.yaml").read_text(encoding="utf-8"))
 POINT = {"id": "gqa", "score": "accuracy", "rows": 100}
 BLINK = {"llava-1.5-7b": "blink-table-1", "llava-next-7b": "blink-table-5"}
 SAID = {"zoo": 62.0, "blink": 61.93, "band": 0.3}
@@ -83,12 +83,14 @@ def test_parity_runs_what_is_there_and_says_why_the_rest_is_not(tmp_path):
     words += [f"data_root={tmp_path / 'data'}", f"store={tmp_path / 'points'}", f"hydra.run.dir={tmp_path / 'out'}"]
     done = run(["evaluate.py", "table=parity", *words])
     assert done.returncode == 0, done.stderr
-    rows = {r["id"]: r for r in json.loads((tmp_path / "out" / "parity.json").read_text())["rows"]}
+    rows = {r["id"]: r for r in json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8"))["rows"]}
     assert {k for k, r in rows.items() if r["status"] == "done"} == {"mme_perception", "mme_cognition", "gqa"}
     assert rows["mme_perception"]["folder"] == rows["mme_cognition"]["folder"]
     assert rows["gqa"]["verdict"].startswith("only ") and rows["gqa"]["published"] == {"zoo": 62.0, "blink": 61.93}
     assert rows["pope"]["verdict"].startswith("not measured") and "lmms-lab-encoder/POPE" in rows["pope"]["error"]
-    lines = [[cell.strip() for cell in line.split("|")] for line in (tmp_path / "out" / "parity.md").read_text().splitlines()]
+    lines = [
+        [cell.strip() for cell in line.split("|")] for line in (tmp_path / "out" / "parity.md").read_text(encoding="utf-8").splitlines()
+    ]
     head, pope = (next(line for line in lines if name in line) for name in ("measured here", "POPE F1"))
     filled = {heading: cell for heading, cell in zip(head, pope, strict=False) if heading and cell}
     verdict = filled.pop("verdict")

@@ -102,7 +102,7 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
         calls.append(words)
         folder = next(w for w in words if w.startswith("hydra.run.dir=")).partition("=")[2]
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / ("last.ckpt" if len(calls) == 1 else "metrics.json")).write_text(json.dumps({}))
+        (Path(folder) / ("last.ckpt" if len(calls) == 1 else "metrics.json")).write_text(json.dumps({}), encoding="utf-8")
         return SimpleNamespace(returncode=int(len(calls) == 1))
 
     monkeypatch.setattr(subprocess, "run", run)

@@ -21,9 +21,9 @@ def test_prompts_are_the_frozen_ones(name, tmp_path):
     for protocol in type(build(name, folder)).protocols:
         benchmark = build(name, folder, protocol=protocol)
         asked[f"{name}/{protocol}"] = benchmark.prompt(benchmark.samples()[0])
-    frozen = json.loads(FROZEN.read_text())
+    frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
     if os.environ.get("UPDATE_PROMPTS") == "1":
         merged = {k: v for k, v in frozen.items() if not k.startswith(f"{name}/")} | asked
-        FROZEN.write_text(json.dumps(dict(sorted(merged.items())), indent=2, ensure_ascii=False) + "\n")
+        FROZEN.write_text(json.dumps(dict(sorted(merged.items())), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
         assert asked == {k: v for k, v in frozen.items() if k.startswith(f"{name}/")}

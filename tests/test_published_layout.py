@@ -120,7 +120,7 @@ def test_the_tokens_around_an_image_are_llava_s(folder, backbone, tmp_path, caps
     assert ids[at - 2 : at + 3] == [29901, 29871, 32000, 29871, 13]
     assert "warning" not in capsys.readouterr().err
     changed = copied(folder("llava_1_5_7b")[0], tmp_path / "changed")
-    tokenizer = json.loads((changed / "tokenizer.json").read_text())
+    tokenizer = json.loads((changed / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer["normalizer"] = tokenizer["normalizer"]["normalizers"][1]  # no prefix space behind special tokens: not legacy
     rewrite(changed / "tokenizer.json", json.dumps(tokenizer))
     load.__wrapped__(str(changed))
@@ -138,7 +138,7 @@ def copied(source, target):
 
 def rewrite(file, text):
     file.unlink()
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 def squared(image: Image.Image) -> Image.Image:

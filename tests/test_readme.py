@@ -71,7 +71,7 @@ ELSEWHERE = {  # beginnings of commands that other tests run, and which
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith(("git clone", "cd "))]
 
@@ -93,11 +93,11 @@ def test_command(command, tmp_path):
     elsewhere = next((where for start, where in ELSEWHERE.items() if command.startswith(start)), None)
     if elsewhere is not None:
         file, _, name = elsewhere.partition("::")
-        assert f"def {name}(" in (ROOT / "tests" / f"test_{file}.py").read_text()
+        assert f"def {name}(" in (ROOT / "tests" / f"test_{file}.py").read_text(encoding="utf-8")
         return
     if words[0] == "pip":
         extra = words[-1].partition("[")[2].rstrip("]")
-        assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
         return
     assert words[0] == "python", command
     if words[1] == "-m":

@@ -41,7 +41,7 @@ class Seen(HTMLParser):
 
 @pytest.fixture(scope="module")
 def text(root):
-    return (root / "report.html").read_text()
+    return (root / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_failures_footnotes_commands_and_provenance_are_said(text):
 def test_runs_on_fewer_questions_and_of_other_commits_are_said_below_the_table(tmp_path):
     document = table()
     document["rows"][1]["runs"]["mosaic"] |= {"samples": 612, "commit": "f" * 40}
-    text = html.page(document, tmp_path).read_text()
+    text = html.page(document, tmp_path).read_text(encoding="utf-8")
     assert "<li>Measured with commits 07272d01fc+changes, ffffffffff.</li>" in text
     assert "<li>Measured on fewer questions: Blink &lt;full&gt; &amp; τ (612 of 640).</li>" in text
 
@@ -249,27 +249,27 @@ def test_a_page_opens_with_the_idea_of_its_paper_and_shows_embedded_figures_and_
     folder = put(tmp_path, figure())
     lost = figure("blink_fig3", pictures={"gone": ["gone.svg"]}, error="no region is annotated <there>", claims=[])
     out = html.page(table(), tmp_path / "run", [(figure(), folder), (lost, tmp_path / "elsewhere")])
-    text = out.read_text()
+    text = out.read_text(encoding="utf-8")
     assert out == tmp_path / "run" / "page.html"
     assert text.index("which patch of the image") < text.index("<table")
     assert text.count('role="img"') == 2 and "Left out: no region is annotated &lt;there&gt;" in text and "Not there: gone" in text
     assert 'href="../blink_fig7/scale-llava-1.5/curve.svg"' in text
-    assert 'href="page.html"' not in html.page(table(), tmp_path / "run").read_text()  # now that it is there
+    assert 'href="page.html"' not in html.page(table(), tmp_path / "run").read_text(encoding="utf-8")  # now that it is there
 
 
 def test_the_same_document_gives_the_same_bytes(root, text):
-    assert html.gather(root).read_text() == text
+    assert html.gather(root).read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"name": "x", "title": "old", "rows": []}'])
 def test_a_document_that_cannot_be_read_is_named_in_one_line(tmp_path, broken):
     (tmp_path / "x" / "m").mkdir(parents=True)
-    (tmp_path / "x" / "m" / "table.json").write_text(broken)
+    (tmp_path / "x" / "m" / "table.json").write_text(broken, encoding="utf-8")
     said = "x/m/table.json is no table of this version; remove it"
     with pytest.raises(UserError, match=said):
         html.gather(tmp_path)
     put(tmp_path, figure())
-    text = html.gather(tmp_path).read_text()  # the others are there all the same
+    text = html.gather(tmp_path).read_text(encoding="utf-8")  # the others are there all the same
     assert said in text and 'id="blink_fig7--scale-llava-1.5"' in text
 
 
@@ -304,7 +304,7 @@ def test_the_width_of_an_svg_is_its_own_or_its_view_boxs(head, width, box):
 def test_a_broken_or_huge_svg_gives_way_to_the_png(tmp_path, svg):
     (tmp_path / "a.png").write_bytes(png(400))
     if svg is not None:
-        (tmp_path / "a.svg").write_text(svg)
+        (tmp_path / "a.svg").write_text(svg, encoding="utf-8")
     found = inline.picture("a", ["a.svg", "a.png"], tmp_path, "p", 'say "<hi>"')
     assert found.width == 144  # 400 pixels at 200 dots an inch
     assert found.markup.startswith('<img alt="say &quot;&lt;hi&gt;&quot;" src="data:image/png;base64,')
@@ -312,7 +312,7 @@ def test_a_broken_or_huge_svg_gives_way_to_the_png(tmp_path, svg):
 
 
 def test_a_huge_svg_without_a_png_goes_in_all_the_same_and_nothing_gives_nothing(tmp_path):
-    (tmp_path / "a.svg").write_text(CURVE + " " * 2_000_000)
+    (tmp_path / "a.svg").write_text(CURVE + " " * 2_000_000, encoding="utf-8")
     assert inline.picture("a", ["a.svg", "a.png"], tmp_path, "p", "").markup.startswith("<svg")
     assert inline.picture("b", ["b.svg"], tmp_path, "p", "") is None
 

@@ -281,7 +281,7 @@ def test_csv_has_raw_values_and_keeps_published_and_measured_in_columns_of_their
 
 def test_three_files_are_written(document, tmp_path):
     assert [p.name for p in text.write(document, tmp_path)] == ["table.md", "table.csv", "table.tex"]
-    assert (tmp_path / "table.tex").read_text() == text.latex(document)
+    assert (tmp_path / "table.tex").read_text(encoding="utf-8") == text.latex(document)
 
 
 # terminal

@@ -98,6 +98,6 @@ def test_latex_compiles(document, tmp_path):
         pytest.skip("no pdflatex on this machine")
     tables = [text.latex(document), *(text.latex(published_document(*known)) for known in PUBLISHED)]
     head = "\\documentclass[twocolumn]{article}\n\\usepackage{booktabs}\n\\usepackage{graphicx}\n\\begin{document}\n"
-    (tmp_path / "all.tex").write_text(head + "\n\\clearpage\n".join(tables) + "\n\\end{document}\n")
+    (tmp_path / "all.tex").write_text(head + "\n\\clearpage\n".join(tables) + "\n\\end{document}\n", encoding="utf-8")
     done = subprocess.run(["pdflatex", "-halt-on-error", "all.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -72,7 +72,7 @@ def mme(tmp_path_factory):
 
 def lines(path, records):
     path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     return str(path)
 
 
@@ -93,7 +93,7 @@ def test_predictions_of_another_split_damaged_or_double_are_refused(mme, tmp_pat
     with pytest.raises(UserError, match=r"1 of 2 predictions are not of mme/test, first pope/test/7"):
         rows = [{"id": first, "prediction": "yes"}, {"id": "pope/test/7", "prediction": "yes"}]
         scored_again(mme, mme.samples(), predicted(lines(tmp_path / "x.jsonl", rows)))
-    (tmp_path / "cut.jsonl").write_text('{"id": "a", "prediction": "yes"}\n{"id": "b", "pred')
+    (tmp_path / "cut.jsonl").write_text('{"id": "a", "prediction": "yes"}\n{"id": "b", "pred', encoding="utf-8")
     with pytest.raises(UserError, match="line 2 of"):
         predicted(str(tmp_path / "cut.jsonl"))
     with pytest.raises(UserError, match="answered twice"):
@@ -108,7 +108,7 @@ def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_
     words = ["benchmark=mme", f"data_root={tmp_path}", f"predictions={path}", "model=folder", "model.path=nowhere"]
     done = run(["evaluate.py", *words, f"benchmark.path={mme.path}", f"hydra.run.dir={tmp_path / 'out'}"])
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["scores"]["accuracy"]["value"], metrics["protocol"], metrics["split"]) == (100.0, "llava", "test")
     assert OmegaConf.load(tmp_path / "out" / "config.yaml").predictions == path
 
@@ -161,8 +161,8 @@ def test_what_shards_were_made_with_is_that_of_all(tmp_path):
     ):
         made_with(shards(c, MADE, MADE | {"method": "hero"}))
     (tmp_path / "d" / "0").mkdir()
-    (tmp_path / "d" / "0" / "records.jsonl").write_text("")
-    (tmp_path / "d" / "0" / "metrics.json").write_text('{"backbone": ')
+    (tmp_path / "d" / "0" / "records.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "d" / "0" / "metrics.json").write_text('{"backbone": ', encoding="utf-8")
     with pytest.raises(UserError, match="metrics.json is damaged"):
         made_with(str(tmp_path / "d" / "0"))
 
@@ -189,7 +189,7 @@ def test_the_score_of_nothing_is_null_and_an_empty_cell(tmp_path, capsys):
     nothing = mean([])
     assert math.isnan(nothing.value) and nothing.samples == 0
     results.write_json(tmp_path / "m.json", {"a": [nothing.value, math.inf, 1.5], "b": {"c": (nothing.value,)}})
-    text = (tmp_path / "m.json").read_text()
+    text = (tmp_path / "m.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=lambda word: pytest.fail(word)) == {"a": [None, None, 1.5], "b": {"c": [None]}}
     scores = {"accuracy": {"value": 50.0, "stderr": 1.0, "samples": 4}} | {k: {"value": v, "stderr": None, "samples": 0} for k, v in EMPTY}
     head = {"method": "m", "benchmark": "x", "protocol": "own", "backbone": "b", "layers": [], "cost": None, "skipped": []}
@@ -208,11 +208,11 @@ def easy(tmp_path, scale, monkeypatch):
     import easy_vqa
 
     source = Path(easy_vqa.__file__).parent / "data" / "test"
-    rows = json.loads((source / "questions.json").read_text())[:24]
+    rows = json.loads((source / "questions.json").read_text(encoding="utf-8"))[:24]
     names = sorted({r[2] for r in rows})
     folder = tmp_path / "set"
     (folder / "images").mkdir(parents=True)
-    (folder / "questions.json").write_text(json.dumps(rows))
+    (folder / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
     for name in names[1:]:
         (folder / "images" / f"{name}.png").symlink_to(source / "images" / f"{name}.png")
     monkeypatch.setattr(evaluate, "prepare_model", lambda cfg: (scale, none()))
@@ -246,13 +246,13 @@ def test_a_killed_evaluation_goes_on_and_ends_where_an_unbroken_one_does(easy, t
     assert easy(whole) == rest
     done = easy(out, dies=3)
     part = out / "records.part"
-    assert 0 < done < rest and not (out / "records.jsonl").exists() and len(part.read_text().splitlines()) == done + 1
+    assert 0 < done < rest and not (out / "records.jsonl").exists() and len(part.read_text(encoding="utf-8").splitlines()) == done + 1
     part.write_bytes(part.read_bytes()[:-9])  # as a kill in the middle of a line leaves it
     more = easy(out, dies=1)
     assert f"going on: {done - 1} of 24 samples are done" in capsys.readouterr().out
     assert easy(out) == rest - (done - 1) - more
     assert (out / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
-    first, last = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, out))
+    first, last = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (whole, out))
     assert len(first["skipped"]) == easy.missing
     assert all(first[key] == last[key] for key in ("scores", "samples", "skipped"))
     assert (first["kept"], last["kept"]) == (0, done - 1 + more)

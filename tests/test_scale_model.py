@@ -115,7 +115,7 @@ def test_thresholds_never_met_change_no_prediction(scale):
 def test_shipped_modules_beat_interpolation_at_every_layer():
     """By what their training wrote down, on 256 held-out pairs."""
     for layer in range(11, 21):
-        belonging = json.loads((SHIPPED / "tokensr" / f"layer_{layer}.json").read_text())
+        belonging = json.loads((SHIPPED / "tokensr" / f"layer_{layer}.json").read_text(encoding="utf-8"))
         assert belonging["training"]["held_out"]["gain"] > 0.05, layer
 
 

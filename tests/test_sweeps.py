@@ -189,14 +189,14 @@ def test_a_search_is_refused_before_anything_runs(tmp_path):
     for said, config in refused.items():
         with pytest.raises(UserError, match=said):
             tuning.check(config)
-    (tmp_path / "tuning.json").write_text("{}")
+    (tmp_path / "tuning.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="measured on the test part, so it is over; give another hydra.sweep.dir"):
         tuning.check(master(tmp_path, ok))
 
 
 def test_a_search_is_seeded_and_forgets_the_jobs_of_one_that_was_stopped(tmp_path):
     (tmp_path / "3").mkdir()
-    (tmp_path / "3" / "job.json").write_text("{}")
+    (tmp_path / "3" / "job.json").write_text("{}", encoding="utf-8")
     config = master(tmp_path, "thresholds=high_exp,low_drop")
     tuning.check(config)
     assert config.hydra.sweeper.sampler.seed == 7
@@ -293,9 +293,9 @@ def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_wit
     words = ("layer=range(4,8,2)", "thresholds.tau_exp=choice(0.4,0.5)", "method=blink_interp", "limit=4")
     printed = run("sweep.py", "-m", *words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     wanted = {(layer, tau) for layer in (4, 6) for tau in (0.4, 0.5)}
-    found = [yaml.safe_load(p.read_text())["method"] for p in tmp_path.glob("points/*/config.yaml")]
+    found = [yaml.safe_load(p.read_text(encoding="utf-8"))["method"] for p in tmp_path.glob("points/*/config.yaml")]
     assert {(m["layer"], m["tau_exp"]) for m in found} == wanted and len(found) == 4
-    summary = (tmp_path / "a" / "summary.md").read_text()
+    summary = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
     for layer, tau in wanted:
         assert f"| layer={layer} thresholds.tau_exp={tau} | done |" in summary
     assert "at every point: limit=4 method=blink_interp" in printed
@@ -307,21 +307,23 @@ def search_words(tmp_path: Path, folder: str, trials: int) -> tuple[str, ...]:
 
 
 def ids(folder: str) -> set[str]:
-    return {json.loads(line)["image_id"] for line in (Path(folder) / "records.jsonl").read_text().splitlines()}
+    return {json.loads(line)["image_id"] for line in (Path(folder) / "records.jsonl").read_text(encoding="utf-8").splitlines()}
 
 
 def test_a_search_chooses_on_validation_reports_on_test_and_goes_on_from_the_store(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     run(*search_words(tmp_path, "a", 2))
     printed = run(*search_words(tmp_path, "b", 3))
-    jobs = {f: [json.loads((tmp_path / f / str(k) / "job.json").read_text()) for k in range(n)] for f, n in (("a", 2), ("b", 3))}
+    jobs = {
+        f: [json.loads((tmp_path / f / str(k) / "job.json").read_text(encoding="utf-8")) for k in range(n)] for f, n in (("a", 2), ("b", 3))
+    }
     assert [j["folder"] for j in jobs["b"]][:2] == [j["folder"] for j in jobs["a"]]  # the same points, proposed again
     assert [j["reused"] for j in jobs["b"]] == [True, True, False]
     assert len({j["folder"] for j in jobs["b"]}) == 3
 
-    parts = {str(p.parent): yaml.safe_load(p.read_text())["part"] for p in tmp_path.glob("points/*/config.yaml")}
+    parts = {str(p.parent): yaml.safe_load(p.read_text(encoding="utf-8"))["part"] for p in tmp_path.glob("points/*/config.yaml")}
     assert all(parts[j["folder"]] == "validation" for j in jobs["b"])
-    documents = {f: json.loads((tmp_path / f / "tuning.json").read_text()) for f in ("a", "b")}
+    documents = {f: json.loads((tmp_path / f / "tuning.json").read_text(encoding="utf-8")) for f in ("a", "b")}
     opened = {documents[f]["settings"][s]["test"]["folder"] for f in ("a", "b") for s in ("default", "best")}
     assert {folder for folder, part in parts.items() if part == "test"} == opened  # nothing else was ever run there
 
@@ -331,11 +333,14 @@ def test_a_search_chooses_on_validation_reports_on_test_and_goes_on_from_the_sto
     assert document["points"] == 3 and document["objective"] == "total"
     for setting in (default, best):
         for part in ("validation", "test"):
-            metrics = json.loads((Path(setting[part]["folder"]) / "metrics.json").read_text())
+            metrics = json.loads((Path(setting[part]["folder"]) / "metrics.json").read_text(encoding="utf-8"))
             assert setting[part]["score"] == metrics["scores"]["total"]["value"]
             assert parts[setting[part]["folder"]] == part
         assert not ids(setting["validation"]["folder"]) & ids(setting["test"]["folder"])
-    assert yaml.safe_load((Path(default["test"]["folder"]) / "config.yaml").read_text())["method"]["layers"]["indices"] == "12-18"
+    assert (
+        yaml.safe_load((Path(default["test"]["folder"]) / "config.yaml").read_text(encoding="utf-8"))["method"]["layers"]["indices"]
+        == "12-18"
+    )
     assert f"best: {best['command']}" in printed and "the best (thresholds.tau_exp=0." in printed
 
 

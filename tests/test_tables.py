@@ -87,7 +87,7 @@ def test_trained_modules_make_another_point_of_methods_that_use_them(tmp_path):
 
 def written(folder: Path, correct: dict[str, bool]) -> str:
     folder.mkdir()
-    (folder / "records.jsonl").write_text("".join(json.dumps({"id": k, "correct": v}) + "\n" for k, v in correct.items()))
+    (folder / "records.jsonl").write_text("".join(json.dumps({"id": k, "correct": v}) + "\n" for k, v in correct.items()), encoding="utf-8")
     return str(folder)
 
 
@@ -120,7 +120,7 @@ def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(t
         finished = {"method": "hero", "scores": {"accuracy": {"value": 5.0, "stderr": 1.0}}, "cost": cost, "samples": 3, "skipped": []}
         finished |= {k: None for k in ("seconds", "backbone", "commit", "blink", "headline", "benchmark", "protocol")}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "records.jsonl").write_text(json.dumps({"visual_tokens": 7, "newline_tokens": 1, "layers": []}) + "\n")
+        (folder / "records.jsonl").write_text(json.dumps({"visual_tokens": 7, "newline_tokens": 1, "layers": []}) + "\n", encoding="utf-8")
         results.write_json(folder / "metrics.json", finished)
         return finished
 

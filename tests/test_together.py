@@ -67,7 +67,10 @@ def test_what_is_done_is_not_asked_again_and_what_was_killed_goes_on(tmp_path, m
     monkeypatch.setattr(together, "ask", killed)
     with pytest.raises(KeyboardInterrupt):
         together.run_together(configs)
-    assert [len((f / "records.part").read_text().splitlines()) for f in (together.place(c)[0] for c in configs[1:])] == [2, 2]
+    assert [len((f / "records.part").read_text(encoding="utf-8").splitlines()) for f in (together.place(c)[0] for c in configs[1:])] == [
+        2,
+        2,
+    ]
     monkeypatch.setattr(together, "ask", lambda *a: counted.append((len(a[1]), [len(p.kept.records) for p in a[1]])) or answered(*a))
     together.run_together(configs)
     assert counted == [(2, [1, 1])]  # the first point is in the store, the others have one answer each
@@ -136,5 +139,5 @@ def test_metrics_say_who_ran_together(tmp_path):
     configs = points(tmp_path, words=WORDS[2:4])
     together.run_together(configs)
     folder = Path(sweep.point(configs[0])["folder"])
-    assert json.loads((folder / "metrics.json").read_text())["together"]["points"] == 2
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["together"]["points"] == 2
     assert not (folder / together.NOTE).exists()

@@ -96,7 +96,7 @@ def test_broken_images_of_a_folder_are_counted_and_left_out(tmp_path):
     for i in range(5):
         Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
-    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "text.jpg").write_text("not an image", encoding="utf-8")
     module = data.PairedCrops(lambda image: torch.zeros(1), "folder", str(tmp_path), train_size=8, held_out_size=2)
     module.setup()
     assert sorted(p.name for p in module.broken) == ["cut.png", "text.jpg"]
@@ -125,7 +125,7 @@ def test_a_checkpoint_refuses_what_it_does_not_fit(tmp_path):
             checkpoint.load(tmp_path, layer, backbone, width)
     renamed = tmp_path / "layer_14.safetensors"
     renamed.write_bytes(path.read_bytes())
-    renamed.with_suffix(".json").write_text(path.with_suffix(".json").read_text())
+    renamed.with_suffix(".json").write_text(path.with_suffix(".json").read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(UserError, match="trained for layer 12, not 14"):
         checkpoint.load(tmp_path, 14, "b@1", 16)
 
@@ -145,6 +145,6 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, how):
     elif how == "no json":
         path.with_suffix(".json").unlink()
     else:
-        path.with_suffix(".json").write_text(json.dumps({"backbone": "b@1"}))
+        path.with_suffix(".json").write_text(json.dumps({"backbone": "b@1"}), encoding="utf-8")
     with pytest.raises(UserError, match="corrupt or cut off|lacks its|is damaged"):
         checkpoint.load(tmp_path, 12, "b@1", 16)

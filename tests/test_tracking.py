@@ -135,5 +135,5 @@ print("FOUND", sorted({{"wandb", "tensorboard", "mlflow", "torch", "pytorch_ligh
 
 
 def test_every_logger_of_conf_is_one_that_is_known():
-    kinds = {p.stem: yaml.safe_load(p.read_text())["kind"] for p in (CONF / "logger").glob("*.yaml")}
+    kinds = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8"))["kind"] for p in (CONF / "logger").glob("*.yaml")}
     assert kinds == {kind: kind for kind in base.NEEDED}

@@ -40,7 +40,7 @@ def test_a_point_and_a_training_in_tensorboard(point, tmp_path):
     assert {"examples/1", "examples/2"} == set(found.Tags()["images"])
     text = found.Tensors("records/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.splitlines()[2].startswith("| s0 | i0 | count | how many? 0 | 2 | two \\| 2 | 1.0 |")
-    kept = (tmp_path / "tensorboard" / "Blink_full,_mosaic" / "hparams.yaml").read_text()
+    kept = (tmp_path / "tensorboard" / "Blink_full,_mosaic" / "hparams.yaml").read_text(encoding="utf-8")
     assert "tau_exp: 0.5" in kept and "group: g" in kept
 
     _, logger = tracking.lightning_logger(settings("tensorboard"), tmp_path, "tokensr-conv")
@@ -72,7 +72,7 @@ def test_points_and_their_pictures_in_mlflow(point, tmp_path):
     assert run.data.metrics["scores/total"] == 50.0
     assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "cost/tokens_by_layer")] == [(0, 200.0), (1, 208.0)]
     kept = tmp_path / "mlflow" / run.info.run_id / "artifacts"
-    table = json.loads((kept / "records.json").read_text())
+    table = json.loads((kept / "records.json").read_text(encoding="utf-8"))
     assert table["columns"] == list(names.COLUMNS) and table["data"][1][0] == "s1"
     assert Image.open(kept / "images" / "examples_1.png").getpixel((10, 10)) == (255, 0, 0), "regions are drawn in: 0.25 of 40 pixels"
 

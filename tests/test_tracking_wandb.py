@@ -92,14 +92,14 @@ def test_a_point_in_weights_and_biases(offline_runs):
     curve = {row["layer"]: row["blink/rho_by_layer"] for row in history if "blink/rho_by_layer" in row}
     assert curve == {13: 0.45} and axes["blink/rho_by_layer"] == "layer"
     media = next(folder.glob("wandb/offline-run-*/files/media"))
-    table = json.loads(next(media.glob("table/records_*.json")).read_text())
+    table = json.loads(next(media.glob("table/records_*.json")).read_text(encoding="utf-8"))
     assert table["columns"] == list(names.COLUMNS)
     assert table["data"][0] == ["s0", "i0", "count", "how many? 0", "2", "two | 2", 1, "12 expand r2 (0.61), 14 drop (0.30)", 144]
     assert table["data"][1][4] is None and len(table["data"]) == 2
     first = next(media.glob("images/examples/1_*.png"))
     assert Image.open(first).getpixel((10, 10)) == (0, 255, 0), "the sample with a region comes first, its picture unspoilt"
     (boxes,) = media.glob("metadata/boxes2D/examples/1_*.json")
-    assert json.loads(boxes.read_text())["box_data"][0]["position"] == {"minX": 0.25, "minY": 0.0, "maxX": 0.5, "maxY": 1.0}
+    assert json.loads(boxes.read_text(encoding="utf-8"))["box_data"][0]["position"] == {"minX": 0.25, "minY": 0.0, "maxX": 0.5, "maxY": 1.0}
     assert said["examples/1/caption"] == "how many? 1 | answer: None | predicted: two | 2"
     assert len(list(media.glob("images/examples/*.png"))) == 2
 
@@ -109,7 +109,7 @@ def test_a_table_s_summary_in_weights_and_biases(offline_runs):
     assert (head.display_name, head.run_group, head.job_type) == ("blink_table2 summary", "table", "summary")
     assert set(head.tags) == {"experiment:blink_table2", "model:scale-llava"} and config["summary"]["scale"] is True
     media = next(offline_runs.glob("table/wandb/offline-run-*/files/media"))
-    table = json.loads(next(media.glob("table/table/blink_table2_*.json")).read_text())
+    table = json.loads(next(media.glob("table/table/blink_table2_*.json")).read_text(encoding="utf-8"))
     assert table["data"][0][:2] == ["Vanilla", 1863.58] and table["data"][0][4] == 114.375
     assert any("figures/fig/1/path" in row for row in history) and len(list(media.glob("images/figures/fig/1_*.png"))) == 1
 

@@ -33,19 +33,19 @@ def test_rows_come_one_by_one_whatever_is_read_at_once(tmp_path, chunk, indent):
         {},
     ]
     path = tmp_path / "rows.json"
-    path.write_text("\n " + json.dumps(rows, indent=indent) + "\n")
+    path.write_text("\n " + json.dumps(rows, indent=indent) + "\n", encoding="utf-8")
     assert list(llava_665k.rows(path, chunk)) == rows
-    path.write_text("[]")
+    path.write_text("[]", encoding="utf-8")
     assert list(llava_665k.rows(path, chunk)) == []
 
 
 def test_a_file_that_ends_early_is_never_taken_for_a_short_one(tmp_path):
     path, whole = tmp_path / "rows.json", json.dumps([{"id": 1, "image": "a.jpg"}, {"id": 2}])
     for end in range(len(whole)):
-        path.write_text(whole[:end])
+        path.write_text(whole[:end], encoding="utf-8")
         with pytest.raises(UserError, match="damaged or cut off|no JSON list"):
             list(llava_665k.rows(path))
-    path.write_text(json.dumps({"id": 1}))
+    path.write_text(json.dumps({"id": 1}), encoding="utf-8")
     with pytest.raises(UserError, match="no JSON list"):
         list(llava_665k.rows(path))
     with pytest.raises(UserError, match=r"data.json=.*nowhere.json is not there"):
@@ -79,7 +79,7 @@ def test_instruction_data_that_is_not_usable_says_why(tmp_path):
         ("coco/a.jpg", "row 1 of .* is no {...} but coco/a.jpg"),
         ({"image": "sam/a.jpg"}, "holds none of the 1 images"),
     ):
-        path.write_text(json.dumps([row]))
+        path.write_text(json.dumps([row]), encoding="utf-8")
         with pytest.raises(UserError, match=message):
             llava_665k.find(path, images)
     with pytest.raises(UserError, match=r"data.images=.*none is not a folder"):
@@ -108,7 +108,7 @@ def five(tmp_path) -> data.Files:
     for i in range(5):
         picture(tmp_path / f"{i}.png", i)
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:50])
-    (tmp_path / "3.png").write_text("no image")
+    (tmp_path / "3.png").write_text("no image", encoding="utf-8")
     return data.Files(tmp_path, [f"{i}.png" for i in range(5)], pad=True)
 
 
@@ -266,14 +266,14 @@ def test_train_py_on_the_instruction_data_counts_and_goes_on_exactly(tmp_path):
     done = scripts.run([*words, "data.workers=0", f"hydra.run.dir={whole}"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "32 rows, 30 name an image, 24 distinct images: each is run once, which saves 6 runs; 1 images are missing" in done.stdout
-    metrics = json.loads((whole / "metrics.json").read_text())
+    metrics = json.loads((whole / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["images"]["missing"] == {"ocr_vqa/images": 1}
     assert metrics["images"]["unreadable"] == 1
     assert metrics["skipped_images"] == [str(images / "vg/VG_100K/000003.jpg")]
     on = ["data.workers=2", f"resume={whole}", "data.batch_size=4", "trainer.checkpoint_every=2"]
     done = scripts.run([*words, *on, f"hydra.run.dir={rest}"])
     assert done.returncode == 0, done.stdout + done.stderr
-    again = json.loads((rest / "metrics.json").read_text())
+    again = json.loads((rest / "metrics.json").read_text(encoding="utf-8"))
     for layer in ("1", "2"):
         assert again["layers"][layer]["tokensr"] == pytest.approx(metrics["layers"][layer]["tokensr"], rel=1e-4)
         a, b = (safetensors_of(run / "tokensr" / f"layer_{int(layer):02d}.safetensors") for run in (whole, rest))
@@ -281,7 +281,7 @@ def test_train_py_on_the_instruction_data_counts_and_goes_on_exactly(tmp_path):
     # killed behind the last step, it only measures
     done = scripts.run([*words, f"hydra.run.dir={tmp_path / 'end'}", f"resume={rest}"])
     assert done.returncode == 0, done.stdout + done.stderr
-    end = json.loads((tmp_path / "end" / "metrics.json").read_text())
+    end = json.loads((tmp_path / "end" / "metrics.json").read_text(encoding="utf-8"))
     assert end["layers"]["2"]["tokensr"] == pytest.approx(again["layers"]["2"]["tokensr"], rel=1e-6)
 
 

@@ -57,13 +57,13 @@ def test_a_checkpoint_file_exports_to_modules_that_load(tmp_path, capsys):
     belonging = {"backbone": "b@1", "layers": [3, 5], "width": 16, "grid": [12, 12], "architecture": "residual_conv", "parts": 1}
     state = {f"amplifiers.{k}": v for k, v in trained.state_dict().items()}
     torch.save({"state_dict": state, "blink_exp": belonging, "global_step": 7}, tmp_path / "last.ckpt")
-    (tmp_path / "config.yaml").write_text("seed: 3\nmodel: {path: x}\n")
+    (tmp_path / "config.yaml").write_text("seed: 3\nmodel: {path: x}\n", encoding="utf-8")
     export.main([str(tmp_path), "--output", str(tmp_path / "out")])
     assert "2 modules of step 7 written to" in capsys.readouterr().out
     x = torch.randn(1, 16, 4, 4)
     for layer in (3, 5):
         assert torch.equal(checkpoint.load(tmp_path / "out", layer, "b@1", 16)(x), trained[str(layer)](x))
-    written = json.loads((tmp_path / "out" / "layer_05.json").read_text())
+    written = json.loads((tmp_path / "out" / "layer_05.json").read_text(encoding="utf-8"))
     assert written["training"] == {"seed": 3, "steps": 7}
     assert written["grid"] == [12, 12]
 
@@ -162,7 +162,7 @@ def test_a_pass_has_the_flops_that_torch_counts():
 
 
 def test_the_tables_of_the_docs_are_the_computed_ones():
-    text = (ROOT / "docs" / "training.md").read_text()
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     assert "\n".join(arithmetic.memory_table()) in text
     assert "\n".join(arithmetic.time_table(378_797, 125e12)) in text
 
@@ -180,7 +180,7 @@ def test_two_processes_train_what_one_does(tmp_path):
         done = scripts.run([*words, *more, f"hydra.run.dir={tmp_path / name}"])
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("modules written to") == 1
-    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in ("one", "two"))
     assert (two["devices"], two["parts_of_a_step"]) == (2, 2)
     assert two["layers"]["1"]["samples"] == one["layers"]["1"]["samples"] == 9
     for value in ("interpolation", "tokensr"):

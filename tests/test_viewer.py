@@ -35,7 +35,7 @@ def page(measured, tmp_path_factory):
     with open_dict(cfg):
         cfg.view, cfg.compare = record["id"], ["none", "blink", "hero"]
     path = viewer.view(cfg, tmp_path_factory.mktemp("view"))
-    return json.loads((path.parent / "view.json").read_text()), path, record
+    return json.loads((path.parent / "view.json").read_text(encoding="utf-8")), path, record
 
 
 def test_the_page_says_what_the_evaluation_recorded(page):
@@ -74,7 +74,7 @@ def test_where_nothing_is_expanded_the_scan_s_rho_is_that_of_the_attention_the_l
 
 def test_html_tables_hold_the_same(page):
     said, path, _ = page
-    tables = Tables(path.read_text()).rows
+    tables = Tables(path.read_text(encoding="utf-8")).rows
     rows = tables["layers-table"][2:]
     assert len(rows) == 32
     for line, row in zip(said["layers"], rows, strict=True):
@@ -104,7 +104,7 @@ def test_answers_of_other_methods_are_those_of_their_evaluations(page, measured)
 
 def test_the_page_needs_no_network_and_no_script(page):
     _, path, _ = page
-    html = path.read_text()
+    html = path.read_text(encoding="utf-8")
     assert "script" not in Tables(html).tags and "http://" not in html and "https://" not in html
     assert html.count("data:image/png;base64,") > 32
     assert "@media (prefers-color-scheme: dark)" in html

@@ -26,9 +26,9 @@ def test_own_picture_and_question_are_escaped_and_the_page_is_the_same_twice(pho
     cfg = config("method=none", image=str(photo), question=question, compare=[])
     first, second = (viewer.view(cfg, tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
-    parsed = Tables(first.read_text())
+    parsed = Tables(first.read_text(encoding="utf-8"))
     assert f"“{question}”" in parsed.text and "script" not in parsed.tags and photo.name in parsed.text
-    said = json.loads((tmp_path / "a" / "view.json").read_text())
+    said = json.loads((tmp_path / "a" / "view.json").read_text(encoding="utf-8"))
     assert (said["known"], said["verdict"], said["answers"][0]["verdict"], said["kept"]) == (None, None, None, None)
     assert all(v["decision"] is None and v["expanded"] == 0 for v in said["layers"])
     assert "right" not in {cell for row in parsed.rows["answers-table"] for cell in row}
@@ -51,12 +51,12 @@ def test_a_compared_method_that_cannot_run_says_why_and_a_changed_one_stands_bes
     with open_dict(cfg):
         cfg.hero.options.score = "nonsense"
     viewer.view(cfg, tmp_path)
-    lines = json.loads((tmp_path / "view.json").read_text())["answers"]
+    lines = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))["answers"]
     assert [(a["label"], a["shown"]) for a in lines] == [("fastv", True), ("fastv", False), ("hero", False)]
     assert lines[0]["tokens"] > lines[1]["tokens"]  # three whole layers against two: the user's retention ratio in both
     assert lines[1]["tokens"] < 0.5 * 144
     assert "hero.score=nonsense" in lines[2]["why"] and lines[2]["said"] is None
-    assert "hero.score=nonsense" in Tables((tmp_path / "view.html").read_text()).text
+    assert "hero.score=nonsense" in Tables((tmp_path / "view.html").read_text(encoding="utf-8")).text
 
 
 def test_presets_keep_the_user_s_values_with_and_without_hydra_running():

@@ -23,11 +23,11 @@ from blink_exp.experiments import plan
 from blink_exp.methods.blink import scaled_threshold, selected_layers
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-FILES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((CONF / "table").glob("*_table*.yaml"))}
+FILES = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted((CONF / "table").glob("*_table*.yaml"))}
 POINTS = [(name, p["label"]) for name, table in FILES.items() for p in table["points"]]
 PUBLISHED = [(n, label) for n, label in POINTS if "published" in next(p for p in FILES[n]["points"] if p["label"] == label)]
 LLM_DEPTH = 32
-STOCK = [e for e in yaml.safe_load((CONF / "evaluate.yaml").read_text())["defaults"] if isinstance(e, dict)]
+STOCK = [e for e in yaml.safe_load((CONF / "evaluate.yaml").read_text(encoding="utf-8"))["defaults"] if isinstance(e, dict)]
 DEFAULTS = {f"{group}={preset}" for entry in STOCK for group, preset in entry.items()}
 
 

@@ -62,7 +62,10 @@ FAULTS = {
     "one byte short": (last_byte, f"{SHARDS[1]} has"),
     "cut in the header": (lambda f: cut(f / SHARDS[0], 100), f"{SHARDS[0]} is cut off or no safetensors file (100 bytes)"),
     "empty": (lambda f: cut(f / SHARDS[0], 0), f"{SHARDS[0]} is cut off or no safetensors file (0 bytes)"),
-    "a pointer": (lambda f: (f / SHARDS[2]).write_text("version https://git-lfs.github.com/spec/v1"), "is a git-lfs pointer, not weights"),
+    "a pointer": (
+        lambda f: (f / SHARDS[2]).write_text("version https://git-lfs.github.com/spec/v1", encoding="utf-8"),
+        "is a git-lfs pointer, not weights",
+    ),
     "bin only": (to_bin, "holds no *.safetensors; only this format is loaded, as it cannot run code"),
     "nothing": (no_weights, "holds no *.safetensors; download the weights"),
 }
@@ -81,8 +84,8 @@ def test_a_fault_is_one_line(fault, folder):
 
 def other_config(**changed):
     def spoil(folder):
-        raw = json.loads((folder / "config.json").read_text()) | changed
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8")) | changed
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not None}), encoding="utf-8")
 
     return spoil
 
@@ -98,8 +101,8 @@ def remove(*names):
 
 
 def other_image_token(folder):
-    text = (folder / "processor_config.json").read_text()
-    (folder / "processor_config.json").write_text(text.replace("<image>", "<pad>"))
+    text = (folder / "processor_config.json").read_text(encoding="utf-8")
+    (folder / "processor_config.json").write_text(text.replace("<image>", "<pad>"), encoding="utf-8")
 
 
 REFUSED = {
@@ -132,7 +135,7 @@ def cache(whole, tmp_path, monkeypatch):
 
     held = tmp_path / "hub" / f"models--{HUB.replace('/', '--')}"
     (held / "refs").mkdir(parents=True)
-    (held / "refs" / "main").write_text(COMMIT)
+    (held / "refs" / "main").write_text(COMMIT, encoding="utf-8")
     shutil.copytree(whole, held / "snapshots" / COMMIT)
     for where in (constants, huggingface_hub.file_download, huggingface_hub._snapshot_download):
         monkeypatch.setattr(where, "HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)

@@ -44,7 +44,7 @@ def read_config(folder: Path, path: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        raw = json.loads((folder / "config.json").read_text())
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"model.path={path} has a config.json that is no JSON ({error}); download it again") from error
     kind = raw.get("model_type")
@@ -91,7 +91,7 @@ def check_complete(folder: Path, path: str) -> None:
     """Raises UserError where weights are missing or were half downloaded."""
     index = folder / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         names = sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:

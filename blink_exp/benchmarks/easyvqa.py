@@ -28,7 +28,7 @@ class EasyVQA(ExactMatch):
         else:
             root = Path(self.path)
         try:
-            rows = json.loads((root / "questions.json").read_text())
+            rows = json.loads((root / "questions.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"benchmark.path={self.path} has no questions.json; give a folder in easy-VQA's layout") from None
         except json.JSONDecodeError:

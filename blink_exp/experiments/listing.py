@@ -51,7 +51,7 @@ class Store:
         self.pace: dict[tuple[str, str], list[float]] = {}  # seconds a sample, by backbone and benchmark
         self.samples: dict[str, int] = {}  # most samples seen of a benchmark
         for file in self.root.glob("*/metrics.json"):
-            found = json.loads(file.read_text())
+            found = json.loads(file.read_text(encoding="utf-8"))
             name = found["benchmark"]
             self.pace.setdefault((found["backbone"], name), []).append(found["seconds"] / max(1, found["samples"]))
             self.samples[name] = max(self.samples.get(name, 0), found["samples"])
@@ -75,7 +75,7 @@ class Store:
         cfg = compose("sweep", overrides=[*first, *own, f"store={self.root}"])
         locate(cfg)
         if match and (known := matching.place(cfg, match)).is_file():
-            cfg = compose("sweep", overrides=[*first, f"{match}={json.loads(known.read_text())['value']:.6g}", *own])
+            cfg = compose("sweep", overrides=[*first, f"{match}={json.loads(known.read_text(encoding='utf-8'))['value']:.6g}", *own])
             locate(cfg)
         settings = results.plain(cfg)
         folder = self.root / identity.point_hash(settings, identity.digests(settings))

@@ -37,7 +37,7 @@ def matched(cfg: DictConfig, key: str) -> list[str]:
     if not known.is_file() or cfg.force:
         value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)
         results.write_json(known, {"key": key, "value": value, "wanted": cfg.retention_ratio, "share": share})
-    found = json.loads(known.read_text())
+    found = json.loads(known.read_text(encoding="utf-8"))
     print(f"matched: {key}={found['value']:.6g} keeps {100 * found['share']:.2f} % of the visual tokens", flush=True)
     return [f"{key}={found['value']:.6g}"]
 

@@ -70,7 +70,7 @@ def write_lines(records: list[dict[str, Any]]) -> str:
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
     """The records of a finished point, by its folder."""
-    return [json.loads(line) for line in (Path(folder) / "records.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (Path(folder) / "records.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 class Kept:

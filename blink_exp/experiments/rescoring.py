@@ -61,7 +61,7 @@ def predicted(paths: str | list[str]) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     files = files_of(paths)
     for file in files:
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 found = json.loads(line)
                 same = out.setdefault(found["id"], found)["prediction"] == found["prediction"]
@@ -104,7 +104,7 @@ def made_with(paths: str | list[str]) -> dict[str, Any]:
 
 def _made_with(metrics: Path) -> dict[str, Any]:
     try:
-        said = json.loads(metrics.read_text())
+        said = json.loads(metrics.read_text(encoding="utf-8"))
         made = {key: said[key] for key in MADE_WITH if key in said}
         tokens = (said.get("blink") or {}).get("visual_tokens_of_the_image")
     except (ValueError, TypeError, AttributeError):

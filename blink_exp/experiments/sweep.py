@@ -140,7 +140,7 @@ class Summary(Callback):
             return  # Search has the last word
         folder = Path(config.hydra.sweep.dir)
         jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
-        rows = [json.loads(p.read_text()) for p in jobs]
+        rows = [json.loads(p.read_text(encoding="utf-8")) for p in jobs]
         if not rows:
             return
         common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()

@@ -37,7 +37,7 @@ def place(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
     settings = results.plain(cfg)
     folder = Path(cfg.store) / identity.point_hash(settings, identity.digests(settings))
     metrics = folder / "metrics.json"
-    return folder, json.loads(metrics.read_text()) if metrics.is_file() and not cfg.force else None
+    return folder, json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() and not cfg.force else None
 
 
 def run_together(configs: Iterable[DictConfig]) -> None:
@@ -94,7 +94,7 @@ def taken_note(folder: Path) -> dict[str, Any] | None:
     path = folder / NOTE
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
     return found
 

@@ -149,7 +149,7 @@ def finish(config: DictConfig) -> None:
     HydraConfig.instance().set_config(config)
     folder = Path(config.hydra.sweep.dir)
     jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
-    rows = [json.loads(p.read_text()) for p in jobs]
+    rows = [json.loads(p.read_text(encoding="utf-8")) for p in jobs]
     fixed = single(config)
     for row in rows:
         row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")

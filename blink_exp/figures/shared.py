@@ -129,5 +129,5 @@ def measured_on(backbone: str, benchmark: str, count: int, what: str = "question
 
 def point_measured_on(row: dict[str, Any]) -> str:
     """The same of a measured point."""
-    benchmark = json.loads((Path(row["folder"]) / "metrics.json").read_text())["benchmark"]
+    benchmark = json.loads((Path(row["folder"]) / "metrics.json").read_text(encoding="utf-8"))["benchmark"]
     return measured_on(row["backbone"], benchmark, row["samples"])

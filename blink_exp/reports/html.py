@@ -62,7 +62,7 @@ def gather(root: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         document = None
     needed = {"name", "title"} | ({"published_columns", "groups", "rows"} if path.stem == "table" else set())

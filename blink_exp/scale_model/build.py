@@ -54,7 +54,7 @@ def build(work: Path, assets: Path, seed: int, most: int | None = None, device: 
         "seed": seed,
         "seconds_of_this_run": round(time.time() - started),
     }
-    (assets / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
+    (assets / "measured.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     card.write(assets)
 
 

@@ -80,12 +80,12 @@ def _guess() -> dict[str, float]:
 
 def write(assets: Path = SHIPPED) -> Path:
     """README.md of the assets: the fixed text of card.md with the measured tables in their places."""
-    measured = json.loads((assets / "measured.json").read_text())
-    text = (Path(__file__).parent / "card.md").read_text()
+    measured = json.loads((assets / "measured.json").read_text(encoding="utf-8"))
+    text = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
     for name, table in tables(measured, assets).items():
         text = text.replace(f"<!-- {name} -->", table)
     path = assets / "README.md"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -101,7 +101,7 @@ def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
     lines += [f"| {i} | {r:.3f} | {100 * h:.1f} % |" for i, (r, h) in enumerate(zip(saliency["rho"], saliency["hit"], strict=True))]
     gains = ["| layer | interpolation | TokenSR | gain |", "|---:|---:|---:|---:|"]
     for path in sorted((assets / "tokensr").glob("*.json")):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         h = found["training"]["held_out"]
         gains.append(f"| {found['layer']} | {h['interpolation']:.4f} | {h['tokensr']:.4f} | {100 * h['gain']:.1f} % |")
     best = max(range(len(saliency["hit"])), key=lambda i: saliency["hit"][i])

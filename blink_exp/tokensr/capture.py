@@ -101,7 +101,7 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
         try:
             if ranks.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
-                alone(stack.enter_context(open(folder / ".lock", "w")), folder)
+                alone(stack.enter_context(open(folder / ".lock", "w", encoding="utf-8")), folder)
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

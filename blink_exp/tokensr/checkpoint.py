@@ -62,7 +62,7 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
             " or do without: method=blink_interp"
         )
     try:
-        belonging = Belonging(**json.loads(path.with_suffix(".json").read_text()))
+        belonging = Belonging(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} lacks its {path.stem}.json, which says what it belongs to; copy both files") from None
     except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:

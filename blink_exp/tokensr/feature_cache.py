@@ -88,7 +88,7 @@ class Plan:
     def load(cls, folder: Path) -> Plan | None:
         """That of a folder; None where there is none, or none that can be read."""
         try:
-            found = cls(**json.loads((folder / PLAN).read_text()))
+            found = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
             whole = isinstance(found.contents, dict) and all(isinstance(n, int) for starts in found.shards.values() for n in starts)
             return found if whole and found.format == FORMAT and found.layers else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):

@@ -67,7 +67,7 @@ def point_logged(
     from blink_exp.experiments import tokens
     from blink_exp.experiments.records import read
 
-    finished = json.loads((folder / "metrics.json").read_text())
+    finished = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     records = read(folder)
     model, logger = settings["model"], settings["logger"]
     decided = any(r.get("layers") for r in records)
