@@ -5,14 +5,14 @@ Imports nothing heavy, so that ``--help`` stays instant. HYDRA_FULL_ERROR=1 brin
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blink_exp.errors import UserError, flat, nearest
-from blink_exp.viewer.quoting import quoted
+from blink_exp.errors import UserError, flat
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
@@ -24,14 +24,18 @@ def entry(main: Callable[[], object], config: str) -> None:
     user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ[TRACEBACK] = str(int(user_wants_traceback))
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    for stream in (sys.stdout, sys.stderr):  # a terminal with another encoding shows a ? for what it lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
     def checked(_: object) -> object:
+        from blink_exp.settings.words import prepared
+
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(helped(config))
             return None
-        sys.argv[1:] = quoted(sys.argv[1:])
+        sys.argv[1:] = prepared(sys.argv[1:], config)
         check_optuna(sys.argv[1:])
-        check_overrides(sys.argv[1:], config)
         return main()
 
     guard(checked, None)
@@ -66,17 +70,13 @@ def one_line(error: BaseException) -> str:
         return f"the disk is full (writing {error.filename or 'results'}); free some space or choose another folder with hydra.run.dir=..."
     if isinstance(error, UserError):
         return str(error)
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):  # instantiate() wraps what a constructor raised
-        cause = cause.__cause__
-    if cause is not None:
-        return str(cause)
     if type(error).__name__ == OUT_OF_MEMORY:
         return (
             f"the device is out of memory ({flat(error, 160)}); use a smaller batch_size, model.dtype=bfloat16 or model.quantization=4bit"
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) or type(error).__name__
+    from blink_exp.settings.messages import translated
+
+    return translated(error)
 
 
 def helped(config: str) -> str:
@@ -99,28 +99,3 @@ def check_optuna(argv: list[str]) -> None:
             importlib.metadata.version("hydra-optuna-sweeper")
         except importlib.metadata.PackageNotFoundError:
             raise UserError('a search needs Optuna; pip install "blink_exp[optuna]"') from None
-
-
-def check_overrides(argv: list[str], config: str) -> None:
-    """Names the nearest presets and keys for words that Hydra would not find. Reads file and key names only."""
-    import re
-
-    folders = [p for p in CONF.rglob("*") if p.is_dir()]  # method/pruner is a group as method is
-    groups = {str(p.relative_to(CONF)): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
-    root = (CONF / f"{config}.yaml").read_text(encoding="utf-8") + (CONF / "evaluate.yaml").read_text(encoding="utf-8")
-    keys = set(re.findall(r"^(\w+):", root, flags=re.M)) | set(groups)
-    for word in argv:
-        match = re.fullmatch(r"([A-Za-z_][\w/]*)(\.[\w.]+)?=(.*)", word)
-        if match is None:
-            continue
-        key, inner, value = match.groups()
-        if key.partition("/")[0] == "hydra":
-            continue  # Hydra names its own
-        if key not in keys:
-            raise UserError(f"{word.split('=')[0]} is not a setting; {nearest(key, keys)}")
-        if key in groups and not inner and not value.startswith(("[", "{", "null", "$")):
-            for name in value.split(","):
-                if not re.fullmatch(r"[\w.+-]+", name):
-                    continue  # glob(*), choice(...): Hydra's own syntax
-                if name not in groups[key]:
-                    raise UserError(f"{key}={name} is not a preset; {nearest(name, groups[key])}")

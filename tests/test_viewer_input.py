@@ -9,9 +9,9 @@ from viewing import config, wide_photo
 
 from blink_exp.benchmarks.base import Sample
 from blink_exp.errors import UserError
+from blink_exp.settings.words import quoted
 from blink_exp.viewer import run as viewer
 from blink_exp.viewer import subject
-from blink_exp.viewer.quoting import quoted
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from blink_exp import tracking
 from blink_exp.cli import CONF, one_line
 from blink_exp.errors import UserError
 from blink_exp.experiments import plan, results
+from blink_exp.settings.compose import composed
 
 KINDS = ("table", "figure")
 SAME_TABLE = ("model", "model.device", "batch_size", "cost", "data_root", "logger")  # settings that leave a table what it is
@@ -159,9 +160,7 @@ def natural(name: str) -> list[Any]:
 
 
 def model_name(experiment: dict[str, Any], own: list[str]) -> str:
-    from hydra import compose
-
-    model = compose("sweep", overrides=[*experiment.get("overrides", []), *own]).model
+    model = composed("sweep", [*experiment.get("overrides", []), *own]).model
     return str(model.name or Path(model.path).name)
 
 

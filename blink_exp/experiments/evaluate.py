@@ -24,12 +24,14 @@ from blink_exp.experiments.records import Kept, summary, write_lines
 from blink_exp.experiments.terminal import bar, show
 from blink_exp.experiments.together import taken_note
 from blink_exp.methods.base import Method
+from blink_exp.settings.check import check
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
     """evaluate.py: measures ``cfg``, writes the output folder, prints a table. Returns the scores by name."""
     from hydra.core.hydra_config import HydraConfig
 
+    check(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
     if viewer.wanted(cfg):
         from blink_exp.viewer.run import view

@@ -13,6 +13,7 @@ from blink_exp import reference
 from blink_exp.errors import UserError
 from blink_exp.experiments import identity, matching, plan, results
 from blink_exp.experiments.terminal import bar
+from blink_exp.settings.compose import composed
 
 
 def show_list(cfg: DictConfig, experiments: list[dict[str, Any]], own: list[str]) -> None:
@@ -68,14 +69,12 @@ class Store:
         return [self.folder(first, own, name, point.get("match")) for point, first, name in points]
 
     def folder(self, first: list[str], own: list[str], benchmark: str, match: str | None = None) -> Path:
-        from hydra import compose
-
         from blink_exp.experiments.evaluate import locate
 
-        cfg = compose("sweep", overrides=[*first, *own, f"store={self.root}"])
+        cfg = composed("sweep", [*first, *own, f"store={self.root}"])
         locate(cfg)
         if match and (known := matching.place(cfg, match)).is_file():
-            cfg = compose("sweep", overrides=[*first, f"{match}={json.loads(known.read_text(encoding='utf-8'))['value']:.6g}", *own])
+            cfg = composed("sweep", [*first, f"{match}={json.loads(known.read_text(encoding='utf-8'))['value']:.6g}", *own])
             locate(cfg)
         settings = results.plain(cfg)
         folder = self.root / identity.point_hash(settings, identity.digests(settings))

@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
 from blink_exp.experiments.sweep import guarded
+from blink_exp.settings.compose import composed
 
 log = logging.getLogger(__name__)
 # of the sweep, not of its points
@@ -77,11 +78,9 @@ def benchmarks(experiment: dict[str, Any], own: list[str], scale: bool) -> list[
 
 def on_scale_model(experiment: dict[str, Any], own: list[str]) -> bool:
     """Whether it runs on a model that ships with this project."""
-    from hydra import compose
-
     from blink_exp.backbone.load import shipped
 
-    return shipped(compose("sweep", overrides=[*experiment.get("overrides", []), *own]).model.path) is not None
+    return shipped(composed("sweep", [*experiment.get("overrides", []), *own]).model.path) is not None
 
 
 def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> list[str]:
@@ -114,7 +113,7 @@ def refuse_collisions(experiment: dict[str, Any], own: list[str]) -> None:
                 )
 
 
-def composed(cfg: DictConfig, first: list[str], own: list[str], match: str | None = None) -> tuple[DictConfig, list[str]]:
+def point_settings(cfg: DictConfig, first: list[str], own: list[str], match: str | None = None) -> tuple[DictConfig, list[str]]:
     """The settings of a point and the overrides that make them. ``cfg``: the sweep's own settings; ``match``: see ``matching``."""
     sweep = (f"store={cfg.store}", f"force={cfg.force}")
     if match:
@@ -126,9 +125,7 @@ def composed(cfg: DictConfig, first: list[str], own: list[str], match: str | Non
 
 @functools.lru_cache(maxsize=1024)
 def _compose(overrides: tuple[str, ...]) -> DictConfig:
-    from hydra import compose
-
-    return compose("sweep", overrides=list(overrides))
+    return composed("sweep", overrides)
 
 
 def measured_run(cfg: DictConfig, first: list[str], own: list[str], label: str, match: str | None = None, **logged: Any) -> dict[str, Any]:
@@ -136,7 +133,7 @@ def measured_run(cfg: DictConfig, first: list[str], own: list[str], label: str, 
     and ``x``, see ``sweep.guarded``."""
     said = [*first, *own]
     try:
-        settings, said = composed(cfg, first, own, match)
+        settings, said = point_settings(cfg, first, own, match)
     except Exception as error:  # also what Hydra wraps, and what a model or a data set says while it is matched
         if not isinstance(error, UserError):
             log.error("%s failed:\n%s", label, traceback.format_exc())
@@ -156,7 +153,7 @@ def settings_of(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: lis
     for name in names:
         for point in points(experiment):
             with contextlib.suppress(Exception):  # it is said when the point is measured
-                out.append(composed(cfg, [*words(experiment, point, name), *modules], own, point.get("match"))[0])
+                out.append(point_settings(cfg, [*words(experiment, point, name), *modules], own, point.get("match"))[0])
     return out
 
 
@@ -165,8 +162,6 @@ def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tup
     folder of the store where they are kept. None where it trains none, or the user names modules.
 
     Raises UserError on a published backbone without ``train`` words: what trains a scale model's modules would do nothing for it."""
-    from hydra import compose
-
     from blink_exp.backbone.load import shipped
     from blink_exp.experiments import identity, results
 
@@ -175,7 +170,7 @@ def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tup
     models = [word for word in (*experiment.get("overrides", []), *own) if key(word).partition(".")[0] in ("model", "seed")]
     given = shlex.split(cfg.get("train") or "")
     overrides = [*models, *experiment["trains"], *given]
-    settings = results.plain(compose("train", overrides=overrides))
+    settings = results.plain(composed("train", overrides))
     if shipped(settings["model"]["path"]) is None and not given:
         needed = " ".join(experiment["trains"])
         raise UserError(

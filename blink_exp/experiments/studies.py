@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from blink_exp import reference
 from blink_exp.errors import UserError
 from blink_exp.experiments import plan
+from blink_exp.settings.compose import composed
 
 KEPT = ("name", "title", "paper", "source", "note")  # of a figure in its document
 
@@ -24,7 +25,6 @@ def measure_figure(
 ) -> dict[str, Any]:
     """The document of a figure, whose pictures are in ``out``. ``table``, ``of``: the document and experiment of the table on whose page
     it stands: it is then drawn on that table's model and benchmark, and from its points where it has none of its own."""
-    from hydra import compose
     from hydra.utils import instantiate
 
     from blink_exp.figures.base import Study, written
@@ -48,7 +48,7 @@ def measure_figure(
         )
         rows.append(run | {k: point[k] for k in ("series", "x") if k in point})
     at = (figure.get("at") or {}).get(name, [])
-    settings = compose("sweep", overrides=[*first, f"benchmark={name}", *at, *modules, *own])
+    settings = composed("sweep", [*first, f"benchmark={name}", *at, *modules, *own])
     drawing = instantiate(figure["draw"])(Study(figure["name"], settings, rows))
     files = written(drawing, out)
     source = reference.figure(figure["paper"], figure["source"]) if figure.get("source") else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from blink_exp import tracking
 from blink_exp.cli import one_line
@@ -19,6 +19,7 @@ from blink_exp.errors import UserError
 from blink_exp.experiments import results
 from blink_exp.experiments.records import read
 from blink_exp.experiments.together import place
+from blink_exp.settings.check import check
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def run(cfg: DictConfig) -> Any:
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
+        check(cfg)
         if cfg.dashboard is not None:
             from blink_exp import dashboards
 
@@ -64,6 +66,7 @@ def guarded(cfg: DictConfig, label: str, experiment: str | None = None, x: float
     from blink_exp.experiments.evaluate import prepare_benchmark
 
     try:
+        check(cfg)
         row = {"point": label, "status": "done"} | point(cfg)
     except (UserError, OSError) as error:
         log.error("%s failed: %s", label, one_line(error))
@@ -123,11 +126,8 @@ def point(cfg: DictConfig) -> dict[str, Any]:
 
 
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        for key in ("store", "force", "table", "figure", "report", "dashboard", "train", "objective", "token_price", "share"):
-            cfg.pop(key, None)
-    return cfg
+    own = ("store", "force", "table", "figure", "report", "dashboard", "train", "objective", "token_price", "share")
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in own])
 
 
 class Summary(Callback):

@@ -23,6 +23,7 @@ from blink_exp import reference
 from blink_exp.experiments import plan
 from blink_exp.experiments.deltas import add_deltas
 from blink_exp.experiments.records import read
+from blink_exp.settings.compose import composed
 
 KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over", "split_by")  # of a table in its document
 
@@ -74,16 +75,14 @@ def new_row(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_rows(table: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a table that measures nothing: what is published, and what our own configuration says."""
-    from hydra import compose
-
     recipe = table.get("recipe")
     if recipe is None:
         return []
-    composed = compose(recipe["config"], overrides=recipe["overrides"])
+    cfg = composed(recipe["config"], recipe["overrides"])
     rows = []
     for label, path in recipe["values"].items():
         point = {"label": label, "published": {"table": table["source"], "row": label}}
-        rows.append(new_row(table, point) | {"settings": {path: OmegaConf.select(composed, path)}})
+        rows.append(new_row(table, point) | {"settings": {path: OmegaConf.select(cfg, path)}})
     return rows
 
 

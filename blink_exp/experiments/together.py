@@ -22,6 +22,7 @@ from blink_exp.experiments import identity, results
 from blink_exp.experiments.asking import Point, ask
 from blink_exp.experiments.records import Kept
 from blink_exp.experiments.terminal import bar
+from blink_exp.settings.check import check
 
 log = logging.getLogger(__name__)
 ONE_RUN = ("model", "benchmark", "part", "limit", "shard", "data_root", "batch_size", "shared_gb")  # settings that points must agree on
@@ -45,6 +46,7 @@ def run_together(configs: Iterable[DictConfig]) -> None:
     groups: dict[str, dict[Path, DictConfig]] = {}
     for cfg in configs:
         try:
+            check(cfg)
             folder, stored = place(cfg)
         except (UserError, OSError) as error:
             log.info("left alone: %s", one_line(error))

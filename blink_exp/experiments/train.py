@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp.errors import UserError
 from blink_exp.experiments import results
 from blink_exp.experiments.resume import resume_from
+from blink_exp.settings.check import check
 
 
 def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
@@ -28,6 +29,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     from blink_exp.tokensr.training import TokenSRTraining, parameters
     from blink_exp.tracking import finish
 
+    check(cfg)
     started = time.time()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # PairedCrops starts at the restored step by itself

@@ -23,6 +23,7 @@ from blink_exp.cli import guard
 from blink_exp.errors import UserError, nearest
 from blink_exp.experiments import results
 from blink_exp.experiments.plan import key
+from blink_exp.settings.compose import composed
 
 PRESETS = ("model", "method", "benchmark")  # the groups that a file of conf/search may choose
 OWN = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
@@ -200,12 +201,10 @@ def chosen(config: DictConfig, done: list[dict[str, Any]], fixed: list[str]) -> 
 
 def measured(words: list[str], part: str) -> dict[str, Any]:
     """A point on a part. Raises UserError if it fails."""
-    from hydra import compose
-
     from blink_exp.experiments.sweep import guarded
 
     label = f"part={part} {' '.join(words)}"
-    row = guarded(on_part(compose("sweep", overrides=words), part), label)
+    row = guarded(on_part(composed("sweep", words), part), label)
     if row["status"] == "failed":
         raise UserError(f"{label} failed: {row['error']}")
     return row
@@ -225,9 +224,7 @@ def seen(row: dict[str, Any], score: str, value: float) -> dict[str, Any]:
 
 def alone(config: DictConfig, words: list[str]) -> list[str]:
     """The command that runs a point of a search without it, on the test part."""
-    from hydra import compose
-
-    cfg = compose("sweep", overrides=words)
+    cfg = composed("sweep", words)
     presets = {group: f"{group}={config.hydra.runtime.choices[group]}" for group in PRESETS}
     own = {key(word): word for word in words if key(word).partition(".")[0] not in OWN}
     stands_for = {path: f"{path}={OmegaConf.select(cfg, path)}" for path in _reads_search(OmegaConf.to_container(cfg, resolve=False))}

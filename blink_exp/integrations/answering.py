@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 
-from blink_exp.cli import CONF, check_overrides, one_line
+from blink_exp.cli import CONF, one_line
 from blink_exp.errors import UserError
+from blink_exp.settings.compose import composed
 
 if TYPE_CHECKING:  # a harness loads this for every one of its commands, so what takes seconds to import waits for the first model
     from omegaconf import DictConfig
@@ -73,10 +74,6 @@ def configure(settings: Mapping[str, Any], batch_size: int | str = 1, device: st
         batch_size: questions at once; a harness's "auto" is refused.
         device: what the harness was told, instead of ``model.device``; None: nothing.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     if not str(batch_size).isdecimal():
         raise UserError(f"batch_size={batch_size} is not a whole number; give one, such as 8")
     if not CONF.is_dir():
@@ -86,12 +83,7 @@ def configure(settings: Mapping[str, Any], batch_size: int | str = 1, device: st
         if str(settings.get("model.device", device)) != device:
             raise UserError(f"model.device={settings['model.device']} and --device {device} contradict each other; give one of them")
         words.append(f"model.device={device}")
-    check_overrides(words, "evaluate")
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("evaluate", overrides=words)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+    return composed("evaluate", words)
 
 
 def build(cfg: DictConfig) -> tuple[Backbone, Method]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
@@ -20,6 +17,7 @@ from blink_exp.experiments import results
 from blink_exp.experiments.evaluate import prepare_model
 from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.saliency import PatchGrid
+from blink_exp.settings.compose import composed
 from blink_exp.viewer import KEYS
 from blink_exp.viewer import page as pages
 from blink_exp.viewer.subject import Subject, subject
@@ -79,9 +77,7 @@ def answers(cfg: DictConfig, names: list[str], backbone: Backbone, about: Subjec
 
 def preset(cfg: DictConfig, name: str) -> DictConfig:
     """``cfg`` with a preset of its method; the values that the preset takes from other groups stay the user's."""
-    inside = GlobalHydra.instance().is_initialized()  # under hydra.main, which allows no second
-    with contextlib.nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
-        method = compose("evaluate", overrides=[f"method={name}"]).method
+    method = composed("evaluate", [f"method={name}"]).method
     other = cfg.copy()
     with open_dict(other):
         other.method = method
@@ -105,5 +101,5 @@ def command(cfg: DictConfig) -> str | None:
     if not HydraConfig.initialized():
         return None
     words = HydraConfig.get().overrides.task
-    own = [word.partition("=")[0] for word in words]  # the page's own keys as the user wrote them, not as ``quoting`` did
+    own = [word.partition("=")[0] for word in words]  # the page's own keys as the user wrote them, not as ``settings.words`` quoted them
     return "python evaluate.py " + shlex.join(f"{k}={cfg[k]}" if k in KEYS else w for k, w in zip(own, words, strict=True))

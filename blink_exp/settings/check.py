@@ -1,0 +1,149 @@
+"""Whether composed settings are within their limits, and one line for those that are not.
+
+Hydra holds the types of the root settings and of most groups by itself (``roots``); the groups whose presets differ, and all limits beyond
+a type, are checked here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from blink_exp.errors import UserError, flat, nearest
+from blink_exp.settings.limits import Between, Limit
+from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Data, Logger
+
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+HYDRA = "hydra"  # Hydra's own settings, which it checks itself
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits. Values given as text for
+    a number ("0.5") become numbers, in place."""
+    for prefix, node in _nodes(cfg, ""):
+        schema = schema_of(node)
+        if schema is not None:
+            _check_node(node, prefix, schema)
+
+
+def schema_of(node: DictConfig) -> type | None:
+    """The dataclass that says what ``node`` may hold; None for what comes from other packages."""
+    own = OmegaConf.get_type(node)
+    if dataclasses.is_dataclass(own):
+        return own
+    if "_target_" in node:
+        return BY_TARGET.get(str(node["_target_"]))
+    for key, schemas, base in (("source", BY_SOURCE, Data), ("kind", BY_KIND, Logger)):
+        if key in node and not OmegaConf.is_missing(node, key):
+            return schemas.get(str(node[key]), base)
+    return None
+
+
+def _nodes(node: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
+    """``node`` and every mapping below it, with the dotted keys that lead there; references to other places are left out."""
+    yield prefix, node
+    for key in list(node):
+        if (not prefix and key == HYDRA) or OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue
+        if isinstance(child := node[key], DictConfig):
+            yield from _nodes(child, f"{prefix}{key}.")
+
+
+def _check_node(node: DictConfig, prefix: str, schema: type) -> None:
+    for key in list(node):
+        if str(key).startswith("_") or (not prefix and key == HYDRA):
+            continue
+        if key not in fields(schema):
+            raise UserError(unknown(f"{prefix}{key}", fields(schema)))
+        if OmegaConf.is_missing(node, key):
+            raise UserError(f"{prefix}{key} must be given: {prefix}{key}=... ({rule(schema, str(key))})")
+        if OmegaConf.is_interpolation(node, key):
+            _ = node[key]  # raises where it refers to nothing; what it refers to is checked at its own place
+        else:
+            _check_value(node, str(key), prefix, schema)
+
+
+def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
+    typed = _empty(schema)
+    try:
+        typed[key] = node[key]
+        value = typed[key]
+    except OmegaConfBaseException:
+        raise UserError(refusal(schema, key, f"{prefix}{key}", node[key])) from None
+    limit = fields(schema)[key].metadata.get("limit")
+    if value is not None and limit is not None and not limit.holds(value):
+        raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))
+    if isinstance(value, float) and limit is None and not Between().holds(value):
+        raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))
+    if not isinstance(value, DictConfig | ListConfig) and (type(value) is not type(node[key])):
+        node[key] = value
+
+
+@functools.cache
+def _empty(schema: type) -> DictConfig:
+    """A node of ``schema`` to try values on."""
+    return OmegaConf.structured(schema)
+
+
+@functools.cache
+def fields(schema: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(schema)}
+
+
+@functools.cache
+def _types(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
+
+
+def value_type(schema: type, key: str) -> tuple[Any, bool]:
+    """(the type of a setting, whether it may also be null)."""
+    hint = _types(schema)[key]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0], True
+    return hint, hint is type(None)
+
+
+def rule(schema: type, key: str) -> str:
+    """What a setting must be, in words: "a whole number of at least 1, or null"."""
+    kind, nullable = value_type(schema, key)
+    limit: Limit | None = fields(schema)[key].metadata.get("limit")
+    said = limit.rule if limit is not None else NAMES.get(kind, "a group of settings" if dataclasses.is_dataclass(kind) else "null")
+    return said + (", or null" if nullable and said != "null" else "")
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """One line for a setting that is not there, with the nearest of those ``known`` at its place."""
+    settings = [key for key in known if not key.startswith("_")]
+    return f"{name} is not a setting; " + (nearest(name.rpartition(".")[2], settings) if settings else "what holds it has none")
+
+
+def refusal(schema: type, key: str, name: str, value: Any) -> str:
+    """One line: the setting, its rule, the value that breaks it, and a cure where one can be guessed."""
+    limit: Limit | None = fields(schema)[key].metadata.get("limit")
+    hint = limit.hint(value) if limit is not None and isinstance(value, str) else ""
+    if isinstance(value, float) and value_type(schema, key)[0] is float and value.is_integer():
+        value = int(value)  # OmegaConf made a float of it
+    return f"{name} must be {rule(schema, key)}, got {shown(value)}" + (f"; {hint}" if hint else "")
+
+
+def shown(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if value == "":
+        return "nothing"
+    if isinstance(value, list):
+        return "[" + ",".join(shown(entry) for entry in value) + "]"
+    return flat(value, 200)

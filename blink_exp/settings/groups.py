@@ -1,0 +1,136 @@
+"""Schemas of the config groups whose presets all hold the same settings: types and limits. The values are those of conf/.
+
+A field without a default must be in the preset. What a setting means stands beside its value in conf/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from blink_exp.settings import limits
+
+
+@dataclass
+class Saliency:
+    scorer: str = limits.text("the name of a scorer")
+
+
+@dataclass
+class Grid:
+    p: int = limits.whole(1)
+    scale_thresholds: bool = limits.flag()
+
+
+@dataclass
+class Thresholds:
+    tau_exp: float = limits.number(0, 1)
+    tau_drop: float = limits.number(0, 1)
+
+
+def _layers(value: Any) -> bool:
+    if isinstance(value, str):
+        first, dash, last = value.partition("-")
+        return value == "all" or (first.isdecimal() and (last.isdecimal() and int(first) <= int(last) if dash else True))
+    return value is None or limits.is_whole(value) or limits.is_list(value, limits.is_whole)
+
+
+@dataclass
+class Layers:
+    indices: Any = limits.such("a range of layers such as 12-18, a list such as [12,13], one layer, or all", _layers)
+    base: int = limits.whole(0, 1)
+    relative: bool = limits.flag()
+
+
+@dataclass
+class Resolution:
+    policy: str = limits.words("threshold", "cycle", "expand_once", "copy")
+    on_reexpand: str = limits.words("replace", "keep", "append")
+    scan: str = limits.words("visual", "visual_and_expanded")
+    interpolate: bool = limits.flag()
+    positions: str = limits.words("contiguous", "inherit")
+
+
+@dataclass
+class TokenSR:
+    architecture: str = limits.text("the name of an architecture")
+    path: str | None = limits.path()
+
+
+@dataclass
+class LossWeights:
+    kl: float = limits.number(0)
+    kl_spatial: float = limits.number(0)
+    mse: float = limits.number(0)
+    cosine: float = limits.number(0)
+
+
+@dataclass
+class Loss:
+    weights: LossWeights = field(default_factory=LossWeights)
+
+
+def _devices(value: Any) -> bool:
+    return value == "auto" or limits.is_whole(value, 1) or (limits.is_list(value, limits.is_whole) and len(value) > 0)
+
+
+@dataclass
+class Trainer:
+    accelerator: str = limits.words("cpu", "gpu", "cuda", "mps", "tpu", "auto")
+    strategy: str = limits.text("the name of a strategy")
+    devices: Any = limits.such("auto, a number of devices of at least 1, or a list of their numbers", _devices)
+    num_nodes: int = limits.whole(1)
+    precision: str = limits.words("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
+    global_batch: int = limits.whole(1)
+    epochs: int = limits.whole(1)
+    lr: float = limits.number(0, above=True)
+    warmup: float = limits.number(0, 1, below=True)
+    weight_decay: float = limits.number(0)
+    checkpoint_activations: bool = limits.flag()
+    channels_last: bool = limits.flag()
+    checkpoint_every: int = limits.whole(1)
+    log_every: int = limits.whole(1)
+    optimizer: str = limits.words("adamw", default="adamw")
+    scheduler: str = limits.words("cosine", default="cosine")
+    sequence_length: int | None = limits.whole(1, default=None)
+
+
+@dataclass
+class Fill:
+    fill: str = limits.words("neighbours", "recall")
+
+
+@dataclass
+class HeroOptions:
+    allocation: str = limits.words("scores", "uniform")
+    temperature_cls: float = limits.number(0, above=True)
+    temperature_clip: float = limits.number(0, above=True)
+    density_weight: float = limits.number(0)
+    cls_source: str = limits.words("pooled", "last_hidden", "projected")
+    text: str = limits.words("question", "prompt")
+    remainder: str = limits.words("paper", "largest_remainder")
+    overflow: str = limits.words("redistribute", "truncate")
+    score: str = limits.words("mean", "double_softmax")
+    tile_budget: str = limits.words("rest", "own")
+
+
+@dataclass
+class Hero:
+    tokens_per_view: int | None = limits.whole(1)
+    relative: bool = limits.flag()
+    options: HeroOptions = field(default_factory=HeroOptions)
+
+
+@dataclass
+class HeroAlpha:
+    alpha: float = limits.number(0, 1)
+
+
+@dataclass
+class EncoderLayers:
+    layers: list[int] = limits.layer_list()
+
+
+@dataclass
+class NewlinePolicy:
+    policy: str = limits.words("all_rows", "valid_rows", "none")

@@ -1,0 +1,200 @@
+"""What a setting may hold beyond its type. Every limit states its rule in words, so that one statement serves messages and documentation.
+
+Imports nothing heavy: settings are checked before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import MISSING
+
+from blink_exp.errors import nearest
+
+SEEDS = 2**32 - 1  # the largest seed that numpy and Lightning take
+
+
+class Limit(Protocol):
+    """``rule``: what a value must be, as the end of "... must be". ``holds``: whether a value of the right type is so; ``hint``: a cure
+    for a value that is not."""
+
+    @property
+    def rule(self) -> str: ...
+
+    def holds(self, value: Any) -> bool: ...
+
+    def hint(self, value: Any) -> str: ...
+
+
+@dataclass(frozen=True)
+class Between:
+    """A finite number from ``low`` to ``high``; ``above``, ``below``: whether that end itself is left out. None: no such end."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+    noun: str = "a number"
+
+    @property
+    def rule(self) -> str:
+        if self.low is not None and self.high is not None:
+            brackets = "(" if self.above else "[", ")" if self.below else "]"
+            return f"{self.noun} in {brackets[0]}{self.low}, {self.high}{brackets[1]}"
+        if self.low is not None:
+            return f"{self.noun} above {self.low}" if self.above else f"{self.noun} of at least {self.low}"
+        return self.noun
+
+    def holds(self, value: Any) -> bool:
+        if not math.isfinite(value):
+            return False
+        low = self.low is None or (value > self.low if self.above else value >= self.low)
+        return low and (self.high is None or (value < self.high if self.below else value <= self.high))
+
+    def hint(self, value: Any) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class Words:
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    @property
+    def rule(self) -> str:
+        return self.words[0] if len(self.words) == 1 else f"one of {', '.join(self.words)}"
+
+    def holds(self, value: Any) -> bool:
+        return value in self.words
+
+    def hint(self, value: Any) -> str:
+        hint = nearest(str(value), self.words)
+        return hint if hint.startswith("did") else ""  # the rule lists all of them
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text but an empty one. ``noun``: what it stands for. ``blank``: whether it may be empty all the same."""
+
+    noun: str = "text"
+    blank: bool = False
+
+    @property
+    def rule(self) -> str:
+        return self.noun
+
+    def holds(self, value: Any) -> bool:
+        return self.blank or bool(str(value).strip())
+
+    def hint(self, value: Any) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class Folder(Text):
+    """A folder that is there."""
+
+    noun: str = "a folder"
+
+    def holds(self, value: Any) -> bool:
+        return super().holds(value) and Path(value).is_dir()
+
+    def hint(self, value: Any) -> str:
+        return "it is not a folder"
+
+
+@dataclass(frozen=True)
+class Each:
+    """A list with at least ``least`` entries, each within ``limit``."""
+
+    limit: Between | Words | Text
+    least: int = 1
+
+    @property
+    def rule(self) -> str:
+        return f"a list of which each entry is {self.limit.rule}" + ("" if self.least == 0 else ", and not empty")
+
+    def holds(self, value: Any) -> bool:
+        return len(value) >= self.least and all(self.limit.holds(entry) for entry in value)
+
+    def hint(self, value: Any) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class Such:
+    """What ``test`` accepts; ``rule`` says it in words. For settings that take values of several types."""
+
+    rule: str
+    test: Callable[[Any], bool]
+
+    def holds(self, value: Any) -> bool:
+        return self.test(value)
+
+    def hint(self, value: Any) -> str:
+        return ""
+
+
+def whole(low: int | None = None, high: int | None = None, default: Any = MISSING) -> Any:
+    """A field for a whole number from ``low`` to ``high``."""
+    return _field(Between(low, high, noun="a whole number"), default)
+
+
+def number(low: float | None = None, high: float | None = None, *, above: bool = False, below: bool = False, default: Any = MISSING) -> Any:
+    """A field for a finite number; see ``Between``."""
+    return _field(Between(low, high, above, below), default)
+
+
+def words(*known: str, default: Any = MISSING) -> Any:
+    return _field(Words(known), default)
+
+
+def text(noun: str = "text", default: Any = MISSING, blank: bool = False) -> Any:
+    return _field(Text(noun, blank), default)
+
+
+def path(default: Any = MISSING) -> Any:
+    return text("a path", default)
+
+
+def folder(default: Any = MISSING) -> Any:
+    return _field(Folder(), default)
+
+
+def seed(default: Any = MISSING) -> Any:
+    return whole(0, SEEDS, default)
+
+
+def flag(default: Any = MISSING) -> Any:
+    return dataclasses.field(default=default)
+
+
+def layer_list() -> Any:
+    """A field for layers of an encoder, numbered from 1."""
+    return _field(Each(Between(1, noun="a whole number")), MISSING)
+
+
+def preset_list() -> Any:
+    return _field(Each(Text("a name")), MISSING)
+
+
+def such(rule: str, test: Callable[[Any], bool], default: Any = MISSING) -> Any:
+    return _field(Such(rule, test), default)
+
+
+def is_whole(value: Any, low: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def is_list(value: Any, test: Callable[[Any], bool]) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(test(entry) for entry in value)
+
+
+def _field(limit: Limit, default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"limit": limit})

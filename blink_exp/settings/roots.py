@@ -1,0 +1,105 @@
+"""Schemas of evaluate.py's, sweep.py's and train.py's settings. Hydra composes conf/ into them, so that a wrong type never gets further.
+
+Importing this module makes them known to Hydra, without which conf/ does not compose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from blink_exp.settings import groups, limits
+
+
+def _shard(value: Any) -> bool:
+    if value is None:
+        return True
+    k, _, n = str(value).partition("/")
+    return k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)
+
+
+def _files(value: Any) -> bool:
+    return (
+        value is None
+        or (isinstance(value, str) and bool(value))
+        or (limits.is_list(value, lambda v: isinstance(v, str)) and len(value) > 0)
+    )
+
+
+@dataclass
+class Evaluate:
+    model: Any = MISSING
+    method: Any = MISSING
+    benchmark: Any = MISSING
+    saliency: groups.Saliency = MISSING
+    grid: groups.Grid = MISSING
+    thresholds: groups.Thresholds = MISSING
+    layers: groups.Layers = MISSING
+    resolution: groups.Resolution = MISSING
+    tokensr: groups.TokenSR = MISSING
+    blink: groups.Fill = MISSING
+    hero: groups.Hero = MISSING
+    hero_alpha: groups.HeroAlpha = MISSING
+    hero_low: groups.EncoderLayers = MISSING
+    hero_high: groups.EncoderLayers = MISSING
+    newline_policy: groups.NewlinePolicy = MISSING
+    judge: Any = MISSING
+    logger: Any = MISSING
+    table: Any = None
+    layer: int | None = limits.whole(0)
+    retention_ratio: float = limits.number(0, 1, above=True)
+    data_root: str | None = limits.folder()
+    predictions: Any = limits.such("a file, a folder, a pattern or a list of them, or null", _files)
+    against: str | None = limits.path()
+    view: str | None = limits.text("a sample's id")
+    image: str | None = limits.path()
+    question: str | None = limits.text("a question")
+    compare: list[str] = limits.preset_list()
+    shard: Any = limits.such("a part k/n with k from 1 to n, e.g. 1/8, or null", _shard)
+    store: str = limits.path()
+    force: bool = limits.flag()
+    part: str = limits.words("all", "validation", "test")
+    limit: int | None = limits.whole(1)
+    batch_size: int = limits.whole(1)
+    workers: int | None = limits.whole(0)
+    shared_gb: float | None = limits.number(0, above=True)
+    cost: int = limits.whole(0)
+    seed: int = limits.seed()
+
+
+@dataclass
+class Sweep(Evaluate):
+    figure: Any = None
+    search: Any = None
+    share: bool = limits.flag()
+    objective: str | None = limits.text("the name of a score")
+    token_price: float = limits.number(0)
+    dashboard: str | None = limits.words("wandb")
+    train: str = limits.text("words of train.py", blank=True)
+    report: str = limits.path()
+
+
+@dataclass
+class Train:
+    model: Any = MISSING
+    layers: groups.Layers = MISSING
+    tokensr: groups.TokenSR = MISSING
+    loss: groups.Loss = MISSING
+    trainer: groups.Trainer = MISSING
+    data: Any = MISSING
+    logger: Any = MISSING
+    layer: int | None = limits.whole(0)
+    seed: int = limits.seed()
+    output: str | None = limits.path()
+    resume: str | None = limits.path()
+
+
+ROOTS: dict[str, type] = {"evaluate": Evaluate, "sweep": Sweep, "train": Train}
+GROUP = "settings"  # of Hydra's config store: conf/<root>.yaml names its schema as the first of its defaults
+
+
+for _name, _schema in ROOTS.items():
+    ConfigStore.instance().store(group=GROUP, name=_name, node=_schema, package="_global_")

@@ -1,0 +1,356 @@
+"""Schemas of the config groups whose presets differ: a model, a method, a benchmark, a judge is what its ``_target_`` says, a data source
+what its ``source`` says, a logger what its ``kind`` says.
+
+What a package outside of this one brings has no schema here; its own constructor checks it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from blink_exp.settings import limits
+
+MODES = ("paper", "reference")
+NEWLINES = ("all_rows", "valid_rows", "none")
+
+
+@dataclass
+class Model:
+    path: str = limits.text("a hub id or a folder")
+    name: str | None = limits.text("a name")
+    revision: str | None = limits.text("a branch, tag or commit")
+    dtype: str = limits.words("float32", "float16", "bfloat16")
+    device: str = limits.text("a device such as cpu, cuda or cuda:0")
+    device_map: str | None = limits.words("auto", "balanced", "balanced_low_0", "sequential")
+    attn_implementation: str = limits.words("sdpa", "eager", "flash_attention_2")
+    quantization: str | None = limits.words("4bit", "8bit")
+    pad: bool = limits.flag()
+    system_prompt: str | None = limits.words("none", "vicuna_v1")
+    clip: str | None = limits.text("a hub id or a folder")
+
+
+@dataclass
+class Untouched:
+    """method=none has no settings."""
+
+
+@dataclass
+class Blink:
+    amplify: bool = limits.flag()
+    saliency: str = limits.text("the name of a scorer")
+    p: int = limits.whole(1)
+    scale_thresholds: bool = limits.flag()
+    tau_exp: float = limits.number(0, 1)
+    tau_drop: float = limits.number(0, 1)
+    layers: Any = None
+    layer: int | None = limits.whole(0)
+    resolution: Any = None
+    tokensr: Any = None
+    seed: int = limits.seed()
+
+
+@dataclass
+class Hero:
+    retention_ratio: float = limits.number(0, 1, above=True)
+    tokens_per_view: int | None = limits.whole(1)
+    alpha: float = limits.number(0, 1)
+    low: list[int] = limits.layer_list()
+    high: list[int] = limits.layer_list()
+    relative: bool = limits.flag()
+    newline_policy: str = limits.words(*NEWLINES)
+    options: Any = None
+
+
+@dataclass
+class Control:
+    ratio: float = limits.number(0, 1, above=True)
+    newline_policy: str = limits.words(*NEWLINES)
+
+
+@dataclass
+class RandomControl(Control):
+    seed: int = limits.seed()
+
+
+@dataclass
+class FasterVLM:
+    retention_ratio: float = limits.number(0, 1, above=True)
+    layer: int | None = limits.whole(1)
+    mode: str = limits.words(*MODES)
+    newline_policy: str | None = limits.words(*NEWLINES)
+
+
+@dataclass
+class GlobalCom2(FasterVLM):
+    temperature: float = limits.number(0, above=True)
+
+
+@dataclass
+class HiRED:
+    retention_ratio: float = limits.number(0, 1, above=True)
+    alpha: float = limits.number(0, 1)
+    allocation_layer: int | None = limits.whole(1)
+    selection_layer: int | None = limits.whole(1)
+    mode: str = limits.words(*MODES)
+    newline_policy: str | None = limits.words(*NEWLINES)
+
+
+@dataclass
+class PruMergePlus:
+    layer: int | None = limits.whole(1)
+    neighbours: int = limits.whole(1)
+    iqr_factor: float = limits.number()
+    densify: int = limits.whole(1)
+    mode: str = limits.words(*MODES)
+    newline_policy: str = limits.words(*NEWLINES)
+
+
+@dataclass
+class FastV:
+    full_layers: int = limits.whole(1)
+    retention_ratio: float = limits.number(0, 1, above=True)
+    mode: str = limits.words(*MODES)
+    relative: bool = limits.flag()
+
+
+def _schedule(value: Any) -> bool:
+    return value is None or value in (192, 128, 96, 64) or (limits.is_list(value, limits.is_whole) and len(value) > 0)
+
+
+@dataclass
+class SparseVLM:
+    schedule: Any = limits.such("192, 128, 96, 64, a list of tokens to keep behind each of its layers, or null", _schedule)
+    retention_ratio: float | None = limits.number(0, 1, above=True)
+    layers: list[int] = field(default_factory=list, metadata={"limit": limits.Each(limits.Between(0, noun="a whole number"))})
+    relative: bool = limits.flag()
+
+
+@dataclass
+class Thumbnail:
+    newline_policy: str = limits.words(*NEWLINES)
+
+
+@dataclass
+class ThumbnailPlusTile(Thumbnail):
+    metric: str = limits.words("clip_score", "cls_similarity")
+    rank: int = limits.whole(1, 4)
+    fewer: str = limits.words("thumbnail", "last")
+    cls_source: str = limits.words("pooled", "last_hidden", "projected")
+
+
+@dataclass
+class Pair:
+    pruner: Any = None
+    policy: Any = None
+    fill: str = limits.words("neighbours", "recall")
+    name: str | None = limits.text("a name")
+
+
+@dataclass
+class Rows:
+    """A benchmark in the layout of the hub."""
+
+    path: str = limits.text("a hub id or a folder")
+    config: str | None = limits.text("the name of a configuration")
+    revision: str | None = limits.text("a branch, tag or commit")
+    split: str = limits.text("the name of a split")
+    protocol: str = limits.text("the name of a protocol")
+    exif: bool = limits.flag()
+
+
+@dataclass
+class GQA(Rows):
+    image_config: str = limits.text("the name of a configuration")
+
+
+@dataclass
+class Marked(Rows):
+    """One whose answers a language model may mark."""
+
+    judge: Any = None
+
+
+@dataclass
+class MMBench(Marked):
+    language: str = limits.words("en", "cn")
+    choice: str = limits.words("static", "judge")
+    seed: int = limits.seed()
+
+
+@dataclass
+class Captions(Marked):
+    request: str = limits.text("a prompt")
+    max_new_tokens: int = limits.whole(1)
+    seed: int = limits.seed()
+
+
+@dataclass
+class VQA(Rows):
+    normalization: str = limits.words("always", "unless_equal")
+
+
+@dataclass
+class TextVQA(VQA):
+    ocr: str | None = limits.words("row", "none")
+
+
+@dataclass
+class Duts:
+    path: str | None = limits.path()
+    split: str = limits.words("TE", "TR")
+    layers: list[int] = limits.layer_list()
+    top: int = limits.whole(1)
+    batch: int = limits.whole(1)
+
+
+@dataclass
+class EasyVQA:
+    path: str | None = limits.path()
+
+
+@dataclass
+class Mosaic:
+    images: int = limits.whole(1)
+
+
+@dataclass
+class MosaicSaliency(Mosaic):
+    layers: list[int] = limits.layer_list()
+    top: int = limits.whole(1)
+    of: int = limits.whole(1)
+    batch: int = limits.whole(1)
+
+
+@dataclass
+class NoJudge:
+    """judge=none has no settings."""
+
+
+@dataclass
+class OpenAIJudge:
+    model: str = limits.text("the name of a model")
+    base_url: str | None = limits.text("the address of an endpoint")
+    key_variable: str = limits.text("the name of an environment variable")
+    cache: str = limits.path()
+    temperature: float | None = limits.number(0)
+    max_tokens: int | None = limits.whole(1)
+    max_retries: int = limits.whole(0)
+    timeout: float = limits.number(0, above=True)
+    threads: int = limits.whole(1)
+    give_up: int = limits.whole(1)
+
+
+@dataclass
+class Data:
+    source: str = limits.words("scenes", "folder", "llava_665k")
+    train_size: int | None = limits.whole(1)
+    held_out_size: int | None = limits.whole(1)
+    batch_size: int | None = limits.whole(1)
+    workers: int = limits.whole(0)
+    pad: bool = limits.flag()
+    quadrants: str = limits.words("one", "all")
+    cache_features: bool = limits.flag()
+    cache_path: str = limits.path()
+    cache_dtype: str = limits.words("bfloat16", "float32")
+
+
+@dataclass
+class SceneData(Data):
+    path: Any = limits.such("null", lambda value: value is None)
+    train_size: int = limits.whole(1)
+    held_out_size: int = limits.whole(1)
+
+
+@dataclass
+class FolderData(Data):
+    path: str = limits.path()
+    train_size: int = limits.whole(1)
+    held_out_size: int = limits.whole(1)
+
+
+@dataclass
+class LlavaData(Data):
+    json: str = limits.path()
+    images: str = limits.path()
+    held_out_share: float = limits.number(0, 1, above=True, below=True)
+
+
+@dataclass
+class Logger:
+    kind: str = limits.words("csv", "wandb", "tensorboard", "mlflow")
+
+
+@dataclass
+class TensorBoard(Logger):
+    rows: int = limits.whole(0)
+    images: int = limits.whole(0)
+
+
+@dataclass
+class MLflow(TensorBoard):
+    project: str = limits.text("the name of an experiment")
+    uri: str | None = limits.text("the address of a tracking server or database")
+
+
+@dataclass
+class WandB(TensorBoard):
+    project: str = limits.text("the name of a project")
+    entity: str | None = limits.text("the name of a user or team")
+    mode: str = limits.words("online", "offline", "disabled")
+
+
+_METHODS = "blink_exp.methods."
+_BENCHMARKS = "blink_exp.benchmarks."
+BY_TARGET: dict[str, type] = {
+    "blink_exp.backbone.load.load": Model,
+    "blink_exp.judge.nobody": NoJudge,
+    "blink_exp.judge.Judge": OpenAIJudge,
+    **{
+        _METHODS + name: schema
+        for name, schema in {
+            "none.none": Untouched,
+            "blink.configure": Blink,
+            "hero.configure": Hero,
+            "controls.random": RandomControl,
+            "controls.uniform": Control,
+            "controls.downsample": Control,
+            "fastervlm.configure": FasterVLM,
+            "globalcom2.configure": GlobalCom2,
+            "hired.configure": HiRED,
+            "prumerge_plus.configure": PruMergePlus,
+            "fastv.configure": FastV,
+            "sparsevlm.configure": SparseVLM,
+            "one_tile.thumbnail": Thumbnail,
+            "one_tile.thumbnail_plus_tile": ThumbnailPlusTile,
+            "pair.configure": Pair,
+        }.items()
+    },
+    **{
+        _BENCHMARKS + name: schema
+        for name, schema in {
+            "captions.Captions": Captions,
+            "chartqa.ChartQA": Rows,
+            "duts.Duts": Duts,
+            "easyvqa.EasyVQA": EasyVQA,
+            "gqa.GQA": GQA,
+            "mmbench.MMBench": MMBench,
+            "mme.MME": Rows,
+            "mmstar.MMStar": Rows,
+            "mmvet.MMVet": Marked,
+            "mosaic_hr.MosaicHR": Mosaic,
+            "mosaic_mme.MosaicMME": Mosaic,
+            "mosaic_open.MosaicOpen": Mosaic,
+            "mosaic_saliency.MosaicSaliency": MosaicSaliency,
+            "ocrbench.OCRBench": Rows,
+            "pope.POPE": Rows,
+            "realworldqa.RealWorldQA": Rows,
+            "scienceqa.ScienceQA": Rows,
+            "textvqa.TextVQA": TextVQA,
+            "vizwiz.VizWiz": VQA,
+            "vqav2.VQAv2": VQA,
+        }.items()
+    },
+}
+BY_SOURCE: dict[str, type] = {"scenes": SceneData, "folder": FolderData, "llava_665k": LlavaData}
+BY_KIND: dict[str, type] = {"csv": Logger, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}

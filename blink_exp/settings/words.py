@@ -1,0 +1,200 @@
+"""The words of a command line, before Hydra reads them.
+
+Hydra reads a value by a grammar of its own, in which commas, quotes, brackets, colons and exponents mean something: a question with a
+comma would be taken for a sweep, the commit 7e31021 for a number. Settings that hold text are therefore quoted, so that they arrive letter
+by letter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from blink_exp.errors import UserError
+from blink_exp.settings.check import fields, refusal, shown, value_type
+from blink_exp.settings.limits import Text
+from blink_exp.settings.messages import misread
+from blink_exp.settings.roots import ROOTS
+from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET
+
+WITH_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--experimental-rerun",
+)
+MULTIRUN = ("-m", "--multirun")
+HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+LETTER_BY_LETTER = ("view", "image", "question")  # what looks like a reference, ${...}, is none in them
+FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra's way to say several values
+OPTIONAL_GROUPS = ("table", "figure", "search")
+NOTHING_CHOSEN = tuple(f"{group}=null" for group in OPTIONAL_GROUPS)  # what they are anyway, and no choice that Hydra takes
+
+
+def prepared(argv: Sequence[str], root: str) -> list[str]:
+    """The words for Hydra's main function of config ``root``. Raises UserError for those that it would misread."""
+    words = [word for word in arranged(argv) if word not in NOTHING_CHOSEN]
+    words = quoted(words)
+    check_words(words, root)
+    return words
+
+
+def arranged(argv: Sequence[str]) -> list[str]:
+    """Flags in front of settings, as the parser of flags wants them."""
+    flags: list[str] = []
+    settings: list[str] = []
+    words = iter(argv)
+    for word in words:
+        (flags if word.startswith("-") else settings).append(word)
+        if word in WITH_VALUE:
+            flags.extend(value for value in [next(words, None)] if value is not None)
+    return [*flags, *settings]
+
+
+def quoted(argv: Sequence[str]) -> list[str]:
+    """Words in which the values of text settings are quoted. null, an empty value and what is quoted already stay as they are. In a
+    multirun a comma separates values, unless the whole is a path that is there."""
+    several = any(flag in argv for flag in MULTIRUN)
+    return [_quoted(word, several) for word in argv]
+
+
+def word(key: str, value: object) -> str:
+    """``key=value`` as Hydra reads it back, for a text setting."""
+    return f"{key}={_quote(str(value))}"
+
+
+def _quoted(word: str, several: bool) -> str:
+    key, equals, value = word.partition("=")
+    name = key.lstrip("+")
+    if not equals or name not in text_settings() or value in ("", "null") or _is_quoted(value):
+        return word
+    if name == "predictions" and value.startswith("[") and value.endswith("]"):
+        return word  # a list of files
+    value = os.path.expanduser(value) if value.startswith("~/") and name not in LETTER_BY_LETTER else value
+    if several and FUNCTION.fullmatch(value):
+        return word
+    if several and "," in value and not Path(value).exists():
+        if any(mark in value for mark in "'\"[]{}()"):
+            return word
+        return f"{key}=" + ",".join(_quote(part) for part in value.split(","))
+    return f"{key}={_quote(value, references=name not in LETTER_BY_LETTER)}"
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+def _quote(value: str, references: bool = True) -> str:
+    """``value`` between quotes. There a backslash means something only in front of a quote, to Hydra, and in front of ${, to OmegaConf."""
+    if not references:
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    value = re.sub(r"(\\+)$", r"\1\1", value)
+    return f"'{value}'"
+
+
+def check_words(argv: Sequence[str], root: str) -> None:
+    """Raises UserError for words that Hydra would take without a word of its own: a sweep over nothing, several presets or none at once,
+    a number for true or false."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for word in argv:
+        if word.startswith("~") and not word.startswith("~hydra"):
+            raise UserError(f"{word} would take a setting away; give it a value, or null where it may have none")
+        if "=" not in word or word.startswith("-"):
+            continue
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            raise UserError(misread(word)) from None
+        key, value = str(override.key_or_group), override.value()
+        values: list[Any] = [value]
+        if override.is_sweep_override():
+            if override.is_interval_sweep() or isinstance(value, Glob):
+                continue
+            values = list(override.sweep_iterator())
+            if not values:
+                raise UserError(f"{word} names no value, so nothing would run; a range ends before its second number: range(1,5) is 1 to 4")
+        if word.startswith("+") and key in groups(ROOTS[root]):
+            raise UserError(f"{word} would add a second preset to {key}; write {word.lstrip('+')}")
+        for one in values:
+            _check_one(key, one, ROOTS[root])
+
+
+def _check_one(key: str, value: Any, root: type) -> None:
+    if key in groups(root):
+        if isinstance(value, list):
+            each = ",".join(map(str, value))
+            raise UserError(f"{key} must be one preset, got {shown(value)}; add -m and write {key}={each} to run one after the other")
+        if value is None or isinstance(value, dict):
+            raise UserError(f"{key} must be one preset, got {shown(value)}; --help lists them")
+        if isinstance(value, int | float):
+            instead = f"write layer={value} for one layer" if key == "layers" else "--help lists them"
+            raise UserError(f"{key}={shown(value)} is not a preset; {instead}")
+        return
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        schemas = settings(root).get(key, [])
+        if schemas and all(value_type(schema, name)[0] is bool for schema, name in schemas):
+            raise UserError(refusal(*schemas[0], key, value))
+
+
+@functools.cache
+def groups(root: type) -> tuple[str, ...]:
+    """Config groups of a root config: those with a schema of their own, and those whose presets differ."""
+    typed = [name for name in fields(root) if dataclasses.is_dataclass(value_type(root, name)[0])]
+    mixed = [name for name in fields(root) if name in (*_variants(), *OPTIONAL_GROUPS)]
+    return (*typed, *mixed)
+
+
+@functools.cache
+def settings(root: type) -> dict[str, list[tuple[type, str]]]:
+    """Every setting that a command line may name: its dotted key, and where the schemas hold it. Of a group whose presets differ several
+    schemas may have one of the same name."""
+    out: dict[str, list[tuple[type, str]]] = {}
+    for key, schema, name in _walk(root, ""):
+        out.setdefault(key, []).append((schema, name))
+    return out
+
+
+def _walk(schema: type, prefix: str) -> Iterator[tuple[str, type, str]]:
+    for name in fields(schema):
+        kind = value_type(schema, name)[0]
+        inner = [kind] if dataclasses.is_dataclass(kind) else _variants().get(name, []) if not prefix else []
+        for one in inner:
+            yield from _walk(one, f"{prefix}{name}.")
+        if not inner:
+            yield prefix + name, schema, name
+
+
+@functools.cache
+def _variants() -> dict[str, list[type]]:
+    """The schemas of each group whose presets differ."""
+    homes = {"model": "backbone.", "method": "methods.", "benchmark": "benchmarks.", "judge": "judge."}
+    found = {
+        group: list(dict.fromkeys(schema for target, schema in BY_TARGET.items() if target.startswith(f"blink_exp.{home}")))
+        for group, home in homes.items()
+    }
+    return found | {"data": list(BY_SOURCE.values()), "logger": list(BY_KIND.values())}
+
+
+@functools.cache
+def text_settings() -> frozenset[str]:
+    """Dotted keys of the settings that hold text as it is."""
+    known = [(key, places) for root in ROOTS.values() for key, places in settings(root).items()]
+    texts = [key for key, places in known if any(isinstance(fields(s)[n].metadata.get("limit"), Text) for s, n in places)]
+    return frozenset([*texts, *HYDRA_PATHS, "predictions"])
