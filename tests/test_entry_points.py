@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -96,6 +97,16 @@ def test_sweep_ends_in_a_table_skips_what_is_done_and_force_does_not(tmp_path):
     assert again.count("already done: ") == 2
     assert (tmp_path / "b" / "summary.md").read_text(encoding="utf-8") == summary
     assert run(*words, "force=true", f"hydra.sweep.dir={tmp_path / 'e'}").count("measured: ") == 2
+
+
+def test_a_locale_without_unicode_costs_no_result(tmp_path):
+    """Where the locale's encoding is ASCII, files are UTF-8 all the same, and the terminal shows a ? for what it lacks."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "PYTHON"))}
+    env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ["evaluate.py", "method=none", "limit=2", "cost=0", f"hydra.run.dir={tmp_path / 'rün'}"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "rün" / "metrics.json").read_text(encoding="utf-8"))["samples"] == 2
 
 
 def test_what_makes_another_point():

@@ -186,6 +186,11 @@ class Captions(Marked):
 
 
 @dataclass
+class MMStar(Rows):
+    rule: str = limits.words("lmms_eval", "paper")
+
+
+@dataclass
 class VQA(Rows):
     normalization: str = limits.words("always", "unless_equal")
 
@@ -336,7 +341,7 @@ BY_TARGET: dict[str, type] = {
             "gqa.GQA": GQA,
             "mmbench.MMBench": MMBench,
             "mme.MME": Rows,
-            "mmstar.MMStar": Rows,
+            "mmstar.MMStar": MMStar,
             "mmvet.MMVet": Marked,
             "mosaic_hr.MosaicHR": Mosaic,
             "mosaic_mme.MosaicMME": Mosaic,
