@@ -41,7 +41,8 @@ Letter:"""
 class MMBench(Published):
     """Circular accuracy in all, by category and by L2 category.
 
-    What is no option differs. ``llava``: null, NaN, empty, "nan" and "none" in any case, and the first of them ends the list. ``lmms_eval``:
+    What is no option differs. ``llava``: null, NaN, empty, "nan" and "none" in any case, and the first of them ends the list.
+    ``lmms_eval``:
     null, NaN, empty and "nan" as it stands, each left out by itself; "None" is an option. A sample's ``fields`` hold the ``options`` that
     the prompt shows and the ``choices`` that MMBench's rules look for in an answer: all of A to D that are there, which for lmms_eval is
     whatever is not null, so that the text "nan" is looked for as well.
@@ -171,7 +172,7 @@ class MMBench(Published):
         header = ["index", "question", "A", "B", "C", "D", "prediction"]
         wanted = [self.id(f"{index:07d}") for index in sorted(map(int, self.column("index")))]
         found, state = by_question(records, wanted, f"{self.name}/{self.split}")
-        rows = [[r["fields"]["index"], r["fields"]["question"], *map(choices_of(r).get, "ABCD"), r["prediction"]] for r in found.values()]
+        rows = [[r["fields"]["index"], r["fields"]["question"], *map(cells_of(r).get, "ABCD"), r["prediction"]] for r in found.values()]
         return [write_sheet(folder / f"{self.name}_{self.split}_{state}.xlsx", header, rows)]
 
 
@@ -189,6 +190,11 @@ def choices_of(record: dict[str, Any]) -> dict[str, str]:
     """What MMBench's rules look for in an answer."""
     fields = record["fields"]
     return fields.get("choices", fields["options"])
+
+
+def cells_of(record: dict[str, Any]) -> dict[str, str]:
+    """The options as the server's workbook has them, an empty cell for each that is missing."""
+    return {letter: text for letter, text in choices_of(record).items() if text != "nan"}
 
 
 def circular(rotations: list[dict[str, Any]]) -> dict[str, Any] | None:

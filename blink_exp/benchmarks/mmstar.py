@@ -69,7 +69,7 @@ class MMStar(Published):
 
 
 def opens_with(prediction: str, answer: str) -> bool:
-    """The MMStar authors' rule: the answer opens with the letter in either case, whatever follows, or with it behind one of ``OPENINGS``."""
+    """The MMStar authors' rule: the answer opens with one of ``OPENINGS`` and the letter, in either case, whatever follows."""
     text, letter = (t.lower().strip().replace("\n", " ") for t in (prediction, answer))
     return any(text[: len(opening)] == opening and text[len(opening) : len(opening) + 1] == letter for opening in OPENINGS)
 

@@ -22,9 +22,10 @@ class ScienceQA(Published):
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        options = {letter: str(choice) for letter, choice in zip(string.ascii_uppercase, row["choices"] or (), strict=False)}
+        letters = LETTERS if self.protocol == "llava" else string.ascii_uppercase
+        options = {letter: str(choice) for letter, choice in zip(letters, row["choices"] or (), strict=False)}
         place = -1 if missing(row["answer"]) else index_of(row["answer"])
-        answer = string.ascii_uppercase[place] if place is not None and 0 <= place < len(options) else None  # one not offered is none
+        answer = letters[place] if place is not None and 0 <= place < len(options) else None  # one not offered is none
         hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
         fields = {"options": options, "hint": hint or None}
         category = row.get("subject") or "no subject"
