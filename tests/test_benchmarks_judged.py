@@ -155,6 +155,23 @@ def test_caption_tables_are_read_row_by_row():
     assert read_table(table(*[(1, 1)] * 4).replace("| global_correctness | 1 |", "| global_correctness | 1.5 |")) is None
 
 
+def test_the_judge_of_captions_is_asked_in_the_paper_s_words():
+    """HERO's Figure 7, whose criteria of coverage leave correctness out and reward quantity."""
+    judge = Script(table(*[(1, 1)] * 4))
+    compare(run(["{one}"]), run(["two"]), judge, IMAGES)
+    text, image = judge.asked[0][0]["content"]
+    assert image["type"] == "image_url" and "{one}" in text["text"]
+    for words in (
+        "rate the following four aspects on a scale from 1 (lowest) to 5 (highest)",
+        "(Ignore whether the details are correct; focus on their quantity and presence.)",
+        "Of the object-level details mentioned, how many are actually correct and faithfully reflect the objects present in the image?",
+        "(Ignore correctness; focus on the quantity and richness.)",
+        "how many are actually correct and faithfully reflect the overall scene in the image?",
+    ):
+        assert words in text["text"]
+    assert "length" not in text["text"]
+
+
 def test_captions_of_other_images_are_refused_and_pairs_are_made_without_a_judge(tmp_path):
     benchmark = build("captions", MAKERS["captions"](tmp_path))
     ours = records(benchmark, lambda s: "a")
