@@ -24,8 +24,8 @@ from blink_exp.judge import UNPARSED, Judge, Messages, message
 
 DIMENSIONS = ("object_coverage", "object_correctness", "global_coverage", "global_correctness")
 SIDES = ("ours", "against")
-COMPARE = """You will be shown an image and two textual descriptions (A and B). Please carefully compare the two descriptions with the actual \
-contents of the image. For each description, please rate the following four aspects on a scale from 1 (lowest) to 5 (highest).
+COMPARE = """You will be shown an image and two textual descriptions (A and B). Please carefully compare the two descriptions with the \
+actual contents of the image. For each description, please rate the following four aspects on a scale from 1 (lowest) to 5 (highest).
 
 Scoring dimensions:
 - object_coverage (object-level coverage): How much does the description mention object-level details such as specific objects, their \
