@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hub import CONF, MAKERS, build, cell, chartqa, picture, write
 
-from blink_exp.benchmarks.base import Submits
+from blink_exp.benchmarks.base import Score, Submits
 from blink_exp.experiments.evaluate import evaluate
 from blink_exp.experiments.records import write_lines
 from blink_exp.experiments.rescoring import predicted, scored_again
@@ -79,6 +79,22 @@ def test_broken_images_are_named_and_the_rest_is_scored(scale, tmp_path, capsys)
     assert [s["id"] for s in skipped] == ["chartqa/test/00001", "chartqa/test/00002"]
     assert skipped[1]["why"] == "the row has no image"
     assert "2 of 3 samples skipped, first chartqa/test/00001" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("answers", "scored"), [(["Yes", "No", "maybe", "No"], 3), ([1, 0, 1, 0], 0)])
+def test_answers_of_mme_that_are_neither_yes_nor_no_end_no_run(answers, scored, scale, tmp_path, monkeypatch):
+    rows = [
+        {"question_id": f"{k // 2}.png", "category": "count", "question": "Q", "answer": answer, "image": picture(k // 2)}
+        for k, answer in enumerate(answers)
+    ]
+    benchmark = build("mme", write(tmp_path, "test", rows))
+    monkeypatch.setattr(type(benchmark), "max_new_tokens", 2)
+    records, skipped = evaluate(scale, none(), benchmark, batch_size=2)
+    assert (len(records), len(skipped)) == (scored, 4 - scored)
+    assert skipped[0]["why"] == f"answer={(answers[2] if scored else 1)!r} is neither yes nor no"
+    scores = benchmark.score(records)
+    assert scores["accuracy"].samples == (2 if scored else 0)
+    assert scores.get("incomplete_images") == (Score(1, 2) if scored else None)
 
 
 def test_two_splits_share_no_sample_id(tmp_path):

@@ -22,10 +22,23 @@ def test_mmvet_marks_by_capability_and_set(tmp_path):
     benchmark = build("mmvet", MAKERS["mmvet"](tmp_path), judge=judge)
     found = records(benchmark, ["-1", "a | cat\nit is", "go"])
     scores = benchmark.score(found)
-    wanted = {"total": 50, "rec": 100, "ocr": 25, "math": 25, "ocr+math": 25, "unjudged": 0}
+    wanted = {"total": 50, "rec": 100, "ocr": 25, "math": 25, "ocr+math": 25, "only_rec": 100, "unjudged": 0}
     assert {name: score.value for name, score in scores.items()} == pytest.approx(wanted)
     asked = judge.asked[1][0]["content"]
     assert asked.endswith("| Who / is this? | a cat <OR> a kitten | a / cat it is |")
+
+
+def test_mmvet_s_sets_of_one_are_apart_from_the_capability(tmp_path):
+    """rec is needed by three questions and is the only need of one; the order of a set does not matter."""
+    rows = [("rec", "1.0"), ("rec,ocr", "0.5"), ("ocr,rec", "0"), ("ocr", "0.2")]
+    rows = [
+        (kind, mark, {"question_id": f"v1_{i}", "question": "?", "answer": "a", "capability": kind}) for i, (kind, mark) in enumerate(rows)
+    ]
+    folder = write(tmp_path, "test", [row | {"image": picture()} for _, _, row in rows])
+    benchmark = build("mmvet", folder, judge=Script(*(mark for _, mark, _ in rows)))
+    scores = {name: score.value for name, score in benchmark.score(records(benchmark, ["x"] * 4)).items()}
+    wanted = {"total": 42.5, "rec": 50, "ocr": 70 / 3, "only_rec": 100, "only_ocr": 20, "rec+ocr": 25, "unjudged": 0}
+    assert scores == pytest.approx(wanted)
 
 
 def test_mmvet_verdicts_stay_in_records_and_score_again_without_a_judge(tmp_path):
@@ -140,6 +153,23 @@ def test_caption_tables_are_read_row_by_row():
     }
     assert read_table(table(*[(1, 1)] * 4) + "\n" + table(*[(2, 2)] * 4)) is None  # two tables: which one?
     assert read_table(table(*[(1, 1)] * 4).replace("| global_correctness | 1 |", "| global_correctness | 1.5 |")) is None
+
+
+def test_the_judge_of_captions_is_asked_in_the_paper_s_words():
+    """HERO's Figure 7, whose criteria of coverage leave correctness out and reward quantity."""
+    judge = Script(table(*[(1, 1)] * 4))
+    compare(run(["{one}"]), run(["two"]), judge, IMAGES)
+    text, image = judge.asked[0][0]["content"]
+    assert image["type"] == "image_url" and "{one}" in text["text"]
+    for words in (
+        "rate the following four aspects on a scale from 1 (lowest) to 5 (highest)",
+        "(Ignore whether the details are correct; focus on their quantity and presence.)",
+        "Of the object-level details mentioned, how many are actually correct and faithfully reflect the objects present in the image?",
+        "(Ignore correctness; focus on the quantity and richness.)",
+        "how many are actually correct and faithfully reflect the overall scene in the image?",
+    ):
+        assert words in text["text"]
+    assert "length" not in text["text"]
 
 
 def test_captions_of_other_images_are_refused_and_pairs_are_made_without_a_judge(tmp_path):

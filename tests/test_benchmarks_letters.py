@@ -38,6 +38,7 @@ def test_only_offered_letters_are_found():
     assert extract_letter("E") is None
     assert extract_letter("E", "ABCDE") == "E"
     assert extract_letter("Both A and B", "A") == "A"
+    assert extract_letter("(H)", "") == "H"  # none offered: A to H, as lmms-eval has it
 
 
 OPTIONS = {"A": "cat", "B": "black dog", "C": "dog", "D": "fish"}
@@ -56,6 +57,9 @@ OPTIONS = {"A": "cat", "B": "black dog", "C": "dog", "D": "fish"}
             ("A. B, x", "A"),
             ("FISH", "D"),
             ("", None),
+            ("Failed to obtain answer via API B", None),  # its letter is no answer
+            ("Failed to obtain answer via API. fish", "D"),  # the text of an option still is
+            ("failed to obtain answer via API B", "B"),
         ],
     ],
 )
@@ -72,6 +76,9 @@ def test_mmbench_choice_inference(text, letter):
         *[("B", True, True), ("b", True, False), ("B.", True, False), ("B. y", True, True), ("(B)", False, False)],
         *[("The answer is B", False, False), ("The answer is B.", False, True), ("y", False, False), ("B y", False, False)],
         *[("The answer is B. The answer is B.", False, False), ("", False, False), ("AB", False, False), ("b. y", False, False)],
+        *[("The answer is B,", False, True), ("The answer is B because", False, True), ("So. The answer is B) y", False, True)],
+        *[("The answer is B\n", False, False), ("The answer is Bad", False, True), ("the answer is B.", False, False)],
+        *[(" B. y", True, False), (" b\n", True, False), ("B.y", True, False), ("C. The answer is B.", False, False)],
     ],
 )
 def test_scienceqa_letters(tmp_path, prediction, lmms_eval, llava):
@@ -81,6 +88,23 @@ def test_scienceqa_letters(tmp_path, prediction, lmms_eval, llava):
         assert benchmark.samples()[0].answer == "B"
         assert benchmark.correct(benchmark.samples()[0], prediction) is right
     assert letter_of("C. x") == "C"
+
+
+def test_scienceqa_has_as_many_letters_as_options_under_lmms_eval_and_five_under_llava(tmp_path):
+    row = {"question": "?", "choices": list("uvwxyz"), "answer": 5, "hint": "", "image": picture()}
+    folder = write(tmp_path, "test", [row, row | {"answer": 0}], "ScienceQA-IMG")
+    six, five = (build("scienceqa", folder, protocol=p).samples()[0] for p in ("lmms_eval", "llava"))
+    assert (six.answer, five.answer) == ("F", None)
+    assert list(six.fields["options"]) == list("ABCDEF")
+
+
+def test_scienceqa_answers_that_are_no_number_set_their_row_aside(tmp_path):
+    row = {"question": "?", "choices": ["a", "b"], "hint": "", "image": picture()}
+    folder = write(tmp_path, "test", [row | {"answer": "1"}, row | {"answer": "b"}], "ScienceQA-IMG")
+    good, bad = build("scienceqa", folder).samples()
+    assert (good.answer, good.image().size) == ("B", (48, 32))
+    with pytest.raises(OSError, match="answer='b' is not the number of a choice"):
+        bad.image()
 
 
 def test_scienceqa_context_is_left_out_where_there_is_none(tmp_path):
@@ -127,6 +151,24 @@ def test_mmstar_averages_differ_as_axes_are_unequal():
 
 def test_mmstar_average_is_hero_s():
     assert round(average([Score(v, 250) for v in (67.6, 28.0, 38.7, 33.5, 29.6, 23.9)]).value, 1) == 36.9
+
+
+@pytest.mark.parametrize(
+    ("prediction", "paper", "lmms_eval"),
+    [
+        *[("A", True, True), ("a", True, False), ("Apple", True, True), ("an apple", True, False), ("(A) cat", True, True)],
+        *[("option a", True, False), ("Option A.", True, True), ("The answer is A.", True, True), ("the answer is apple", True, False)],
+        *[("Answer: A", True, True), ("B or A", False, False), ("", False, False), ("(", False, False), ("option ", False, False)],
+        *[("The answer is: A", False, True), ("\n a", True, False), ("( A)", False, True), ("It is A", False, True)],
+    ],
+)
+def test_mmstar_has_two_rules_for_a_letter(prediction, paper, lmms_eval, tmp_path):
+    folder = MAKERS["mmstar"](tmp_path)
+    for rule, right in (("paper", paper), ("lmms_eval", lmms_eval)):
+        benchmark = build("mmstar", folder, rule=rule)
+        assert benchmark.correct(benchmark.samples()[0], prediction) is right  # whose answer is A
+    with pytest.raises(UserError, match="benchmark.rule=first is not known"):
+        build("mmstar", folder, rule="first")
 
 
 def test_mmstar_has_one_protocol(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hub import MAKERS, build
+from hub import MAKERS, build, picture, write
 from hub_choices import Script, circle, records
 
 from blink_exp.benchmarks.base import Score, spread
@@ -102,6 +102,100 @@ def test_mmbench_prompts_follow_hint_language_and_protocol(tmp_path):
     assert llava.prompt(llava.samples()[4]) == "它在哪里？\nA. left\nB. right\n请直接回答选项字母。"
     assert [b.max_new_tokens for b in (en, cn, llava)] == [1024, 256, 1024]
     assert (cn.name, en.name) == ("mmbench_cn", "mmbench")
+
+
+def row(hint="nan", answer="A", **options):
+    cells = {letter: options.get(letter) for letter in "ABCD"}
+    return {"index": 7, "question": "Q", "hint": hint, "answer": answer, **cells, "category": "c", "L2-category": "l", "image": picture()}
+
+
+@pytest.mark.parametrize(
+    ("cells", "llava", "lmms_eval"),
+    [
+        (["None", "red", "blue", "nan"], "", "ABC"),
+        (["red", "None", "blue", "green"], "A", "ABCD"),
+        (["red", "blue", "none", "NONE"], "AB", "ABCD"),
+        (["red", "nan", "blue", "green"], "A", "ACD"),
+        (["red", None, "blue", None], "A", "AC"),
+        (["red", "NaN", "blue", ""], "A", "ABC"),
+        (["red", "", "blue", "green"], "A", "ACD"),
+        (["red", "blue", " nan", "nans"], "ABCD", "ABCD"),
+        (["nan", "nan", "nan", "nan"], "", ""),
+    ],
+)
+def test_what_is_no_option(cells, llava, lmms_eval, tmp_path):
+    """llava: the first option that is missing ends the list. lmms_eval: a missing one alone is left out, and "None" is not missing."""
+    folder = write(tmp_path, "dev", [row(**dict(zip("ABCD", cells, strict=True)))], "en")
+    for protocol, letters in (("llava", llava), ("lmms_eval", lmms_eval)):
+        benchmark = build("mmbench", folder, protocol=protocol)
+        [sample] = benchmark.samples()
+        assert "".join(sample.fields["options"]) == letters
+        listed = "".join(f"\n{letter}. {cells['ABCD'.index(letter)]}" for letter in letters)
+        opening = f"Q{listed}" if protocol == "llava" else f"Q There are several options:{listed}\n"
+        assert benchmark.prompt(sample) == f"{opening}\nAnswer with the option's letter from the given choices directly."
+        assert benchmark.correct(sample, "A") is True
+        assert benchmark.correct(sample, "say what you like") is False
+        assert benchmark.score(records(benchmark, ["hm"]))["accuracy"].value == 0
+
+
+@pytest.mark.parametrize(
+    ("cells", "said", "llava", "lmms_eval"),
+    [
+        (["banana", "apple", "nan", "nan"], "a banana", True, False),  # "nan" is in banana, and lmms-eval looks for it: three options fit
+        (["banana", "apple", None, None], "a banana", True, True),
+        (["red", "None", "blue", "green"], "it is red", True, True),
+        (["red", "None", "blue", "green"], "none, or red", True, False),
+        (["red", "nan", "blue", "green"], "red, not blue", False, False),  # both look for options behind the missing one
+        (["red", "blue", "nan", "nan"], "Either B or A", True, True),
+        (["red", "blue", "nan", "nan"], "Either A or C", True, False),  # C is a letter where "nan" is a text
+    ],
+)
+def test_what_an_answer_may_name(cells, said, llava, lmms_eval, tmp_path):
+    """The answer is A. What the three rules leave open goes to the extractor, which has the letters of the same options."""
+    folder = write(tmp_path, "dev", [row(**dict(zip("ABCD", cells, strict=True)))], "en")
+    for protocol, right in (("llava", llava), ("lmms_eval", lmms_eval)):
+        benchmark = build("mmbench", folder, protocol=protocol)
+        assert benchmark.correct(benchmark.samples()[0], said) is right, protocol
+
+
+@pytest.mark.parametrize(
+    ("hint", "llava", "en", "cn"),
+    [
+        ("Look.", "Look.\nQ", "Look. Q", "Look. Q"),
+        ("nan", "Q", "Q", "nan Q"),
+        (None, "Q", "Q", "Q"),
+        ("None", "Q", "None Q", "None Q"),
+        ("NaN", "Q", "NaN Q", "NaN Q"),
+        ("", "Q", " Q", " Q"),
+    ],
+)
+def test_what_is_no_hint(hint, llava, en, cn, tmp_path):
+    write(tmp_path, "dev", [row(hint=hint, A="x")], "en")
+    folder = write(tmp_path, "dev", [row(hint=hint, A="x")], "cn")
+    wanted = {("mmbench", "llava"): llava, ("mmbench_cn", "llava"): llava, ("mmbench", "lmms_eval"): en, ("mmbench_cn", "lmms_eval"): cn}
+    for (name, protocol), opening in wanted.items():
+        benchmark = build(name, folder, protocol=protocol)
+        assert benchmark.prompt(benchmark.samples()[0]).startswith(opening + ("\nA. x" if protocol == "llava" else " There are"))
+
+
+def test_a_letter_is_drawn_where_there_are_no_options(tmp_path):
+    folder = write(tmp_path, "dev", [row(A="None")], "en")
+    benchmark = build("mmbench", folder, judge=Script("no letter"), choice="judge")
+    assert benchmark.judged(records(benchmark, ["hm"]))[0]["letter"] in "ABCDE"
+
+
+def test_a_number_for_an_answer_matches_nothing(tmp_path):
+    benchmark = build("mmbench", write(tmp_path, "dev", [row(answer=1, A="x", B="y")], "en"))
+    assert benchmark.correct(benchmark.samples()[0], "A") is False
+
+
+def test_mmbench_s_file_for_the_server_has_the_options_behind_a_missing_one(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    folder = write(tmp_path, "test", [row(answer="nan", A="red", B="nan", C="blue", D="nan")], "en")
+    for protocol in ("llava", "lmms_eval"):
+        benchmark = build("mmbench", folder, split="test", protocol=protocol)
+        [file] = benchmark.submit(records(benchmark, ["A"]), tmp_path / protocol)
+        assert list(openpyxl.load_workbook(file).active.iter_rows(values_only=True))[1][2:6] == ("red", None, "blue", None)
 
 
 def test_mmbench_limits_and_shards_keep_circles_whole(tmp_path):

@@ -30,7 +30,7 @@ def values(scores):
     ("text", "llava", "lmms_eval"),
     [
         *[("plastic", 1, 1), ("Plastic.", 1, 1), ("plastic...", 1, 1), ("plas-tic", 0, 1), ("plastic!", 0, 1), ("plastic cup", 0, 0)],
-        *[("plastic ", 0, 0), (".plastic", 0, 1)],
+        *[("plastic ", 0, 1), (".plastic", 0, 1), (". plastic", 0, 0)],
     ],
 )
 def test_gqa_has_two_rules(text, llava, lmms_eval, gqa_folder):
@@ -113,10 +113,17 @@ def test_chartqa_s_original_answers_are_lists(tmp_path):
     assert [s.answer for s in samples] == ["14", None]
 
 
-def test_chartqa_and_ocrbench_have_one_protocol():
-    for name in ("chartqa", "ocrbench"):
-        with pytest.raises(UserError, match=f"benchmark.protocol=llava does not exist for {name}; use lmms_eval"):
-            build(name, "x", protocol="llava")
+def test_chartqa_has_one_protocol():
+    with pytest.raises(UserError, match="benchmark.protocol=llava does not exist for chartqa; use lmms_eval"):
+        build("chartqa", "x", protocol="llava")
+
+
+def test_chartqa_s_answers_are_stripped_as_lmms_eval_does_and_numbers_are_texts(tmp_path):
+    rows = [chart(picture()) | {"type": "augmented_test", "answer": "Yemen"}]
+    benchmark = build("chartqa", write(tmp_path / "text", "test", rows))
+    assert benchmark.correct(benchmark.samples()[0], " yemen\n") is True
+    benchmark = build("chartqa", write(tmp_path / "number", "test", [chart(picture()) | {"answer": 14}]))
+    assert benchmark.correct(benchmark.samples()[0], "14.5") is True
 
 
 # OCRBench
@@ -147,6 +154,17 @@ def test_formulas_are_compared_without_spaces_and_with_case(prediction, right, t
     formula = benchmark.samples()[3]
     assert formula.fields["dataset"] == "HME100k"
     assert benchmark.correct(formula, prediction) is right
+
+
+def test_ocrbench_s_authors_ask_llava_for_a_word_and_do_not_fold(tmp_path):
+    folder = ocrbench(tmp_path)
+    authors, toolkit = (build("ocrbench", folder, protocol=p) for p in ("llava", "lmms_eval"))
+    first, formula = authors.samples()[0], authors.samples()[3]
+    assert authors.prompt(first) == "what is written in the image?\nAnswer the question using a single word or phrase."
+    assert toolkit.prompt(first) == "what is written in the image?"
+    assert (authors.correct(first, "ＣＥＮＴＲＥ"), toolkit.correct(first, "ＣＥＮＴＲＥ")) == (False, True)
+    assert toolkit.correct(formula, "ｘ^{2}") is authors.correct(formula, "ｘ^{2}") is False  # formulas are never folded
+    assert (authors.max_new_tokens, toolkit.max_new_tokens) == (128, 128)
 
 
 def test_ocrbench_counts_by_hand_and_twice_the_same(tmp_path):
@@ -193,6 +211,23 @@ def test_realworldqa_reads_letters_or_words_by_the_reference(predictions, right,
     for protocol in ("llava", "lmms_eval"):
         benchmark = build("realworldqa", realworldqa(tmp_path), protocol=protocol)
         assert [r["correct"] for r in scored(benchmark, predictions)] == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "right"),
+    [
+        *[("Yes.", "Yes", False), ("Yes.", "Yes.", False), ("Yes", "yes.", True)],  # the reference keeps its stop, the prediction loses it
+        *[("b", "B", True), ("b", "b", False), ("c ", "(C)", True)],  # a reference of one lower-case letter is a letter
+        *[("e", "E.", True), ("3", "3..", True), (3, "3", True)],
+    ],
+)
+def test_realworldqa_s_references(answer, prediction, right, tmp_path):
+    folder = write(tmp_path, "test", [{"question": " ? ", "answer": answer, "image": picture()}])
+    for protocol, asked in (("llava", " ? "), ("lmms_eval", "?")):
+        benchmark = build("realworldqa", folder, protocol=protocol)
+        [sample] = benchmark.samples()
+        assert benchmark.correct(sample, prediction) is right
+        assert benchmark.prompt(sample) == asked
 
 
 # Data sets that are not as they should be

@@ -107,11 +107,45 @@ def test_the_mean_of_fractions_has_no_order(hits, seed):
     assert mean(random.Random(seed).sample(hits, len(hits))) == mean(hits)
 
 
-def test_the_historical_script_compares_raw_answers_where_all_agree():
-    assert vqa_accuracy("2", ["two"] * 10) == 1
-    assert vqa_accuracy("2", ["two"] * 10, "unless_equal") == 0
-    assert vqa_accuracy(" two\n", ["two"] * 9 + ["two "], "unless_equal") == 1  # spaces at the ends are no difference
-    assert vqa_accuracy("2", ["two"] * 9 + ["2"], "unless_equal") == 1
+@pytest.mark.parametrize(
+    ("prediction", "people", "accuracy"),
+    [
+        ("Yes", ["yes"] * 10, 1),  # what is handed in is normalised, so that "Yes" is "yes"
+        ("2", ["two"] * 10, 0),  # and what all people share is compared as it is
+        (" two\n", ["two"] * 10, 0),
+        ("T-shirt", ["t-shirt"] * 10, 0),
+        ("t shirt", [" t shirt\n"] * 5 + ["t shirt"] * 5, 1),  # spaces at the ends are no difference
+        ("2", ["two"] * 9 + ["2"], 1),
+        ("T-shirt", ["t-shirt"] * 9 + ["shirt"], 1),
+        ("a dog's", ["dog's"] * 9 + ["cat"], 0),  # 's is parted from its word in what is handed in alone
+        ("a dog's", ["the dog 's"] * 9 + ["cat"], 1),
+        ("", [""] * 3 + ["red"] * 7, 0.9),
+    ],
+)
+def test_the_server_s_script_on_a_submission(prediction, people, accuracy, tmp_path):
+    assert vqa_accuracy(prediction, people, "unless_equal") == accuracy
+    for protocol in ("llava", "lmms_eval"):
+        benchmark = build(
+            "vqav2", write(tmp_path, "validation", [vqav2_row(1, "?", people)]), protocol=protocol, normalization="unless_equal"
+        )
+        assert benchmark.correct(benchmark.samples()[0], prediction) == accuracy
+
+
+def test_blank_answers_are_people_s_answers(tmp_path):
+    """Seven said nothing, three said red: three of ten agree, not three of three. Where nobody wrote anything there is no answer."""
+    rows = [vqav2_row(1000, "?", [*[""] * 6, None, *["red"] * 3]), vqav2_row(2000, "?", [" "] * 10)]
+    benchmark = build("vqav2", write(tmp_path, "validation", rows))
+    some, none = benchmark.samples()
+    assert (some.answer, some.fields["answers"].count("")) == ("red", 7)
+    assert [benchmark.correct(some, said) for said in ("red", "", "the")] == [0.9, 1, 1]
+    assert none.answer is None and benchmark.correct(none, "red") is None
+
+
+def test_numbers_among_the_answers_are_texts(tmp_path):
+    people = [{"answer": 3, "answer_id": k} for k in range(10)]
+    row = {"question_id": 1, "image_id": 1, "question": "?", "answers": people, "image": picture()}
+    benchmark = build("vqav2", write(tmp_path, "validation", [row]))
+    assert benchmark.correct(benchmark.samples()[0], "three") == 1
 
 
 def test_lmms_eval_skips_the_first_step_for_vqav2_only(tmp_path):

@@ -32,13 +32,23 @@ def values(scores):
     ("text", "parsed"),
     [
         *[("yes", "yes"), ("No.", "no"), (" YES. ", "yes"), ("Yes, it is", "yes"), ("No, there is none", "no"), ("Not sure", "no")],
-        *[(" know", "no"), ("It is yes", "other"), ("The answer is no", "other"), ("", "other"), ("N.o.", "no"), ("1 no", "no")],
-        *[("Yes or no", "yes"), ("eye", "other"), ("..yes it is", "yes"), ("12 no", "other"), ("a yes", "other")],
+        *[(" know", "no"), ("It is yes", "other"), ("The answer is no", "other"), ("", "other"), ("1 no", "no")],
+        *[("Yes or no", "yes"), ("eye", "other"), (".yes it is", "yes"), ("12 no", "other"), ("a yes", "other")],
     ],
 )
 def test_mme_reads_an_answer_by_its_first_four_characters(text, parsed):
     """Vectors of both protocols; catches a parser that looks at the whole text or prefers no."""
     assert mme_.yes_or_no(text) == mme_.yes_or_no(text, letters=True) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "llava", "lmms_eval"),
+    [("y.e.s", "other", "yes"), ("N.o.", "other", "no"), ("..yes it is", "other", "yes"), ("1. no", "other", "no")],
+)
+def test_full_stops_inside_an_answer_are_characters_for_llava(text, llava, lmms_eval, tmp_path):
+    assert (mme_.yes_or_no(text), mme_.yes_or_no(text, letters=True)) == (llava, lmms_eval)
+    for protocol, right in (("llava", 0), ("lmms_eval", 3)):
+        assert sum(r["correct"] for r in records(build("mme", mme(tmp_path / protocol), protocol=protocol), text)) == right
 
 
 @pytest.mark.parametrize(("text", "parsed"), [("y", "yes"), ("N.", "no"), ("Y ", "yes"), ("n", "no"), ("yn", "other")])
@@ -59,6 +69,44 @@ def test_mme_s_prompt_drops_the_published_instruction_wherever_it_stands(tmp_pat
     asked = [benchmark.prompt(s).removesuffix("\nAnswer the question using a single word or phrase.") for s in benchmark.samples()]
     assert asked == ["Two?", "A B", "Three?"]
     assert (benchmark.max_new_tokens, build("mme", folder, protocol="lmms_eval").max_new_tokens) == (128, 16)
+
+
+@pytest.mark.parametrize(
+    ("question", "llava", "lmms_eval"),
+    [
+        ("Is it a dog? Please answer yes or no.", "Is it a dog?", "Is it a dog?"),
+        ("Is it a dog?  Please answer yes or no.", "Is it a dog?", "Is it a dog? "),  # seven published questions have two spaces
+        (" Is it? ", "Is it?", "Is it?"),
+    ],
+)
+def test_no_space_stays_before_mme_s_line_break_under_llava(question, llava, lmms_eval, tmp_path):
+    row = {"question_id": "a.png", "image": picture(), "question": question, "answer": "Yes", "category": "count"}
+    folder = write(tmp_path, "test", [row])
+    for protocol, asked in (("llava", llava), ("lmms_eval", lmms_eval)):
+        benchmark = build("mme", folder, protocol=protocol)
+        assert benchmark.prompt(benchmark.samples()[0]) == asked + "\nAnswer the question using a single word or phrase."
+
+
+@pytest.mark.parametrize("answer", [1, "maybe", True])
+def test_an_answer_that_is_neither_yes_nor_no_sets_its_row_aside(answer, tmp_path):
+    """By name and reason; its partner on the image is then half a pair. "Yes." is a yes, for MME."""
+    row = {"question_id": "a.png", "question": "?", "category": "count", "image_source": "a", "image": picture()}
+    for name, more in (("mme", {}), ("pope", {"category": "random"})):
+        benchmark = build(name, write(tmp_path / name, "test", [row | more | {"answer": answer}]))
+        [sample] = benchmark.samples()
+        with pytest.raises(OSError, match=f"answer={answer!r} is neither yes nor no"):
+            sample.image()
+        assert sample.image_id != benchmark.id("count/a.png")
+    benchmark = build("mme", write(tmp_path / "stop", "test", [row | {"answer": "Yes."}]))
+    assert benchmark.samples()[0].answer == "yes"
+
+
+def test_a_category_that_is_none_sets_its_row_aside(tmp_path):
+    row = {"question_id": "1", "question": "?", "answer": "yes", "image_source": "a", "image": picture()}
+    good, odd = build("pope", write(tmp_path, "test", [row | {"category": c} for c in ("random", "easy")])).samples()
+    assert good.image().size == (48, 32)
+    with pytest.raises(OSError, match="category='easy': it must be one of random, popular, adversarial"):
+        odd.image()
 
 
 def by_hand(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import defaultdict
@@ -155,6 +156,17 @@ def total(scores: Iterable[Score]) -> Score:
     errors = [s.stderr for s in scores if s.stderr is not None]
     error = sum(e**2 for e in errors) ** 0.5 if len(errors) == len(scores) else None
     return Score(sum(s.value for s in scores), sum(s.samples for s in scores), error)
+
+
+def set_aside(sample: Sample, reason: str) -> Sample:
+    """A sample whose row cannot be scored, as one whose image does not open, so that it is skipped, named and counted.
+
+    It has an image of its own, else it would be asked along with another question on the same one."""
+
+    def image() -> Image.Image:
+        raise OSError(reason)
+
+    return dataclasses.replace(sample, image=image, image_id=f"{sample.id}/{reason}")
 
 
 def by(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:

@@ -3,7 +3,8 @@
     python evaluate.py benchmark=captions method=...                                             each of the two runs, then
     python evaluate.py benchmark=captions predictions=A/records.jsonl against=B/records.jsonl judge=openai
 
-The paper does not give its prompts; both here are our own.
+The judge is asked in the words of HERO's Figure 7, and for a table of a fixed form, which can be read. The paper does not give the prompt
+for captions; that is chosen here.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ from blink_exp.judge import UNPARSED, Judge, Messages, message
 
 DIMENSIONS = ("object_coverage", "object_correctness", "global_coverage", "global_correctness")
 SIDES = ("ours", "against")
-COMPARE = """Two descriptions of the image follow. Rate each from 1 (poor) to 5 (excellent) in four respects:
-object_coverage: how many of the objects that matter it mentions, with their attributes;
-object_correctness: whether the objects and attributes that it mentions are there;
-global_coverage: how much of the scene as a whole it tells: setting, layout, relations, what happens;
-global_correctness: whether what it tells of the scene as a whole is true.
-Do not reward length or style, nor the place of a description in this message.
+COMPARE = """You will be shown an image and two textual descriptions (A and B). Please carefully compare the two descriptions with the \
+actual contents of the image. For each description, please rate the following four aspects on a scale from 1 (lowest) to 5 (highest).
+
+Scoring dimensions:
+- object_coverage (object-level coverage): How much does the description mention object-level details such as specific objects, their \
+attributes, actions, or relationships? (Ignore whether the details are correct; focus on their quantity and presence.)
+- object_correctness (object-level correctness): Of the object-level details mentioned, how many are actually correct and faithfully \
+reflect the objects present in the image?
+- global_coverage (global-level coverage): How much does the description mention global or scene-level information such as overall \
+environment, background, spatial context, atmosphere, or general relationships? (Ignore correctness; focus on the quantity and richness.)
+- global_correctness (global-level correctness): Of the global/scene-level details mentioned, how many are actually correct and \
+faithfully reflect the overall scene in the image?
 
 Description A:
 {a}
@@ -36,9 +43,9 @@ Description A:
 Description B:
 {b}
 
-Reply with this table, a whole number in each cell of A and B, and a reason of a few words:
+Please summarize the scores in this table, with a whole number in each cell of A and B. For each rating, briefly explain your reasoning:
 
-| respect | A | B | reason |
+| dimension | A | B | reason |
 |---|---|---|---|
 | object_coverage | | | |
 | object_correctness | | | |

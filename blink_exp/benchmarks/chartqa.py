@@ -25,13 +25,13 @@ class ChartQA(Published):
             answer = answer[0] if answer else None
         sample_id = self.id(f"{i:05d}")
         category = (row["type"] or "unknown").removesuffix("_test")
-        return Sample(sample_id, sample_id, image, row["question"], None if blank(answer) else answer, category)
+        return Sample(sample_id, sample_id, image, row["question"], None if blank(answer) else str(answer), category)
 
     def prompt(self, sample: Sample) -> str:
         return sample.question + "\nAnswer the question with a single word."
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
-        return None if sample.answer is None else relaxed(prediction, sample.answer)
+        return None if sample.answer is None else relaxed(prediction.strip(), sample.answer)
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
         return accuracies(records)

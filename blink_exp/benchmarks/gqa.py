@@ -48,7 +48,7 @@ class GQA(Published):
             yield self.sample(i, row, functools.partial(opened, row["imageId"]))
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        answer = None if blank(row["answer"]) else row["answer"]
+        answer = None if blank(row["answer"]) else str(row["answer"])
         kind = (row.get("types") or {}).get("structural") or "all"
         return Sample(self.id(row["id"]), self.id(f"image/{row['imageId']}"), image, row["question"], answer, kind)
 
@@ -56,17 +56,18 @@ class GQA(Published):
         return sample.question + SHORT
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
-        """llava: lower case without a final full stop, as the official evaluation is fed. lmms_eval: neither case nor punctuation."""
+        """llava: lower case without final full stops, as the official evaluation is fed. lmms_eval: neither case, punctuation nor the
+        prediction's outer spaces."""
         if sample.answer is None:
             return None
         if self.protocol == "llava":
             return prediction.rstrip(".").lower() == sample.answer
-        return bare(prediction) == bare(sample.answer)
+        return bare(prediction.strip()) == bare(sample.answer)
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
         return accuracies(records)
 
 
 def bare(text: str) -> str:
-    """Lower case without ASCII punctuation; spaces stay, at the ends too."""
+    """Lower case without ASCII punctuation; spaces stay, those that punctuation leaves at the ends too."""
     return text.lower().translate(UNPUNCTUATED)

@@ -11,6 +11,7 @@ PHRASES = (
     *("the choice is", "choice is", "the correct choice is", "correct choice is", "my choice is"),
     *("i choose", "i select", "i pick", "答案是", "答案为", "选", "옵션", "정답은", "답은", "답:", "答えは"),
 )
+UNANSWERED = "Failed to obtain answer via API"  # what toolkits write for an answer that they did not get; its letters are no answer
 NONE = "E"  # what stands for "none of the options" in MMBench
 # How a letter may be decorated in MMBench's second step.
 DECORATIONS = ("X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X).")
@@ -21,7 +22,10 @@ def extract_letter(text: str, letters: str = "ABCD") -> str | None:
 
     Forms from the surest to the least sure: at the start, at the end, behind a phrase such as "the answer is", (X), X., X:, X), X and a
     space, anywhere. The first two want a letter that stands alone; the others take one inside a word too. Only upper case counts.
+
+    ``letters``: those on offer; none means A to H, as there.
     """
+    letters = letters or "ABCDEFGH"
     text = text.strip()
     for mark in EDGES:
         text = text.strip(mark)
@@ -65,10 +69,12 @@ def infer_choice(text: str, options: Mapping[str, str]) -> str | None:
     2. One of them does in some decoration, such as ``B.`` or ``(B)``, tried one after the other.
     3. The text of exactly one option occurs in the answer, upper or lower case.
 
+    An answer that a toolkit could not obtain (``UNANSWERED``) has the third step only.
+
     Args:
         options: the text of each option by its letter.
     """
-    words = text.split()
+    words = [] if UNANSWERED in text else text.split()
     alone = [letter for letter in "ABCDE" if letter in words]
     if len(alone) == 1 and not (alone == ["A"] and len(words) > 3):
         return alone[0]

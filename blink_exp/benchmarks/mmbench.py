@@ -41,6 +41,12 @@ Letter:"""
 class MMBench(Published):
     """Circular accuracy in all, by category and by L2 category.
 
+    What is no option differs. ``llava``: null, NaN, empty, "nan" and "none" in any case, and the first of them ends the list.
+    ``lmms_eval``:
+    null, NaN, empty and "nan" as it stands, each left out by itself; "None" is an option. A sample's ``fields`` hold the ``options`` that
+    the prompt shows and the ``choices`` that MMBench's rules look for in an answer: all of A to D that are there, which for lmms_eval is
+    whatever is not null, so that the text "nan" is looked for as well.
+
     Args:
         language: ``en`` or ``cn``: of the instruction, and which of lmms-eval's prompts.
         choice: what reads an answer that MMBench's three rules leave undecided: ``static``, the general letter extractor; ``judge``, a
@@ -83,33 +89,44 @@ class MMBench(Published):
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         index = int(row["index"])
-        options = {letter: str(row[letter]) for letter in itertools.takewhile(lambda letter: not missing(row[letter]), "ABCD")}
-        hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
-        fields = {"index": index, "question": row["question"], "hint": hint, "options": options, "l2": row["L2-category"]}
-        answer = None if missing(row["answer"]) else row["answer"].strip().upper()
-        return Sample(
-            self.id(f"{index:07d}"), self.id(f"{index % CIRCLE:06d}"), image, row["question"], answer, row["category"], fields=fields
-        )
+        options, choices = self.options(row)
+        hint = None if null(row["hint"]) else str(row["hint"])
+        fields = {"index": index, "question": row["question"], "hint": hint, "options": options, "choices": choices}
+        fields |= {"l2": str(row["L2-category"] or "no category")}
+        answer = None if missing(row["answer"]) else str(row["answer"]).strip().upper()
+        name, place, category = self.id(f"{index:07d}"), self.id(f"{index % CIRCLE:06d}"), str(row["category"] or "no category")
+        return Sample(name, place, image, row["question"], answer, category, fields=fields)
+
+    def options(self, row: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+        """(options that the prompt shows, choices that an answer may name)."""
+        there = {letter: str(row[letter]) for letter in "ABCDE" if not null(row.get(letter))}
+        choices = {letter: text for letter, text in there.items() if letter != NONE}
+        if self.protocol == "lmms_eval":
+            return {letter: text for letter, text in there.items() if text not in ("", "nan")}, choices
+        choices = {letter: text for letter, text in choices.items() if not none_word(text)}
+        return {letter: choices[letter] for letter in itertools.takewhile(choices.__contains__, "ABCD")}, choices
 
     def prompt(self, sample: Sample) -> str:
         options, hint = option_lines(sample.fields["options"]), sample.fields["hint"]
         instruction = INSTRUCTION[self.protocol, self.language]
-        # lmms-eval's Chinese branch does not know "nan" for a missing hint and prints it: kept, so that scores compare.
-        printed_nan = (self.protocol, self.language, hint) == ("lmms_eval", "cn", "nan")
-        opening = hint if printed_nan or not missing(hint) else None
         if self.protocol == "llava":
-            return "\n".join([*([opening] if opening else []), sample.question, options, instruction])
-        return f"{opening + ' ' if opening else ''}{sample.question} There are several options:\n{options}\n\n{instruction}"
+            opening = [] if hint is None or none_word(hint) else [hint]
+            return "\n".join([*opening, sample.question, *([options] if options else []), instruction])
+        # lmms-eval's Chinese branch does not know "nan" for a missing hint and prints it: kept, so that scores compare.
+        printed = hint is not None and (self.language == "cn" or hint != "nan")
+        listed = f"There are several options:\n{options}".rstrip("\n")
+        return f"{f'{hint} ' if printed else ''}{sample.question} {listed}\n\n{instruction}"
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return self.decided({"answer": sample.answer, "prediction": prediction, "fields": sample.fields})["correct"]
 
     def decided(self, record: dict[str, Any]) -> dict[str, Any]:
         """A record with ``letter``, ``chosen_by`` (``rules``, ``extractor``, ``nobody``) and ``correct``, as far as no judge is needed."""
-        options = record["fields"]["options"]
-        letter, by_whom = infer_choice(record["prediction"], options), "rules"
+        choices = choices_of(record)
+        said = record["prediction"].strip() if self.protocol == "lmms_eval" else record["prediction"]
+        letter, by_whom = infer_choice(said, choices), "rules"
         if letter is None and self.choice == "static":
-            letter, by_whom = extract_letter(record["prediction"], "".join(options)), "extractor"
+            letter, by_whom = extract_letter(said, "".join(choices)), "extractor"
         if letter is None:
             by_whom = "nobody"
         undecided = record["answer"] is None or (letter is None and self.choice == "judge")
@@ -125,9 +142,9 @@ class MMBench(Published):
         verdicts = self.judge.verdicts([functools.partial(question_of, found[i]) for i in asked], read_letter, TRIES)
         for i, verdict in zip(asked, verdicts, strict=True):
             letter, by_whom = verdict.value, "judge"
-            options = found[i]["fields"]["options"]
             if letter is None and verdict.unparsed:
-                letter, by_whom = random.Random(f"{self.seed}/{found[i]['id']}").choice(sorted(options)), "chance"
+                letters = sorted(found[i]["fields"]["options"]) or [*"ABCD", NONE]
+                letter, by_whom = random.Random(f"{self.seed}/{found[i]['id']}").choice(letters), "chance"
             right = None if letter is None else letter == found[i]["answer"]
             whose = {"letter": letter, "chosen_by": by_whom if letter else "nobody", "correct": right}
             found[i] = found[i] | whose | {"judge": verdict.plain(self.judge.model)}
@@ -155,9 +172,29 @@ class MMBench(Published):
         header = ["index", "question", "A", "B", "C", "D", "prediction"]
         wanted = [self.id(f"{index:07d}") for index in sorted(map(int, self.column("index")))]
         found, state = by_question(records, wanted, f"{self.name}/{self.split}")
-        asked = [(r["fields"], r["prediction"]) for r in found.values()]
-        rows = [[f["index"], f["question"], *(f["options"].get(letter) for letter in "ABCD"), said] for f, said in asked]
+        rows = [[r["fields"]["index"], r["fields"]["question"], *map(cells_of(r).get, "ABCD"), r["prediction"]] for r in found.values()]
         return [write_sheet(folder / f"{self.name}_{self.split}_{state}.xlsx", header, rows)]
+
+
+def null(cell: Any) -> bool:
+    """Whether a cell is null or NaN, as pandas counts them."""
+    return cell is None or cell != cell
+
+
+def none_word(text: str) -> bool:
+    """Whether LLaVA's script takes a text for nothing. An empty one is NaN in the table that it reads."""
+    return text.lower() in ("", "nan", "none")
+
+
+def choices_of(record: dict[str, Any]) -> dict[str, str]:
+    """What MMBench's rules look for in an answer."""
+    fields = record["fields"]
+    return fields.get("choices", fields["options"])
+
+
+def cells_of(record: dict[str, Any]) -> dict[str, str]:
+    """The options as the server's workbook has them, an empty cell for each that is missing."""
+    return {letter: text for letter, text in choices_of(record).items() if text != "nan"}
 
 
 def circular(rotations: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean, total
+from blink_exp.benchmarks.base import Sample, Score, by, mean, set_aside, total
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
 
@@ -24,12 +24,17 @@ class MME(Published):
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        answer = None if missing(row["answer"]) else row["answer"].strip().lower()
-        image_id = self.id(f"{row['category']}/{row['question_id']}")
-        return Sample(self.id(f"{i:05d}"), image_id, image, row["question"], answer, row["category"])
+        answer = None if missing(row["answer"]) else str(row["answer"]).strip().lower().replace(".", "")
+        category = str(row["category"] or "no category")
+        image_id = self.id(f"{category}/{row['question_id']}")
+        sample = Sample(self.id(f"{i:05d}"), image_id, image, row["question"], answer, category)
+        return sample if answer in ("yes", "no", None) else set_aside(sample, f"answer={row['answer']!r} is neither yes nor no")
 
     def prompt(self, sample: Sample) -> str:
-        return sample.question.replace(SUFFIX, "") + SHORT
+        """``llava``: no space stays before the line break where the published question has two before its instruction."""
+        if self.protocol == "llava":
+            return sample.question.replace(SUFFIX, "").strip() + SHORT
+        return sample.question.strip().replace(SUFFIX, "") + SHORT
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None if sample.answer is None else yes_or_no(prediction, letters=self.protocol == "lmms_eval") == sample.answer
@@ -39,8 +44,12 @@ class MME(Published):
 
 
 def yes_or_no(text: str, letters: bool = False) -> str:
-    """MME's rule: exact yes or no, else what the first four characters contain, else other. ``letters``: a lone y or n counts too."""
-    text = text.lower().strip().replace(".", "")
+    """MME's rule: exact yes or no, else what the first four characters contain, else other.
+
+    ``letters``: lmms-eval's, which takes all full stops out first, and a lone y or n for an answer; LLaVA's script does neither."""
+    text = text.lower().strip()
+    if letters:
+        text = text.replace(".", "")
     if text in ("yes", "no"):
         return text
     if letters and text in ("y", "n"):

@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
 from blink_exp.benchmarks.letters import extract_letter
+from blink_exp.benchmarks.mme import SUFFIX
 from blink_exp.benchmarks.rows import Published, missing
+from blink_exp.errors import UserError, nearest
+
+RULES = ("lmms_eval", "paper")
+OPENINGS = ("", "(", "option ", "the answer is ")  # what the MMStar authors' script lets stand before the letter
 
 
 class MMStar(Published):
@@ -15,6 +20,8 @@ class MMStar(Published):
 
     ``average``: mean of the six categories' accuracies; ``average_l2``: mean of the 18 sub-axes' accuracies, and
     ``<category>_l2`` of a category's three (lmms-eval; HERO's printed cells fit it); ``accuracy``: over all questions (the MMStar paper).
+
+    ``rule``: which letter an answer means: ``lmms_eval``, its general extractor; ``paper``, the MMStar authors' script.
     """
 
     name = "mmstar"
@@ -23,16 +30,26 @@ class MMStar(Published):
     protocols = ("lmms_eval",)
     tokens: ClassVar = {"lmms_eval": 1024}
 
+    def __init__(self, path: str, split: str, rule: str = "lmms_eval", **settings: Any):
+        if rule not in RULES:
+            raise UserError(f"benchmark.rule={rule} is not known; {nearest(str(rule), RULES)}")
+        super().__init__(path, split, **settings)
+        self.rule = rule
+
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        answer = None if missing(row["answer"]) else row["answer"].strip()
+        answer = None if missing(row["answer"]) else str(row["answer"]).strip().upper()
         name = self.id(f"{int(row['index']):04d}")
-        return Sample(name, name, image, row["question"].strip(), answer, row["category"], fields={"l2": row["l2_category"]})
+        category, axis = (str(row[column] or "none") for column in ("category", "l2_category"))
+        return Sample(name, name, image, row["question"].strip(), answer, category, fields={"l2": axis})
 
     def prompt(self, sample: Sample) -> str:
-        return f"{sample.question}\nAnswer with the option's letter from the given choices directly"  # no full stop: so it is published
+        question = sample.question.replace(SUFFIX, "")  # as lmms-eval does, whose task was made from MME's
+        return f"{question}\nAnswer with the option's letter from the given choices directly"  # no full stop: so it is published
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
-        return None if sample.answer is None else extract_letter(prediction) == sample.answer
+        if sample.answer is None:
+            return None
+        return opens_with(prediction, sample.answer) if self.rule == "paper" else extract_letter(prediction) == sample.answer
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
         records = [r | {"l2": r["fields"]["l2"]} for r in records if r["correct"] is not None]
@@ -49,6 +66,12 @@ class MMStar(Published):
             **{f"{name}_l2": average(scores.values()) for name, scores in axes.items()},
             **{f"{name}/{axis}": score for name, scores in axes.items() for axis, score in scores.items()},
         }
+
+
+def opens_with(prediction: str, answer: str) -> bool:
+    """The MMStar authors' rule: the answer opens with one of ``OPENINGS`` and the letter, in either case, whatever follows."""
+    text, letter = (t.lower().strip().replace("\n", " ") for t in (prediction, answer))
+    return any(text[: len(opening)] == opening and text[len(opening) : len(opening) + 1] == letter for opening in OPENINGS)
 
 
 def average(scores: Iterable[Score]) -> Score:

@@ -61,7 +61,7 @@ class MMVet(Published):
         self.judge = judge
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        named = row["capability"].split(",") if isinstance(row["capability"], str) else row["capability"]
+        named = row["capability"].split(",") if isinstance(row["capability"], str) else row["capability"] or ()
         needed = [c for c in CAPABILITIES if c in [n.strip() for n in named]]
         fields = {"question_id": str(row["question_id"]), "question": row["question"], "capabilities": needed}
         answer = None if missing(row["answer"]) else str(row["answer"])
@@ -96,7 +96,7 @@ class MMVet(Published):
         return {
             "total": mean(r["correct"] for r in marked),
             **{c: mean(r["correct"] for r in rows) for c, rows in needs.items() if rows},
-            **{name: mean(r["correct"] for r in rows) for name, rows in by(marked, "category").items() if "+" in name},
+            **{set_name(name): mean(r["correct"] for r in rows) for name, rows in by(marked, "category").items() if name},
             "unjudged": Score(len(tried) - len(marked), len(tried)),
         }
 
@@ -109,6 +109,11 @@ class MMVet(Published):
         path = folder / f"mmvet_{self.split}_{state}.json"
         write_json(path, {r["fields"]["question_id"]: r["prediction"] for r in found.values()})
         return [path]
+
+
+def set_name(capabilities: str) -> str:
+    """The score of a set of capabilities: ``ocr+math``; of one alone ``only_rec``, as ``rec`` is that of all questions that need it."""
+    return capabilities if "+" in capabilities else f"only_{capabilities}"
 
 
 def number(question_id: str) -> int:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
 from blink_exp.benchmarks.rows import Published, blank
+from blink_exp.benchmarks.vqa import SHORT
 
 RECOGNITION = (
     "Regular Text Recognition",
@@ -21,28 +22,29 @@ FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 
 class OCRBench(Published):
     """Hits by question type, of the six kinds of text recognition together, and ``final`` (0 to 1000 on the whole set).
 
-    ``accuracy`` is hits in per cent of rows, which is what HERO prints (50.1 is 501 hits).
+    ``accuracy`` is hits in per cent of rows, which is what HERO prints (50.1 is 501 hits). ``llava`` is the OCRBench authors' own script
+    for LLaVA-1.5: another prompt, and full-width letters stay what they are.
     """
 
     name = "ocrbench"
     headline = "accuracy"
     columns = ("dataset", "question", "question_type", "answer")
-    protocols = ("lmms_eval",)
-    tokens: ClassVar = {"lmms_eval": 128}
+    tokens: ClassVar = {"llava": 128, "lmms_eval": 128}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-        answers = [a for a in answers if not blank(a)]
+        answers = [str(a) for a in answers if not blank(a)]
         fields = {"answers": answers, "dataset": row["dataset"]}
         sample_id = self.id(f"{i:05d}")
         return Sample(sample_id, sample_id, image, row["question"], answers[0] if answers else None, row["question_type"], fields=fields)
 
     def prompt(self, sample: Sample) -> str:
-        return sample.question
+        return sample.question + SHORT if self.protocol == "llava" else sample.question.strip()
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         answers = sample.fields["answers"]
-        return hit(prediction, answers, formulas=sample.fields["dataset"] == "HME100k") if answers else None
+        formulas, fold = sample.fields["dataset"] == "HME100k", self.protocol == "lmms_eval"
+        return hit(prediction, answers, formulas, fold) if answers else None
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
         answered = [r for r in records if r["correct"] is not None]
@@ -64,12 +66,15 @@ def summed(hits: list[Score]) -> Score:
     return Score(sum(s.value for s in hits), sum(s.samples for s in hits))
 
 
-def hit(prediction: str, answers: list[str], formulas: bool = False) -> bool:
-    """Whether a reference stands anywhere in the prediction. ``formulas``: case counts and spaces do not; else the other way round."""
-    said = plain(prediction, formulas)
-    return any(plain(answer, formulas) in said for answer in answers)
+def hit(prediction: str, answers: list[str], formulas: bool = False, fold: bool = True) -> bool:
+    """Whether a reference stands anywhere in the prediction. ``formulas``: case counts and spaces do not; else the other way round.
+
+    ``fold``: full-width letters are ASCII ones, except in formulas."""
+    said = plain(prediction, formulas, fold)
+    return any(plain(answer, formulas, fold) in said for answer in answers)
 
 
-def plain(text: str, formulas: bool) -> str:
-    text = text.translate(FULL_WIDTH).strip().replace("\n", " ")
-    return text.replace(" ", "") if formulas else text.lower()
+def plain(text: str, formulas: bool, fold: bool) -> str:
+    if formulas:
+        return text.strip().replace("\n", "").replace(" ", "")
+    return (text.translate(FULL_WIDTH) if fold else text).lower().strip().replace("\n", " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.base import Sample, Score, by, mean, set_aside
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.errors import UserError
@@ -31,14 +31,18 @@ class POPE(Published):
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         category = row.get("category") or self.split  # the configuration Full has a split for each category
-        if category not in CATEGORIES:
-            raise UserError(f"{self.name}: row {i} of {self.path} has the category {category}; it must be one of {', '.join(CATEGORIES)}")
-        answer = None if missing(row["answer"]) else row["answer"].strip().lower()
+        one_of = f"it must be one of {', '.join(CATEGORIES)}"
+        if category == self.split and category not in CATEGORIES:
+            raise UserError(f"{self.name}: row {i} of {self.path} has the category {category}; {one_of}")
+        answer = None if missing(row["answer"]) else str(row["answer"]).strip().lower()
         question_id, image_id = self.id(f"{category}/{row['question_id']}"), self.id(f"image/{row['image_source']}")
-        return Sample(question_id, image_id, image, row["question"], answer, category)
+        sample = Sample(question_id, image_id, image, row["question"], answer, category)
+        if category not in CATEGORIES:
+            return set_aside(sample, f"category={category!r}: {one_of}")
+        return sample if answer in ("yes", "no", None) else set_aside(sample, f"answer={row['answer']!r} is neither yes nor no")
 
     def prompt(self, sample: Sample) -> str:
-        return sample.question + SHORT
+        return (sample.question.strip() if self.protocol == "lmms_eval" else sample.question) + SHORT
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None if sample.answer is None else yes_or_no(prediction, self.protocol) == sample.answer

@@ -10,7 +10,7 @@ from blink_exp.benchmarks.rows import Published, blank
 
 
 class RealWorldQA(Published):
-    """Both protocols send the question as it is and score it alike."""
+    """Both protocols send the question as it is (lmms-eval without outer spaces) and score it alike."""
 
     name = "realworldqa"
     headline = "accuracy"
@@ -19,26 +19,23 @@ class RealWorldQA(Published):
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         sample_id = self.id(f"{i:05d}")
-        answer = None if blank(row["answer"]) else row["answer"].strip()
+        answer = None if blank(row["answer"]) else str(row["answer"]).strip()
         return Sample(sample_id, sample_id, image, row["question"], answer, "letter" if letter(answer) else "word")
 
     def prompt(self, sample: Sample) -> str:
-        return sample.question
+        return sample.question.strip() if self.protocol == "lmms_eval" else sample.question
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         if sample.answer is None:
             return None
         if letter(sample.answer):
-            return extract_letter(prediction) == sample.answer
-        return word(prediction) == word(sample.answer)
+            return extract_letter(prediction) == sample.answer.upper()
+        return prediction.lower().strip().rstrip(".") == sample.answer.lower()  # the reference keeps its full stop
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
         return accuracies(records)
 
 
 def letter(answer: str | None) -> bool:
-    return answer in ("A", "B", "C", "D")
-
-
-def word(text: str) -> str:
-    return text.lower().strip().rstrip(".")
+    """Whether a reference is an option's letter, in either case."""
+    return answer is not None and answer.upper() in ("A", "B", "C", "D")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import string
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.base import Sample, Score, by, mean, set_aside
 from blink_exp.benchmarks.letters import option_lines
 from blink_exp.benchmarks.rows import Published, missing
 
-LETTERS = "ABCDE"
+LETTERS = "ABCDE"  # that llava reads; lmms_eval goes on as far as there are options
 
 
 class ScienceQA(Published):
@@ -21,13 +22,15 @@ class ScienceQA(Published):
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        options = dict(zip(LETTERS, row["choices"] or (), strict=False))
-        number = -1 if missing(row["answer"]) else int(row["answer"])
-        answer = LETTERS[number] if 0 <= number < len(options) else None  # an answer that is not offered is none
-        hint = None if missing(row["hint"]) else row["hint"]
-        fields = {"options": options, "hint": hint}
+        letters = LETTERS if self.protocol == "llava" else string.ascii_uppercase
+        options = {letter: str(choice) for letter, choice in zip(letters, row["choices"] or (), strict=False)}
+        place = -1 if missing(row["answer"]) else index_of(row["answer"])
+        answer = letters[place] if place is not None and 0 <= place < len(options) else None  # one not offered is none
+        hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
+        fields = {"options": options, "hint": hint or None}
         category = row.get("subject") or "no subject"
-        return Sample(self.id(f"{i:05d}"), self.id(f"{i:05d}"), image, row["question"], answer, category, fields=fields)
+        sample = Sample(self.id(f"{i:05d}"), self.id(f"{i:05d}"), image, row["question"], answer, category, fields=fields)
+        return sample if place is not None else set_aside(sample, f"answer={row['answer']!r} is not the number of a choice")
 
     def prompt(self, sample: Sample) -> str:
         context = f"Context: {sample.fields['hint']}\n" if sample.fields["hint"] else ""
@@ -39,7 +42,8 @@ class ScienceQA(Published):
             return None
         if self.protocol == "llava":
             return letter_of(prediction) == sample.answer
-        return prediction.strip().upper() == sample.answer or prediction.startswith(f"{sample.answer}.")
+        said, gold = prediction.strip(), sample.answer.lower()
+        return said.lower() == gold or (said[:1].isupper() and said[1:2] == "." and said[0].lower() == gold)
 
     def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
         records = [r for r in records if r["correct"] is not None]
@@ -50,10 +54,20 @@ class ScienceQA(Published):
 
 
 def letter_of(text: str) -> str | None:
-    """LLaVA's rule: the letter alone, or before ". " at the start, or in exactly one "The answer is X."."""
+    """LLaVA's rule: the letter alone, or before ". " at the start, or in exactly one "The answer is X" with a character behind it.
+
+    That character may be any but a line break: the published pattern does not escape its full stop. It may not be missing."""
     if text in tuple(LETTERS):
         return text
     if text[:1] in tuple(LETTERS) and text[1:3] == ". ":
         return text[0]
-    named = re.findall(r"The answer is ([A-Z])\.", text)
+    named = re.findall(r"The answer is ([A-Z]).", text)
     return named[0] if len(named) == 1 else None
+
+
+def index_of(answer: Any) -> int | None:
+    """The number of the right choice, from 0; None where a cell holds no whole number."""
+    try:
+        return int(answer)
+    except (ValueError, TypeError):
+        return None

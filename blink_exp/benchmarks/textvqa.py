@@ -12,7 +12,8 @@ from blink_exp.errors import UserError
 class TextVQA(TenAnswers):
     """``ocr``: ``row`` puts the row's OCR tokens into the prompt, ``none`` does not; null: ``row`` under llava, ``none`` under lmms_eval.
 
-    LLaVA-1.5's published numbers are with OCR tokens (58.2 at 7B, about 46 without), LLaVA-NeXT's and HERO's without.
+    LLaVA-1.5's published numbers are with OCR tokens (58.2 at 7B, about 46 without), LLaVA-NeXT's and HERO's without. Both protocols
+    capitalize the question, which makes the rest of it lower case.
     """
 
     name = "textvqa"
@@ -27,10 +28,9 @@ class TextVQA(TenAnswers):
         self.columns = (*TenAnswers.columns, "image_id", *needed)
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        ocr = {"ocr_tokens": list(row["ocr_tokens"] or [])} if self.ocr == "row" else {}
+        ocr = {"ocr_tokens": [str(token) for token in row["ocr_tokens"] or []]} if self.ocr == "row" else {}
         return self.asked(row, row["image_id"], image, None, **ocr)
 
     def prompt(self, sample: Sample) -> str:
-        question = sample.question.capitalize() if self.protocol == "lmms_eval" else sample.question
         seen = f"\nReference OCR token: {', '.join(sample.fields['ocr_tokens'])}" if self.ocr == "row" else ""
-        return question + seen + SHORT
+        return sample.question.capitalize() + seen + SHORT

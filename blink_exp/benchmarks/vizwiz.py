@@ -20,8 +20,7 @@ class VizWiz(Served):
         return self.asked(row, row["question_id"], image, row.get("category"))
 
     def prompt(self, sample: Sample) -> str:
-        question = sample.question.capitalize() if self.protocol == "lmms_eval" else sample.question
-        return question + UNANSWERABLE + SHORT
+        return sample.question.capitalize() + UNANSWERABLE + SHORT  # in both protocols; spaces at its end stay
 
     def entry(self, question_id: Any, answer: str) -> dict[str, Any]:
         return {"image": f"{str(question_id).removesuffix('.jpg')}.jpg", "answer": answer}

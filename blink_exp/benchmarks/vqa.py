@@ -16,6 +16,7 @@ SHORT = "\nAnswer the question using a single word or phrase."
 MARKS = r';/[]"{}()=+\_-><@`,?!'
 THOUSANDS = re.compile(r"\d,+\d")
 FULL_STOP = re.compile(r"\.(?!\d)")
+FULL_STOPS = 32  # deleted at most: the published code passes re.UNICODE, which is 32, where re.sub expects a count
 TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {word: str(i) for i, word in enumerate(TO_TEN)} | {"none": "0"}
 ARTICLES = ("a", "an", "the")
@@ -55,18 +56,22 @@ def unpunctuated(text: str) -> str:
     out = text
     for mark in MARKS:
         out = out.replace(mark, "" if thousands or f"{mark} " in text or f" {mark}" in text else " ")
-    return FULL_STOP.sub("", out)
+    return FULL_STOP.sub("", out, count=FULL_STOPS)
 
 
 def vqa_accuracy(prediction: str, answers: list[str], normalization: str = "always", tokenize: bool = True) -> float:
     """Mean over the people i of min(1, people other than i who gave the prediction / 3); with ten: 0, 0.3, 0.6, 0.9, 1.
 
-    ``normalization``: ``unless_equal`` compares as they are if all people gave one answer, as the historical VQA script did.
+    ``normalization``: ``always`` normalises both sides, ``tokenize`` or not. ``unless_equal`` is the server's script on a submission: the
+    prediction is normalised before it is handed in; the people's answers are compared as they are if all gave one answer, else both sides
+    pass the normaliser without its first step.
     """
-    if normalization == "always" or len({one_line(a) for a in answers}) > 1:
+    if normalization == "always":
         prediction, answers = normalize(prediction, tokenize), [normalize(a, tokenize) for a in answers]
     else:
-        prediction, answers = one_line(prediction), [one_line(a) for a in answers]
+        prediction, answers = normalize(prediction), [one_line(a) for a in answers]
+        if len(set(answers)) > 1:
+            prediction, answers = normalize(prediction, tokenize=False), [normalize(a, tokenize=False) for a in answers]
     n, m = len(answers), answers.count(prediction)
     # Whole numbers, so that 0.3 is 0.3: m people see m - 1 others who agree with the prediction, n - m see m.
     return (m * min(m - 1, 3) + (n - m) * min(m, 3)) / (3 * n)
@@ -89,11 +94,13 @@ class TenAnswers(Published):
         self.normalization = normalization
 
     def asked(self, row: dict[str, Any], image_id: object, image: Any, category: str | None, **fields: Any) -> Sample:
-        """A row as a sample; its answer is the one that most people gave, its ``fields`` hold all of them and those given."""
-        answers = [a["answer"] if isinstance(a, dict) else a for a in row["answers"] or []]
-        answers = [a for a in answers if not blank(a)]
-        common = Counter(answers).most_common(1)[0][0] if answers else None
-        fields |= {"answers": answers}
+        """A row as a sample; its answer is the one that most people gave, its ``fields`` hold all of them and those given.
+
+        A blank answer is one person's answer and stays; a row of blanks only has none."""
+        given = [a["answer"] if isinstance(a, dict) else a for a in row["answers"] or []]
+        written = [str(a) for a in given if not blank(a)]
+        common = Counter(written).most_common(1)[0][0] if written else None
+        fields |= {"answers": ["" if a is None or a != a else str(a) for a in given] if written else []}
         place = self.id(f"image/{image_id}")
         return Sample(self.id(row["question_id"]), place, image, row["question"], common, category or "all", fields=fields)
 
