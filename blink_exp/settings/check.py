@@ -72,13 +72,16 @@ def _check_node(node: DictConfig, prefix: str, schema: type) -> None:
 
 def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
     typed = _empty(schema)
+    if value_type(schema, key)[0] is bool and isinstance(node[key], int | float) and not isinstance(node[key], bool):
+        raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))  # OmegaConf would take any number for true
     try:
         typed[key] = node[key]
         value = typed[key]
     except OmegaConfBaseException:
         raise UserError(refusal(schema, key, f"{prefix}{key}", node[key])) from None
     limit = fields(schema)[key].metadata.get("limit")
-    if value is not None and limit is not None and not limit.holds(value):
+    open_ended = value_type(schema, key)[0] is Any  # its limit says whether it may be null
+    if (value is not None or open_ended) and limit is not None and not limit.holds(value):
         raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))
     if isinstance(value, float) and limit is None and not Between().holds(value):
         raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))

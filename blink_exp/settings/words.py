@@ -20,7 +20,7 @@ from blink_exp.settings.check import fields, refusal, shown, value_type
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
-from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET
+from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Pair
 
 WITH_VALUE = (
     "--config-dir",
@@ -174,7 +174,7 @@ def settings(root: type) -> dict[str, list[tuple[type, str]]]:
 def _walk(schema: type, prefix: str) -> Iterator[tuple[str, type, str]]:
     for name in fields(schema):
         kind = value_type(schema, name)[0]
-        inner = [kind] if dataclasses.is_dataclass(kind) else _variants().get(name, []) if not prefix else []
+        inner = [kind] if dataclasses.is_dataclass(kind) else _variants().get(f"{prefix}{name}", [])
         for one in inner:
             yield from _walk(one, f"{prefix}{name}.")
         if not inner:
@@ -189,7 +189,9 @@ def _variants() -> dict[str, list[type]]:
         group: list(dict.fromkeys(schema for target, schema in BY_TARGET.items() if target.startswith(f"blink_exp.{home}")))
         for group, home in homes.items()
     }
-    return found | {"data": list(BY_SOURCE.values()), "logger": list(BY_KIND.values())}
+    alone = [schema for schema in found["method"] if schema is not Pair]
+    paired = {"method.pruner": alone, "method.policy": alone}
+    return found | paired | {"data": list(BY_SOURCE.values()), "logger": list(BY_KIND.values())}
 
 
 @functools.cache
