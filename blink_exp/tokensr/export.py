@@ -25,8 +25,8 @@ def save_modules(
     modules: nn.ModuleDict, belonging: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
 ) -> None:
     """Writes the module of each layer in our format. ``more``: what is known about the training of single layers."""
-    for layer in belonging["layers"]:
-        one = checkpoint.Belonging(
+    known = {
+        layer: checkpoint.Belonging(
             backbone=belonging["backbone"],
             layer=layer,
             width=belonging["width"],
@@ -34,7 +34,9 @@ def save_modules(
             architecture=belonging["architecture"],
             training=training | more.get(layer, {}),
         )
-        checkpoint.save(modules[str(layer)], one, folder)
+        for layer in belonging["layers"]
+    }
+    checkpoint.save_all(((modules[str(layer)], one) for layer, one in known.items()), folder)
 
 
 def export(run: Path, output: Path | None = None) -> Path:
