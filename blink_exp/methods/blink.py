@@ -195,7 +195,8 @@ def configure(
     if given is not None and not str(given).strip():
         raise UserError("tokensr.path= is empty; give a folder of trained modules, or null for those that ship with the model")
     folder = given or backbone.tokensr
-    command = f"{training_command(architecture, layer, layers, chosen)}, then tokensr.path=FOLDER"
+    model = "" if backbone.name == "scale-llava-1.5" else "model=... "  # which train.py has by default
+    command = f"python train.py {model}{training_words(architecture, layer, layers, chosen)} output=FOLDER, then tokensr.path=FOLDER"
     if folder is None:
         raise UserError(f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them for this model: {command}")
     for number in chosen:
@@ -206,8 +207,8 @@ def configure(
     return blink(policy, nn.ModuleDict({str(number): tokensr_module(backbone, Path(folder), number) for number in chosen}))
 
 
-def training_command(architecture: str, layer: int | None, layers: dict, chosen: Rows[int]) -> str:
-    """What trains modules of an architecture for these layers. ``layer``, ``layers``: as ``configure`` takes them."""
+def training_words(architecture: str, layer: int | None, layers: dict, chosen: Rows[int]) -> str:
+    """What train.py is told to train modules of an architecture for these layers. ``layer``, ``layers``: as ``configure`` takes them."""
     indices, plain = layers["indices"], (layers["base"], layers["relative"]) == (0, True)
     if layer is not None:
         words = f"layer={layer}" if layers["base"] == 0 else f"layer={layer} layers.base={layers['base']}"
@@ -215,7 +216,7 @@ def training_command(architecture: str, layer: int | None, layers: dict, chosen:
         words = f"layers={indices}"
     else:
         words = f"layers.indices=[{','.join(map(str, chosen))}] layers.relative=false"
-    return f"python train.py tokensr={architecture} {words} output=FOLDER"
+    return f"tokensr={architecture} {words}"
 
 
 def tokensr_module(backbone, folder: Path, layer: int) -> nn.Module:

@@ -55,7 +55,7 @@ def save_all(modules: Iterable[tuple[nn.Module, Belonging]], folder: Path, dtype
             weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
             bad = first_nonfinite(weights.items())
             if bad is not None:
-                raise UserError(f"the TokenSR module of layer {belonging.layer} holds nan or inf in {bad}, so it is not written to {folder}")
+                raise UserError(f"the TokenSR module of layer {belonging.layer} holds nan or inf in {bad}; nothing is written to {folder}")
             for target, data in (
                 (path.with_suffix(".json"), json.dumps(asdict(belonging), indent=2).encode() + b"\n"),
                 (path, safetensors.torch.save(weights)),
@@ -135,7 +135,7 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     for name, have, want in fits:
         if have != want:
             raise UserError(f"{path} was trained for {name} {have}, not {want}; train one for it: python train.py layer={layer}")
-    if belonging.architecture not in ARCHITECTURES:
+    if not isinstance(belonging.architecture, str) or belonging.architecture not in ARCHITECTURES:
         raise UserError(f"{path.with_suffix('.json')} names the architecture {belonging.architecture}, which is not known; train it again")
     module = build(belonging.architecture, width)
     try:

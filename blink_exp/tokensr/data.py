@@ -20,10 +20,10 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from blink_exp.errors import UserError, nearest
-from blink_exp.tokensr import llava_665k
+from blink_exp.tokensr import limits, llava_665k
 from blink_exp.tokensr.batches import GlobalBatches, share_out
 from blink_exp.tokensr.feature_cache import Stored, check_settings
-from blink_exp.tokensr.pairs import Pairs, Transform, collate
+from blink_exp.tokensr.pairs import QUADRANTS, Pairs, Transform, collate
 from blink_exp.tokensr.pairs import quadrant_box as quadrant_box
 
 UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
@@ -180,8 +180,19 @@ class PairedCrops(pl.LightningDataModule):
             raise UserError(
                 "data.train_size=null means every image once, and there is no end of scenes; give data.train_size and held_out_size"
             )
+        for name, size in (("train_size", train_size), ("held_out_size", held_out_size), ("batch_size", batch_size)):
+            limits.whole(f"data.{name}", size, 1, null=True)
+        limits.whole("data.workers", workers, 0)
+        limits.whole("trainer.global_batch", global_batch, 1)
+        for name, value in (("pad", pad), ("cache_features", cache_features)):
+            limits.flag(f"data.{name}", value)
+        limits.number("data.held_out_share", held_out_share, 0)
         if not 0 < held_out_share < 1:
             raise UserError(f"data.held_out_share={held_out_share} is outside (0, 1); it is the share of the images that is not trained on")
+        limits.word("data.quadrants", quadrants, QUADRANTS)
+        for name, needed in {"folder": {"path": path}, "llava_665k": {"json": json, "images": images}}.get(source, {}).items():
+            if needed is None or not str(needed).strip():
+                raise UserError(f"data.{name}={limits.shown(needed)} names nothing to train on; give its path")
         check_settings(cache_path, cache_dtype)
         self.cache_features, self.cache_path, self.cache_dtype = cache_features, Path(cache_path), cache_dtype
         self.transform, self.source, self.path, self.pad, self.quadrants = transform, source, path, pad, quadrants
@@ -207,7 +218,10 @@ class PairedCrops(pl.LightningDataModule):
             root, names, held_names = self._split()
             train, held = self.files = [Files(root, names, self.pad), Files(root, held_names, self.pad)]
             each, distinct = 4 if self.quadrants == "all" else 1, (len(names), len(held_names))
-            sizes = self.train_size or each * len(names), self.held_out_size or each * len(held_names)
+            sizes = (
+                each * len(names) if self.train_size is None else self.train_size,
+                each * len(held_names) if self.held_out_size is None else self.held_out_size,
+            )
         if sizes[0] < self.global_batch:
             raise UserError(
                 f"data.train_size={sizes[0]} is less than one step of trainer.global_batch={self.global_batch}; use as many pairs or more"

@@ -46,6 +46,6 @@ def word(name: str, value: Any, known: Iterable[str]) -> None:
 
 
 def path(name: str, value: Any) -> None:
-    """A path may be null, but not empty: an empty one is the working folder to every library, and a variable that was not set to a shell."""
+    """A path may be null, but not empty: libraries take that for the working folder, and a shell makes it of a variable that is not set."""
     if value is not None and not str(value).strip():
         raise UserError(f"{name}= is empty; give a path, or leave {name} away")

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.tokensr import limits
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -44,6 +45,7 @@ def weighted(weights: dict[str, float]) -> Loss:
     for name in weights:
         if name not in LOSSES:
             raise UserError(f"loss.weights.{name} is not a loss; {nearest(name, LOSSES)}")
+        limits.number(f"loss.weights.{name}", weights[name], 0)
     chosen = {name: w for name, w in weights.items() if w}
     if not chosen:
         raise UserError(f"loss.weights={weights} gives every loss the weight 0; give at least one a positive weight")
