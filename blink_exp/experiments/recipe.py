@@ -33,6 +33,8 @@ def check_recipe(recipe: dict[str, Any]) -> None:
         limits.word("trainer.accelerator", recipe["accelerator"], ACCELERATORS)
     if "precision" in recipe and str(recipe["precision"]) not in SHORT:
         limits.word("trainer.precision", recipe["precision"], PRECISIONS)
+    if recipe.get("accelerator") == "cpu" and SHORT.get(str(recipe.get("precision")), recipe.get("precision")) == "16-mixed":
+        raise UserError(f"trainer.precision={recipe['precision']} needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
     if "devices" in recipe:
         check_devices_word(recipe["devices"])
     if recipe.get("channels_last") and str(recipe["strategy"]).startswith("deepspeed"):
