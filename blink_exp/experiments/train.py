@@ -83,7 +83,7 @@ def train(cfg: DictConfig, settings: dict[str, Any], out: Path, trainer: Any, st
     weighted(settings["loss"]["weights"])
     limits.word("tokensr.architecture", settings["tokensr"]["architecture"], ARCHITECTURES)
     data = PairedCrops(  # before the model is loaded: it says which of its settings cannot be
-        lambda image: image, seed=cfg.seed, steps_done=start.step, global_batch=recipe["global_batch"], **settings["data"]
+        BaseView(None), seed=cfg.seed, steps_done=start.step, global_batch=recipe["global_batch"], **settings["data"]
     )
     batch_size, trainer.accumulate_grad_batches = share_out(recipe["global_batch"], trainer.world_size, settings["data"]["batch_size"])
     if trainer.world_size > 1 and settings["model"].get("device_map"):

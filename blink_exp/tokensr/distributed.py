@@ -140,13 +140,16 @@ def check_devices(accelerator: str, devices: Any) -> None:
 def together(trainer: Any, grace: float = 10.0) -> Iterator[None]:
     """Ends the processes that Lightning started from this one when this one fails in the block, so that none waits for it forever.
 
-    ``grace``: seconds for them to end by themselves and say why.
+    ``grace``: seconds for them to end by themselves and say why; where this one was stopped, they are told to.
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         started = getattr(trainer.strategy.launcher, "procs", [])
         children, started[:] = list(started), []  # Lightning's watcher of this list would kill this process before it can say why
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            for child in children:
+                child.terminate()
         until = time.monotonic() + grace
         for child in children:
             try:

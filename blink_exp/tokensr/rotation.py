@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
@@ -95,7 +95,7 @@ class WholeFiles(TorchCheckpointIO):
             with open(part, "wb") as file:
                 sink = Sink(file)
                 try:
-                    torch.save(checkpoint, sink)
+                    torch.save(checkpoint, cast(IO[bytes], sink))
                 except RuntimeError:
                     if sink.error is not None:
                         raise sink.error from None
