@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from blink_exp.backbone.weights import check_finite
 from blink_exp.errors import UserError
 
 
@@ -69,4 +70,5 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     there = next(v for k, v in theirs.items() if k.endswith(name))
     if here.shape != there.shape or not torch.allclose(here.float().cpu(), there.float(), atol=1e-2 * float(there.abs().max())):
         raise UserError(f"model.clip={path} has another vision tower than {backbone.name}; give the CLIP that it was made from")
+    check_finite(clip, path, "model.clip")
     return ClipText(clip.to(backbone.model.device), tokenizer)

@@ -254,14 +254,16 @@ def visual_states(llm, embeds: torch.Tensor, visual: int, layers: Iterable[int])
     """The visual tokens' states at the input of ``layers``, {layer: (batch, visual, hidden)}, for TokenSR's training.
 
     ``embeds``: (batch, system + visual, hidden). No text is run, as the states depend on the image alone, and the forward stops at
-    the last layer asked for.
+    the last layer asked for. A token sees itself and what stands before it, as in a prompt, under every attention kernel.
     """
     wanted = set(layers)
     found: dict[int, torch.Tensor] = {}
     rope = llm.rotary_emb(embeds, position_ids=torch.arange(embeds.shape[1], device=embeds.device)[None])
+    real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    mask = causal_mask(llm, real[:, :0], real, embeds.dtype, padded=False)
     for i, layer in enumerate(llm.layers[: max(wanted) + 1]):
         if i in wanted:
             found[i] = embeds[:, -visual:]
         if i < max(wanted):
-            embeds = layer(embeds, attention_mask=None, position_embeddings=rope, position_ids=None)
+            embeds = layer(embeds, attention_mask=mask, position_embeddings=rope, position_ids=None)
     return found

@@ -134,7 +134,9 @@ def _model(
     )
     model, report = loaded
     weights.check_loaded(report["missing_keys"], report["mismatched_keys"], path)
-    return model if placed else model.to(device)
+    model = model if placed else model.to(device)
+    weights.check_finite(model, path)
+    return model
 
 
 def _greedy(model: Any) -> None:

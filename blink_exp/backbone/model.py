@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone import decode, weights
 from blink_exp.backbone.clip_text import ClipText, load_clip_text
 from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode
+from blink_exp.backbone.logits import Checked
 from blink_exp.backbone.pictures import Picture, Pictures, picture
 from blink_exp.backbone.processor import conversation
 from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
@@ -231,7 +233,13 @@ class Backbone:
         """Greedy answers of Hugging Face's generate() to one question an image, from the images' ``features``."""
         batch = self.batch(features, questions)
         encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}  # type: ignore[arg-type]
-        tokens = self.model.generate(**batch, mm_encoder_outputs=encoded, max_new_tokens=max_new_tokens, do_sample=False)
+        tokens = self.model.generate(
+            **batch,
+            mm_encoder_outputs=encoded,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([Checked()]),
+        )
         said = tokens[:, batch["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
 

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from blink_exp.errors import UserError
+from blink_exp.finite import first_nonfinite
 
 T = TypeVar("T")
 INDEX = "model.safetensors.index.json"
@@ -138,6 +141,14 @@ def check_loaded(missing: Iterable[str], mismatched: Iterable[Any], path: str) -
     wrong = sorted(map(str, [*missing, *mismatched]))
     if wrong:
         raise UserError(f"model.path={path} lacks {len(wrong)} weights of its model, first {wrong[0]}; give a complete checkpoint")
+
+
+def check_finite(model: Any, path: str, setting: str = "model.path") -> None:
+    """Raises UserError where a weight is nan or inf: such a model answers with nothing, and every score of it is 0."""
+    name = first_nonfinite(model.named_parameters())
+    if name is not None:
+        half = f", or it leaves the range of {setting.split('.')[0]}.dtype=float16" if model.dtype == torch.float16 else ""
+        raise UserError(f"{setting}={path}: weight {name} holds nan or inf{half}; {'use bfloat16 or float32' if half else _again(path)}")
 
 
 def read(folder: Path, ending: str) -> Any:

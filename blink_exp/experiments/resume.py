@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from blink_exp.errors import UserError
+from blink_exp.finite import first_nonfinite
 
-CHECKPOINT = "last.ckpt"
+CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
+NAMES = (CHECKPOINT, OLD)  # newest first
 WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and what Lightning knows
 # What may differ from the training that is gone on with: where it runs and how fast, but no number of its recipe.
 FREE = {
@@ -22,31 +28,77 @@ FREE = {
 }
 
 
-def resume_from(settings: dict[str, Any], out: Path) -> tuple[str | None, int]:
-    """The checkpoint to go on from and its steps: that of ``resume``, or one in the run folder itself (a job that its cluster started
-    again).
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins. ``path``: the checkpoint that it goes on from, None for a new one; ``step``: optimizer steps done;
+    ``note``: what is to be said where the checkpoint is not the newest."""
 
-    Raises UserError if it is missing, damaged, or of a training with other settings.
+    path: Path | None = None
+    step: int = 0
+    note: str = ""
+
+
+def resume_from(settings: dict[str, Any], out: Path) -> Start:
+    """The checkpoint to go on from and its steps: that of ``resume`` (a run folder or a checkpoint in it), or one in the run folder itself
+    (a job that its cluster started again).
+
+    Raises UserError if it is missing, damaged without an older one, or of a training with other settings.
     """
-    folder = Path(settings["resume"]) if settings["resume"] else out
-    path = find(folder)
-    if path is None:
-        if settings["resume"]:
-            raise UserError(f"resume={folder} holds no {CHECKPOINT}; give the folder of a run that got to its first checkpoint")
-        return None, 0
+    named = settings["resume"]
+    folder, names = place(Path(named)) if named else (out, NAMES)
+    newest = latest(folder, names)
+    if newest is None:
+        if named:
+            raise UserError(f"resume={named} holds no {CHECKPOINT}; give the folder of a run that got to its first checkpoint")
+        return Start()
+    path, state, note = newest
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} has a {CHECKPOINT} but no config.yaml, which says how it was trained; copy the whole folder")
-    changed = differences(settings, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
+    try:
+        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        assert isinstance(before, dict)
+    except (AssertionError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(
+            f"{folder / 'config.yaml'} is damaged ({type(error).__name__}); it says how the run was trained, copy it again"
+        ) from None
+    changed = differences(settings, before)  # type: ignore[arg-type]
     if changed:
         raise UserError(f"resume={folder} was trained with another {', '.join(changed)}; repeat its settings or start a new run")
-    return str(path), read(path)["global_step"]
+    return Start(path, state["global_step"], note)
+
+
+def place(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """(run folder, names of the checkpoints to look at, newest first) of what a user names: a run folder, or a checkpoint in it."""
+    if path.name == CHECKPOINT:
+        return path.parent, NAMES
+    if path.name == OLD:
+        return path.parent, (OLD,)
+    if path.is_file():
+        raise UserError(f"resume={path} is neither a run folder nor a {CHECKPOINT}; give one of them")
+    return path, NAMES
 
 
 def find(folder: Path) -> Path | None:
-    """The last whole checkpoint of a run. A job killed while one DeepSpeed folder took another's place leaves the older one."""
-    for name in (CHECKPOINT, f"{CHECKPOINT}.old"):
-        if (folder / name).exists():
-            return folder / name
+    """The newest checkpoint of a run, whole or not."""
+    return next((folder / name for name in NAMES if (folder / name).exists()), None)
+
+
+def latest(folder: Path, names: Iterable[str] = NAMES) -> tuple[Path, dict[str, Any], str] | None:
+    """(path, contents, what to say) of the newest checkpoint of a run that is whole; None where there is none at all.
+
+    Raises UserError where all are damaged.
+    """
+    damaged: list[str] = []
+    for path in (folder / name for name in names if (folder / name).exists()):
+        try:
+            state = read(path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        note = f"{damaged[0]}; going on from the one before, {path.name} of step {state['global_step']}" if damaged else ""
+        return path, state, note
+    if damaged:
+        raise UserError(f"{damaged[0]}, and no older one is whole; go on from another run, or start anew in another hydra.run.dir")
     return None
 
 
@@ -75,17 +127,31 @@ def _one_kind(settings: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """What a checkpoint of either kind holds, tensors left on disk until they are used; the weights under "state_dict".
 
-    Raises UserError where it is damaged.
+    Raises UserError where it is damaged, not one of train.py's, or holds nan or inf.
     """
     try:
-        if not path.is_dir():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        found = torch.load(path / WEIGHTS, map_location="cpu", weights_only=True, mmap=True)
-        parts = sorted((path / "checkpoint").glob("*zero_pp_rank_*_optim_states.pt"))
-        if len(parts) < found["dp_world_size"]:
-            raise EOFError(f"{len(parts)} of {found['dp_world_size']} parts")
-        for part in parts:
-            zipfile.ZipFile(part).close()  # a file that was cut off has no table of contents
-        return found | {"state_dict": found["module"]}
+        files = [path] if path.is_file() else sorted((path / "checkpoint").glob("*.pt"))
+        for file in files:  # a file that was cut off has no table of contents; one with a hole has another checksum than that says
+            with zipfile.ZipFile(file) as entries:
+                if (torn := entries.testzip()) is not None:
+                    raise EOFError(torn)
+        state = torch.load(path / WEIGHTS if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
+        if path.is_dir():
+            parts = sorted((path / "checkpoint").glob("*zero_pp_rank_*_optim_states.pt"))
+            if len(parts) < state["dp_world_size"]:
+                raise EOFError(f"{len(parts)} of {state['dp_world_size']} parts")
+            state = state | {"state_dict": state["module"]}
     except Exception as error:  # torch raises whatever its unpickler met
-        raise UserError(f"{path} is corrupt or cut off ({type(error).__name__}); remove it and start again") from None
+        raise UserError(f"{path} is corrupt or cut off ({type(error).__name__})") from None
+    if not (
+        isinstance(state, dict)
+        and isinstance(state.get("state_dict"), dict)
+        and isinstance(state.get("global_step"), int)
+        and isinstance(state.get("blink_exp"), dict)
+        and {"backbone", "layers", "width", "grid", "architecture", "parts"} <= state["blink_exp"].keys()
+    ):
+        raise UserError(f"{path} holds something else than a checkpoint of train.py")
+    bad = first_nonfinite((k, v) for k, v in state["state_dict"].items() if isinstance(v, torch.Tensor))
+    if bad is not None:
+        raise UserError(f"{path} holds nan or inf in {bad}")
+    return state

@@ -30,11 +30,15 @@ import torch
 from torch import nn
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.finite import first_nonfinite
 from blink_exp.methods.base import Method, Scan
 from blink_exp.saliency import SCORERS, PatchGrid, Scorer
 from blink_exp.sequence import Decision, Drop, Expand, Keep
+from blink_exp.tokensr import checkpoint
+from blink_exp.tokensr.modules import ARCHITECTURES
 
 POLICIES = ("threshold", "cycle", "expand_once", "copy")
+PRESETS = ("11-17", "12-18", "12-20", "13-19", "14-20", "all")  # of the group ``layers``
 ON_REEXPAND = ("replace", "keep", "append")
 
 
@@ -185,12 +189,34 @@ def configure(
     PatchGrid(p, *backbone.grid)  # says which p divide the grid, before anything is loaded
     if not amplify or tokensr["architecture"] == "interp" or resolution["policy"] == "copy":
         return blink(policy)
-    folder = tokensr["path"] or backbone.tokensr
+    architecture, given = tokensr["architecture"], tokensr["path"]
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"tokensr.architecture={architecture} is not known; {nearest(str(architecture), ARCHITECTURES)}")
+    if given is not None and not str(given).strip():
+        raise UserError("tokensr.path= is empty; give a folder of trained modules, or null for those that ship with the model")
+    folder = given or backbone.tokensr
+    model = "" if backbone.name == "scale-llava-1.5" else "model=... "  # which train.py has by default
+    command = f"python train.py {model}{training_words(architecture, layer, layers, chosen)} output=FOLDER, then tokensr.path=FOLDER"
     if folder is None:
-        raise UserError(
-            f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them (train.py) and give their folder"
-        )
-    return blink(policy, nn.ModuleDict({str(layer): tokensr_module(backbone, Path(folder), layer) for layer in chosen}))
+        raise UserError(f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them for this model: {command}")
+    for number in chosen:
+        there = checkpoint.architecture_of(Path(folder), number)
+        if there is not None and there != architecture:
+            what = f"{folder} holds" if given else f"{backbone.name} ships with"
+            raise UserError(f"tokensr={architecture}, but {what} {there} modules; use tokensr={there}, or train: {command}")
+    return blink(policy, nn.ModuleDict({str(number): tokensr_module(backbone, Path(folder), number) for number in chosen}))
+
+
+def training_words(architecture: str, layer: int | None, layers: dict, chosen: Rows[int]) -> str:
+    """What train.py is told to train modules of an architecture for these layers. ``layer``, ``layers``: as ``configure`` takes them."""
+    indices, plain = layers["indices"], (layers["base"], layers["relative"]) == (0, True)
+    if layer is not None:
+        words = f"layer={layer}" if layers["base"] == 0 else f"layer={layer} layers.base={layers['base']}"
+    elif plain and isinstance(indices, str) and indices in PRESETS:
+        words = f"layers={indices}"
+    else:
+        words = f"layers.indices=[{','.join(map(str, chosen))}] layers.relative=false"
+    return f"tokensr={architecture} {words}"
 
 
 def tokensr_module(backbone, folder: Path, layer: int) -> nn.Module:
@@ -202,9 +228,12 @@ def tokensr_module(backbone, folder: Path, layer: int) -> nn.Module:
 
 @functools.lru_cache(maxsize=128)
 def _module(folder: Path, layer: int, _stat, backbone: str, width: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    from blink_exp.tokensr import checkpoint
-
-    return checkpoint.load(folder, layer, backbone, width).to(device, dtype)
+    module = checkpoint.load(folder, layer, backbone, width).to(device, dtype)
+    bad = first_nonfinite(module.named_parameters())
+    if bad is not None:
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(f"the TokenSR module of layer {layer} in {folder} leaves the range of model.dtype={kind} in {bad}; use bfloat16")
+    return module
 
 
 def selected_layers(depth: int, *, layer: int | None, indices, base: int, relative: bool) -> tuple[int, ...]:

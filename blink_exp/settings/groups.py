@@ -71,16 +71,17 @@ class Loss:
 
 
 def _devices(value: Any) -> bool:
-    return value == "auto" or limits.is_whole(value, 1) or (limits.is_list(value, limits.is_whole) and len(value) > 0)
+    listed = limits.is_list(value, limits.is_whole) and 0 < len(value) == len(set(value))
+    return value == "auto" or limits.is_whole(value, 1) or listed
 
 
 @dataclass
 class Trainer:
-    accelerator: str = limits.words("cpu", "gpu", "cuda", "mps", "tpu", "auto")
+    accelerator: str = limits.words("cpu", "gpu", "cuda", "mps", "auto")
     strategy: str = limits.text("the name of a strategy")
-    devices: Any = limits.such("auto, a number of devices of at least 1, or a list of their numbers", _devices)
+    devices: Any = limits.such("auto, a number of devices of at least 1, or a list of distinct numbers of GPUs", _devices)
     num_nodes: int = limits.whole(1)
-    precision: str = limits.words("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
+    precision: str = limits.words("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "32", "64", "16", "bf16")
     global_batch: int = limits.whole(1)
     epochs: int = limits.whole(1)
     lr: float = limits.number(0, above=True)

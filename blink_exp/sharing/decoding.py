@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from blink_exp.backbone.logits import check_logits
 from blink_exp.sharing.attending import Parts
 from blink_exp.sharing.branches import Leaves, Question
 from blink_exp.sharing.expansions import Chain, ahead_of, front
@@ -31,7 +32,10 @@ def greedy(
 
 
 def _next(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return model.lm_head(hidden).float().argmax(-1)
+    """(rows,) the likeliest token of each. Raises UserError where logits are nan or inf."""
+    best = model.lm_head(hidden).float().max(-1)
+    check_logits(best.values)
+    return best.indices
 
 
 def _go_on(

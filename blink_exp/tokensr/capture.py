@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from blink_exp.errors import UserError
+from blink_exp.finite import first_nonfinite
 from blink_exp.saliency import PatchGrid
 from blink_exp.tokensr.batches import share_out
 from blink_exp.tokensr.feature_cache import Features, Plan, Stored, shard_path, write_shard
@@ -212,6 +213,9 @@ def make(
         for file, shard in zip(mine, groups, strict=True):
             found = [capture(next(batches)) for _ in shard]
             features = Features(*(torch.cat(parts).to("cpu", kind) for parts in zip(*found, strict=True)))
+            for name, part in features._asdict().items():
+                if (bad := first_nonfinite((str(layer), part[:, k]) for k, layer in enumerate(plan.layers))) is not None:
+                    raise UserError(f"the frozen model's states of layer {bad} ({name}) are nan or inf; use another model.dtype")
             lost = data.files[number].unreadable.nonzero()[:, 0].tolist() if data.files else []
             write_shard(shard_path(folder, *file), plan.key, features, found[0].teacher.dtype, lost)
 

@@ -5,6 +5,7 @@ Only safetensors are read: a checkpoint can come from anybody, and must not be a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ import torch
 from torch import nn
 
 from blink_exp.errors import UserError
-from blink_exp.tokensr.modules import build
+from blink_exp.finite import first_nonfinite
+from blink_exp.tokensr.modules import ARCHITECTURES, build
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,82 @@ class Belonging:
 
 
 def save(module: nn.Module, belonging: Belonging, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Writes both files, each appearing whole or not at all."""
+    """Writes both files of one module; see ``save_all``."""
+    return save_all([(module, belonging)], folder, dtype)[0]
+
+
+def save_all(modules: Iterable[tuple[nn.Module, Belonging]], folder: Path, dtype: torch.dtype = torch.float32) -> list[Path]:
+    """Writes modules and what they belong to: all files are written beside their places first, so that a disk which fills up or a process
+    that is killed meanwhile leaves the folder as it was.
+
+    Raises UserError for weights that are nan or inf.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"layer_{belonging.layer:02d}.safetensors"
-    weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
-    for target, data in (
-        (path.with_suffix(".json"), json.dumps(asdict(belonging), indent=2).encode() + b"\n"),
-        (path, safetensors.torch.save(weights)),
-    ):
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(data)
-        os.replace(part, target)
-    return path
+    parts: list[Path] = []
+    paths = []
+    try:
+        for module, belonging in modules:
+            path = folder / f"layer_{belonging.layer:02d}.safetensors"
+            weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
+            bad = first_nonfinite(weights.items())
+            if bad is not None:
+                raise UserError(f"the TokenSR module of layer {belonging.layer} holds nan or inf in {bad}; nothing is written to {folder}")
+            for target, data in (
+                (path.with_suffix(".json"), json.dumps(asdict(belonging), indent=2).encode() + b"\n"),
+                (path, safetensors.torch.save(weights)),
+            ):
+                parts.append(target.with_name(target.name + ".part"))
+                with open(parts[-1], "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            paths.append(path)
+        rename_all({part: part.with_name(part.name.removesuffix(".part")) for part in parts})
+    finally:  # also where the process is told to end
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return paths
+
+
+def rename_all(targets: dict[Path, Path]) -> None:
+    """Renames every file to its target, or none: what stood there before is kept until all are in place."""
+    before: dict[Path, Path] = {}
+    renamed: list[Path] = []
+    try:
+        for target in targets.values():
+            old = target.with_name(target.name + ".old")
+            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # nothing there; a disk without hard links
+                os.link(target, old)
+                before[target] = old
+        for part, target in targets.items():
+            os.replace(part, target)
+            renamed.append(target)
+    except BaseException:
+        for target in renamed:
+            if target in before:
+                os.replace(before[target], target)
+            else:
+                target.unlink(missing_ok=True)
+        raise
+    finally:
+        for old in before.values():
+            old.unlink(missing_ok=True)
+
+
+def architecture_of(folder: Path, layer: int) -> str | None:
+    """That of the module of one layer; None where there is no module, or nothing readable that says it (see ``load``)."""
+    try:
+        found = json.loads((folder / f"layer_{layer:02d}.json").read_text(encoding="utf-8"))["architecture"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if isinstance(found, str) and found in ARCHITECTURES else None
 
 
 def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     """The module of one layer, in float32 and evaluation mode.
 
-    Raises UserError where it is missing, damaged, or was trained for another backbone, layer or width.
+    Raises UserError where it is missing, damaged, nan or inf, or was trained for another backbone, layer or width.
     """
     path = Path(folder) / f"layer_{layer:02d}.safetensors"
     if not path.is_file():
@@ -65,7 +125,7 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
         belonging = Belonging(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} lacks its {path.stem}.json, which says what it belongs to; copy both files") from None
-    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError) as error:  # no JSON, no UTF-8, other keys
         raise UserError(f"{path.with_suffix('.json')} is damaged ({type(error).__name__}); copy or train it again") from None
     fits: tuple[tuple[str, Any, Any], ...] = (
         ("backbone", belonging.backbone, backbone),
@@ -75,9 +135,14 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     for name, have, want in fits:
         if have != want:
             raise UserError(f"{path} was trained for {name} {have}, not {want}; train one for it: python train.py layer={layer}")
+    if not isinstance(belonging.architecture, str) or belonging.architecture not in ARCHITECTURES:
+        raise UserError(f"{path.with_suffix('.json')} names the architecture {belonging.architecture}, which is not known; train it again")
     module = build(belonging.architecture, width)
     try:
         weights = safetensors.torch.load_file(path)
+        bad = first_nonfinite(weights.items())
+        if bad is not None:
+            raise UserError(f"{path} holds nan or inf in {bad}; train it again: python train.py layer={layer}")
         module.load_state_dict({k: v.float() for k, v in weights.items()})
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{path} is corrupt or cut off ({type(error).__name__}); copy or train it again") from None

@@ -180,8 +180,6 @@ class PairedCrops(pl.LightningDataModule):
             raise UserError(
                 "data.train_size=null means every image once, and there is no end of scenes; give data.train_size and held_out_size"
             )
-        if not 0 < held_out_share < 1:
-            raise UserError(f"data.held_out_share={held_out_share} is outside (0, 1); it is the share of the images that is not trained on")
         check_settings(cache_path, cache_dtype)
         self.cache_features, self.cache_path, self.cache_dtype = cache_features, Path(cache_path), cache_dtype
         self.transform, self.source, self.path, self.pad, self.quadrants = transform, source, path, pad, quadrants
@@ -207,7 +205,10 @@ class PairedCrops(pl.LightningDataModule):
             root, names, held_names = self._split()
             train, held = self.files = [Files(root, names, self.pad), Files(root, held_names, self.pad)]
             each, distinct = 4 if self.quadrants == "all" else 1, (len(names), len(held_names))
-            sizes = self.train_size or each * len(names), self.held_out_size or each * len(held_names)
+            sizes = (
+                each * len(names) if self.train_size is None else self.train_size,
+                each * len(held_names) if self.held_out_size is None else self.held_out_size,
+            )
         if sizes[0] < self.global_batch:
             raise UserError(
                 f"data.train_size={sizes[0]} is less than one step of trainer.global_batch={self.global_batch}; use as many pairs or more"

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.tokensr.rotation import Rotation, whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
 
@@ -28,11 +28,12 @@ class Zero(DeepSpeedStrategy):
     """DeepSpeed's ZeRO, stages 1 and 2: every device holds all weights in bf16, and its share of the float32 copy and of Adam's state.
 
     Beyond Lightning's: it also runs on CPUs, over gloo; a checkpoint can be gone on with by another number of processes; and a job
-    that is killed while it writes one still has the one before.
+    that is killed while it writes one still has the one before (see ``Rotation``).
     """
 
-    def __init__(self, stage: int):
+    def __init__(self, stage: int, rotation: Rotation | None = None):
         super().__init__(stage=stage, logging_batch_size_per_gpu=1)  # 1: used for DeepSpeed's own log of its speed only
+        self.rotation = rotation or Rotation()
 
     @property
     def root_device(self) -> torch.device:
@@ -61,18 +62,14 @@ class Zero(DeepSpeedStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
-        part, old = path.with_name(path.name + ".part"), path.with_name(path.name + ".old")
+        part = self.rotation.beside(path, "part")
         if self.is_global_zero:
-            shutil.rmtree(part, ignore_errors=True)
+            self.rotation.clear(path)
         self.barrier()
-        super().save_checkpoint(checkpoint, part, storage_options)
+        whole(lambda: super(Zero, self).save_checkpoint(checkpoint, part, storage_options), part, path)
         self.barrier()
         if self.is_global_zero:
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                os.replace(path, old)
-            os.replace(part, path)
-            shutil.rmtree(old, ignore_errors=True)
+            self.rotation.put(path)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -108,8 +105,11 @@ def repartition(parts: list[torch.Tensor], lengths: list[int], size: int, rank: 
     return torch.nn.functional.pad(whole, (0, max(0, (rank + 1) * size - len(whole))))[rank * size : (rank + 1) * size]
 
 
-def strategy(name: str, accelerator: str) -> Any:
-    """What Lightning's Trainer takes as its strategy. Raises UserError for an unknown name and for what is not installed."""
+def strategy(name: str, accelerator: str, rotation: Rotation | None = None) -> Any:
+    """What Lightning's Trainer takes as its strategy. ``rotation``: of ZeRO's checkpoints, which the strategy writes itself.
+
+    Raises UserError for an unknown name and for what is not installed.
+    """
     if name not in STRATEGIES:
         raise UserError(f"trainer.strategy={name} is not known; {nearest(name, STRATEGIES)}")
     if name == "auto":
@@ -120,7 +120,7 @@ def strategy(name: str, accelerator: str) -> Any:
         raise UserError(f"trainer.strategy={name} needs DeepSpeed, which is not installed; pip install deepspeed, or use trainer=ddp")
     if accelerator == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported first; else it takes a GPU that is there
-    return Zero(int(name[-1]))
+    return Zero(int(name[-1]), rotation)
 
 
 def check_devices(accelerator: str, devices: Any) -> None:
@@ -140,13 +140,16 @@ def check_devices(accelerator: str, devices: Any) -> None:
 def together(trainer: Any, grace: float = 10.0) -> Iterator[None]:
     """Ends the processes that Lightning started from this one when this one fails in the block, so that none waits for it forever.
 
-    ``grace``: seconds for them to end by themselves and say why.
+    ``grace``: seconds for them to end by themselves and say why; where this one was stopped, they are told to.
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         started = getattr(trainer.strategy.launcher, "procs", [])
         children, started[:] = list(started), []  # Lightning's watcher of this list would kill this process before it can say why
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            for child in children:
+                child.terminate()
         until = time.monotonic() + grace
         for child in children:
             try:

@@ -25,8 +25,8 @@ def save_modules(
     modules: nn.ModuleDict, belonging: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
 ) -> None:
     """Writes the module of each layer in our format. ``more``: what is known about the training of single layers."""
-    for layer in belonging["layers"]:
-        one = checkpoint.Belonging(
+    known = {
+        layer: checkpoint.Belonging(
             backbone=belonging["backbone"],
             layer=layer,
             width=belonging["width"],
@@ -34,20 +34,28 @@ def save_modules(
             architecture=belonging["architecture"],
             training=training | more.get(layer, {}),
         )
-        checkpoint.save(modules[str(layer)], one, folder)
+        for layer in belonging["layers"]
+    }
+    checkpoint.save_all(((modules[str(layer)], one) for layer, one in known.items()), folder)
 
 
 def export(run: Path, output: Path | None = None) -> Path:
     """Writes the modules of a run's last checkpoint to ``output`` (None: its folder ``tokensr``) and returns the folder."""
-    path = resume.find(run)
-    if path is None:
+    run, names = resume.place(run)
+    newest = resume.latest(run, names)
+    if newest is None:
         raise UserError(f"{run} holds no {resume.CHECKPOINT}; give the folder of a run that got to its first checkpoint")
-    state = resume.read(path)
+    _, state, note = newest
+    if note:
+        print(note)
     belonging, steps = state["blink_exp"], int(state["global_step"])
     with torch.device("meta"):
         modules = build_all(belonging["architecture"], belonging["width"], belonging["layers"])
     weights = {k.removeprefix("amplifiers."): v for k, v in state["state_dict"].items() if k.startswith("amplifiers.")}
-    modules.load_state_dict(weights, assign=True)
+    try:
+        modules.load_state_dict(weights, assign=True)
+    except RuntimeError:
+        raise UserError(f"{newest[0]} holds other weights than its layers and architecture have; give the folder of another run") from None
     settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
     assert isinstance(settings, dict)
     training = {str(k): settings[k] for k in ("loss", "trainer", "data", "seed") if k in settings} | {"steps": steps}

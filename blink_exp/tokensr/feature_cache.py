@@ -41,7 +41,7 @@ def check_settings(path: Any, dtype: str) -> None:
     """Raises UserError for a value of data.cache_path or data.cache_dtype that cannot be."""
     if dtype not in DTYPES:
         raise UserError(f"data.cache_dtype={dtype} is not known; {nearest(str(dtype), DTYPES)}")
-    if not str(path or ""):
+    if not str(path or "").strip():
         raise UserError("data.cache_path is empty; give a folder for the features, e.g. outputs/features")
     if Path(path).exists() and not Path(path).is_dir():
         raise UserError(f"data.cache_path={path} is a file; give a folder for the features")
@@ -104,7 +104,7 @@ def _write(path: Path, data: bytes) -> None:
     try:
         part.write_bytes(data)
         os.replace(part, path)
-    except OSError:
+    except BaseException:  # also where the process is told to end
         part.unlink(missing_ok=True)
         raise
 

@@ -67,6 +67,8 @@ def described(backbone: Any, layers: list[int], data: Any, precision: str) -> tu
         "files": digest([files.stamp() for files in data.files]),
         "pixels": digest(seen),
     }
+    if backbone.settings.get("attn_implementation") == "eager":
+        contents["attention"] = "causal"  # a cache that does not say so may hold features of an eager pass without a mask
     return settings, contents
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from blink_exp.backbone.decode import enlarge
 from blink_exp.backbone.load import Backbone
 from blink_exp.errors import UserError
+from blink_exp.finite import first_nonfinite
 from blink_exp.saliency import PatchGrid
 from blink_exp.tokensr.batches import rescale
 from blink_exp.tokensr.capture import Ranks, ready
@@ -72,6 +73,10 @@ class TokenSRTraining(pl.LightningModule):
             "architecture": architecture,
         }
 
+    @property
+    def backbone(self) -> Backbone:
+        return self._frozen[0]
+
     def setup(self, stage: Any = None) -> None:
         model = self._frozen[0].model
         if model.device != self.device and getattr(model, "hf_device_map", None) is None:
@@ -128,12 +133,13 @@ class TokenSRTraining(pl.LightningModule):
         return losses.sum()  # the layers share no weight, so the sum trains each as if alone
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        """Logs the mean over the whole step: all its parts, all devices."""
+        """Logs the mean over the whole step: all its parts, all devices. Raises UserError where it is nan or inf."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
         mean = torch.stack(self._step_losses).mean(0)
         self._step_losses = []
         mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+        self._check_losses(mean)
         for layer, value in zip(self.layers, mean, strict=True):
             self.log(f"loss/train/layer_{layer}", value, on_step=True)
         self.log("loss/train", mean.mean(), on_step=True, prog_bar=True)
@@ -153,8 +159,13 @@ class TokenSRTraining(pl.LightningModule):
             sums = [sum(row[k] * row[2] for row in rows) for k in (0, 1)] + [sum(row[2] for row in rows)]
             plain, refined, samples = self._over_devices(sums)
             plain, refined = plain / samples, refined / samples
-            self.result[layer] = {"interpolation": plain, "tokensr": refined, "gain": 1 - refined / plain, "samples": int(samples)}
-            for name, value in (("loss/held_out", refined), ("gain", 1 - refined / plain)):
+            if not math.isfinite(plain):
+                raise UserError(f"layer {layer} of the frozen model has held-out states that are nan or inf; use another model.dtype")
+            if not math.isfinite(refined):
+                raise UserError(self._diverged(f"the held-out loss of layer {layer} is {refined}"))
+            gain = 1 - refined / plain if plain else -math.inf if refined else 0.0  # plain: 0 where all pictures are of one colour
+            self.result[layer] = {"interpolation": plain, "tokensr": refined, "gain": gain, "samples": int(samples)}
+            for name, value in (("loss/held_out", refined), ("gain", gain)):
                 self.log(f"{name}/layer_{layer}", value, sync_dist=self.trainer.world_size > 1)  # the same number on all
 
     def _over_devices(self, sums: list[float]) -> list[float]:
@@ -162,13 +173,45 @@ class TokenSRTraining(pl.LightningModule):
             return sums
         return self.trainer.strategy.reduce(torch.tensor(sums, dtype=torch.float64, device=self.device), reduce_op="sum").tolist()
 
+    def _check_losses(self, losses: torch.Tensor) -> None:
+        """``losses``: (layers,) of a step that has been taken."""
+        if not bool(losses.isfinite().all()):
+            layer, value = next((n, v) for n, v in zip(self.layers, losses.tolist(), strict=True) if not math.isfinite(v))
+            raise UserError(self._diverged(f"the loss of layer {layer} is {value}"))
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"training stopped at step {self.trainer.global_step}: {what}; use a smaller trainer.lr (now {self.lr:g}), or another"
+            f" model.dtype or trainer.precision; checkpoints before it are kept in {self.trainer.default_root_dir}"
+        )
+
+    def _check_state(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError before what is nan or inf takes a good checkpoint's place: losses of the step, weights, Adam's moments."""
+        if self._step_losses:
+            self._check_losses(torch.stack(self._step_losses).mean(0))
+        for layer in self.layers:
+            bad = first_nonfinite(self.amplifiers[str(layer)].named_parameters())
+            if bad is not None:
+                raise UserError(self._diverged(f"the weights {bad} of layer {layer} are nan or inf"))
+        names = [name.removeprefix("amplifiers.") for name, p in self.named_parameters() if p.requires_grad]
+        for optimizer in checkpoint.get("optimizer_states", []):
+            held = [(str(k), v) for k, state in optimizer.get("state", {}).items() for v in state.values() if isinstance(v, torch.Tensor)]
+            bad = first_nonfinite(held)
+            if bad is not None:
+                layer = names[int(bad)].split(".")[0]
+                raise UserError(self._diverged(f"the optimizer's moments of layer {layer} are nan or inf"))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_state(checkpoint)
         checkpoint["blink_exp"] = self.belonging | {"parts": self.trainer.accumulate_grad_batches}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["blink_exp"]
         if saved["backbone"] != self.belonging["backbone"]:
             raise UserError(f"the checkpoint was trained on {saved['backbone']}, not {self.belonging['backbone']}; give that model")
+        for name in ("layers", "architecture", "width", "grid"):
+            if saved[name] != self.belonging[name]:
+                raise UserError(f"the checkpoint was trained for {name} {saved[name]}, not {self.belonging[name]}; start a new run")
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         rescale(progress, saved["parts"], self.trainer.accumulate_grad_batches)
 

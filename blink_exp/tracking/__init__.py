@@ -5,6 +5,6 @@ Nothing here is needed for a result: metrics.json and records.jsonl are written 
 
 from blink_exp.tracking.base import Track, check, tracker
 from blink_exp.tracking.points import log_point, log_summary, place
-from blink_exp.tracking.training import finish, lightning_logger
+from blink_exp.tracking.training import finish, keep_rows, lightning_logger
 
-__all__ = ["Track", "check", "finish", "lightning_logger", "log_point", "log_summary", "place", "tracker"]
+__all__ = ["Track", "check", "finish", "keep_rows", "lightning_logger", "log_point", "log_summary", "place", "tracker"]

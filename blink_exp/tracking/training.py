@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str 
     from pytorch_lightning.loggers import CSVLogger
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    found: list[Any] = [CSVLogger(out, name="", version="log")]
+    found: list[Any] = [CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1)]  # a killed run has its rows
     kind = settings["logger"]["kind"]
     if kind == "csv":
         return found
@@ -32,6 +34,40 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str 
         ok, logger = attempt(kind, lambda: opened(settings, Path(out), Run(name, group, tags, "train")))
         found += [logger] if ok else []
     return found
+
+
+def keep_rows(loggers: list[Any], step: int) -> None:
+    """Opens the CSV file of a training with the rows that it has up to optimizer step ``step``, from where the training goes on. Lightning
+    would take the file away."""
+    from pytorch_lightning.loggers import CSVLogger
+
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            continue
+        path = Path(logger.log_dir) / "metrics.csv"
+        part = path.with_name(path.name + ".part")
+        rows, columns = rows_before(path if path.is_file() else part, step)  # the part: killed right here before
+        if rows:
+            with open(part, "w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(rows)
+        else:
+            part.unlink(missing_ok=True)
+        written = logger.experiment
+        if rows:
+            os.replace(part, path)
+            written.metrics_keys = columns
+
+
+def rows_before(path: Path, step: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows of steps below ``step``, columns) of a CSV file; a row that was cut off is left out."""
+    if not path.is_file():
+        return [], []
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if None not in row.values() and (row.get("step") or "").isdigit() and int(row["step"]) < step]
+    return [{k: v for k, v in row.items() if k is not None} for row in rows], list(reader.fieldnames or [])
 
 
 def opened(settings: dict[str, Any], out: Path, run: Run) -> Any:

@@ -1,0 +1,50 @@
+"""What settings of a training go together, checked before anything is loaded; the range of each alone: ``blink_exp.settings``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from blink_exp.errors import UserError
+
+SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # what Lightning also takes
+
+
+def check_recipe(recipe: dict[str, Any]) -> None:
+    """Raises UserError for values of the group ``trainer`` that do not go together."""
+    if (
+        recipe["accelerator"] == "cpu" and SHORT.get(recipe["precision"], recipe["precision"]) == "16-mixed"
+    ):  # Lightning would take bfloat16
+        raise UserError(f"trainer.precision={recipe['precision']} needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
+    if recipe["channels_last"] and recipe["strategy"].startswith("deepspeed"):
+        raise UserError("trainer.channels_last=true has no effect under ZeRO, which lays the weights out itself; use false, or trainer=ddp")
+
+
+def check_output(folder: str | None) -> None:
+    """Raises UserError where the modules could not be written to ``folder`` once they are trained."""
+    if folder is None:
+        return
+    output = Path(folder)
+    existing = next((p for p in (output, *output.absolute().parents) if p.exists()), output)
+    if not existing.is_dir():
+        raise UserError(f"output={output} cannot be a folder, as {existing} is a file; give another one")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"output={output} cannot be written (no permission in {existing}); give another folder")
+
+
+def backbone_type(precision: str, dtype: str | None) -> str | None:
+    """The type that the frozen backbone has to be loaded in instead of ``dtype`` to run under a trainer's ``precision``; None: as it is.
+
+    Autocast to bfloat16 refuses float16 operands; bfloat16 holds every magnitude of float16. The other way round it does not, so that is
+    refused.
+    """
+    name = SHORT.get(precision, precision)
+    if name.startswith("bf16") and dtype == "float16":
+        return "bfloat16"
+    if name.startswith("16") and dtype == "bfloat16":
+        raise UserError(
+            f"trainer.precision={precision} with model.dtype=bfloat16 mixes two half types; use trainer.precision=bf16-mixed"
+            " or model.dtype=float16"
+        )
+    return None
