@@ -72,15 +72,12 @@ def named(experiments: list[tuple[str, str]]) -> str:
 
 def composed(experiments: list[tuple[str, str]], store: str) -> list[Any]:
     """The settings of all points, one for those that are the same."""
-    from hydra import compose, initialize_config_dir
-
-    from blink_exp.cli import CONF
     from blink_exp.experiments import catalog, plan
     from blink_exp.experiments.together import place
+    from blink_exp.settings.compose import composed as compose
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("sweep", overrides=[f"store={store}"])
-        found = [c for kind, name in experiments for c in plan.settings_of(cfg, kind, catalog.named(kind, name), [])]
+    cfg = compose("sweep", [f"store={store}"])
+    found = [c for kind, name in experiments for c in plan.settings_of(cfg, kind, catalog.named(kind, name), [])]
     return list({str(place(c)[0]): c for c in found}.values())
 
 

@@ -19,11 +19,9 @@ MODULES = ("hydra", "torch", "transformers", "blink_exp.experiments.evaluate", "
 # Run in a process of its own: seconds of composing and of loading, and of what a second point of the same process pays.
 POINT = """
 import time
-from pathlib import Path
-from hydra import compose, initialize_config_dir
+from blink_exp.settings.compose import composed as compose
 begun = time.perf_counter()
-with initialize_config_dir(version_base="1.3", config_dir=str(Path("conf").resolve())):
-    cfg = compose("evaluate", overrides={overrides})
+cfg = compose("evaluate", {overrides})
 composed = time.perf_counter()
 from blink_exp.experiments import evaluate, identity, results
 imported = time.perf_counter()

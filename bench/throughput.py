@@ -72,12 +72,10 @@ def speeds(name: str, overrides: list[str], sizes: tuple[int, ...], questions: i
 
 def prepared(overrides: list[str]) -> tuple[Any, Any, Any]:
     """Backbone, method and benchmark of a command line."""
-    from hydra import compose, initialize_config_dir
-
     from blink_exp.experiments.evaluate import prepare
+    from blink_exp.settings.compose import composed
 
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        return prepare(compose("evaluate", overrides=overrides))
+    return prepare(composed("evaluate", overrides))
 
 
 def decisions(device: str = "cpu") -> dict[str, dict[str, Any]]:

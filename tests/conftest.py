@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+import blink_exp.settings.roots  # noqa: F401  # tells Hydra the schemas, for tests that compose by themselves
+
 # torch and transformers are imported where they are used: the process that hands the tests out to others reads this file too, and waits
 if TYPE_CHECKING:
     import torch
