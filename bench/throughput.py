@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from bench import report
@@ -15,7 +14,6 @@ from bench.ways import Ground
 from blink_exp.errors import UserError
 
 TITLE = "Evaluation: questions a second against batch size"
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = (1, 4, 16, 64)
 SETTINGS = {
     "none": ["method=none"],
