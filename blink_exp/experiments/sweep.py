@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blink_exp import tracking
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
 from blink_exp.experiments import results
+from blink_exp.experiments.jobs import Jobs, end, name_points, note, noted
 from blink_exp.experiments.records import read
 from blink_exp.experiments.together import place
 
@@ -55,6 +53,7 @@ def run(cfg: DictConfig) -> Any:
     words = list(hydra.overrides.task)
     row = guarded(cfg, " ".join(words)) | {"overrides": words}
     results.write_json(out / "job.json", row)
+    note(row)
     return returned(row, cfg)
 
 
@@ -130,31 +129,23 @@ def without_sweep_settings(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-class Summary(Callback):
+class Summary(Jobs):
     """Hydra callback: the table at the end of a multirun, on the terminal and as summary.csv and summary.md."""
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+    def end(self, config: DictConfig) -> None:
         from blink_exp.experiments.tuning import searches
 
         if searches(config.hydra):
             return  # Search has the last word
         folder = Path(config.hydra.sweep.dir)
-        jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
-        rows = [json.loads(p.read_text(encoding="utf-8")) for p in jobs]
-        if not rows:
-            return
-        common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
-        for row in rows:
-            row["point"] = " ".join(word for word in row["overrides"] if word not in common)
+        rows = noted(config)
+        common = name_points(rows)
         write_summary(rows, folder)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
         tracking.log_summary(rows, folder, results.plain(own))
         if common:
-            print("at every point: " + " ".join(sorted(common)))
-        failed = [row for row in rows if row["status"] == "failed"]
-        if failed:
-            print(f"error: {len(failed)} of {len(rows)} points failed, first {failed[0]['point']}: {failed[0]['error']}", file=sys.stderr)
-            sys.exit(2)
+            print("at every point: " + " ".join(common))
+        end(rows, "points")
 
 
 def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
