@@ -94,7 +94,9 @@ def going_on() -> str:
     folder = hydra.runtime.output_dir
     if script == "train":
         kept = (Path(folder) / "last.ckpt").exists()
-        return f"to go on, run the same command with resume={folder}" if kept else "no checkpoint was written yet; run the same command again"
+        return (
+            f"to go on, run the same command with resume={folder}" if kept else "no checkpoint was written yet; run the same command again"
+        )
     return f"to go on, run the same command with hydra.run.dir={folder}"
 
 

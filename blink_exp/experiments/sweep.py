@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import traceback
 from functools import partial
@@ -11,12 +12,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blink_exp import tracking
-from blink_exp.cli import one_line
+from blink_exp.cli import guard, one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import results
+from blink_exp.experiments import locks, results
 from blink_exp.experiments.jobs import Jobs, end, name_points, note, noted
 from blink_exp.experiments.records import read
-from blink_exp.experiments.together import place
+from blink_exp.experiments.together import NOTE, parts_of, place
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def run(cfg: DictConfig) -> Any:
 
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
+    check_folders(cfg)
     if hydra.mode != RunMode.MULTIRUN:
         if cfg.dashboard is not None:
             from blink_exp import dashboards
@@ -55,6 +57,11 @@ def run(cfg: DictConfig) -> Any:
     results.write_json(out / "job.json", row)
     note(row)
     return returned(row, cfg)
+
+
+def check_folders(cfg: DictConfig) -> None:
+    for setting in ("store", "report"):
+        locks.named(cfg[setting], setting)
 
 
 def guarded(cfg: DictConfig, label: str, experiment: str | None = None, x: float | None = None) -> dict[str, Any]:
@@ -88,12 +95,15 @@ def point(cfg: DictConfig) -> dict[str, Any]:
     """Measures a configuration, unless its folder in the store says that this has been done, its cost included where that is wanted."""
     from blink_exp.backbone.load import shipped
     from blink_exp.experiments import tokens
-    from blink_exp.experiments.evaluate import measure
 
-    folder, stored = place(cfg)
-    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
-        stored = None  # the cost is no part of a point's hash, so a point may be there without it
-    finished = stored or measure(without_sweep_settings(cfg), folder)
+    folder, stored = in_store(cfg)
+    finished = stored
+    parts = parts_of(cfg)
+    if finished is None:
+        with locks.waited(parts):
+            folder, stored, finished = measured(cfg, parts)
+    else:
+        tidy(parts)
     print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
     records = read(folder)
     model = cfg.model
@@ -110,6 +120,7 @@ def point(cfg: DictConfig) -> dict[str, Any]:
         "samples": finished["samples"],
         "files": finished.get("files", []),
         "skipped_samples": len(finished["skipped"]),
+        "first_skipped": "{id}: {why}".format(**finished["skipped"][0]) if finished["skipped"] else None,
         "seconds": finished["seconds"],
         "together": finished.get("together"),
         "backbone": finished["backbone"],
@@ -119,6 +130,35 @@ def point(cfg: DictConfig) -> dict[str, Any]:
         "folder": str(folder),
         "reused": stored is not None,
     }
+
+
+def in_store(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
+    """``place``, where a point that is there without the cost that is wanted counts as not there: the cost is no part of its hash."""
+    folder, stored = place(cfg)
+    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
+        stored = None
+    return folder, stored
+
+
+def measured(cfg: DictConfig, parts: Path) -> tuple[Path, dict[str, Any] | None, dict[str, Any]]:
+    """(folder, what the store has of the point by now, what it has in the end): another run may have finished it meanwhile."""
+    from blink_exp.experiments.evaluate import measure
+
+    folder, stored = in_store(cfg)
+    finished = stored or measure(without_sweep_settings(cfg), folder, parts)
+    if parts != folder:
+        with contextlib.suppress(OSError):
+            parts.rmdir()
+    return folder, stored, finished
+
+
+def tidy(parts: Path) -> None:
+    """Removes what a run left that was killed between a point's last file and its last step."""
+    left = [path for path in (parts / "records.part", parts / NOTE) if path.is_file()]
+    if left:
+        with contextlib.suppress(OSError), locks.free([parts]) as mine:
+            for path in left if mine else []:
+                path.unlink(missing_ok=True)
 
 
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:
@@ -131,6 +171,10 @@ def without_sweep_settings(cfg: DictConfig) -> DictConfig:
 
 class Summary(Jobs):
     """Hydra callback: the table at the end of a multirun, on the terminal and as summary.csv and summary.md."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        guard(check_folders, config)
+        super().on_multirun_start(config)
 
     def end(self, config: DictConfig) -> None:
         from blink_exp.experiments.tuning import searches
@@ -158,18 +202,20 @@ def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
         [
             {"point": r["point"], "status": r["status"]}
             | {name: r.get("scores", {}).get(name) for name in names}
-            | {k: r.get(k) for k in ("samples", "skipped_samples", "seconds", "reused", "folder", "error")}
+            | {k: r.get(k) for k in ("samples", "skipped_samples", "first_skipped", "seconds", "reused", "folder", "error")}
             for r in rows
         ]
     )
     results.write(folder / "summary.csv", frame.to_csv(index=False))
     head = [n for n in ("perception", "cognition", "total", "accuracy") if n in names] or names[:4]
-    lines = ["| point | status | " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(head)]
+    numbers = [*head, "samples", "skipped"]
+    lines = ["| point | status | " + " | ".join(numbers) + " |", "|---|---|" + "---:|" * len(numbers)]
     table = Table(title="measured here")
-    for column in ("point", "status", *head):
+    for column in ("point", "status", *numbers):
         table.add_column(column, overflow="fold")
     for row in rows:
         values = ["" if row.get("scores", {}).get(n) is None else f"{row['scores'][n]:.2f}" for n in head]
+        values += ["" if row.get(n) is None else str(row[n]) for n in ("samples", "skipped_samples")]
         table.add_row(row["point"], row["status"], *values)
         lines.append(f"| {row['point']} | {row['status']} | " + " | ".join(values) + " |")
     results.write(folder / "summary.md", "\n".join(lines) + "\n")

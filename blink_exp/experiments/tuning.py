@@ -217,6 +217,7 @@ def seen(row: dict[str, Any], score: str, value: float) -> dict[str, Any]:
         "stderr": row["stderr"].get(score),
         "worth": value,
         "samples": row["samples"],
+        "skipped": row["skipped_samples"],
         "tokens": row["tokens"].get("layer"),
         "folder": row["folder"],
     }
