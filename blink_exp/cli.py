@@ -14,7 +14,7 @@ from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat, nearest
-from blink_exp.stopping import stop_on_signals, stopped, stopping
+from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 from blink_exp.viewer.quoting import quoted
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
@@ -82,22 +82,14 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
 
 def going_on() -> str:
     """How a run that was stopped goes on: the folder to name, or that the store has what was finished."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    script = os.environ.get(SCRIPT)
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    script, folder = os.environ.get(SCRIPT), run_folder()
     if script == "sweep":
         return "to go on, run the same sweep again: finished points and all answers so far are in the store"
-    if hydra is None or hydra.mode == RunMode.MULTIRUN:
-        return "to go on, run the same command again; the jobs that were finished are in their folders"
-    folder = hydra.runtime.output_dir
-    if script == "train":
-        kept = (Path(folder) / "last.ckpt").exists()
-        return (
-            f"to go on, run the same command with resume={folder}" if kept else "no checkpoint was written yet; run the same command again"
-        )
-    return f"to go on, run the same command with hydra.run.dir={folder}"
+    if folder is None:
+        return "run the same command again; jobs of a multirun that were finished are in their folders"
+    if script == "train" and not (folder / "last.ckpt").exists():
+        return "no checkpoint was written yet; run the same command again"
+    return f"to go on, run the same command with {'resume' if script == 'train' else 'hydra.run.dir'}={folder}"
 
 
 def one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blink_exp.errors import flat
+from blink_exp.stopping import run_folder
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 ONLY_WRITING = (*NO_SPACE, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTEMPTY)  # reading never ends in these
@@ -58,7 +59,7 @@ def disk_line(error: OSError) -> str:
 
 def _nameless(error: OSError) -> str:
     if error.errno in NO_SPACE:
-        return f"{_full(error.errno)} (writing results); free some space or {ELSEWHERE}"
+        return f"{_full(error.errno)} (writing {run_folder() or 'results'}); free some space or {ELSEWHERE}"
     if error.errno == errno.EPIPE:
         return "whoever read the output has gone; send it to a file, or run the command alone"
     if error.errno == errno.ENOENT and not _working_folder():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
+_folder: list[Path] = []  # of the run, once it has one
 _received: list[int] = []  # signals so far
 _told: list[int] = []  # exit codes whose line is out
 
@@ -16,6 +18,7 @@ def stop_on_signals() -> None:
     owner = os.getpid()
     _received.clear()
     _told.clear()
+    _folder.clear()
 
     def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a worker process that was forked
@@ -31,6 +34,15 @@ def stop_on_signals() -> None:
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not where a shell has it ignored, behind &
         signal.signal(signal.SIGINT, stop)
+
+
+def runs_in(folder: Path) -> None:
+    """Says where this process keeps what it has done; not for the jobs of a multirun."""
+    _folder[:] = [folder]
+
+
+def run_folder() -> Path | None:
+    return _folder[0] if _folder else None
 
 
 def stopping() -> bool:

@@ -23,6 +23,7 @@ from blink_exp.cli import TRACEBACK, guard, one_line
 from blink_exp.disk import WriteError
 from blink_exp.errors import UserError
 from blink_exp.experiments import locks, results
+from blink_exp.stopping import runs_in
 
 log = logging.getLogger(__name__)
 NOTES = ".jobs"  # in hydra.sweep.dir, while a multirun runs
@@ -51,8 +52,10 @@ class Jobs(Callback):
 
 
 def claim_run(config: DictConfig) -> None:
+    folder = locks.named(config.hydra.run.dir, "hydra.run.dir")
     if all(os.environ.get(name, "0") == "0" for name in RANKS):
-        locks.claim(config.hydra.run.dir, "hydra.run.dir")
+        locks.claim(folder, "hydra.run.dir")
+    runs_in(folder)
 
 
 def claim_sweep(config: DictConfig) -> None:

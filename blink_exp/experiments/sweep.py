@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> Any:
 
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
-    check_folders(cfg)
+    check_settings(cfg)
     if hydra.mode != RunMode.MULTIRUN:
         if cfg.dashboard is not None:
             from blink_exp import dashboards
@@ -59,7 +59,9 @@ def run(cfg: DictConfig) -> Any:
     return returned(row, cfg)
 
 
-def check_folders(cfg: DictConfig) -> None:
+def check_settings(cfg: DictConfig) -> None:
+    """Raises UserError for what would fail every point: folders without a name, and what a logger refuses."""
+    tracking.check({"logger": OmegaConf.to_container(cfg.logger, resolve=True)})
     for setting in ("store", "report"):
         locks.named(cfg[setting], setting)
 
@@ -173,7 +175,7 @@ class Summary(Jobs):
     """Hydra callback: the table at the end of a multirun, on the terminal and as summary.csv and summary.md."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        guard(check_folders, config)
+        guard(check_settings, config)
         super().on_multirun_start(config)
 
     def end(self, config: DictConfig) -> None:

@@ -60,7 +60,7 @@ def check_mlflow(logger: dict[str, Any]) -> None:
         said = "" if project is None else flat(project, 140)
         raise UserError(f"logger.project={said} is no name of an experiment; use 1 to {LONGEST_EXPERIMENT} characters, e.g. blink-exp")
     scheme, separator, place = str(uri).partition(":")
-    if uri is not None and not (separator and scheme.partition("+")[0] in SCHEMES and place.strip("/")):
+    if uri is not None and uri != "databricks" and not (separator and scheme.partition("+")[0] in SCHEMES and place.strip("/")):
         schemes = ", ".join(f"{name}:" for name in SCHEMES)
         raise UserError(f"logger.uri={flat(uri, 140)} is no address of MLflow; begin it with one of {schemes}, or use null")
 
