@@ -91,11 +91,15 @@ class Lines:
     def __init__(self, total: int | None, title: str, clock: Callable[[], float] = time.monotonic):
         self.total, self.title, self.clock = total, title, clock
         self.done, self.tenth = 0, 0
+        self.found, self.spent = 0, 0.0  # done within the first second: answers of an earlier run say nothing about the pace
         self.started = self.last = clock()
 
     def advance(self, n: int) -> None:
         self.done += n
-        now, tenth = self.clock(), 10 * self.done // self.total if self.total else 0
+        now = self.clock()
+        if now - self.started < 1:
+            self.found, self.spent = self.done, now - self.started
+        tenth = 10 * self.done // self.total if self.total else 0
         if n and (tenth > self.tenth or now - self.last >= EVERY):
             print(self.line(now - self.started), flush=True)
             self.tenth, self.last = tenth, now
@@ -104,6 +108,7 @@ class Lines:
         """ "blink on mme: 640 of 2374 (26 %), 2 min 05 s, about 5 min 39 s left"."""
         if not self.total:
             return f"{self.title}: {self.done}, {duration(spent)}"
-        left = spent * (self.total - self.done) / self.done
-        rest = f", about {duration(left)} left" if self.done < self.total else ""
+        rest = ""
+        if self.found < self.done < self.total:
+            rest = f", about {duration((spent - self.spent) * (self.total - self.done) / (self.done - self.found))} left"
         return f"{self.title}: {self.done} of {self.total} ({100 * self.done // self.total} %), {duration(spent)}{rest}"
