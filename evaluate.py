@@ -2,14 +2,15 @@
 
 import hydra
 
-from blink_exp.cli import entry, guard
+from blink_exp.cli import entry
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg):
     from blink_exp.experiments.evaluate import run
+    from blink_exp.experiments.jobs import job
 
-    return guard(run, cfg)
+    return job(run, cfg)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,19 @@ Imports nothing heavy, so that ``--help`` stays instant. HYDRA_FULL_ERROR=1 brin
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
+from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
+SCRIPT = "BLINK_EXP_SCRIPT"  # train, evaluate or sweep: what runs
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -27,6 +31,9 @@ def entry(main: Callable[[], object], config: str) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal with another encoding shows a ? for what it lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    os.environ[SCRIPT] = config
+    logging.raiseExceptions = False  # a log file on a full disk: Hydra's handler would print a traceback for every line
+    stop_on_signals()
 
     def checked(_: object) -> object:
         from blink_exp.settings.words import prepared
@@ -38,7 +45,19 @@ def entry(main: Callable[[], object], config: str) -> None:
         check_optuna(sys.argv[1:])
         return main()
 
-    guard(checked, None)
+    code: Any = None
+    try:
+        guard(checked, None)
+    except SystemExit as end:
+        code = end.code
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # Python would say so in three lines and end with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        code = code or 2
+    if code:
+        sys.exit(code)
 
 
 def guard(run: Callable[[Any], object], cfg: Any) -> Any:
@@ -58,16 +77,29 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(stopped(going_on()))
+    except SystemExit:
+        if stopping():  # Lightning ends the process where it meets KeyboardInterrupt
+            sys.exit(stopped(going_on()))
+        raise
+
+
+def going_on() -> str:
+    """How a run that was stopped goes on: the folder to name, or that the store has what was finished."""
+    script, folder = os.environ.get(SCRIPT), run_folder()
+    if script == "sweep":
+        return "to go on, run the same sweep again: finished points and all answers so far are in the store"
+    if folder is None:
+        return "run the same command again; jobs of a multirun that were finished are in their folders"
+    if script == "train" and not (folder / "last.ckpt").exists():
+        return "no checkpoint was written yet; run the same command again"
+    return f"to go on, run the same command with {'resume' if script == 'train' else 'hydra.run.dir'}={folder}"
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error as one line, with the cure where the operating system's words lack it."""
-    if isinstance(error, PermissionError):
-        return f"no permission to write {error.filename}; choose another folder with hydra.run.dir=... (sweeps: hydra.sweep.dir=...)"
-    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
-        return f"the disk is full (writing {error.filename or 'results'}); free some space or choose another folder with hydra.run.dir=..."
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        return disk_line(error)
     if isinstance(error, UserError):
         return str(error)
     if type(error).__name__ == OUT_OF_MEMORY:

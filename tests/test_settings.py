@@ -41,6 +41,7 @@ MEANT: dict[str, set[str]] = {
     "force": NOTHING,
     "part": NOTHING,
     "limit": OR_NULL,
+    "skip_limit": {"float"},
     "batch_size": NOTHING,
     "workers": OR_NULL,
     "shared_gb": {"float", "null"},

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from blink_exp.cli import CONF
-from blink_exp.experiments import sweep, together
+from blink_exp.experiments import locks, sweep, together
 from blink_exp.experiments.records import read
 
 WORDS = [
@@ -141,3 +143,31 @@ def test_metrics_say_who_ran_together(tmp_path):
     folder = Path(sweep.point(configs[0])["folder"])
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["together"]["points"] == 2
     assert not (folder / together.NOTE).exists()
+
+
+def test_a_point_that_another_run_is_at_is_left_to_it_and_waited_for(tmp_path, monkeypatch, capsys):
+    configs = points(tmp_path, words=WORDS[1:4])
+    groups = []
+    monkeypatch.setattr(together, "_run_group", lambda group: groups.append(set(group)))
+    parts = [together.parts_of(cfg) for cfg in configs]
+    assert parts == [together.place(cfg)[0] for cfg in configs]  # no image files: one folder for both
+    with locks.free(parts[:1]):
+        together.run_together(configs)
+    assert groups == [set(parts[1:])]
+    held = threading.Event()
+    other = threading.Thread(target=finished_by_another, args=(parts[0], held))
+    other.start()
+    held.wait()
+    with locks.waited(parts[0]):
+        folder, stored, finished = sweep.measured(configs[0], parts[0])
+    other.join()
+    assert (folder, stored) == (parts[0], {"skipped": [], "samples": 4}) and finished is stored
+    assert "which another run is working on" in capsys.readouterr().out
+
+
+def finished_by_another(folder: Path, held: threading.Event) -> None:
+    with locks.waited(folder):
+        held.set()
+        time.sleep(0.3)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps({"skipped": [], "samples": 4}), encoding="utf-8")

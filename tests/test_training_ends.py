@@ -14,9 +14,8 @@ from refusals import refusal
 from training_runs import steps, train
 
 from blink_exp.errors import UserError
-from blink_exp.experiments import resume, stopping
+from blink_exp.experiments import locks, resume, stopping
 from blink_exp.experiments.recipe import backbone_type
-from blink_exp.tokensr import locks
 from blink_exp.tokensr.training import TokenSRTraining
 
 
@@ -105,23 +104,19 @@ def test_other_exits_are_left_as_they_are(tmp_path):
 
 
 def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path):
-    code = "import sys; sys.path.insert(0, '.')\nfrom pathlib import Path\nfrom blink_exp.tokensr.locks import alone_in\n"
-    code += f"with alone_in(Path({str(tmp_path)!r}), 'output'):\n    print('held', flush=True)\n    sys.stdin.readline()\n"
+    code = "import sys; sys.path.insert(0, '.')\nfrom blink_exp.experiments.locks import claim\n"
+    code += f"claim({str(tmp_path)!r}, 'output')\nprint('held', flush=True)\nsys.stdin.readline()\n"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdin is not None and other.stdout is not None
     try:
         assert other.stdout.readline() == "held\n"
-        line = refusal(lambda: locks.alone_in(tmp_path, "output").__enter__())
-        assert f"output={tmp_path} is in use by another training (process {other.pid} on" in line
         for setting, words in (("hydra.run.dir", ()), ("output", (f"output={tmp_path}",))):
             out = tmp_path if setting == "hydra.run.dir" else tmp_path / "run"
-            assert f"{setting}={tmp_path} is in use" in refusal(lambda out=out, words=words: train(out, *words))
+            assert f"{setting}={tmp_path} is in use by another run" in refusal(lambda out=out, words=words: train(out, *words))
         assert not list(tmp_path.rglob("last.ckpt")) and not list(tmp_path.rglob("config.yaml"))
         other.kill()  # the lock goes with the process
         other.wait()
-        with locks.alone_in(tmp_path, "output"):
-            pass
-        assert not (tmp_path / locks.NAME).exists()
+        locks.claim(tmp_path, "output")
     finally:
         other.kill()
         other.wait()

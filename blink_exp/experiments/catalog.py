@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp import tracking
 from blink_exp.cli import CONF, one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import plan, results
+from blink_exp.experiments import locks, plan, results
 from blink_exp.settings.compose import composed
 
 KINDS = ("table", "figure")
@@ -99,8 +99,10 @@ def measure(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[st
             tracking.log_summary(found, folder, results.plain(cfg), f"{experiment['name']} {group}", place)
     print(f"{kind}: {out / ('table.md' if kind == 'table' else 'figure.json')}\npage:  {page}")
     if worth_keeping(document):
-        keep(out, Path(cfg.report) / experiment["name"] / variant(document["model"], own))
-        print(f"all:   {html.gather(Path(cfg.report))}")
+        report = Path(cfg.report)
+        with locks.waited(report / "report.html"):
+            keep(out, report / experiment["name"] / variant(document["model"], own))
+            print(f"all:   {html.gather(report)}")
     return document
 
 
@@ -121,7 +123,7 @@ def keep(out: Path, kept: Path) -> None:
         return
     part = kept.with_name(kept.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(out, part, ignore=shutil.ignore_patterns(".hydra", "*.log", "wandb", "tensorboard", "mlflow*"))
+    shutil.copytree(out, part, ignore=shutil.ignore_patterns(".hydra", locks.NAME, "*.log", "wandb", "tensorboard", "mlflow*"))
     shutil.rmtree(kept, ignore_errors=True)
     part.rename(kept)
 

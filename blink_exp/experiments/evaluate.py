@@ -46,7 +46,10 @@ def run(cfg: DictConfig) -> dict[str, float]:
         run_parity(cfg, out)
         return {}
     if cfg.predictions is None:
-        finished = measure(cfg, out)
+        try:
+            finished = measure(cfg, out)
+        except Incomplete as error:
+            raise UserError(f"{error}; with hydra.run.dir={out} the same command goes on from the answers that are there") from None
         name = f"{finished['method']}-{finished['benchmark']}"
         tracking.log_point(results.plain(cfg), out, out, name, benchmark=partial(prepare_benchmark, cfg.copy()))
     else:
@@ -66,6 +69,7 @@ def prepare(cfg: DictConfig) -> tuple[Backbone, Method, Benchmark]:
     if cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} runs nothing; use 1 or more")
     workers_of(cfg)
+    check_skip_limit(cfg.get("skip_limit"))
     benchmark = prepare_benchmark(cfg)
     backbone, method = prepare_model(cfg)
     check_batch(backbone.model.config, backbone.settings["dtype"], backbone.settings["device"], cfg.batch_size)
@@ -113,28 +117,47 @@ def located(path: str, root: Path) -> str:
     return next((str(copy) for copy in copies if not Path(path).is_absolute() and copy.is_dir()), path)
 
 
-def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
+class Incomplete(UserError):
+    """So many samples were skipped that what is left is no measurement of the benchmark."""
+
+
+def check_skip_limit(limit: Any) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
+        raise UserError(f"skip_limit={limit} is outside [0, 1]; it is a share of the samples, e.g. 0.01")
+
+
+def incomplete(skipped: int, samples: int, limit: float) -> bool:
+    """Whether more than ``limit`` of all samples were skipped, where ``samples`` were not. One may always be, unless ``limit`` is 0."""
+    return skipped > (max(1.0, limit * (skipped + samples)) if limit else 0)
+
+
+def measure(cfg: DictConfig, out: Path, parts: Path | None = None) -> dict[str, Any]:
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns what
-    the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there."""
+    the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there.
+
+    ``parts``: the folder of ``records.part``, if it is not ``out``.
+
+    Raises:
+        Incomplete: where more than ``cfg.skip_limit`` of the samples were skipped. The answers stay in ``records.part``.
+    """
     started = time.time()
     backbone, method, benchmark = prepare(cfg)
+    parts = out if parts is None else parts
     results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     settings = results.plain(cfg)
-    kept = Kept(out / "records.part", identity.point_hash(settings, identity.digests(settings)))
+    kept = Kept(parts / "records.part", identity.point_hash(settings, identity.without_images(settings)))
     if isinstance(benchmark, Probes):
         with bar(None, benchmark.name, True) as advance:
             records, skipped = benchmark.probe(backbone, cfg.limit, advance)
-        cost = None
+        samples: list[Sample] = []
     else:
         samples = chosen(benchmark, cfg)
         records, skipped = evaluate(
             backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True, kept=kept, workers=workers_of(cfg)
         )
-        cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if records and cfg.cost else None
-    if not records:
-        said = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
-        raise UserError(f"none of the {len(skipped)} samples could be read{said}; is benchmark.path the whole copy of the data?")
-    together = taken_note(out)
+    check_complete(records, skipped, cfg.skip_limit)
+    cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if cfg.cost else None
+    together = taken_note(parts)
     seconds = time.time() - started + (together["seconds"] / together["points"] if together else 0)
     finished = {
         "backbone": backbone.identity,
@@ -154,6 +177,17 @@ def measure(cfg: DictConfig, out: Path) -> dict[str, Any]:
     results.write_json(out / "metrics.json", finished)
     kept.remove()
     return finished
+
+
+def check_complete(records: list[dict[str, Any]], skipped: list[dict[str, str]], limit: float) -> None:
+    """Raises Incomplete where no sample could be read, or more than ``limit`` of them were skipped."""
+    first = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
+    total = len(skipped) + len(records)
+    if not records:
+        raise Incomplete(f"none of the {total} samples could be read{first}; is benchmark.path the whole copy of the data?")
+    if incomplete(len(skipped), len(records), limit):
+        share = f"{len(skipped)} of {total} samples ({100 * len(skipped) / total:.1f} %) were skipped"
+        raise Incomplete(f"{share}, more than skip_limit={limit:g} allows{first}; bring the data back, or raise skip_limit")
 
 
 def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,10 @@ PART_OF_A_POINT = ("model", "method", "benchmark", "judge", "part", "limit", "sh
 OF_ASKING = ("cache", "max_retries", "timeout", "threads", "give_up")  # settings of a judge that change no mark
 WEIGHTS = ("*.safetensors",)
 FILES = (*WEIGHTS, "*.json", "*.jinja", "*.model")  # of a model: its tokenizer, processor and chat template change answers too
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+LEVELS = 2  # of folders below a benchmark's own in which images are looked for
+SLOW, REUSED = 0.1, 20.0  # seconds of a look through a folder from which on it is used again, and for how many times as long
+_stamps: dict[Path, tuple[str, float]] = {}  # of large folders: the stamp, and until when it holds
 DATA = ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt")
 
 
@@ -55,6 +63,19 @@ def listed(indices: Any) -> Any:
 def digests(settings: dict[str, Any]) -> dict[str, str]:
     """Digests of the files that a point uses: its model, TokenSR modules, CLIP and a local copy of its data. Those of the hub are known by
     their names and revisions, which stand in the settings."""
+    return without_images(settings) | images(settings)
+
+
+def images(settings: dict[str, Any]) -> dict[str, str]:
+    """The stamp of the image files in a local copy of the data, where it has any: files that are brought back make another point."""
+    data = (settings.get("benchmark") or {}).get("path")
+    found = image_stamp(Path(data)) if data else ""
+    return {"images": found} if found else {}
+
+
+def without_images(settings: dict[str, Any]) -> dict[str, str]:
+    """``digests`` less ``images``: what answers depend on that are there already, as an image that was read does not change by another
+    that was not."""
     from blink_exp.backbone.load import SHIPPED, shipped
 
     path, clip = settings["model"]["path"], settings["model"].get("clip")
@@ -99,6 +120,48 @@ def stamp(folder: Path, patterns: tuple[str, ...]) -> str:
         return ""
     stat = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(folder, patterns)]
     return hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16]
+
+
+def image_stamp(folder: Path) -> str:
+    """Names, sizes and times of the image files in a folder and up to ``LEVELS`` folders below it; "" where there are none.
+
+    100,000 files take about half a second, so what was found in a large folder holds for a while: ``REUSED`` times as long as it took.
+    """
+    now = time.monotonic()
+    found, until = _stamps.get(folder, ("", 0.0))
+    if now < until:
+        return found
+    stat = sorted(_image_files(str(folder), "", LEVELS))
+    found = hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16] if stat else ""
+    spent = time.monotonic() - now
+    if spent > SLOW:
+        _stamps[folder] = found, now + spent * REUSED
+    return found
+
+
+def _image_files(folder: str, name: str, levels: int) -> Iterator[tuple[str, int, int]]:
+    """(name below the first folder, bytes, time) of image files; folders and files that may not be looked at are left out."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            with contextlib.suppress(OSError):
+                if entry.name.lower().endswith(IMAGES):
+                    stat = entry.stat()
+                    yield name + entry.name, stat.st_size, stat.st_mtime_ns
+                elif levels and entry.is_dir():
+                    yield from _image_files(entry.path, f"{name}{entry.name}/", levels - 1)
+
+
+def file_stamp(image: Any) -> list[int] | None:
+    """[bytes, time] of the file that an image is opened from (``Sample.image``, where it is a function of a path); None where that is not
+    known, or the file is not there."""
+    path = next((a for a in getattr(image, "args", ()) if isinstance(a, Path)), None)
+    try:
+        stat = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return None if stat is None else [stat.st_size, stat.st_mtime_ns]
 
 
 def files_of(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.backbone.views import NEWLINE, Views, everything, pack
 from blink_exp.errors import UserError
-from blink_exp.experiments import identity, results
+from blink_exp.experiments import identity, locks, results
 from blink_exp.methods.base import Method
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts
@@ -35,8 +35,10 @@ def matched(cfg: DictConfig, key: str) -> list[str]:
     cfg.shard = None  # the shards of a run must not differ in a setting
     known = place(cfg, key)
     if not known.is_file() or cfg.force:
-        value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)
-        results.write_json(known, {"key": key, "value": value, "wanted": cfg.retention_ratio, "share": share})
+        with locks.waited(known):
+            if not known.is_file() or cfg.force:
+                value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)
+                results.write_json(known, {"key": key, "value": value, "wanted": cfg.retention_ratio, "share": share})
     found = json.loads(known.read_text(encoding="utf-8"))
     print(f"matched: {key}={found['value']:.6g} keeps {100 * found['share']:.2f} % of the visual tokens", flush=True)
     return [f"{key}={found['value']:.6g}"]
@@ -46,7 +48,7 @@ def place(cfg: DictConfig, key: str) -> Path:
     """The file of the store that holds what was found."""
     settings = results.plain(cfg)
     asked = {"match": key, "wanted": str(cfg.retention_ratio)}
-    return Path(cfg.store) / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
+    return locks.named(cfg.store, "store") / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
 
 
 def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:

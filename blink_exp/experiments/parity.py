@@ -74,7 +74,7 @@ def judged(row: dict[str, Any], point: dict[str, Any], said: dict[str, Any]) -> 
 def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of text; what was not measured and what nobody prints stays empty."""
     sources = reference.published("vanilla")["sources"]
-    head = ["", *[f"{name} (published)" for name in sources.values()], "measured here", "difference", "rows", "verdict"]
+    head = ["", *[f"{name} (published)" for name in sources.values()], "measured here", "difference", "rows", "skipped", "verdict"]
     body = []
     for row in document["rows"]:
         measured, error = row["measured"], row.get("stderr")
@@ -85,6 +85,7 @@ def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 "" if measured is None else f"{measured:.2f}" + (f" ± {error:.2f}" if isinstance(error, float) else ""),
                 "" if row.get("difference") is None else f"{row['difference']:+.2f}",
                 str(row.get("samples", "")),
+                str(row.get("skipped_samples", "")),
                 row["verdict"],
             ]
         )

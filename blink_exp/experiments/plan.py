@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
+from blink_exp.experiments import locks
 from blink_exp.experiments.sweep import guarded
 from blink_exp.settings.compose import composed
 
@@ -178,7 +179,7 @@ def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tup
             " \"train='trainer=paper data=llava_665k data.json=... data.images=...'\""
         )
     text = json.dumps([settings | {"logger": None}, identity.digests(settings)["model"]], sort_keys=True)
-    folder = (Path(cfg.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
+    folder = (locks.named(cfg.store, "store") / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
     return [*overrides, *(word for word in own if key(word).partition(".")[0] == "logger")], folder
 
 
@@ -189,10 +190,16 @@ def trained(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> list
         return []
     overrides, folder = found
     if not (folder / "metrics.json").is_file():
-        script = Path(__file__).resolve().parent.parent.parent / "train.py"
-        print(f"training first: {command(overrides, 'train.py')}", flush=True)
-        resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
-        done = subprocess.run([sys.executable, str(script), *overrides, *resume, f"hydra.run.dir={folder}"])
-        if done.returncode:
-            raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train.py')}")
+        with locks.waited(folder):
+            if not (folder / "metrics.json").is_file():
+                _train(overrides, folder)
     return [f"tokensr.path={folder / 'tokensr'}"]
+
+
+def _train(overrides: list[str], folder: Path) -> None:
+    script = Path(__file__).resolve().parent.parent.parent / "train.py"
+    print(f"training first: {command(overrides, 'train.py')}", flush=True)
+    resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
+    done = subprocess.run([sys.executable, str(script), *overrides, *resume, f"hydra.run.dir={folder}"])
+    if done.returncode:
+        raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train.py')}")

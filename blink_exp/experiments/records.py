@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Sample
+from blink_exp.disk import writing
+from blink_exp.experiments.identity import file_stamp
 from blink_exp.sequence import Drop, Expand
 
+FILE = "image_file"  # beside a record while it is kept: size and time of the file that its image was read from
 LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # str.splitlines would end a record at them, JSON does not
 
 
@@ -81,6 +84,7 @@ class Kept:
 
     def __init__(self, path: Path, settings: str):
         self.path, self.head = path, json.dumps({"settings": settings}).encode() + b"\n"
+        self.files: dict[str, list[int] | None] = {}  # {id of a sample: what ``file_stamp`` says of its image}
         self.records: dict[str, dict[str, Any]] = {}
         self.whole = 0  # bytes up to the end of the last whole line
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
@@ -99,16 +103,23 @@ class Kept:
             self.whole += len(line)
 
     def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, dict[str, Any]]:
-        """{id: record} of the samples that were asked as they would be now."""
-        found = [(s, self.records[s.id]) for s in samples if s.id in self.records]
-        return {s.id: r | graded(benchmark, s, r["prediction"]) for s, r in found if r["question"] == benchmark.prompt(s)}
+        """{id: record} of the samples that were asked as they would be now, on an image whose file has not changed."""
+        self.files = {s.id: file_stamp(s.image) for s in samples}
+        known = [(s, dict(self.records[s.id])) for s in samples if s.id in self.records]
+        same = [(s, r) for s, r in known if r.pop(FILE, None) == self.files[s.id] and r["question"] == benchmark.prompt(s)]
+        return {s.id: r | graded(benchmark, s, r["prediction"]) for s, r in same}
 
     def add(self, records: list[dict[str, Any]]) -> None:
         """Appends; on the disk when this returns. The first call makes the file."""
-        with self.path.open("r+b" if self.whole else "wb") as file:
-            file.seek(self.whole)
-            file.truncate()
-            self.whole += file.write((b"" if self.whole else self.head) + write_lines(records).encode())
+        lines = write_lines([r | ({FILE: stamp} if (stamp := self.files.get(r["id"])) else {}) for r in records])
+        data = (b"" if self.whole else self.head) + lines.encode()
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("r+b" if self.whole else "wb") as file:
+                file.seek(self.whole)
+                file.truncate()
+                file.write(data)
+        self.whole += len(data)
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

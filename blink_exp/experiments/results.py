@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -13,6 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from blink_exp.disk import writing
+
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """A config as resolved plain Python, which is what everything but Hydra gets."""
@@ -21,14 +24,16 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def write(path: Path, text: str) -> None:
     """The whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+        except BaseException:  # of a signal too
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import sys
 import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp import tracking
-from blink_exp.cli import one_line
+from blink_exp.cli import guard, one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import results
+from blink_exp.experiments import locks, results
+from blink_exp.experiments.jobs import Jobs, end, name_points, note, noted
 from blink_exp.experiments.records import read
-from blink_exp.experiments.together import place
+from blink_exp.experiments.together import NOTE, parts_of, place
 from blink_exp.settings.check import check
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ def run(cfg: DictConfig) -> Any:
 
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
+    check_settings(cfg)
     if hydra.mode != RunMode.MULTIRUN:
         check(cfg)
         if cfg.dashboard is not None:
@@ -57,7 +57,15 @@ def run(cfg: DictConfig) -> Any:
     words = list(hydra.overrides.task)
     row = guarded(cfg, " ".join(words)) | {"overrides": words}
     results.write_json(out / "job.json", row)
+    note(row)
     return returned(row, cfg)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raises UserError for what would fail every point: folders without a name, and what a logger refuses."""
+    tracking.check({"logger": OmegaConf.to_container(cfg.logger, resolve=True)})
+    for setting in ("store", "report"):
+        locks.named(cfg[setting], setting)
 
 
 def guarded(cfg: DictConfig, label: str, experiment: str | None = None, x: float | None = None) -> dict[str, Any]:
@@ -92,12 +100,15 @@ def point(cfg: DictConfig) -> dict[str, Any]:
     """Measures a configuration, unless its folder in the store says that this has been done, its cost included where that is wanted."""
     from blink_exp.backbone.load import shipped
     from blink_exp.experiments import tokens
-    from blink_exp.experiments.evaluate import measure
 
-    folder, stored = place(cfg)
-    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
-        stored = None  # the cost is no part of a point's hash, so a point may be there without it
-    finished = stored or measure(without_sweep_settings(cfg), folder)
+    folder, stored = in_store(cfg)
+    finished = stored
+    parts = parts_of(cfg)
+    if finished is None:
+        with locks.waited(parts):
+            folder, stored, finished = measured(cfg, parts)
+    else:
+        tidy(parts)
     print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
     records = read(folder)
     model = cfg.model
@@ -114,6 +125,7 @@ def point(cfg: DictConfig) -> dict[str, Any]:
         "samples": finished["samples"],
         "files": finished.get("files", []),
         "skipped_samples": len(finished["skipped"]),
+        "first_skipped": "{id}: {why}".format(**finished["skipped"][0]) if finished["skipped"] else None,
         "seconds": finished["seconds"],
         "together": finished.get("together"),
         "backbone": finished["backbone"],
@@ -125,36 +137,61 @@ def point(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def in_store(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
+    """``place``, where a point that is there without the cost that is wanted counts as not there: the cost is no part of its hash."""
+    folder, stored = place(cfg)
+    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
+        stored = None
+    return folder, stored
+
+
+def measured(cfg: DictConfig, parts: Path) -> tuple[Path, dict[str, Any] | None, dict[str, Any]]:
+    """(folder, what the store has of the point by now, what it has in the end): another run may have finished it meanwhile."""
+    from blink_exp.experiments.evaluate import measure
+
+    folder, stored = in_store(cfg)
+    finished = stored or measure(without_sweep_settings(cfg), folder, parts)
+    if parts != folder:
+        with contextlib.suppress(OSError):
+            parts.rmdir()
+    return folder, stored, finished
+
+
+def tidy(parts: Path) -> None:
+    """Removes what a run left that was killed between a point's last file and its last step."""
+    left = [path for path in (parts / "records.part", parts / NOTE) if path.is_file()]
+    if left:
+        with contextlib.suppress(OSError), locks.free([parts]) as mine:
+            for path in left if mine else []:
+                path.unlink(missing_ok=True)
+
+
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:
     own = ("store", "force", "table", "figure", "report", "dashboard", "train", "objective", "token_price", "share")
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in own])
 
 
-class Summary(Callback):
+class Summary(Jobs):
     """Hydra callback: the table at the end of a multirun, on the terminal and as summary.csv and summary.md."""
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        guard(check_settings, config)
+        super().on_multirun_start(config)
+
+    def end(self, config: DictConfig) -> None:
         from blink_exp.experiments.tuning import searches
 
         if searches(config.hydra):
             return  # Search has the last word
         folder = Path(config.hydra.sweep.dir)
-        jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
-        rows = [json.loads(p.read_text(encoding="utf-8")) for p in jobs]
-        if not rows:
-            return
-        common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
-        for row in rows:
-            row["point"] = " ".join(word for word in row["overrides"] if word not in common)
+        rows = noted(config)
+        common = name_points(rows)
         write_summary(rows, folder)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
         tracking.log_summary(rows, folder, results.plain(own))
         if common:
-            print("at every point: " + " ".join(sorted(common)))
-        failed = [row for row in rows if row["status"] == "failed"]
-        if failed:
-            print(f"error: {len(failed)} of {len(rows)} points failed, first {failed[0]['point']}: {failed[0]['error']}", file=sys.stderr)
-            sys.exit(2)
+            print("at every point: " + " ".join(common))
+        end(rows, "points")
 
 
 def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
@@ -167,18 +204,20 @@ def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
         [
             {"point": r["point"], "status": r["status"]}
             | {name: r.get("scores", {}).get(name) for name in names}
-            | {k: r.get(k) for k in ("samples", "skipped_samples", "seconds", "reused", "folder", "error")}
+            | {k: r.get(k) for k in ("samples", "skipped_samples", "first_skipped", "seconds", "reused", "folder", "error")}
             for r in rows
         ]
     )
     results.write(folder / "summary.csv", frame.to_csv(index=False))
     head = [n for n in ("perception", "cognition", "total", "accuracy") if n in names] or names[:4]
-    lines = ["| point | status | " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(head)]
+    numbers = [*head, "samples", "skipped"]
+    lines = ["| point | status | " + " | ".join(numbers) + " |", "|---|---|" + "---:|" * len(numbers)]
     table = Table(title="measured here")
-    for column in ("point", "status", *head):
+    for column in ("point", "status", *numbers):
         table.add_column(column, overflow="fold")
     for row in rows:
         values = ["" if row.get("scores", {}).get(n) is None else f"{row['scores'][n]:.2f}" for n in head]
+        values += ["" if row.get(n) is None else str(row[n]) for n in ("samples", "skipped_samples")]
         table.add_row(row["point"], row["status"], *values)
         lines.append(f"| {row['point']} | {row['status']} | " + " | ".join(values) + " |")
     results.write(folder / "summary.md", "\n".join(lines) + "\n")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp.benchmarks.base import Probes
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import identity, results
+from blink_exp.experiments import identity, locks, results
 from blink_exp.experiments.asking import Point, ask
 from blink_exp.experiments.records import Kept
 from blink_exp.experiments.terminal import bar
@@ -31,14 +31,31 @@ NOTE = "together.json"  # in a point's folder, until it is measured: how many po
 
 def place(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
     """The folder of a point in the store, and what its metrics.json holds if the point is there; ``cfg`` as composed."""
+    from blink_exp.experiments.evaluate import incomplete
+
+    settings = located_settings(cfg)
+    folder = locks.named(cfg.store, "store") / identity.point_hash(settings, identity.digests(settings))
+    metrics = folder / "metrics.json"
+    if cfg.force or not metrics.is_file():
+        return folder, None
+    stored = json.loads(metrics.read_text(encoding="utf-8"))
+    return folder, None if incomplete(len(stored["skipped"]), stored["samples"], cfg.get("skip_limit", 0.0)) else stored
+
+
+def parts_of(cfg: DictConfig) -> Path:
+    """The folder of a point's answers until it is finished, which is also what a run locks. It is the point's own, but where its data has
+    image files: there it does not depend on which of them are there, so that a point goes on when those that were missing are back."""
+    settings = located_settings(cfg)
+    return locks.named(cfg.store, "store") / identity.point_hash(settings, identity.without_images(settings))
+
+
+def located_settings(cfg: DictConfig) -> dict[str, Any]:
+    """``cfg`` as composed, as plain Python, with the copy of the data that it means: another copy is another point."""
     from blink_exp.experiments.evaluate import locate
 
     cfg = cfg.copy()
-    locate(cfg)  # another copy of the data is another point
-    settings = results.plain(cfg)
-    folder = Path(cfg.store) / identity.point_hash(settings, identity.digests(settings))
-    metrics = folder / "metrics.json"
-    return folder, json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() and not cfg.force else None
+    locate(cfg)
+    return results.plain(cfg)
 
 
 def run_together(configs: Iterable[DictConfig]) -> None:
@@ -58,12 +75,16 @@ def run_together(configs: Iterable[DictConfig]) -> None:
         if len(group) < 2:
             continue
         try:
-            _run_group(group)
+            with locks.free(parts_of(cfg) for cfg in group.values()) as mine:  # another run answers for the others
+                own = {parts: cfg for cfg in group.values() if (parts := parts_of(cfg)) in mine and place(cfg)[1] is None}
+                if len(own) > 1:
+                    _run_group(own)
         except Exception as error:  # each point meets it again when it is measured, and says it as its own
             log.warning("points run alone: %s", one_line(error))
 
 
 def _run_group(group: dict[Path, DictConfig]) -> None:
+    """Answers for all points of a group, by their folders of ``parts_of``."""
     from blink_exp.experiments.evaluate import chosen, prepare, workers_of
 
     started = time.time()
@@ -78,8 +99,7 @@ def _run_group(group: dict[Path, DictConfig]) -> None:
         if isinstance(benchmark, Probes):
             return
         settings = results.plain(cfg)
-        folder.mkdir(parents=True, exist_ok=True)
-        points[folder] = Point(method, Kept(folder / "records.part", identity.point_hash(settings, identity.digests(settings))))
+        points[folder] = Point(method, Kept(folder / "records.part", identity.point_hash(settings, identity.without_images(settings))))
     if len(points) < 2:
         return
     samples = chosen(benchmark, cfg)

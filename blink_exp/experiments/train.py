@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.errors import UserError, flat
-from blink_exp.experiments import results
+from blink_exp.experiments import locks, results
 from blink_exp.experiments.recipe import backbone_type, check_output, check_recipe
 from blink_exp.experiments.resume import OLD, Start, resume_from
 from blink_exp.settings.check import check
@@ -26,7 +26,6 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     from hydra.core.hydra_config import HydraConfig
 
     from blink_exp.experiments.stopping import stoppable
-    from blink_exp.tokensr.locks import alone_in
 
     quieten()
     check(cfg)
@@ -43,10 +42,9 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
         trainer = make_trainer(settings, out, sound=not (start.path and start.path == out / OLD))
         made.append(trainer)
         if trainer.is_global_zero:
-            stack.enter_context(alone_in(out, "hydra.run.dir"))
-            target = Path(settings["output"] or out)
-            if target.resolve() != out.resolve():
-                stack.enter_context(alone_in(target, "output"))
+            locks.claim(out, "hydra.run.dir")
+            if settings["output"]:
+                locks.claim(settings["output"], "output")
         return train(cfg, settings, out, trainer, start)
 
 

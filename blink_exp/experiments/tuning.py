@@ -9,7 +9,6 @@ works on. That is raised, whatever the sweeper's ``direction``: the plugin's own
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from blink_exp.cli import guard
 from blink_exp.errors import UserError, nearest
 from blink_exp.experiments import results
+from blink_exp.experiments.jobs import noted
 from blink_exp.experiments.plan import key
 from blink_exp.settings.compose import composed
 
@@ -149,8 +149,7 @@ def finish(config: DictConfig) -> None:
 
     HydraConfig.instance().set_config(config)
     folder = Path(config.hydra.sweep.dir)
-    jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
-    rows = [json.loads(p.read_text(encoding="utf-8")) for p in jobs]
+    rows = noted(config)
     fixed = single(config)
     for row in rows:
         row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")
@@ -217,6 +216,7 @@ def seen(row: dict[str, Any], score: str, value: float) -> dict[str, Any]:
         "stderr": row["stderr"].get(score),
         "worth": value,
         "samples": row["samples"],
+        "skipped": row["skipped_samples"],
         "tokens": row["tokens"].get("layer"),
         "folder": row["folder"],
     }

@@ -170,6 +170,7 @@ def _measured(row: dict[str, Any], benchmark: str, heading: str, column: dict[st
     p = test.get("p")
     notes = [
         f"{run['samples']} samples" if run.get("samples") is not None else "",
+        f"{run['skipped_samples']} more skipped" if run.get("skipped_samples") else "",
         _error_in_words(run, column["value"]) if stderr is None else f"standard error {_spread(stderr / per, error_digits + 1)}",
         _against(row, delta),
         _tested(test, per, digits),

@@ -89,7 +89,7 @@ def _table(document: dict[str, Any]) -> dict[str, Any]:
             for label, line in cells.rows(document)
         ],
         "benchmarks": [group["benchmark"] for group in document["groups"]],
-        "legend": [*legend.lines(document), *legend.fewer(document)],
+        "legend": [*legend.lines(document), *legend.fewer(document), *legend.skipped(document)],
         "differences": [
             line
             for group in document["groups"]
@@ -128,6 +128,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
         "failed": run.get("status") != "done",
         "error": run.get("error") or "no reason known",
         "samples": run.get("samples"),
+        "skipped": run.get("skipped_samples"),
         "seconds": duration(run.get("seconds")),
         "backbone": run.get("backbone") or "",
         "commit": legend.short(run.get("commit") or ""),

@@ -28,7 +28,18 @@ def gaps(document: dict[str, Any]) -> list[str]:
         for benchmark, run in (row.get("runs") or {}).items()
         if run.get("status") != "done"
     ]
-    return [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()] + fewer(document) + failed
+    return [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()] + fewer(document) + skipped(document) + failed
+
+
+def skipped(document: dict[str, Any]) -> list[str]:
+    """A sentence for each benchmark some of whose samples could not be read: which rows lack how many, and why the first of them."""
+    out = []
+    for group in document["groups"]:
+        lacking = [(row["point"], run) for row, run in _done(document, group) if run.get("skipped_samples")]
+        rows_of = ", ".join(f"{point} ({run['skipped_samples']} of {run['skipped_samples'] + run['samples']})" for point, run in lacking)
+        first = f" First {lacking[0][1]['first_skipped']}." if lacking and lacking[0][1].get("first_skipped") else ""
+        out += [f"Skipped on {group['benchmark']}, as they could not be read: {rows_of}.{first}"] if lacking else []
+    return out
 
 
 def fewer(document: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 NAMES = {"default": "without the search", "best": "the best"}
+PARTS = ("validation", "test")
 HEAD = ("", "validation", "test", "visual tokens a layer (test)")
 
 
@@ -53,7 +54,7 @@ def cells(document: dict[str, Any]) -> list[list[str]]:
         tokens = setting["test"]["tokens"]
         short = re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found[0]):.4g}", setting["point"])  # the command has every digit
         point = f" ({short})" if short else ""
-        said = [cell(setting[part], document["token_price"]) for part in ("validation", "test")]
+        said = [cell(setting[part], document["token_price"]) for part in PARTS]
         rows.append([NAMES[name] + point, *said, "" if tokens is None else f"{tokens:.0f}"])
     return rows
 
@@ -75,6 +76,13 @@ def remarks(document: dict[str, Any]) -> list[str]:
         out.append("No point was better on validation than the command without its search: more points, or other limits, may find one.")
     if document["token_price"]:
         out.append(f"worth: the score less {document['token_price']} for every visual token that a layer works on.")
+    lacking = [
+        (NAMES[name], part, s[part]["skipped"]) for name, s in document["settings"].items() for part in PARTS if s[part].get("skipped")
+    ]
+    if lacking:
+        out.append(
+            "Skipped, as they could not be read: " + ", ".join(f"{n} questions of {part}, {name}" for name, part, n in lacking) + "."
+        )
     if document["failed"]:
         out.append(f"{document['failed']} of {document['points']} points failed (summary.csv).")
     found = document["difference"]

@@ -95,14 +95,14 @@ def csv(document: dict[str, Any]) -> str:
     import pandas
 
     lines = [line for row in document["rows"] for line in [*_published_lines(document, row), *_measured_lines(document, row)]]
-    frame = pandas.DataFrame(lines, columns=CSV).astype({"samples": "Int64", "n": "Int64"})
+    frame = pandas.DataFrame(lines, columns=CSV).astype({"samples": "Int64", "skipped": "Int64", "n": "Int64"})
     return frame.to_csv(index=False, lineterminator="\n")
 
 
 CSV = [
     *("table", "point", "group", "measured_on", "column"),
     *("published", "published_delta", "derived", "missing"),
-    *("measured", "stderr", "samples", "baseline", "delta", "p", "test", "n", "low", "high"),
+    *("measured", "stderr", "samples", "skipped", "baseline", "delta", "p", "test", "n", "low", "high"),
     *("status", "error", "command"),
 ]
 
@@ -144,6 +144,7 @@ def _measured_lines(document: dict[str, Any], row: dict[str, Any]) -> list[dict[
                 | {k: None if test.get(k) is None else test[k] / per for k in ("delta", "low", "high")}
                 | {k: test.get(k) for k in ("p", "test", "n")}
                 | {k: run.get(k) for k in ("samples", "status", "error", "command")}
+                | {"skipped": run.get("skipped_samples")}
             )
     return out
 

@@ -63,6 +63,7 @@ class Evaluate:
     force: bool = limits.flag()
     part: str = limits.words("all", "validation", "test")
     limit: int | None = limits.whole(1)
+    skip_limit: float = limits.number(0, 1)
     batch_size: int = limits.whole(1)
     workers: int | None = limits.whole(0)
     shared_gb: float | None = limits.number(0, above=True)

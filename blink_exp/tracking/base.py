@@ -108,10 +108,11 @@ class Careful:
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Says before any work what ``settings["logger"]`` lacks: a package, or W&B's key (asked for where there is a terminal).
+    """Says before any work what ``settings["logger"]`` lacks: a package, or W&B's key (asked for where there is a terminal), and what it
+    holds that the logger would refuse at its first run, as far as that can be told without a network.
 
     Raises:
-        UserError: for a kind that is not known, a package that is not installed, or no key.
+        UserError: for a kind that is not known, a package that is not installed, a name or number that is refused, or no key.
     """
     logger = settings["logger"]
     kind = logger["kind"]
@@ -121,10 +122,19 @@ def check(settings: dict[str, Any]) -> None:
     absent = [m for m in modules if importlib.util.find_spec(m) is None]
     if absent:
         raise UserError(f"logger={kind} needs {', '.join(absent)}; pip install {install}, or use logger=csv")
+    for setting in ("rows", "images"):
+        count = logger.get(setting, 0)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise UserError(f"logger.{setting}={count} is no number of {setting}; use 0 (none) or more")
     if kind == "wandb":
-        from blink_exp.tracking.weights_and_biases import check_key
+        from blink_exp.tracking.weights_and_biases import check_key, check_names
 
+        check_names(logger)
         check_key(logger)
+    if kind == "mlflow":
+        from blink_exp.tracking.lightning import check_mlflow
+
+        check_mlflow(logger)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from blink_exp.errors import UserError, flat
 from blink_exp.tracking.base import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")  # of a tracking server or a database
+LONGEST_EXPERIMENT = 500  # characters that MLflow takes
 RED, WIDTH = (255, 0, 0), 3  # of boxes, in pixels
 
 
@@ -48,6 +51,18 @@ def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
     with FileLock(folder / "mlflow.lock") if own else contextlib.nullcontext(), quiet("pytorch_lightning.loggers.mlflow"):
         _ = made.experiment
     return made
+
+
+def check_mlflow(logger: dict[str, Any]) -> None:
+    """Raises UserError for an experiment or an address that MLflow would refuse when a run starts. Nobody is asked whether it answers."""
+    project, uri = logger["project"], logger.get("uri")
+    if not isinstance(project, str) or not project.strip() or len(project) > LONGEST_EXPERIMENT:
+        said = "" if project is None else flat(project, 140)
+        raise UserError(f"logger.project={said} is no name of an experiment; use 1 to {LONGEST_EXPERIMENT} characters, e.g. blink-exp")
+    scheme, separator, place = str(uri).partition(":")
+    if uri is not None and uri != "databricks" and not (separator and scheme.partition("+")[0] in SCHEMES and place.strip("/")):
+        schemes = ", ".join(f"{name}:" for name in SCHEMES)
+        raise UserError(f"logger.uri={flat(uri, 140)} is no address of MLflow; begin it with one of {schemes}, or use null")
 
 
 @contextlib.contextmanager

@@ -50,15 +50,16 @@ def number(value: Any) -> float | None:
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> Table:
-    """A row a point of a multirun: what is its own among its overrides, status, scores with standard errors, samples, seconds."""
+    """A row a point of a multirun: what is its own among its overrides, status, scores with errors, samples, skipped ones, seconds."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
-    columns = ["point", "status", *(f"{n}{part}" for n in names for part in ("", " ±")), "samples", "seconds", "error"]
+    columns = ["point", "status", *(f"{n}{part}" for n in names for part in ("", " ±")), "samples", "skipped", "seconds", "error"]
     return columns, [
         [
             str(row["point"]),
             row["status"],
             *(number(row.get(kind, {}).get(n)) for n in names for kind in ("scores", "stderr")),
             number(row.get("samples")),
+            number(row.get("skipped_samples")),
             number(row.get("seconds")),
             row.get("error"),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from blink_exp.tracking.base import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
 MODES = ("online", "offline", "disabled")
+ENTITY = r"[A-Za-z0-9_-]{1,64}"  # names that W&B gives to users and teams
 LONGEST = {"name": 128, "group": 128, "tag": 64}  # characters that W&B takes
 PATIENCE = {"init": 30, "finish": 300}  # seconds that a network which is not there may cost
 _unreachable = False  # one run that did not get through is enough: those behind it do not wait
@@ -31,6 +33,22 @@ def check_key(logger: dict[str, Any]) -> None:
     except Exception as error:
         cure = "set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline, which needs no account"
         raise UserError(f"logger=wandb cannot log in ({flat(error, 120)}); {cure}") from error
+
+
+def check_names(logger: dict[str, Any]) -> None:
+    """Raises UserError for a project or an entity that W&B would refuse when a run starts; the project by W&B's own rule."""
+    import wandb
+
+    project, entity = logger["project"], logger.get("entity")
+    if not isinstance(project, str) or not project.strip():
+        raise UserError(f"logger.project={'' if project is None else project} is no name of a project; give one, e.g. blink-exp")
+    try:
+        wandb.Settings(project=project)
+    except Exception as error:
+        why = flat(error).rpartition("': ")[2]
+        raise UserError(f"logger.project={flat(project, 140)} is refused by W&B ({why}); use another name, e.g. blink-exp") from None
+    if entity is not None and not re.fullmatch(ENTITY, str(entity)):
+        raise UserError(f"logger.entity={flat(entity, 140)} is no user or team of W&B; use 1 to 64 letters, digits, - and _, or null")
 
 
 def started(settings: dict[str, Any], out: Path, run: Run) -> Any:

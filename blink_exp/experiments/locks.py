@@ -1,0 +1,87 @@
+"""One run at a time in an output folder, and at a point of the store. A lock ends with its process, however that ends (flock).
+
+Who holds a lock that others may wait for never waits for another one, so no two runs can wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from blink_exp.disk import writing
+from blink_exp.errors import UserError
+
+NAME = ".lock"  # in an output folder; of a point or a file: .locks/ITS_NAME.lock beside it
+POLL = 0.2  # seconds between two looks at a lock that somebody else has
+_folders: dict[str, FileLock] = {}  # of this process, until it ends
+
+
+def claim(folder: str | Path | None, setting: str) -> Path:
+    """Makes ``folder``, the value of ``setting``, and keeps every other run out of it until this process ends.
+
+    Raises:
+        UserError: where it is no folder's name, or another run has it.
+        WriteError: where it cannot be made.
+    """
+    path = named(folder, setting)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.resolve() / NAME)
+        try:
+            if str(path.resolve()) not in _folders:
+                lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{setting}={path} is in use by another run; wait until that has ended, or give another folder with {setting}=..."
+            ) from None
+    _folders.setdefault(str(path.resolve()), lock)
+    return path
+
+
+def named(folder: str | Path | None, setting: str) -> Path:
+    """The folder that a setting names. Raises UserError where it names none: it would be the working folder, or one called None."""
+    name = "" if folder is None else str(folder)
+    if not name.strip() or name == "None":
+        raise UserError(f"{setting}={name} names no folder; give one, or leave {setting} away")
+    return Path(name)
+
+
+@contextlib.contextmanager
+def waited(path: Path) -> Iterator[None]:
+    """Alone at ``path``, a point of a store or what else runs share; waits, and says so, while another run has it."""
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for {path}, which another run is working on", flush=True)
+        lock.acquire(poll_interval=POLL)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def free(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """Those of ``paths`` that no other run works on, alone at them. Never waits, so runs that want the same ones cannot block each
+    other."""
+    with contextlib.ExitStack() as held:
+        mine = []
+        for path in sorted(set(paths)):
+            lock = _lock(path)
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=0)
+                held.callback(lock.release)
+                mine.append(path)
+        yield mine
+
+
+def _lock(path: Path) -> FileLock:
+    folder = path.parent / ".locks"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(os.path.abspath(folder / f"{path.name}.lock"))
