@@ -176,7 +176,7 @@ def _decoded(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
     except UnidentifiedImageError:  # its own words hold a memory address
         raise OSError(f"{name} is no image of a format that is read here ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
-        raise OSError(f"{name} has more than {MOST_PIXELS} pixels, the most that Pillow opens") from None
+        raise OSError(f"{name} has more than {MOST_PIXELS} pixels, and image_loading.max_pixels={options.max_pixels}") from None
     except Exception as error:  # on broken bytes a decoder raises whatever it met: OSError, SyntaxError, KeyError, struct.error, ...
         reason = f"{name}: {_words(error)}"
         raise OSError(flat(reason, 200)) from None
@@ -192,10 +192,10 @@ def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT) -> Image.Image:
 
     Raises OSError where it is too large or too thin; a file that is cut off raises what Pillow does.
     """
-    method = UPRIGHT.get(_orientation(image)) if options.exif or image.format == "TIFF" else None
     check_aspect(image.size)
     shrink(image, options.max_pixels)
-    check_pixels(image.size, options.max_pixels)
+    check_pixels(image.size, options.max_pixels)  # before the metadata: a PNG may have them behind its pixels, and is decoded for them
+    method = UPRIGHT.get(_orientation(image)) if options.exif or image.format == "TIFF" else None
     image.load()
     turned = image.format == "TIFF"  # which Pillow turns by itself, whoever asked
     if method is not None and turned != options.exif:
