@@ -439,3 +439,63 @@ def test_the_llava_protocol_drops_transparency_unless_told_otherwise():
 )
 def test_options_that_cannot_be_are_refused(settings, wanted):
     assert refusal(lambda: ImageOptions.of(settings)).startswith(wanted)
+
+
+def compose(*words: str) -> dict:
+    from hydra import compose, initialize_config_dir
+    from viewing import CONF
+
+    from blink_exp.experiments import results
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return results.plain(compose("evaluate", list(words)))
+
+
+def test_a_point_is_another_one_where_images_are_opened_otherwise():
+    from blink_exp.experiments.identity import point_hash
+
+    changes = ("exif=false", "alpha=drop", "max_pixels=1000", "outside=true")
+    for benchmark, other in (("easyvqa", True), ("duts", True), ("pope", True), ("mosaic_mme", False)):  # whose images are drawn
+        before = point_hash(compose(f"benchmark={benchmark}"), {})
+        hashes = {point_hash(compose(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
+        assert (len(hashes), before in hashes) == ((4, False) if other else (1, True))
+
+
+def test_the_settings_reach_a_benchmark_and_its_own_exif_wins():
+    from hydra.utils import instantiate
+
+    def options(*words: str) -> ImageOptions:
+        return instantiate(compose(*words)["benchmark"], _convert_="all").image_loading
+
+    assert options("benchmark=pope") == ImageOptions(alpha="drop")
+    assert options("benchmark=pope", "benchmark.protocol=lmms_eval") == ImageOptions()
+    assert options("benchmark=pope", "benchmark.exif=false", "image_loading.alpha=white") == ImageOptions(exif=False)
+    assert options("benchmark=vizwiz", "image_loading=llava") == ImageOptions(exif=False, alpha="drop")
+    for name in ("easyvqa", "gqa", "mmbench", "mmvet", "captions", "duts"):
+        words = ["benchmark.path=x/y"] if name == "captions" else []
+        assert options(f"benchmark={name}", *words, "image_loading.max_pixels=7").max_pixels == 7
+
+
+def test_a_harness_s_images_are_opened_alike():
+    from blink_exp.errors import UserError
+    from blink_exp.integrations.answering import Question, image_of
+
+    for image in (Image.fromarray(SIXTEEN), Image.new("RGBA", (4, 1)), Image.new("F", (4, 1), 0.5)):
+        found = image_of(Question("q", "?", lambda image=image: [image]))
+        assert found.tobytes() == to_rgb(image).tobytes()
+    assert image_of(Question("q", "?", lambda: [Image.new("RGBA", (1, 1))]), DROP).getpixel((0, 0)) == (0, 0, 0)
+    with pytest.raises(UserError, match=r"the image of q cannot be read \(900 x 1 pixels are too thin"):
+        image_of(Question("q", "?", lambda: [Image.new("L", (900, 1))]))
+
+
+@pytest.mark.parametrize("size", [(720, 16), (16, 720), (400, 1)])
+def test_a_thin_image_on_tiles_has_a_page(size, tmp_path):
+    """From 36 to 1 the backbone's own rule leaves nothing of the tiles."""
+    from viewing import config
+
+    from blink_exp.viewer import run as viewer
+
+    Image.effect_noise(size, 90).save(tmp_path / "thin.png")
+    cfg = config("method=hero", "model=scale_llava_next", image=str(tmp_path / "thin.png"), question="what?", compare=[])
+    page = viewer.view(cfg, tmp_path).read_text(encoding="utf-8")
+    assert "attention on the base view" in page and "attention on the tiles" not in page
