@@ -159,7 +159,6 @@ def unasked(sample: Sample) -> Sample:
     return dataclasses.replace(sample, question="", image=image, image_id=f"{sample.id}/no question")
 
 
-@functools.lru_cache(maxsize=64)
 def root_of(path: str) -> Path:
     """The folder that the image paths of a data set may not leave: its own, or of a hub id the cache that it was downloaded to."""
     folder = Path(path)

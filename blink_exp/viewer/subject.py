@@ -86,7 +86,7 @@ def _common(a: str, b: str) -> int:
 def _own(path: Path, question: str, options: ImageOptions) -> Subject:
     path = path.expanduser()
     if not path.is_file():
-        said = "is a folder" if path.is_dir() else "is not there"
+        said = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "is not there"
         raise UserError(f"image={path} {said}; give the file of a picture")
     try:
         image = open_image(path, options)
