@@ -187,8 +187,9 @@ def _words(error: Exception) -> str:
     return ADDRESS.sub("the file", str(error)).strip() or type(error).__name__
 
 
-def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT) -> Image.Image:
+def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT, copy: bool = True) -> Image.Image:
     """A PIL image of any mode as a new RGB image, upright, without metadata: what is done twice changes nothing the second time.
+    Without ``copy``, one that is RGB already and has no metadata comes back itself.
 
     Raises OSError where it is too large or too thin; a file that is cut off raises what Pillow does.
     """
@@ -203,6 +204,8 @@ def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT) -> Image.Image:
     image = eight_bit(image)
     if image.has_transparency_data:
         image = _on_white(image) if options.alpha == "white" else _opaque(image)
+    if not copy and image.mode == "RGB" and not image.info:
+        return image
     out = image.convert("RGB")  # a copy, where it was RGB before
     out.info = {}
     return out

@@ -151,7 +151,7 @@ def image_of(question: Question, options: ImageOptions = DEFAULT) -> Image.Image
     if len(found) != 1:
         raise UserError(f"{question.id} shows {len(found)} images, and this model answers about exactly one; tasks that work: {DOC}")
     try:
-        return to_rgb(found[0], options)
+        return to_rgb(found[0], options, copy=False)
     except (OSError, ValueError, SyntaxError) as error:  # what a file that is opened late has to say
         raise UserError(f"the image of {question.id} cannot be read ({' '.join(str(error).split())}); repair the data set") from error
 
