@@ -17,6 +17,7 @@ from bench import report
 from bench.shapes import LLAVA_NEXT_7B
 from bench.timing import compared, now, rounds
 from blink_exp.backbone.pictures import opened, picture
+from blink_exp.images import open_image
 
 TITLE = "Images: opened, decoded and prepared ahead of the model"
 PHOTOGRAPH = (640, 480)  # COCO's, which most benchmarks' images come from
@@ -26,7 +27,7 @@ def measure(size: str = "default", photographs: str | int | None = None, repeats
     """``photographs``: how many a round prepares; ``repeats``: rounds, in which all numbers of workers take turns."""
     small = size == "small"
     count, turns = int(photographs or (4 if small else 64)), int(repeats or (1 if small else 5))
-    files = [functools.partial(Image.open, io.BytesIO(jpeg(k))) for k in range(count)]
+    files = [functools.partial(open_image, jpeg(k)) for k in range(count)]
     numbers = sorted({0, 1, os.cpu_count() or 1})
     rows = []
     for name, processor in processors().items():

@@ -13,9 +13,9 @@ GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir
 ROOTS = {
     "evaluate": {
         *("model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"),
-        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "blink", "judge"),
+        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "blink", "judge", "image_loading"),
     },
-    "train": {"model", "layers", "tokensr", "loss", "trainer", "data", "logger"},
+    "train": {"model", "layers", "tokensr", "loss", "trainer", "data", "logger", "image_loading"},
 }
 NESTED = [("evaluate", f"method/{p.parent.name}={p.stem}") for p in sorted((CONF / "method").glob("*/*.yaml"))]
 NEEDED = {

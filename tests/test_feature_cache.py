@@ -74,10 +74,11 @@ def test_another_epoch_another_run_and_workers_read_the_same(tmp_path, capsys):
 
 def test_other_settings_have_a_cache_of_their_own(tmp_path):
     folder(tmp_path)
-    for more in ({}, {"seed": 1}, {"pad": True}, {"quadrants": "all"}, {"cache_dtype": "float32"}, {"train_size": 16}):
+    others = [{"seed": 1}, {"pad": True}, {"quadrants": "all"}, {"cache_dtype": "float32"}, {"train_size": 16}]
+    for more in ({}, *others, {"image_loading": {"alpha": "drop"}}):
         Pixels(LAYERS).ready(module(tmp_path, **more))
     Pixels([4]).ready(module(tmp_path))
-    assert len(list((tmp_path / "cache").iterdir())) == 7
+    assert len(list((tmp_path / "cache").iterdir())) == 8
     again = Pixels(LAYERS)
     again.ready(module(tmp_path))
     assert again.batches == 0

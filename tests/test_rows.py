@@ -97,14 +97,19 @@ def test_any_other_image_cell_is_an_unreadable_image(cell):
 
 def test_a_column_of_paths_is_read_from_a_data_set(tmp_path):
     picture(1).save(tmp_path / "1.png")
-    rows = [{"type": "human_test", "question": "?", "answer": "1", "path": path} for path in (str(tmp_path / "1.png"), "gone.png")]
-    datasets = pytest.importorskip("datasets")
     (tmp_path / "set").mkdir()
+    picture(1).save(tmp_path / "set" / "2.png")
+    paths = ("2.png", "gone.png", str(tmp_path / "1.png"), "http://example.org/1.png")
+    rows = [{"type": "human_test", "question": "?", "answer": "1", "path": path} for path in paths]
+    datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(rows).rename_column("path", "image").to_parquet(str(tmp_path / "set/test.parquet"))
-    there, gone = build("chartqa", tmp_path / "set").samples()
+    there, *others = build("chartqa", tmp_path / "set").samples()
     assert there.image().size == (48, 32)
-    with pytest.raises(OSError):
-        gone.image()
+    for sample, why in zip(others, ("gone.png is missing", "leads out of the data's folder", "is a URL"), strict=True):
+        with pytest.raises(OSError, match=why):
+            sample.image()
+    everywhere = build("chartqa", tmp_path / "set", image_loading={"outside": True}).samples()
+    assert everywhere[2].image().size == (48, 32)
 
 
 @pytest.mark.parametrize("name", sorted(set(MAKERS) - {"captions"}))  # which asks every image the same

@@ -54,6 +54,10 @@ MEANT: dict[str, set[str]] = {
     "train": TEXT | {"empty"},  # words of train.py, none by default
     "output": TEXT | OR_NULL,
     "resume": TEXT | OR_NULL,
+    "image_loading.exif": NOTHING,
+    "image_loading.alpha": OR_NULL,
+    "image_loading.max_pixels": NOTHING,
+    "image_loading.outside": NOTHING,
     "saliency.scorer": TEXT,  # packages may bring scorers; an unknown one is refused when the method is made
     "grid.p": NOTHING,
     "grid.scale_thresholds": NOTHING,
@@ -125,7 +129,7 @@ MEANT: dict[str, set[str]] = {
     "benchmark.split": TEXT,
     "benchmark.protocol": TEXT,
     "benchmark.request": TEXT,
-    "benchmark.exif": NOTHING,
+    "benchmark.exif": OR_NULL,  # null: that of image_loading
     "benchmark.language": NOTHING,
     "benchmark.choice": NOTHING,
     "benchmark.normalization": NOTHING,
@@ -299,7 +303,7 @@ def meant(word: str, key: str) -> set[str] | None:
     return None
 
 
-NO_VALUES = ("table", "figure", "search", "resolution", "tokensr", "options", "judge", "layers")  # groups, by the last part of their names
+NO_VALUES = ("table", "figure", "search", "resolution", "tokensr", "options", "judge", "layers", "image_loading")  # groups, by the last part of their names
 
 
 @pytest.mark.parametrize(("root", "word"), ROUNDS, ids=[f"{root} {word}".strip() for root, word in ROUNDS])

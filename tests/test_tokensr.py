@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -97,9 +98,18 @@ def test_broken_images_of_a_folder_are_counted_and_left_out(tmp_path):
         Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
     (tmp_path / "text.jpg").write_text("not an image", encoding="utf-8")
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    Image.new("RGB", (300, 1)).save(tmp_path / "line.png")  # cut to a square, it is one pixel; padded to one, it is an image
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    Image.new("1", (14000, 14000)).save(tmp_path / "bomb.png")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "link.png").symlink_to("/dev/zero")
+    no_image = ["bomb.png", "cut.png", "fifo.png", "folder.png", "large.png", "line.png", "link.png", "one.png", "text.jpg"]
     module = data.PairedCrops(lambda image: torch.zeros(1), "folder", str(tmp_path), train_size=8, held_out_size=2)
     module.setup()
-    assert sorted(p.name for p in module.broken) == ["cut.png", "text.jpg"]
+    assert sorted(p.name for p in module.broken) == no_image
+    assert sorted(p.name for p in data.folder_images(str(tmp_path), pad=True)[1]) == [name for name in no_image if name != "line.png"]
     assert len(list(module.train_dataloader())) == 1
     with pytest.raises(UserError, match="is not a folder"):
         data.folder_images(str(tmp_path / "nowhere"))

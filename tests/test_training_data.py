@@ -73,8 +73,9 @@ def test_images_are_counted_once_and_looked_up_by_listing(tmp_path, monkeypatch)
 def test_instruction_data_that_is_not_usable_says_why(tmp_path):
     path, images = instruction_data(tmp_path, each=2)
     for row, message in (
-        ({"image": "/etc/x.jpg"}, "row 1 .* image='/etc/x.jpg'; it must be a path below data.images"),
-        ({"image": "a/../../x.jpg"}, "must be a path below"),
+        ({"image": "/etc/x.jpg"}, "none of the 1 images .* lead out of data.images and are left out, first /etc/x.jpg"),
+        ({"image": "a/../../x.jpg"}, "lead out of data.images and are left out, first a/../../x.jpg .image_loading.outside=true"),
+        ({"image": "https://x/a.jpg"}, "lead out of data.images and are left out, first https://x/a.jpg"),
         ({"image": ["a.jpg"]}, "must be a path below"),
         ("coco/a.jpg", "row 1 of .* is no {...} but coco/a.jpg"),
         ({"image": "sam/a.jpg"}, "holds none of the 1 images"),
@@ -84,6 +85,32 @@ def test_instruction_data_that_is_not_usable_says_why(tmp_path):
             llava_665k.find(path, images)
     with pytest.raises(UserError, match=r"data.images=.*none is not a folder"):
         llava_665k.find(path, tmp_path / "none")
+
+
+def test_images_that_lead_out_of_the_folder_are_left_out_and_named(tmp_path):
+    """By itself, by a link, or by a folder that is one; what a link inside leads to is an image as any other."""
+    path, images = instruction_data(tmp_path, each=2)
+    away = tmp_path / "away"
+    away.mkdir()
+    Image.new("RGB", (8, 8)).save(away / "a.png")
+    (images / "link.png").symlink_to(away / "a.png")
+    (images / "own.jpg").symlink_to("coco/train2017/000000.jpg")
+    (images / "away").symlink_to(away)
+    names = ["../away/a.png", str(away / "a.png"), "link.png", "away/a.png"]
+    path.write_text(json.dumps([{"image": name} for name in [*names, "own.jpg", "gone.jpg"]]), encoding="utf-8")
+    found = llava_665k.find(path, images)
+    assert found.names == ["own.jpg"] and sorted(found.refused) == sorted(names) and found.missing == {".": 1}
+    assert found.summary["refused"] == 4 and found.summary["distinct_images"] == 6
+    assert "4 images lead out of data.images and are left out, first ../away/a.png" in str(found)
+    everything = llava_665k.find(path, images, outside=True)
+    assert everything.names == [*names, "own.jpg"] and not everything.refused
+    made = data.PairedCrops(
+        Thumbnail(), "llava_665k", json=str(path), images=str(images), held_out_share=0.5, image_loading={"outside": True}
+    )
+    files = data.Files(images, everything.names, False, made.image_loading)
+    assert {files(i).size for i in range(4)} == {(8, 8)} and not files.unreadable.any()
+    with pytest.raises(UserError, match="4 images in a row cannot be read"):
+        data.Files(images, names, False)(0)
 
 
 def test_an_image_that_is_missing_moves_no_other(tmp_path):

@@ -14,7 +14,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from blink_exp.errors import UserError, flat
+from blink_exp.images import within
 
+LARGE = 2**22  # pixels above which an image is prepared where it is opened: a batch of such would not fit in memory
 AT_MOST = 8  # processes by default: behind a GPU, what a batch of photographs needs
 
 
@@ -40,7 +42,8 @@ def picture(image: Image.Image | Picture, image_processor: Any) -> Picture:
     """``image`` by the backbone's own image processor, unless it is prepared already."""
     if isinstance(image, Picture):
         return image
-    pixels = image_processor(images=image, return_tensors="pt").pixel_values[0]
+    pads = getattr(image_processor, "do_pad", False) and not hasattr(image_processor, "image_grid_pinpoints")  # to a square around it
+    pixels = image_processor(images=within(image) if pads else image, return_tensors="pt").pixel_values[0]
     return Picture(pixels if pixels.dim() == 4 else pixels[None], image.height, image.width)
 
 
@@ -59,14 +62,15 @@ def check_workers(workers: int | None, device: str) -> int:
 def opened(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int = 0, ahead: int = 1) -> Iterator[Opened]:
     """The images that ``images`` open, in their order.
 
-    Without workers one is opened when it is asked for, and prepared by whoever needs it. With them they come prepared in the backbone's
-    dtype, and about ``ahead`` images are made before they are asked for. What comes does not depend on ``workers``.
+    Without workers one is opened when it is asked for, and prepared by whoever needs it, unless it is large. With workers they come
+    prepared in the backbone's dtype, and about ``ahead`` images are made before they are asked for. What comes does not depend on
+    ``workers``.
     """
     prepare = functools.partial(_prepared, image_processor=backbone.processor.image_processor, dtype=backbone.model.dtype)
     loader: DataLoader[Any] = DataLoader(
         images,  # type: ignore[arg-type]
         batch_size=None,
-        collate_fn=functools.partial(_open, prepare=prepare if workers else None),
+        collate_fn=functools.partial(_open, prepare=prepare, most=0 if workers else LARGE),
         num_workers=workers,
         prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
         pin_memory=workers > 0 and backbone.model.device.type == "cuda",
@@ -80,11 +84,12 @@ def opened(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int 
         raise UserError(f"workers={workers}: a process that reads images died ({flat(error, 200)}); use fewer, or workers=0") from error
 
 
-def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Picture] | None) -> Opened:
+def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Picture], most: int) -> Opened:
+    """``most``: pixels of an image that is not prepared."""
     try:
         found = image()
         found.load()  # a file that is cut off says so here, whoever prepares it
-        return prepare(found) if prepare is not None else found
+        return prepare(found) if found.width * found.height > most else found
     except OSError as error:
         return Unreadable(flat(error))
 

@@ -71,6 +71,11 @@ class Views:
         """The part of ``stitched`` that shows the image, cut as the backbone cuts it."""
         return unpad_image(self.stitched[None], self.size)[0]
 
+    @property
+    def shown_tiles(self) -> bool:
+        """Whether the tiles show anything of the image: of one thinner than a row of patches, the backbone's own rule leaves nothing."""
+        return self.tiles > 0 and self.unpadded.numel() > 0
+
     @functools.cached_property
     def valid(self) -> torch.Tensor:
         """(views, N) bool: false on tile tokens that show padding only. The thumbnail is stretched and has none."""

@@ -81,9 +81,10 @@ class Captions(Published):
         config: str | None = None,
         revision: str | None = None,
         protocol: str = "own",
-        exif: bool = True,
+        exif: bool | None = None,
+        image_loading: Any = None,
     ):
-        super().__init__(path, split, config, revision, protocol, exif)
+        super().__init__(path, split, config, revision, protocol, exif, image_loading)
         if max_new_tokens < 1:
             raise UserError(f"benchmark.max_new_tokens={max_new_tokens} leaves no caption; use 1 or more")
         self.request, self.judge, self.seed, self.length = request, judge, seed, max_new_tokens

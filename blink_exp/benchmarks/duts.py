@@ -10,6 +10,7 @@ the patch grid, where a patch belongs to the object if the object covers half of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Sample, Score, mean, spread
 from blink_exp.errors import UserError, flat
+from blink_exp.images import ImageOptions, open_image
 from blink_exp.methods.prune import top
 
 FOREGROUND = 127  # grey levels above it belong to the object
@@ -39,6 +41,7 @@ class Duts:
         layers: CLIP layers, 1-based.
         top: patches compared (50 of 576).
         batch: images encoded at once.
+        image_loading: see ``images.ImageOptions``.
     """
 
     name = "duts"
@@ -47,13 +50,20 @@ class Duts:
     max_new_tokens = 1
 
     def __init__(
-        self, path: str | None = None, split: str = "TE", layers: Sequence[int] = tuple(range(1, 13)), top: int = 50, batch: int = 16
+        self,
+        path: str | None = None,
+        split: str = "TE",
+        layers: Sequence[int] = tuple(range(1, 13)),
+        top: int = 50,
+        batch: int = 16,
+        image_loading: Any = None,
     ):
         if split not in ("TE", "TR"):
             raise UserError(f"benchmark.split={split} is not one of DUTS; use TE or TR")
         if top < 1 or batch < 1:
             raise UserError(f"benchmark.top={top} and benchmark.batch={batch} must both be 1 or more")
         self.path, self.split, self.layers, self.top, self.batch = path, split, sorted(set(layers)), top, batch
+        self.image_loading = ImageOptions.of(image_loading)
 
     def samples(self) -> list[Sample]:
         """The images, each with its mask. Raises UserError if the folders or their files are not there."""
@@ -67,11 +77,11 @@ class Duts:
             Sample(
                 f"duts/{self.split}/{file.stem}",
                 f"duts/{self.split}/{file.stem}",
-                functools.partial(_open, file, "RGB"),
+                functools.partial(open_image, f"{images.name}/{file.name}", self.image_loading, self.path),
                 "",
                 None,
                 "saliency",
-                mask=functools.partial(_mask, masks / f"{file.stem}.png"),
+                mask=functools.partial(_mask, f"{masks.name}/{file.stem}.png", self.image_loading, self.path),
             )
             for file in files
         ]
@@ -154,13 +164,6 @@ def on_view(backbone: Backbone, mask: np.ndarray) -> torch.Tensor:
     return (pixels[0] if backbone.tiled else pixels)[0] > FOREGROUND
 
 
-def _open(path: Path, mode: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from None
-
-
-def _mask(path: Path) -> np.ndarray:
-    return np.asarray(_open(path, "L")) > FOREGROUND
+def _mask(name: str, options: ImageOptions, root: str) -> np.ndarray:
+    grey = open_image(name, dataclasses.replace(options, alpha="drop"), root).convert("L")
+    return np.asarray(grey) > FOREGROUND

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.errors import UserError
+from blink_exp.images import ImageOptions, open_image
 
 
 class EasyVQA(ExactMatch):
-    """``path``: a folder in the published layout (``questions.json`` and ``images/<id>.png``); None: the one in the PyPI package."""
+    """``path``: a folder in the published layout (``questions.json`` and ``images/<id>.png``); None: the one in the PyPI package.
+    ``image_loading``: see ``images.ImageOptions``."""
 
     name = "easyvqa"
 
-    def __init__(self, path: str | None = None):
-        self.path = path
+    def __init__(self, path: str | None = None, image_loading: Any = None):
+        self.path, self.image_loading = path, ImageOptions.of(image_loading)
 
     def samples(self) -> list[Sample]:
         if self.path is None:
             import easy_vqa
 
-            root = Path(easy_vqa.__file__).parent / "data" / "test"
+            root, options = Path(easy_vqa.__file__).parent / "data" / "test", dataclasses.replace(self.image_loading, outside=True)
         else:
-            root = Path(self.path)
+            root, options = Path(self.path), self.image_loading
         try:
             rows = json.loads((root / "questions.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -37,18 +39,13 @@ class EasyVQA(ExactMatch):
             Sample(
                 id=f"easyvqa/test/{i:05d}",
                 image_id=f"easyvqa/test/{image_id}",
-                image=functools.partial(_open, root / "images" / f"{image_id}.png"),
+                image=functools.partial(open_image, f"images/{image_id}.png", options, root),
                 question=question,
                 answer=answer,
                 category=_category(answer),
             )
             for i, (question, answer, image_id) in enumerate(rows)
         ]
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def _category(answer: str) -> str:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.rows import Published, blank, load_rows, open_image
+from blink_exp.benchmarks.rows import Published, blank, load_rows, root_of
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.errors import UserError
+from blink_exp.images import open_image
 
 UNPUNCTUATED = str.maketrans("", "", string.punctuation)
 
@@ -42,7 +43,7 @@ class GQA(Published):
         def opened(image_id: str) -> Image.Image:
             if image_id not in places:
                 raise OSError(f"imageId {image_id} is not in {self.image_config}")
-            return open_image(images[places[image_id]]["image"], self.exif)
+            return open_image(images[places[image_id]]["image"], self.image_loading, root_of(self.path))
 
         for i, row in enumerate(rows):
             yield self.sample(i, row, functools.partial(opened, row["imageId"]))

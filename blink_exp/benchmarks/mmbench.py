@@ -71,9 +71,10 @@ class MMBench(Published):
         config: str | None = None,
         revision: str | None = None,
         protocol: str = "llava",
-        exif: bool = True,
+        exif: bool | None = None,
+        image_loading: Any = None,
     ):
-        super().__init__(path, split, config, revision, protocol, exif)
+        super().__init__(path, split, config, revision, protocol, exif, image_loading)
         if language not in ("en", "cn"):
             raise UserError(f"benchmark.language={language} is not known; {nearest(str(language), ('en', 'cn'))}")
         if choice not in ("static", "judge"):

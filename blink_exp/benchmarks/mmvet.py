@@ -55,9 +55,10 @@ class MMVet(Published):
         config: str | None = None,
         revision: str | None = None,
         protocol: str = "llava",
-        exif: bool = True,
+        exif: bool | None = None,
+        image_loading: Any = None,
     ):
-        super().__init__(path, split, config, revision, protocol, exif)
+        super().__init__(path, split, config, revision, protocol, exif, image_loading)
         self.judge = judge
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.folders import local_files
 from blink_exp.errors import UserError, flat
+from blink_exp.images import ImageOptions, open_image
 
 READER = logging.getLogger("datasets.packaged_modules.parquet.parquet")  # the only one to say which file it could not read
 
@@ -29,6 +29,8 @@ class Published:
         revision: of a hub id.
         protocol: whose prompt, parsing and metric: ``llava`` or ``lmms_eval``.
         exif: photographs are turned upright, as `datasets` and lmms-eval do; the original LLaVA scripts do not.
+            None: as ``image_loading`` has it.
+        image_loading: how images are opened, see ``images.ImageOptions``; without an ``alpha`` the protocol ``llava`` drops transparency.
     """
 
     name: str
@@ -40,11 +42,19 @@ class Published:
     answered_elsewhere = False  # whether a split without answers is of use: a server or a judge scores it
 
     def __init__(
-        self, path: str, split: str, config: str | None = None, revision: str | None = None, protocol: str = "llava", exif: bool = True
+        self,
+        path: str,
+        split: str,
+        config: str | None = None,
+        revision: str | None = None,
+        protocol: str = "llava",
+        exif: bool | None = None,
+        image_loading: Any = None,
     ):
         if protocol not in self.protocols:
             raise UserError(f"benchmark.protocol={protocol} does not exist for {self.name}; use {' or '.join(self.protocols)}")
-        self.path, self.split, self.config, self.revision, self.protocol, self.exif = path, split, config, revision, protocol, exif
+        self.path, self.split, self.config, self.revision, self.protocol = path, split, config, revision, protocol
+        self.image_loading = ImageOptions.of(image_loading, protocol, exif)
 
     @property
     def max_new_tokens(self) -> int:
@@ -71,7 +81,7 @@ class Published:
         return list(load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)[name])
 
     def image(self, rows: Any, i: int) -> Image.Image:
-        return open_image(rows[i][self.image_column], self.exif)
+        return open_image(rows[i][self.image_column], self.image_loading, root_of(self.path))
 
     def id(self, row_id: object) -> str:
         return f"{self.name}/{self.split}/{row_id}"
@@ -149,22 +159,14 @@ def unasked(sample: Sample) -> Sample:
     return dataclasses.replace(sample, question="", image=image, image_id=f"{sample.id}/no question")
 
 
-def open_image(cell: Any, exif: bool = True) -> Image.Image:
-    """An RGB image from a cell of an image column: {"bytes", "path"}, encoded bytes or a path.
+def root_of(path: str) -> Path:
+    """The folder that the image paths of a data set may not leave: its own, or of a hub id the cache that it was downloaded to."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    import datasets
 
-    Raises OSError if it cannot be decoded or is not there.
-    """
-    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-    source = path if data is None else data
-    if source is None:
-        raise OSError("the row has no image")
-    if not isinstance(source, bytes | str):
-        raise OSError(f"the row's image is neither bytes nor a path but {type(source).__name__}")
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
-        raise OSError(flat(error, 200)) from None  # cut: a text that is no path may be a whole image in base64
+    return Path(datasets.config.HF_CACHE_HOME)
 
 
 def missing(value: Any) -> bool:

@@ -105,7 +105,7 @@ def _answered(
     batch_size: int,
 ) -> dict[int, list[dict[str, Any]]]:
     """{number of the point: records} of a batch; ``wanted``: the points that each sample is asked by."""
-    source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'exif', None)}"  # one id, two folders: two images
+    source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # one id, two folders: two images
     keys = [f"{source}:{sample.image_id}" for sample in batch]
     seen = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
     prompts = [benchmark.prompt(sample) for sample in batch]

@@ -98,7 +98,7 @@ def lasting(sources: Sequence[torch.Tensor], views: Views) -> torch.Tensor:
 
 def as_maps(share: torch.Tensor, views: Views) -> tuple[torch.Tensor | None, torch.Tensor]:
     """(tiles, thumbnail): (views, N) values as maps that both show the whole image, (rows, columns) or None without tiles, (side, side)."""
-    tiles = share.flatten()[views.unpadded] if views.tiles else None
+    tiles = share.flatten()[views.unpadded] if views.shown_tiles else None
     return tiles, share[0].view(views.side, views.side)
 
 

@@ -78,7 +78,7 @@ def token_cover(backbone: Backbone, views: Views, mask: np.ndarray) -> torch.Ten
     """(views, N) share of each token's cell that a (height, width) mask covers; 0 on padding."""
     out = torch.zeros(views.count * views.tokens, dtype=torch.float64)
     out[: views.tokens] = cover(on_view(backbone, mask), views.side)
-    if views.tiles:
+    if views.shown_tiles:
         place = views.unpadded
         out[place.flatten()] = F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].double(), (place.shape[0], place.shape[1])).flatten()
     return out.view(views.count, views.tokens)

@@ -18,6 +18,7 @@ from PIL import Image
 from blink_exp.backbone.load import Backbone
 from blink_exp.benchmarks.base import Box
 from blink_exp.figures.base import STYLE, TIP
+from blink_exp.images import CANVAS_SIDE
 
 
 @contextlib.contextmanager
@@ -98,7 +99,7 @@ def square(backbone: Backbone, image: Image.Image) -> Image.Image:
     padded by the image processor."""
     if image.width == image.height:
         return image
-    return image.resize((max(image.size),) * 2) if backbone.tiled else base_view(backbone, image)
+    return image.resize((min(max(image.size), CANVAS_SIDE),) * 2) if backbone.tiled else base_view(backbone, image)
 
 
 def base_view(backbone: Backbone, image: Image.Image) -> Image.Image:

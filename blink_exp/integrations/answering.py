@@ -16,6 +16,7 @@ from PIL import Image
 
 from blink_exp.cli import CONF, one_line
 from blink_exp.errors import UserError
+from blink_exp.images import DEFAULT, ImageOptions, to_rgb
 from blink_exp.settings.compose import composed
 
 if TYPE_CHECKING:  # a harness loads this for every one of its commands, so what takes seconds to import waits for the first model
@@ -130,7 +131,7 @@ def ignored(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={settings[key]}" for key, greedy in GREEDY.items() if key in settings and settings[key] not in greedy]
 
 
-def image_of(question: Question) -> Image.Image:
+def image_of(question: Question, options: ImageOptions = DEFAULT) -> Image.Image:
     """The one image of a question, in RGB. Raises UserError for no image, several, or none that opens."""
     try:
         found = _flat(question.visuals())
@@ -141,7 +142,10 @@ def image_of(question: Question) -> Image.Image:
         raise UserError(f"{question.id} shows a {other}, and this model sees images only; tasks that work: {DOC}")
     if len(found) != 1:
         raise UserError(f"{question.id} shows {len(found)} images, and this model answers about exactly one; tasks that work: {DOC}")
-    return found[0] if found[0].mode == "RGB" else found[0].convert("RGB")
+    try:
+        return to_rgb(found[0], options, copy=False)
+    except (OSError, ValueError, SyntaxError) as error:  # what a file that is opened late has to say
+        raise UserError(f"the image of {question.id} cannot be read ({' '.join(str(error).split())}); repair the data set") from error
 
 
 def _flat(visuals: Any) -> list[Any]:
@@ -173,7 +177,12 @@ def picture_id(image: Image.Image) -> str:
 
 @torch.no_grad()
 def answer(
-    backbone: Backbone, method: Method, questions: list[Question], batch_size: int = 1, advance: Callable[[int], None] = lambda n: None
+    backbone: Backbone,
+    method: Method,
+    questions: list[Question],
+    batch_size: int = 1,
+    advance: Callable[[int], None] = lambda n: None,
+    options: ImageOptions = DEFAULT,
 ) -> list[Answer]:
     """Greedy answers of ``method`` on ``backbone``, in the order of ``questions``, as ``evaluate.py`` would give them.
 
@@ -189,7 +198,7 @@ def answer(
             batch = [questions[i] for i in chunk]
             images, asked = {}, []
             for question in batch:
-                image = image_of(question)
+                image = image_of(question, options)
                 asked.append((picture_id(image), text_of(question, placeholder)))
                 images[asked[-1][0]] = image
             if attached is not None:

@@ -15,6 +15,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from loguru import logger
 
 from blink_exp.errors import UserError
+from blink_exp.images import ImageOptions
 from blink_exp.integrations import answering
 from blink_exp.integrations.answering import DOC, Question
 
@@ -40,6 +41,7 @@ class BlinkExp(lmms):
         cfg = answering.configure(settings, batch_size, device)
         cfg.model.device = answering.own_device(cfg.model.device, os.environ)
         self.batch_size = cfg.batch_size
+        self.image_options = ImageOptions.of(cfg.image_loading)
         self.backbone, self.method = answering.build(cfg)
         logger.info(f"{self.method.name} on {self.backbone.identity}, {self.backbone.settings}")
 
@@ -56,11 +58,11 @@ class BlinkExp(lmms):
         for request, question in zip(requests, questions, strict=True):
             firsts.setdefault(request.task_name, (request, question))
         for request, question in firsts.values():
-            answering.image_of(question)  # the first of each task, before hours are spent on another
+            answering.image_of(question, self.image_options)  # the first of each task, before hours are spent on another
             if unheard := answering.ignored(request.args[1]):
                 logger.warning(f"{request.task_name}: {', '.join(unheard)} ignored, answers are greedy")
         with bar(len(questions), self.method.name, self.rank == 0) as advance:
-            found = answering.answer(self.backbone, self.method, questions, self.batch_size, advance)
+            found = answering.answer(self.backbone, self.method, questions, self.batch_size, advance, self.image_options)
         if found:
             mean = sum(answer.visual_tokens for answer in found) / len(found)
             logger.info(f"{self.method.name}: {mean:.1f} visual tokens entered the LLM, averaged over {len(found)} questions")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from blink_exp.images import open_image
+
 TILE = 64  # pixels on a side of an easy-VQA image
 SMALL = 0.06  # of its image: an object below has about 5 pixels a side in the thumbnail of a 4 x 4 scene, 10 in a tile
 SHAPES = ("circle", "rectangle", "triangle")
@@ -120,8 +122,7 @@ def load_tiles(split: str) -> tuple[Tile, ...]:
     for image_id in sorted(paths):
         fact = facts.get(image_id, {})
         if len(fact) == 2:  # an image whose questions do not settle both attributes cannot be asked about in a scene
-            with Image.open(paths[image_id]) as image:
-                tiles.append(Tile(image_id, np.asarray(image.convert("RGB")), fact["shape"], fact["color"]))
+            tiles.append(Tile(image_id, np.asarray(open_image(paths[image_id])), fact["shape"], fact["color"]))
     return tuple(tiles)
 
 

@@ -12,6 +12,14 @@ from blink_exp.settings import limits
 
 
 @dataclass
+class ImageLoading:
+    exif: bool = limits.flag()
+    alpha: str | None = limits.words("white", "drop")
+    max_pixels: int = limits.whole(1, 178956970)
+    outside: bool = limits.flag()
+
+
+@dataclass
 class Saliency:
     scorer: str = limits.text("the name of a scorer")
 

@@ -47,6 +47,7 @@ class Evaluate:
     hero_high: groups.EncoderLayers = MISSING
     newline_policy: groups.NewlinePolicy = MISSING
     judge: Any = MISSING
+    image_loading: groups.ImageLoading = MISSING
     logger: Any = MISSING
     table: Any = None
     layer: int | None = limits.whole(0)
@@ -91,6 +92,7 @@ class Train:
     loss: groups.Loss = MISSING
     trainer: groups.Trainer = MISSING
     data: Any = MISSING
+    image_loading: groups.ImageLoading = MISSING
     logger: Any = MISSING
     layer: int | None = limits.whole(0)
     seed: int = limits.seed()

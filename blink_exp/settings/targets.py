@@ -156,7 +156,8 @@ class Rows:
     revision: str | None = limits.text("a branch, tag or commit")
     split: str = limits.text("the name of a split")
     protocol: str = limits.text("the name of a protocol")
-    exif: bool = limits.flag()
+    exif: bool | None = limits.flag()
+    image_loading: Any = None
 
 
 @dataclass
@@ -203,6 +204,7 @@ class TextVQA(VQA):
 @dataclass
 class Duts:
     path: str | None = limits.path()
+    image_loading: Any = None
     split: str = limits.words("TE", "TR")
     layers: list[int] = limits.layer_list()
     top: int = limits.whole(1)
@@ -212,6 +214,7 @@ class Duts:
 @dataclass
 class EasyVQA:
     path: str | None = limits.path()
+    image_loading: Any = None
 
 
 @dataclass
@@ -272,6 +275,7 @@ class FolderData(Data):
     path: str = limits.path()
     train_size: int = limits.whole(1)
     held_out_size: int = limits.whole(1)
+    image_loading: Any = None
 
 
 @dataclass
@@ -279,6 +283,7 @@ class LlavaData(Data):
     json: str = limits.path()
     images: str = limits.path()
     held_out_share: float = limits.number(0, 1, above=True, below=True)
+    image_loading: Any = None
 
 
 @dataclass

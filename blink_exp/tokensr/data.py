@@ -16,22 +16,23 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.images import DEFAULT, ImageOptions, open_image, within
 from blink_exp.tokensr import llava_665k
 from blink_exp.tokensr.batches import GlobalBatches, share_out
 from blink_exp.tokensr.feature_cache import Stored, check_settings
 from blink_exp.tokensr.pairs import Pairs, Transform, collate
 from blink_exp.tokensr.pairs import quadrant_box as quadrant_box
 
-UNREADABLE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
 PATIENCE = 100  # images in a row that cannot be read, after which it is the disk and not the images
 
 
 def square_canvas(image: Image.Image, pad: bool = False) -> Image.Image:
     """The largest centred square, or with ``pad`` the smallest square around the image, filled with CLIP's mean colour."""
+    image = within(image) if pad else image
     w, h = image.size
     side = max(w, h) if pad else min(w, h)
     if not pad:
@@ -39,6 +40,14 @@ def square_canvas(image: Image.Image, pad: bool = False) -> Image.Image:
         return image.crop((left, top, left + side, top + side))
     canvas = Image.new("RGB", (side, side), (122, 116, 104))
     canvas.paste(image, ((side - w) // 2, (side - h) // 2))
+    return canvas
+
+
+def open_canvas(name: str, root: Path, pad: bool, options: ImageOptions = DEFAULT) -> Image.Image:
+    """The square canvas of an image file below ``root``. Raises OSError where it cannot be opened, or is too small to have quadrants."""
+    canvas = square_canvas(open_image(name, options, root), pad)
+    if canvas.width < 2:
+        raise OSError(f"{name} makes a canvas of one pixel, which has no quadrants")
     return canvas
 
 
@@ -53,22 +62,25 @@ def scene_canvases(split: str, seed: int, sizes: tuple[int, ...] = (2, 3, 4)) ->
     return canvas
 
 
-def folder_images(folder: str) -> tuple[list[Path], list[Path]]:
-    """(readable images, broken ones) of a folder and those below it, each opened once, so that training meets no surprise."""
+def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAULT) -> tuple[list[Path], list[Path]]:
+    """(images that can be trained on, others) of a folder and those below it, each opened once, so that training meets no surprise."""
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"data.path={folder} is not a folder; give one that holds images")
-    good, broken = [], []
+    good: list[Path] = []
+    broken: dict[Path, str] = {}
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp", ".bmp"}):
         try:
-            with Image.open(path) as image:
-                image.load()
+            open_canvas(str(path.relative_to(root)), root, pad, options)
             good.append(path)
-        except (UnidentifiedImageError, OSError):
-            broken.append(path)
+        except OSError as error:
+            broken[path] = str(error)
     if len(good) < 2:
-        raise UserError(f"data.path={folder} holds {len(good)} readable images; at least 2 are needed, one to train and one to hold out")
-    return good, broken
+        first = f" (of {len(broken)} others the first: {next(iter(broken.values()))})" if broken else ""
+        raise UserError(
+            f"data.path={folder} holds {len(good)} readable images{first}; at least 2 are needed, one to train and one to hold out"
+        )
+    return good, list(broken)
 
 
 @dataclass(frozen=True)
@@ -89,8 +101,8 @@ class Files:
     ``unreadable``: (files,) uint8, 1 where reading failed; in shared memory, so that what worker processes meet is seen here.
     """
 
-    def __init__(self, root: Path, names: list[str], pad: bool):
-        self.root, self.pad = root, pad
+    def __init__(self, root: Path, names: list[str], pad: bool, options: ImageOptions = DEFAULT):
+        self.root, self.pad, self.options = root, pad, options
         self.names = np.array([os.fsencode(name) for name in names])  # one block: half a million str would be copied into every worker
         self.unreadable = torch.zeros(len(names), dtype=torch.uint8).share_memory_()
 
@@ -100,9 +112,8 @@ class Files:
     def __call__(self, i: int) -> Image.Image:
         for k in range(i, i + min(PATIENCE, len(self.names))):
             try:
-                with Image.open(self.path(k % len(self.names))) as image:
-                    return square_canvas(image.convert("RGB"), self.pad)
-            except UNREADABLE:
+                return open_canvas(os.fsdecode(bytes(self.names[k % len(self.names)])), self.root, self.pad, self.options)
+            except OSError:
                 self.unreadable[k % len(self.names)] = 1
         first = self.path(i % len(self.names))
         raise UserError(f"{min(PATIENCE, len(self.names))} images in a row cannot be read, first {first}; check the disk and the copy")
@@ -150,6 +161,7 @@ class PairedCrops(pl.LightningDataModule):
             has asked for the loader.)
         cache_features, cache_path, cache_dtype: whether the backbone's part of every pair is kept on disk, below which folder, and as
             bfloat16 or float32 (see ``feature_cache``).
+        image_loading: how image files are opened, see ``images.ImageOptions``.
     """
 
     def __init__(
@@ -172,6 +184,7 @@ class PairedCrops(pl.LightningDataModule):
         cache_features: bool = False,
         cache_path: str = "outputs/features",
         cache_dtype: str = "bfloat16",
+        image_loading: Any = None,
     ):
         super().__init__()
         if source not in ("scenes", "folder", "llava_665k"):
@@ -184,6 +197,7 @@ class PairedCrops(pl.LightningDataModule):
         self.cache_features, self.cache_path, self.cache_dtype = cache_features, Path(cache_path), cache_dtype
         self.transform, self.source, self.path, self.pad, self.quadrants = transform, source, path, pad, quadrants
         self.json, self.images, self.held_out_share = json, images, held_out_share
+        self.image_loading = ImageOptions.of(image_loading)
         self.train_size, self.held_out_size = train_size, held_out_size
         self.batch_size, self.global_batch = batch_size, global_batch
         self.workers, self.seed, self.steps_done = workers, seed, steps_done
@@ -203,7 +217,7 @@ class PairedCrops(pl.LightningDataModule):
             sizes, distinct = (self.train_size, self.held_out_size), (None, None)
         else:
             root, names, held_names = self._split()
-            train, held = self.files = [Files(root, names, self.pad), Files(root, held_names, self.pad)]
+            train, held = self.files = [Files(root, part, self.pad, self.image_loading) for part in (names, held_names)]
             each, distinct = 4 if self.quadrants == "all" else 1, (len(names), len(held_names))
             sizes = (
                 each * len(names) if self.train_size is None else self.train_size,
@@ -220,11 +234,12 @@ class PairedCrops(pl.LightningDataModule):
         """(root, names to train on, names held out) of the sources that are files."""
         if self.source == "folder":
             root = Path(str(self.path))
-            good, self.broken = folder_images(str(root))
+            good, self.broken = folder_images(str(root), self.pad, self.image_loading)
             shuffled = [str(good[i].relative_to(root)) for i in np.random.default_rng(self.seed).permutation(len(good))]
             return root, [name for i, name in enumerate(shuffled) if i % 10], shuffled[::10]
         root = Path(str(self.images))
-        found = llava_665k.find(Path(str(self.json)), root)
+        found = llava_665k.find(Path(str(self.json)), root, self.image_loading.outside)
+        self.broken = [root / name for name in found.refused]
         names, held = hold_out(found.names, self.held_out_share, self.seed)
         self.found = found.summary | {"trained_on": len(names), "held_out": len(held)}
         if self.trainer is None or self.trainer.is_global_zero:

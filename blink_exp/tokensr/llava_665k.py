@@ -11,11 +11,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, flat
+from blink_exp.images import URL, inside
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
@@ -30,6 +31,7 @@ class Found:
         distinct: images that they name.
         renamed: images that are there with another suffix than the file says (OCR-VQA's .gif and .png).
         missing: {folder: images that are not there}.
+        refused: names that are URLs or lead out of the image folder, by themselves or by a link.
     """
 
     names: list[str]
@@ -38,6 +40,7 @@ class Found:
     distinct: int
     renamed: int
     missing: dict[str, int]
+    refused: list[str] = field(default_factory=list)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -48,6 +51,7 @@ class Found:
             "runs_saved": self.with_image - self.distinct,
             "renamed": self.renamed,
             "missing": self.missing,
+            **({"refused": len(self.refused)} if self.refused else {}),
         }
 
     def __str__(self) -> str:
@@ -55,7 +59,9 @@ class Found:
         where = ", ".join(f"{folder} {n:,}" for folder, n in sorted(self.missing.items()))
         return (
             f"{self.rows:,} rows, {self.with_image:,} name an image, {self.distinct:,} distinct images: each is run once, which saves"
-            f" {self.with_image - self.distinct:,} runs; {lost:,} images are missing" + (f" ({where})" if lost else "")
+            f" {self.with_image - self.distinct:,} runs; {lost:,} images are missing"
+            + (f" ({where})" if lost else "")
+            + (f"; {_told(self.refused)}" if self.refused else "")
         )
 
 
@@ -92,9 +98,16 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
         raise UserError(f"data.json={path} is not UTF-8 text; give LLaVA's llava_v1_5_mix665k.json") from None
 
 
-def find(path: Path, images: Path) -> Found:
+def _told(refused: list[str]) -> str:
+    return (
+        f"{len(refused):,} images lead out of data.images and are left out, first {flat(refused[0], 80)}"
+        " (image_loading.outside=true opens files that do)"
+    )
+
+
+def find(path: Path, images: Path, outside: bool = False) -> Found:
     """Reads the file once and looks up its images by listing each folder once, as asking for 400 thousand files one by one takes
-    minutes on a network disk. Raises UserError where none is there."""
+    minutes on a network disk. ``outside``: whether names may lead out of the folder. Raises UserError where none is there."""
     if not images.is_dir():
         raise UserError(f"data.images={images} is not a folder; give the one that holds coco, gqa, ocr_vqa, textvqa and vg")
     named: dict[str, None] = {}
@@ -108,44 +121,61 @@ def find(path: Path, images: Path) -> Found:
             continue
         with_image += 1
         named[_checked(name, total, path)] = None
-    names, renamed, missing = _present(named, images)
+    refused = [name for name in named if URL.match(name) or (not outside and _leaves(name))]
+    for name in refused:
+        del named[name]
+    names, renamed, missing, linked = _present(named, images, outside)
+    refused += linked
     if not names:
-        raise UserError(f"data.images={images} holds none of the {len(named)} images that {path.name} names; give the folder above coco")
-    return Found(names, total, with_image, len(named), renamed, dict(missing))
+        told = f" ({_told(refused)})" if refused else ""
+        count = len(named) + len(refused) - len(linked)
+        raise UserError(f"data.images={images} holds none of the {count} images that {path.name} names{told}; give the folder above coco")
+    return Found(names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused)
+
+
+def _leaves(name: str) -> bool:
+    """Whether a name leads out of the folder that it stands for, whatever is on disk."""
+    return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
 
 
 def _checked(name: Any, row: int, path: Path) -> str:
-    if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    if not isinstance(name, str) or not name or "\0" in name:
         raise UserError(f"row {row} of {path} has image={name!r}; it must be a path below data.images")
     return name
 
 
-def _present(named: dict[str, None], images: Path) -> tuple[list[str], int, Counter[str]]:
-    """(names on disk, how many of them with another suffix, missing by folder)."""
-    listings: dict[str, tuple[set[str], dict[str, str]]] = {}
-    names, renamed, missing = [], 0, Counter[str]()
+def _present(named: dict[str, None], images: Path, outside: bool) -> tuple[list[str], int, Counter[str], list[str]]:
+    """(names on disk, how many of them with another suffix, missing by folder, those that a link leads out of ``images``)."""
+    listings: dict[str, tuple[set[str], dict[str, str], set[str]]] = {}
+    names, renamed, missing, linked = [], 0, Counter[str](), []
+    root = os.path.realpath(images)
     for name in named:
         folder, _, file = name.rpartition("/")
         if folder not in listings:
-            listings[folder] = _listing(images / folder)
-        files, by_stem = listings[folder]
+            listings[folder] = _listing(images / folder, None if outside else root)
+        files, by_stem, away = listings[folder]
         other = by_stem.get(file.rpartition(".")[0])
-        if file in files:
+        if (file if file in files else other) in away:
+            linked.append(name)
+        elif file in files:
             names.append(name)
         elif other is not None:
             names.append(f"{folder}/{other}" if folder else other)
             renamed += 1
         else:
             missing[folder or "."] += 1
-    return list(dict.fromkeys(names)), renamed, missing
+    return list(dict.fromkeys(names)), renamed, missing, linked
 
 
-def _listing(folder: Path) -> tuple[set[str], dict[str, str]]:
-    """(files of a folder, {name without suffix: the first image so called}); nothing where there is no folder."""
+def _listing(folder: Path, root: str | None) -> tuple[set[str], dict[str, str], set[str]]:
+    """(files of a folder, {name without suffix: the first image so called}, files that lie outside of ``root``: all where the folder itself
+    does, else those that are links out of it); nothing where there is no folder."""
     try:
         with os.scandir(folder) as entries:
-            files = {entry.name for entry in entries}
+            links = {entry.name: entry.is_symlink() for entry in entries}
     except (FileNotFoundError, NotADirectoryError):
-        return set(), {}
-    images = sorted((f for f in files if f.lower().endswith(SUFFIXES)), reverse=True)
-    return files, {f.rpartition(".")[0]: f for f in images}
+        return set(), {}, set()
+    images = sorted((f for f in links if f.lower().endswith(SUFFIXES)), reverse=True)
+    own = root is None or inside(os.path.join(os.path.realpath(folder), ""), root)
+    away = {f for f, link in links.items() if not own or (root and link and not inside(os.path.realpath(folder / f), root))}
+    return set(links), {f.rpartition(".")[0]: f for f in images}, away

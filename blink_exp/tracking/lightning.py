@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from blink_exp.errors import UserError, flat
+from blink_exp.images import open_image, to_rgb
 from blink_exp.tracking.base import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
@@ -155,10 +156,10 @@ def cell(value: Any) -> str:
 def drawn(picture: Picture, boxes: Boxes) -> Image.Image:
     """The picture as RGB with its boxes drawn in."""
     if isinstance(picture, str | Path):
-        picture = Image.open(picture)
+        picture = open_image(picture)
     elif not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
-    shown = picture.convert("RGB")
+    shown = to_rgb(picture)
     pen = ImageDraw.Draw(shown)
     for left, top, right, bottom in boxes:
         pen.rectangle(

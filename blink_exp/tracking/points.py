@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
+from blink_exp.images import to_rgb
 from blink_exp.tracking.base import attempt, tracker
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
@@ -104,7 +105,7 @@ def examples(
         if sample is None or record["image_id"] in seen:
             continue
         try:
-            image = sample.image().convert("RGB")
+            image = to_rgb(sample.image())
         except OSError:
             continue
         seen.add(record["image_id"])

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.errors import UserError, flat
+from blink_exp.images import to_rgb
 from blink_exp.tracking.base import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
@@ -113,7 +114,7 @@ class WandbTrack:
 
         shown = str(picture) if isinstance(picture, str | Path) else picture
         if isinstance(shown, Image.Image):
-            shown = shown.convert("RGB")
+            shown = to_rgb(shown)
         said = {"regions": {"box_data": [box(b) for b in boxes], "class_labels": {0: "region"}}} if boxes else None
         self.run.log({key: wandb.Image(shown, caption=caption or None, boxes=said)})
 

@@ -135,7 +135,7 @@ def render(backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, pa
         base=drawing.base_view(backbone, about.image),
         regions=drawing.outlines(about.sample.regions) if about.sample.regions else None,
         patches=drawing.patches(grid),
-        tiles=drawing.tiles(views) if views.tiles else None,
+        tiles=drawing.tiles(views) if views.shown_tiles else None,
         kept_maps=[None if values is None else drawing.fade(values) for values in share],
         ratios=drawing.ratios([v["rho"] for v in lines], steps, page["thresholds"], 1 / grid.p**2),
         sequences=drawing.sequences(trace.stages),
@@ -158,6 +158,6 @@ def maps(stage: Stage, trace: Trace, grid: PatchGrid) -> dict[str, Any]:
         "layer": stage.layer,
         "shares": stage.shares,
         "base": drawing.heat(every[: views.tokens].view(views.side, views.side)),
-        "tiles": drawing.heat(every[views.unpadded]) if views.tiles else None,
+        "tiles": drawing.heat(every[views.unpadded]) if views.shown_tiles else None,
         "expanded": expanded,
     }

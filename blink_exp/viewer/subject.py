@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from blink_exp.benchmarks.base import ExactMatch, Probes, Sample
-from blink_exp.benchmarks.rows import open_image
 from blink_exp.errors import UserError, flat
 from blink_exp.experiments.evaluate import prepare_benchmark
+from blink_exp.images import ImageOptions, open_image
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def subject(cfg: DictConfig) -> Subject:
         raise UserError(f"question={flat(question, 60)} has no picture; add image=photo.jpg")
     if question is None or not str(question).strip():
         raise UserError(f'image={image} has no question; add question="What is in the picture?"')
-    return _own(Path(str(image)), str(question).strip())
+    return _own(Path(str(image)), str(question).strip(), ImageOptions.of(cfg.get("image_loading")))
 
 
 def _sample(cfg: DictConfig, wanted: str) -> Subject:
@@ -83,13 +83,13 @@ def _common(a: str, b: str) -> int:
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _own(path: Path, question: str) -> Subject:
+def _own(path: Path, question: str, options: ImageOptions) -> Subject:
     path = path.expanduser()
     if not path.is_file():
-        said = "is a folder" if path.is_dir() else "is not there"
+        said = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "is not there"
         raise UserError(f"image={path} {said}; give the file of a picture")
     try:
-        image = open_image(str(path))
+        image = open_image(path, options)
     except OSError as error:
         raise UserError(f"image={path} is no picture that can be read ({flat(error, 160)}); give a JPEG, PNG or WebP file") from None
     return Subject(Sample(path.name, path.name, lambda: image, question, None, ""), image, OwnQuestion())

@@ -1,0 +1,299 @@
+"""Opens images: the one way from a file, bytes or a PIL image to 8-bit RGB, for benchmarks, training, the viewer and lmms-eval.
+
+Whatever cannot be opened, decoded or held in memory raises OSError with a reason that is the same in every run, so that a caller can skip
+the image, name it and go on.
+
+Depth: 16-bit grey keeps its high byte, as Pillow does with 16-bit colour. 32-bit integers and floats have no fixed white; their rule is in
+``grey_bytes``. Colour profiles are ignored, as LLaVA does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+import re
+import stat
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from blink_exp.errors import UserError, flat, nearest
+
+# No format whose decoder starts a program (EPS starts Ghostscript) or opens another file.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
+ALPHA = ("white", "drop")
+MOST_PIXELS = 178_956_970  # Pillow's own limit, above which it opens nothing
+MOST_ASPECT = 400  # longer side / shorter side: CLIP-L/336 makes the shorter one 336 long and keeps the aspect, 45 million pixels then
+CANVAS_SIDE = 8192  # of a square that an image is padded to, at most: 200 MB
+URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+ADDRESS = re.compile(r"<_io\.\w+[^>]*>|<[^<>]* at 0x[0-9a-fA-F]+>")
+NAME = 120  # characters of a path in a message
+TRANSPOSE = Image.Transpose
+UPRIGHT = {  # EXIF orientation: what turns the stored pixels upright
+    2: TRANSPOSE.FLIP_LEFT_RIGHT,
+    3: TRANSPOSE.ROTATE_180,
+    4: TRANSPOSE.FLIP_TOP_BOTTOM,
+    5: TRANSPOSE.TRANSPOSE,
+    6: TRANSPOSE.ROTATE_270,
+    7: TRANSPOSE.TRANSVERSE,
+    8: TRANSPOSE.ROTATE_90,
+}
+INVERSE = {TRANSPOSE.ROTATE_90: TRANSPOSE.ROTATE_270, TRANSPOSE.ROTATE_270: TRANSPOSE.ROTATE_90}
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # max_pixels stands in for it
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """How images are opened: the settings ``image_loading``.
+
+    Args:
+        exif: whether images are turned upright where their EXIF data says how they lie.
+        alpha: ``white``: transparent parts show white, as a browser shows them; ``drop``: the alpha channel is ignored, as LLaVA does with
+            ``convert("RGB")``, and the colour beneath shows.
+        max_pixels: width x height of a decoded image, at most. A larger JPEG is decoded at a half, a quarter or an eighth of its size.
+        outside: whether the path of a row may lead out of the folder of its data set.
+    """
+
+    exif: bool = True
+    alpha: str = "white"
+    max_pixels: int = 50_000_000
+    outside: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("exif", "outside"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"image_loading.{name}={getattr(self, name)} is neither true nor false; use one of them")
+        if self.alpha not in ALPHA:
+            raise UserError(f"image_loading.alpha={self.alpha} is not known; {nearest(str(self.alpha), ALPHA)}")
+        if isinstance(self.max_pixels, bool) or not isinstance(self.max_pixels, int) or not 1 <= self.max_pixels <= MOST_PIXELS:
+            raise UserError(
+                f"image_loading.max_pixels={self.max_pixels} is no whole number from 1 to {MOST_PIXELS}; use one, e.g. 50000000"
+            )
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any] | ImageOptions | None, protocol: str = "own", exif: bool | None = None) -> ImageOptions:
+        """Those of a configuration. ``protocol``: a benchmark's, which says what ``alpha: null`` means; ``exif``: instead of theirs."""
+        if isinstance(settings, ImageOptions):
+            options = settings
+        else:
+            given = dict(settings or {})
+            known = [field.name for field in dataclasses.fields(cls)]
+            for name in given:
+                if name not in known:
+                    raise UserError(f"image_loading.{name}={given[name]} is no setting; {nearest(str(name), known)}")
+            if given.get("alpha") is None:
+                given["alpha"] = "drop" if protocol == "llava" else "white"
+            options = cls(**given)
+        return options if exif is None else dataclasses.replace(options, exif=exif)
+
+
+DEFAULT = ImageOptions()
+
+
+def open_image(source: Any, options: ImageOptions = DEFAULT, root: str | Path | None = None) -> Image.Image:
+    """An RGB image of its own, with nothing of the file's metadata.
+
+    Args:
+        source: a path, encoded bytes, or a cell of an image column, {"bytes": ..., "path": ...}, whose bytes come first.
+        root: the folder of the data set: a relative path starts there, and none may leave it; None: any path, from the working folder.
+
+    Raises OSError, in one line of up to 200 characters, for whatever cannot be opened.
+    """
+    data, path = (source.get("bytes"), source.get("path")) if isinstance(source, dict) else (source, None)
+    data = path if data is None else data
+    if data is None:
+        raise OSError("the row has no image")
+    if isinstance(data, bytes | bytearray):
+        return _decoded(io.BytesIO(data), "the image", options)
+    if not isinstance(data, str | os.PathLike):
+        raise OSError(f"the row's image is neither bytes nor a path but {type(data).__name__}")
+    name = os.fspath(data)
+    place, shown = resolved(name, root, options.outside), flat(name, NAME)
+    with _file(place, shown) as file:
+        return _decoded(file, shown, options)
+
+
+def _file(place: str, name: str) -> IO[bytes]:
+    """An ordinary file, open. A FIFO would be waited for, and a device read for ever: OSError, as for whatever else is no such file."""
+    try:
+        mode = os.stat(place).st_mode
+        if stat.S_ISREG(mode):
+            return open(place, "rb")
+    except FileNotFoundError:
+        raise OSError(f"{name} is missing (No such file or directory)") from None
+    except OSError as error:
+        raise OSError(f"{name} cannot be read ({error.strerror or type(error).__name__})") from None
+    raise OSError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'no ordinary file'}, not an image")
+
+
+def resolved(name: str, root: str | Path | None, outside: bool) -> str:
+    """The file that a path of a data set means, links followed. Raises OSError where it is no path or leads out of ``root``."""
+    if not name or "\0" in name:
+        raise OSError("the row's image is an empty path" if not name else "the row's image is no path (it holds a NUL)")
+    if URL.match(name):
+        raise OSError(f"{flat(name, 80)} is a URL, and nothing is downloaded; put the file in the data's folder")
+    if root is None:
+        return name
+    place = os.path.join(root, name)
+    if outside:
+        return place
+    place = os.path.realpath(place)
+    if not inside(place, os.path.realpath(root)):
+        raise OSError(f"{flat(name, 80)} leads out of the data's folder; image_loading.outside=true opens it all the same")
+    return place
+
+
+def inside(place: str, root: str) -> bool:
+    """Whether one real path lies below another."""
+    return place.startswith(os.path.join(root, ""))
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _decoded(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
+    start = file.read(4)
+    if not start:
+        raise OSError(f"{name} is empty")
+    if start in EPS:
+        raise OSError(f"{name} is an EPS file, whose decoder starts another program; convert it to PNG")
+    file.seek(0)
+    try:
+        with Image.open(file, formats=formats()) as image:
+            return to_rgb(image, options)
+    except UnidentifiedImageError:  # its own words hold a memory address
+        raise OSError(f"{name} is no image of a format that is read here ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise OSError(f"{name} has more than {MOST_PIXELS} pixels, and image_loading.max_pixels={options.max_pixels}") from None
+    except Exception as error:  # on broken bytes a decoder raises whatever it met: OSError, SyntaxError, KeyError, struct.error, ...
+        reason = f"{name}: {_words(error)}"
+        raise OSError(flat(reason, 200)) from None
+
+
+def _words(error: Exception) -> str:
+    """An error's text without memory addresses, which differ from run to run; its type where it has none."""
+    return ADDRESS.sub("the file", str(error)).strip() or type(error).__name__
+
+
+def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT, copy: bool = True) -> Image.Image:
+    """A PIL image of any mode as a new RGB image, upright, without metadata: what is done twice changes nothing the second time.
+    Without ``copy``, one that is RGB already and has no metadata comes back itself.
+
+    Raises OSError where it is too large or too thin; a file that is cut off raises what Pillow does.
+    """
+    check_aspect(image.size)
+    shrink(image, options.max_pixels)
+    check_pixels(image.size, options.max_pixels)  # before the metadata: a PNG may have them behind its pixels, and is decoded for them
+    method = UPRIGHT.get(_orientation(image)) if options.exif or image.format == "TIFF" else None
+    image.load()
+    turned = image.format == "TIFF"  # which Pillow turns by itself, whoever asked
+    if method is not None and turned != options.exif:
+        image = image.transpose(INVERSE.get(method, method) if turned else method)
+    image = eight_bit(image)
+    if image.has_transparency_data:
+        image = _on_white(image) if options.alpha == "white" else _opaque(image)
+    if not copy and image.mode == "RGB" and not image.info:
+        return image
+    out = image.convert("RGB")  # a copy, where it was RGB before
+    out.info = {}
+    return out
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none or its data is broken."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as above; a picture with broken metadata is still a picture
+        return 1
+
+
+def shrink(image: Image.Image, max_pixels: int) -> None:
+    """Has a JPEG file with too many pixels decoded at the largest half, quarter or eighth of its size that has not. A progressive one is
+    left alone: its decoder holds all of it whatever it returns."""
+    if image.width * image.height <= max_pixels or image.format not in ("JPEG", "MPO") or image.info.get("progressive"):
+        return
+    for scale in (2, 4, 8):
+        width, height = (-(-side // scale) for side in image.size)
+        if width * height <= max_pixels:
+            image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))  # type: ignore[arg-type]  # None: the file's mode
+            return
+
+
+def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    """Raises OSError for an image with more than ``max_pixels``."""
+    if size[0] * size[1] > max_pixels:
+        raise OSError(f"{size[0]} x {size[1]} pixels are more than image_loading.max_pixels={max_pixels}")
+
+
+def check_aspect(size: tuple[int, int]) -> None:
+    """Raises OSError for an image without a pixel, or one so thin that preprocessing, which keeps the aspect, would blow it up."""
+    if not min(size) or max(size) > MOST_ASPECT * min(size):
+        raise OSError(f"{size[0]} x {size[1]} pixels are too thin: no side may be more than {MOST_ASPECT} times the other")
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """An image of more than 8 bits a channel as grey of 8 bits; any other as it is."""
+    if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    grey = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8) if sixteen else grey_bytes(values))
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):  # a PNG may name one value that is transparent
+        return Image.merge("LA", (grey, Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8))))
+    return grey
+
+
+def grey_bytes(values: np.ndarray) -> np.ndarray:
+    """(height, width) floats or 32-bit integers as bytes, by the first rule that fits all of them: floats in [0, 1] are shares of white;
+    values in [0, 255] are bytes already; integers in [0, 65535] are 16-bit; any others are stretched from their smallest, black, to their
+    largest, white. NaN and infinities are black and count for no rule."""
+    known = np.isfinite(values)
+    low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
+    floats = values.dtype.kind == "f"
+    values = np.where(known, values, 0).astype(np.float32)
+    if low < 0 or high > (255 if floats else 65535):
+        scale = 255 / (high - low) if high > low else 0.0
+        values = values * np.float32(scale) - np.float32(low * scale)
+    elif floats and high <= 1:
+        values *= 255
+    elif high > 255:
+        values = np.floor(values / 256)
+    return np.where(known, np.floor(values + 0.5), 0).clip(0, 255).astype(np.uint8)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Without its transparency."""
+    image = image.convert("LA") if image.mode == "La" else image  # premultiplied, which converts to nothing else
+    return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Over white paper."""
+    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image
+    paper = Image.new("RGBA", image.size, "white")
+    paper.alpha_composite(image)
+    return paper
+
+
+def within(image: Image.Image, side: int = CANVAS_SIDE) -> Image.Image:
+    """The image, made smaller where a square around it would be larger than ``side`` x ``side``."""
+    longest = max(image.size)
+    if longest <= side:
+        return image
+    width, height = (max(1, round(length * side / longest)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
