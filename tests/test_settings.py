@@ -303,7 +303,8 @@ def meant(word: str, key: str) -> set[str] | None:
     return None
 
 
-NO_VALUES = ("table", "figure", "search", "resolution", "tokensr", "options", "judge", "layers", "image_loading")  # groups, by the last part of their names
+# groups, by the last part of their names
+NO_VALUES = ("table", "figure", "search", "resolution", "tokensr", "options", "judge", "layers", "image_loading")
 
 
 @pytest.mark.parametrize(("root", "word"), ROUNDS, ids=[f"{root} {word}".strip() for root, word in ROUNDS])
