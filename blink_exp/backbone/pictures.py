@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError, flat, reason
 
 AT_MOST = 8  # processes by default: behind a GPU, what a batch of photographs needs
 
@@ -86,7 +86,7 @@ def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Pic
         found.load()  # a file that is cut off says so here, whoever prepares it
         return prepare(found) if prepare is not None else found
     except OSError as error:
-        return Unreadable(flat(error))
+        return Unreadable(reason(error))
 
 
 def _prepared(image: Image.Image, image_processor: Any, dtype: torch.dtype) -> Picture:

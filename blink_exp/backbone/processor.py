@@ -20,6 +20,16 @@ SYSTEM_PROMPTS = {
 AROUND_AN_IMAGE = (29901, 29871, 32000, 29871, 13)
 
 
+def without_placeholder(text: str, placeholder: str, of: str = "the question") -> str:
+    """A prompt without the image's ``placeholder``: the chat template puts the image in front, wherever a data set has it.
+
+    Raises UserError for several of them, which mean several images; ``of``: what it calls the prompt."""
+    count = text.count(placeholder)
+    if count > 1:
+        raise UserError(f"{of} names {count} images ({placeholder}), and this model answers about one")
+    return text.replace(placeholder, "", 1).strip() if count else text
+
+
 def conversation(question: str, system_prompt: str = "none") -> list[dict[str, Any]]:
     """The messages of one question about one image, as a chat template takes them."""
     content = [{"type": "image"}, {"type": "text", "text": question}]

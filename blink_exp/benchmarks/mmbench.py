@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import LABEL, OPTIONAL_TEXT, TEXT, WHOLE, WORDS
 from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question, write_sheet
@@ -50,7 +51,15 @@ class MMBench(Published):
 
     name = "mmbench"
     headline = "accuracy"
-    columns = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category", "L2-category")
+    columns: ClassVar = {
+        "index": WHOLE,
+        "question": TEXT,
+        "hint": WORDS,
+        "answer": OPTIONAL_TEXT,
+        **dict.fromkeys("ABCD", WORDS),
+        "category": LABEL,
+        "L2-category": LABEL,
+    }
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
     answered_elsewhere = True
 

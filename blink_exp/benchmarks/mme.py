@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean, total
+from blink_exp.benchmarks.cells import KEY, LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
 
@@ -20,7 +21,7 @@ class MME(Published):
 
     name = "mme"
     headline = "total"
-    columns = ("question_id", "question", "answer", "category")
+    columns: ClassVar = {"question_id": KEY, "question": TEXT, "answer": OPTIONAL_TEXT, "category": LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:

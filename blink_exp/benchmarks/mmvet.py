@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.errors import UserError
@@ -43,7 +44,7 @@ class MMVet(Published):
 
     name = "mmvet"
     headline = "total"
-    columns = ("question_id", "question", "answer", "capability")
+    columns: ClassVar = {"question_id": KEY, "question": TEXT, "answer": OPTIONAL_TEXT, "capability": TEXT_OR_TEXTS}
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
     answered_elsewhere = True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import LABEL, OPTIONAL_LABEL, TEXT, TEXT_OR_TEXTS
 from blink_exp.benchmarks.rows import Published, blank
 
 RECOGNITION = (
@@ -26,7 +27,7 @@ class OCRBench(Published):
 
     name = "ocrbench"
     headline = "accuracy"
-    columns = ("dataset", "question", "question_type", "answer")
+    columns: ClassVar = {"dataset": OPTIONAL_LABEL, "question": TEXT, "question_type": LABEL, "answer": TEXT_OR_TEXTS}
     protocols = ("lmms_eval",)
     tokens: ClassVar = {"lmms_eval": 128}
 

@@ -6,9 +6,10 @@ from collections import Counter
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
-from blink_exp.errors import UserError
+from blink_exp.errors import flat
 
 CATEGORIES = ("random", "popular", "adversarial")
 STATISTICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
@@ -22,7 +23,8 @@ class POPE(Published):
     """
 
     name = "pope"
-    columns = ("question_id", "question", "answer", "image_source")
+    columns: ClassVar = {"question_id": KEY, "question": TEXT, "answer": OPTIONAL_TEXT, "image_source": KEY}
+    optional: ClassVar = {"category": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 128}
 
     def __init__(self, path: str, split: str, **settings: Any):
@@ -32,7 +34,7 @@ class POPE(Published):
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         category = row.get("category") or self.split  # the configuration Full has a split for each category
         if category not in CATEGORIES:
-            raise UserError(f"{self.name}: row {i} of {self.path} has the category {category}; it must be one of {', '.join(CATEGORIES)}")
+            raise ValueError(f"row {i} of {flat(self.path, 60)} has the category {category}; it must be one of {', '.join(CATEGORIES)}")
         answer = None if missing(row["answer"]) else row["answer"].strip().lower()
         question_id, image_id = self.id(f"{category}/{row['question_id']}"), self.id(f"image/{row['image_source']}")
         return Sample(question_id, image_id, image, row["question"], answer, category)

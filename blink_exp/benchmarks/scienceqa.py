@@ -6,6 +6,7 @@ import re
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import OPTIONAL_LABEL, OPTIONAL_NUMBER, OPTIONAL_TEXT, TEXT, TEXTS
 from blink_exp.benchmarks.letters import option_lines
 from blink_exp.benchmarks.rows import Published, missing
 
@@ -17,7 +18,8 @@ class ScienceQA(Published):
 
     name = "scienceqa"
     headline = "accuracy"
-    columns = ("question", "choices", "answer", "hint")
+    columns: ClassVar = {"question": TEXT, "choices": TEXTS, "answer": OPTIONAL_NUMBER, "hint": OPTIONAL_TEXT}
+    optional: ClassVar = {"subject": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:

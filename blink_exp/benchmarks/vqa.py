@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
+from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.errors import UserError
@@ -79,7 +80,7 @@ class TenAnswers(Published):
     """
 
     headline = "accuracy"
-    columns: tuple[str, ...] = ("question_id", "question", "answers")
+    columns: ClassVar = {"question_id": KEY, "question": TEXT, "answers": ANSWERS}
     untokenized: ClassVar[tuple[str, ...]] = ()  # protocols that skip the normaliser's first step
 
     def __init__(self, path: str, split: str, normalization: str = "always", **settings: Any):
@@ -90,8 +91,7 @@ class TenAnswers(Published):
 
     def asked(self, row: dict[str, Any], image_id: object, image: Any, category: str | None, **fields: Any) -> Sample:
         """A row as a sample; its answer is the one that most people gave, its ``fields`` hold all of them and those given."""
-        answers = [a["answer"] if isinstance(a, dict) else a for a in row["answers"] or []]
-        answers = [a for a in answers if not blank(a)]
+        answers = [a for a in row["answers"] if not blank(a)]
         common = Counter(answers).most_common(1)[0][0] if answers else None
         fields |= {"answers": answers}
         place = self.id(f"image/{image_id}")

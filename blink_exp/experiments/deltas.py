@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from blink_exp.experiments.records import read
+from blink_exp.files import read_settings
 from blink_exp.reports.statistics import compare
 
 
@@ -48,4 +49,4 @@ def benchmark_of(run: dict[str, Any]) -> Any:
     """The benchmark that a point was measured on."""
     from blink_exp.experiments.evaluate import prepare_benchmark
 
-    return prepare_benchmark(OmegaConf.load(Path(run["folder"]) / "config.yaml"))  # type: ignore[arg-type]
+    return prepare_benchmark(OmegaConf.create(read_settings(Path(run["folder"]) / "config.yaml", "measure the point again")))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Sample
+from blink_exp.errors import UserError, flat
+from blink_exp.files import brief, encodable, kind, parse_json, read_text
 from blink_exp.sequence import Drop, Expand
 
 LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # str.splitlines would end a record at them, JSON does not
@@ -65,12 +68,65 @@ def summary(records: list[dict[str, Any]], visual: int) -> dict[str, Any]:
 
 def write_lines(records: list[dict[str, Any]]) -> str:
     """One line of JSON a record."""
-    return "".join(json.dumps(r, ensure_ascii=False).translate(LINE_ENDS) + "\n" for r in records)
+    return "".join(encodable(json.dumps(r, ensure_ascii=False)).translate(LINE_ENDS) + "\n" for r in records)
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a finished point, by its folder."""
-    return [json.loads(line) for line in (Path(folder) / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The records of a finished point, by its folder. Raises UserError where the file is not there or a line is damaged."""
+    path = Path(folder) / "records.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is not there; measure the point again")
+    return [record for _, record in numbered(path, "measure the point again")]
+
+
+def numbered(path: Path, cure: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, record) of a JSON lines file of records, blank lines passed over. Raises UserError, with the line, what is wrong with it and
+    ``cure``, where one is no record: {"id": text, "prediction": text, ...}, the prediction null where a benchmark asks nothing."""
+    try:
+        lines = read_text(path).split("\n")  # not splitlines: JSON may hold U+2028 as it is
+    except ValueError as error:
+        raise UserError(f"{path} is {error}; {cure}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found = parse_json(line)
+            wrong = wrong_with(found)
+        except ValueError as error:
+            wrong = str(error)
+        if wrong is not None:
+            raise UserError(f"line {number} of {path} {wrong}; {cure}")
+        yield number, found
+
+
+def wrong_with(found: Any) -> str | None:
+    """Why a value read from JSON is no record; None for one."""
+    if not isinstance(found, dict):
+        return f"is {kind(found)}, not a record with id and prediction"
+    for key in ("id", "prediction"):
+        if key not in found:
+            return f"has no {key}, so it is no record with id and prediction"
+    if not isinstance(found["id"], str):
+        return f"has id={brief(found['id'])}, {kind(found['id'])} where text is needed"
+    if not isinstance(found["prediction"], str | None):
+        return f"({flat(found['id'], 80)}) has prediction={brief(found['prediction'])}, {kind(found['prediction'])} where text is needed"
+    steps = found.get("layers", [])
+    if not isinstance(steps, list) or not all(map(_is_step, steps)):
+        return f"({flat(found['id'], 80)}) has layers={brief(steps)}, no list of decisions"
+    return None
+
+
+def _is_step(step: Any) -> bool:
+    """Whether a value is a decision as ``record`` writes it."""
+    number = (int, float)
+    return (
+        isinstance(step, dict)
+        and isinstance(step.get("layer"), int)
+        and isinstance(step.get("rho"), (*number, type(None)))
+        and isinstance(step.get("decision"), str)
+        and isinstance(step.get("effective"), bool)
+        and isinstance(step.get("visual_tokens"), number)
+    )
 
 
 class Kept:
@@ -89,13 +145,12 @@ class Kept:
         self.whole = len(self.head)
         for line in lines[1:]:
             try:
-                found = json.loads(line)
-                self.records[found["id"]] = found
-            except (ValueError, KeyError, TypeError):
+                found = parse_json(line.decode())
+            except ValueError:
                 return
-            if not line.endswith(b"\n"):
-                del self.records[found["id"]]
+            if not line.endswith(b"\n") or wrong_with(found) or not isinstance(found.get("question"), str):
                 return
+            self.records[found["id"]] = found
             self.whole += len(line)
 
     def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, dict[str, Any]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from blink_exp.errors import UserError
+from blink_exp.files import read_settings
 
 CHECKPOINT = "last.ckpt"
 WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and what Lightning knows
@@ -36,7 +36,8 @@ def resume_from(settings: dict[str, Any], out: Path) -> tuple[str | None, int]:
         return None, 0
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} has a {CHECKPOINT} but no config.yaml, which says how it was trained; copy the whole folder")
-    changed = differences(settings, OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
+    before = read_settings(folder / "config.yaml", f"it says how {CHECKPOINT} was trained, so copy it again or start a new run")
+    changed = differences(settings, before)
     if changed:
         raise UserError(f"resume={folder} was trained with another {', '.join(changed)}; repeat its settings or start a new run")
     return str(path), read(path)["global_step"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import traceback
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from blink_exp import tracking
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import results
+from blink_exp.experiments import results, store
 from blink_exp.experiments.records import read
 from blink_exp.experiments.together import place
 
@@ -30,6 +29,7 @@ def run(cfg: DictConfig) -> Any:
 
     from blink_exp.experiments.tuning import prepared, returned
 
+    results.encode_anything()
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
@@ -92,11 +92,13 @@ def point(cfg: DictConfig) -> dict[str, Any]:
     from blink_exp.experiments.evaluate import measure
 
     folder, stored = place(cfg)
+    whole = store.point_of(folder) if stored is not None else None
+    stored, records = whole or (None, [])
     if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
         stored = None  # the cost is no part of a point's hash, so a point may be there without it
     finished = stored or measure(without_sweep_settings(cfg), folder)
     print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
-    records = read(folder)
+    records = records if stored else read(folder)
     model = cfg.model
     decided = any(r["layers"] for r in records)
     return {
@@ -139,8 +141,7 @@ class Summary(Callback):
         if searches(config.hydra):
             return  # Search has the last word
         folder = Path(config.hydra.sweep.dir)
-        jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
-        rows = [json.loads(p.read_text(encoding="utf-8")) for p in jobs]
+        rows = store.jobs_of(folder)
         if not rows:
             return
         common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from blink_exp.errors import flat, printable
 from blink_exp.experiments import results
 
 
@@ -18,7 +19,7 @@ def show(finished: dict[str, Any]) -> None:
     for column in ("score", "value", "stderr", "samples"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in finished["scores"].items():
-        table.add_row(name, number(score["value"]), number(score["stderr"]), str(score["samples"]))
+        table.add_row(shown(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
     loaded = {k: finished[k] for k in ("dtype", "pad", "system_prompt") if finished.get(k) not in (None, "none")}
     table.caption = ", ".join(f"{k} {v}".lower() for k, v in loaded.items()) or None
     console = results.console()
@@ -32,6 +33,11 @@ def show(finished: dict[str, Any]) -> None:
         console.print(cost_line(finished["cost"]), highlight=False)
     if finished["skipped"]:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
+
+
+def shown(text: object) -> str:
+    """A label, a category or a path on one line of a table."""
+    return flat(printable(str(text)), 100)
 
 
 def number(value: float | None) -> str:
@@ -55,10 +61,11 @@ class bar:
     """A progress bar on a terminal, silence elsewhere; gives a function that advances it."""
 
     def __init__(self, total: int | None, title: str, shown: bool):
+        from rich.markup import escape
         from rich.progress import Progress
 
         self.progress = Progress(transient=True, disable=not shown)
-        self.total, self.title = total, title
+        self.total, self.title = total, escape(flat(printable(title), 100))  # the bar's own columns are markup
 
     def __enter__(self) -> Callable[[int], None]:
         self.progress.start()

@@ -28,6 +28,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     from blink_exp.tokensr.training import TokenSRTraining, parameters
     from blink_exp.tracking import finish
 
+    results.encode_anything()
     started = time.time()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # PairedCrops starts at the restored step by itself

@@ -9,7 +9,6 @@ works on. That is raised, whatever the sweeper's ``direction``: the plugin's own
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shlex
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blink_exp.cli import guard
 from blink_exp.errors import UserError, nearest
-from blink_exp.experiments import results
+from blink_exp.experiments import results, store
 from blink_exp.experiments.plan import key
 
 PRESETS = ("model", "method", "benchmark")  # the groups that a file of conf/search may choose
@@ -148,13 +147,14 @@ def finish(config: DictConfig) -> None:
 
     HydraConfig.instance().set_config(config)
     folder = Path(config.hydra.sweep.dir)
-    jobs = sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name))
-    rows = [json.loads(p.read_text(encoding="utf-8")) for p in jobs]
+    rows = store.jobs_of(folder)
     fixed = single(config)
     for row in rows:
         row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")
     write_summary(rows, folder)
     done = [row for row in rows if row["status"] == "done"]
+    if not rows:
+        raise UserError(f"{folder} holds no job.json that can be read; run the search again, and the store has its points")
     if not done:
         raise UserError(f"all {len(rows)} points failed, first {rows[0]['point']}: {rows[0]['error']}")
     document = chosen(config, done, fixed) | {"points": len(rows), "failed": len(rows) - len(done)}
