@@ -7,16 +7,20 @@ training features depend on the image alone, so an image that several conversati
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, flat
+from blink_exp.files import brief, encodable
 
+LONGEST_ROW = 2**26  # characters; more without an end is damage, not a row
+KEYS = 12  # that a message names
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 
@@ -30,6 +34,7 @@ class Found:
         distinct: images that they name.
         renamed: images that are there with another suffix than the file says (OCR-VQA's .gif and .png).
         missing: {folder: images that are not there}.
+        other_key: rows that name their image under another key ("images") beside rows that have "image"; they are passed over.
     """
 
     names: list[str]
@@ -38,6 +43,7 @@ class Found:
     distinct: int
     renamed: int
     missing: dict[str, int]
+    other_key: int = 0
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -48,6 +54,7 @@ class Found:
             "runs_saved": self.with_image - self.distinct,
             "renamed": self.renamed,
             "missing": self.missing,
+            **({"other_key": self.other_key} if self.other_key else {}),
         }
 
     def __str__(self) -> str:
@@ -55,7 +62,9 @@ class Found:
         where = ", ".join(f"{folder} {n:,}" for folder, n in sorted(self.missing.items()))
         return (
             f"{self.rows:,} rows, {self.with_image:,} name an image, {self.distinct:,} distinct images: each is run once, which saves"
-            f" {self.with_image - self.distinct:,} runs; {lost:,} images are missing" + (f" ({where})" if lost else "")
+            f" {self.with_image - self.distinct:,} runs; {lost:,} images are missing"
+            + (f" ({where})" if lost else "")
+            + (f"; {self.other_key:,} rows name theirs under another key than image and are passed over" if self.other_key else "")
         )
 
 
@@ -66,7 +75,7 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
     """
     decoder = json.JSONDecoder()
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text, place, ended = "", 1, False
             while not text and (more := file.read(chunk)):
                 text = more.lstrip()
@@ -79,15 +88,16 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
                     return
                 try:
                     row, place = decoder.raw_decode(text, place)
-                except json.JSONDecodeError:
-                    if ended:
+                except (ValueError, RecursionError) as error:  # also a number or a nesting without end
+                    cut = isinstance(error, json.JSONDecodeError) and not ended and len(text) - place < LONGEST_ROW
+                    if not cut:
                         raise UserError(f"data.json={path} is damaged or cut off; copy it again") from None
                     more = file.read(chunk)
                     text, place, ended = text[place:] + more, 0, not more
                     continue
                 yield row
-    except FileNotFoundError:
-        raise UserError(f"data.json={path} is not there; give LLaVA's llava_v1_5_mix665k.json") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"data.json={path} is not there or no file; give LLaVA's llava_v1_5_mix665k.json") from None
     except UnicodeDecodeError:
         raise UserError(f"data.json={path} is not UTF-8 text; give LLaVA's llava_v1_5_mix665k.json") from None
 
@@ -98,26 +108,49 @@ def find(path: Path, images: Path) -> Found:
     if not images.is_dir():
         raise UserError(f"data.images={images} is not a folder; give the one that holds coco, gqa, ocr_vqa, textvqa and vg")
     named: dict[str, None] = {}
-    total = with_image = 0
+    keys: dict[str, None] = {}
+    total = with_image = other_key = 0
     for row in rows(path):
         total += 1
         if not isinstance(row, dict):
-            raise UserError(f"row {total} of {path} is no {{...}} but {str(row)[:40]}; give LLaVA's llava_v1_5_mix665k.json")
+            raise UserError(f"row {total} of {path} is no {{...}} but {flat(row, 40)}; give LLaVA's llava_v1_5_mix665k.json")
         name = row.get("image")
         if name is None:
+            if len(keys) < KEYS:
+                keys.update(dict.fromkeys(map(encodable, list(row)[:KEYS])))
+            other_key += any(map(_names_an_image, row))
             continue
         with_image += 1
         named[_checked(name, total, path)] = None
+    if not named:
+        raise UserError(_imageless(path, total, list(keys)))
     names, renamed, missing = _present(named, images)
     if not names:
         raise UserError(f"data.images={images} holds none of the {len(named)} images that {path.name} names; give the folder above coco")
-    return Found(names, total, with_image, len(named), renamed, dict(missing))
+    return Found(names, total, with_image, len(named), renamed, dict(missing), other_key)
+
+
+def _imageless(path: Path, total: int, keys: list[str]) -> str:
+    """What is wrong with a file none of whose ``total`` rows has the key "image"; ``keys``: those that they have."""
+    if not total:
+        return f"data.json={path} is an empty list; give LLaVA's llava_v1_5_mix665k.json"
+    other = next(filter(_names_an_image, keys), None)
+    cure = f'rename "{flat(other, 40)}" to "image", one path a row' if other else "give LLaVA's llava_v1_5_mix665k.json"
+    there = ", ".join(flat(key, 40) for key in keys[:KEYS]) or "none"
+    return f'none of the {total:,} rows of data.json={path} has the key "image" (keys: {there}); {cure}'
+
+
+def _names_an_image(key: str) -> bool:
+    return key != "image" and key.lower().startswith(("image", "img", "picture"))
 
 
 def _checked(name: Any, row: int, path: Path) -> str:
-    if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise UserError(f"row {row} of {path} has image={name!r}; it must be a path below data.images")
-    return name
+    """An image's path below the image folder, its parts joined by "/" on every system. Windows writes them with a backslash."""
+    posix = name.replace("\\", "/") if isinstance(name, str) else ""
+    outside = PurePosixPath(posix).is_absolute() or PureWindowsPath(posix).drive or ".." in PurePosixPath(posix).parts
+    if not posix.strip() or outside:
+        raise UserError(f"row {row} of {path} has image={brief(name)}; it must be a path below data.images")
+    return posix
 
 
 def _present(named: dict[str, None], images: Path) -> tuple[list[str], int, Counter[str]]:
@@ -126,6 +159,9 @@ def _present(named: dict[str, None], images: Path) -> tuple[list[str], int, Coun
     names, renamed, missing = [], 0, Counter[str]()
     for name in named:
         folder, _, file = name.rpartition("/")
+        if not _nameable(name):
+            missing[folder.encode(errors="replace").decode()[:80] or "."] += 1
+            continue
         if folder not in listings:
             listings[folder] = _listing(images / folder)
         files, by_stem = listings[folder]
@@ -140,12 +176,23 @@ def _present(named: dict[str, None], images: Path) -> tuple[list[str], int, Coun
     return list(dict.fromkeys(names)), renamed, missing
 
 
+def _nameable(name: str) -> bool:
+    """Whether a file can be called so: no null character, nothing that the file system's encoding lacks."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
 def _listing(folder: Path) -> tuple[set[str], dict[str, str]]:
     """(files of a folder, {name without suffix: the first image so called}); nothing where there is no folder."""
     try:
         with os.scandir(folder) as entries:
             files = {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
         return set(), {}
     images = sorted((f for f in files if f.lower().endswith(SUFFIXES)), reverse=True)
     return files, {f.rpartition(".")[0]: f for f in images}
