@@ -93,6 +93,8 @@ class MMBench(Published):
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         index = int(row["index"])
         options = {letter: str(row[letter]) for letter in itertools.takewhile(lambda letter: not missing(row[letter]), "ABCD")}
+        if not options:
+            raise ValueError("the row has no option A")
         hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
         fields = {"index": index, "question": row["question"], "hint": hint, "options": options, "l2": row["L2-category"]}
         answer = None if missing(row["answer"]) else row["answer"].strip().upper()
