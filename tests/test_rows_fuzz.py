@@ -64,6 +64,7 @@ def stored(name: str, folder: str) -> tuple[Any, Any, dict[tuple, Rows]]:
     benchmark = build(name, MAKERS[name](Path(folder)))
     load, loaded = blink_exp.benchmarks.rows.load_rows, {}
     with pytest.MonkeyPatch.context() as patch:
+
         def kept(*words):
             return loaded.setdefault(words, Rows(load(*words)))
 
@@ -79,6 +80,7 @@ def folders(tmp_path_factory):
 
 def with_cell(monkeypatch, loaded: dict[tuple, Rows], column: str, value: Any, where: slice) -> None:
     """The benchmark's rows with another cell in one column of one table."""
+
     def load(*words):
         rows = Rows(dict(row) for row in loaded[words])
         if column in rows.column_names and words == next(w for w, r in loaded.items() if column in r.column_names):

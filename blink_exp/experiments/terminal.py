@@ -15,15 +15,16 @@ def show(finished: dict[str, Any]) -> None:
     from rich.table import Table
 
     protocol = "" if finished["protocol"] == "own" else f", {finished['split']} split, protocol {finished['protocol']}"
-    table = Table(title=f"{finished['method']} on {finished['benchmark']}{protocol} (measured here, {finished['backbone']})")
+    measured = f"{finished['method']} on {finished['benchmark']}{protocol}"
+    table = Table(title=printable(f"{measured} (measured here, {finished['backbone']})"))
     for column in ("score", "value", "stderr", "samples"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in finished["scores"].items():
         table.add_row(shown(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
     loaded = {k: finished[k] for k in ("dtype", "pad", "system_prompt") if finished.get(k) not in (None, "none")}
-    table.caption = ", ".join(f"{k} {v}".lower() for k, v in loaded.items()) or None
+    table.caption = printable(", ".join(f"{k} {v}".lower() for k, v in loaded.items())) or None
     console = results.console()
-    console.print(table if finished["scores"] else f"{finished['samples']} predictions on {finished['benchmark']}, no score yet")
+    console.print(table if finished["scores"] else f"{finished['samples']} predictions on {printable(finished['benchmark'])}, no score yet")
     if finished["without_answer"]:
         console.print(f"{finished['without_answer']} of {finished['samples']} rows have no answer to compare with: predicted, not scored")
     if finished["layers"] and "blink" in finished:
