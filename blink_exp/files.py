@@ -78,8 +78,9 @@ def read_settings(path: Path, cure: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not there; {cure}")
     try:
-        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(path))))
-    except (ValueError, RecursionError, OSError, yaml.YAMLError, OmegaConfBaseException) as error:  # OSError: a YAML text or number
+        text = read_text(path)
+        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if ":" in text else None  # it takes a lone word for a key
+    except (ValueError, RecursionError, OSError, yaml.YAMLError, OmegaConfBaseException) as error:  # OSError: a YAML number
         raise UserError(f"{path} is damaged or cut off ({flat(error, 120)}); {cure}") from None
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path} is empty or no mapping of settings; {cure}")
@@ -98,5 +99,4 @@ def kind(value: Any) -> str:
 
 def brief(value: Any) -> str:
     """The beginning of a value, on one line."""
-    text = repr(value[:40] if isinstance(value, str | bytes) else value)
-    return flat(text, 40)
+    return "null" if value is None else flat(repr(value[:40] if isinstance(value, str | bytes) else value), 40)

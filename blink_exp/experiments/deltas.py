@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from blink_exp.errors import UserError
+from blink_exp.experiments import store
 from blink_exp.experiments.records import read
 from blink_exp.files import read_settings
 from blink_exp.reports.statistics import compare
@@ -25,7 +27,11 @@ def add_deltas(document: dict[str, Any]) -> None:
         pairs = [(a, b) for a, b in pairs if a is not b and all(r["runs"].get(name, {}).get("status") == "done" for r in (a, b))]
         if not pairs:
             continue
-        benchmark = benchmark_of(pairs[0][0]["runs"][name])
+        try:
+            benchmark = benchmark_of(pairs[0][0]["runs"][name])
+        except UserError as error:  # what was measured must not be lost for a file that is gone
+            store.name_once(f"no differences on {name}: {error}")
+            continue
         known = {r["point"]: records_of(r["runs"][name]) for pair in pairs for r in pair}
         for row, base in pairs:
             wanted = [s for s in scores if s in row["runs"][name]["scores"] and s in base["runs"][name]["scores"]]

@@ -50,7 +50,7 @@ class Store:
         self.pace: dict[tuple[str, str], list[float]] = {}  # seconds a sample, by backbone and benchmark
         self.samples: dict[str, int] = {}  # most samples seen of a benchmark
         self.finished: set[Path] = set()
-        for folder, found in store.known(self.root.glob("*/metrics.json")):
+        for folder, found in store.paces(self.root.glob("*/metrics.json")):
             self.finished.add(folder)
             name = found["benchmark"]
             self.pace.setdefault((found["backbone"], name), []).append(found["seconds"] / max(1, found["samples"]))

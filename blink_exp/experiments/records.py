@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,16 @@ def write_lines(records: list[dict[str, Any]]) -> str:
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a finished point, by its folder. Raises UserError where the file is not there or a line is damaged."""
+    """The records of a finished point, by its folder. Raises UserError where the file is not there, cut off, or a line is damaged."""
     path = Path(folder) / "records.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is not there; measure the point again")
-    return [record for _, record in numbered(path, "measure the point again")]
+    return [record for _, record in numbered(path, wrong_layers, "measure the point again")]
 
 
-def numbered(path: Path, cure: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, record) of a JSON lines file of records, blank lines passed over. Raises UserError, with the line, what is wrong with it and
-    ``cure``, where one is no record: {"id": text, "prediction": text, ...}, the prediction null where a benchmark asks nothing."""
+    ``cure``, where ``wrong_with`` says so of one."""
     try:
         lines = read_text(path).split("\n")  # not splitlines: JSON may hold U+2028 as it is
     except ValueError as error:
@@ -99,20 +99,27 @@ def numbered(path: Path, cure: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, found
 
 
-def wrong_with(found: Any) -> str | None:
-    """Why a value read from JSON is no record; None for one."""
+def wrong_prediction(found: Any) -> str | None:
+    """Why a value read from JSON is no record {"id": text, "prediction": text, ...}; None for one."""
     if not isinstance(found, dict):
         return f"is {kind(found)}, not a record with id and prediction"
     for key in ("id", "prediction"):
         if key not in found:
             return f"has no {key}, so it is no record with id and prediction"
     if not isinstance(found["id"], str):
-        return f"has id={brief(found['id'])}, {kind(found['id'])} where text is needed"
-    if not isinstance(found["prediction"], str | None):
-        return f"({flat(found['id'], 80)}) has prediction={brief(found['prediction'])}, {kind(found['prediction'])} where text is needed"
+        return f"has id={brief(found['id'])}, which is no text"
+    if not isinstance(found["prediction"], str):
+        return f"({flat(found['id'], 80)}) has prediction={brief(found['prediction'])}, which is no text"
+    return wrong_layers(found)
+
+
+def wrong_layers(found: Any) -> str | None:
+    """Why a value read from JSON is no record of any benchmark; None for one."""
+    if not isinstance(found, dict):
+        return f"is {kind(found)}, not a record"
     steps = found.get("layers", [])
     if not isinstance(steps, list) or not all(map(_is_step, steps)):
-        return f"({flat(found['id'], 80)}) has layers={brief(steps)}, no list of decisions"
+        return f"has layers={brief(steps)}, no list of decisions"
     return None
 
 
@@ -148,7 +155,7 @@ class Kept:
                 found = parse_json(line.decode())
             except ValueError:
                 return
-            if not line.endswith(b"\n") or wrong_with(found) or not isinstance(found.get("question"), str):
+            if not line.endswith(b"\n") or wrong_prediction(found) or not isinstance(found.get("question"), str):
                 return
             self.records[found["id"]] = found
             self.whole += len(line)

@@ -13,7 +13,7 @@ from blink_exp.benchmarks.base import Benchmark, Compares, Sample
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.experiments import results
 from blink_exp.experiments.evaluate import prepare_benchmark, scored
-from blink_exp.experiments.records import graded, numbered, summary
+from blink_exp.experiments.records import graded, numbered, summary, wrong_prediction
 from blink_exp.files import brief, read_object
 
 # of a metrics.json: what changes predictions; not where and how fast they were made (device, batch_size), so that shards may differ in it
@@ -63,12 +63,8 @@ def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str,
     files = files_of(paths, setting)
     for file in files:
         lines: dict[str, int] = {}
-        for number, found in numbered(file, f"give {setting}=<the records.jsonl of a finished run>"):
+        for number, found in numbered(file, wrong_prediction, f"give {setting}=<the records.jsonl of a finished run>"):
             name = flat(printable(found["id"]), 80)
-            if found["prediction"] is None:
-                raise UserError(
-                    f"line {number} of {file} ({name}) has prediction=null where text is needed; run it again, or remove the line"
-                )
             if found["id"] in lines:
                 earlier = lines[found["id"]]
                 raise UserError(f"{name} is answered twice in {file}, lines {earlier} and {number}; remove one of them")

@@ -18,31 +18,30 @@ from blink_exp.files import read_object, read_settings
 log = logging.getLogger(__name__)
 NUMBER = (int, float)
 # of a metrics.json: what tables, sweeps and lists read of it
+EMPTY = type(None)
 METRICS: dict[str, type | tuple[type, ...]] = {
-    "backbone": str,
     "method": str,
-    "benchmark": str,
-    "protocol": str,
-    "headline": str,
     "scores": dict,
     "samples": int,
     "skipped": list,
-    "seconds": NUMBER,
-    "blink": dict,
+    **{key: (str, EMPTY) for key in ("backbone", "benchmark", "protocol", "headline")},
+    "seconds": (*NUMBER, EMPTY),
+    "blink": (dict, EMPTY),
 }
+PACE: dict[str, type | tuple[type, ...]] = {"backbone": str, "benchmark": str, "seconds": NUMBER, "samples": int}
 JOB: dict[str, type | tuple[type, ...]] = {"overrides": list, "point": str, "status": str}
 DONE: dict[str, type | tuple[type, ...]] = {"scores": dict, "samples": int, "seconds": NUMBER, "folder": str}  # of a job that is done
 
 
-def metrics_of(folder: Path) -> dict[str, Any] | None:
-    """What a finished point's metrics.json holds; None where there is none, or a damaged one."""
+def metrics_of(folder: Path, needed: dict[str, type | tuple[type, ...]] = METRICS) -> dict[str, Any] | None:
+    """What a finished point's metrics.json holds; None where there is none, or a damaged one. ``needed``: what is read of it."""
     path = folder / "metrics.json"
     if not path.is_file():
         return None
     try:
-        found = read_object(path, METRICS, "the point is measured again")
-        for name, score in found["scores"].items():
-            if not isinstance(score, dict) or not all(isinstance(score.get(key), (*NUMBER, type(None))) for key in ("value", "stderr")):
+        found = read_object(path, needed, "the point is measured again")
+        for name, score in found.get("scores", {}).items():
+            if not isinstance(score, dict) or not all(isinstance(score.get(key), (*NUMBER, EMPTY)) for key in ("value", "stderr")):
                 raise UserError(f"{path} has no value and standard error of {name}; the point is measured again")
     except UserError as error:
         name_once(str(error))
@@ -51,15 +50,16 @@ def metrics_of(folder: Path) -> dict[str, Any] | None:
 
 
 def point_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """(metrics, records) of a finished point; None where its metrics.json, records.jsonl or config.yaml is not there or damaged."""
+    """(metrics, records) of a finished point; None where its metrics.json, records.jsonl or config.yaml is damaged."""
     found = metrics_of(folder)
     if found is None:
         return None
     try:
         records = read(folder)
-        if len(records) != found["samples"]:
-            raise UserError(f"{folder / 'records.jsonl'} has {len(records)} of {found['samples']} records; the point is measured again")
-        read_settings(folder / "config.yaml", "the point is measured again")
+        if found["samples"] and not records:
+            raise UserError(f"{folder / 'records.jsonl'} is empty; the point is measured again")
+        if (folder / "config.yaml").is_file():
+            read_settings(folder / "config.yaml", "the point is measured again")
     except (UserError, OSError) as error:
         name_once(str(error))
         return None
@@ -79,9 +79,9 @@ def jobs_of(folder: Path) -> list[dict[str, Any]]:
     return out
 
 
-def known(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """(folder, metrics) of the finished points among metrics.json ``paths``."""
-    found = ((path.parent, metrics_of(path.parent)) for path in paths)
+def paces(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """(folder, metrics) of the finished points among metrics.json ``paths``, as far as they say how long they took."""
+    found = ((path.parent, metrics_of(path.parent, PACE)) for path in paths)
     return [(folder, metrics) for folder, metrics in found if metrics is not None]
 
 
