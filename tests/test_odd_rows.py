@@ -10,6 +10,7 @@ import hub_choices  # noqa: F401 (enters its makers)
 import pytest
 from hub import MAKERS, build, picture, ten, vqav2_row, write
 from refusals import refusal
+from viewing import Tables, config
 
 from blink_exp.benchmarks.base import ExactMatch, Sample, Unasked
 from blink_exp.benchmarks.easyvqa import EasyVQA
@@ -18,6 +19,7 @@ from blink_exp.experiments import results, terminal
 from blink_exp.experiments.asking import prompt_of
 from blink_exp.experiments.evaluate import evaluate
 from blink_exp.methods.none import none
+from blink_exp.viewer import run as viewer
 
 
 def skipped(samples: list[Sample]) -> dict[str, str]:
@@ -157,6 +159,35 @@ def test_a_table_without_rows_is_one_line(tmp_path):
     (file,) = MAKERS["chartqa"](tmp_path).rglob("*.parquet")
     pq.write_table(pq.read_table(file)[:0], file)
     assert "holds no row" in refusal(build("chartqa", tmp_path).samples)
+
+
+# The viewer
+
+
+def test_a_page_takes_the_placeholder_out_and_escapes_what_is_markup(tmp_path):
+    question = "<image>\n</script><script>alert('[/bold]')</script> \udcff?"
+    picture(1, (64, 64)).save(tmp_path / "0.png")
+    page = viewer.view(config("method=none", image=str(tmp_path / "0.png"), question=question), tmp_path)
+    parsed = Tables(page.read_text(encoding="utf-8"))
+    assert "script" not in parsed.tags and "</script><script>alert('[/bold]')</script> \ufffd?" in parsed.text
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (["", "red", 0], "view=easyvqa/test/00001 is a row that cannot be asked (the row has no question); choose another sample"),
+        (["what?"], "view=easyvqa/test/00001 is a row that cannot be asked (the row is ['what?'], not [question, answer, image id])"),
+        (["what?", "red", 1], "view=easyvqa/test/00001 has an image that cannot be read ("),
+        (["<image> <image>", "red", 0], "the question names 2 images (<image>)"),
+        (["<image>", "red", 0], "the question is empty"),
+        (["why? " * 2**18, "red", 0], "tokens, more than the LLM's 2,048 positions"),
+    ],
+)
+def test_a_page_of_a_row_that_cannot_be_shown_is_one_line(row, said, tmp_path):
+    path = easyvqa(tmp_path, [GOOD, row]).path
+    cfg = config("method=none", "benchmark=easyvqa", f"benchmark.path={path}", view="easyvqa/test/00001")
+    assert said in refusal(lambda: viewer.view(cfg, tmp_path))
+    assert not (tmp_path / "view.html").exists()
 
 
 # What is printed

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.files import encodable
 
 # ``vicuna_v1`` is what LLaVA's published scores were taken with; the checkpoints' own chat template has no system text by default.
 SYSTEM_PROMPTS = {
@@ -24,6 +25,7 @@ def without_placeholder(text: str, placeholder: str, of: str = "the question") -
     """A prompt without the image's ``placeholder``: the chat template puts the image in front, wherever a data set has it.
 
     Raises UserError for several of them, which mean several images; ``of``: what it calls the prompt."""
+    text = encodable(text)  # a tokenizer takes no lone surrogate
     count = text.count(placeholder)
     if count > 1:
         raise UserError(f"{of} names {count} images ({placeholder}), and this model answers about one")

@@ -98,9 +98,11 @@ def _with_images(
 def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
     """What the model is asked: the benchmark's prompt without the image's placeholder.
 
-    Raises UserError for a prompt of several placeholders, or of more tokens than the LLM has positions.
+    Raises UserError for an empty prompt, one of several placeholders, or of more tokens than the LLM has positions.
     """
     prompt = without_placeholder(benchmark.prompt(sample), backbone.processor.image_token)
+    if not prompt.strip():
+        raise UserError("the question is empty; ask something")
     most = backbone.model.config.text_config.max_position_embeddings
     if len(prompt.encode()) > most:  # no token is shorter than a byte, so that hardly any prompt is counted
         tokens = len(backbone.processor.tokenizer(prompt).input_ids)

@@ -86,13 +86,12 @@ def share_by(cfg: DictConfig, key: str) -> Callable[[float], float]:
 
     from blink_exp.benchmarks.base import by_image
     from blink_exp.experiments import evaluate
-    from blink_exp.experiments.asking import prompt_of
 
     backbone, _, benchmark = evaluate.prepare(cfg)
     asked: list[tuple[Any, str]] = []
     for first, *_ in by_image(evaluate.chosen(benchmark, cfg)):
-        with contextlib.suppress(OSError, UserError):  # an evaluation skips and names it
-            asked.append((first.image(), prompt_of(backbone, benchmark, first)))
+        with contextlib.suppress(OSError):  # an evaluation skips and names it
+            asked.append((first.image(), benchmark.prompt(first)))
     if not asked:
         raise UserError(f"{key} cannot be matched: no image of {benchmark.name} can be read; evaluate the method alone to see why")
     encodings: dict[int, Any] = {}

@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
+from blink_exp.experiments import store
 from blink_exp.experiments.sweep import guarded
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def trained(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> list
     if found is None:
         return []
     overrides, folder = found
-    if not (folder / "metrics.json").is_file():
+    if not store.finished(folder, "it is trained again"):
         script = Path(__file__).resolve().parent.parent.parent / "train.py"
         print(f"training first: {command(overrides, 'train.py')}", flush=True)
         resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []

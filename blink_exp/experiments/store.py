@@ -33,6 +33,15 @@ JOB: dict[str, type | tuple[type, ...]] = {"overrides": list, "point": str, "sta
 DONE: dict[str, type | tuple[type, ...]] = {"scores": dict, "samples": int, "seconds": NUMBER, "folder": str}  # of a job that is done
 
 
+def finished(folder: Path, cure: str) -> bool:
+    """Whether a training of the store has got to its end; a damaged metrics.json is named, and it has not."""
+    try:
+        return (folder / "metrics.json").is_file() and isinstance(read_object(folder / "metrics.json", {}, cure), dict)
+    except UserError as error:
+        name_once(str(error))
+        return False
+
+
 def metrics_of(folder: Path, needed: dict[str, type | tuple[type, ...]] = METRICS) -> dict[str, Any] | None:
     """What a finished point's metrics.json holds; None where there is none, or a damaged one. ``needed``: what is read of it."""
     path = folder / "metrics.json"

@@ -75,9 +75,9 @@ def _read(path: Path) -> dict[str, Any]:
     needed: dict[str, type | tuple[type, ...]] = {"name": str, "title": str}
     needed |= {"published_columns": dict, "groups": list, "rows": list} if path.stem == "table" else {}
     try:
-        return {"kind": path.stem} | read_object(path, needed, "remove it, or measure it again with the same command")
-    except UserError as error:
-        raise UserError(f"{path} is no {path.stem} of this version ({error})") from None
+        return {"kind": path.stem} | read_object(path, needed, "")
+    except UserError:
+        raise UserError(f"{path} is no {path.stem} of this version; remove it, or measure it again with the same command") from None
 
 
 def _inside(document: dict[str, Any], folder: Path) -> Embedded:
