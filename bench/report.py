@@ -114,8 +114,9 @@ def show(found: dict[str, Any]) -> None:
             table.add_column(name, justify="right" if number else "left")
         for row in found["rows"]:
             table.add_row(*(cell(row.get(name)) for name in found["columns"]))
-        console = Console()
-        (console if console.is_terminal else Console(width=max(130, 13 * len(found["columns"])))).print(table)
+        plain = {"markup": False, "emoji": False}  # names of presets and devices are text
+        console = Console(**plain)
+        (console if console.is_terminal else Console(width=max(130, 13 * len(found["columns"])), **plain)).print(table)
     for line in found["bars"]:
         print(verdict(line))
     for name, lines in found.get("profile", {}).items():

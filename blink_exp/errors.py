@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -20,3 +21,20 @@ def nearest(value: str, known: Iterable[str]) -> str:
 def flat(text: object, most: int | None = None) -> str:
     """``text`` on one line, its first ``most`` characters."""
     return " ".join(str(text).split())[:most]
+
+
+# What Python prints of an object that has no words of its own: "<_io.BytesIO object at 0x7f0c...>" differs from run to run.
+ADDRESS = re.compile(r"<[^<>]*? at 0x[0-9a-fA-F]+>|\bat 0x[0-9a-fA-F]+")
+REASON = 200  # characters of a reason
+
+
+def reason(error: object) -> str:
+    """Why something was skipped: one line of at most 200 printable characters, the same in every run. The name of the error where it has no
+    words."""
+    text = flat(ADDRESS.sub("", printable(str(error)[: 10 * REASON])))
+    return flat(text if len(text) <= REASON else text[: REASON - 3] + "...") or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """``text`` with a space for every line break and control character, and U+FFFD for what no terminal can encode."""
+    return "".join(c if c.isprintable() else "\ufffd" if "\ud800" <= c <= "\udfff" else " " for c in text)

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.errors import UserError
+from blink_exp.files import encodable, parse_json, read_text
 
 Messages = list[dict[str, Any]]
 UNPARSED = "unparsed"  # the judge answered, but not in the form that was asked for
@@ -189,7 +190,7 @@ class Judge:
         tried = f"tried {self.max_retries + 1} times"
         try:
             reply = self._client.chat.completions.create(model=self.model, messages=messages, **self.settings)
-            return {"model": str(reply.model), "text": str(reply.choices[0].message.content or "")}
+            return {"model": str(reply.model), "text": encodable(str(reply.choices[0].message.content or ""))}
         except (openai.AuthenticationError, openai.PermissionDeniedError):
             raise UserError(f"{at} refuses the key in {self.key_variable}; set one that may use {self.model}") from None
         except openai.NotFoundError:
@@ -224,7 +225,7 @@ def nobody() -> None:
 def read_reply(path: Path) -> str | None:
     """The text in a cache file; None if it is not there or damaged."""
     try:
-        text = json.loads(path.read_text(encoding="utf-8"))["text"]
+        text = parse_json(read_text(path))["text"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return text if isinstance(text, str) else None

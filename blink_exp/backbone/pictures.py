@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError, flat, reason
 from blink_exp.images import within
 
 LARGE = 2**22  # pixels above which an image is prepared where it is opened: a batch of such would not fit in memory
@@ -91,7 +91,7 @@ def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Pic
         found.load()  # a file that is cut off says so here, whoever prepares it
         return prepare(found) if found.width * found.height > most else found
     except OSError as error:
-        return Unreadable(flat(error))
+        return Unreadable(reason(error))
 
 
 def _prepared(image: Image.Image, image_processor: Any, dtype: torch.dtype) -> Picture:

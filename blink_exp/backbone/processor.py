@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.files import encodable
 
 # ``vicuna_v1`` is what LLaVA's published scores were taken with; the checkpoints' own chat template has no system text by default.
 SYSTEM_PROMPTS = {
@@ -18,6 +19,17 @@ SYSTEM_PROMPTS = {
 }
 # ":", "▁", the image, "▁", newline: LLaVA tokenised the text before and behind an image apart, each part with Llama's prefix space.
 AROUND_AN_IMAGE = (29901, 29871, 32000, 29871, 13)
+
+
+def without_placeholder(text: str, placeholder: str, of: str = "the question") -> str:
+    """A prompt without the image's ``placeholder``: the chat template puts the image in front, wherever a data set has it.
+
+    Raises UserError for several of them, which mean several images; ``of``: what it calls the prompt."""
+    text = encodable(text)  # a tokenizer takes no lone surrogate
+    count = text.count(placeholder)
+    if count > 1:
+        raise UserError(f"{of} names {count} images ({placeholder}), and this model answers about one")
+    return text.replace(placeholder, "", 1).strip() if count else text
 
 
 def conversation(question: str, system_prompt: str = "none") -> list[dict[str, Any]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +33,51 @@ class Sample:
     regions: tuple[Box, ...] = ()
     mask: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     fields: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Unasked:
+    """In place of the image of a sample that cannot be asked: opening it raises OSError with ``why``, so that whatever skips and counts an
+    image that does not open does the same with a row that is no question."""
+
+    why: str
+
+    def __call__(self) -> Image.Image:
+        raise OSError(self.why)
+
+
+def unasked(sample: Sample, why: str) -> Sample:
+    """``sample`` as one that is skipped. It has an image of its own, else it would be asked along with another question on the same one."""
+    return replace(sample, image=Unasked(why), image_id=f"{sample.id}/skipped")
+
+
+def nameless(name: str, why: str) -> Sample:
+    """A sample that is skipped, of a row from which none can be made. ``name``: its id, by its place in the data."""
+    return unasked(Sample(name, name, Unasked(why), "", None, ""), why)
+
+
+def distinct(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """``samples``, of which those with an id that an earlier one has are skipped: records are known by their ids."""
+    seen: set[str] = set()
+    for i, sample in enumerate(samples):
+        if sample.id in seen:
+            sample = nameless(f"{sample.id} (row {i})", f"row {i} has the id {sample.id} of an earlier row")
+        seen.add(sample.id)
+        yield sample
+
+
+def askable(samples: list[Sample], where: str) -> list[Sample]:
+    """Those of ``samples`` that are not skipped for what their rows hold. Raises UserError where there is none: then it is the data set.
+
+    ``where``: what messages call the data."""
+    good = [s for s in samples if not isinstance(s.image, Unasked)]
+    if not samples:
+        raise UserError(f"{where} holds no row; copy the data set again")
+    if not good:
+        assert isinstance(samples[0].image, Unasked)
+        why = f"none of its {len(samples)} rows can be asked, first {samples[0].id}: {samples[0].image.why}"
+        raise UserError(f"{where}: {why}; take a copy with the published columns")
+    return good
 
 
 @dataclass(frozen=True)
@@ -156,17 +200,6 @@ def total(scores: Iterable[Score]) -> Score:
     errors = [s.stderr for s in scores if s.stderr is not None]
     error = sum(e**2 for e in errors) ** 0.5 if len(errors) == len(scores) else None
     return Score(sum(s.value for s in scores), sum(s.samples for s in scores), error)
-
-
-def set_aside(sample: Sample, reason: str) -> Sample:
-    """A sample whose row cannot be scored, as one whose image does not open, so that it is skipped, named and counted.
-
-    It has an image of its own, else it would be asked along with another question on the same one."""
-
-    def image() -> Image.Image:
-        raise OSError(reason)
-
-    return dataclasses.replace(sample, image=image, image_id=f"{sample.id}/{reason}")
 
 
 def by(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from blink_exp.benchmarks.base import Sample, Score, mean
+from blink_exp.benchmarks.cells import WHOLE
 from blink_exp.benchmarks.rows import Published
 from blink_exp.errors import UserError
 from blink_exp.judge import UNPARSED, Judge, Messages, message
@@ -65,7 +66,7 @@ class Captions(Published):
 
     name = "captions"
     headline = "ours_object_average"
-    columns = ("index",)
+    columns: ClassVar = {"index": WHOLE}
     protocols = ("own",)
     tokens: ClassVar = {"own": 256}
     answered_elsewhere = True

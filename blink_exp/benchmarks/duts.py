@@ -24,7 +24,7 @@ from blink_exp.backbone.encode import Needs, check_layers, encode
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Sample, Score, mean, spread
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError, reason
 from blink_exp.images import ImageOptions, open_image
 from blink_exp.methods.prune import top
 
@@ -113,7 +113,7 @@ class Duts:
                         raise OSError(f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the image {image.width} x {image.height}")
                     read.append((sample, backbone.transform(image), on_view(backbone, mask)))
                 except OSError as error:
-                    skipped.append({"id": sample.id, "why": flat(error)})
+                    skipped.append({"id": sample.id, "why": reason(error)})
             if read:
                 pixels = torch.stack([p for _, p, _ in read])
                 found = encode(backbone.model, pixels, [Views(side)] * len(read), Needs(attention=layers))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
-from blink_exp.benchmarks.base import ExactMatch, Sample
-from blink_exp.errors import UserError
+from blink_exp.benchmarks.base import ExactMatch, Sample, askable, nameless
+from blink_exp.benchmarks.cells import KEY, TEXT, read_cells
+from blink_exp.errors import UserError, reason
+from blink_exp.files import brief, kind, read_json
 from blink_exp.images import ImageOptions, open_image
+
+COLUMNS = {"question": TEXT, "answer": TEXT, "image id": KEY}
 
 
 class EasyVQA(ExactMatch):
@@ -29,23 +32,28 @@ class EasyVQA(ExactMatch):
             root, options = Path(easy_vqa.__file__).parent / "data" / "test", dataclasses.replace(self.image_loading, outside=True)
         else:
             root, options = Path(self.path), self.image_loading
-        try:
-            rows = json.loads((root / "questions.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"benchmark.path={self.path} has no questions.json; give a folder in easy-VQA's layout") from None
-        except json.JSONDecodeError:
-            raise UserError(f"{root / 'questions.json'} is damaged; copy it again") from None
-        return [
-            Sample(
-                id=f"easyvqa/test/{i:05d}",
-                image_id=f"easyvqa/test/{image_id}",
-                image=functools.partial(open_image, f"images/{image_id}.png", options, root),
-                question=question,
-                answer=answer,
-                category=_category(answer),
-            )
-            for i, (question, answer, image_id) in enumerate(rows)
-        ]
+        file = root / "questions.json"
+        if not file.is_file():
+            raise UserError(f"benchmark.path={self.path} has no questions.json; give a folder in easy-VQA's layout")
+        rows = read_json(file, "copy it again")
+        if not isinstance(rows, list):
+            raise UserError(f"{file} holds {kind(rows)}, not a list of rows; give a folder in easy-VQA's layout")
+        samples = [_sample(f"easyvqa/test/{i:05d}", row, root, options) for i, row in enumerate(rows)]
+        askable(samples, str(file))
+        return samples
+
+
+def _sample(name: str, row: Any, root: Path, options: ImageOptions) -> Sample:
+    """A row [question, answer, image id] as a sample; one that is skipped where it holds anything else."""
+    if not isinstance(row, list) or len(row) != len(COLUMNS):
+        wrong: str | None = f"the row is {brief(row)}, not [{', '.join(COLUMNS)}]"
+        return nameless(name, reason(wrong))
+    cells, wrong, _ = read_cells(dict(zip(COLUMNS, row, strict=True)), COLUMNS)
+    if wrong is not None:
+        return nameless(name, wrong)
+    question, answer, image_id = cells.values()
+    image = functools.partial(open_image, f"images/{image_id}.png", options, root)
+    return Sample(name, f"easyvqa/test/{image_id}", image, question, answer, _category(answer))
 
 
 def _category(answer: str) -> str:

@@ -25,9 +25,10 @@ def local_files(folder: Path, split: str, config: str | None) -> list[str]:
     if split not in files:
         raise UserError(f"benchmark.split={split} is not in {folder}{f' ({config})' if config else ''}; {nearest(split, files)}")
     whole(folder, split, files[split])
-    for file in files[split]:
-        readable(file)
-    return [str(file) for file in files[split]]
+    filled = [file for file in files[split] if readable(file)]  # the reader takes a file without rows for a broken one
+    if not filled:
+        raise UserError(f"benchmark.split={split} of {folder} holds no row in {len(files[split])} files; download them again")
+    return [str(file) for file in filled]
 
 
 def of_config(folder: Path, config: str | None) -> Files:
@@ -59,7 +60,7 @@ def card(folder: Path) -> list[dict[str, Any]]:
     head = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\n---", file.read_text("utf-8", "replace"), re.DOTALL) if file.is_file() else None
     try:
         front = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that there is not
         front = None
     entries = front.get("configs") if isinstance(front, dict) else None
     return [e for e in entries if isinstance(e, dict) and "config_name" in e] if isinstance(entries, list) else []
@@ -116,8 +117,8 @@ def whole(folder: Path, split: str, files: list[Path]) -> None:
             raise UserError(f"{folder}: {count}, first number {absent[0]:05d}; download them again")
 
 
-def readable(file: Path) -> None:
-    """Raises UserError if a file is no whole parquet file, by its footer: it stands at the end, and a cut takes it away."""
+def readable(file: Path) -> int:
+    """The rows of a file. Raises UserError if it is no whole parquet file, by its footer: it stands at the end, and a cut takes it away."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,6 +126,6 @@ def readable(file: Path) -> None:
         with file.open("rb") as opened:
             if opened.read(len(POINTER)) == POINTER:
                 raise UserError(f"{file} is a git-lfs pointer, not data; run git lfs pull in its folder, or download it")
-        pq.read_metadata(file)
+        return pq.read_metadata(file).num_rows
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file} could not be read ({flat(error, 200)}); download it again") from None

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.rows import Published, blank, load_rows, root_of
+from blink_exp.benchmarks.cells import KEY, OBJECT, OPTIONAL_TEXT, TEXT
+from blink_exp.benchmarks.rows import Published, blank, good_cells, load_rows, root_of
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.errors import UserError
 from blink_exp.images import open_image
@@ -23,7 +24,8 @@ class GQA(Published):
 
     name = "gqa"
     headline = "accuracy"
-    columns = ("id", "imageId", "question", "answer")
+    columns: ClassVar = {"id": KEY, "imageId": KEY, "question": TEXT, "answer": OPTIONAL_TEXT}
+    optional: ClassVar = {"types": OBJECT}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
 
     def __init__(self, path: str, split: str, config: str, image_config: str, **settings: Any):
@@ -31,10 +33,10 @@ class GQA(Published):
         self.image_config = image_config
 
     def read(self) -> Iterator[Sample]:
-        rows = load_rows(self.path, self.split, self.config, self.revision, self.columns, self.name)
+        rows = load_rows(self.path, self.split, self.config, self.revision, tuple(self.columns), self.name)
         images = load_rows(self.path, self.split, self.image_config, self.revision, ("id", "image"), self.name)
-        places = {image_id: k for k, image_id in enumerate(images["id"])}
-        if places.keys().isdisjoint(rows["imageId"]):
+        places = {image_id: k for k, image_id in good_cells(images, "id", KEY)}
+        if places.keys().isdisjoint(image_id for _, image_id in good_cells(rows, "imageId", KEY)):
             raise UserError(
                 f"benchmark.image_config={self.image_config} has no image that {self.config} asks about; give the two of one split"
             )
@@ -45,12 +47,11 @@ class GQA(Published):
                 raise OSError(f"imageId {image_id} is not in {self.image_config}")
             return open_image(images[places[image_id]]["image"], self.image_loading, root_of(self.path))
 
-        for i, row in enumerate(rows):
-            yield self.sample(i, row, functools.partial(opened, row["imageId"]))
+        yield from self.sampled(rows, lambda i, row: functools.partial(opened, row["imageId"]))
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        answer = None if blank(row["answer"]) else str(row["answer"])
-        kind = (row.get("types") or {}).get("structural") or "all"
+        answer = None if blank(row["answer"]) else row["answer"]
+        kind = row.get("types", {}).get("structural") or "all"
         return Sample(self.id(row["id"]), self.id(f"image/{row['imageId']}"), image, row["question"], answer, kind)
 
     def prompt(self, sample: Sample) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import LABEL, OPTIONAL_TEXT, TEXT, WHOLE, WORDS
 from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question, write_sheet
@@ -56,7 +57,16 @@ class MMBench(Published):
 
     name = "mmbench"
     headline = "accuracy"
-    columns = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category", "L2-category")
+    columns: ClassVar = {
+        "index": WHOLE,
+        "question": TEXT,
+        "hint": WORDS,
+        "answer": OPTIONAL_TEXT,
+        **dict.fromkeys("ABCD", WORDS),
+        "category": LABEL,
+        "L2-category": LABEL,
+    }
+    optional: ClassVar = {"E": WORDS}
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
     answered_elsewhere = True
 
@@ -89,14 +99,14 @@ class MMBench(Published):
         return 256 if (self.protocol, self.language) == ("lmms_eval", "cn") else self.tokens[self.protocol]
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        index = int(row["index"])
+        index = row["index"]
         options, choices = self.options(row)
         hint = None if null(row["hint"]) else str(row["hint"])
         fields = {"index": index, "question": row["question"], "hint": hint, "options": options, "choices": choices}
-        fields |= {"l2": str(row["L2-category"] or "no category")}
-        answer = None if missing(row["answer"]) else str(row["answer"]).strip().upper()
-        name, place, category = self.id(f"{index:07d}"), self.id(f"{index % CIRCLE:06d}"), str(row["category"] or "no category")
-        return Sample(name, place, image, row["question"], answer, category, fields=fields)
+        fields |= {"l2": row["L2-category"]}
+        answer = None if missing(row["answer"]) else row["answer"].strip().upper()
+        name, place = self.id(f"{index:07d}"), self.id(f"{index % CIRCLE:06d}")
+        return Sample(name, place, image, row["question"], answer, row["category"], fields=fields)
 
     def options(self, row: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         """(options that the prompt shows, choices that an answer may name)."""

@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean, set_aside, total
+from blink_exp.benchmarks.base import Sample, Score, by, mean, total, unasked
+from blink_exp.benchmarks.cells import KEY, LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
+from blink_exp.files import brief
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -20,15 +22,14 @@ class MME(Published):
 
     name = "mme"
     headline = "total"
-    columns = ("question_id", "question", "answer", "category")
+    columns: ClassVar = {"question_id": KEY, "question": TEXT, "answer": OPTIONAL_TEXT, "category": LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        answer = None if missing(row["answer"]) else str(row["answer"]).strip().lower().replace(".", "")
-        category = str(row["category"] or "no category")
-        image_id = self.id(f"{category}/{row['question_id']}")
-        sample = Sample(self.id(f"{i:05d}"), image_id, image, row["question"], answer, category)
-        return sample if answer in ("yes", "no", None) else set_aside(sample, f"answer={row['answer']!r} is neither yes nor no")
+        answer = None if missing(row["answer"]) else row["answer"].strip().lower().replace(".", "")
+        image_id = self.id(f"{row['category']}/{row['question_id']}")
+        sample = Sample(self.id(f"{i:05d}"), image_id, image, row["question"], answer, row["category"])
+        return sample if answer in ("yes", "no", None) else unasked(sample, f"answer={brief(row['answer'])} is neither yes nor no")
 
     def prompt(self, sample: Sample) -> str:
         """``llava``: no space stays before the line break where the published question has two before its instruction."""

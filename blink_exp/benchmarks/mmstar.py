@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import LABEL, OPTIONAL_TEXT, TEXT, WHOLE
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.mme import SUFFIX
 from blink_exp.benchmarks.rows import Published, missing
@@ -26,7 +27,7 @@ class MMStar(Published):
 
     name = "mmstar"
     headline = "average"
-    columns = ("index", "question", "answer", "category", "l2_category")
+    columns: ClassVar = {"index": WHOLE, "question": TEXT, "answer": OPTIONAL_TEXT, "category": LABEL, "l2_category": LABEL}
     protocols = ("lmms_eval",)
     tokens: ClassVar = {"lmms_eval": 1024}
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.errors import UserError
 from blink_exp.judge import Judge, Messages, message
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, space, arithmetic
+NUMBERED = re.compile(r"v1_(\d+)")  # a question's id
 REASONING = "First please perform reasoning, and think step by step to provide best answer to the following question: \n\n"
 MARK = """You mark answers to questions about images. You do not see the image: trust the reference.
 Give a mark from 0.0 (all wrong) to 1.0 (all right) in steps of 0.1, for what of the reference the answer contains, whatever its wording.
@@ -43,7 +45,7 @@ class MMVet(Published):
 
     name = "mmvet"
     headline = "total"
-    columns = ("question_id", "question", "answer", "capability")
+    columns: ClassVar = {"question_id": KEY, "question": TEXT, "answer": OPTIONAL_TEXT, "capability": TEXT_OR_TEXTS}
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
     answered_elsewhere = True
 
@@ -63,6 +65,7 @@ class MMVet(Published):
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         named = row["capability"].split(",") if isinstance(row["capability"], str) else row["capability"] or ()
+        number(str(row["question_id"]))
         needed = [c for c in CAPABILITIES if c in [n.strip() for n in named]]
         fields = {"question_id": str(row["question_id"]), "question": row["question"], "capabilities": needed}
         answer = None if missing(row["answer"]) else str(row["answer"])
@@ -105,7 +108,8 @@ class MMVet(Published):
         """What the official evaluator takes: {"v1_0": answer, ...}."""
         from blink_exp.experiments.results import write_json
 
-        wanted = sorted(map(str, self.column("question_id")), key=number)
+        ids = [str(question_id) for question_id in self.column("question_id")]
+        wanted = sorted(filter(NUMBERED.fullmatch, ids) if any(map(NUMBERED.fullmatch, ids)) else ids, key=number)
         found, state = by_question(records, map(self.id, wanted), f"{self.name}/{self.split}")
         path = folder / f"mmvet_{self.split}_{state}.json"
         write_json(path, {r["fields"]["question_id"]: r["prediction"] for r in found.values()})
@@ -119,7 +123,7 @@ def set_name(capabilities: str) -> str:
 
 def number(question_id: str) -> int:
     """n of ``v1_n``. Raises UserError for another form, which the evaluator would not find."""
-    found = re.fullmatch(r"v1_(\d+)", question_id)
+    found = NUMBERED.fullmatch(question_id)
     if found is None:
         raise UserError(f"question_id={question_id} is not MM-Vet's (v1_0 to v1_217); give the published data set")
     return int(found[1])

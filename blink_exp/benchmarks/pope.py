@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean, set_aside
+from blink_exp.benchmarks.base import Sample, Score, by, mean, unasked
+from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
-from blink_exp.errors import UserError
+from blink_exp.files import brief
 
 CATEGORIES = ("random", "popular", "adversarial")
 STATISTICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
@@ -22,7 +23,8 @@ class POPE(Published):
     """
 
     name = "pope"
-    columns = ("question_id", "question", "answer", "image_source")
+    columns: ClassVar = {"question_id": KEY, "question": TEXT, "answer": OPTIONAL_TEXT, "image_source": KEY}
+    optional: ClassVar = {"category": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 128}
 
     def __init__(self, path: str, split: str, **settings: Any):
@@ -31,15 +33,12 @@ class POPE(Published):
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         category = row.get("category") or self.split  # the configuration Full has a split for each category
-        one_of = f"it must be one of {', '.join(CATEGORIES)}"
-        if category == self.split and category not in CATEGORIES:
-            raise UserError(f"{self.name}: row {i} of {self.path} has the category {category}; {one_of}")
-        answer = None if missing(row["answer"]) else str(row["answer"]).strip().lower()
+        if category not in CATEGORIES:
+            raise ValueError(f"category={brief(category)} is not one of {', '.join(CATEGORIES)}")
+        answer = None if missing(row["answer"]) else row["answer"].strip().lower()
         question_id, image_id = self.id(f"{category}/{row['question_id']}"), self.id(f"image/{row['image_source']}")
         sample = Sample(question_id, image_id, image, row["question"], answer, category)
-        if category not in CATEGORIES:
-            return set_aside(sample, f"category={category!r}: {one_of}")
-        return sample if answer in ("yes", "no", None) else set_aside(sample, f"answer={row['answer']!r} is neither yes nor no")
+        return sample if answer in ("yes", "no", None) else unasked(sample, f"answer={brief(row['answer'])} is neither yes nor no")
 
     def prompt(self, sample: Sample) -> str:
         return (sample.question.strip() if self.protocol == "lmms_eval" else sample.question) + SHORT

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image, UnidentifiedImageError
 
-from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.base import Sample, askable, distinct, nameless, unasked
+from blink_exp.benchmarks.cells import Cell, read_cells
+from blink_exp.benchmarks.cells import blank as blank
 from blink_exp.benchmarks.folders import local_files
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError, flat, reason
 from blink_exp.images import ImageOptions, open_image
 
+BLOCK = 1000  # rows read at once
 READER = logging.getLogger("datasets.packaged_modules.parquet.parquet")  # the only one to say which file it could not read
 
 
@@ -35,7 +37,8 @@ class Published:
 
     name: str
     headline: str  # name of the score that tables show
-    columns: tuple[str, ...]  # without them a row cannot be asked
+    columns: ClassVar[Mapping[str, Cell]]  # without them a row cannot be asked; what their cells must hold
+    optional: ClassVar[Mapping[str, Cell]] = {}  # columns that some copies have
     image_column = "image"
     protocols: tuple[str, ...] = ("llava", "lmms_eval")
     tokens: ClassVar[dict[str, int]]  # max_new_tokens by protocol
@@ -62,23 +65,36 @@ class Published:
 
     def samples(self) -> list[Sample]:
         """The rows as samples, their images still unread."""
-        samples = [s if not blank(s.question) else unasked(s) for s in self.read()]
-        if not samples:
-            raise UserError(f"{self.name}: split {self.split} of {self.path} holds no row; copy the data set again")
-        if not self.answered_elsewhere and all(s.answer is None for s in samples):
+        samples = list(distinct(self.read()))
+        asked = askable(samples, f"{self.name}: split {self.split} of {self.path}")
+        if not self.answered_elsewhere and all(s.answer is None for s in asked):
             raise UserError(f"{self.name}: split {self.split} of {self.path} has no answers; choose one that has, with benchmark.split=...")
         return samples
 
     def read(self) -> Iterator[Sample]:
         """Samples one by one. ``row``: every column but the image, which is opened when somebody looks."""
         rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
-        for i, row in enumerate(rows.remove_columns(self.image_column)):
-            row |= {"question": ""} if row.get("question", "") is None else {}
-            yield self.sample(i, row, functools.partial(self.image, rows, i))
+        yield from self.sampled(rows.remove_columns(self.image_column), lambda i, row: functools.partial(self.image, rows, i))
+
+    def sampled(self, rows: Any, image: Callable[[int, dict[str, Any]], Any]) -> Iterator[Sample]:
+        """A sample a row; a row that cannot be asked becomes one that is skipped, under its own id where that can be told. ``image``: what
+        opens the image of a row, by its number and cells."""
+        for i, cells in enumerate(each(rows)):
+            place = self.id(f"row {i:05d}")
+            if isinstance(cells, str):
+                yield nameless(place, cells)
+                continue
+            row, wrong, identified = read_cells(cells, {**self.columns, **self.optional})
+            try:
+                sample = self.sample(i, row, image(i, row)) if identified else nameless(place, str(wrong))
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # what only the benchmark can tell
+                sample = nameless(place, wrong or reason(error))
+            yield sample if wrong is None else unasked(sample, wrong)
 
     def column(self, name: str) -> list[Any]:
-        """One column of the split, without its images."""
-        return list(load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)[name])
+        """The cells of one column of the split, without those that cannot be read."""
+        rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
+        return [value for _, value in good_cells(rows, name, self.columns[name])]
 
     def image(self, rows: Any, i: int) -> Image.Image:
         return open_image(rows[i][self.image_column], self.image_loading, root_of(self.path))
@@ -147,16 +163,31 @@ def refusal(path: str, local: bool, told: list[str], broken: bool, error: Except
     return f"benchmark.path={path} could not be had ({said}); download it, and give its folder as benchmark.path"
 
 
-def unasked(sample: Sample) -> Sample:
-    """A sample whose row has no question, as one that cannot be opened, so that it is skipped and counted.
+def each(rows: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a `datasets.Dataset`, or why one cannot be read (its text is no UTF-8). By blocks: one by one takes ten times as long."""
+    for start in range(0, len(rows), BLOCK):
+        stop = min(start + BLOCK, len(rows))
+        try:
+            block = rows[start:stop]
+            yield from (dict(zip(block, cells, strict=True)) for cells in zip(*block.values(), strict=True))
+        except (ValueError, OSError):
+            yield from (one(rows, i) for i in range(start, stop))
 
-    It has an image of its own, else it would be asked along with another question on the same one.
-    """
 
-    def image() -> Image.Image:
-        raise OSError("the row has no question")
+def good_cells(rows: Any, column: str, cell: Cell) -> Iterator[tuple[int, Any]]:
+    """(row number, value) of the cells of a column that can be read."""
+    for i, row in enumerate(each(rows.select_columns(column))):
+        if not isinstance(row, str):
+            read, wrong, _ = read_cells(row, {column: cell})
+            if wrong is None:
+                yield i, read[column]
 
-    return dataclasses.replace(sample, question="", image=image, image_id=f"{sample.id}/no question")
+
+def one(rows: Any, i: int) -> dict[str, Any] | str:
+    try:
+        return rows[i]
+    except (ValueError, OSError) as error:
+        return reason(f"the row cannot be read ({reason(error)})")
 
 
 def root_of(path: str) -> Path:
@@ -172,8 +203,3 @@ def root_of(path: str) -> Path:
 def missing(value: Any) -> bool:
     """Whether a cell says that there is nothing: null, an empty string, or a "nan" or "none" that a spreadsheet left behind."""
     return value is None or value != value or str(value).strip().lower() in ("", "nan", "none")
-
-
-def blank(value: Any) -> bool:
-    """Whether a free answer is not there: null, NaN or nothing but spaces. "none" is an answer to "how many?"."""
-    return value is None or value != value or not str(value).strip()

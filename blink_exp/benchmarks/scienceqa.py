@@ -6,9 +6,10 @@ import re
 import string
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean, set_aside
+from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.cells import OPTIONAL_LABEL, OPTIONAL_NUMBER, OPTIONAL_TEXT, TEXT, TEXTS
 from blink_exp.benchmarks.letters import option_lines
-from blink_exp.benchmarks.rows import Published, missing
+from blink_exp.benchmarks.rows import Published
 
 LETTERS = "ABCDE"  # that llava reads; lmms_eval goes on as far as there are options
 
@@ -18,19 +19,19 @@ class ScienceQA(Published):
 
     name = "scienceqa"
     headline = "accuracy"
-    columns = ("question", "choices", "answer", "hint")
+    columns: ClassVar = {"question": TEXT, "choices": TEXTS, "answer": OPTIONAL_NUMBER, "hint": OPTIONAL_TEXT}
+    optional: ClassVar = {"subject": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         letters = LETTERS if self.protocol == "llava" else string.ascii_uppercase
         options = {letter: str(choice) for letter, choice in zip(letters, row["choices"] or (), strict=False)}
-        place = -1 if missing(row["answer"]) else index_of(row["answer"])
-        answer = letters[place] if place is not None and 0 <= place < len(options) else None  # one not offered is none
+        place = -1 if row["answer"] is None else row["answer"]
+        answer = letters[place] if 0 <= place < len(options) else None  # one not offered is none
         hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
         fields = {"options": options, "hint": hint or None}
         category = row.get("subject") or "no subject"
-        sample = Sample(self.id(f"{i:05d}"), self.id(f"{i:05d}"), image, row["question"], answer, category, fields=fields)
-        return sample if place is not None else set_aside(sample, f"answer={row['answer']!r} is not the number of a choice")
+        return Sample(self.id(f"{i:05d}"), self.id(f"{i:05d}"), image, row["question"], answer, category, fields=fields)
 
     def prompt(self, sample: Sample) -> str:
         context = f"Context: {sample.fields['hint']}\n" if sample.fields["hint"] else ""
@@ -63,11 +64,3 @@ def letter_of(text: str) -> str | None:
         return text[0]
     named = re.findall(r"The answer is ([A-Z]).", text)
     return named[0] if len(named) == 1 else None
-
-
-def index_of(answer: Any) -> int | None:
-    """The number of the right choice, from 0; None where a cell holds no whole number."""
-    try:
-        return int(answer)
-    except (ValueError, TypeError):
-        return None

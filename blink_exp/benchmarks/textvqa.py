@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.cells import KEY, TEXTS
 from blink_exp.benchmarks.vqa import SHORT, TenAnswers
 from blink_exp.errors import UserError
 
@@ -24,8 +25,8 @@ class TextVQA(TenAnswers):
         self.ocr = ocr or ("row" if self.protocol == "llava" else "none")
         if self.ocr not in ("row", "none"):
             raise UserError(f"benchmark.ocr={ocr} is not known; use row, none or null")
-        needed = ("ocr_tokens",) if self.ocr == "row" else ()
-        self.columns = (*TenAnswers.columns, "image_id", *needed)
+        needed = {"ocr_tokens": TEXTS} if self.ocr == "row" else {}
+        self.columns = {**TenAnswers.columns, "image_id": KEY, **needed}  # type: ignore[misc]
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         ocr = {"ocr_tokens": [str(token) for token in row["ocr_tokens"] or []]} if self.ocr == "row" else {}

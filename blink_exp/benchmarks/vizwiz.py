@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.cells import OPTIONAL_LABEL
 from blink_exp.benchmarks.vqa import SHORT, Served
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
@@ -14,6 +15,7 @@ class VizWiz(Served):
     """``split``: val is scored here; test gives a file for the server, whose numbers the papers print."""
 
     name = "vizwiz"
+    optional: ClassVar = {"category": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 1024}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:

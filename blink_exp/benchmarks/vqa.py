@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
+from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.errors import UserError
@@ -84,7 +85,7 @@ class TenAnswers(Published):
     """
 
     headline = "accuracy"
-    columns: tuple[str, ...] = ("question_id", "question", "answers")
+    columns: ClassVar = {"question_id": KEY, "question": TEXT, "answers": ANSWERS}
     untokenized: ClassVar[tuple[str, ...]] = ()  # protocols that skip the normaliser's first step
 
     def __init__(self, path: str, split: str, normalization: str = "always", **settings: Any):
@@ -97,10 +98,10 @@ class TenAnswers(Published):
         """A row as a sample; its answer is the one that most people gave, its ``fields`` hold all of them and those given.
 
         A blank answer is one person's answer and stays; a row of blanks only has none."""
-        given = [a["answer"] if isinstance(a, dict) else a for a in row["answers"] or []]
-        written = [str(a) for a in given if not blank(a)]
+        answers = row["answers"]
+        written = [answer for answer in answers if not blank(answer)]
         common = Counter(written).most_common(1)[0][0] if written else None
-        fields |= {"answers": ["" if a is None or a != a else str(a) for a in given] if written else []}
+        fields |= {"answers": answers if written else []}
         place = self.id(f"image/{image_id}")
         return Sample(self.id(row["question_id"]), place, image, row["question"], common, category or "all", fields=fields)
 

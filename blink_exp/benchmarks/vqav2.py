@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, WHOLE
 from blink_exp.benchmarks.vqa import SHORT, Served
 
 
@@ -12,7 +13,8 @@ class VQAv2(Served):
     """``split``: validation is scored here; testdev and test give a file for the server."""
 
     name = "vqav2"
-    columns = (*Served.columns, "image_id")
+    columns: ClassVar = {**Served.columns, "question_id": WHOLE, "image_id": KEY}
+    optional: ClassVar = {"answer_type": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
     untokenized = ("lmms_eval",)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.pictures import Opened, Pictures, Unreadable, opened
+from blink_exp.backbone.processor import without_placeholder
 from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Benchmark, Sample
+from blink_exp.errors import UserError, reason
 from blink_exp.experiments.records import Kept, record
 from blink_exp.methods.base import Method
 from blink_exp.sharing.answers import Asking, answer, shareable
@@ -37,7 +40,7 @@ def ask(
     advance: Callable[[int], None],
     workers: int = 0,
 ) -> list[dict[str, str]]:
-    """Fills ``done`` of every point, and returns the samples skipped because their image could not be read.
+    """Fills ``done`` of every point, and returns the samples skipped because their row or image could not be read.
 
     What is in a point's ``kept`` is not asked again, and every batch is added to it. Samples go image by image, so that what an image's
     questions share is at hand. ``advance``: takes how many answers were found; ``workers``: see ``pictures.opened``.
@@ -56,9 +59,14 @@ def ask(
             image = images[sample.image_id]
             if isinstance(image, Unreadable):
                 skipped[sample.id] = image.why
-            else:
-                batch.append(sample)
-                seen[sample.image_id] = image
+                continue
+            try:
+                prompt_of(backbone, benchmark, sample)
+            except UserError as error:
+                skipped[sample.id] = reason(error)
+                continue
+            batch.append(sample)
+            seen[sample.image_id] = image
         wanted = [[p for p, point in enumerate(points) if s.id not in point.done] for s in batch]
         for p, records in _answered(backbone, points, benchmark, batch, wanted, seen, batch_size).items():
             points[p].done |= {r["id"]: r for r in records}
@@ -87,6 +95,31 @@ def _with_images(
         yield some, held
 
 
+def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
+    """What the model is asked: the benchmark's prompt without the image's placeholder.
+
+    Raises UserError for an empty prompt, one of several placeholders, or of more tokens than the LLM has positions.
+    """
+    prompt = without_placeholder(benchmark.prompt(sample), backbone.processor.image_token)
+    if not prompt.strip():
+        raise UserError("the question is empty; ask something")
+    most = backbone.model.config.text_config.max_position_embeddings
+    if len(prompt.encode()) > most:  # no token is shorter than a byte, so that hardly any prompt is counted
+        tokens = len(backbone.processor.tokenizer(prompt).input_ids)
+        if tokens > most:
+            raise UserError(f"the question has {tokens:,} tokens, more than the LLM's {most:,} positions; shorten it")
+    return prompt
+
+
+def prompts_of(backbone: Backbone, benchmark: Benchmark, samples: Iterable[Sample]) -> dict[str, str]:
+    """{sample id: prompt} of those that can be asked."""
+    found = {}
+    for sample in samples:
+        with contextlib.suppress(UserError):
+            found[sample.id] = prompt_of(backbone, benchmark, sample)
+    return found
+
+
 def by_image(samples: Rows[Sample]) -> list[Sample]:
     """The questions of an image one behind the other, images in the order of their first one."""
     groups: dict[str, list[Sample]] = {}
@@ -108,7 +141,7 @@ def _answered(
     source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # one id, two folders: two images
     keys = [f"{source}:{sample.image_id}" for sample in batch]
     seen = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
-    prompts = [benchmark.prompt(sample) for sample in batch]
+    prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
     together = [p for p, point in enumerate(points) if shareable(backbone, point.method)]
     asked = [
         Asking(key, prompt, sample.id, tuple(p for p in asking if p in together))

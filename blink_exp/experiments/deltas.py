@@ -7,7 +7,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from blink_exp.errors import UserError
+from blink_exp.experiments import store
 from blink_exp.experiments.records import read
+from blink_exp.files import read_settings
 from blink_exp.reports.statistics import compare
 
 
@@ -24,7 +27,11 @@ def add_deltas(document: dict[str, Any]) -> None:
         pairs = [(a, b) for a, b in pairs if a is not b and all(r["runs"].get(name, {}).get("status") == "done" for r in (a, b))]
         if not pairs:
             continue
-        benchmark = benchmark_of(pairs[0][0]["runs"][name])
+        try:
+            benchmark = benchmark_of(pairs[0][0]["runs"][name])
+        except UserError as error:  # what was measured must not be lost for a file that is gone
+            store.name_once(f"no differences on {name}: {error}")
+            continue
         known = {r["point"]: records_of(r["runs"][name]) for pair in pairs for r in pair}
         for row, base in pairs:
             wanted = [s for s in scores if s in row["runs"][name]["scores"] and s in base["runs"][name]["scores"]]
@@ -48,4 +55,4 @@ def benchmark_of(run: dict[str, Any]) -> Any:
     """The benchmark that a point was measured on."""
     from blink_exp.experiments.evaluate import prepare_benchmark
 
-    return prepare_benchmark(OmegaConf.load(Path(run["folder"]) / "config.yaml"))  # type: ignore[arg-type]
+    return prepare_benchmark(OmegaConf.create(read_settings(Path(run["folder"]) / "config.yaml", "measure the point again")))

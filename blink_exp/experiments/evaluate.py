@@ -17,9 +17,9 @@ from blink_exp.backbone.memory import check_batch, shared_bytes
 from blink_exp.backbone.pictures import check_workers
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, printable
 from blink_exp.experiments import identity, results
-from blink_exp.experiments.asking import Point, ask
+from blink_exp.experiments.asking import Point, ask, prompt_of
 from blink_exp.experiments.records import Kept, summary, write_lines
 from blink_exp.experiments.terminal import bar, show
 from blink_exp.experiments.together import taken_note
@@ -31,6 +31,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     """evaluate.py: measures ``cfg``, writes the output folder, prints a table. Returns the scores by name."""
     from hydra.core.hydra_config import HydraConfig
 
+    results.encode_anything()
     check(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
     if viewer.wanted(cfg):
@@ -225,8 +226,8 @@ def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: l
 
     asked = []
     for sample in samples:
-        with contextlib.suppress(OSError):
-            asked.append((sample.image(), benchmark.prompt(sample)))
+        with contextlib.suppress(OSError, UserError):
+            asked.append((sample.image(), prompt_of(backbone, benchmark, sample)))
         if len(asked) == prompts:
             break
     return measure_cost(backbone, method, asked) if asked else None
@@ -244,11 +245,11 @@ def evaluate(
     workers: int = 0,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
-    image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``pictures.opened``."""
+    row or image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``pictures.opened``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
     point = Point(method, kept)
     with bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
         skipped = ask(backbone, [point], benchmark, samples, batch_size, advance, workers)
     if skipped:
-        print(f"{len(skipped)} of {len(samples)} samples skipped, first {skipped[0]['id']}: {skipped[0]['why']}")
+        print(f"{len(skipped)} of {len(samples)} samples skipped, first {printable(skipped[0]['id'])}: {skipped[0]['why']}")
     return [point.done[sample.id] for sample in samples if sample.id in point.done], skipped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from omegaconf import DictConfig
 
 from blink_exp import reference
 from blink_exp.errors import UserError
-from blink_exp.experiments import identity, matching, plan, results
+from blink_exp.experiments import identity, matching, plan, results, store
 from blink_exp.experiments.terminal import bar
 from blink_exp.settings.compose import composed
 
@@ -51,8 +50,9 @@ class Store:
         self.asked: dict[Path, tuple[str, str, int | None]] = {}  # of a point's folder: model, benchmark and limit
         self.pace: dict[tuple[str, str], list[float]] = {}  # seconds a sample, by backbone and benchmark
         self.samples: dict[str, int] = {}  # most samples seen of a benchmark
-        for file in self.root.glob("*/metrics.json"):
-            found = json.loads(file.read_text(encoding="utf-8"))
+        self.finished: set[Path] = set()
+        for folder, found in store.paces(self.root.glob("*/metrics.json")):
+            self.finished.add(folder)
             name = found["benchmark"]
             self.pace.setdefault((found["backbone"], name), []).append(found["seconds"] / max(1, found["samples"]))
             self.samples[name] = max(self.samples.get(name, 0), found["samples"])
@@ -73,8 +73,8 @@ class Store:
 
         cfg = composed("sweep", [*first, *own, f"store={self.root}"])
         locate(cfg)
-        if match and (known := matching.place(cfg, match)).is_file():
-            cfg = composed("sweep", [*first, f"{match}={json.loads(known.read_text(encoding='utf-8'))['value']:.6g}", *own])
+        if match and (known := matching.known(matching.place(cfg, match))) is not None:
+            cfg = composed("sweep", [*first, f"{match}={known['value']:.6g}", *own])
             locate(cfg)
         settings = results.plain(cfg)
         folder = self.root / identity.point_hash(settings, identity.digests(settings))
@@ -82,7 +82,7 @@ class Store:
         return folder
 
     def done(self, folder: Path) -> bool:
-        return (folder / "metrics.json").is_file()
+        return folder in self.finished
 
     def seconds(self, folders: list[Path]) -> float | None:
         """How long points will take; None where nothing like one of them has been measured."""

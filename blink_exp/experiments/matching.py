@@ -8,8 +8,8 @@ at. Newlines count where a method chooses among them (inside the LLM) and not wh
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.backbone.views import NEWLINE, Views, everything, pack
 from blink_exp.errors import UserError
-from blink_exp.experiments import identity, locks, results
+from blink_exp.experiments import identity, locks, results, store
+from blink_exp.files import read_object
 from blink_exp.methods.base import Method
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts
@@ -33,15 +34,28 @@ def matched(cfg: DictConfig, key: str) -> list[str]:
     ("method.iqr_factor"). Kept in the store. Raises UserError where no value of the setting does."""
     cfg = cfg.copy()
     cfg.shard = None  # the shards of a run must not differ in a setting
-    known = place(cfg, key)
-    if not known.is_file() or cfg.force:
-        with locks.waited(known):
-            if not known.is_file() or cfg.force:
+    path = place(cfg, key)
+    found = None if cfg.force else known(path)
+    if found is None:
+        with locks.waited(path):
+            found = None if cfg.force else known(path)  # another run may have found it meanwhile
+            if found is None:
                 value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)
-                results.write_json(known, {"key": key, "value": value, "wanted": cfg.retention_ratio, "share": share})
-    found = json.loads(known.read_text(encoding="utf-8"))
+                found = {"key": key, "value": value, "wanted": cfg.retention_ratio, "share": share}
+                results.write_json(path, found)
     print(f"matched: {key}={found['value']:.6g} keeps {100 * found['share']:.2f} % of the visual tokens", flush=True)
     return [f"{key}={found['value']:.6g}"]
+
+
+def known(path: Path) -> dict[str, Any] | None:
+    """What a file of the store holds of an earlier search; None where there is none, or a damaged one, which is named."""
+    if not path.is_file():
+        return None
+    try:
+        return read_object(path, {"value": store.NUMBER, "share": store.NUMBER}, "the setting is searched again")
+    except UserError as error:
+        store.name_once(str(error))
+        return None
 
 
 def place(cfg: DictConfig, key: str) -> Path:
@@ -77,8 +91,12 @@ def share_by(cfg: DictConfig, key: str) -> Callable[[float], float]:
     from blink_exp.experiments import evaluate
 
     backbone, _, benchmark = evaluate.prepare(cfg)
-    first = [group[0] for group in by_image(evaluate.chosen(benchmark, cfg))]
-    asked = [(s.image(), benchmark.prompt(s)) for s in first]
+    asked: list[tuple[Any, str]] = []
+    for first, *_ in by_image(evaluate.chosen(benchmark, cfg)):
+        with contextlib.suppress(OSError):  # an evaluation skips and names it
+            asked.append((first.image(), benchmark.prompt(first)))
+    if not asked:
+        raise UserError(f"{key} cannot be matched: no image of {benchmark.name} can be read; evaluate the method alone to see why")
     encodings: dict[int, Any] = {}
 
     def views(k: int) -> Views:

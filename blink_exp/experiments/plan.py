@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import locks
+from blink_exp.experiments import locks, store
 from blink_exp.experiments.sweep import guarded
 from blink_exp.settings.compose import composed
 
@@ -189,9 +189,9 @@ def trained(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> list
     if found is None:
         return []
     overrides, folder = found
-    if not (folder / "metrics.json").is_file():
+    if not store.finished(folder, "it is trained again"):
         with locks.waited(folder):
-            if not (folder / "metrics.json").is_file():
+            if not store.finished(folder, "it is trained again"):
                 _train(overrides, folder)
     return [f"tokensr.path={folder / 'tokensr'}"]
 

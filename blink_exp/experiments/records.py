@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.disk import writing
+from blink_exp.errors import UserError, flat
 from blink_exp.experiments.identity import file_stamp
+from blink_exp.files import brief, encodable, kind, parse_json, read_text
 from blink_exp.sequence import Drop, Expand
 
 FILE = "image_file"  # beside a record while it is kept: size and time of the file that its image was read from
@@ -68,12 +71,72 @@ def summary(records: list[dict[str, Any]], visual: int) -> dict[str, Any]:
 
 def write_lines(records: list[dict[str, Any]]) -> str:
     """One line of JSON a record."""
-    return "".join(json.dumps(r, ensure_ascii=False).translate(LINE_ENDS) + "\n" for r in records)
+    return "".join(encodable(json.dumps(r, ensure_ascii=False)).translate(LINE_ENDS) + "\n" for r in records)
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
-    """The records of a finished point, by its folder."""
-    return [json.loads(line) for line in (Path(folder) / "records.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The records of a finished point, by its folder. Raises UserError where the file is not there, cut off, or a line is damaged."""
+    path = Path(folder) / "records.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is not there; measure the point again")
+    return [record for _, record in numbered(path, wrong_layers, "measure the point again")]
+
+
+def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, record) of a JSON lines file of records, blank lines passed over. Raises UserError, with the line, what is wrong with it and
+    ``cure``, where ``wrong_with`` says so of one."""
+    try:
+        lines = read_text(path).split("\n")  # not splitlines: JSON may hold U+2028 as it is
+    except ValueError as error:
+        raise UserError(f"{path} is {error}; {cure}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found = parse_json(line)
+            wrong = wrong_with(found)
+        except ValueError as error:
+            wrong = str(error)
+        if wrong is not None:
+            raise UserError(f"line {number} of {path} {wrong}; {cure}")
+        yield number, found
+
+
+def wrong_prediction(found: Any) -> str | None:
+    """Why a value read from JSON is no record {"id": text, "prediction": text, ...}; None for one."""
+    if not isinstance(found, dict):
+        return f"is {kind(found)}, not a record with id and prediction"
+    for key in ("id", "prediction"):
+        if key not in found:
+            return f"has no {key}, so it is no record with id and prediction"
+    if not isinstance(found["id"], str):
+        return f"has id={brief(found['id'])}, which is no text"
+    if not isinstance(found["prediction"], str):
+        return f"({flat(found['id'], 80)}) has prediction={brief(found['prediction'])}, which is no text"
+    return wrong_layers(found)
+
+
+def wrong_layers(found: Any) -> str | None:
+    """Why a value read from JSON is no record of any benchmark; None for one."""
+    if not isinstance(found, dict):
+        return f"is {kind(found)}, not a record"
+    steps = found.get("layers", [])
+    if not isinstance(steps, list) or not all(map(_is_step, steps)):
+        return f"has layers={brief(steps)}, no list of decisions"
+    return None
+
+
+def _is_step(step: Any) -> bool:
+    """Whether a value is a decision as ``record`` writes it."""
+    number = (int, float)
+    return (
+        isinstance(step, dict)
+        and isinstance(step.get("layer"), int)
+        and isinstance(step.get("rho"), (*number, type(None)))
+        and isinstance(step.get("decision"), str)
+        and isinstance(step.get("effective"), bool)
+        and isinstance(step.get("visual_tokens"), number)
+    )
 
 
 class Kept:
@@ -93,13 +156,12 @@ class Kept:
         self.whole = len(self.head)
         for line in lines[1:]:
             try:
-                found = json.loads(line)
-                self.records[found["id"]] = found
-            except (ValueError, KeyError, TypeError):
+                found = parse_json(line.decode())
+            except ValueError:
                 return
-            if not line.endswith(b"\n"):
-                del self.records[found["id"]]
+            if not line.endswith(b"\n") or wrong_prediction(found) or not isinstance(found.get("question"), str):
                 return
+            self.records[found["id"]] = found
             self.whole += len(line)
 
     def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.benchmarks.base import Benchmark, Compares, Sample
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, flat, printable
 from blink_exp.experiments import results
 from blink_exp.experiments.evaluate import prepare_benchmark, scored
-from blink_exp.experiments.records import graded, summary
+from blink_exp.experiments.records import graded, numbered, summary, wrong_prediction
+from blink_exp.files import brief, read_object
 
 # of a metrics.json: what changes predictions; not where and how fast they were made (device, batch_size), so that shards may differ in it
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
@@ -32,7 +32,7 @@ def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
     if cfg.against is not None:
         if not isinstance(benchmark, Compares):
             raise UserError(f"against={cfg.against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
-        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(cfg.against)))
+        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(cfg.against, "against")))
     results.write(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     finished = {
         "backbone": "predictions of an earlier run",
@@ -52,35 +52,37 @@ def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return finished
 
 
-def predicted(paths: str | list[str]) -> dict[str, dict[str, Any]]:
+def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, dict[str, Any]]:
     """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a pattern with * names many (the shards of a
     run).
 
-    Raises UserError if there is no such file, none holds a record, a line is damaged, or two files answer one question differently.
+    Raises UserError if there is no such file, none holds a record, a line is damaged or holds no prediction, a question is answered twice
+    in one file, or differently in two. ``setting``: the one that names the files.
     """
     out: dict[str, dict[str, Any]] = {}
-    files = files_of(paths)
+    files = files_of(paths, setting)
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                found = json.loads(line)
-                same = out.setdefault(found["id"], found)["prediction"] == found["prediction"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise UserError(f"line {number} of {file} is no record with id and prediction; the file is damaged, run it again") from None
-            if not same:
-                raise UserError(f"{found['id']} is answered twice and differently, last in {file}; give the files of one run only")
+        lines: dict[str, int] = {}
+        for number, found in numbered(file, wrong_prediction, f"give {setting}=<the records.jsonl of a finished run>"):
+            name = flat(printable(found["id"]), 80)
+            if found["id"] in lines:
+                earlier = lines[found["id"]]
+                raise UserError(f"{name} is answered twice in {file}, lines {earlier} and {number}; remove one of them")
+            lines[found["id"]] = number
+            if out.setdefault(found["id"], found)["prediction"] != found["prediction"]:
+                raise UserError(f"{name} is answered twice and differently, last in {file}; give the files of one run only")
     if not out:
-        raise UserError(f"predictions={files[0] if files else '[]'} holds no record; give the records.jsonl of a finished run")
+        raise UserError(f"{setting}={files[0] if files else '[]'} holds no record; give the records.jsonl of a finished run")
     return out
 
 
-def files_of(paths: str | list[str]) -> list[Path]:
+def files_of(paths: str | list[str], setting: str = "predictions") -> list[Path]:
     """The files that ``predicted`` reads. Raises UserError if one is not there."""
     named = [Path(p) for path in ([paths] if isinstance(paths, str) else paths) for p in (sorted(glob.glob(path)) or [path])]
     files = [f / "records.jsonl" if f.is_dir() else f for f in named]
     for file in files:
         if not file.is_file():
-            raise UserError(f"predictions={file} is not there; give the records.jsonl of a finished run, or its folder")
+            raise UserError(f"{setting}={file} is not there; give the records.jsonl of a finished run, or its folder")
     return files
 
 
@@ -103,12 +105,13 @@ def made_with(paths: str | list[str]) -> dict[str, Any]:
 
 
 def _made_with(metrics: Path) -> dict[str, Any]:
+    cure = "remove it, and what the predictions were made with is left out"
+    said = read_object(metrics, {}, cure)
     try:
-        said = json.loads(metrics.read_text(encoding="utf-8"))
         made = {key: said[key] for key in MADE_WITH if key in said}
         tokens = (said.get("blink") or {}).get("visual_tokens_of_the_image")
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{metrics} is damaged; remove it, and what the predictions were made with is left out") from None
+    except AttributeError:
+        raise UserError(f"{metrics} is damaged (blink={brief(said['blink'])}); {cure}") from None
     return made if tokens is None else made | {"visual_tokens_of_the_image": tokens}
 
 
@@ -120,7 +123,7 @@ def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str,
     if foreign:
         asked = f"{benchmark.name}{'/' + benchmark.split if hasattr(benchmark, 'split') else ''}"
         cure = "choose the benchmark and split that they were made on"
-        raise UserError(f"{len(foreign)} of {len(earlier)} predictions are not of {asked}, first {foreign[0]}; {cure}")
+        raise UserError(f"{len(foreign)} of {len(earlier)} predictions are not of {asked}, first {flat(printable(foreign[0]), 80)}; {cure}")
     for sample in (s for s in samples if "question" in earlier.get(s.id, {})):
         if earlier[sample.id]["question"] != benchmark.prompt(sample):
             now = f"{benchmark.name} asks now (protocol {benchmark.protocol})"

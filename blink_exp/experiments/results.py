@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import math
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.disk import writing
+from blink_exp.files import encodable
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def write(path: Path, text: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(encodable(text), encoding="utf-8")
             os.replace(part, path)
         except BaseException:  # of a signal too
             with contextlib.suppress(OSError):
@@ -71,8 +74,19 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def console() -> Any:
-    """A rich console that is wide enough for a table where the output is a file or a pipe."""
+    """A rich console that is wide enough for a table where the output is a file or a pipe.
+
+    It prints labels, categories, overrides and paths letter by letter: "[/bold]" and ":smile:" are text here, never markup.
+    """
     from rich.console import Console
 
-    found = Console()
-    return found if found.is_terminal else Console(width=130)
+    encode_anything()
+    plain: dict[str, Any] = {"markup": False, "emoji": False}
+    found = Console(**plain)
+    return found if found.is_terminal else Console(width=130, **plain)
+
+
+def encode_anything() -> None:
+    """Makes stdout print a question mark for what its encoding lacks: a run must not end in its last line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

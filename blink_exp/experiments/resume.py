@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from blink_exp.errors import UserError
+from blink_exp.files import read_settings
 from blink_exp.finite import first_nonfinite
 
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
@@ -54,14 +52,8 @@ def resume_from(settings: dict[str, Any], out: Path) -> Start:
     path, state, note = newest
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} has a {CHECKPOINT} but no config.yaml, which says how it was trained; copy the whole folder")
-    try:
-        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        assert isinstance(before, dict)
-    except (AssertionError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(
-            f"{folder / 'config.yaml'} is damaged ({type(error).__name__}); it says how the run was trained, copy it again"
-        ) from None
-    changed = differences(settings, before)  # type: ignore[arg-type]
+    before = read_settings(folder / "config.yaml", f"it says how {CHECKPOINT} was trained, so copy it again or start a new run")
+    changed = differences(settings, before)
     if changed:
         raise UserError(f"resume={folder} was trained with another {', '.join(changed)}; repeat its settings or start a new run")
     return Start(path, state["global_step"], note)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp import tracking
 from blink_exp.cli import guard, one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import locks, results
+from blink_exp.experiments import locks, results, store
 from blink_exp.experiments.jobs import Jobs, end, name_points, note, noted
 from blink_exp.experiments.records import read
 from blink_exp.experiments.together import NOTE, parts_of, place
@@ -30,6 +30,7 @@ def run(cfg: DictConfig) -> Any:
 
     from blink_exp.experiments.tuning import prepared, returned
 
+    results.encode_anything()
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     check_settings(cfg)
@@ -140,6 +141,8 @@ def point(cfg: DictConfig) -> dict[str, Any]:
 def in_store(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
     """``place``, where a point that is there without the cost that is wanted counts as not there: the cost is no part of its hash."""
     folder, stored = place(cfg)
+    whole = store.point_of(folder) if stored is not None else None
+    stored = whole[0] if whole is not None else None
     if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
         stored = None
     return folder, stored

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from blink_exp.errors import flat, printable
 from blink_exp.experiments import results
 from blink_exp.reports.entries import duration
 from blink_exp.stopping import stopping
@@ -19,15 +20,16 @@ def show(finished: dict[str, Any]) -> None:
     from rich.table import Table
 
     protocol = "" if finished["protocol"] == "own" else f", {finished['split']} split, protocol {finished['protocol']}"
-    table = Table(title=f"{finished['method']} on {finished['benchmark']}{protocol} (measured here, {finished['backbone']})")
+    measured = f"{finished['method']} on {finished['benchmark']}{protocol}"
+    table = Table(title=printable(f"{measured} (measured here, {finished['backbone']})"))
     for column in ("score", "value", "stderr", "samples"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in finished["scores"].items():
-        table.add_row(name, number(score["value"]), number(score["stderr"]), str(score["samples"]))
+        table.add_row(shown(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
     loaded = {k: finished[k] for k in ("dtype", "pad", "system_prompt") if finished.get(k) not in (None, "none")}
-    table.caption = ", ".join(f"{k} {v}".lower() for k, v in loaded.items()) or None
+    table.caption = printable(", ".join(f"{k} {v}".lower() for k, v in loaded.items())) or None
     console = results.console()
-    console.print(table if finished["scores"] else f"{finished['samples']} predictions on {finished['benchmark']}, no score yet")
+    console.print(table if finished["scores"] else f"{finished['samples']} predictions on {printable(finished['benchmark'])}, no score yet")
     if finished["without_answer"]:
         console.print(f"{finished['without_answer']} of {finished['samples']} rows have no answer to compare with: predicted, not scored")
     if finished["layers"] and "blink" in finished:
@@ -37,6 +39,11 @@ def show(finished: dict[str, Any]) -> None:
         console.print(cost_line(finished["cost"]), highlight=False)
     if finished["skipped"]:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
+
+
+def shown(text: object) -> str:
+    """A label, a category or a path on one line of a table."""
+    return flat(printable(str(text)), 100)
 
 
 def number(value: float | None) -> str:
@@ -61,12 +68,13 @@ class bar:
     function that advances it, which also ends a run that a signal should have ended (``stopping``)."""
 
     def __init__(self, total: int | None, title: str, shown: bool):
+        from rich.markup import escape
         from rich.progress import Progress
 
         terminal = results.console().is_terminal
         self.progress = Progress(transient=True, disable=not (shown and terminal))
         self.lines = Lines(total, title) if shown and not terminal else None
-        self.total, self.title = total, title
+        self.total, self.title = total, escape(flat(printable(title), 100))  # the bar's own columns are markup
 
     def __enter__(self) -> Callable[[int], None]:
         self.progress.start()

@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp.benchmarks.base import Probes
 from blink_exp.cli import one_line
 from blink_exp.errors import UserError
-from blink_exp.experiments import identity, locks, results
+from blink_exp.experiments import identity, locks, results, store
 from blink_exp.experiments.asking import Point, ask
 from blink_exp.experiments.records import Kept
 from blink_exp.experiments.terminal import bar
+from blink_exp.files import read_object
 from blink_exp.settings.check import check
 
 log = logging.getLogger(__name__)
@@ -30,15 +31,14 @@ NOTE = "together.json"  # in a point's folder, until it is measured: how many po
 
 
 def place(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
-    """The folder of a point in the store, and what its metrics.json holds if the point is there; ``cfg`` as composed."""
+    """The folder of a point in the store, and what its metrics.json holds if the point is there and whole; ``cfg`` as composed."""
     from blink_exp.experiments.evaluate import incomplete
 
     settings = located_settings(cfg)
     folder = locks.named(cfg.store, "store") / identity.point_hash(settings, identity.digests(settings))
-    metrics = folder / "metrics.json"
-    if cfg.force or not metrics.is_file():
+    stored = None if cfg.force else store.metrics_of(folder)
+    if stored is None:
         return folder, None
-    stored = json.loads(metrics.read_text(encoding="utf-8"))
     return folder, None if incomplete(len(stored["skipped"]), stored["samples"], cfg.get("skip_limit", 0.0)) else stored
 
 
@@ -116,9 +116,13 @@ def taken_note(folder: Path) -> dict[str, Any] | None:
     path = folder / NOTE
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = read_object(path, {"points": int, "seconds": store.NUMBER}, "the time of the run together is left out")
+    except UserError as error:
+        store.name_once(str(error))
+        found = None
     path.unlink()
-    return found
+    return found if found and found["points"] > 0 else None
 
 
 def run_jobs(configs: Iterable[DictConfig]) -> None:

@@ -155,6 +155,8 @@ def finish(config: DictConfig) -> None:
         row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")
     write_summary(rows, folder)
     done = [row for row in rows if row["status"] == "done"]
+    if not rows:
+        raise UserError(f"{folder} holds no job.json that can be read; run the search again, and the store has its points")
     if not done:
         raise UserError(f"all {len(rows)} points failed, first {rows[0]['point']}: {rows[0]['error']}")
     document = chosen(config, done, fixed) | {"points": len(rows), "failed": len(rows) - len(done)}

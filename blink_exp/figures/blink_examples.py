@@ -16,6 +16,7 @@ from blink_exp.errors import UserError
 from blink_exp.experiments.evaluate import prepare
 from blink_exp.figures.base import Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import measured_on, square, styled, tip
+from blink_exp.files import read_settings
 from blink_exp.saliency import PatchGrid
 
 EDGE = {"expand": "#009E73", "drop": "#D55E00", "keep": "#777777"}  # of Okabe and Ito's, as the other figures'
@@ -29,7 +30,7 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     row = next((r for r in study.done if r["method"] in ("blink", "blink_interp")), None)
     if row is None:
         raise UserError(f"figure={study.name} needs a measured point with method=blink; see the points that failed")
-    backbone, method, benchmark = prepare(OmegaConf.load(Path(row["folder"]) / "config.yaml"))  # type: ignore[arg-type]
+    backbone, method, benchmark = prepare(OmegaConf.create(read_settings(Path(row["folder"]) / "config.yaml", "measure the point again")))
     assert method.policy is not None
     grid = PatchGrid(method.policy.p, *backbone.grid)
     records = records_of(row)

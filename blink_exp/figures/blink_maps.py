@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from blink_exp.benchmarks.base import Box, spread
+from blink_exp.experiments.asking import prompt_of
 from blink_exp.experiments.evaluate import chosen
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
 from blink_exp.figures.blink_attention import look
@@ -44,7 +45,7 @@ def by_layer(
     for record in cases(records, grid, shown, images):
         sample = asked[record["id"]]
         image = sample.image()
-        looked, _ = look(backbone, none(), image, f"{benchmark.name}:{sample.image_id}", benchmark.prompt(sample), shown)
+        looked, _ = look(backbone, none(), image, f"{benchmark.name}:{sample.image_id}", prompt_of(backbone, benchmark, sample), shown)
         rows.append((square(backbone, image), record, {i: looked[i].visual for i in shown}))
         data.append({"id": record["id"], "attention": {str(i): listed(looked[i].visual.tolist(), 6) for i in shown}})
     several = sum(len(targets(r, grid)) > 1 for r in records)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import spread
 from blink_exp.errors import UserError
+from blink_exp.experiments.asking import prompt_of
 from blink_exp.experiments.evaluate import chosen
 from blink_exp.experiments.terminal import bar
 from blink_exp.figures.base import PAGE, Claim, Drawing, Study
@@ -59,17 +60,14 @@ def after_expansion(
     cases = []
     with bar(len(asked), f"{study.name} on {benchmark.name}", True) as advance:
         for sample in asked.values():
-            record: dict[str, Any] = {
-                "id": sample.id,
-                "image_id": sample.image_id,
-                "question": benchmark.prompt(sample),
-                "regions": sample.regions,
-            }
-            key = f"{benchmark.name}:{sample.image_id}"
-            cases.append(
-                Case(record, look(backbone, method, sample.image(), key, record["question"], found)[0], frozenset(targets(record, grid)))
-            )
             advance(1)
+            try:
+                image, question = sample.image(), prompt_of(backbone, benchmark, sample)
+            except (OSError, UserError):  # an evaluation skips and names it
+                continue
+            record: dict[str, Any] = {"id": sample.id, "image_id": sample.image_id, "question": question, "regions": sample.regions}
+            looked, _ = look(backbone, method, image, f"{benchmark.name}:{sample.image_id}", question, found)
+            cases.append(Case(record, looked, frozenset(targets(record, grid))))
     cases = [case for case in cases if all(seen.parts for seen in case.looked.values())]
     if not cases:
         raise UserError(f"figure={study.name}: nothing was expanded at these settings; use resolution=expand_once")

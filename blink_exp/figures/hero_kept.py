@@ -18,11 +18,13 @@ from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Benchmark, Sample, by_image, spread
 from blink_exp.errors import UserError
+from blink_exp.experiments.asking import prompt_of, prompts_of
 from blink_exp.experiments.evaluate import chosen, prepare
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLUMN, PAGE, Claim, Drawing, Study, records_of
 from blink_exp.figures.hero_measures import asked, objects, token_cover
 from blink_exp.figures.verdicts import RULES, differences, mean
+from blink_exp.files import read_settings
 from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.methods.controls import RandomTokens
 
@@ -57,7 +59,7 @@ def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[dict[str
 
 
 def _prepared(row: dict[str, Any]) -> tuple[Backbone, Method, Benchmark]:
-    return prepare(OmegaConf.load(Path(row["folder"]) / "config.yaml"))  # type: ignore[arg-type]
+    return prepare(OmegaConf.create(read_settings(Path(row["folder"]) / "config.yaml", "measure the point again")))
 
 
 def drawn_first(samples: Sequence[Sample], records: Sequence[dict[str, Any]], count: int) -> list[Sample]:
@@ -117,7 +119,8 @@ def recalls(
             image = group[0].image()
         except OSError:
             continue
-        masks = {s.id: asked(s, image.size) for s in group}
+        prompts = prompts_of(backbone, benchmark, group)
+        masks = {s.id: asked(s, image.size) for s in group if s.id in prompts}
         everything = objects(group, image.size)
         if everything is None:
             continue
@@ -128,7 +131,7 @@ def recalls(
             rows = []
             for s in group:
                 if s.id in regions:
-                    share, _ = presence(backbone, one.method, key_of(benchmark, s), image, benchmark.prompt(s))
+                    share, _ = presence(backbone, one.method, key_of(benchmark, s), image, prompts[s.id])
                     rows.append([recall(share, weight) for weight in (regions[s.id], salient, valid) if bool(weight.any())])
             full = [row for row in rows if len(row) == 3]  # an object outside LLaVA-1.5's crop is no token's
             for area, values in zip((REGION, SALIENT, ALL), zip(*full, strict=True), strict=True) if full else ():
@@ -167,7 +170,7 @@ def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
         image = sample.image()
         panels = []
         for one in methods:
-            share, views = presence(backbone, one.method, key_of(benchmark, sample), image, benchmark.prompt(sample))
+            share, views = presence(backbone, one.method, key_of(benchmark, sample), image, prompt_of(backbone, benchmark, sample))
             panels.append((one.label, *as_maps(share, views)))
         pictures[f"{study.name}_{k + 1}"] = kept(image, sample, panels)
         drawn.append(sample.id)

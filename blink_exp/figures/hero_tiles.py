@@ -16,6 +16,7 @@ from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Benchmark, Box, Sample, by_image
 from blink_exp.errors import UserError
+from blink_exp.experiments.asking import prompt_of, prompts_of
 from blink_exp.experiments.evaluate import chosen
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
@@ -81,10 +82,11 @@ def ranked(backbone: Backbone, benchmark: Benchmark, samples: Sequence[Sample]) 
         encoding = backbone.encodings({key: image}, needs)[key]
         everything = objects(group, image.size)
         main = outstanding(held(backbone, views, everything), False) if everything is not None else None
-        for sample in group:
+        prompts = prompts_of(backbone, benchmark, group)
+        for sample in (s for s in group if s.id in prompts):
             mask = asked(sample, image.size)
             region = outstanding(held(backbone, views, mask), True) if mask is not None else None
-            found.append(Ranked(sample, tile_scores(encoding, benchmark.prompt(sample)), region, main))
+            found.append(Ranked(sample, tile_scores(encoding, prompts[sample.id]), region, main))
     return found
 
 
@@ -126,7 +128,7 @@ def scores(study: Study) -> Drawing:
     example = max(apart or rows, key=lambda row: (row.region is not None, row.tiles >= 4))
     image = example.sample.image()
     views = Views.of(backbone.model.config, (image.height, image.width))
-    figure = tiles(image, example, tile_boxes(views), benchmark.prompt(example.sample))
+    figure = tiles(image, example, tile_boxes(views), prompt_of(backbone, benchmark, example.sample))
     claims = [
         preferred(rows, "main", CLS, CLIP, "the main structure", "the tile with the largest area of annotated objects"),
         preferred(rows, "region", CLIP, CLS, "tiles that the question names", "the tile that holds most of what is asked about"),

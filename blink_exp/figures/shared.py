@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from blink_exp.backbone.load import Backbone
 from blink_exp.benchmarks.base import Box
 from blink_exp.figures.base import STYLE, TIP
+from blink_exp.files import read_object
 from blink_exp.images import CANVAS_SIDE
 
 
@@ -130,5 +130,5 @@ def measured_on(backbone: str, benchmark: str, count: int, what: str = "question
 
 def point_measured_on(row: dict[str, Any]) -> str:
     """The same of a measured point."""
-    benchmark = json.loads((Path(row["folder"]) / "metrics.json").read_text(encoding="utf-8"))["benchmark"]
+    benchmark = read_object(Path(row["folder"]) / "metrics.json", {"benchmark": str}, "measure the point again")["benchmark"]
     return measured_on(row["backbone"], benchmark, row["samples"])

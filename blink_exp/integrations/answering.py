@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 
+from blink_exp.backbone.processor import without_placeholder
 from blink_exp.cli import CONF, one_line
 from blink_exp.errors import UserError
 from blink_exp.images import DEFAULT, ImageOptions, to_rgb
@@ -155,11 +156,11 @@ def _flat(visuals: Any) -> list[Any]:
 
 
 def text_of(question: Question, placeholder: str) -> str:
-    """The question without the image's ``placeholder``: the chat template puts the image in front, wherever a task has it."""
-    count = question.text.count(placeholder)
-    if count > 1:
-        raise UserError(f"{question.id} names {count} images ({placeholder}), and this model answers about one; tasks that work: {DOC}")
-    return question.text.replace(placeholder, "", 1).strip() if count else question.text
+    """The question without the image's ``placeholder``. Raises UserError for several of them."""
+    try:
+        return without_placeholder(question.text, placeholder, question.id)
+    except UserError as error:
+        raise UserError(f"{error}; tasks that work: {DOC}") from None
 
 
 def batches(lengths: list[int], size: int) -> list[list[int]]:

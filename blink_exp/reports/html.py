@@ -6,7 +6,6 @@ apart by heading, colour and words; a table that was measured on two models stan
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blink_exp import reference
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, flat
 from blink_exp.experiments import results
+from blink_exp.files import read_object
 from blink_exp.reports.entries import PAPERS, Embedded, anchor, cited, entry
 
 ABOUT = {
@@ -54,21 +54,30 @@ def gather(root: Path) -> Path:
         raise UserError(said)
     found.sort(key=lambda pair: _order(*pair))
     here = {anchor(document["name"], folder): document["title"] for document, folder in found}
-    entries = [entry(document, folder, root, _inside(document, folder), here) for document, folder in found]
+    entries = []
+    for document, folder in found:
+        try:
+            entries.append(entry(document, folder, root, _inside(document, folder), here))
+        except UserError as error:
+            lost.append(str(error))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # the right keys, and something else behind them
+            path = folder / f"{document['kind']}.json"
+            said = f"{type(error).__name__}: {flat(error, 80)}"
+            lost.append(f"{path} is of another shape ({said}); remove it, or measure it again with the same command")
+    if not entries:
+        raise UserError(lost[0])
     title = "Blink and HERO: tables and figures"
     text = _render("report.html", papers=_papers(entries), models=_models(entries), lost=lost, title=title)
     return _written(root / "report.html", text)
 
 
 def _read(path: Path) -> dict[str, Any]:
+    needed: dict[str, type | tuple[type, ...]] = {"name": str, "title": str}
+    needed |= {"published_columns": dict, "groups": list, "rows": list} if path.stem == "table" else {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        document = None
-    needed = {"name", "title"} | ({"published_columns", "groups", "rows"} if path.stem == "table" else set())
-    if not isinstance(document, dict) or not needed <= document.keys():
-        raise UserError(f"{path} is no {path.stem} of this version; remove it, or measure it again with the same command")
-    return {"kind": path.stem} | document
+        return {"kind": path.stem} | read_object(path, needed, "")
+    except UserError:
+        raise UserError(f"{path} is no {path.stem} of this version; remove it, or measure it again with the same command") from None
 
 
 def _inside(document: dict[str, Any], folder: Path) -> Embedded:

@@ -125,7 +125,7 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
         belonging = Belonging(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} lacks its {path.stem}.json, which says what it belongs to; copy both files") from None
-    except (ValueError, TypeError) as error:  # no JSON, no UTF-8, other keys
+    except (ValueError, RecursionError, TypeError) as error:  # no JSON, no UTF-8, other keys
         raise UserError(f"{path.with_suffix('.json')} is damaged ({type(error).__name__}); copy or train it again") from None
     fits: tuple[tuple[str, Any, Any], ...] = (
         ("backbone", belonging.backbone, backbone),

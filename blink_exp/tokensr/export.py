@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from blink_exp.cli import guard
 from blink_exp.errors import UserError
 from blink_exp.experiments import resume
+from blink_exp.files import read_settings
 from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import build_all
 
@@ -56,8 +56,8 @@ def export(run: Path, output: Path | None = None) -> Path:
         modules.load_state_dict(weights, assign=True)
     except RuntimeError:
         raise UserError(f"{newest[0]} holds other weights than its layers and architecture have; give the folder of another run") from None
-    settings = OmegaConf.to_container(OmegaConf.load(run / "config.yaml")) if (run / "config.yaml").is_file() else {}
-    assert isinstance(settings, dict)
+    config = run / "config.yaml"
+    settings = read_settings(config, "copy it again, or remove it and the modules say less of their training") if config.is_file() else {}
     training = {str(k): settings[k] for k in ("loss", "trainer", "data", "seed") if k in settings} | {"steps": steps}
     target = output or run / "tokensr"
     save_modules(modules, belonging, training, target, {})

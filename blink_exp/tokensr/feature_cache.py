@@ -91,7 +91,7 @@ class Plan:
             found = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
             whole = isinstance(found.contents, dict) and all(isinstance(n, int) for starts in found.shards.values() for n in starts)
             return found if whole and found.format == FORMAT and found.layers else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
             return None
 
 

@@ -7,17 +7,21 @@ training features depend on the image alone, so an image that several conversati
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from blink_exp.errors import UserError, flat
+from blink_exp.files import brief, encodable
 from blink_exp.images import URL, inside
 
+LONGEST_ROW = 2**26  # characters; more without an end is damage, not a row
+KEYS = 12  # that a message names
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 
@@ -32,6 +36,7 @@ class Found:
         renamed: images that are there with another suffix than the file says (OCR-VQA's .gif and .png).
         missing: {folder: images that are not there}.
         refused: names that are URLs or lead out of the image folder, by themselves or by a link.
+        other_key: rows that name their image under another key ("images") beside rows that have "image"; they are passed over.
     """
 
     names: list[str]
@@ -41,6 +46,7 @@ class Found:
     renamed: int
     missing: dict[str, int]
     refused: list[str] = field(default_factory=list)
+    other_key: int = 0
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -52,6 +58,7 @@ class Found:
             "renamed": self.renamed,
             "missing": self.missing,
             **({"refused": len(self.refused)} if self.refused else {}),
+            **({"other_key": self.other_key} if self.other_key else {}),
         }
 
     def __str__(self) -> str:
@@ -62,6 +69,7 @@ class Found:
             f" {self.with_image - self.distinct:,} runs; {lost:,} images are missing"
             + (f" ({where})" if lost else "")
             + (f"; {_told(self.refused)}" if self.refused else "")
+            + (f"; {self.other_key:,} rows name theirs under another key than image and are passed over" if self.other_key else "")
         )
 
 
@@ -72,7 +80,7 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
     """
     decoder = json.JSONDecoder()
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text, place, ended = "", 1, False
             while not text and (more := file.read(chunk)):
                 text = more.lstrip()
@@ -85,15 +93,16 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
                     return
                 try:
                     row, place = decoder.raw_decode(text, place)
-                except json.JSONDecodeError:
-                    if ended:
+                except (ValueError, RecursionError) as error:  # also a number or a nesting without end
+                    cut = isinstance(error, json.JSONDecodeError) and not ended and len(text) - place < LONGEST_ROW
+                    if not cut:
                         raise UserError(f"data.json={path} is damaged or cut off; copy it again") from None
                     more = file.read(chunk)
                     text, place, ended = text[place:] + more, 0, not more
                     continue
                 yield row
-    except FileNotFoundError:
-        raise UserError(f"data.json={path} is not there; give LLaVA's llava_v1_5_mix665k.json") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"data.json={path} is not there or no file; give LLaVA's llava_v1_5_mix665k.json") from None
     except UnicodeDecodeError:
         raise UserError(f"data.json={path} is not UTF-8 text; give LLaVA's llava_v1_5_mix665k.json") from None
 
@@ -111,16 +120,22 @@ def find(path: Path, images: Path, outside: bool = False) -> Found:
     if not images.is_dir():
         raise UserError(f"data.images={images} is not a folder; give the one that holds coco, gqa, ocr_vqa, textvqa and vg")
     named: dict[str, None] = {}
-    total = with_image = 0
+    keys: dict[str, None] = {}
+    total = with_image = other_key = 0
     for row in rows(path):
         total += 1
         if not isinstance(row, dict):
-            raise UserError(f"row {total} of {path} is no {{...}} but {str(row)[:40]}; give LLaVA's llava_v1_5_mix665k.json")
+            raise UserError(f"row {total} of {path} is no {{...}} but {flat(row, 40)}; give LLaVA's llava_v1_5_mix665k.json")
         name = row.get("image")
         if name is None:
+            if len(keys) < KEYS:
+                keys.update(dict.fromkeys(map(encodable, list(row)[:KEYS])))
+            other_key += any(map(_names_an_image, row))
             continue
         with_image += 1
         named[_checked(name, total, path)] = None
+    if not named:
+        raise UserError(_imageless(path, total, list(keys)))
     refused = [name for name in named if URL.match(name) or (not outside and _leaves(name))]
     for name in refused:
         del named[name]
@@ -130,18 +145,35 @@ def find(path: Path, images: Path, outside: bool = False) -> Found:
         told = f" ({_told(refused)})" if refused else ""
         count = len(named) + len(refused) - len(linked)
         raise UserError(f"data.images={images} holds none of the {count} images that {path.name} names{told}; give the folder above coco")
-    return Found(names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused)
+    return Found(names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused, other_key)
+
+
+def _imageless(path: Path, total: int, keys: list[str]) -> str:
+    """What is wrong with a file none of whose ``total`` rows has the key "image"; ``keys``: those that they have."""
+    if not total:
+        return f"data.json={path} is an empty list; give LLaVA's llava_v1_5_mix665k.json"
+    other = next(filter(_names_an_image, keys), None)
+    cure = f'rename "{flat(other, 40)}" to "image", one path a row' if other else "give LLaVA's llava_v1_5_mix665k.json"
+    there = ", ".join(flat(key, 40) for key in keys[:KEYS]) or "none"
+    return f'none of the {total:,} rows of data.json={path} has the key "image" (keys: {there}); {cure}'
+
+
+def _names_an_image(key: str) -> bool:
+    return key != "image" and key.lower().startswith(("image", "img", "picture"))
 
 
 def _leaves(name: str) -> bool:
     """Whether a name leads out of the folder that it stands for, whatever is on disk."""
-    return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+    parts = PurePosixPath(name)
+    return parts.is_absolute() or ".." in parts.parts or bool(PureWindowsPath(name).drive)
 
 
 def _checked(name: Any, row: int, path: Path) -> str:
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise UserError(f"row {row} of {path} has image={name!r}; it must be a path below data.images")
-    return name
+    """An image's path below the image folder, its parts joined by "/" on every system. Windows writes them with a backslash."""
+    posix = name.replace("\\", "/") if isinstance(name, str) else ""
+    if not posix.strip():
+        raise UserError(f"row {row} of {path} has image={brief(name)}; it must be a path below data.images")
+    return posix
 
 
 def _present(named: dict[str, None], images: Path, outside: bool) -> tuple[list[str], int, Counter[str], list[str]]:
@@ -151,6 +183,9 @@ def _present(named: dict[str, None], images: Path, outside: bool) -> tuple[list[
     root = os.path.realpath(images)
     for name in named:
         folder, _, file = name.rpartition("/")
+        if not _nameable(name):
+            missing[folder.encode(errors="replace").decode()[:80] or "."] += 1
+            continue
         if folder not in listings:
             listings[folder] = _listing(images / folder, None if outside else root)
         files, by_stem, away = listings[folder]
@@ -167,13 +202,24 @@ def _present(named: dict[str, None], images: Path, outside: bool) -> tuple[list[
     return list(dict.fromkeys(names)), renamed, missing, linked
 
 
+def _nameable(name: str) -> bool:
+    """Whether a file can be called so: no null character, nothing that the file system's encoding lacks."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
 def _listing(folder: Path, root: str | None) -> tuple[set[str], dict[str, str], set[str]]:
     """(files of a folder, {name without suffix: the first image so called}, files that lie outside of ``root``: all where the folder itself
     does, else those that are links out of it); nothing where there is no folder."""
     try:
         with os.scandir(folder) as entries:
             links = {entry.name: entry.is_symlink() for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
         return set(), {}, set()
     images = sorted((f for f in links if f.lower().endswith(SUFFIXES)), reverse=True)
     own = root is None or inside(os.path.join(os.path.realpath(folder), ""), root)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
+from blink_exp.files import read_object
 from blink_exp.images import to_rgb
 from blink_exp.tracking.base import attempt, tracker
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
@@ -68,7 +68,7 @@ def point_logged(
     from blink_exp.experiments import tokens
     from blink_exp.experiments.records import read
 
-    finished = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    finished = read_object(folder / "metrics.json", {}, "measure the point again")
     records = read(folder)
     model, logger = settings["model"], settings["logger"]
     decided = any(r.get("layers") for r in records)

@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import DictConfig
 from PIL import Image
 
-from blink_exp.benchmarks.base import ExactMatch, Probes, Sample
-from blink_exp.errors import UserError, flat
+from blink_exp.benchmarks.base import ExactMatch, Probes, Sample, Unasked
+from blink_exp.errors import UserError, flat, reason
 from blink_exp.experiments.evaluate import prepare_benchmark
 from blink_exp.images import ImageOptions, open_image
 
@@ -62,7 +62,8 @@ def _sample(cfg: DictConfig, wanted: str) -> Subject:
     try:
         return Subject(sample, sample.image(), benchmark)
     except OSError as error:
-        raise UserError(f"view={wanted} has an image that cannot be read ({flat(error, 160)}); choose another sample") from None
+        what = "is a row that cannot be asked" if isinstance(sample.image, Unasked) else "has an image that cannot be read"
+        raise UserError(f"view={wanted} {what} ({reason(error)}); choose another sample") from None
 
 
 def nearest_ids(wanted: str, ids: Iterable[str], most: int = 400) -> str:
@@ -91,5 +92,5 @@ def _own(path: Path, question: str, options: ImageOptions) -> Subject:
     try:
         image = open_image(path, options)
     except OSError as error:
-        raise UserError(f"image={path} is no picture that can be read ({flat(error, 160)}); give a JPEG, PNG or WebP file") from None
+        raise UserError(f"image={path} is no picture that can be read ({reason(error)}); give a JPEG, PNG or WebP file") from None
     return Subject(Sample(path.name, path.name, lambda: image, question, None, ""), image, OwnQuestion())

@@ -13,7 +13,7 @@ from blink_exp.backbone.attention import recorded, replay
 from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Visual
 from blink_exp.benchmarks.base import Sample
-from blink_exp.experiments.asking import answers
+from blink_exp.experiments.asking import answers, prompt_of
 from blink_exp.experiments.records import record
 from blink_exp.figures.hero_kept import lasting
 from blink_exp.methods.base import Method, TokenPolicy
@@ -104,7 +104,7 @@ class Trace:
 def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, image: Image.Image) -> Trace:
     """Asks ``method`` a sample's question as an evaluation does (batch of one), and writes down what happens."""
     key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()  # backbones keep features by it: never by a file's name
-    question = benchmark.prompt(sample)
+    question = prompt_of(backbone, benchmark, sample)
     with method.attach(backbone.model) as attached, recorded(backbone.llm) as rows:
         if attached is not None:
             attached.samples = [sample.id]

@@ -1,0 +1,102 @@
+"""Files that a user can have edited, cut off or copied wrongly: read as UTF-8 with or without a byte order mark, and checked.
+
+Text from outside can hold lone surrogates (JSON's "\\ud800", file names), which no file, page or terminal can encode. They become U+FFFD
+where text is read, here and in the readers of data sets, so that ids and texts agree in everything that is written later.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from blink_exp.errors import UserError, flat
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+DAMAGE = (ValueError, RecursionError)  # of the json module: no JSON, no UTF-8, a number or a nesting without end
+
+
+def encodable(value: Any) -> Any:
+    """``value`` with U+FFFD for every lone surrogate in its texts, whatever lists and dicts they are in."""
+    if isinstance(value, str):
+        return value if value.isascii() else SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [encodable(v) for v in value]
+    if isinstance(value, dict):
+        return {encodable(k): encodable(v) for k, v in value.items()}
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError with a reason of a few words where it is none."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON at line {error.lineno}, column {error.colno}") from None
+    except DAMAGE as error:
+        raise ValueError(f"no JSON: {flat(error, 80)}") from None
+    return encodable(found) if "\\u" in text or SURROGATE.search(text) else found
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises ValueError where its bytes are no UTF-8, OSError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("no UTF-8 text") from None
+
+
+def read_json(path: Path, cure: str) -> Any:
+    """The value in a JSON file. Raises UserError with ``cure`` where the file is damaged, OSError where it is not there."""
+    try:
+        return parse_json(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or cut off ({error}); {cure}") from None
+
+
+def read_object(path: Path, needed: dict[str, type | tuple[type, ...]], cure: str) -> dict[str, Any]:
+    """A JSON file that holds an object with the keys ``needed``, whose values are of these types. Raises UserError where it does not."""
+    found = read_json(path, cure)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds {kind(found)} where an object is needed; {cure}")
+    for key, types in needed.items():
+        if key not in found:
+            raise UserError(f"{path} lacks {key}; {cure}")
+        if not isinstance(found[key], types):
+            raise UserError(f"{path} has {key}={brief(found[key])}, {kind(found[key])}; {cure}")
+    return found
+
+
+def read_settings(path: Path, cure: str) -> dict[str, Any]:
+    """The mapping in a YAML file as plain Python. Raises UserError where the file is not there, damaged, empty or no mapping."""
+    import yaml  # for start-up time
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not path.is_file():
+        raise UserError(f"{path} is not there; {cure}")
+    try:
+        text = read_text(path)
+        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if ":" in text else None  # it takes a lone word for a key
+    except (ValueError, RecursionError, OSError, yaml.YAMLError, OmegaConfBaseException) as error:  # OSError: a YAML number
+        raise UserError(f"{path} is damaged or cut off ({flat(error, 120)}); {cure}") from None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{path} is empty or no mapping of settings; {cure}")
+    return {str(key): value for key, value in found.items()}
+
+
+def kind(value: Any) -> str:
+    """What a value is, in the words of a data file."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes"}
+    return names.get(type(value), type(value).__name__)
+
+
+def brief(value: Any) -> str:
+    """The beginning of a value, on one line."""
+    return "null" if value is None else flat(repr(value[:40] if isinstance(value, str | bytes) else value), 40)
