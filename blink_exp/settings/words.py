@@ -171,7 +171,7 @@ def settings(root: type) -> dict[str, list[tuple[type, str]]]:
     return out
 
 
-def _walk(schema: type, prefix: str) -> Iterator[tuple[str, type, str]]:
+def _walk(schema: Any, prefix: str) -> Iterator[tuple[str, type, str]]:
     for name in fields(schema):
         kind = value_type(schema, name)[0]
         inner = [kind] if dataclasses.is_dataclass(kind) else _variants().get(f"{prefix}{name}", [])
