@@ -10,6 +10,9 @@ import torch
 from blink_exp.errors import UserError
 
 
+MOST_TEXTS = 4096  # embeddings kept, of 3 KB each for CLIP-L: the questions of a benchmark are more
+
+
 class ClipText:
     """Image and text embeddings in CLIP's joint space, for CLIPscore (HERO, Sec. IV-B-1).
 
@@ -37,7 +40,9 @@ class ClipText:
             ids = self.tokenizer(text + self.ending, return_tensors="pt").input_ids.to(self.clip.device)
             if ids.shape[1] > most:  # the last token is the one the tower pools at, so it stays
                 ids = torch.cat([ids[:, : most - 1], ids[:, -1:]], dim=1)
-            self._known[text] = self.clip.get_text_features(input_ids=ids).pooler_output[0].float()
+            if len(self._known) >= MOST_TEXTS:
+                del self._known[next(iter(self._known))]
+            self._known[text] = self.clip.get_text_features(input_ids=ids).pooler_output[0].float().clone()
         return self._known[text]
 
 
