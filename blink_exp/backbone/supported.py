@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from blink_exp.backbone.memory import TEXT, visual_tokens
 from blink_exp.backbone.pictures import picture
@@ -26,22 +27,29 @@ CONFIG = "config.json"
 IMAGES = "preprocessor_config.json"
 
 
-def refusal(path: str, file: str, key: str, value: Any, limit: str, cure: str = "correct the file, or give another checkpoint") -> UserError:
-    return UserError(f"model.path={path}: {file} has {key}={flat(value, 120)}, but {limit}; {cure}")
+def refusal(
+    path: str, file: str, key: str, value: Any, limit: str, cure: str = "correct the file, or give another checkpoint"
+) -> UserError:
+    return UserError(
+        f"model.path={path}: {file} has {key}={flat(list(value) if isinstance(value, tuple) else value, 120)}, but {limit}; {cure}"
+    )
 
 
 @contextlib.contextmanager
 def read_by_library(path: str, what: str) -> Iterator[None]:
-    """Inside the block, whatever a library raises over a checkpoint's files becomes one line: what it raises is nowhere documented."""
+    """Inside the block, whatever a library raises over a checkpoint's files becomes one line: what it raises is nowhere documented. Its
+    warnings, tables of many lines among them, are left out."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise UserError(
-            f"model.path={path} has no {what} ({flat(f'{type(error).__name__}: {first}', 240)}); give a complete checkpoint"
-        ) from error
+        why = flat(f"{type(error).__name__}: {error}", 240)
+        raise UserError(f"model.path={path} has no {what} ({why}); give a complete checkpoint") from error
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def check_raw(raw: Any, path: str) -> None:
@@ -53,7 +61,9 @@ def check_raw(raw: Any, path: str) -> None:
             raise refusal(path, CONFIG, key, raw[key], "it must be an object")
     if raw.get("quantization_config") is not None:
         cure = "give the unquantised checkpoint; model.quantization=4bit or 8bit quantises it at load"
-        raise refusal(path, CONFIG, "quantization_config", raw["quantization_config"], "weights that are stored quantised are not read", cure)
+        raise refusal(
+            path, CONFIG, "quantization_config", raw["quantization_config"], "weights that are stored quantised are not read", cure
+        )
 
 
 def check_config(config: Any, path: str) -> None:
@@ -77,7 +87,13 @@ def check_config(config: Any, path: str) -> None:
             if type(value) is not int or value < 1:
                 raise refuse(f"{name}.{key}", value, "it must be a whole number from 1 on")
         if part.hidden_size % part.num_attention_heads and not getattr(part, "head_dim", None):
-            raise refuse(f"{name}.num_attention_heads", part.num_attention_heads, f"hidden_size={part.hidden_size} must be a multiple of it")
+            raise refuse(
+                f"{name}.num_attention_heads", part.num_attention_heads, f"hidden_size={part.hidden_size} must be a multiple of it"
+            )
+    for key, part in (("vision_config.layer_norm_eps", vision), ("text_config.rms_norm_eps", text)):
+        epsilon = getattr(part, key.split(".")[1])
+        if not _is_number(epsilon) or not 0 < epsilon <= 0.01:
+            raise refuse(key, epsilon, "it must be a small number above 0, at most 0.01")
     if text.num_attention_heads % text.num_key_value_heads:
         heads = f"num_attention_heads={text.num_attention_heads} must be a multiple of it"
         raise refuse("text_config.num_key_value_heads", text.num_key_value_heads, heads)

@@ -97,6 +97,4 @@ def _run(embeds: list[torch.Tensor], visual: list[int], llm: Any, layers: Collec
         held = held or [keys.new_empty(2, len(llm.layers), *row.shape) for row in keys]
         for own, key, value in zip(held, keys, values, strict=True):
             own[0, i], own[1, i] = key, value
-    return [
-        Prefix(kept[0], kept[1], dict(zip(order, own, strict=True)), n) for kept, own, n in zip(held, inputs, visual, strict=True)
-    ]
+    return [Prefix(kept[0], kept[1], dict(zip(order, own, strict=True)), n) for kept, own, n in zip(held, inputs, visual, strict=True)]
