@@ -1,4 +1,4 @@
-"""Checkpoints whose files say what this project cannot run, or say nonsense: one line at load, before weights are read, never wrong numbers."""
+"""Checkpoints whose files say what this project cannot run, or nonsense: one line at load, before weights are read, no wrong numbers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ CONFIGS = [
     ({"vision_feature_layer": [-2, 40]}, "vision_feature_layer=[-2, 40], but"),
     ({"vision_config__model_type": "siglip_vision_model"}, "is supported with full only: it has no CLS token"),
     ({"vision_config__model_type": "dinov2"}, "vision_config.model_type=dinov2, but supported are clip_vision_model and"),
-    ({"vision_config__patch_size": 0}, "vision_config.patch_size=0, but it must be a whole number from 1 on"),
+    ({"vision_config__patch_size": 0}, "vision_config.patch_size=0, but it must be a whole number from 1 to"),
+    ({"text_config__num_hidden_layers": 1_000_000}, "text_config.num_hidden_layers=1000000, but it must be a whole number from 1 to 1000"),
     ({"vision_config__patch_size": 400}, "vision_config.patch_size=400, but a patch must fit into image_size=336"),
     ({"vision_config__num_attention_heads": 7}, "multiple of"),
     ({"text_config__model_type": "gemma"}, "text_config.model_type=gemma, but supported are llama"),
@@ -132,7 +133,7 @@ IMAGES = [
     (ONE, {"resample": "x"}, "has resample=x, but it must be a filter of PIL"),
     (ONE, {"image_processor_type": 3}, "has no processor and tokenizer that load"),
     (NEXT, {"image_grid_pinpoints": [[336, 672]]}, "has image_grid_pinpoints=[[336, 672]], but config.json has [[336, 672], [672, 336]"),
-    (NEXT, {"image_grid_pinpoints": []}, "has image_grid_pinpoints=[], but config.json has"),
+    (NEXT, {"image_grid_pinpoints": []}, "preprocessor_config.json has image_grid_pinpoints=[], but it must list"),
     (NEXT, {"size": {"height": 448, "width": 448}}, "has size={'height': 448, 'width': 448}, but"),
 ]
 

@@ -9,7 +9,6 @@ import torch
 
 from blink_exp.errors import UserError
 
-
 MOST_TEXTS = 4096  # embeddings kept, of 3 KB each for CLIP-L: the questions of a benchmark are more
 
 

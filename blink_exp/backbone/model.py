@@ -156,11 +156,12 @@ class Backbone:
     @property
     def images_bytes(self) -> int:
         """Bytes that features and encodings of images seen before hold."""
-        return sum(held.nbytes for held in (*self._features.values(), *self._encodings.values()))
+        return sum(f.nbytes for f in self._features.values()) + sum(e.nbytes for e in self._encodings.values())
 
     def _at_once(self, images: Iterable[Image.Image | Picture]) -> Iterator[list[Picture]]:
         """Prepared images by the passes of the tower that run them: as many as ``tower_bytes`` holds with all layers' states."""
-        vision, pictures, views = self.model.config.vision_config, [], 0
+        vision, views = self.model.config.vision_config, 0
+        pictures: list[Picture] = []
         view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: inside a layer, its MLP and its heads
         most = max(1, self.tower_bytes // (view * self.model.dtype.itemsize))
         for image in images:

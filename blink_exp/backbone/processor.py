@@ -50,10 +50,9 @@ def load_processor(folder: Path, config: Any, path: str, pad: bool, system_promp
         processor: Any = AutoProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
     lacking = [part for part in ("image_processor", "tokenizer", "image_token", "chat_template") if not hasattr(processor, part)]
     if lacking:
-        raise UserError(
-            f"model.path={path} has a {type(processor).__name__} without {' and '.join(lacking)} for a processor; correct processor_class in"
-            " processor_config.json, or give a complete checkpoint"
-        )
+        kind = f"{type(processor).__name__} without {' and '.join(lacking)}"
+        cure = "correct processor_class in processor_config.json, or give a complete checkpoint"
+        raise UserError(f"model.path={path} has a {kind} for a processor; {cure}")
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"  # the last prompt token of every row must stand last
     if tokenizer.pad_token is None:
@@ -87,8 +86,8 @@ def square_padding(image_processor: Any, config: Any) -> Any:
 
     if hasattr(config, "image_grid_pinpoints"):
         raise UserError("model.pad=true is LLaVA-1.5's padding, but LLaVA-NeXT pads its tiles by itself; use model.pad=false")
-    names = ("size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-    names = (*names, "do_resize", "do_convert_rgb")
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    names = (*steps, "size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
     lacking = [name for name in names if not hasattr(image_processor, name)]
     if lacking:
         kind = type(image_processor).__name__

@@ -23,6 +23,8 @@ from blink_exp.errors import UserError, flat
 LLMS = ("llama", "mistral", "qwen2")  # decoders whose layers differ in nothing that ``decode`` and ``scan`` do themselves
 TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}  # and the strategy that leaves patches alone: SigLIP has no CLS
 MOST_TILES = 100
+MOST = {"num_hidden_layers": 1000, "image_size": 10_000}  # larger ones are misprints, which would take hours to fail
+MOST_NUMBER = 10_000_000
 CONFIG = "config.json"
 IMAGES = "preprocessor_config.json"
 
@@ -84,8 +86,8 @@ def check_config(config: Any, path: str) -> None:
     ):
         for key in keys:
             value = getattr(part, key)
-            if type(value) is not int or value < 1:
-                raise refuse(f"{name}.{key}", value, "it must be a whole number from 1 on")
+            if type(value) is not int or not 1 <= value <= MOST.get(key, MOST_NUMBER):
+                raise refuse(f"{name}.{key}", value, f"it must be a whole number from 1 to {MOST.get(key, MOST_NUMBER)}")
         if part.hidden_size % part.num_attention_heads and not getattr(part, "head_dim", None):
             raise refuse(
                 f"{name}.num_attention_heads", part.num_attention_heads, f"hidden_size={part.hidden_size} must be a multiple of it"
@@ -144,12 +146,13 @@ def check_images(image_processor: Any, config: Any, path: str) -> None:
     _check_pixels(image_processor, path)
     for key in ("size", *(["crop_size"] if getattr(image_processor, "do_center_crop", None) else [])):
         held = getattr(image_processor, key, None)
-        found = {k: v for k, v in dict(held).items() if v is not None} if held else {}
-        if found not in ({"height": size, "width": size}, {"shortest_edge": size}):
-            raise refusal(path, IMAGES, key, found or held, f"the tower's vision_config.image_size is {size}; the two must be the same")
+        sides = {k: v for k, v in dict(held).items() if v is not None} if held else {}
+        if sides not in ({"height": size, "width": size}, {"shortest_edge": size}):
+            raise refusal(path, IMAGES, key, sides or held, f"the tower's vision_config.image_size is {size}; the two must be the same")
     if hasattr(config, "image_grid_pinpoints"):
-        own = getattr(image_processor, "image_grid_pinpoints", None)
-        if own is None or sorted(map(list, own)) != sorted(map(list, config.image_grid_pinpoints)):
+        own: Any = getattr(image_processor, "image_grid_pinpoints", None)
+        check_pinpoints(own, size, path, IMAGES)
+        if [*map(list, own)] != [*map(list, config.image_grid_pinpoints)]:  # in one order: the first of two that fit alike is taken
             limit = f"config.json has {flat(config.image_grid_pinpoints, 120)}; the two must be the same"
             raise refusal(path, IMAGES, "image_grid_pinpoints", own, limit)
     for width, height in ((2 * size + 10, size // 2), (size // 3, size), (7, 5)):
