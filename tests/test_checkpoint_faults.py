@@ -181,6 +181,13 @@ def test_an_index_that_is_broken(raw, message, spoilt):
     assert message in refused(spoilt(ONE, weights.INDEX, lambda _: raw))
 
 
+@pytest.mark.parametrize("part", ["vision_config", "text_config"])
+def test_fewer_layers_than_the_weights_have_are_noticed(part, spoilt):
+    path = spoilt(ONE, "config.json", put(**{f"{part}__num_hidden_layers": 23}))
+    message = refused(path)
+    assert "weights of layers that its config.json leaves out, first " in message and "layers.23." in message
+
+
 def test_a_weight_of_another_shape_is_named_on_one_line(folders, spoilt, capfd):
     path = spoilt(ONE, "config.json", lambda raw: raw)
     name = next(f.name for f in path.glob("*.safetensors") if any("linear_1.bias" in key for key in load_file(f)))

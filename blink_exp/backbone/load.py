@@ -141,7 +141,7 @@ def _model(
             **placed,
         )
     model, report = loaded
-    weights.check_loaded(report["missing_keys"], report["mismatched_keys"], path)
+    weights.check_loaded(report["missing_keys"], report["mismatched_keys"], path, report["unexpected_keys"])
     return model if placed else model.to(device)
 
 

@@ -147,9 +147,15 @@ def shard_fault(file: Path) -> str | None:
     return None if size == end else f"has {size} bytes where its header says {end}"
 
 
-def check_loaded(missing: Iterable[str], mismatched: Iterable[Any], path: str) -> None:
-    """Raises UserError if a weight of the model did not come from the checkpoint, which would leave it random. ``mismatched``: (name, its
-    shape there, the model's)."""
+def check_loaded(missing: Iterable[str], mismatched: Iterable[Any], path: str, unexpected: Iterable[str] = ()) -> None:
+    """Raises UserError if a weight of the model did not come from the checkpoint, which would leave it random, or if a layer's weights of
+    the checkpoint went nowhere. ``mismatched``: (name, its shape there, the model's)."""
+    unused = sorted(name for name in unexpected if ".layers." in name and name.endswith((".weight", ".bias")))
+    if unused:
+        raise UserError(
+            f"model.path={path} holds {len(unused)} weights of layers that its config.json leaves out, first {unused[0]}; give weights and"
+            " config of one checkpoint"
+        )
     for name, there, here in mismatched:
         raise UserError(
             f"model.path={path} holds {name} of shape {tuple(there)}, but its config.json makes it {tuple(here)}; give the weights and"
