@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blink_exp.backbone import weights
+from blink_exp.backbone import supported, weights
 from blink_exp.backbone.load import load
 from blink_exp.errors import UserError
 
@@ -76,6 +76,7 @@ CONFIGS = [
         "vision_feature_select_strategy=full, but clip_vision_model is supported with default only",
     ),
     ({"vision_feature_layer": -26}, "vision_feature_layer=-26, but the tower has hidden states -25 to 24"),
+    ({"vision_feature_layer": 0}, "vision_feature_layer=0, but transformers takes 0 for no layer; the tower's embeddings are -25"),
     ({"vision_feature_layer": 25}, "vision_feature_layer=25, but"),
     ({"vision_feature_layer": []}, "vision_feature_layer=[], but"),
     ({"vision_feature_layer": [-2, 40]}, "vision_feature_layer=[-2, 40], but"),
@@ -225,6 +226,53 @@ def test_several_layers_of_the_tower_are_read_as_the_stock_model_reads_them():
         assert found[0].hidden.shape == (1, 36, 2 * 16)
         for one, stock in zip(found, wanted, strict=True):
             assert torch.allclose(model.model.multi_modal_projector(one.hidden[0]), stock, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", supported.LLMS)
+@pytest.mark.parametrize("tower", supported.TOWERS)
+@torch.no_grad()
+def test_what_is_supported_runs_as_the_stock_model_does(kind, tower):
+    """Every decoder and tower: a scan whose threshold is never met against the stock forward, and the tower's pass of our own."""
+    from conftest import IMAGE, prompts, random_llava
+    from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from blink_exp.backbone.encode import Needs, encode
+    from blink_exp.backbone.views import Views
+    from blink_exp.methods.blink import BlinkPolicy, blink
+
+    known = random_llava().config
+    text = {k: v for k, v in known.text_config.to_dict().items() if k in ("vocab_size", "hidden_size", "intermediate_size", "pad_token_id")}
+    heads = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "sliding_window": None}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 24,
+        "patch_size": 4,
+    }
+    config = LlavaConfig(
+        vision_config=AutoConfig.for_model(tower, image_size=24, patch_size=4, **sizes),
+        text_config=AutoConfig.for_model(kind, **text, **heads),
+        image_token_index=IMAGE,
+        image_seq_length=36,
+        vision_feature_select_strategy=supported.TOWERS[tower],
+    )
+    supported.check_config(config, "here")
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval().requires_grad_(False)
+    batch = prompts(model, [[8, 9], [10, 11, 12]])
+    stock = model(**batch).logits[:, -1]
+    with blink(BlinkPolicy((1, 2), 1.0, 0.0)).attach(model) as run:
+        ours = model(**batch).logits[:, -1]
+        assert len(run.records) == 4
+    assert torch.allclose(ours, stock, atol=1e-4 * float(stock.abs().max()))
+    for found, wanted in zip(
+        encode(model, batch["pixel_values"], [Views(6)] * 2, Needs()),
+        model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output,
+        strict=True,
+    ):
+        assert torch.allclose(model.model.multi_modal_projector(found.hidden[0]), wanted, atol=1e-5)
 
 
 def test_a_file_is_no_folder(tmp_path):

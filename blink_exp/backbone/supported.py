@@ -121,6 +121,8 @@ def _check_selection(config: Any, vision: Any, refuse: Callable[[str, Any, str],
         raise refuse("vision_feature_select_strategy", strategy, f"{vision.model_type} is supported with {wanted} only: {cls}")
     layers, depth = config.vision_feature_layer, vision.num_hidden_layers
     several = layers if isinstance(layers, list | tuple) else [layers]
+    if type(layers) is int and layers == 0:
+        raise refuse("vision_feature_layer", 0, f"transformers takes 0 for no layer; the tower's embeddings are {-depth - 1}")
     if not several or any(type(layer) is not int or not -depth - 1 <= layer <= depth for layer in several):
         limit = f"the tower has hidden states {-depth - 1} to {depth}; use one of them, or a list"
         raise refuse("vision_feature_layer", layers, limit)
