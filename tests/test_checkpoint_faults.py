@@ -252,7 +252,7 @@ def test_what_is_supported_runs_as_the_stock_model_does(kind, tower):
         "patch_size": 4,
     }
     config = LlavaConfig(
-        vision_config=AutoConfig.for_model(tower, image_size=24, patch_size=4, **sizes),
+        vision_config=AutoConfig.for_model(tower, **sizes),
         text_config=AutoConfig.for_model(kind, **text, **heads),
         image_token_index=IMAGE,
         image_seq_length=36,
