@@ -88,6 +88,14 @@ def test_main_memory_is_what_the_machine_or_its_container_has_left():
     assert found is None or 0 <= found < 2**50
 
 
+def test_what_is_shared_by_default(monkeypatch):
+    monkeypatch.setattr(memory, "free", {"cpu": 50 * 10**9, "cuda:0": 50 * 10**9}.get)
+    assert (memory.shared_bytes(None, "cpu"), memory.shared_bytes(None, "cuda:0")) == (2**30, 5 * 10**9)
+    assert memory.shared_bytes(0.5, "cpu") == 5 * 10**8
+    monkeypatch.setattr(memory, "free", lambda device: 6 * 10**9)
+    assert memory.shared_bytes(None, "cpu") == 6 * 10**8
+
+
 def test_load_says_it_before_weights_are_read(tmp_path, monkeypatch):
     import published
 

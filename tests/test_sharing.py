@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from blink_exp.backbone.encode import Needs
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
@@ -220,6 +221,63 @@ def test_prefixes_are_remembered_within_their_memory(scale):
         assert not scale.prefixes
     finally:
         scale.shared_bytes = held
+
+
+def held_bytes() -> int:
+    """Bytes of all tensors that Python can reach; a view counts as all of what it is a view of."""
+    import gc
+
+    gc.collect()
+    tensors = (o for o in gc.get_objects() if issubclass(type(o), torch.Tensor))
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def test_what_is_held_from_batch_to_batch_stays_within_the_budget(scale, monkeypatch):
+    """Prefixes, features and encodings of images seen before, of many more images than there is room for."""
+    benchmark = MosaicMME(images=6)
+    samples = benchmark.samples()[::2]
+    monkeypatch.setattr(scale, "shared_bytes", 16 * 2**20)
+    methods = [Method(), blink(BlinkPolicy(layers=(12, 13), tau_expand=0.3))]
+    scale.forget()
+    together(scale, methods, samples[:1], benchmark)  # what the backbone computes once and keeps for itself
+    scale.forget()
+    before, held = held_bytes(), []
+    for start in range(0, len(samples), 8):
+        together(scale, methods, samples[start : start + 8], benchmark)
+        held.append(held_bytes() - before)
+    one = next(iter(scale.prefixes.values())).nbytes
+    assert len(samples) * one > 6 * scale.shared_bytes  # without a bound it would be so much
+    assert scale.shared_bytes / 4 < max(held) <= scale.shared_bytes
+    scale.forget()
+    assert held_bytes() - before < one
+
+
+@pytest.mark.parametrize("mebibytes", [8, 24])
+def test_the_worst_moment_stays_within_a_quarter_of_the_budget(scale, shared_run, monkeypatch, mebibytes):
+    """Prefixes, texts, expanded segments, the tower and what runs inside a layer, together; and nothing of it changes an answer."""
+    from bench.meters import peak_bytes
+
+    methods, samples, wanted = shared_run
+    chosen = ("none", "interpolated", "append")
+    monkeypatch.setattr(scale, "shared_bytes", mebibytes * 2**20)
+    scale.forget()
+    found: dict = {}
+    peak = peak_bytes(lambda: found.update(together(scale, [methods[name] for name in chosen], samples, MosaicMME())))
+    assert peak <= 1.25 * scale.shared_bytes
+    for (p, name), n in itertools.product(enumerate(chosen), range(len(samples))):
+        assert found[n, p] == wanted[name][n], (name, n)
+
+
+def test_what_is_kept_of_an_image_does_not_keep_its_batch(scale):
+    images = {s.image_id: s.image() for s in MosaicMME(images=1).samples()}
+    scale.forget()
+    needs = Needs(attention=frozenset({3}), keys=frozenset({4}), cls=True)
+    encodings = scale.encodings(images, needs).values()
+    tensors = [(e.hidden, *e.logits.values(), *e.queries.values(), *e.keys.values(), e.last_hidden, e.pooled) for e in encodings]
+    assert len(tensors) > 4
+    for encoding, own in zip(encodings, tensors, strict=True):
+        assert sum(t.untyped_storage().nbytes() for t in own) == encoding.nbytes
+    assert all(f.untyped_storage().nbytes() == f.nbytes for f in scale.features(images).values())
 
 
 def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):

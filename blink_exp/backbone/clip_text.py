@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from blink_exp.backbone.weights import check_finite
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, flat
+
+MOST_TEXTS = 4096  # embeddings kept, of 3 KB each for CLIP-L: the questions of a benchmark are more
 
 
 class ClipText:
@@ -38,7 +40,9 @@ class ClipText:
             ids = self.tokenizer(text + self.ending, return_tensors="pt").input_ids.to(self.clip.device)
             if ids.shape[1] > most:  # the last token is the one the tower pools at, so it stays
                 ids = torch.cat([ids[:, : most - 1], ids[:, -1:]], dim=1)
-            self._known[text] = self.clip.get_text_features(input_ids=ids).pooler_output[0].float()
+            if len(self._known) >= MOST_TEXTS:
+                del self._known[next(iter(self._known))]
+            self._known[text] = self.clip.get_text_features(input_ids=ids).pooler_output[0].float().clone()
         return self._known[text]
 
 
@@ -58,10 +62,9 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     try:
         clip: Any = CLIPModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # what a library raises over a folder's files is nowhere documented
         raise UserError(
-            f"model.clip={path} gives no CLIP in safetensors ({first}); give a folder that holds one, or set hero_alpha=no_text"
+            f"model.clip={path} gives no CLIP in safetensors ({flat(error, 240)}); give a folder that holds one, or set hero_alpha=no_text"
         ) from error
     ours = backbone.model.model.vision_tower.state_dict()
     theirs = {k.removeprefix("vision_model."): v for k, v in clip.vision_model.state_dict().items()}

@@ -64,7 +64,7 @@ class Encoding:
     @property
     def nbytes(self) -> int:
         held = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
-        return sum(t.nbytes for t in held)
+        return sum(t.nbytes for t in (*held, self.last_hidden, self.pooled, self.projected) if t is not None)
 
     def attention(self, layer: int) -> torch.Tensor:
         """(views, heads, N) CLS-to-patch probabilities of a layer, softmax over all N + 1 keys, so a row sums to 1 - a(CLS -> CLS)."""
@@ -142,17 +142,22 @@ def encode(model: Any, pixels: torch.Tensor, views: list[Views], needs: Needs, c
     cuts = [slice(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
     found = []
     for geometry, cut in zip(views, cuts, strict=True):
-        one = Encoding(geometry, hidden[cut], {k: v[cut] for k, v in logits.items()})
-        one.queries = {k: queries[k][cut] for k in needs.keys}
-        one.keys = {k: keys[k][cut] for k in needs.keys}
+        one = Encoding(geometry, owned(hidden[cut]), {k: owned(v[cut]) for k, v in logits.items()})
+        one.queries = {k: owned(queries[k][cut]) for k in needs.keys}
+        one.keys = {k: owned(keys[k][cut]) for k in needs.keys}
         if needs.cls or needs.text:
-            one.last_hidden = out.last_hidden_state[cut, 0].float()
-            one.pooled = out.pooler_output[cut].float()
+            one.last_hidden = owned(out.last_hidden_state[cut, 0].float())
+            one.pooled = owned(out.pooler_output[cut].float())
         if clip is not None and needs.text:
             one.projected = clip.project(out.pooler_output[cut])
             one.embed_text = clip.embed_text
         found.append(one)
     return found
+
+
+def owned(part: torch.Tensor) -> torch.Tensor:
+    """``part`` in memory of its own: a view of a batch that is kept keeps the whole batch."""
+    return part if part.nbytes == part.untyped_storage().nbytes() else part.clone()
 
 
 def _selected(states, config) -> torch.Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from blink_exp.backbone import memory, weights
+from blink_exp.backbone import memory, supported, weights
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.processor import load_processor, warn_of_tokens
+from blink_exp.backbone.processor import SYSTEM_PROMPTS, load_processor, prompt_of, warn_of_tokens
 from blink_exp.backbone.views import Visual
 from blink_exp.errors import UserError, nearest
 
@@ -25,6 +25,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "dtype": ("bfloat16", "float16", "float32"),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
     "quantization": ("4bit", "8bit"),
+    "system_prompt": tuple(SYSTEM_PROMPTS),
     "device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
 }
 NULLABLE = ("quantization", "device_map")
@@ -81,20 +82,25 @@ def load(
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    system_prompt = system_prompt or "none"
+    words = {"dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization, "device_map": device_map}
+    check_words(**words, system_prompt=system_prompt)
+    check_device(device, quantization, device_map, attn_implementation, dtype)
     own = shipped(path)
     folder = own[0] if own else weights.find_config(path, revision)
-    check_words(dtype=dtype, attn_implementation=attn_implementation, quantization=quantization, device_map=device_map)
-    check_device(device, quantization, device_map, attn_implementation)
     config, commit = weights.read_config(folder, path), None
     if not own:
-        memory.check(config, dtype, device, quantization, device_map)
+        with supported.read_by_library(path, "config.json that makes a model"):
+            memory.check(config, dtype, device, quantization, device_map)
         folder, commit = weights.fetch(path, revision)
         weights.check_complete(folder, path)
-    system_prompt = system_prompt or "none"
     processor = load_processor(folder, config, path, pad, system_prompt)
+    if not own:
+        supported.check_images(processor.image_processor, config, path)
+        supported.check_tokens(processor, config, functools.partial(prompt_of, processor, system_prompt=system_prompt), path)
     model = _model(folder, path, dtype, device, attn_implementation, device_map, quantization)
     if not own:
-        _greedy(model)
+        _greedy(model, path)
     backbone = Backbone(
         name or (SCALE[path][2] if own else path),
         model,
@@ -123,27 +129,30 @@ def _model(
         skip = list(memory.KEPT)
         placed = {"device_map": device_map or {"": device}}
         placed["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=kind, llm_int8_skip_modules=skip)  # type: ignore[arg-type]
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        str(folder),
-        dtype=kind,
-        attn_implementation=attn_implementation,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **placed,
-    )
+    with supported.read_by_library(path, "weights that load"):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            str(folder),
+            dtype=kind,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come in the report, by name
+            **placed,
+        )
     model, report = loaded
-    weights.check_loaded(report["missing_keys"], report["mismatched_keys"], path)
+    weights.check_loaded(report["missing_keys"], report["mismatched_keys"], path, report["unexpected_keys"])
     model = model if placed else model.to(device)
     weights.check_finite(model, path)
     return model
 
 
-def _greedy(model: Any) -> None:
+def _greedy(model: Any, path: str) -> None:
     """Keeps of a checkpoint's generation_config.json the special tokens alone: some carry a temperature or a length of their own."""
     from transformers import GenerationConfig
 
     old = model.generation_config
+    supported.check_ends(old, model.config.text_config.vocab_size, path)
     model.generation_config = GenerationConfig(bos_token_id=old.bos_token_id, eos_token_id=old.eos_token_id, pad_token_id=old.pad_token_id)
 
 
@@ -154,12 +163,14 @@ def check_words(**settings: str | None) -> None:
             raise UserError(f"model.{key}={value} is not known; {nearest(str(value), WORDS[key])}")
 
 
-def check_device(device: str, quantization: str | None, device_map: str | None, attn_implementation: str) -> None:
+def check_device(device: str, quantization: str | None, device_map: str | None, attn_implementation: str, dtype: str) -> None:
     """Raises UserError for a device that is not there, or a setting whose library or device is not."""
     try:
-        kind = torch.device(device)
+        kind = torch.device(str(device))
     except RuntimeError as error:
         raise UserError(f"model.device={device} is no device; use cpu, cuda or cuda:0") from error
+    if kind.type not in ("cpu", "cuda") or (kind.type == "cpu" and kind.index):
+        raise UserError(f"model.device={device} is not supported; use cpu, cuda or cuda:0")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind.type == "cuda" and (kind.index or 0) >= count:
         raise UserError(
@@ -167,9 +178,13 @@ def check_device(device: str, quantization: str | None, device_map: str | None, 
         )
     if quantization and (kind.type != "cuda" or not count):
         raise UserError(f"model.quantization={quantization} needs a GPU, but model.device={device}; use model.quantization=null")
+    flash = attn_implementation if "flash" in attn_implementation else None
     needed = [("model.quantization", quantization, "bitsandbytes"), ("model.quantization", quantization, "accelerate")]
-    needed.append(("model.device_map", device_map, "accelerate"))
-    needed.append(("model.attn_implementation", attn_implementation if "flash" in attn_implementation else None, "flash_attn"))
+    needed += [("model.device_map", device_map, "accelerate"), ("model.attn_implementation", flash, "flash_attn")]
     for key, value, library in needed:
         if value and importlib.util.find_spec(library) is None:
             raise UserError(f"{key}={value} needs {library}, which is not installed; run: pip install {library.replace('_', '-')}")
+    if flash and kind.type != "cuda":
+        raise UserError(f"model.attn_implementation={flash} needs a GPU, but model.device={device}; use model.attn_implementation=sdpa")
+    if flash and dtype == "float32":
+        raise UserError(f"model.attn_implementation={flash} has no float32; use model.dtype=bfloat16 or model.attn_implementation=sdpa")

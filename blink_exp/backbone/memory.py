@@ -19,6 +19,7 @@ BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 # bitsandbytes: a float32 scale for each 64 weights (nf4), for each row of a matrix (int8; too few to count).
 QUANTIZED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 KEPT = ("vision_tower", "multi_modal_projector", "lm_head")  # never quantised: pruners and TokenSR read them
+MOST_SHARED = 2**30  # by default in main memory, which other processes use too: more batches of images there do not make it faster
 TEXT = 512  # tokens of a long question with its prompt
 
 
@@ -83,12 +84,14 @@ def free(device: str) -> int | None:
 
 
 def shared_bytes(wanted: float | None, device: str) -> int:
-    """What questions and points may hold in common: ``wanted`` GB, or a tenth of what is free; see ``blink_exp.sharing``."""
+    """What questions and points may hold in common: ``wanted`` GB, or a tenth of what is free, in main memory at most ``MOST_SHARED``; see
+    ``blink_exp.sharing``."""
     if wanted is not None:
         if wanted <= 0:
             raise UserError(f"shared_gb={wanted} holds nothing; use a size in GB above 0, or null for a tenth of what is free")
         return int(wanted * 1e9)
-    return max(2**28, (free(device) or 2**31) // 10)
+    tenth = max(2**28, (free(device) or 2**31) // 10)
+    return tenth if device.startswith("cuda") else min(tenth, MOST_SHARED)
 
 
 def check(config: Any, dtype: str, device: str, quantization: str | None = None, device_map: str | None = None) -> None:

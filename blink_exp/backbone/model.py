@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone import decode, weights
 from blink_exp.backbone.clip_text import ClipText, load_clip_text
-from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode
+from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode, owned
 from blink_exp.backbone.logits import Checked
 from blink_exp.backbone.pictures import Picture, Pictures, picture
-from blink_exp.backbone.processor import conversation
+from blink_exp.backbone.processor import prompt_of
 from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.methods.prune import ViewPruner
@@ -40,8 +41,8 @@ class Backbone:
     processor: Any
     tokensr: Path | None = None
     clip_path: str | None = None  # of the text tower; loaded when a method reads it
-    cache_bytes: int = 2**28  # of what was made of images seen before; the points of a sweep ask about the same images
-    shared_bytes: int = 2**31  # of prefixes and texts that questions and points share (``blink_exp.sharing``)
+    cache_bytes: int = 2**28  # at most, of the tower's output for images seen before; the points of a sweep ask about the same images
+    shared_bytes: int = 2**31  # of all that questions and points share, images seen before included (``blink_exp.sharing``)
     pad: bool = False
     system_prompt: str = "none"
     quantization: str | None = None
@@ -99,7 +100,7 @@ class Backbone:
         return picture(image, self.processor.image_processor).views[0]
 
     def prompt(self, question: str) -> str:
-        return self.processor.apply_chat_template(conversation(question, self.system_prompt), add_generation_prompt=True)
+        return prompt_of(self.processor, question, self.system_prompt)
 
     def inputs(self, images: list[Image.Image], questions: list[str]) -> dict[str, torch.Tensor]:
         """A left-padded batch of one image and one question each."""
@@ -128,11 +129,12 @@ class Backbone:
         """{id: (tokens, width)} projected visual tokens of images by id, as the stock model makes them, newlines included."""
         new = {k: v for k, v in images.items() if k not in self._features}
         if new:
-            pictures = [picture(image, self.processor.image_processor) for image in new.values()]
-            sizes = {"image_sizes": torch.tensor([[p.height, p.width] for p in pictures])} if self.tiled else {}
-            found = self.model.get_image_features(pixel_values=self._pixels(pictures), **sizes).pooler_output
-            self._features.update(zip(new, found, strict=True))
-        return self.recall(self._features, list(images), self.cache_bytes)
+            found: list[torch.Tensor] = []
+            for pictures in self._at_once(new.values()):
+                sizes = {"image_sizes": torch.tensor([[p.height, p.width] for p in pictures])} if self.tiled else {}
+                found += self.model.get_image_features(pixel_values=self._pixels(pictures), **sizes).pooler_output
+            self._features.update(zip(new, map(owned, found), strict=True))
+        return self.recall(self._features, list(images), self.tower_bytes)
 
     @torch.no_grad()
     def encodings(self, images: Pictures, needs: Needs) -> dict[str, Encoding]:
@@ -141,15 +143,50 @@ class Backbone:
         needs = wider  # what was made for somebody who looks at more serves as well
         new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
         if new:
-            pictures = [picture(image, self.processor.image_processor) for image in new.values()]
-            views = [Views.of(self.model.config, (p.height, p.width)) for p in pictures]
-            found = encode(self.model, self._pixels(pictures), views, needs, self.clip if needs.text and self.tiled else None)
+            found: list[Encoding] = []
+            for pictures in self._at_once(new.values()):
+                views = [Views.of(self.model.config, (p.height, p.width)) for p in pictures]
+                found += encode(self.model, self._pixels(pictures), views, needs, self.clip if needs.text and self.tiled else None)
             self._encodings.update(zip([(k, needs) for k in new], found, strict=True))
-        return {k: encoding for (k, _), encoding in self.recall(self._encodings, [(k, needs) for k in images], self.cache_bytes).items()}
+        return {k: encoding for (k, _), encoding in self.recall(self._encodings, [(k, needs) for k in images], self.tower_bytes).items()}
+
+    @property
+    def tower_bytes(self) -> int:
+        """Bytes that the features of images seen before may hold, their encodings as many, and a pass of the tower."""
+        return min(self.cache_bytes, self.shared_bytes // 8)
+
+    @property
+    def images_bytes(self) -> int:
+        """Bytes that features and encodings of images seen before hold."""
+        return sum(f.nbytes for f in self._features.values()) + sum(e.nbytes for e in self._encodings.values())
+
+    def _at_once(self, images: Iterable[Image.Image | Picture]) -> Iterator[list[Picture]]:
+        """Prepared images by the passes of the tower that run them: as many as ``tower_bytes`` holds with all layers' states."""
+        vision, views = self.model.config.vision_config, 0
+        pictures: list[Picture] = []
+        view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: inside a layer, its MLP and its heads
+        most = max(1, self.tower_bytes // (view * self.model.dtype.itemsize))
+        for image in images:
+            one = picture(image, self.processor.image_processor)
+            if pictures and views + len(one.views) > most:
+                yield pictures
+                pictures, views = [], 0
+            pictures.append(one)
+            views += len(one.views)
+        yield pictures
 
     def _pixels(self, pictures: list[Picture]) -> torch.Tensor:
         """(all views, 3, size, size) on the tower's device, the views of the images one after another."""
         return torch.cat([p.views.to(self.model.device, self.model.dtype, non_blocking=True) for p in pictures])
+
+    @staticmethod
+    def shrink(cache: OrderedDict, most: int, wanted: Collection = ()) -> None:
+        """Makes a cache forget what was not used for longest until it fits in ``most`` bytes; what is not ``wanted`` goes first."""
+        held = sum(v.nbytes for v in cache.values())
+        for key in [k for k in cache if k not in wanted] + [k for k in cache if k in wanted]:
+            if held <= most:
+                return
+            held -= cache.pop(key).nbytes
 
     @staticmethod
     def recall(cache: OrderedDict, keys: list, most: int) -> dict:
@@ -157,9 +194,7 @@ class Backbone:
         for key in keys:
             cache.move_to_end(key)
         out = {key: cache[key] for key in keys}
-        held = sum(v.nbytes for v in cache.values())
-        while held > most:
-            held -= cache.popitem(last=False)[1].nbytes
+        Backbone.shrink(cache, most)
         return out
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from blink_exp.backbone.supported import read_by_library
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import encodable
 
@@ -40,6 +41,11 @@ def conversation(question: str, system_prompt: str = "none") -> list[dict[str, A
     return [*before, {"role": "user", "content": content}]
 
 
+def prompt_of(processor: Any, question: str, system_prompt: str = "none") -> str:
+    """The text of one question about one image, as the checkpoint's chat template has it."""
+    return processor.apply_chat_template(conversation(question, system_prompt), add_generation_prompt=True)
+
+
 def load_processor(folder: Path, config: Any, path: str, pad: bool, system_prompt: str) -> Any:
     """The processor in ``folder``, resizing by PIL as LLaVA does, whether torchvision is there or not.
 
@@ -52,17 +58,19 @@ def load_processor(folder: Path, config: Any, path: str, pad: bool, system_promp
     """
     from transformers import AutoProcessor
 
-    try:
+    with read_by_library(path, "processor and tokenizer that load"):
         processor: Any = AutoProcessor.from_pretrained(str(folder), backend="pil", trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"model.path={path} has no processor and tokenizer that load ({first}); give a complete checkpoint") from error
+    lacking = [part for part in ("image_processor", "tokenizer", "image_token", "chat_template") if not hasattr(processor, part)]
+    if lacking:
+        kind = f"{type(processor).__name__} without {' and '.join(lacking)}"
+        cure = "correct processor_class in processor_config.json, or give a complete checkpoint"
+        raise UserError(f"model.path={path} has a {kind} for a processor; {cure}")
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"  # the last prompt token of every row must stand last
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     _agree(processor, config, path)
-    if not processor.chat_template:
+    if not processor.chat_template or not isinstance(processor.chat_template, str):
         raise UserError(f"model.path={path} has no chat template (chat_template.jinja or .json); give a newer revision of the checkpoint")
     if pad:
         processor.image_processor = square_padding(processor.image_processor, config)
@@ -90,8 +98,13 @@ def square_padding(image_processor: Any, config: Any) -> Any:
 
     if hasattr(config, "image_grid_pinpoints"):
         raise UserError("model.pad=true is LLaVA-1.5's padding, but LLaVA-NeXT pads its tiles by itself; use model.pad=false")
-    names = ("size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-    kept = {name: getattr(image_processor, name) for name in (*names, "do_resize", "do_convert_rgb")}
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    names = (*steps, "size", "resample", "crop_size", "rescale_factor", "image_mean", "image_std")
+    lacking = [name for name in names if not hasattr(image_processor, name)]
+    if lacking:
+        kind = type(image_processor).__name__
+        raise UserError(f"model.pad=true pads before CLIP's crop, but {kind} has no {lacking[0]}; use model.pad=false")
+    kept = {name: getattr(image_processor, name) for name in names}
     return LlavaImageProcessorPil(**kept, do_pad=True)
 
 
@@ -99,9 +112,11 @@ def _check_system_prompt(processor: Any, system_prompt: str, path: str) -> None:
     if system_prompt not in SYSTEM_PROMPTS:
         raise UserError(f"model.system_prompt={system_prompt} is not known; {nearest(system_prompt, SYSTEM_PROMPTS)}")
     text = SYSTEM_PROMPTS[system_prompt]
-    if text and not processor.apply_chat_template(conversation("?", system_prompt), add_generation_prompt=True).startswith(
-        f"{text} USER: "
-    ):
+    if not text:
+        return
+    with read_by_library(path, "chat template that makes a prompt"):
+        prompt = prompt_of(processor, "?", system_prompt)
+    if not prompt.startswith(f"{text} USER: "):
         raise UserError(
             f"model.system_prompt={system_prompt} is not what the chat template of {path} was made for; use model.system_prompt=none"
         )

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from blink_exp.backbone.supported import check_config, check_raw, read_by_library
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 
@@ -26,6 +27,8 @@ def is_folder(path: str) -> bool:
     """Whether ``path`` is a folder, not a hub id. Raises UserError if it can be neither."""
     if Path(path).is_dir():
         return True
+    if Path(path).is_file():
+        raise UserError(f"model.path={path} is a file; give the folder that holds it, or a hub id")
     if path.count("/") != 1 or not all(path.split("/")):
         raise UserError(f"model.path={path} is neither a folder nor a hub id like llava-hf/llava-1.5-7b-hf; give one of them")
     return False
@@ -48,13 +51,17 @@ def read_config(folder: Path, path: str) -> Any:
 
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"model.path={path} has a config.json that is no JSON ({error}); download it again") from error
+    check_raw(raw, path)
     kind = raw.get("model_type")
     if kind not in KINDS or "text_config" not in raw:
         what = f"a model of type {kind}" if kind not in KINDS else "a LLaVA in the original repository's layout"
         raise UserError(f"model.path={path} holds {what}; use a LLaVA-1.5 or LLaVA-NeXT in Hugging Face layout, such as llava-hf/...")
-    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    with read_by_library(path, "config.json that makes a config"):
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    check_config(config, path)
+    return config
 
 
 def fetch(path: str, revision: str | None) -> tuple[Path, str | None]:
@@ -94,7 +101,13 @@ def check_complete(folder: Path, path: str) -> None:
     """Raises UserError where weights are missing or were half downloaded."""
     index = folder / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"model.path={path} has an {INDEX} that names no files; {_again(path)}") from error
+        odd = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+        if odd:
+            raise UserError(f"model.path={path}: {INDEX} names {odd[0]}, which is no file of the folder; {_again(path)}")
     else:
         names = sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:
@@ -130,15 +143,28 @@ def shard_fault(file: Path) -> str | None:
             return f"is cut off or no safetensors file ({size} bytes)"
         try:
             header = json.loads(f.read(length))
-        except ValueError:
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            end = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             return "has a header that cannot be read"
-    end = 8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
     return None if size == end else f"has {size} bytes where its header says {end}"
 
 
-def check_loaded(missing: Iterable[str], mismatched: Iterable[Any], path: str) -> None:
-    """Raises UserError if a weight of the model did not come from the checkpoint, which would leave it random."""
-    wrong = sorted(map(str, [*missing, *mismatched]))
+def check_loaded(missing: Iterable[str], mismatched: Iterable[Any], path: str, unexpected: Iterable[str] = ()) -> None:
+    """Raises UserError if a weight of the model did not come from the checkpoint, which would leave it random, or if a layer's weights of
+    the checkpoint went nowhere. ``mismatched``: (name, its shape there, the model's)."""
+    unused = sorted(name for name in unexpected if ".layers." in name and name.endswith((".weight", ".bias")))
+    if unused:
+        raise UserError(
+            f"model.path={path} holds {len(unused)} weights of layers that its config.json leaves out, first {unused[0]}; give weights and"
+            " config of one checkpoint"
+        )
+    for name, there, here in mismatched:
+        raise UserError(
+            f"model.path={path} holds {name} of shape {tuple(there)}, but its config.json makes it {tuple(here)}; give the weights and"
+            " config of one checkpoint"
+        )
+    wrong = sorted(map(str, missing))
     if wrong:
         raise UserError(f"model.path={path} lacks {len(wrong)} weights of its model, first {wrong[0]}; give a complete checkpoint")
 

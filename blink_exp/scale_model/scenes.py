@@ -63,8 +63,9 @@ class Scene:
         """(row, column) of tile ``index``."""
         return divmod(index, self.grid[1])
 
-    @functools.cached_property
+    @property
     def canvas(self) -> Image.Image:
+        """Drawn anew each time: a benchmark holds its scenes to the end, and their pictures would add up."""
         rows, columns = self.grid
         lines = [np.concatenate([t.pixels for t in self.tiles[r * columns : (r + 1) * columns]], axis=1) for r in range(rows)]
         return Image.fromarray(np.concatenate(lines, axis=0))

@@ -22,6 +22,7 @@ from blink_exp.sharing.branches import Leaves, Question, Texts, layers_of
 from blink_exp.sharing.decoding import greedy
 from blink_exp.sharing.prefixes import Opening, Prefix, run
 
+USUAL = 64  # tokens that an answer is expected to take, whatever it may
 NEAR = 1.15  # lengths within this factor are padded to one batch
 
 
@@ -69,18 +70,19 @@ class _Unit:
 def answer(
     backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking], max_new_tokens: int, batch_size: int
 ) -> dict[tuple[int, int], Answer]:
-    """{(number of the question, number of the method): its answer}. ``batch_size``: texts that run at once even where they do not fit into
-    ``backbone.shared_bytes``."""
+    """{(number of the question, number of the method): its answer}. What is held stays within ``backbone.shared_bytes``, down to one text
+    behind one prefix; ``batch_size``: texts that start together, and are parted where they come to need more."""
     visual = _visual(backbone, methods, images, asked)
     units = _units(backbone, methods, asked, visual)
     layers = frozenset(layer for method in methods for layer in layers_of(method))
     grids = [PatchGrid(m.policy.p, *backbone.grid) if m.policy is not None else None for m in methods]
     out: dict[tuple[int, int], Answer] = {}
-    fits = Fits.of(backbone, units, layers, batch_size)
+    fits = Fits.of(backbone, units, layers, batch_size, max_new_tokens)
     for part in _parts(units, fits):
         prefixes = recalled(backbone, part, layers, fits)
+        held = {id(p): p.nbytes for p in (*prefixes.values(), *backbone.prefixes.values())}
         questions = [Question(prefixes[u.key], u.text, asked[u.asking].sample, tuple(u.points), u.opening.shown) for u in part]
-        texts = Texts(backbone.llm, questions, methods, grids, fits.room, batch_size)
+        texts = Texts(backbone.llm, questions, methods, grids, fits.left(sum(held.values())))
         said: dict[tuple[int, int], list[int]] = {}
 
         def finish(leaves: Leaves, questions=questions, said=said) -> None:
@@ -88,6 +90,7 @@ def answer(
             for branch, found in zip(leaves.branches, tokens, strict=True):
                 said.update({(branch.question, p): found for p in branch.points})
 
+        del prefixes  # the questions hold them
         with shared(backbone.llm):
             texts.run(finish)
         spoken = backbone.processor.batch_decode(list(said.values()), skip_special_tokens=True)
@@ -136,27 +139,45 @@ def _units(backbone: Backbone, methods: Rows[Method], asked: Rows[Asking], visua
 
 @dataclass(frozen=True)
 class Fits:
-    """How much runs at once: ``prefix``: bytes of a visual token's keys and values in all layers, and of its states where they are kept;
-    ``texts``: questions; ``room``: see ``Texts``; ``decoding``: branches that are decoded together; ``prefixes``: bytes of all prefixes."""
+    """How ``backbone.shared_bytes`` is divided, less what images seen before hold of it: half is the prefixes', half the texts'.
+
+    ``prefix``: bytes of a visual token's keys and values in all layers, and of its states where they are kept; ``texts``: questions that
+    start together; ``room``: see ``Texts``; ``decoding``: branches that are decoded together; ``prefixes``, ``budget``: bytes of all
+    prefixes, and of all; ``one``: bytes of a token's keys and values in a layer; ``work``: of what it takes inside a layer, in ``one``.
+    """
 
     prefix: int
     texts: int
     room: int
     decoding: int
     prefixes: int
+    budget: int
+    one: int
+    work: int
 
     @classmethod
-    def of(cls, backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], batch_size: int) -> Fits:
+    def of(cls, backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], batch_size: int, new: int) -> Fits:
         config, size = backbone.llm.config, torch.finfo(backbone.model.dtype).bits // 8
-        one = 2 * config.num_key_value_heads * backbone.llm.layers[0].self_attn.head_dim * size  # a token in a layer
+        one = 2 * config.num_key_value_heads * backbone.llm.layers[0].self_attn.head_dim * size
+        work = math.ceil((3 * config.intermediate_size + 4 * config.hidden_size) * size / one)  # an MLP's widest moment
         text = max(len(u.text) for u in units)
         row = max(len(u.opening.features) + len(u.opening.ids) for u in units) + text
         if layers:
             row += backbone.grid[0] * backbone.grid[1]  # expanded
-        depth, budget = config.num_hidden_layers, backbone.shared_bytes
-        texts = max(batch_size, budget // (one * (row + depth * text)))
-        decoding = max(batch_size, budget // (one * depth * row))
-        return cls(one * depth + config.hidden_size * size * len(layers), texts, budget // one, decoding, budget)
+        depth, budget = config.num_hidden_layers, max(0, backbone.shared_bytes - backbone.images_bytes)
+        half = budget // 2
+        texts = max(batch_size, half // (one * (row + (depth + work) * text)))
+        decoding = max(1, budget // (4 * one * (depth * (text + min(new, USUAL)) + row)))  # their keys and values are copied
+        prefix = one * depth + config.hidden_size * size * len(layers)
+        return cls(prefix, texts, half // one, decoding, half, budget, one, work)
+
+    def left(self, held: int) -> int:
+        """``room`` beside prefixes of ``held`` bytes: less than half where one of them is larger than that."""
+        return min(self.room, max(0, self.budget - held) // self.one)
+
+    def at_once(self, tokens: int) -> int:
+        """Prefixes of so many tokens that run as a batch: beside what they leave, what runs may take an eighth."""
+        return max(1, min(self.texts, self.budget // (8 * self.one * self.work * tokens)))
 
 
 def _parts(units: list[_Unit], fits: Fits) -> Iterator[list[_Unit]]:
@@ -181,8 +202,15 @@ def recalled(backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], fit
     store, embed = backbone.prefixes, backbone.model.get_input_embeddings()
     wanted = {u.key: u.opening for u in units}
     new = {key: o for key, o in wanted.items() if key not in store or not layers <= store[key].states.keys()}
+    out = {key: store[key] for key in wanted if key not in new}
     if new:
         embeds = [torch.cat([embed(o.ids), o.features]) for o in new.values()]
-        at_once = max(1, fits.texts // 4)
-        store.update(zip(new, run(backbone.llm, embeds, [len(o.features) for o in new.values()], layers, at_once), strict=True))
-    return backbone.recall(store, list(wanted), backbone.shared_bytes)
+        for key in new:
+            store.pop(key, None)  # one without the states that are wanted
+        coming = sum(fits.prefix * len(e) for e in embeds)
+        backbone.shrink(store, fits.prefixes - coming, wanted)  # before they are made: the old and the new are never there together
+        at_once = fits.at_once(max(map(len, embeds)))
+        made = run(backbone.llm, embeds, [len(o.features) for o in new.values()], layers, at_once)
+        out |= zip(new, made, strict=True)
+    store.update(out)
+    return backbone.recall(store, list(wanted), fits.prefixes)

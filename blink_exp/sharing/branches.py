@@ -8,7 +8,7 @@ for one half and then for the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from blink_exp.saliency import PatchGrid
 from blink_exp.sequence import Decision, Drop, Expand, Keep, Segment
 from blink_exp.sharing import scanning
 from blink_exp.sharing.attending import Parts
-from blink_exp.sharing.expansions import Chain, Wish, advance, ahead_of, front, length, make
+from blink_exp.sharing.expansions import Chain, Expansion, Wish, advance, ahead_of, front, length, make
 from blink_exp.sharing.prefixes import Prefix
 from blink_exp.shown import Shown
 
@@ -68,40 +68,49 @@ class Leaves:
     valid: torch.Tensor
 
 
+@dataclass
+class _Waiting:
+    """Branches that have run up to ``layer``. ``decided``: whether it has been decided on already; ``parent``: see ``Step``."""
+
+    layer: int
+    branches: list[Branch]
+    text: Segment
+    steps: list[Step]
+    parent: torch.Tensor | None = None
+    decided: bool = False
+
+
 class Texts:
     """The texts of ``questions`` under ``methods`` (each without policy or with one that decides before layers).
 
-    ``room``: tokens times layers whose keys and values may be there for texts, and for the segments expanded in front of them; ``always``:
-    branches that run at once even where these need more; ``records``: {(question, point): decisions}, filled as layers run.
+    ``room``: what may be held for texts, and for the segments expanded in front of them, in bytes of a token's keys and values in a layer;
+    one branch runs even where it needs more. ``records``: {(question, point): decisions}, filled as layers run.
     """
 
-    def __init__(
-        self, llm: Any, questions: Rows[Question], methods: Rows[Method], grids: Rows[PatchGrid | None], room: float, always: int = 1
-    ):
-        self.llm, self.questions, self.methods, self.grids, self.room, self.always = llm, questions, methods, grids, room, always
+    def __init__(self, llm: Any, questions: Rows[Question], methods: Rows[Method], grids: Rows[PatchGrid | None], room: float):
+        self.llm, self.questions, self.methods, self.grids, self.room = llm, questions, methods, grids, room
         self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, asked in enumerate(questions) for p in asked.points}
         self.padded = len({len(question.text) for question in questions}) > 1
         self.scanned = {layer for method in methods for layer in layers_of(method)}
+        config, width = llm.config, llm.layers[0].self_attn.head_dim
+        pair = 2 * config.num_key_value_heads * width  # numbers of a token's keys and values in a layer
+        self.state = config.hidden_size / pair
+        self.work = (3 * config.intermediate_size + 4 * config.hidden_size) / pair  # of a token inside a layer: an MLP's widest moment
 
     def run(self, finish: Callable[[Leaves], None]) -> None:
         """Runs all layers; ``finish`` takes the leaves, in parts where they are too many."""
         order = sorted(range(len(self.questions)), key=lambda q: id(self.questions[q].prefix))
-        branches = [Branch(q, (), self.questions[q].points) for q in order]
         text = Segment.from_rows([self.questions[q].text for q in order])
-        self._run(0, branches, text, [], None, False, finish)
+        waiting = [_Waiting(0, [Branch(q, (), self.questions[q].points) for q in order], text, [])]
+        while waiting:  # one part to the end, then the next: nothing else refers to what a part alone holds, which goes with it
+            self._run(waiting, finish)
 
-    def _run(
-        self,
-        first: int,
-        branches: list[Branch],
-        text: Segment,
-        steps: list[Step],
-        parent: Any,
-        decided: bool,
-        finish: Callable[[Leaves], None],
-    ) -> None:
-        """Layers from ``first`` on. ``parent``: see ``Step``, of the branches as they come in; ``decided``: whether layer ``first`` has
-        been decided on already."""
+    def _run(self, waiting: list[_Waiting], finish: Callable[[Leaves], None]) -> None:
+        """Runs the last of the parts that wait to the last layer, or puts its two halves in its place."""
+        part = waiting.pop()
+        branches, text, steps, parent, decided = part.branches, part.text, part.steps, part.parent, part.decided
+        first = part.layer
+        del part
         rope: Any = None  # of the texts; made anew when something was put in front of one
         for i in range(first, len(self.llm.layers)):
             if not decided:
@@ -112,27 +121,39 @@ class Texts:
                     text = Segment(text.states[rows], text.valid[rows])
                     parent = rows if parent is None else parent[rows]
             decided = False
-            if len(branches) > self.always and self.needed(i, branches, text.length) > self.room:
-                half = torch.arange(len(branches), device=text.states.device).chunk(2)
-                for part in half:
-                    own = [branches[r] for r in part.tolist()]
-                    some = Segment(text.states[part], text.valid[part])
-                    self._run(i, own, some, list(steps), part if parent is None else parent[part], True, finish)
+            room = self.room - self._held(branches, steps, text.length, waiting)
+            if len(branches) > 1 and self.needed(i, branches, text.length) > room:
+                for half in torch.arange(len(branches), device=text.states.device).chunk(2)[::-1]:
+                    own = [branches[r] for r in half.tolist()]
+                    rows = half if parent is None else parent[half]
+                    some = Segment(text.states[half], text.valid[half])
+                    waiting.append(_Waiting(i, own, some, reached(steps, rows), rows, decided=True))
                 return
-            advance(self.llm, i, {e for branch in branches for e in branch.chain}, self.scanned)
+            advance(self.llm, i, segments_of(branches), self.scanned, max(0, room) / (4 * self.work))
             rope = rope or self.llm.rotary_emb(text.states, position_ids=self.positions(branches, text.valid))
             text.states, keys, values = self._layer(i, branches, text, rope)
             steps.append(Step([b.chain for b in branches], keys, values, parent))
             parent = None
         finish(Leaves(branches, steps, self.llm.norm(text.states[:, -1]), text.valid))
 
-    def needed(self, i: int, branches: Rows[Branch], text: int) -> int:
-        """Tokens times layers that these branches come to hold if none of their segments is dropped from layer i on, and, for each, what
-        the attention of one layer goes over."""
-        depth = len(self.llm.layers)
-        expanded = sum(e.tokens for e in {e for branch in branches for e in branch.chain})
+    def needed(self, i: int, branches: Rows[Branch], text: int) -> float:
+        """What these branches come to hold, as ``room`` counts it, if none of their segments is dropped from layer i on: keys and values,
+        states that may be scanned, and what one layer takes, its attention and its MLP."""
+        depth, segments = len(self.llm.layers), segments_of(branches)
+        expanded = sum(e.tokens * (len(e.keys) + depth - max(i, e.reached) + self.state * len(e.inputs)) for e in segments)
+        starting = sum(e.tokens for e in segments if e.reached == i)
+        to_scan = self.state * starting * sum(layer >= i for layer in self.scanned)
         row = max(self.questions[b.question].prefix.tokens + length(b.chain) for b in branches) + text
-        return len(branches) * (text * depth + row) + expanded * (depth - i)
+        running = min(starting * self.work, self.room / 4)  # see ``advance``
+        return len(branches) * (text * (depth + self.work) + row) + expanded + to_scan + running
+
+    def _held(self, branches: Rows[Branch], steps: Rows[Step], text: int, waiting: Rows[_Waiting]) -> float:
+        """What is held beside ``needed`` of ``branches``: by parts that wait, and by texts' keys and values that parts have in common."""
+        others = {e for part in waiting for e in segments_of(part.branches)} - segments_of(branches)
+        segments = sum(e.tokens * (len(e.keys) + self.state * (1 + len(e.inputs))) for e in others)
+        known = {id(step.keys): len(step.keys) for part in (steps, *(w.steps for w in waiting)) for step in part}
+        texts = max(0, sum(known.values()) - len(branches) * len(steps)) + self.state * sum(len(w.branches) for w in waiting)
+        return segments + texts * text
 
     def _layer(self, i: int, branches: list[Branch], text: Segment, rope: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The texts' states behind layer i, and their keys and values."""
@@ -232,6 +253,23 @@ class Texts:
                 sample = self.questions[branches[r].question].sample
                 out[r, p] = Scan(i, sample, 0, bool(branches[r].chain), **seen[place[r]])
         return {pair: out[pair] for pair in looking}
+
+
+def segments_of(branches: Iterable[Branch]) -> set[Expansion]:
+    """All that stands in front of their texts."""
+    return {e for branch in branches for e in branch.chain}
+
+
+def reached(steps: Rows[Step], rows: torch.Tensor) -> list[Step]:
+    """``steps`` of the branches alone that come from ``rows`` of the last one; the chains of the others are left out, so that nothing of
+    them is held. Their keys and values stay, as one tensor has them all."""
+    out: list[Step] = []
+    for step in reversed(steps):
+        own = set(rows.tolist())
+        chains = [chain if r in own else () for r, chain in enumerate(step.chains)]
+        out.append(Step(chains, step.keys, step.values, step.parent))
+        rows = rows if step.parent is None else step.parent[rows]
+    return out[::-1]
 
 
 def layers_of(method: Method) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ layer, as far as a text still needs it: where every point has dropped or replace
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -112,13 +113,12 @@ def _base_view(wish: Wish) -> torch.Tensor:
     return wish.shown.grid(states, wish.grid.height, wish.grid.width)
 
 
-def advance(llm: Any, i: int, expansions: Iterable[Expansion], scanned: Collection[int] = ()) -> None:
+def advance(llm: Any, i: int, expansions: Iterable[Expansion], scanned: Collection[int] = (), most: float = math.inf) -> None:
     """Runs those expansions through layer i that have not been, with what they stand behind before them. ``scanned``: layers that may be
-    scanned."""
+    scanned; ``most``: tokens that run at once, one segment's at least."""
     waiting = [e for e in expansions if e.reached == i]
     waiting.sort(key=lambda e: (*_shape(e), id(e.wish.prefix)))
-    for _, same in itertools.groupby(waiting, key=_shape):  # of one shape: no padding
-        group = list(same)
+    for group in _batches(waiting, most):
         states = torch.stack([e.states for e in group])
         rope = llm.rotary_emb(states, position_ids=torch.stack([e.positions() for e in group]))
         parts = Parts(front(i, [(e.wish.prefix, e.wish.before) for e in group]))
@@ -129,6 +129,14 @@ def advance(llm: Any, i: int, expansions: Iterable[Expansion], scanned: Collecti
             if i in scanned:
                 e.inputs[i] = e.states
             e.states, e.keys[i], e.values[i], e.reached = row, keys, values, i + 1
+
+
+def _batches(waiting: list[Expansion], most: float) -> Iterator[list[Expansion]]:
+    """Neighbours of one shape, which need no padding, ``most`` tokens at once."""
+    for _, same in itertools.groupby(waiting, key=_shape):
+        group = list(same)
+        count = int(max(1, min(len(group), most // max(1, group[0].tokens))))
+        yield from (group[start : start + count] for start in range(0, len(group), count))
 
 
 def _shape(e: Expansion) -> tuple[int, int]:

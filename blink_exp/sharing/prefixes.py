@@ -19,22 +19,22 @@ from blink_exp.shown import Shown
 class Prefix:
     """What one image leaves behind in a decoder.
 
-    ``keys``, ``values``: by layer, (kv_heads, tokens, head_dim), keys behind RoPE; ``states``: {layer: (visual, hidden)}, the visual tokens
+    ``keys``, ``values``: (layers, kv_heads, tokens, head_dim), keys behind RoPE; ``states``: {layer: (visual, hidden)}, the visual tokens
     at the input of the layers that were asked for. The visual tokens are the last ones.
     """
 
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
+    keys: torch.Tensor
+    values: torch.Tensor
     states: dict[int, torch.Tensor]
     visual: int
 
     @property
     def tokens(self) -> int:
-        return self.keys[0].shape[1]
+        return self.keys.shape[2]
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.keys, *self.values, *self.states.values()))
+        return sum(t.nbytes for t in (self.keys, self.values, *self.states.values()))
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,17 @@ def _run(embeds: list[torch.Tensor], visual: list[int], llm: Any, layers: Collec
     real = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
     rope = llm.rotary_emb(states, position_ids=torch.arange(states.shape[1], device=states.device)[None])
     mask = causal_mask(llm, real[:, :0], real, states.dtype, padded=False)
-    out = [Prefix([], [], {}, n) for n in visual]
+    order = sorted(layers)
+    held: list[torch.Tensor] = []  # one allocation a row and kind: a row may be forgotten before the others, and leaves no gaps in the heap
+    inputs = [states.new_empty(len(order), n, states.shape[2]) for n in visual]
     for i, layer in enumerate(llm.layers):
         if i in layers:
-            for prefix, row in zip(out, states, strict=True):
-                prefix.states[i] = row[len(row) - prefix.visual :].clone()
+            for own, row in zip(inputs, states, strict=True):
+                own[order.index(i)] = row[len(row) - own.shape[1] :]
         cache = Own()
         states = layer(states, attention_mask=mask, position_embeddings=rope, position_ids=None, past_key_values=cache, use_cache=True)
-        for prefix, keys, values in zip(out, *cache.own, strict=True):  # copies: one row may be forgotten before the others
-            prefix.keys.append(keys.clone())
-            prefix.values.append(values.clone())
-    return out
+        keys, values = cache.own
+        held = held or [keys.new_empty(2, len(llm.layers), *row.shape) for row in keys]
+        for own, key, value in zip(held, keys, values, strict=True):
+            own[0, i], own[1, i] = key, value
+    return [Prefix(kept[0], kept[1], dict(zip(order, own, strict=True)), n) for kept, own, n in zip(held, inputs, visual, strict=True)]
