@@ -13,7 +13,7 @@ import torch
 
 from blink_exp.backbone import memory, supported, weights
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.processor import SYSTEM_PROMPTS, load_processor, prompt_of, warn_of_tokens
+from blink_exp.backbone.processor import SYSTEM_PROMPTS, chat_prompt, load_processor, warn_of_tokens
 from blink_exp.backbone.views import Visual
 from blink_exp.errors import UserError, nearest
 
@@ -97,7 +97,7 @@ def load(
     processor = load_processor(folder, config, path, pad, system_prompt)
     if not own:
         supported.check_images(processor.image_processor, config, path)
-        supported.check_tokens(processor, config, functools.partial(prompt_of, processor, system_prompt=system_prompt), path)
+        supported.check_tokens(processor, config, functools.partial(chat_prompt, processor, system_prompt=system_prompt), path)
     model = _model(folder, path, dtype, device, attn_implementation, device_map, quantization)
     if not own:
         _greedy(model, path)

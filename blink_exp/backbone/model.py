@@ -20,7 +20,7 @@ from blink_exp.backbone.clip_text import ClipText, load_clip_text
 from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode, owned
 from blink_exp.backbone.logits import Checked
 from blink_exp.backbone.pictures import Picture, Pictures, picture
-from blink_exp.backbone.processor import prompt_of
+from blink_exp.backbone.processor import chat_prompt
 from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.methods.prune import ViewPruner
@@ -100,7 +100,7 @@ class Backbone:
         return picture(image, self.processor.image_processor).views[0]
 
     def prompt(self, question: str) -> str:
-        return prompt_of(self.processor, question, self.system_prompt)
+        return chat_prompt(self.processor, question, self.system_prompt)
 
     def inputs(self, images: list[Image.Image], questions: list[str]) -> dict[str, torch.Tensor]:
         """A left-padded batch of one image and one question each."""

@@ -41,7 +41,7 @@ def conversation(question: str, system_prompt: str = "none") -> list[dict[str, A
     return [*before, {"role": "user", "content": content}]
 
 
-def prompt_of(processor: Any, question: str, system_prompt: str = "none") -> str:
+def chat_prompt(processor: Any, question: str, system_prompt: str = "none") -> str:
     """The text of one question about one image, as the checkpoint's chat template has it."""
     return processor.apply_chat_template(conversation(question, system_prompt), add_generation_prompt=True)
 
@@ -115,7 +115,7 @@ def _check_system_prompt(processor: Any, system_prompt: str, path: str) -> None:
     if not text:
         return
     with read_by_library(path, "chat template that makes a prompt"):
-        prompt = prompt_of(processor, "?", system_prompt)
+        prompt = chat_prompt(processor, "?", system_prompt)
     if not prompt.startswith(f"{text} USER: "):
         raise UserError(
             f"model.system_prompt={system_prompt} is not what the chat template of {path} was made for; use model.system_prompt=none"

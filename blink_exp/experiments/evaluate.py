@@ -31,7 +31,6 @@ def run(cfg: DictConfig) -> dict[str, float]:
     """evaluate.py: measures ``cfg``, writes the output folder, prints a table. Returns the scores by name."""
     from hydra.core.hydra_config import HydraConfig
 
-    results.encode_anything()
     check(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
     if viewer.wanted(cfg):
@@ -67,10 +66,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
 def prepare(cfg: DictConfig) -> tuple[Backbone, Method, Benchmark]:
     """The three objects of an evaluation, with every user error said before any work is done."""
     tracking.check(results.plain(cfg))
-    if cfg.batch_size < 1:
-        raise UserError(f"batch_size={cfg.batch_size} runs nothing; use 1 or more")
     workers_of(cfg)
-    check_skip_limit(cfg.get("skip_limit"))
     benchmark = prepare_benchmark(cfg)
     backbone, method = prepare_model(cfg)
     check_batch(backbone.model.config, backbone.settings["dtype"], backbone.settings["device"], cfg.batch_size)
@@ -95,8 +91,6 @@ def prepare_benchmark(cfg: DictConfig) -> Benchmark:
     """The benchmark, its data taken from ``data_root`` where a copy is there."""
     from hydra.utils import instantiate
 
-    if cfg.limit is not None and cfg.limit < 1:
-        raise UserError(f"limit={cfg.limit} leaves no sample; use 1 or more, or null for all")
     locate(cfg)
     benchmark = instantiate(cfg.benchmark, _convert_="all")
     check_part(cfg.part, benchmark)
@@ -120,11 +114,6 @@ def located(path: str, root: Path) -> str:
 
 class Incomplete(UserError):
     """So many samples were skipped that what is left is no measurement of the benchmark."""
-
-
-def check_skip_limit(limit: Any) -> None:
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
-        raise UserError(f"skip_limit={limit} is outside [0, 1]; it is a share of the samples, e.g. 0.01")
 
 
 def incomplete(skipped: int, samples: int, limit: float) -> bool:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import io
 import json
 import math
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +78,6 @@ def console() -> Any:
     """
     from rich.console import Console
 
-    encode_anything()
     plain: dict[str, Any] = {"markup": False, "emoji": False}
     found = Console(**plain)
     return found if found.is_terminal else Console(width=130, **plain)
-
-
-def encode_anything() -> None:
-    """Makes stdout print a question mark for what its encoding lacks: a run must not end in its last line."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")

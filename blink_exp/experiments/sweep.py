@@ -30,7 +30,6 @@ def run(cfg: DictConfig) -> Any:
 
     from blink_exp.experiments.tuning import prepared, returned
 
-    results.encode_anything()
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     check_settings(cfg)

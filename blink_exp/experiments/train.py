@@ -75,7 +75,6 @@ def train(cfg: DictConfig, settings: dict[str, Any], out: Path, trainer: Any, st
     from blink_exp.tokensr.training import TokenSRTraining, parameters
     from blink_exp.tracking import finish, keep_rows
 
-    results.encode_anything()
     started = time.time()
     recipe, speaks = settings["trainer"], trainer.is_global_zero
     weighted(settings["loss"]["weights"])
