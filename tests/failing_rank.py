@@ -6,6 +6,7 @@ from pathlib import Path
 import hydra
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import blink_exp.settings.roots  # noqa: F401
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")

@@ -27,9 +27,12 @@ CASES = [
     (["evaluate.py", "layers=single"], "layers=single needs the layer itself; add layer=12"),
     (["train.py", "trainer.global_batch=6", "data.batch_size=4"], "data.batch_size=4 does not divide the 6 pairs"),
     (["train.py", "data=llava_665k", "data.json=/nowhere.json", "data.images=/"], "/nowhere.json is not there"),
-    (["train.py", "trainer.epochs=0"], "trainer.epochs=0 is out of range; use 1 or more"),
-    (["train.py", "data=folder", "data.path="], "data.path= names nothing to train on"),
-    (["train.py", "trainer.devices=0"], "trainer.devices=0 is out of range; use 1 or more, or auto"),
+    (["train.py", "trainer.epochs=0"], "trainer.epochs must be a whole number of at least 1, got 0"),
+    (["train.py", "data=folder", "data.path="], "data.path must be a path, got nothing"),
+    (
+        ["train.py", "trainer.devices=0"],
+        "trainer.devices must be auto, a number of devices of at least 1, or a list of distinct numbers of GPUs, got 0",
+    ),
     (["evaluate.py", "tokensr=mlp"], "python train.py tokensr=mlp layers=12-18 output=FOLDER, then tokensr.path=FOLDER"),
     (["evaluate.py", "benchmark=mme", "benchmark.protocol=vlmevalkit"], "use llava or lmms_eval"),
     (

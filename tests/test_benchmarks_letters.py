@@ -103,7 +103,7 @@ def test_scienceqa_answers_that_are_no_number_set_their_row_aside(tmp_path):
     folder = write(tmp_path, "test", [row | {"answer": "1"}, row | {"answer": "b"}], "ScienceQA-IMG")
     good, bad = build("scienceqa", folder).samples()
     assert (good.answer, good.image().size) == ("B", (48, 32))
-    with pytest.raises(OSError, match="answer='b' is not the number of a choice"):
+    with pytest.raises(OSError, match="answer is text \\('b'\\), not a whole number"):
         bad.image()
 
 

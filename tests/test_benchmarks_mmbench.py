@@ -184,11 +184,6 @@ def test_a_letter_is_drawn_where_there_are_no_options(tmp_path):
     assert benchmark.judged(records(benchmark, ["hm"]))[0]["letter"] in "ABCDE"
 
 
-def test_a_number_for_an_answer_matches_nothing(tmp_path):
-    benchmark = build("mmbench", write(tmp_path, "dev", [row(answer=1, A="x", B="y")], "en"))
-    assert benchmark.correct(benchmark.samples()[0], "A") is False
-
-
 def test_mmbench_s_file_for_the_server_has_the_options_behind_a_missing_one(tmp_path):
     openpyxl = pytest.importorskip("openpyxl")
     folder = write(tmp_path, "test", [row(answer="nan", A="red", B="nan", C="blue", D="nan")], "en")

@@ -74,7 +74,7 @@ def test_a_stopped_evaluation_says_how_to_go_on_and_goes_on_and_keeps_others_out
 
 
 def test_a_sweep_that_is_interrupted_says_that_the_same_sweep_goes_on(tmp_path):
-    words = ["sweep.py", "-m", "method=none,fastv", "limit=40", "batch_size=1", f"store={tmp_path / 'points'}"]
+    words = ["sweep.py", "-m", "method=none,fastv", "batch_size=1", f"store={tmp_path / 'points'}"]
     (tmp_path / "said").mkdir()
     process = scripts.start([*words, f"hydra.sweep.dir={tmp_path / 'a'}"], str(tmp_path / "said"))
     until(process, lambda: any(answers(file) for file in tmp_path.glob("points/*/records.part")))
@@ -121,7 +121,7 @@ def test_jobs_of_every_script_are_below_outputs(script):
 @pytest.mark.parametrize("word", ["store=", "store=null", "report=", "logger=wandb logger.project=a/b"])
 def test_what_would_fail_every_point_is_said_at_once(word, tmp_path):
     _, errors = run("sweep.py", "-m", "method=none,blink", *word.split(), f"hydra.sweep.dir={tmp_path / 'a'}", code=2)
-    assert len(errors) == 1 and errors[0].startswith(f"error: {word.split()[-1].removesuffix('null')}")
+    assert len(errors) == 1 and errors[0].startswith(f"error: {word.split()[-1].partition('=')[0]}")
     assert not (tmp_path / "a").exists()
 
 

@@ -150,17 +150,10 @@ def test_channels_last_changes_the_layout_and_not_the_loss():
 
 
 def test_words_of_a_recipe_that_nothing_follows_are_refused():
-    recipe = {"strategy": "auto", "channels_last": True}
-    check_recipe(recipe | {"optimizer": "adamw", "scheduler": "cosine"})
+    recipe = {"accelerator": "gpu", "precision": "bf16-mixed", "strategy": "auto", "channels_last": True}
     check_recipe(recipe)
-    for wrong, message in (
-        ({"optimizer": "sgd"}, "trainer.optimizer=sgd is not there; every training uses adamw"),
-        ({"scheduler": "linear"}, "trainer.scheduler=linear is not there; every training uses cosine"),
-        ({"strategy": "deepspeed_zero2"}, "trainer.channels_last=true has no effect under ZeRO"),
-    ):
-        with pytest.raises(UserError, match=message) as error:
-            check_recipe(recipe | wrong)
-        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="trainer.channels_last=true has no effect under ZeRO"):
+        check_recipe(recipe | {"strategy": "deepspeed_zero2"})
 
 
 def train(out: Path, monkeypatch, *words: str) -> None:

@@ -34,7 +34,7 @@ MEANT: dict[str, set[str]] = {
     "view": TEXT | OR_NULL,
     "image": TEXT | OR_NULL,
     "question": TEXT | OR_NULL,
-    "compare": {"list"},
+    "compare": {"list", "null"},
     "shard": OR_NULL,
     "store": TEXT,
     "report": TEXT,

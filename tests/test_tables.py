@@ -114,7 +114,7 @@ def test_accuracy_is_split_by_what_another_point_gets_right(tmp_path):
 def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(tmp_path, monkeypatch):
     asked = []
 
-    def measure(cfg, folder):
+    def measure(cfg, folder, parts):
         asked.append(cfg.cost)
         cost = {"prompts": cfg.cost, "kv_bytes": 1} if cfg.cost else None
         finished = {"method": "hero", "scores": {"accuracy": {"value": 5.0, "stderr": 1.0}}, "cost": cost, "samples": 3, "skipped": []}

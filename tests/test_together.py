@@ -161,8 +161,13 @@ def test_a_point_that_another_run_is_at_is_left_to_it_and_waited_for(tmp_path, m
     with locks.waited(parts[0]):
         folder, stored, finished = sweep.measured(configs[0], parts[0])
     other.join()
-    assert (folder, stored) == (parts[0], {"skipped": [], "samples": 4}) and finished is stored
+    assert (folder, stored) == (parts[0], FINISHED) and finished is stored
     assert "which another run is working on" in capsys.readouterr().out
+
+
+FINISHED = {"skipped": [], "samples": 1, "method": "m", "scores": {}, "seconds": 1.0, "blink": {}} | dict.fromkeys(
+    ("backbone", "benchmark", "protocol", "headline"), "x"
+)
 
 
 def finished_by_another(folder: Path, held: threading.Event) -> None:
@@ -170,4 +175,5 @@ def finished_by_another(folder: Path, held: threading.Event) -> None:
         held.set()
         time.sleep(0.3)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps({"skipped": [], "samples": 4}), encoding="utf-8")
+        (folder / "records.jsonl").write_text('{"id": "a", "prediction": "x"}\n', encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps(FINISHED), encoding="utf-8")

@@ -183,7 +183,7 @@ def test_what_resume_may_name(whole, tmp_path):
         (tmp_path, "holds no last.ckpt"),
         (tmp_path / "nowhere", "holds no last.ckpt"),
         (tmp_path / "notes.txt", "is neither a run folder nor a last.ckpt"),
-        ("", "resume= is empty"),
+        ("", "resume must be a path, or null, got nothing"),
     ):
         assert message in refusal(lambda name=name: train(tmp_path / "run", f"resume={name}"))
     assert resume.place(whole / "last.ckpt.old") == (whole, ("last.ckpt.old",))

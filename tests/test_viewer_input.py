@@ -108,4 +108,4 @@ def test_questions_arrive_letter_by_letter(text):
 def test_other_words_are_left_alone():
     words = ["method=a,b", "question=null", "image=", "question='as it is'", 'view="x"', "--cfg", "job"]
     assert quoted(words) == words
-    assert quoted(["-m", "view=a,b"]) == ["-m", "view=a,b"]
+    assert quoted(["-m", "view=a,b"]) == ["-m", "view='a','b'"]  # two values of a sweep

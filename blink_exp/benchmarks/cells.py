@@ -60,6 +60,15 @@ def _optional_text(value: Any) -> str | None:
     return value if isinstance(value, str) and blank(value) else None if blank(value) else _text(value)
 
 
+def _answer(value: Any) -> str | None:
+    """A free answer; a number is one too, and text, as the official code makes of it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return str(value)
+    return _optional_text(value)
+
+
 def _words(value: Any) -> Any:
     """Text as a spreadsheet has it, where an option "3" is a number; null stays null."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
@@ -101,6 +110,10 @@ def _item(value: Any) -> str:
     return encodable(value)
 
 
+def _answer_or_answers(value: Any) -> Any:
+    return [_item(_answer(item)) for item in value] if isinstance(value, list) else _answer(value)
+
+
 def _text_or_texts(value: Any) -> Any:
     return _texts(value) if isinstance(value, list) else _optional_text(value)
 
@@ -108,7 +121,7 @@ def _text_or_texts(value: Any) -> Any:
 def _answers(value: Any) -> list[str]:
     """Ten people's answers, as texts or as {"answer": text, ...}; [] where a split keeps them secret."""
     people = [a.get("answer") if isinstance(a, dict) else a for a in value] if isinstance(value, list) else value
-    out = [] if people is None else _texts(["" if a is None else a for a in people] if isinstance(people, list) else people)
+    out = [] if people is None else _texts(["" if a is None else _answer(a) or "" for a in people] if isinstance(people, list) else people)
     if len(out) not in (0, TEN):
         raise ValueError(f"are {len(out)}, not {TEN}: VQA accuracy is defined over that many")
     return out
@@ -124,6 +137,8 @@ TEXT = Cell(_text, "")  # what a row cannot be asked or scored without
 LABEL = Cell(_label, "")
 OPTIONAL_LABEL = Cell(_optional_label)
 OPTIONAL_TEXT = Cell(_optional_text)  # an answer, which a split may keep secret; blank texts stay, as benchmarks differ in what they mean
+ANSWER = Cell(_answer)
+ANSWER_OR_ANSWERS = Cell(_answer_or_answers)
 WORDS = Cell(_words)
 KEY = Cell(_key, identifies=True)
 WHOLE = Cell(_whole, identifies=True)

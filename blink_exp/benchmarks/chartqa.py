@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import OPTIONAL_LABEL, TEXT, TEXT_OR_TEXTS
+from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, OPTIONAL_LABEL, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 
 TOLERANCE = 0.05
@@ -16,7 +16,7 @@ class ChartQA(Published):
 
     name = "chartqa"
     headline = "accuracy"
-    columns: ClassVar = {"type": OPTIONAL_LABEL, "question": TEXT, "answer": TEXT_OR_TEXTS}
+    columns: ClassVar = {"type": OPTIONAL_LABEL, "question": TEXT, "answer": ANSWER_OR_ANSWERS}
     protocols = ("lmms_eval",)
     tokens: ClassVar = {"lmms_eval": 16}
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import KEY, OBJECT, OPTIONAL_TEXT, TEXT
+from blink_exp.benchmarks.cells import ANSWER, KEY, OBJECT, TEXT
 from blink_exp.benchmarks.rows import Published, blank, good_cells, load_rows, root_of
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.errors import UserError
@@ -24,7 +24,7 @@ class GQA(Published):
 
     name = "gqa"
     headline = "accuracy"
-    columns: ClassVar = {"id": KEY, "imageId": KEY, "question": TEXT, "answer": OPTIONAL_TEXT}
+    columns: ClassVar = {"id": KEY, "imageId": KEY, "question": TEXT, "answer": ANSWER}
     optional: ClassVar = {"types": OBJECT}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
 

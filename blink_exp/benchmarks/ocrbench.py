@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, by, mean
-from blink_exp.benchmarks.cells import LABEL, OPTIONAL_LABEL, TEXT, TEXT_OR_TEXTS
+from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 from blink_exp.benchmarks.vqa import SHORT
 
@@ -29,7 +29,7 @@ class OCRBench(Published):
 
     name = "ocrbench"
     headline = "accuracy"
-    columns: ClassVar = {"dataset": OPTIONAL_LABEL, "question": TEXT, "question_type": LABEL, "answer": TEXT_OR_TEXTS}
+    columns: ClassVar = {"dataset": OPTIONAL_LABEL, "question": TEXT, "question_type": LABEL, "answer": ANSWER_OR_ANSWERS}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 128}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:

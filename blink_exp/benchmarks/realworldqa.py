@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import OPTIONAL_TEXT, TEXT
+from blink_exp.benchmarks.cells import ANSWER, TEXT
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.rows import Published, blank
 
@@ -15,7 +15,7 @@ class RealWorldQA(Published):
 
     name = "realworldqa"
     headline = "accuracy"
-    columns: ClassVar = {"question": TEXT, "answer": OPTIONAL_TEXT}
+    columns: ClassVar = {"question": TEXT, "answer": ANSWER}
     tokens: ClassVar = {"llava": 16, "lmms_eval": 16}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:

@@ -154,9 +154,12 @@ def _image_files(folder: str, name: str, levels: int) -> Iterator[tuple[str, int
 
 
 def file_stamp(image: Any) -> list[int] | None:
-    """[bytes, time] of the file that an image is opened from (``Sample.image``, where it is a function of a path); None where that is not
-    known, or the file is not there."""
-    path = next((a for a in getattr(image, "args", ()) if isinstance(a, Path)), None)
+    """[bytes, time] of the file that an image is opened from (``Sample.image``, where it is a function of a path, or of a folder and a name
+    in it); None where that is not known, or the file is not there."""
+    arguments = getattr(image, "args", ())
+    folder = next((a for a in arguments if isinstance(a, Path)), None)
+    name = next((a for a in arguments if isinstance(a, str)), "")
+    path = folder / name if folder is not None else None
     try:
         stat = path.stat() if path is not None else None
     except OSError:

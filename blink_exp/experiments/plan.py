@@ -171,7 +171,7 @@ def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tup
     models = [word for word in (*experiment.get("overrides", []), *own) if key(word).partition(".")[0] in ("model", "seed")]
     given = shlex.split(cfg.get("train") or "")
     overrides = [*models, *experiment["trains"], *given]
-    settings = results.plain(composed("train", overrides))
+    settings = results.plain(composed("train", overrides, whole=False))
     if shipped(settings["model"]["path"]) is None and not given:
         needed = " ".join(experiment["trains"])
         raise UserError(

@@ -78,7 +78,7 @@ def recipe_rows(table: dict[str, Any]) -> list[dict[str, Any]]:
     recipe = table.get("recipe")
     if recipe is None:
         return []
-    cfg = composed(recipe["config"], recipe["overrides"])
+    cfg = composed(recipe["config"], recipe["overrides"], whole=False)
     rows = []
     for label, path in recipe["values"].items():
         point = {"label": label, "published": {"table": table["source"], "row": label}}

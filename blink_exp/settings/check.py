@@ -24,24 +24,24 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, whole: bool = True) -> None:
     """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits. Values given as text for
-    a number ("0.5") become numbers, in place."""
+    a number ("0.5") become numbers, in place. ``whole``: whether every setting that must be given has to be there."""
     for prefix, node in _nodes(cfg, ""):
-        schema = schema_of(node)
+        schema = schema_of(node, prefix)
         if schema is not None:
-            _check_node(node, prefix, schema)
+            _check_node(node, prefix, schema, whole)
 
 
-def schema_of(node: DictConfig) -> type | None:
-    """The dataclass that says what ``node`` may hold; None for what comes from other packages."""
+def schema_of(node: DictConfig, prefix: str) -> type | None:
+    """The dataclass that says what ``node``, at the key ``prefix``, may hold; None for what comes from other packages."""
     own = OmegaConf.get_type(node)
     if dataclasses.is_dataclass(own):
         return own
     if "_target_" in node:
         return BY_TARGET.get(str(node["_target_"]))
-    for key, schemas, base in (("source", BY_SOURCE, Data), ("kind", BY_KIND, Logger)):
-        if key in node and not OmegaConf.is_missing(node, key):
+    for place, key, schemas, base in (("data.", "source", BY_SOURCE, Data), ("logger.", "kind", BY_KIND, Logger)):
+        if prefix == place and key in node and not OmegaConf.is_missing(node, key):
             return schemas.get(str(node[key]), base)
     return None
 
@@ -56,13 +56,15 @@ def _nodes(node: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
             yield from _nodes(child, f"{prefix}{key}.")
 
 
-def _check_node(node: DictConfig, prefix: str, schema: type) -> None:
+def _check_node(node: DictConfig, prefix: str, schema: type, whole: bool) -> None:
     for key in list(node):
         if str(key).startswith("_") or (not prefix and key == HYDRA):
             continue
         if key not in fields(schema):
             raise UserError(unknown(f"{prefix}{key}", fields(schema)))
         if OmegaConf.is_missing(node, key):
+            if not whole:
+                continue
             raise UserError(f"{prefix}{key} must be given: {prefix}{key}=... ({rule(schema, str(key))})")
         if OmegaConf.is_interpolation(node, key):
             _ = node[key]  # raises where it refers to nothing; what it refers to is checked at its own place

@@ -18,13 +18,14 @@ from blink_exp.settings.words import quoted
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
-def composed(root: str, words: Sequence[str]) -> DictConfig:
-    """The settings of conf/<root>.yaml with the overrides ``words``, as its script has them. Raises UserError for wrong ones."""
+def composed(root: str, words: Sequence[str], whole: bool = True) -> DictConfig:
+    """The settings of conf/<root>.yaml with the overrides ``words``, as its script has them. Raises UserError for wrong ones, and where
+    ``whole`` for missing ones."""
     inside = GlobalHydra.instance().is_initialized()  # under hydra.main, which allows no second
     try:
         with contextlib.nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose(root, overrides=quoted(words))
     except HYDRA_ERRORS as error:
         raise UserError(translated(error)) from error
-    check(cfg)
+    check(cfg, whole)
     return cfg

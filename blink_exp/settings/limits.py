@@ -181,7 +181,7 @@ def layer_list() -> Any:
 
 
 def preset_list() -> Any:
-    return _field(Each(Text("a name")), MISSING)
+    return _field(Each(Text("a name"), least=0), MISSING)
 
 
 def such(rule: str, test: Callable[[Any], bool], default: Any = MISSING) -> Any:

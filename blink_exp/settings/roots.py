@@ -58,7 +58,7 @@ class Evaluate:
     view: str | None = limits.text("a sample's id")
     image: str | None = limits.path()
     question: str | None = limits.text("a question")
-    compare: list[str] = limits.preset_list()
+    compare: list[str] | None = limits.preset_list()
     shard: Any = limits.such("a part k/n with k from 1 to n, e.g. 1/8, or null", _shard)
     store: str = limits.path()
     force: bool = limits.flag()
