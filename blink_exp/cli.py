@@ -28,9 +28,7 @@ def entry(main: Callable[[], object], config: str) -> None:
     user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ[TRACEBACK] = str(int(user_wants_traceback))
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    for stream in (sys.stdout, sys.stderr):  # a terminal with another encoding shows a ? for what it lacks
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    lenient_output()
     os.environ[SCRIPT] = config
     logging.raiseExceptions = False  # a log file on a full disk: Hydra's handler would print a traceback for every line
     stop_on_signals()
@@ -58,6 +56,13 @@ def entry(main: Callable[[], object], config: str) -> None:
         code = code or 2
     if code:
         sys.exit(code)
+
+
+def lenient_output() -> None:
+    """Makes the terminal show a ? for what its encoding lacks: a run must not end in its last line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def guard(run: Callable[[Any], object], cfg: Any) -> Any:

@@ -99,7 +99,7 @@ def test_records_on_a_full_disk_name_their_file_and_what_was_whole_stays(tmp_pat
     assert f"the disk is full (writing {tmp_path / 'records.part'})" in disk_line(error.value)
     monkeypatch.undo()
     assert set(Kept(tmp_path / "records.part", "settings").records) == {"a"}
-    kept.add([{"id": "c", "prediction": "z"}])
+    kept.add([{"id": "c", "prediction": "z", "question": "q"}])
     assert set(Kept(tmp_path / "records.part", "settings").records) == {"a", "c"}
 
 
