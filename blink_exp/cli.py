@@ -96,7 +96,7 @@ def going_on() -> str:
         return "to go on, run the same sweep again: finished points and all answers so far are in the store"
     if folder is None:
         return "run the same command again; jobs of a multirun that were finished are in their folders"
-    if script == "train" and not (folder / "last.ckpt").exists():
+    if script == "train" and not any((folder / name).exists() for name in ("last.ckpt", "last.ckpt.old")):
         return "no checkpoint was written yet; run the same command again"
     return f"to go on, run the same command with {'resume' if script == 'train' else 'hydra.run.dir'}={folder}"
 

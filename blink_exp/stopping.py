@@ -53,7 +53,12 @@ def stopping() -> bool:
 def stopped(going_on: str) -> int:
     """Says once, on stderr, that the run was stopped and ``going_on``: how to go on. Returns the exit code."""
     number = _received[0] if _received else signal.SIGINT
-    if not _told:
-        _told.append(128 + number)
-        print(f"stopped by {'SIGTERM' if number == signal.SIGTERM else 'Ctrl-C'}; {going_on}", file=sys.stderr, flush=True)
+    say(f"stopped by {'SIGTERM' if number == signal.SIGTERM else 'Ctrl-C'}; {going_on}", 128 + number)
     return 128 + number
+
+
+def say(line: str, code: int) -> None:
+    """Prints the line of a run that was stopped with exit code ``code``, unless one is out already."""
+    if not _told:
+        _told.append(code)
+        print(line, file=sys.stderr, flush=True)

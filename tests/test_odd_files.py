@@ -17,7 +17,7 @@ from scripts import ROOT
 
 from blink_exp import files
 from blink_exp.cli import lenient_output
-from blink_exp.experiments import listing, matching, results, resume, store, sweep, together
+from blink_exp.experiments import jobs, listing, matching, results, resume, store, sweep, together
 from blink_exp.experiments.records import Kept, read, write_lines
 from blink_exp.experiments.rescoring import made_with, predicted
 from blink_exp.reports import html
@@ -176,16 +176,15 @@ def test_a_broken_entry_of_the_store_is_named_and_measured_again(name, tmp_path,
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_other_broken_files_of_a_sweep_are_left_out(how, tmp_path, caplog):
-    (tmp_path / "0").mkdir()
-    (tmp_path / "1").mkdir()
+    (tmp_path / ".jobs").mkdir()
     (tmp_path / together.NOTE).write_bytes(BROKEN[how])
     assert together.taken_note(tmp_path) is None and not (tmp_path / together.NOTE).exists()
     (tmp_path / "matched.json").write_bytes(BROKEN[how])
     assert matching.known(tmp_path / "matched.json") is None
-    (tmp_path / "0" / "job.json").write_bytes(BROKEN[how])
-    results.write_json(tmp_path / "1" / "job.json", row := {"overrides": [], "point": "p", "status": "failed", "error": "e"})
-    assert store.jobs_of(tmp_path) == [row]
-    assert "job.json" in caplog.text
+    (tmp_path / ".jobs" / "0.json").write_bytes(BROKEN[how])
+    results.write_json(tmp_path / ".jobs" / "1.json", row := {"overrides": [], "point": "p", "status": "failed", "error": "e"})
+    assert jobs.noted(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})) == [row]
+    assert "0.json" in caplog.text
 
 
 @pytest.mark.parametrize("data", STORED["config.yaml"])

@@ -194,13 +194,10 @@ def test_a_search_is_refused_before_anything_runs(tmp_path):
         tuning.check(master(tmp_path, ok))
 
 
-def test_a_search_is_seeded_and_forgets_the_jobs_of_one_that_was_stopped(tmp_path):
-    (tmp_path / "3").mkdir()
-    (tmp_path / "3" / "job.json").write_text("{}", encoding="utf-8")
+def test_a_search_is_seeded(tmp_path):
     config = master(tmp_path, "thresholds=high_exp,low_drop")
     tuning.check(config)
     assert config.hydra.sweeper.sampler.seed == 7
-    assert not (tmp_path / "3" / "job.json").exists()
 
 
 def test_every_job_of_a_search_runs_on_the_validation_part(monkeypatch):

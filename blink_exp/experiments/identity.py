@@ -18,11 +18,40 @@ PART_OF_A_POINT = ("model", "method", "benchmark", "judge", "part", "limit", "sh
 OF_ASKING = ("cache", "max_retries", "timeout", "threads", "give_up")  # settings of a judge that change no mark
 WEIGHTS = ("*.safetensors",)
 FILES = (*WEIGHTS, "*.json", "*.jinja", "*.model")  # of a model: its tokenizer, processor and chat template change answers too
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-LEVELS = 2  # of folders below a benchmark's own in which images are looked for
+# of all formats in ``images.FORMATS``
+IMAGES = tuple(
+    f".{ending}"
+    for ending in [
+        "png",
+        "apng",
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "mpo",
+        "webp",
+        "gif",
+        "bmp",
+        "dib",
+        "tif",
+        "tiff",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pnm",
+        "jp2",
+        "j2k",
+        "jpx",
+        "avif",
+    ]
+)
+LEVELS = 4  # of folders below a benchmark's own in which images are looked for
 SLOW, REUSED = 0.1, 20.0  # seconds of a look through a folder from which on it is used again, and for how many times as long
 _stamps: dict[Path, tuple[str, float]] = {}  # of large folders: the stamp, and until when it holds
 DATA = ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt")
+
+
+MEANING = 2  # raised when the same settings come to mean another result: points of before are then not taken for today's
 
 
 def point_hash(settings: dict[str, Any], digests: dict[str, str]) -> str:
@@ -34,7 +63,7 @@ def point_hash(settings: dict[str, Any], digests: dict[str, str]) -> str:
     if settings.get("model", {}).get("dtype", "float32") != "float32":
         kept["batch_size"] = settings.get("batch_size")  # padding flips a few answers in half precision
     versions = [importlib.metadata.version(package) for package in ("blink_exp", "easy-vqa")]
-    return hashlib.sha256(json.dumps([kept, digests, versions], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([kept, digests, versions, MEANING], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def canonical(method: Any) -> Any:
@@ -75,14 +104,16 @@ def images(settings: dict[str, Any]) -> dict[str, str]:
 
 def without_images(settings: dict[str, Any]) -> dict[str, str]:
     """``digests`` less ``images``: what answers depend on that are there already, as an image that was read does not change by another
-    that was not."""
+    that was not. Where rows of parquet files name the images, ``file_stamp`` cannot tell which was read, so ``images`` stays."""
     from blink_exp.backbone.load import SHIPPED, shipped
 
     path, clip = settings["model"]["path"], settings["model"].get("clip")
     own, found = shipped(path), modules(settings.get("method"))
     weights = found["path"] or (own[1] if own else None) if found else None
     data = (settings.get("benchmark") or {}).get("path")
+    named_by_rows = bool(data) and Path(data).is_dir() and bool(files_of(Path(data), ("*.parquet",))) and image_stamp(Path(data))
     return {
+        **({"images": named_by_rows} if named_by_rows else {}),
         "model": of_folder(own[0], FILES) if own else stamp(Path(path), FILES),
         "tokensr": of_folder(Path(weights), WEIGHTS) if weights else "",
         "clip": of_folder(SHIPPED / "clip", FILES) if clip == "scale" else stamp(Path(clip), FILES) if clip else "",

@@ -6,7 +6,6 @@ of this multirun, whatever stands in a folder that is used again, however deep `
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,8 @@ from omegaconf import DictConfig
 from blink_exp.cli import TRACEBACK, guard, one_line
 from blink_exp.disk import WriteError
 from blink_exp.errors import UserError
-from blink_exp.experiments import locks, results
+from blink_exp.experiments import locks, results, store
+from blink_exp.files import read_object
 from blink_exp.stopping import runs_in
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Jobs(Callback):
         try:
             guard(self.end, config)
         finally:
-            shutil.rmtree(Path(config.hydra.sweep.dir) / NOTES, ignore_errors=True)
+            forget(config)
 
     def end(self, config: DictConfig) -> None:
         rows = noted(config)
@@ -106,10 +106,22 @@ def note(row: dict[str, Any]) -> None:
 
 def noted(config: DictConfig) -> list[dict[str, Any]]:
     """The rows of a multirun's jobs, in the order of their numbers. Raises UserError where there is none."""
-    files = sorted((Path(config.hydra.sweep.dir) / NOTES).glob("*.json"), key=lambda file: int(file.stem))
-    if not files:
+    rows = []
+    for file in sorted((Path(config.hydra.sweep.dir) / NOTES).glob("*.json"), key=lambda file: int(file.stem)):
+        try:
+            row = read_object(file, store.JOB, "it is left out of the summary")
+            read_object(file, store.DONE if row["status"] == "done" and "scores" in row else {}, "it is left out of the summary")
+            rows.append(row)
+        except UserError as error:  # cut off on its way from another machine
+            store.name_once(str(error))
+    if not rows:
         raise UserError(f"no job of {config.hydra.sweep.dir} left a result; see the log files of the jobs there")
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return rows
+
+
+def forget(config: DictConfig) -> None:
+    """Removes the notes of a multirun that has ended."""
+    shutil.rmtree(Path(config.hydra.sweep.dir) / NOTES, ignore_errors=True)
 
 
 def end(rows: list[dict[str, Any]], what: str = "jobs") -> None:

@@ -82,7 +82,10 @@ class Store:
         return folder
 
     def done(self, folder: Path) -> bool:
-        return folder in self.finished
+        from blink_exp.experiments.evaluate import incomplete
+
+        found = store.metrics_of(folder) if folder in self.finished else None
+        return found is not None and not incomplete(len(found["skipped"]), found["samples"], self.cfg.skip_limit)
 
     def seconds(self, folders: list[Path]) -> float | None:
         """How long points will take; None where nothing like one of them has been measured."""

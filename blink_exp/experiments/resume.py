@@ -19,7 +19,7 @@ NAMES = (CHECKPOINT, OLD)  # newest first
 WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and what Lightning knows
 # What may differ from the training that is gone on with: where it runs and how fast, but no number of its recipe.
 FREE = {
-    "": ("resume", "output", "logger"),
+    "": ("resume", "output", "logger", "image_loading"),  # of the latter, data has its own where it opens files
     "trainer": ("accelerator", "devices", "num_nodes", "checkpoint_every", "log_every"),
     "data": ("workers", "batch_size", "path", "json", "images", "cache_path"),  # the checkpoint knows the images by their names
     "model": ("device", "device_map"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from pytorch_lightning.callbacks import Callback
 
 from blink_exp.experiments.resume import find
+from blink_exp.stopping import say
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
@@ -57,7 +57,7 @@ def stoppable(out: Path, step: Callable[[], int], speaks: Callable[[], bool]) ->
             raise
         if speaks():
             name = "SIGTERM" if code == TERMINATED else "Ctrl-C"
-            print(f"stopped by {name} at step {step()}; {how_to_go_on(out)}", file=sys.stderr, flush=True)
+            say(f"stopped by {name} at step {step()}; {how_to_go_on(out)}", code)
         raise SystemExit(code) from None
     finally:
         for number, handler in before.items():

@@ -75,19 +75,6 @@ def point_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]] | None
     return found, records
 
 
-def jobs_of(folder: Path) -> list[dict[str, Any]]:
-    """The job.json of every job of a multirun, in their order; a damaged one is named and left out."""
-    out = []
-    for path in sorted(folder.glob("*/job.json"), key=lambda p: (len(p.parent.name), p.parent.name)):
-        try:
-            row = read_object(path, JOB, "it is left out of the summary")
-            read_object(path, DONE if row["status"] == "done" else {"error": str}, "it is left out of the summary")
-            out.append(row)
-        except (UserError, OSError) as error:
-            name_once(str(error))
-    return out
-
-
 def paces(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """(folder, metrics) of the finished points among metrics.json ``paths``, as far as they say how long they took."""
     found = ((path.parent, metrics_of(path.parent, PACE)) for path in paths)

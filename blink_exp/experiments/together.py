@@ -24,6 +24,7 @@ from blink_exp.experiments.records import Kept
 from blink_exp.experiments.terminal import bar
 from blink_exp.files import read_object
 from blink_exp.settings.check import check
+from blink_exp.settings.messages import HYDRA_ERRORS
 
 log = logging.getLogger(__name__)
 ONE_RUN = ("model", "benchmark", "part", "limit", "shard", "data_root", "batch_size", "shared_gb")  # settings that points must agree on
@@ -65,7 +66,7 @@ def run_together(configs: Iterable[DictConfig]) -> None:
         try:
             check(cfg)
             folder, stored = place(cfg)
-        except (UserError, OSError) as error:
+        except (UserError, OSError, *HYDRA_ERRORS) as error:
             log.info("left alone: %s", one_line(error))
             continue
         if stored is None:

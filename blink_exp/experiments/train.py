@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(stoppable(out, lambda: made[0].global_step if made else 0, lambda: made[0].is_global_zero if made else True))
         start = resume_from(settings, out)
-        trainer = make_trainer(settings, out, sound=not (start.path and start.path == out / OLD))
+        trainer = make_trainer(settings, out, sound=not (start.path and start.path.resolve() == (out / OLD).resolve()))
         made.append(trainer)
         if trainer.is_global_zero:
             locks.claim(out, "hydra.run.dir")
@@ -131,12 +131,15 @@ def make_trainer(settings: dict[str, Any], out: Path, sound: bool = True) -> Any
     from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    from blink_exp.experiments.progress import ProgressLines
     from blink_exp.experiments.stopping import OwnSignals
     from blink_exp.tokensr.distributed import check_devices, strategy
     from blink_exp.tokensr.rotation import Rotation, WholeFiles
     from blink_exp.tracking import lightning_logger
 
     recipe = settings["trainer"]
+    terminal = results.console().is_terminal
+    progress = RichProgressBar(theme=RichProgressBarTheme(metrics_format=".4f")) if terminal else ProgressLines()
     check_devices(recipe["accelerator"], recipe["devices"])
     rotation = Rotation(sound)
     chosen = strategy(recipe["strategy"], recipe["accelerator"], rotation)
@@ -155,7 +158,8 @@ def make_trainer(settings: dict[str, Any], out: Path, sound: bool = True) -> Any
             max_epochs=recipe["epochs"],
             default_root_dir=out,
             logger=logger,
-            callbacks=[saved, RichProgressBar(theme=RichProgressBarTheme(metrics_format=".4f")), OwnSignals()],
+            callbacks=[saved, progress, OwnSignals()],
+            enable_progress_bar=not isinstance(progress, ProgressLines),
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=recipe["log_every"],

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from blink_exp.cli import guard
 from blink_exp.errors import UserError, nearest
 from blink_exp.experiments import results
-from blink_exp.experiments.jobs import noted
+from blink_exp.experiments.jobs import forget, noted
 from blink_exp.experiments.plan import key
 from blink_exp.settings.compose import composed
 
@@ -39,7 +39,10 @@ class Search(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if searches(config.hydra):
-            guard(finish, config)
+            try:
+                guard(finish, config)
+            finally:
+                forget(config)
 
 
 def searches(hydra: Any) -> bool:
@@ -63,8 +66,6 @@ def check(config: DictConfig) -> None:
         raise UserError(f"benchmark={name} runs no method, so nothing can be tuned on it; use one with questions")
     if (folder / "tuning.json").is_file():
         raise UserError(f"{folder} holds a search that has been measured on the test part, so it is over; give another hydra.sweep.dir")
-    for stale in folder.glob("*/job.json"):  # of a search that was stopped; the store has its points
-        stale.unlink()
     if "seed" in sweeper.sampler and sweeper.sampler.seed is None:
         sweeper.sampler.seed = config.seed  # the same command proposes the same points, so one that was stopped goes on from the store
     logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage, which names every part that it sets up
@@ -155,8 +156,6 @@ def finish(config: DictConfig) -> None:
         row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")
     write_summary(rows, folder)
     done = [row for row in rows if row["status"] == "done"]
-    if not rows:
-        raise UserError(f"{folder} holds no job.json that can be read; run the search again, and the store has its points")
     if not done:
         raise UserError(f"all {len(rows)} points failed, first {rows[0]['point']}: {rows[0]['error']}")
     document = chosen(config, done, fixed) | {"points": len(rows), "failed": len(rows) - len(done)}

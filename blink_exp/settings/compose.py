@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from blink_exp.errors import UserError
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
-from blink_exp.settings.words import quoted
+from blink_exp.settings.words import NOTHING_CHOSEN, quoted
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
@@ -24,7 +24,7 @@ def composed(root: str, words: Sequence[str], whole: bool = True) -> DictConfig:
     inside = GlobalHydra.instance().is_initialized()  # under hydra.main, which allows no second
     try:
         with contextlib.nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose(root, overrides=quoted(words))
+            cfg = compose(root, overrides=[word for word in quoted(words) if word not in NOTHING_CHOSEN])
     except HYDRA_ERRORS as error:
         raise UserError(translated(error)) from error
     check(cfg, whole)

@@ -36,10 +36,14 @@ class Thresholds:
     tau_drop: float = limits.number(0, 1)
 
 
+MOST_LAYERS = 1000  # more than any LLM has
+
+
 def _layers(value: Any) -> bool:
     if isinstance(value, str):
         first, dash, last = value.partition("-")
-        return value == "all" or (first.isdecimal() and (last.isdecimal() and int(first) <= int(last) if dash else True))
+        ends = [first, last] if dash else [first]
+        return value == "all" or (all(map(str.isdecimal, ends)) and int(first) <= int(ends[-1]) < MOST_LAYERS)
     return value is None or limits.is_whole(value) or limits.is_list(value, limits.is_whole)
 
 

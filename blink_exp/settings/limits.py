@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from blink_exp.errors import nearest
 
@@ -186,6 +186,11 @@ def preset_list() -> Any:
 
 def such(rule: str, test: Callable[[Any], bool], default: Any = MISSING) -> Any:
     return _field(Such(rule, test), default)
+
+
+def group() -> Any:
+    """A field for a group of settings that a preset refers to; its own values are checked at their own place."""
+    return such("a group of settings, or null", lambda value: value is None or OmegaConf.is_dict(value), None)
 
 
 def is_whole(value: Any, low: int = 0) -> bool:

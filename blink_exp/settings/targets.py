@@ -43,10 +43,10 @@ class Blink:
     scale_thresholds: bool = limits.flag()
     tau_exp: float = limits.number(0, 1)
     tau_drop: float = limits.number(0, 1)
-    layers: Any = None
+    layers: Any = limits.group()
     layer: int | None = limits.whole(0)
-    resolution: Any = None
-    tokensr: Any = None
+    resolution: Any = limits.group()
+    tokensr: Any = limits.group()
     seed: int = limits.seed()
 
 
@@ -59,7 +59,7 @@ class Hero:
     high: list[int] = limits.layer_list()
     relative: bool = limits.flag()
     newline_policy: str = limits.words(*NEWLINES)
-    options: Any = None
+    options: Any = limits.group()
 
 
 @dataclass
@@ -141,8 +141,8 @@ class ThumbnailPlusTile(Thumbnail):
 
 @dataclass
 class Pair:
-    pruner: Any = None
-    policy: Any = None
+    pruner: Any = limits.group()
+    policy: Any = limits.group()
     fill: str = limits.words("neighbours", "recall")
     name: str | None = limits.text("a name")
 
@@ -157,7 +157,7 @@ class Rows:
     split: str = limits.text("the name of a split")
     protocol: str = limits.text("the name of a protocol")
     exif: bool | None = limits.flag()
-    image_loading: Any = None
+    image_loading: Any = limits.group()
 
 
 @dataclass
@@ -169,7 +169,7 @@ class GQA(Rows):
 class Marked(Rows):
     """One whose answers a language model may mark."""
 
-    judge: Any = None
+    judge: Any = limits.group()
 
 
 @dataclass
@@ -204,7 +204,7 @@ class TextVQA(VQA):
 @dataclass
 class Duts:
     path: str | None = limits.path()
-    image_loading: Any = None
+    image_loading: Any = limits.group()
     split: str = limits.words("TE", "TR")
     layers: list[int] = limits.layer_list()
     top: int = limits.whole(1)
@@ -214,7 +214,7 @@ class Duts:
 @dataclass
 class EasyVQA:
     path: str | None = limits.path()
-    image_loading: Any = None
+    image_loading: Any = limits.group()
 
 
 @dataclass
@@ -275,7 +275,7 @@ class FolderData(Data):
     path: str = limits.path()
     train_size: int = limits.whole(1)
     held_out_size: int = limits.whole(1)
-    image_loading: Any = None
+    image_loading: Any = limits.group()
 
 
 @dataclass
@@ -283,7 +283,7 @@ class LlavaData(Data):
     json: str = limits.path()
     images: str = limits.path()
     held_out_share: float = limits.number(0, 1, above=True, below=True)
-    image_loading: Any = None
+    image_loading: Any = limits.group()
 
 
 @dataclass

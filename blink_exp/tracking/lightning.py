@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from blink_exp.errors import UserError, flat
-from blink_exp.images import open_image, to_rgb
+from blink_exp.images import open_image
 from blink_exp.tracking.base import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
@@ -159,7 +159,7 @@ def drawn(picture: Picture, boxes: Boxes) -> Image.Image:
         picture = open_image(picture)
     elif not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
-    shown = to_rgb(picture)
+    shown = picture.convert("RGB")
     pen = ImageDraw.Draw(shown)
     for left, top, right, bottom in boxes:
         pen.rectangle(

@@ -10,7 +10,6 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
 from blink_exp.files import read_object
-from blink_exp.images import to_rgb
 from blink_exp.tracking.base import attempt, tracker
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
@@ -105,7 +104,7 @@ def examples(
         if sample is None or record["image_id"] in seen:
             continue
         try:
-            image = to_rgb(sample.image())
+            image = sample.image()
         except OSError:
             continue
         seen.add(record["image_id"])

@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.errors import UserError, flat
-from blink_exp.images import to_rgb
 from blink_exp.tracking.base import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
@@ -114,7 +113,7 @@ class WandbTrack:
 
         shown = str(picture) if isinstance(picture, str | Path) else picture
         if isinstance(shown, Image.Image):
-            shown = to_rgb(shown)
+            shown = shown.convert("RGB")
         said = {"regions": {"box_data": [box(b) for b in boxes], "class_labels": {0: "region"}}} if boxes else None
         self.run.log({key: wandb.Image(shown, caption=caption or None, boxes=said)})
 

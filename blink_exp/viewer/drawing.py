@@ -20,7 +20,6 @@ from blink_exp.backbone.load import Backbone
 from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Box
 from blink_exp.figures import shared
-from blink_exp.images import to_rgb
 from blink_exp.saliency import PatchGrid
 from blink_exp.viewer.trace import PARTS, Stage
 
@@ -39,7 +38,7 @@ def png(image: Image.Image) -> str:
 
 def picture(image: Image.Image) -> str:
     """A picture, no larger than a page needs."""
-    shown = to_rgb(image)
+    shown = image.convert("RGB")
     shown.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return png(shown)
 
