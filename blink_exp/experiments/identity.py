@@ -19,7 +19,10 @@ OF_ASKING = ("cache", "max_retries", "timeout", "threads", "give_up")  # setting
 WEIGHTS = ("*.safetensors",)
 FILES = (*WEIGHTS, "*.json", "*.jinja", "*.model")  # of a model: its tokenizer, processor and chat template change answers too
 # of all formats in ``images.FORMATS``
-IMAGES = tuple(
+IMAGES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"),
+)
     f".{ending}"
     for ending in [
         "png",
