@@ -57,6 +57,11 @@ def stopped(going_on: str) -> int:
     return 128 + number
 
 
+def nothing_said() -> None:
+    """Forgets that a line is out, for a process that runs several things one after the other."""
+    _told.clear()
+
+
 def say(line: str, code: int) -> None:
     """Prints the line of a run that was stopped with exit code ``code``, unless one is out already."""
     if not _told:

@@ -23,31 +23,6 @@ IMAGES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"),
 )
-    f".{ending}"
-    for ending in [
-        "png",
-        "apng",
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "mpo",
-        "webp",
-        "gif",
-        "bmp",
-        "dib",
-        "tif",
-        "tiff",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
-        "jp2",
-        "j2k",
-        "jpx",
-        "avif",
-    ]
-)
 LEVELS = 4  # of folders below a benchmark's own in which images are looked for
 SLOW, REUSED = 0.1, 20.0  # seconds of a look through a folder from which on it is used again, and for how many times as long
 _stamps: dict[Path, tuple[str, float]] = {}  # of large folders: the stamp, and until when it holds

@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning.callbacks import Callback
 
 from blink_exp.experiments.resume import find
-from blink_exp.stopping import say
+from blink_exp.stopping import nothing_said, say
 
 TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
@@ -49,6 +49,7 @@ def stoppable(out: Path, step: Callable[[], int], speaks: Callable[[], bool]) ->
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
     install()
+    nothing_said()
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as error:
