@@ -55,7 +55,11 @@ def test_a_setting_that_cannot_be_is_one_line(settings, batch_size, device, mess
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"model": "folder", "model.path": "no/such/folder"}, "no/such/folder"), ({"layer": 99}, "99")]
+    ("settings", "message"),
+    [
+        ({"model": "folder", "model.path": "no/such/folder", "model.device": "cpu"}, "no/such/folder"),
+        ({"layer": 99}, "99"),
+    ],
 )
 def test_a_model_or_method_that_cannot_be_built_is_one_line(settings, message):
     assert message in refusal(lambda: answering.build(answering.configure(settings)))

@@ -45,7 +45,7 @@ CASES = [
     (["evaluate.py", "data_root=/nowhere", "benchmark=mme"], "data_root must be a folder, or null, got /nowhere; it is not a folder"),
     (["evaluate.py", "benchmark=mmvet", "judge=openai", "judge.key_variable=NO_SUCH_KEY"], "NO_SUCH_KEY"),
     (["evaluate.py", "batch_size=0"], "batch_size must be a whole number of at least 1, got 0"),
-    (["evaluate.py", "model=folder", "model.path=/nowhere/llava"], "is neither a folder nor a hub id"),
+    (["evaluate.py", "model=folder", "model.device=cpu", "model.path=/nowhere/llava"], "is neither a folder nor a hub id"),
     (["evaluate.py", "benchmark=easyvqa", "benchmark.path=/nowhere"], "benchmark.path=/nowhere has no questions.json"),
     (["train.py", "tokensr=interp"], "tokensr=interp has no parameters to train"),
     (["train.py", "data=folder", "data.path=/nowhere"], "data.path=/nowhere is not a folder"),

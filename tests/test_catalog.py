@@ -137,9 +137,10 @@ def test_every_table_and_figure_of_the_papers_is_there():
 
 
 def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
-    cfg = OmegaConf.create({"store": str(tmp_path), "train": ""})
+    cfg = OmegaConf.create({"store": str(tmp_path), "train": "", "skip_limit": 0.5})
     first = listing.Store(cfg).folder(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"], "mosaic_mme")
-    found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}  # 10 of 30 were skipped
+    found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}
+    found |= {"skipped": [{}] * 10, "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
     results.write_json(first / "metrics.json", found)
     listing.show_list(cfg, [TOY | {"source": "blink-table-3", "paper": "blink"}], ["limit=30"])
     line = next(line for line in capsys.readouterr().out.splitlines() if "toy" in line)

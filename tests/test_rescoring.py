@@ -267,7 +267,7 @@ def test_other_settings_or_weights_in_the_folder_start_anew(easy, tmp_path, monk
     assert 0 < easy(tmp_path / "a", dies=1) <= 4
     assert easy(tmp_path / "a", "seed=1") == rest
     assert 0 < easy(tmp_path / "b", dies=1) <= 4
-    monkeypatch.setattr(identity, "digests", lambda settings: {"tokensr": "trained again"})
+    monkeypatch.setattr(identity, "without_images", lambda settings: {"tokensr": "trained again"})
     assert easy(tmp_path / "b") == rest
 
 
