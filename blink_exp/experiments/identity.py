@@ -89,7 +89,7 @@ def without_images(settings: dict[str, Any]) -> dict[str, str]:
     own, found = shipped(path), modules(settings.get("method"))
     weights = found["path"] or (own[1] if own else None) if found else None
     data = (settings.get("benchmark") or {}).get("path")
-    named_by_rows = bool(data) and Path(data).is_dir() and bool(files_of(Path(data), ("*.parquet",))) and image_stamp(Path(data))
+    named_by_rows = image_stamp(Path(data)) if data and Path(data).is_dir() and files_of(Path(data), ("*.parquet",)) else ""
     return {
         **({"images": named_by_rows} if named_by_rows else {}),
         "model": of_folder(own[0], FILES) if own else stamp(Path(path), FILES),
