@@ -369,6 +369,8 @@ def test_the_rows_name_settings_that_are_there():
         ("evaluate", "layers.indices=0-99999999999", "layers.indices must be a range of layers such as 12-18"),
         ("evaluate", "method.layers=5", "method.layers must be a group of settings, or null, got 5"),
         ("evaluate", "method.resolution=abc", "method.resolution must be a group of settings, or null, got abc"),
+        ("evaluate", "=3", "=3 is not understood"),
+        ("evaluate", "benchmark.images=99999999999", "benchmark.images must be a whole number in [1, 100000]"),
         ("sweep", "share=abc", "share must be true or false, got abc"),
         ("evaluate", "store=${nope}", "Interpolation key 'nope' not found"),
     ],

@@ -183,6 +183,7 @@ def test_a_search_is_refused_before_anything_runs(tmp_path):
     refused = {
         "part=test is what a search is reported on": master(tmp_path, ok, part="test"),
         "nothing to search; add search=blink": master(tmp_path, "method=blink", "limit=8"),
+        "hydra.sweeper.n_trials must be a whole number of at least 1, got 0": master(tmp_path, ok, n_trials=0),
         "is more than one aim; use maximize": master(tmp_path, ok, direction=["maximize", "minimize"]),
         "benchmark=duts runs no method": master(tmp_path, ok, target="blink_exp.benchmarks.duts.Duts"),
     }

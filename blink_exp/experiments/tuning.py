@@ -59,6 +59,8 @@ def check(config: DictConfig) -> None:
     sweeper = config.hydra.sweeper
     if not sweeper.get("params") and not swept(config):
         raise UserError("hydra/sweeper=optuna has nothing to search; add search=blink, or thresholds.tau_exp=interval(0.3,0.9)")
+    if sweeper.get("n_trials", 1) < 1:
+        raise UserError(f"hydra.sweeper.n_trials must be a whole number of at least 1, got {sweeper.n_trials}")
     if OmegaConf.is_list(sweeper.direction):
         raise UserError(f"hydra.sweeper.direction={list(sweeper.direction)} is more than one aim; use maximize (and token_price=...)")
     if hasattr(get_object(config.benchmark._target_), "probe"):

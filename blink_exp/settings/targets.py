@@ -219,7 +219,7 @@ class EasyVQA:
 
 @dataclass
 class Mosaic:
-    images: int = limits.whole(1)
+    images: int = limits.whole(1, 100_000)  # each is drawn
 
 
 @dataclass

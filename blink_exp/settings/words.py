@@ -122,6 +122,8 @@ def check_words(argv: Sequence[str], root: str) -> None:
             override = parser.parse_override(word)
         except HydraException:
             raise UserError(misread(word)) from None
+        if not override.key_or_group:
+            raise UserError(misread(word))
         key, value = str(override.key_or_group), override.value()
         values: list[Any] = [value]
         if override.is_sweep_override():
