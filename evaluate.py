@@ -7,8 +7,8 @@ from blink_exp.cli import entry
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg):
-    from blink_exp.experiments.evaluate import run
-    from blink_exp.experiments.jobs import job
+    from blink_exp.commands.evaluate import run
+    from blink_exp.studies.jobs import job
 
     return job(run, cfg)
 

@@ -7,7 +7,7 @@ from blink_exp.cli import entry, guard
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sweep")
 def main(cfg):
-    from blink_exp.experiments.sweep import run
+    from blink_exp.commands.sweep import run
 
     return guard(run, cfg)
 

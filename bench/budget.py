@@ -17,8 +17,8 @@ LEAST = 8  # of the scale model's prefixes, of which one takes 2.3 MiB, some fit
 def measure(size: str = "default", store: str = "outputs/points", questions: str | None = None) -> dict[str, Any]:
     """Points of Blink's Table 2. ``store``: where trained modules are looked for, and kept; ``questions``: of the benchmark."""
     from blink_exp.benchmarks.base import spread
-    from blink_exp.experiments.evaluate import prepare
-    from blink_exp.sharing.answers import Asking, answer
+    from blink_exp.decoder.answers import Asking, answer
+    from blink_exp.evaluation.evaluator import prepare
 
     small = size == "small"
     made = [prepare(cfg.copy()) for cfg in composed([("table", "blink_table2")], store)]

@@ -252,7 +252,7 @@ class Row:
         settings = {"max_new_tokens": tokens, "do_sample": False}
         if self.method is None:
             return self.model.generate(**prompt.arguments, **settings)
-        with self.ground.attached(self.method, prompt):
+        with self.ground.attach(self.method, prompt):
             return self.model.generate(**prompt.arguments, **settings)
 
     def most(self, prompt: Prompt) -> int:

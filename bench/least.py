@@ -1,6 +1,6 @@
 """The fewest FLOPs that a set of points can be answered with, from what they decided, and not from how anything ran.
 
-By the papers' formula (``blink_exp.experiments.cost``) for what differs, each thing once: the tower and the prefix for each image; an
+By the papers' formula (``blink_exp.evaluation.cost``) for what differs, each thing once: the tower and the prefix for each image; an
 expanded segment for each (image, layer, region, module, what stands before it), as far as any point still holds it; a text for each
 question and each different course of decisions so far; and as many generated tokens. Scans are not in it: they are overhead.
 """
@@ -11,10 +11,10 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
 
-from blink_exp.backbone.decode import Record
-from blink_exp.experiments.cost import layer_flops
-from blink_exp.methods.base import Method
-from blink_exp.sequence import Drop, Expand
+from blink_exp.core.method import Method
+from blink_exp.core.sequence import Drop, Expand
+from blink_exp.decoder.decode import Record
+from blink_exp.evaluation.cost import layer_flops
 
 Segment = tuple[Any, ...]  # (layer, region, module, grid, interpolated, inherits, what stands before)
 

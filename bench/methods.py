@@ -15,8 +15,8 @@ from bench.meters import arithmetic, peak_bytes, summary
 from bench.shapes import LLAVA_NEXT_7B, MEDIUM, TINY, Shape, prefill
 from bench.timing import Clock, clock_of, compared, rounds
 from bench.ways import Ground, fed, kv_bytes, lengths
+from blink_exp.core.method import Method
 from blink_exp.errors import UserError
-from blink_exp.methods.base import Method
 
 TITLE = "Methods beside the untouched model: prefill, memory, scoring"
 RATIOS = (0.4, 0.2, 0.1)  # HERO's

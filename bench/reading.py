@@ -14,8 +14,8 @@ from bench.meters import peak_bytes
 from bench.shapes import Prompt, attention_by, prefill
 from bench.timing import Clock, Work, compared, rounds
 from bench.ways import Ground, lengths
-from blink_exp.backbone.encode import Needs
-from blink_exp.methods.base import Method
+from blink_exp.core.encoding import Needs
+from blink_exp.core.method import Method
 
 TOKENS = 2673  # of the prompt at which the usual way is measured (HERO, Table VIII)
 SCORING, FASTER, MEMORY = 0.03, 2.0, 0.5

@@ -14,8 +14,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from blink_exp.backbone.encode import Encoding
-from blink_exp.backbone.views import NEWLINE, Kept, Views, pack
+from blink_exp.core.encoding import Encoding
+from blink_exp.core.views import NEWLINE, Kept, Views, pack
 
 BEFORE, BEHIND = 35, 26  # text tokens around an image: 61, as HERO's Table VIII counts them
 

@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import report, timing
 from bench.least import Answered, least
-from blink_exp.experiments.cost import CPU_ATTENTION
-from blink_exp.methods.base import Method
+from blink_exp.core.method import Method
+from blink_exp.decoder.attach import attach
+from blink_exp.evaluation.cost import CPU_ATTENTION
+from blink_exp.studies.experiments import load_experiment
 
 TITLE = "Shared execution"
 COLUMNS = [
@@ -72,21 +74,21 @@ def named(experiments: list[tuple[str, str]]) -> str:
 
 def composed(experiments: list[tuple[str, str]], store: str) -> list[Any]:
     """The settings of all points, one for those that are the same."""
-    from blink_exp.experiments import catalog, plan
-    from blink_exp.experiments.together import place
+    from blink_exp.evaluation.shared_runs import place
     from blink_exp.settings.compose import composed as compose
+    from blink_exp.studies import plan
 
     cfg = compose("sweep", [f"store={store}"])
-    found = [c for kind, name in experiments for c in plan.settings_of(cfg, kind, catalog.named(kind, name), [])]
+    found = [c for kind, name in experiments for c in plan.settings_of(cfg, kind, load_experiment(kind, name), [])]
     return list({str(place(c)[0]): c for c in found}.values())
 
 
 def points(what: str, experiments: list[tuple[str, str]], questions: int, store: str, bar: float, deciding: bool) -> dict[str, Any]:
     """``deciding``: whether FLOPs are set against the least that the decisions allow."""
     from blink_exp.benchmarks.base import spread
-    from blink_exp.experiments.asking import answers
-    from blink_exp.experiments.evaluate import prepare
-    from blink_exp.sharing.answers import Asking, answer
+    from blink_exp.decoder.answers import Asking, answer
+    from blink_exp.evaluation.answering import answers
+    from blink_exp.evaluation.evaluator import prepare
 
     made = [prepare(cfg.copy()) for cfg in composed(experiments, store)]
     (backbone, _, benchmark), methods = made[0], [method for _, method, _ in made]
@@ -99,7 +101,7 @@ def points(what: str, experiments: list[tuple[str, str]], questions: int, store:
     def alone() -> None:
         for p, method in enumerate(methods):
             backbone.forget()
-            with method.attach(backbone.model) as attached:
+            with attach(backbone.model, method) as attached:
                 if attached is not None:
                     attached.samples = [s.id for s in samples]
                 found, visual = answers(backbone, method, attached, images, asked, benchmark.max_new_tokens)
@@ -221,7 +223,7 @@ def generated(
     image = torch.full((len(features),), model.config.image_token_id)
     ids = torch.stack([torch.cat([ahead, image, text]) for text in texts])
     encoded = {"image": BaseModelOutputWithPooling(pooler_output=[features] * len(texts))}  # type: ignore[arg-type]
-    with (method or Method()).attach(model) as attached:
+    with attach(model, method or Method()) as attached:
         if attached is not None:
             attached.samples = [str(n) for n in range(len(texts))]
         found = model.generate(
@@ -249,11 +251,11 @@ def over_one_prefix(
     model: Any, features: torch.Tensor, ahead: torch.Tensor, texts: list[torch.Tensor], methods: list[Method], new_tokens: int
 ) -> list:
     """[question][point]: tokens."""
-    from blink_exp.saliency import PatchGrid
-    from blink_exp.sharing.attending import shared
-    from blink_exp.sharing.branches import Question, Texts, layers_of
-    from blink_exp.sharing.decoding import greedy
-    from blink_exp.sharing.prefixes import run
+    from blink_exp.core.saliency import PatchGrid
+    from blink_exp.decoder.branches import Question, Texts, layers_of
+    from blink_exp.decoder.greedy import greedy
+    from blink_exp.decoder.prefixes import run
+    from blink_exp.decoder.shared_attention import shared
 
     embed, llm = model.get_input_embeddings(), model.model.language_model
     layers = {layer for m in methods for layer in layers_of(m)}

@@ -15,7 +15,7 @@ from bench.timing import median_seconds
 TITLE = "Start-up: seconds before the work"
 HELP = 1.0
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("hydra", "torch", "transformers", "blink_exp.experiments.evaluate", "blink_exp.experiments.train")
+MODULES = ("hydra", "torch", "transformers", "blink_exp.evaluation.evaluator", "blink_exp.training.run")
 # Run in a process of its own: seconds of composing and of loading, and of what a second point of the same process pays.
 POINT = """
 import time
@@ -23,11 +23,11 @@ from blink_exp.settings.compose import composed as compose
 begun = time.perf_counter()
 cfg = compose("evaluate", {overrides})
 composed = time.perf_counter()
-from blink_exp.experiments import evaluate, identity, results
+from blink_exp.evaluation import evaluator, identity, results
 imported = time.perf_counter()
-evaluate.prepare(cfg)
+evaluator.prepare(cfg)
 prepared = time.perf_counter()
-evaluate.prepare(cfg)
+evaluator.prepare(cfg)
 again = time.perf_counter()
 settings = results.plain(cfg)
 identity.point_hash(settings, identity.digests(settings))

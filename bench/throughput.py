@@ -50,7 +50,7 @@ def measure(
 
 def speeds(name: str, overrides: list[str], sizes: tuple[int, ...], questions: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each batch size."""
-    from blink_exp.experiments.evaluate import evaluate
+    from blink_exp.evaluation.evaluator import evaluate
 
     backbone, method, benchmark = prepared(overrides)
 
@@ -70,7 +70,7 @@ def speeds(name: str, overrides: list[str], sizes: tuple[int, ...], questions: i
 
 def prepared(overrides: list[str]) -> tuple[Any, Any, Any]:
     """Backbone, method and benchmark of a command line."""
-    from blink_exp.experiments.evaluate import prepare
+    from blink_exp.evaluation.evaluator import prepare
     from blink_exp.settings.compose import composed
 
     return prepare(composed("evaluate", overrides))

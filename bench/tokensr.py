@@ -20,10 +20,10 @@ from bench.meters import peak_bytes
 from bench.timing import interleaved, median_seconds, seconds
 from blink_exp.backbone.load import load
 from blink_exp.errors import UserError
-from blink_exp.tokensr.capture import Ranks, ready
-from blink_exp.tokensr.data import BaseView, PairedCrops
-from blink_exp.tokensr.feature_cache import Features
-from blink_exp.tokensr.training import TokenSRTraining
+from blink_exp.training.capture import Ranks, ready
+from blink_exp.training.data import BaseView, PairedCrops
+from blink_exp.training.feature_cache import Features
+from blink_exp.training.module import TokenSRTraining
 
 TITLE = "TokenSR training: one pass for seven layers, features from disk"
 LAYERS = list(range(12, 19))

@@ -10,13 +10,14 @@ import torch
 
 from bench.shapes import BEFORE, LLAVA_NEXT_7B, TINY, Shape, random_model
 from bench.timing import median_seconds
-from blink_exp.backbone import decode
-from blink_exp.backbone.encode import Needs, encode
-from blink_exp.backbone.views import Views
+from blink_exp.backbone.encode import encode
+from blink_exp.core.encoding import Needs
+from blink_exp.core.views import Views
+from blink_exp.decoder import decode
 from blink_exp.tokensr import arithmetic
-from blink_exp.tokensr.feature_cache import Features
-from blink_exp.tokensr.pairs import Batch
-from blink_exp.tokensr.training import TokenSRTraining
+from blink_exp.training.feature_cache import Features
+from blink_exp.training.module import TokenSRTraining
+from blink_exp.training.pairs import Batch
 
 COLUMNS = ["pairs/s", "GPU GB", "in backbone", "MFU", "of matmul"]
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16, of the makers' data sheets (SXM)

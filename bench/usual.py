@@ -13,8 +13,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from bench.shapes import Prompt, attention_by
-from blink_exp.backbone.encode import Encoding
-from blink_exp.backbone.views import Views
+from blink_exp.core.encoding import Encoding
+from blink_exp.core.views import Views
 
 Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 

@@ -14,16 +14,18 @@ from transformers.cache_utils import DynamicCache
 
 from bench.shapes import Prompt, Shape, packed, pixels, prefill, random_model, square
 from bench.usual import embeddings
-from blink_exp.backbone.encode import Encoding, Needs, encode, tower_layers
-from blink_exp.backbone.views import Views, base_view, everything, pack
-from blink_exp.methods.base import Method
+from blink_exp.backbone.encode import encode, tower_layers
+from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.method import Method
+from blink_exp.core.pruner import ViewPruner
+from blink_exp.core.views import Views, base_view, everything, pack
+from blink_exp.decoder.attach import attach
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.fastervlm import FasterVLM
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.globalcom2 import GlobalCom2
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.hired import HiRED
-from blink_exp.methods.prune import ViewPruner
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, scaled_schedule
 from blink_exp.tokensr.modules import build
 
@@ -166,13 +168,13 @@ class Ground:
     def under(self, method: Method, prompt: Prompt | None = None) -> Any:
         """Prefill of the whole prompt under a method that works in the LLM."""
         prompt = self.whole() if prompt is None else prompt
-        with self.attached(method, prompt):
+        with self.attach(method, prompt):
             return prefill(self.model, prompt)
 
     @contextlib.contextmanager
-    def attached(self, method: Method, prompt: Prompt) -> Iterator[Any]:
+    def attach(self, method: Method, prompt: Prompt) -> Iterator[Any]:
         """``method`` on the model, which is told what the whole image's first visual tokens show."""
-        with method.attach(self.model) as run:
+        with attach(self.model, method) as run:
             source = pack(self.views, everything(self.views))
             run.images = [[base_view(source[: len(prompt.features)], self.views)]]
             yield run

@@ -6,12 +6,16 @@ where text is read, here and in the readers of data sets, so that ids and texts 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from blink_exp.disk import writing
 from blink_exp.errors import UserError, flat
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -100,3 +104,30 @@ def kind(value: Any) -> str:
 def brief(value: Any) -> str:
     """The beginning of a value, on one line."""
     return "null" if value is None else flat(repr(value[:40] if isinstance(value, str | bytes) else value), 40)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or nothing."""
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(encodable(text), encoding="utf-8")
+            os.replace(part, path)
+        except BaseException:  # of a signal too
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(json_ready(value), indent=2, sort_keys=False, allow_nan=False) + "\n")
+
+
+def json_ready(value: Any) -> Any:
+    """``value`` with None for every number that JSON has no word for: the mean of nothing is not a number."""
+    if isinstance(value, dict):
+        return {k: json_ready(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

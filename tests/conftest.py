@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
-    from blink_exp.backbone.encode import Encoding
-    from blink_exp.backbone.views import Views
+    from blink_exp.core.encoding import Encoding
+    from blink_exp.core.views import Views
 
 # The same examples in every run, so that a change that breaks nothing never fails; HYPOTHESIS_PROFILE=default looks for new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -106,7 +106,7 @@ def random_encoding(views: Views, layers=range(1, 5), heads=2, width=8, seed=0, 
     """An Encoding of random tensors for a geometry, as a pruner sees it; no model is run. ``text``: a (width,) text embedding."""
     import torch
 
-    from blink_exp.backbone.encode import Encoding
+    from blink_exp.core.encoding import Encoding
 
     g = torch.Generator().manual_seed(seed)
     v, n = views.count, views.tokens

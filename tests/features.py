@@ -11,9 +11,9 @@ import torch
 from instruction_data import picture
 from PIL import Image
 
-from blink_exp.tokensr import capture, data
-from blink_exp.tokensr.feature_cache import Features, Stored
-from blink_exp.tokensr.pairs import Batch, collate
+from blink_exp.training import capture, data
+from blink_exp.training.feature_cache import Features, Stored
+from blink_exp.training.pairs import Batch, collate
 
 SIDE, WIDTH = 4, 3
 LAYERS = [3, 5, 8]

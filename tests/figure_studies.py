@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from blink_exp.benchmarks.mme import score_pairs
+from blink_exp.core.saliency import PatchGrid
 from blink_exp.figures.base import TIP, Study
-from blink_exp.saliency import PatchGrid
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GRID = PatchGrid(2, 4, 4)

@@ -10,7 +10,7 @@ import numpy as np
 from hub import maker, picture, write
 from PIL import Image
 
-from blink_exp.experiments.records import graded
+from blink_exp.evaluation.records import graded
 from blink_exp.judge import UNPARSED, Verdict
 
 

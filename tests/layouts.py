@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blink_exp.backbone.views import Views
+from blink_exp.core.views import Views
 
 LETTERBOX = Views(6, 2, 2, (40, 60), newline=True)  # the 12 x 12 grid shows 8 rows; 2 are padding above and 2 below
 PILLARBOX = Views(6, 2, 2, (60, 40), newline=True)  # the same on its side: 8 columns

@@ -8,7 +8,7 @@ import importlib
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from blink_exp.scale_model.scenes import load_tiles
+from blink_exp.scenes.scenes import load_tiles
 
 for name in (
     *("torch", "pytorch_lightning", "pandas", "rich.table", "matplotlib.pyplot", "easy_vqa"),

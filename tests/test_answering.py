@@ -12,16 +12,16 @@ from refusals import refusal
 from stand_ins import BLUE, RED, Calls, stand_in
 
 from blink_exp.cli import CONF
-from blink_exp.experiments import asking, evaluate
-from blink_exp.integrations import answering
-from blink_exp.integrations.answering import Question
+from blink_exp.evaluation import answering, evaluator
+from blink_exp.integrations import requests
+from blink_exp.integrations.requests import Question
 
 # Settings
 
 
 def test_words_that_lmms_eval_turned_into_python_become_hydra_s_again():
     settings = {"method": "blink", "retention_ratio": 0.25, "layer": None, "method.amplify": True, "layers.indices": "[12,13]"}
-    assert answering.overrides(settings) == [
+    assert requests.overrides(settings) == [
         *("method=blink", "retention_ratio=0.25", "layer=null", "method.amplify=true", "layers.indices=[12,13]")
     ]
 
@@ -31,7 +31,7 @@ def test_settings_mean_what_they_mean_to_evaluate_py():
     words = ["method=hero", "model=scale_llava_next", "thresholds=high_exp", "hero_low.layers=[4,5]", "seed=3"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         wanted = OmegaConf.to_container(compose("evaluate", [*words, "batch_size=4", "model.device=cuda:1"]), resolve=True)
-    found = OmegaConf.to_container(answering.configure(settings, "4", "cuda:1"), resolve=True)
+    found = OmegaConf.to_container(requests.configure(settings, "4", "cuda:1"), resolve=True)
     assert found == wanted
     assert found["method"]["low"] == [4, 5]  # the comma did not end the word
 
@@ -51,7 +51,7 @@ def test_settings_mean_what_they_mean_to_evaluate_py():
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(settings, batch_size, device, message):
-    assert message in refusal(lambda: answering.configure(settings, batch_size, device))
+    assert message in refusal(lambda: requests.configure(settings, batch_size, device))
 
 
 @pytest.mark.parametrize(
@@ -62,40 +62,40 @@ def test_a_setting_that_cannot_be_is_one_line(settings, batch_size, device, mess
     ],
 )
 def test_a_model_or_method_that_cannot_be_built_is_one_line(settings, message):
-    assert message in refusal(lambda: answering.build(answering.configure(settings)))
+    assert message in refusal(lambda: requests.build(requests.configure(settings)))
 
 
 def test_each_process_takes_its_own_gpu_only_where_several_share_the_work():
     two = {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    assert answering.own_device("cuda", two) == "cuda:1"
-    assert answering.own_device("cuda", {}) == "cuda"
-    assert answering.own_device("cuda", {"WORLD_SIZE": "1", "LOCAL_RANK": "0"}) == "cuda"
-    assert answering.own_device("cuda:0", two) == "cuda:0"
-    assert answering.own_device("cpu", two) == "cpu"
+    assert requests.own_device("cuda", two) == "cuda:1"
+    assert requests.own_device("cuda", {}) == "cuda"
+    assert requests.own_device("cuda", {"WORLD_SIZE": "1", "LOCAL_RANK": "0"}) == "cuda"
+    assert requests.own_device("cuda:0", two) == "cuda:0"
+    assert requests.own_device("cpu", two) == "cpu"
 
 
 # Generation settings
 
 
 def test_until():
-    assert answering.stop_at(None) == answering.stop_at([]) == ()
-    assert answering.stop_at(["\n\n"]) == ()  # nobody asked for it
-    assert answering.stop_at(["\n\n", "Q:"]) == ("\n\n", "Q:")  # somebody did
-    assert answering.stop_at("ASSISTANT:") == ("ASSISTANT:",)
-    assert answering.stop_at(["", "."]) == (".",)
-    assert answering.cut("a cat. Q: more", ("Q:", ".")) == "a cat"
-    assert answering.cut("a cat \n\nand more", ("Q:", "\n\n")) == "a cat"
-    assert answering.cut("one\n\ntwo", ()) == "one\n\ntwo"
+    assert requests.stop_at(None) == requests.stop_at([]) == ()
+    assert requests.stop_at(["\n\n"]) == ()  # nobody asked for it
+    assert requests.stop_at(["\n\n", "Q:"]) == ("\n\n", "Q:")  # somebody did
+    assert requests.stop_at("ASSISTANT:") == ("ASSISTANT:",)
+    assert requests.stop_at(["", "."]) == (".",)
+    assert requests.cut("a cat. Q: more", ("Q:", ".")) == "a cat"
+    assert requests.cut("a cat \n\nand more", ("Q:", "\n\n")) == "a cat"
+    assert requests.cut("one\n\ntwo", ()) == "one\n\ntwo"
 
 
 def test_new_tokens_and_what_is_ignored():
-    assert answering.new_tokens({"max_new_tokens": 16}, "mme") == 16
-    assert answering.new_tokens({}, "mme") == 1024
+    assert requests.new_tokens({"max_new_tokens": 16}, "mme") == 16
+    assert requests.new_tokens({}, "mme") == 1024
     for bad in (0, -1, "many", 2.5, True, None):
-        said = refusal(lambda bad=bad: answering.new_tokens({"max_new_tokens": bad}, "mme"))
+        said = refusal(lambda bad=bad: requests.new_tokens({"max_new_tokens": bad}, "mme"))
         assert f"max_new_tokens={bad} of mme" in said
-    assert answering.ignored({"do_sample": False, "temperature": 0, "num_beams": 1, "top_p": 0.9, "until": []}) == []
-    assert answering.ignored({"do_sample": True, "temperature": 0.7, "num_beams": 5}) == [
+    assert requests.ignored({"do_sample": False, "temperature": 0, "num_beams": 1, "top_p": 0.9, "until": []}) == []
+    assert requests.ignored({"do_sample": True, "temperature": 0.7, "num_beams": 5}) == [
         *("do_sample=True", "temperature=0.7", "num_beams=5")
     ]
 
@@ -108,9 +108,9 @@ def shows(visuals, text="?", name="t/test/3"):
 
 
 def test_the_one_image_of_a_question():
-    assert answering.image_of(shows([RED])) is RED
-    assert answering.image_of(shows([[RED]])) is RED
-    grey = answering.image_of(shows([Image.new("L", (2, 3), 7)]))
+    assert requests.image_of(shows([RED])) is RED
+    assert requests.image_of(shows([[RED]])) is RED
+    grey = requests.image_of(shows([Image.new("L", (2, 3), 7)]))
     assert (grey.mode, grey.size, grey.getpixel((0, 0))) == ("RGB", (2, 3), (7, 7, 7))
 
 
@@ -126,21 +126,21 @@ def test_the_one_image_of_a_question():
     ],
 )
 def test_anything_but_one_image_is_refused_and_never_answered_with_nothing(visuals, message):
-    assert re.search(f"{message}.*docs/lmms_eval.md", refusal(lambda: answering.image_of(shows(visuals))))
+    assert re.search(f"{message}.*docs/lmms_eval.md", refusal(lambda: requests.image_of(shows(visuals))))
 
 
 def test_an_image_that_does_not_decode_names_its_document():
     def broken():
         raise OSError("image file is truncated\n(3 bytes not processed)")
 
-    said = refusal(lambda: answering.image_of(Question("t/test/3", "?", broken)))
+    said = refusal(lambda: requests.image_of(Question("t/test/3", "?", broken)))
     assert "t/test/3 cannot be read (image file is truncated (3 bytes" in said
 
 
 def test_the_placeholder_leaves_the_text_and_two_are_refused():
-    assert answering.text_of(shows([RED], "<image>\nWhat is it?"), "<image>") == "What is it?"
-    assert answering.text_of(shows([RED], " What is it?\n"), "<image>") == " What is it?\n"  # without one, not a letter is touched
-    said = refusal(lambda: answering.text_of(shows([RED], "<image> or <image>?"), "<image>"))
+    assert requests.text_of(shows([RED], "<image>\nWhat is it?"), "<image>") == "What is it?"
+    assert requests.text_of(shows([RED], " What is it?\n"), "<image>") == " What is it?\n"  # without one, not a letter is touched
+    said = refusal(lambda: requests.text_of(shows([RED], "<image> or <image>?"), "<image>"))
     assert "t/test/3 names 2 images" in said
 
 
@@ -148,14 +148,14 @@ def test_the_placeholder_leaves_the_text_and_two_are_refused():
 
 
 def test_batches_share_a_limit_and_keep_the_order():
-    assert answering.batches([4, 16, 4, 4, 16], 2) == [[0, 2], [3], [1, 4]]
-    assert answering.batches([4, 4, 4], 1) == [[0], [1], [2]]
-    assert answering.batches([], 8) == []
+    assert requests.batches([4, 16, 4, 4, 16], 2) == [[0, 2], [3], [1, 4]]
+    assert requests.batches([4, 4, 4], 1) == [[0], [1], [2]]
+    assert requests.batches([], 8) == []
 
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
-    monkeypatch.setattr(asking, "answers", found := Calls())
+    monkeypatch.setattr(answering, "answers", found := Calls())
     return found
 
 
@@ -167,7 +167,7 @@ def test_answers_come_back_in_order_with_each_question_s_own_image_limit_and_end
         Question("t/test/3", "d", lambda: [RED.copy()], 4),
     ]
     advanced: list[int] = []
-    found = answering.answer(*stand_in(), questions, 2, advanced.append)
+    found = requests.answer(*stand_in(), questions, 2, advanced.append)
     assert [a.text for a in found] == ["a 255 4 STOP more", "b 0 100", "c 0 4", "d 255 4 STOP more"]  # 100: the LLM's positions
     assert [a.visual_tokens for a in found] == [10] * 4
     assert [ids for ids, *_ in calls.calls] == [["t/test/0", "t/test/2"], ["t/test/3"], ["t/test/1"]]
@@ -176,7 +176,7 @@ def test_answers_come_back_in_order_with_each_question_s_own_image_limit_and_end
 
 def test_equal_images_are_shown_to_the_vision_tower_once_and_others_never_mixed_up(calls):
     flat = Image.new("RGB", (8, 2), "red")  # as many bytes as RED, and the same ones
-    answering.answer(*stand_in(), [Question(str(i), "?", lambda i=i: [i]) for i in (RED, RED.copy(), BLUE, flat)], 4)
+    requests.answer(*stand_in(), [Question(str(i), "?", lambda i=i: [i]) for i in (RED, RED.copy(), BLUE, flat)], 4)
     (_, images, asked, _), *_ = calls.calls
     keys = [key for key, _ in asked]
     assert keys[0] == keys[1]
@@ -186,7 +186,7 @@ def test_equal_images_are_shown_to_the_vision_tower_once_and_others_never_mixed_
 @pytest.fixture
 def decided(monkeypatch) -> list[list]:
     """What each question's policy decides from now on, layer by layer, in the order in which they run."""
-    real, found = asking.answers, []
+    real, found = answering.answers, []
 
     def answers(backbone, method, attached, *rest):
         out = real(backbone, method, attached, *rest)
@@ -194,7 +194,7 @@ def decided(monkeypatch) -> list[list]:
             found.append([(r.scan.layer, type(r.decision).__name__.lower(), r.visual_tokens) for r in attached.records if r.row == row])
         return out
 
-    monkeypatch.setattr(asking, "answers", answers)
+    monkeypatch.setattr(answering, "answers", answers)
     return found
 
 
@@ -203,14 +203,14 @@ def test_answers_are_those_of_evaluate(scale, decided):
     from blink_exp.benchmarks.easyvqa import EasyVQA
 
     words = {"method": "blink_hero", "retention_ratio": 0.1, "saliency": "random", "thresholds": "always_expand", "model.dtype": "float32"}
-    backbone, method = answering.build(answering.configure(words))
+    backbone, method = requests.build(requests.configure(words))
     benchmark = EasyVQA()
     samples = benchmark.samples()[::500][:5]  # in threes: a whole batch and a part of one
-    wanted, _ = evaluate.evaluate(backbone, method, benchmark, 1, samples=samples)
+    wanted, _ = evaluator.evaluate(backbone, method, benchmark, 1, samples=samples)
     alone = [[(step["layer"], step["decision"], step["visual_tokens"]) for step in record["layers"]] for record in wanted]
     backbone.forget()
     questions = [Question(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
-    found = answering.answer(backbone, method, questions[::-1], 3)[::-1]
+    found = requests.answer(backbone, method, questions[::-1], 3)[::-1]
     assert [a.text for a in found] == [r["prediction"] for r in wanted]
     assert [a.visual_tokens for a in found] == [r["visual_tokens"] for r in wanted]
     assert decided[::-1] == alone

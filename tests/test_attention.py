@@ -6,13 +6,14 @@ import pytest
 import torch
 from conftest import prompts, random_llava
 
-from blink_exp.backbone.attention import recorded, replay
-from blink_exp.backbone.decode import Record
-from blink_exp.backbone.views import EXTRA, NEWLINE
-from blink_exp.methods.base import Scan
+from blink_exp.core.method import Scan
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.sequence import Drop, Expand, Keep, Origin, Retain
+from blink_exp.core.views import EXTRA, NEWLINE
+from blink_exp.decoder.attach import attach
+from blink_exp.decoder.attention import recorded, replay
+from blink_exp.decoder.decode import Record
 from blink_exp.methods.blink import BlinkPolicy, blink
-from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Drop, Expand, Keep, Origin, Retain
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
@@ -41,7 +42,7 @@ def test_recorded_attention_is_the_layer_s_own_while_blink_expands_and_drops():
         for layer in llm.layers
     ]
     batch = prompts(model, [[8, 9, 10, 11]])
-    with blink(policy).attach(model), recorded(llm) as rows, torch.no_grad():
+    with attach(model, blink(policy)), recorded(llm) as rows, torch.no_grad():
         model(**batch)
     for hook in hooks:
         hook.remove()
@@ -66,7 +67,7 @@ def test_recorded_attention_is_eager_attention_of_the_sequence_written_out(shape
     """Blink runs system | visual | expanded | text segment by segment; here they are one piece, the expansion made by hand."""
     model, reference = random_llava(**shape), random_llava(attn="eager", **shape)
     batch = prompts(model, [[9, 10, 11]])
-    with blink(BlinkPolicy((1,), resolution="expand_once")).attach(model) as run, recorded(model.model.language_model) as rows:
+    with attach(model, blink(BlinkPolicy((1,), resolution="expand_once"))) as run, recorded(model.model.language_model) as rows:
         model.generate(**batch, max_new_tokens=1)
         (record,) = run.records
     hidden = reference(**batch, output_hidden_states=True).hidden_states[1]

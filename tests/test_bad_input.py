@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from scripts import ROOT, run
 
+from blink_exp.files import write_text
+
 CASES = [
     (["evaluate.py", "layer=40"], "layer=40 is outside the backbone's 32 layers; use 0 to 31"),
     (["train.py", "layer=-1"], "layer must be a whole number of at least 0, or null, got -1"),
@@ -154,10 +156,9 @@ def test_errors_of_the_disk_are_one_line_with_a_cure():
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
-    from blink_exp.experiments import results
 
     target = tmp_path / "metrics.json"
-    results.write(target, "old")
+    write_text(target, "old")
 
     def full(self, text, **_):
         self.touch()
@@ -165,7 +166,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        results.write(target, "new")
+        write_text(target, "new")
     monkeypatch.undo()
     assert target.read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]

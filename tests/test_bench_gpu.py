@@ -72,7 +72,7 @@ def test_a_step_over_fixed_buffers_says_what_generate_says(ground, name):
         said = ground.model.generate(**prompt.arguments, max_new_tokens=12, do_sample=False)
         out = shapes.prefill(ground.model, prompt)
     else:
-        with ground.attached(method, prompt):
+        with ground.attach(method, prompt):
             said = ground.model.generate(**prompt.arguments, max_new_tokens=12, do_sample=False)
         out = ground.under(method, prompt)
     first = out.logits[:, -1:].argmax(-1)

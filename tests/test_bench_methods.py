@@ -10,8 +10,9 @@ from conftest import prompts, random_llava
 
 from bench import methods, reading, shapes, throughput, usual, ways
 from bench.meters import HostReads, arithmetic, layer_flops
-from blink_exp.backbone.encode import Needs
-from blink_exp.backbone.scan import by_products
+from blink_exp.core.encoding import Needs
+from blink_exp.decoder.attach import attach
+from blink_exp.decoder.scan import by_products
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
 
@@ -169,7 +170,7 @@ def test_a_scan_of_whole_grids_reads_once_a_layer():
     batch = prompts(model, [[8, 9, 10]])
 
     def reads(layers: tuple[int, ...]) -> int:
-        with blink(BlinkPolicy(layers, 1.0, 0.0)).attach(model), HostReads() as found, torch.no_grad():
+        with attach(model, blink(BlinkPolicy(layers, 1.0, 0.0))), HostReads() as found, torch.no_grad():
             model(**batch)
         return found.count
 
@@ -209,7 +210,7 @@ def test_a_policy_is_scaled_to_the_depth(ground):
 
 def test_questions_a_second_are_questions_over_seconds(monkeypatch):
     monkeypatch.setattr(throughput, "prepared", lambda overrides: (type("B", (), {"forget": lambda self: None})(), None, None))
-    monkeypatch.setattr("blink_exp.experiments.evaluate.evaluate", lambda *_, batch_size, limit: ([{}] * limit, []))
+    monkeypatch.setattr("blink_exp.evaluation.evaluator.evaluate", lambda *_, batch_size, limit: ([{}] * limit, []))
     monkeypatch.setattr(throughput, "rounds", lambda works, repeats: {"1": [4.0, 6.0, 4.0], "16": [1.0, 2.0, 1.0]})
     one, many = throughput.speeds("none", [], (1, 16), 8, 3)
     assert one["questions / s"] == 2 and many["questions / s"] == 8

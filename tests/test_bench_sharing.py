@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.least import Answered, course, least
 from bench.sharing import ended
-from blink_exp.backbone.decode import Record
-from blink_exp.experiments.cost import CPU_ATTENTION, layer_flops
-from blink_exp.methods.base import Method, Scan
+from blink_exp.core.method import Method, Scan
+from blink_exp.core.sequence import Drop, Expand, Keep
+from blink_exp.decoder.decode import Record
+from blink_exp.evaluation.cost import CPU_ATTENTION, layer_flops
 from blink_exp.methods.blink import BlinkPolicy, blink
-from blink_exp.sequence import Drop, Expand, Keep
 
 CONFIG = SimpleNamespace(num_hidden_layers=4, hidden_size=8, intermediate_size=16, vocab_size=10)
 EXPAND, AGAIN, APPEND = Expand(1), Expand(2), Expand(2, on_reexpand="append")
@@ -89,7 +89,7 @@ def test_padding_behind_the_end_is_no_answer():
 def test_shared_points_run_on_little_more_than_the_least(thresholds):
     from blink_exp.backbone.load import load
     from blink_exp.benchmarks.mosaic_mme import MosaicMME
-    from blink_exp.sharing.answers import Asking, answer
+    from blink_exp.decoder.answers import Asking, answer
 
     backbone, benchmark = load("scale"), MosaicMME()
     samples = benchmark.samples()[:3]

@@ -13,8 +13,8 @@ from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import COGNITION, PERCEPTION, MosaicMME, yes_or_no
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
-from blink_exp.scale_model import questions
-from blink_exp.scale_model.scenes import COLORS, Scene, load_tiles, random_scene
+from blink_exp.scenes import questions
+from blink_exp.scenes.scenes import COLORS, Scene, load_tiles, random_scene
 
 RGB = {
     "black": (0, 0, 0),

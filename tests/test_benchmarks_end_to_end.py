@@ -12,10 +12,10 @@ import yaml
 from hub import CONF, MAKERS, build, cell, chartqa, picture, write
 
 from blink_exp.benchmarks.base import Score, Submits
-from blink_exp.experiments.evaluate import evaluate
-from blink_exp.experiments.records import write_lines
-from blink_exp.experiments.rescoring import predicted, scored_again
+from blink_exp.evaluation.evaluator import evaluate
+from blink_exp.evaluation.records import write_lines
 from blink_exp.methods.none import none
+from blink_exp.studies.rescoring import predicted, scored_again
 
 
 @pytest.fixture

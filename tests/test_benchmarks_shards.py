@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blink_exp.benchmarks.base import shard
-from blink_exp.experiments.records import graded
+from blink_exp.evaluation.records import graded
 
 NAMES = sorted(set(MAKERS) - {"captions"})  # whose scores come out of a comparison of two runs
 YES_NO = {name: ["Yes", "No", "no.", "y", "perhaps"] for name in ("mme", "pope")}

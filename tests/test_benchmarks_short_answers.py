@@ -12,7 +12,7 @@ from PIL import Image
 from blink_exp.benchmarks.chartqa import relaxed
 from blink_exp.benchmarks.ocrbench import RECOGNITION, hit
 from blink_exp.errors import UserError
-from blink_exp.experiments.records import graded
+from blink_exp.evaluation.records import graded
 
 
 def scored(benchmark, predictions):

@@ -15,7 +15,7 @@ from blink_exp.benchmarks import vqa
 from blink_exp.benchmarks.base import Submits, mean
 from blink_exp.benchmarks.vqa import normalize, vqa_accuracy
 from blink_exp.errors import UserError
-from blink_exp.experiments.records import graded
+from blink_exp.evaluation.records import graded
 
 VECTORS = [  # text, with the first step, without it
     ("The Red, Blue car.", "red blue car", "red blue car"),

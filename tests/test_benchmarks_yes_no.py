@@ -9,7 +9,7 @@ from blink_exp.benchmarks import mme as mme_
 from blink_exp.benchmarks import pope as pope_
 from blink_exp.benchmarks.base import by
 from blink_exp.errors import UserError
-from blink_exp.experiments.records import graded
+from blink_exp.evaluation.records import graded
 
 
 def records(benchmark, predictions):

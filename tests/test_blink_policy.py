@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from blink_exp.core.method import Scan
+from blink_exp.core.sequence import Drop, Expand, Keep
 from blink_exp.errors import UserError
-from blink_exp.methods.base import Scan
 from blink_exp.methods.blink import BlinkPolicy, relative_layers, scaled_threshold, selected_layers
-from blink_exp.sequence import Drop, Expand, Keep
 
 LAYERS = (12, 13, 14)
 

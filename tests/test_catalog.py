@@ -10,9 +10,12 @@ from omegaconf import OmegaConf
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
-from blink_exp.experiments import catalog, listing, plan, results, studies, together
+from blink_exp.evaluation import shared_runs
 from blink_exp.figures.base import Claim, Drawing
+from blink_exp.files import write_json
 from blink_exp.reports import html
+from blink_exp.studies import catalog, figure_runs, listing, plan
+from blink_exp.studies.experiments import KINDS, experiments
 
 TOY = {"name": "toy", "title": "Toy", "overrides": ["model=scale_llava"], "here": ["mosaic_mme"]}
 TOY["points"] = [{"label": label, "overrides": [f"layers={label}"]} for label in ("11-17", "12-18", "13-19")]
@@ -42,7 +45,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "measure", measure)
     monkeypatch.setattr(plan, "own_words", lambda: [])
     monkeypatch.setattr(plan, "settings_of", lambda cfg, kind, experiment, own: [(kind, experiment["name"])])
-    monkeypatch.setattr(together, "run_together", lambda configs: found.append(("together", list(configs), len(found))))
+    monkeypatch.setattr(shared_runs, "run_together", lambda configs: found.append(("together", list(configs), len(found))))
     return found
 
 
@@ -62,8 +65,8 @@ def test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure(asked, tmp
         catalog.run_experiments(sweep_of("table=all", "figure=all"), tmp_path)
     (_, points, first), *asked = asked
     assert first == 0 and points == [(kind, name) for kind, name, _ in asked]  # all points answer before the first is measured
-    assert [name for kind, name, _ in asked if kind == "table"] == [e["name"] for e in catalog.everything("table")]
-    assert [name for kind, name, _ in asked if kind == "figure"] == [e["name"] for e in catalog.everything("figure")]
+    assert [name for kind, name, _ in asked if kind == "table"] == [e["name"] for e in experiments("table")]
+    assert [name for kind, name, _ in asked if kind == "figure"] == [e["name"] for e in experiments("figure")]
     assert all(folder == name for _, name, folder in asked)  # none writes over another
 
 
@@ -76,7 +79,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_on_the_page_of_its_table(monkeypa
     def refuse(*_):
         raise UserError("no CLS token")
 
-    monkeypatch.setattr(studies, "measure_figure", refuse)
+    monkeypatch.setattr(figure_runs, "measure_figure", refuse)
     found, folder = catalog.drawn(None, {"name": "hero_fig6", "title": "Kept"}, [], tmp_path / "hero_fig6", {}, {})
     assert json.loads((folder / "figure.json").read_text(encoding="utf-8")) == found
     document = {"kind": "table", "name": "toy", "title": "Toy", "published_columns": {}, "groups": [], "rows": [], "command": "c"}
@@ -104,14 +107,14 @@ def test_a_figure_is_drawn_from_its_points_with_its_claim_beside_the_paper_s(mon
         "sweeps": sweeps,
     }
     figure |= {"here": "mosaic_mme", "draw": {"_target_": "blink_exp.figures.base.toy", "_partial_": True}}
-    document = studies.measure_figure(OmegaConf.create({"store": str(tmp_path)}), figure, ["limit=3"], tmp_path)
+    document = figure_runs.measure_figure(OmegaConf.create({"store": str(tmp_path)}), figure, ["limit=3"], tmp_path)
     assert [(row["series"], row["x"], row["words"][-1]) for row in document["rows"]] == [("s", 4, "layer=4"), ("s", 5, "layer=5")]
     assert seen[0].cfg.limit == 3 and seen[0].cfg.benchmark._target_.endswith("MosaicMME") and len(seen[0].done) == 2
     assert document["claims"] == [{"said": "rises", "how": "by eye", "numbers": {"slope": 1.0}, "holds": True}]
     assert "Single layers" in document["claim"] and document["pictures"] == {"curve": ["curve.png", "curve.svg", "curve.pdf"]}
     assert all((tmp_path / name).is_file() for name in document["pictures"]["curve"])
     with pytest.raises(UserError, match="blink_fig7 names no benchmark for a published backbone; choose one: benchmark="):
-        studies.measure_figure(OmegaConf.create({"store": str(tmp_path)}), figure, ["model=llava_1_5_7b"], tmp_path)
+        figure_runs.measure_figure(OmegaConf.create({"store": str(tmp_path)}), figure, ["model=llava_1_5_7b"], tmp_path)
 
 
 def test_a_run_with_settings_of_its_own_has_a_folder_of_its_own_in_the_report():
@@ -128,7 +131,7 @@ def test_a_run_with_settings_of_its_own_has_a_folder_of_its_own_in_the_report():
 
 
 def test_every_table_and_figure_of_the_papers_is_there():
-    found = {kind: [e["name"] for e in catalog.everything(kind)] for kind in catalog.KINDS}
+    found = {kind: [e["name"] for e in experiments(kind)] for kind in KINDS}
     numbers = {"blink": range(1, 8), "hero": range(1, 9)}
     assert {f"{paper}_table{n}" for paper, ns in numbers.items() for n in ns} <= set(found["table"])
     assert {f"blink_fig{n}" for n in (2, 3, 4, 6, 7, 8)} | {f"hero_fig{n}" for n in (1, 2, 4, 5, 6, 8, 9)} <= set(found["figure"])
@@ -141,7 +144,7 @@ def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     first = listing.Store(cfg).folder(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"], "mosaic_mme")
     found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}
     found |= {"skipped": [{}] * 10, "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
-    results.write_json(first / "metrics.json", found)
+    write_json(first / "metrics.json", found)
     listing.show_list(cfg, [TOY | {"source": "blink-table-3", "paper": "blink"}], ["limit=30"])
     line = next(line for line in capsys.readouterr().out.splitlines() if "toy" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "layers", "3", "1", "4 min"]  # 2 points of 30 at 4.5 s

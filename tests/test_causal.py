@@ -8,13 +8,13 @@ from conftest import prompts, random_llava
 from test_feature_cache_training import scenes
 from test_sharing import LAYERS, MosaicMME, modules, together
 
-from blink_exp.backbone import decode
 from blink_exp.backbone.load import load
-from blink_exp.methods.base import Method
+from blink_exp.core.method import Method
+from blink_exp.decoder import decode, prefixes
+from blink_exp.decoder.attach import attach
 from blink_exp.methods.blink import BlinkPolicy, blink
-from blink_exp.sharing import prefixes
-from blink_exp.tokensr.capture import Ranks, ready
-from blink_exp.tokensr.training import TokenSRTraining
+from blink_exp.training.capture import Ranks, ready
+from blink_exp.training.module import TokenSRTraining
 
 TRAINED = [0, 1, 5, 12, 18]
 
@@ -62,7 +62,7 @@ def test_training_features_are_those_of_the_fused_kernel(scale, eager, tmp_path)
 
 def test_features_of_an_eager_pass_without_a_mask_are_stale(eager, tmp_path, capsys):
     """A cache that was made before eager passes had a mask says nothing of it, and is not read."""
-    from blink_exp.tokensr import capture
+    from blink_exp.training import capture
 
     module, made = TokenSRTraining(eager, [1]), scenes(eager, cache_features=True, cache_path=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
@@ -89,7 +89,7 @@ def test_a_method_on_padded_rows_has_the_logits_of_the_fused_kernel():
     logits = []
     for attn in ("eager", "sdpa"):
         model = random_llava(attn=attn)
-        with blink(BlinkPolicy((1, 2, 3), tau_expand=0.25, on_reexpand="append")).attach(model):
+        with attach(model, blink(BlinkPolicy((1, 2, 3), tau_expand=0.25, on_reexpand="append"))):
             out = model(**prompts(model, [[8, 9, 10, 11], [12, 13]]))
             logits.append(out.logits[:, -1])
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)

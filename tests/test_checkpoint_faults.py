@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from blink_exp.backbone import supported, weights
 from blink_exp.backbone.load import load
+from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 
 ONE, NEXT = "llava_1_5_7b", "llava_next_7b"
@@ -219,8 +220,9 @@ def test_several_layers_of_the_tower_are_read_as_the_stock_model_reads_them():
     from conftest import random_llava
     from transformers import LlavaForConditionalGeneration
 
-    from blink_exp.backbone.encode import Needs, encode
-    from blink_exp.backbone.views import Views
+    from blink_exp.backbone.encode import encode
+    from blink_exp.core.encoding import Needs
+    from blink_exp.core.views import Views
 
     config = random_llava().config
     config.vision_feature_layer = [-1, 0]
@@ -242,8 +244,9 @@ def test_what_is_supported_runs_as_the_stock_model_does(kind, tower):
     from conftest import IMAGE, prompts, random_llava
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from blink_exp.backbone.encode import Needs, encode
-    from blink_exp.backbone.views import Views
+    from blink_exp.backbone.encode import encode
+    from blink_exp.core.encoding import Needs
+    from blink_exp.core.views import Views
     from blink_exp.methods.blink import BlinkPolicy, blink
 
     known = random_llava().config
@@ -269,7 +272,7 @@ def test_what_is_supported_runs_as_the_stock_model_does(kind, tower):
     model = LlavaForConditionalGeneration(config).eval().requires_grad_(False)
     batch = prompts(model, [[8, 9], [10, 11, 12]])
     stock = model(**batch).logits[:, -1]
-    with blink(BlinkPolicy((1, 2), 1.0, 0.0)).attach(model) as run:
+    with attach(model, blink(BlinkPolicy((1, 2), 1.0, 0.0))) as run:
         ours = model(**batch).logits[:, -1]
         assert len(run.records) == 4
     assert torch.allclose(ours, stock, atol=1e-4 * float(stock.abs().max()))

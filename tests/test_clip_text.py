@@ -7,10 +7,10 @@ import torch
 from transformers import CLIPModel, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 from blink_exp.backbone.clip_text import load_clip_text
-from blink_exp.backbone.encode import Needs
-from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.model import Backbone
+from blink_exp.backbone.shipped import load_clip
+from blink_exp.core.encoding import Needs
 from blink_exp.errors import UserError
-from blink_exp.scale_model.export import load_clip
 
 
 def saved(clip, tokenizer, folder):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import LETTERBOX, PILLARBOX, layouts
 
-from blink_exp.backbone.views import Views
+from blink_exp.core.views import Views
 from blink_exp.errors import UserError
 from blink_exp.methods import controls
 from blink_exp.methods.controls import Downsample, RandomTokens, UniformGrid

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
-from blink_exp.experiments.cost import kv_bytes, measure_cost, prefill_flops
-from blink_exp.methods.base import Method
+from blink_exp.core.method import Method
+from blink_exp.evaluation.cost import kv_bytes, measure_cost, prefill_flops
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.none import none

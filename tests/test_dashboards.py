@@ -32,7 +32,7 @@ def panels(document: dict) -> dict[str, list[dict]]:
 def test_a_workspace_shows_the_metrics_that_points_log(no_network):
     """The names on both sides are the same, or its panels stay empty."""
     pytest.importorskip("wandb_workspaces")
-    from blink_exp import dashboards
+    from blink_exp.studies import dashboards
 
     own = {"name": "blink_table2", "title": "Table 2", "paper": "blink", "here": "mosaic_mme", "points": [{}], "figures": ["fig"]}
     drawn = {"name": "fig7", "title": "Figure 7", "here": ["mosaic_mme"], "sweeps": [{"series": "start..18", "x": [4, 5]}]}
@@ -61,7 +61,7 @@ def test_a_workspace_shows_the_metrics_that_points_log(no_network):
 
 def test_panels_do_not_lie_on_each_other(no_network):
     pytest.importorskip("wandb_workspaces")
-    from blink_exp import dashboards
+    from blink_exp.studies import dashboards
 
     made = dashboards.section("s", [dashboards.bars(str(k), "m") for k in range(7)])
     places = [(p.layout.x, p.layout.y) for p in made.panels]
@@ -72,7 +72,7 @@ def test_the_command_writes_a_workspace_with_every_table_and_figure(no_network, 
     pytest.importorskip("wandb_workspaces")
     from omegaconf import OmegaConf
 
-    from blink_exp import dashboards
+    from blink_exp.studies import dashboards
 
     cfg = OmegaConf.create({"dashboard": "wandb", "logger": {"kind": "csv"}})
     path = dashboards.run(cfg, tmp_path)

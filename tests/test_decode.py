@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import one, prompts, random_llava
 
-from blink_exp.backbone import decode
-from blink_exp.methods.base import Method
+from blink_exp.core.method import Method
+from blink_exp.core.saliency import SCORERS, PatchGrid
+from blink_exp.core.sequence import Expand, Keep, Layout
+from blink_exp.decoder import decode
+from blink_exp.decoder.attach import attach
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.none import none
-from blink_exp.saliency import SCORERS, PatchGrid
-from blink_exp.sequence import Expand, Keep, Layout
 from blink_exp.tokensr.modules import build_all
 
 SHAPES = {
@@ -69,9 +70,9 @@ def test_off_is_bit_identical_and_never_met_is_the_same_to_rounding(model):
         stock = model(**batch).logits
         real = batch["attention_mask"].bool()
         for method in (none(), blink(BlinkPolicy(()))):
-            with method.attach(model):
+            with attach(model, method):
                 assert torch.equal(model(**batch).logits, stock)
-        with blink(BlinkPolicy((0, 1, 2), 1.0, 0.0)).attach(model) as run:
+        with attach(model, blink(BlinkPolicy((0, 1, 2), 1.0, 0.0))) as run:
             logits = model(**batch).logits
         assert {type(r.decision) for r in run.records} == {Keep}
         assert len(run.records) == 3 * images * len(TEXTS)
@@ -85,7 +86,7 @@ def test_cached_generation_equals_recomputation(model, name):
     batch = prompts(model, TEXTS, images=[1, 2, 1, 2])
     for settings in ({"do_sample": False}, {"num_beams": 3}, {"do_sample": True, "temperature": 1.5}):
         said = []
-        with method_of(model, name).attach(model) as run:
+        with attach(model, method_of(model, name)) as run:
             for use_cache in (True, False):
                 torch.manual_seed(11)
                 said.append(model.generate(**batch, max_new_tokens=6, use_cache=use_cache, suppress_tokens=[3], **settings))
@@ -100,7 +101,7 @@ def test_a_batch_equals_single_runs(model, name):
     counts = [1, 2, 1, 3] * 4
     batch = prompts(model, [[t + i // 4 for t in TEXTS[i % 4]] for i in range(16)], counts)
     names = [f"sample {i}" for i in range(16)]
-    with method_of(model, name).attach(model) as run:
+    with attach(model, method_of(model, name)) as run:
         run.samples = names
         together, decided = model(**batch).logits[:, -1], run.records
         for i in range(16):
@@ -121,7 +122,7 @@ def test_where_nobody_decides_an_unpadded_row_runs_as_one_segment(name):
     calls: list[int] = []
     for layer in model.model.language_model.layers:
         layer.register_forward_pre_hook(lambda module, args: calls.append(module.self_attn.layer_idx))
-    with blink(BlinkPolicy((1, 3), **POLICIES[name]), amplifiers(model, (1, 3))).attach(model) as run:
+    with attach(model, blink(BlinkPolicy((1, 3), **POLICIES[name]), amplifiers(model, (1, 3)))) as run:
         run.samples = names = [f"sample {i}" for i in range(4)]
         together, decided = model(**batch).logits[:, -1], run.records
         assert calls.count(0) == 4  # three images and the text
@@ -138,7 +139,7 @@ def test_where_nobody_decides_an_unpadded_row_runs_as_one_segment(name):
 def test_decisions_differ_between_rows_so_the_tests_above_test_something():
     model = random_llava()
     batch = prompts(model, [[t + i for t in TEXTS[i % 4]] for i in range(16)])
-    with method_of(model, "threshold").attach(model) as run:
+    with attach(model, method_of(model, "threshold")) as run:
         model(**batch)
     kinds = {type(r.decision).__name__ for r in run.records}
     assert kinds == {"Expand", "Drop", "Keep"}
@@ -150,7 +151,7 @@ def test_expansion_stands_where_the_paper_puts_it_and_positions_move_the_text():
     """Against the sequence written out in full: system | visual | expanded | text through stock layers, with a causal mask."""
     model = random_llava(layers=2)
     llm, batch = model.model.language_model, prompts(model, [[9, 10, 11]])
-    with blink(BlinkPolicy((1,), tau_expand=0.25)).attach(model) as run:
+    with attach(model, blink(BlinkPolicy((1,), tau_expand=0.25))) as run:
         ours = model(**batch).logits[0, -1]
     (record,) = run.records
     hidden = model(**batch, output_hidden_states=True).hidden_states[1]  # the input of layer 1
@@ -170,7 +171,7 @@ def test_the_scan_is_the_attention_that_the_layer_itself_computes():
     batch = prompts(eager, TEXTS)
     attention = eager(**batch, output_attentions=True).attentions
     model = random_llava(kv_heads=2)
-    with blink(BlinkPolicy((0, 1, 2, 3), 1.0, 0.0)).attach(model) as run:
+    with attach(model, blink(BlinkPolicy((0, 1, 2, 3), 1.0, 0.0))) as run:
         model(**batch)
     grid = PatchGrid(2, 6, 6)
     for r in run.records:
@@ -196,7 +197,7 @@ def test_no_attention_matrix_is_made_and_sdpa_stays_in_use(monkeypatch):
     shapes = []
     for name, scorer in SCORERS.items():
         monkeypatch.setitem(SCORERS, name, lambda seen, columns, scorer=scorer: shapes.append(seen.query.shape[2]) or scorer(seen, columns))
-        with blink(BlinkPolicy((0, 2), 0.25, saliency=name)).attach(model):
+        with attach(model, blink(BlinkPolicy((0, 2), 0.25, saliency=name))):
             model.generate(**batch, max_new_tokens=2)
     assert calls
     assert set(shapes) == {1, len(max(TEXTS, key=len))} or set(shapes) == {1}
@@ -208,7 +209,7 @@ def test_leaving_restores_the_model_also_after_an_exception(model):
     stock = model(**batch).logits  # first: transformers hooks its own modules at a model's first call
     before = {k: dict(m.__dict__) for k, m in model.named_modules()}
     hooks = {k: (len(m._forward_pre_hooks), len(m._forward_hooks)) for k, m in model.named_modules()}
-    with pytest.raises(ZeroDivisionError), method_of(model, "threshold").attach(model):
+    with pytest.raises(ZeroDivisionError), attach(model, method_of(model, "threshold")):
         model(**batch)
         raise ZeroDivisionError
     assert {k: (len(m._forward_pre_hooks), len(m._forward_hooks)) for k, m in model.named_modules()} == hooks
@@ -217,17 +218,17 @@ def test_leaving_restores_the_model_also_after_an_exception(model):
 
 
 def test_attaching_twice_is_an_error_that_says_so(model):
-    with method_of(model, "threshold").attach(model), pytest.raises(RuntimeError, match="'blink' is attached already"):
-        with method_of(model, "cycle").attach(model):
+    with attach(model, method_of(model, "threshold")), pytest.raises(RuntimeError, match="'blink' is attached already"):
+        with attach(model, method_of(model, "cycle")):
             pass
-    with method_of(model, "cycle").attach(model):
+    with attach(model, method_of(model, "cycle")):
         pass  # the first one has left, so this works
 
 
 @torch.no_grad()
 def test_what_a_changing_sequence_cannot_do_is_refused(model):
     batch = prompts(model, TEXTS)
-    with method_of(model, "threshold").attach(model):
+    with attach(model, method_of(model, "threshold")):
         for settings, word in (
             ({"cache_implementation": "static"}, "static cache"),
             ({"prefill_chunk_size": 4}, "prefill_chunk_size"),
@@ -242,7 +243,7 @@ def test_what_a_changing_sequence_cannot_do_is_refused(model):
 @torch.no_grad()
 def test_layers_outside_the_backbone_are_refused(model):
     depth = model.config.text_config.num_hidden_layers
-    with pytest.raises(ValueError, match=f"layer={depth} is outside"), blink(BlinkPolicy((depth,))).attach(model):
+    with pytest.raises(ValueError, match=f"layer={depth} is outside"), attach(model, blink(BlinkPolicy((depth,)))):
         pass
 
 
@@ -251,7 +252,7 @@ def test_rows_without_an_image_run_as_they_are():
     model = random_llava()
     batch = prompts(model, TEXTS, images=[1, 0, 1, 0])
     stock = model(**batch).logits[:, -1]
-    with method_of(model, "expand_once").attach(model) as run:
+    with attach(model, method_of(model, "expand_once")) as run:
         ours = model(**batch).logits[:, -1]
         assert {r.row for r in run.records} == {0, 2}
         text = {"input_ids": torch.tensor([[1, 5, 9, 10]])}

@@ -14,8 +14,8 @@ import torch
 from instruction_data import instruction_data
 from safetensors.torch import load_file
 
-from blink_exp.experiments import resume
-from blink_exp.tokensr import checkpoint, export
+from blink_exp.tokensr import checkpoint
+from blink_exp.training import export, resume
 
 pytestmark = [
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed (extra: deepspeed)"),

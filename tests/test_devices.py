@@ -9,6 +9,8 @@ from test_methods import method_of
 
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
+from blink_exp.decoder.attach import attach
+from blink_exp.decoder.decode import image_states
 from blink_exp.errors import UserError
 
 SAMPLE = MosaicHR().samples()[0]
@@ -42,7 +44,7 @@ def test_the_make_believe_device_tells_devices_apart():
 def answer(backbone, method):
     """(text, decisions) of one question."""
     image, question = SAMPLE.image(), SAMPLE.question
-    with method.attach(backbone.model) as run:
+    with attach(backbone.model, method) as run:
         (visual,) = backbone.visual({"a": image}, [("a", question)], method.pruner, method.recall)
         if run is not None:
             run.images, run.samples = [[visual.shown]], ["a"]
@@ -86,7 +88,7 @@ def test_a_method_works_where_the_model_is(path, name, here, there):
 def test_training_features_are_made_where_the_model_is(there):
     backbone = there["scale"]
     with pretend() as away:
-        states = backbone.visual_states(torch.stack([backbone.transform(SAMPLE.image())]), [0, 3])
+        states = image_states(backbone, torch.stack([backbone.transform(SAMPLE.image())]), [0, 3])
     assert {layer: (x.device, tuple(x.shape)) for layer, x in states.items()} == dict.fromkeys((0, 3), (away, (1, 144, 64)))
 
 

@@ -13,8 +13,8 @@ import scripts
 
 from blink_exp.cli import one_line
 from blink_exp.disk import WriteError, disk_line, writing
-from blink_exp.experiments import results
-from blink_exp.experiments.records import Kept
+from blink_exp.evaluation.records import Kept
+from blink_exp.files import write_text
 
 
 def fault(number: int, file: object = None, kind: type[OSError] = OSError) -> OSError:
@@ -56,7 +56,7 @@ def test_full_disks_quotas_and_what_is_in_the_way(tmp_path):
     assert disk_line(fault(errno.EROFS, "/x")).startswith("/x is on a file system that is read-only; choose another folder")
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(WriteError) as error:
-        results.write(tmp_path / "file" / "below", "x")
+        write_text(tmp_path / "file" / "below", "x")
     assert disk_line(error.value).startswith(f"{tmp_path / 'file'} is a file where a folder is needed; move it, or choose another folder")
 
 
@@ -67,7 +67,7 @@ def test_a_write_that_is_interrupted_leaves_no_part(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", stopped)
     with pytest.raises(KeyboardInterrupt):
-        results.write(tmp_path / "a.json", "x")
+        write_text(tmp_path / "a.json", "x")
     assert not list(tmp_path.iterdir())
 
 

@@ -8,14 +8,15 @@ from conftest import IMAGE, PAD, one, prompts, random_llava, random_next
 from drop import Depth, fastv_by_hand, sparsevlm_by_hand
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from blink_exp.backbone.views import Views, everything, pack
+from blink_exp.core.method import Method
+from blink_exp.core.sequence import Sequence
+from blink_exp.core.views import Views, everything, pack
+from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.methods import fastv
-from blink_exp.methods.base import Method
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts
-from blink_exp.sequence import Sequence
 
 TEXTS = [[9, 10, 11], [12, 13, 14, 15, 16], [17], [18, 19, 20, 21]]
 SHAPES = {"plain": {}, "grouped-query": {"width": 48, "heads": 6, "kv_heads": 2}}
@@ -51,13 +52,13 @@ def test_logits_are_those_of_full_attention_maps(shape, name):
     model, eager = random_llava(**SHAPES[shape]), random_llava(**SHAPES[shape], attn="eager")
     for images, text in ((1, [9, 10, 11, 12]), (3, [13, 14]), (1, [15])):
         batch = prompts(model, [text], images, seed=images)
-        with method(name).attach(model) as run:
+        with attach(model, method(name)) as run:
             ours = model(**batch).logits[0, -1]
         wanted = oracle(eager, batch, METHODS[name])
         assert (ours - wanted).abs().max() < 1e-4
         assert (ours - model(**batch).logits[0, -1]).abs().max() > 1e-3  # and it changes the answer
         assert [r.scan.layer for r in run.records] == list(METHODS[name].layers)
-        with method(name).attach(eager):
+        with attach(eager, method(name)):
             assert (eager(**batch).logits[0, -1] - wanted).abs().max() < 1e-4
 
 
@@ -90,7 +91,7 @@ def test_llava_next_with_images_of_different_sizes(name):
     batch = next_prompts(model, sizes, texts)
     assert len({int((ids == IMAGE).sum()) for ids in batch["input_ids"]}) == 3
     singles = [next_prompts(model, sizes[b : b + 1], texts[b : b + 1]) for b in range(3)]
-    with method(name).attach(model) as run:
+    with attach(model, method(name)) as run:
         together, records = model(**batch).logits[:, -1], run.records
         settings = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [IMAGE]}
         said = [model.generate(**batch, use_cache=cached, **settings) for cached in (True, False)]
@@ -109,7 +110,7 @@ def test_fastv_removes_what_could_as_well_be_masked():
     batch = prompts(eager, [[9, 10, 11]], 2)
     for policy in (METHODS["fastv"], METHODS["fastv, early and few"]):
         masked = fastv_by_hand(eager, batch, policy, masked=True)
-        with Method(policy).attach(eager):
+        with attach(eager, Method(policy)):
             assert (eager(**batch).logits[0, -1] - masked).abs().max() < 1e-4
 
 
@@ -117,7 +118,7 @@ def test_fastv_removes_what_could_as_well_be_masked():
 def test_keeping_everything_is_the_untouched_model_bit_for_bit(model):
     batch = prompts(model, TEXTS, 2)
     stock = model(**batch).logits
-    with fastv.configure(Depth(4), retention_ratio=1).attach(model) as run:
+    with attach(model, fastv.configure(Depth(4), retention_ratio=1)) as run:
         assert run is None
         assert torch.equal(model(**batch).logits, stock)
 
@@ -129,7 +130,7 @@ def test_cached_generation_equals_recomputation(name):
     batch = prompts(model, TEXTS[:3], images=[1, 2, 1])
     for settings in ({"do_sample": False}, {"num_beams": 2}, {"do_sample": True, "temperature": 1.5}):
         said = []
-        with method(name).attach(model) as run:
+        with attach(model, method(name)) as run:
             for use_cache in (True, False):
                 torch.manual_seed(11)
                 out = model.generate(
@@ -152,7 +153,7 @@ def test_cached_generation_equals_recomputation(name):
 def test_a_batch_equals_single_runs(model, name):
     images = [1, 2, 1, 3]
     batch = prompts(model, TEXTS, images)
-    with method(name).attach(model) as run:
+    with attach(model, method(name)) as run:
         together, decided = model(**batch).logits[:, -1], run.records
         for b in range(4):
             assert (model(**one(batch, b, images)).logits[0, -1] - together[b]).abs().max() < 1e-4
@@ -179,7 +180,7 @@ def test_rows_pruned_in_front_of_the_llm_and_rows_without_an_image(model, name):
         return out.logits[1]  # of the generated token, so the cache has been used
 
     stock = logits([2])
-    with method(name).attach(model) as run:
+    with attach(model, method(name)) as run:
         together = logits([0, 1, 2])
         assert {r.row for r in run.records} == {0, 1}
         for b in range(3):
@@ -197,7 +198,7 @@ def test_fastv_caches_positions_and_records(model, monkeypatch):
     monkeypatch.setattr(Sequence, "positions", lambda self: placed.append(torch.cat(stock(self), dim=1)) or stock(self)[:])
     batch = prompts(model, [[9, 10, 11]])
     n, v = batch["input_ids"].shape[1], 36
-    with Method(FastVPolicy(2, 0.3)).attach(model) as run:
+    with attach(model, Method(FastVPolicy(2, 0.3))) as run:
         cache = model(**batch, use_cache=True).past_key_values
         assert [layer.keys.shape[2] for layer in cache.layers] == [n, n, n - v + 10, n - v + 10]
         assert [layer.next_position.tolist() for layer in cache.layers] == [[n]] * 4  # an answer goes on behind the full prompt
@@ -215,7 +216,7 @@ def test_fastv_caches_positions_and_records(model, monkeypatch):
 def test_sparsevlm_caches_positions_and_records(model):
     batch = prompts(model, [[9, 10, 11]])
     n, schedule = batch["input_ids"].shape[1], (20, 12, 6)
-    with Method(SparseVLMPolicy((0, 1, 2), schedule)).attach(model) as run:
+    with attach(model, Method(SparseVLMPolicy((0, 1, 2), schedule))) as run:
         cache = model(**batch, use_cache=True).past_key_values
         lengths = [n, *(n - 36 + left for left in counts(36, schedule))]  # a pruning layer has cached what it saw
         assert [layer.keys.shape[2] for layer in cache.layers] == lengths
@@ -240,7 +241,7 @@ def test_permuting_heads_changes_no_decision():
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
             projection.weight.copy_(projection.weight[rows])
         attention.o_proj.weight.copy_(attention.o_proj.weight[:, rows])
-        with method("fastv").attach(model) as run:
+        with attach(model, method("fastv")) as run:
             model(**batch)
         decisions.append(run.records[0].decision)
     assert decisions[0] == decisions[1]
@@ -250,7 +251,7 @@ def test_permuting_heads_changes_no_decision():
 def test_only_the_raters_queries_are_made_and_sdpa_stays_in_use(monkeypatch):
     from transformers.models.llama import modeling_llama
 
-    from blink_exp import saliency
+    from blink_exp.core import saliency
 
     model = random_llava()
     batch = prompts(model, TEXTS[1:2], 2)
@@ -261,10 +262,10 @@ def test_only_the_raters_queries_are_made_and_sdpa_stays_in_use(monkeypatch):
     monkeypatch.setattr(modeling_llama, "eager_attention_forward", refuse)
     shapes, stock = [], saliency.text_mean
     monkeypatch.setattr(saliency, "text_mean", lambda seen, columns: shapes.append(seen.query.shape[2]) or stock(seen, columns))
-    with method("fastv").attach(model):
+    with attach(model, method("fastv")):
         model.generate(**batch, max_new_tokens=2)
     assert shapes == [1]
-    with method("sparsevlm").attach(model):
+    with attach(model, method("sparsevlm")):
         model.generate(**batch, max_new_tokens=2)
     assert len(shapes) == 4  # once a pruning layer, none for generated tokens
     assert set(shapes[1:]) < set(range(1, 5))  # not all five text tokens, and the same ones in each layer
@@ -277,7 +278,7 @@ def test_leaving_restores_the_model_also_after_an_exception(model, name):
     before = {k: set(m.__dict__) for k, m in model.named_modules()}
     batch = prompts(model, TEXTS)
     stock = model(**batch).logits
-    with pytest.raises(ZeroDivisionError), method(name).attach(model):
+    with pytest.raises(ZeroDivisionError), attach(model, method(name)):
         assert not torch.equal(model(**batch).logits, stock)
         raise ZeroDivisionError
     assert {k: set(m.__dict__) for k, m in model.named_modules()} == before
@@ -291,7 +292,7 @@ def test_blink_on_the_eager_path_has_a_causal_mask():
     eager = random_llava(attn="eager")
     batch = prompts(eager, [[9, 10, 11]])
     stock = eager(**batch).logits
-    with blink(BlinkPolicy((0, 2), 1.0, 0.0)).attach(eager):
+    with attach(eager, blink(BlinkPolicy((0, 2), 1.0, 0.0))):
         assert (eager(**batch).logits - stock).abs().max() < 1e-5
 
 
@@ -299,5 +300,5 @@ def test_blink_on_the_eager_path_has_a_causal_mask():
 def test_prompts_that_a_method_cannot_work_on_are_refused():
     model = random_llava()
     batch = prompts(model, [[9], []])
-    with method("fastv").attach(model), pytest.raises(UserError, match="end the prompt with text"):
+    with attach(model, method("fastv")), pytest.raises(UserError, match="end the prompt with text"):
         model(**batch)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from drop import Depth, peaks_by_hand
 
+from blink_exp.core.method import Scan
+from blink_exp.core.sequence import Layout, Retain, Segment, Sequence
 from blink_exp.errors import UserError
 from blink_exp.methods import fastv, sparsevlm
-from blink_exp.methods.base import Scan
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SCHEDULES, SparseVLMPolicy, counts, density_peaks, layer_average, scaled_schedule, text_raters
-from blink_exp.sequence import Layout, Retain, Segment, Sequence
 
 # --- numbers of tokens ------------------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,12 @@ from refusals import refusal
 
 from blink_exp import tracking
 from blink_exp.cli import CONF
-from blink_exp.experiments import identity, results, sweep, together
-from blink_exp.experiments.evaluate import check_complete, incomplete
-from blink_exp.experiments.records import read
-from blink_exp.experiments.terminal import Lines
+from blink_exp.evaluation import identity, shared_runs
+from blink_exp.evaluation.evaluator import check_complete, incomplete
+from blink_exp.evaluation.records import read
+from blink_exp.evaluation.terminal import Lines
+from blink_exp.files import write_json
+from blink_exp.studies.point import guarded, measured_point
 
 SOURCE = Path(easy_vqa.__file__).parent / "data" / "test"
 
@@ -103,7 +105,7 @@ def test_jobs_below_the_sweep_s_folder_count_and_those_of_an_older_sweep_do_not(
     (tmp_path / "a" / "7").mkdir(parents=True)
     old = {"point": "old", "status": "done", "overrides": ["layer=7"], "scores": {"total": 1.0}}
     for place in ("7/job.json", ".jobs/7.json"):  # of a whole one, and of one that was killed
-        results.write_json(tmp_path / "a" / place, old)
+        write_json(tmp_path / "a" / place, old)
     own = ("limit=2", "method=blink_interp", f"hydra.sweep.dir={tmp_path / 'a'}", "hydra.sweep.subdir=job/${hydra.job.num}")
     _, errors = run("sweep.py", "-m", "layer=12,40", *own, f"store={tmp_path / 'points'}", code=2)
     assert errors == ["error: 1 of 2 points failed, first layer=40: layer=40 is outside the backbone's 32 layers; use 0 to 31"]
@@ -167,7 +169,7 @@ def point(data: Path, *words: str):
 def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, hydra, capsys):
     questions = len(json.loads((data / "questions.json").read_text(encoding="utf-8")))
     gone = away(data, 3)
-    row = sweep.guarded(point(data), "p")
+    row = guarded(point(data), "p")
     assert row["status"] == "failed"
     assert "samples" in row["error"] and "were skipped, more than skip_limit=0.01 allows, first easyvqa/test/00000: " in row["error"]
     assert not list(data.parent.glob("points/*/metrics.json"))
@@ -176,35 +178,35 @@ def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, h
     assert first
     back(data, gone)
     capsys.readouterr()
-    row = sweep.point(point(data))
+    row = measured_point(point(data))
     assert (row["samples"], row["skipped_samples"], row["reused"]) == (questions, 0, False)
     assert f"going on: {len(first)} of {questions} samples are done" in capsys.readouterr().out
     assert sorted(r["id"] for r in read(row["folder"])) == sorted({r["id"] for r in read(row["folder"])})
     assert not any("image_file" in r for r in read(row["folder"]))
     assert not list(data.parent.rglob("*.part"))
-    assert sweep.point(point(data))["reused"]
+    assert measured_point(point(data))["reused"]
     away(data, 3)
-    assert sweep.guarded(point(data), "p")["status"] == "failed"  # other data, another point
+    assert guarded(point(data), "p")["status"] == "failed"  # other data, another point
 
 
 def test_an_incomplete_point_that_was_allowed_is_not_taken_where_it_is_not(data, hydra):
     away(data, 1)
-    row = sweep.point(point(data, "skip_limit=0.5"))
+    row = measured_point(point(data, "skip_limit=0.5"))
     assert row["skipped_samples"] > 0 and row["first_skipped"].startswith("easyvqa/test/")
-    assert together.place(point(data, "skip_limit=0.5"))[1] is not None
-    assert together.place(point(data))[1] is None
+    assert shared_runs.place(point(data, "skip_limit=0.5"))[1] is not None
+    assert shared_runs.place(point(data))[1] is None
 
 
 def test_a_changed_image_is_asked_about_again(data, hydra, capsys):
     gone = away(data, 1)
-    assert sweep.guarded(point(data), "p")["status"] == "failed"
+    assert guarded(point(data), "p")["status"] == "failed"
     (parts,) = data.parent.glob("points/*/records.part")
     known = len(answers(parts))
     changed = sorted((data / "images").iterdir())[0]
     os.utime(changed, (1, 1))
     back(data, gone)
     capsys.readouterr()
-    sweep.point(point(data))
+    measured_point(point(data))
     said = capsys.readouterr().out
     assert "going on: " in said and f"going on: {known} of" not in said
 

@@ -113,7 +113,7 @@ def test_a_locale_without_unicode_costs_no_result(tmp_path):
 
 
 def test_what_makes_another_point():
-    from blink_exp.experiments.identity import point_hash
+    from blink_exp.evaluation.identity import point_hash
 
     settings = {"seed": 0, "method": {"tau_exp": 0.5}, "batch_size": 4, "store": "a", "force": False}
     known = point_hash(settings, {"tokensr": "x"})

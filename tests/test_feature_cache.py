@@ -9,8 +9,8 @@ from features import LAYERS, Pixels, Shrink, equal, files, folder, module, wante
 from instruction_data import instruction_data
 
 from blink_exp.errors import UserError
-from blink_exp.tokensr import capture, data, feature_cache
-from blink_exp.tokensr.capture import cut, shards
+from blink_exp.training import capture, data, feature_cache
+from blink_exp.training.capture import cut, shards
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from instruction_data import picture
 from torch.utils.data import DataLoader
 
 from blink_exp.errors import UserError
-from blink_exp.tokensr import capture
-from blink_exp.tokensr.capture import Ranks
+from blink_exp.training import capture
+from blink_exp.training.capture import Ranks
 
 
 @pytest.fixture(autouse=True)

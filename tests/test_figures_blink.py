@@ -16,10 +16,10 @@ from PIL import Image
 
 from blink_exp import reference
 from blink_exp.errors import UserError
-from blink_exp.experiments import plan
 from blink_exp.figures import blink_examples, blink_layers, blink_maps
 from blink_exp.figures.base import Study
 from blink_exp.methods.blink import selected_layers
+from blink_exp.studies import plan
 
 FIGURES = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted((CONF / "figure").glob("blink_*.yaml"))}
 

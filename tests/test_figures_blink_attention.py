@@ -8,19 +8,20 @@ from conftest import prompts, random_llava
 from figure_studies import GRID, QUARTERS, study
 from matplotlib import pyplot as plt
 
-from blink_exp.backbone.attention import recorded
-from blink_exp.backbone.decode import Record
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
+from blink_exp.core.method import Method, Scan
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.sequence import Drop, Expand, Keep, Origin, Retain
+from blink_exp.decoder.attach import attach
+from blink_exp.decoder.attention import recorded
+from blink_exp.decoder.decode import Record
 from blink_exp.errors import UserError
 from blink_exp.figures import blink_layers, blink_redistribution
 from blink_exp.figures.base import written
 from blink_exp.figures.blink_attention import Looked, evenness, look, split
-from blink_exp.methods.base import Method, Scan
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.none import none
-from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Drop, Expand, Keep, Origin, Retain
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_recorded_attention_follows_tokens_that_are_dropped_in_the_llm():
     batch = prompts(model, [[9, 10, 11]])
     stock = model(**batch, output_attentions=True).attentions
     with (
-        Method(FastVPolicy(full_layers=2, retention_ratio=0.25)).attach(model) as run,
+        attach(model, Method(FastVPolicy(full_layers=2, retention_ratio=0.25))) as run,
         recorded(model.model.language_model) as rows,
     ):
         model.generate(**batch, max_new_tokens=1)

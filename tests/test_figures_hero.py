@@ -12,9 +12,9 @@ from figure_studies import CONF, point, study
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
+from blink_exp.core.views import Views
 from blink_exp.errors import UserError
 from blink_exp.figures import hero_alpha, hero_measures, hero_tiles
 from blink_exp.methods.hero import Hero

@@ -10,15 +10,15 @@ import torch
 from figure_studies import point, study
 from PIL import Image
 
-from blink_exp.backbone.views import Views
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
+from blink_exp.core.method import Method
+from blink_exp.core.sequence import Retain
+from blink_exp.core.views import Views
 from blink_exp.errors import UserError
 from blink_exp.figures import hero_kept
-from blink_exp.methods.base import Method
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.none import none
-from blink_exp.sequence import Retain
 
 
 def test_what_stays_is_mapped_onto_the_image():

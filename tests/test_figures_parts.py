@@ -11,10 +11,11 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.benchmarks.parts import in_validation
-from blink_exp.experiments import evaluate, matching
+from blink_exp.core.method import Method
+from blink_exp.evaluation import evaluator
 from blink_exp.figures import hero_attention, hero_kept, hero_layers, hero_tiles
-from blink_exp.methods.base import Method
 from blink_exp.methods.controls import RandomTokens
+from blink_exp.studies import matching
 
 IMAGES = [f"image {k}" for k in range(40)]
 TEST = [name for name in IMAGES if not in_validation(name)]
@@ -80,6 +81,6 @@ def test_a_figure_asks_about_its_part_alone(module, inner, draw, what, monkeypat
 def test_matching_looks_at_one_question_on_each_image_of_its_part(what, monkeypatch):
     settings, wanted = ASKED[what]
     benchmark = Flat()
-    monkeypatch.setattr(evaluate, "prepare", lambda cfg: (BACKBONE, None, benchmark))
+    monkeypatch.setattr(evaluator, "prepare", lambda cfg: (BACKBONE, None, benchmark))
     matching.share_by(OmegaConf.create(SETTINGS | settings), "method.ratio")
     assert benchmark.prompted == wanted

@@ -18,14 +18,15 @@ from safetensors.torch import load_file, save_file
 from training_runs import composed
 
 from blink_exp.backbone import weights
-from blink_exp.backbone.load import SHIPPED, load
+from blink_exp.backbone.load import load
+from blink_exp.backbone.shipped import SHIPPED
+from blink_exp.core.method import Method
+from blink_exp.decoder.answers import Asking, answer
 from blink_exp.finite import first_nonfinite
-from blink_exp.methods.base import Method
 from blink_exp.methods.blink import tokensr_module
-from blink_exp.sharing.answers import Asking, answer
 from blink_exp.tokensr import checkpoint, modules
 from blink_exp.tokensr.checkpoint import Belonging
-from blink_exp.tokensr.rotation import Rotation, WholeFiles
+from blink_exp.training.rotation import Rotation, WholeFiles
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

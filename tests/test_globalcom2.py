@@ -23,7 +23,7 @@ from view_pruners import (
     with_logits,
 )
 
-from blink_exp.backbone.views import NEWLINE, Views, pack
+from blink_exp.core.views import NEWLINE, Views, pack
 from blink_exp.methods.globalcom2 import commanded, tile_shares
 
 weights = st.lists(st.floats(-50, 50), min_size=2, max_size=4)

@@ -12,7 +12,8 @@ from test_methods import CONF, METHODS, method_of
 
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
-from blink_exp.experiments.evaluate import evaluate
+from blink_exp.decoder.attach import attach
+from blink_exp.evaluation.evaluator import evaluate
 
 QUESTIONS = 8
 # CPUs are slow in float16, so one method from each side of the LLM's door must do.
@@ -54,7 +55,7 @@ def test_places_of_expanded_tokens_are_not_rounded_to_bfloat16(halves):
         cfg = compose("evaluate", ["method=blink", "resolution.positions=inherit", "thresholds=always_expand", "layer=12"])
         method = instantiate(cfg.method, _partial_=True, _convert_="all")(backbone)
     sample = MosaicOpen().samples()[0]
-    with method.attach(backbone.model) as run:
+    with attach(backbone.model, method) as run:
         (visual,) = backbone.visual({"a": sample.image()}, [("a", sample.question)], None)
         run.images, run.samples = [[visual.shown]], ["a"]
         seen: list[torch.Tensor] = []

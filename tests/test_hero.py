@@ -10,11 +10,12 @@ from conftest import random_encoding, random_next
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blink_exp.backbone.encode import Needs, encode, tower_layers
-from blink_exp.backbone.views import NEWLINE, Views, everything, pack
+from blink_exp.backbone.encode import encode, tower_layers
+from blink_exp.core.encoding import Needs
+from blink_exp.core.views import NEWLINE, Views, everything, pack
 from blink_exp.errors import UserError
+from blink_exp.methods.budgets import capped
 from blink_exp.methods.hero import Hero, relative_layers
-from blink_exp.methods.prune import capped
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
 LOW, HIGH = frozenset({1, 2}), frozenset({4})

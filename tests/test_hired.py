@@ -24,7 +24,7 @@ from view_pruners import (
     with_logits,
 )
 
-from blink_exp.backbone.views import Views, pack
+from blink_exp.core.views import Views, pack
 from blink_exp.methods.hired import tile_budgets
 
 

@@ -17,7 +17,7 @@ from blink_exp.benchmarks.duts import Duts
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.figures import shared
 from blink_exp.images import ImageOptions, grey_bytes, open_image, to_rgb
-from blink_exp.tokensr import data
+from blink_exp.training import data
 
 ORIENTATION = 0x0112
 DROP, WHITE = ImageOptions(alpha="drop"), ImageOptions(alpha="white")
@@ -445,14 +445,14 @@ def compose(*words: str) -> dict:
     from hydra import compose, initialize_config_dir
     from viewing import CONF
 
-    from blink_exp.experiments import results
+    from blink_exp.evaluation import results
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return results.plain(compose("evaluate", list(words)))
 
 
 def test_a_point_is_another_one_where_images_are_opened_otherwise():
-    from blink_exp.experiments.identity import point_hash
+    from blink_exp.evaluation.identity import point_hash
 
     changes = ("exif=false", "alpha=drop", "max_pixels=1000", "outside=true")
     for benchmark, other in (("easyvqa", True), ("duts", True), ("pope", True), ("mosaic_mme", False)):  # whose images are drawn
@@ -478,7 +478,7 @@ def test_the_settings_reach_a_benchmark_and_its_own_exif_wins():
 
 def test_a_harness_s_images_are_opened_alike():
     from blink_exp.errors import UserError
-    from blink_exp.integrations.answering import Question, image_of
+    from blink_exp.integrations.requests import Question, image_of
 
     for image in (Image.fromarray(SIXTEEN), Image.new("RGBA", (4, 1)), Image.new("F", (4, 1), 0.5)):
         found = image_of(Question("q", "?", lambda image=image: [image]))

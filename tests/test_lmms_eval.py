@@ -18,8 +18,8 @@ import torch
 from refusals import refusal
 from stand_ins import BLUE, RED, Calls, stand_in
 
-from blink_exp.experiments import asking, evaluate
-from blink_exp.integrations import answering
+from blink_exp.evaluation import answering, evaluator
+from blink_exp.integrations import requests
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 
@@ -28,7 +28,7 @@ INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
-    monkeypatch.setattr(asking, "answers", found := Calls())
+    monkeypatch.setattr(answering, "answers", found := Calls())
     return found
 
 
@@ -97,7 +97,7 @@ def test_other_kinds_of_task_are_refused_by_name(adapter, kind):
 
 
 def test_nothing_else_imports_lmms_eval():
-    package = Path(answering.__file__).parent.parent
+    package = Path(requests.__file__).parent.parent
     found = [
         p for p in package.rglob("*.py") if re.search(r"^\s*(import|from) (lmms_eval|loguru)\b", p.read_text(encoding="utf-8"), flags=re.M)
     ]
@@ -160,8 +160,8 @@ def test_lmms_eval_s_own_command_gives_evaluate_s_answers(tmp_path):
     assert len(logs) == 1, run.stdout + run.stderr
     said = sorted((json.loads(line) for line in logs[0].read_text(encoding="utf-8").splitlines()), key=lambda row: row["doc_id"])
 
-    backbone, method = answering.build(answering.configure({"method": "random", "retention_ratio": 0.05}))
-    wanted, _ = evaluate.evaluate(backbone, method, benchmark, 8, samples=samples)
+    backbone, method = requests.build(requests.configure({"method": "random", "retention_ratio": 0.05}))
+    wanted, _ = evaluator.evaluate(backbone, method, benchmark, 8, samples=samples)
     assert [row["filtered_resps"] for row in said] == [r["prediction"] for r in wanted]
     assert [row["hit"] for row in said] == [float(r["correct"]) for r in wanted]
     assert {r["correct"] for r in wanted} == {True, False}  # or the method was not there

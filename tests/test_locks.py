@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from refusals import refusal
 
-from blink_exp.experiments import locks
+from blink_exp.evaluation import locks
 
 
 @pytest.fixture(autouse=True)

@@ -11,18 +11,20 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from blink_exp.backbone.views import Views, everything, pack
 from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.cli import CONF
+from blink_exp.core.views import Views, everything, pack
 from blink_exp.errors import UserError
-from blink_exp.experiments import catalog, evaluate, matching, plan, tokens
+from blink_exp.evaluation import evaluator, tokens
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts, scaled_schedule
+from blink_exp.studies import matching, plan
+from blink_exp.studies.experiments import load_experiment
 
 
 def composed(label: str, *own: str):
     """A point of the matched table, as sweep.py composes it."""
-    table = catalog.named("table", "hero_table4_matched")
+    table = load_experiment("table", "hero_table4_matched")
     point = next(p for p in table["points"] if p["label"] == label)
     return compose("sweep", overrides=[*plan.words(table, point, "mosaic_hr"), *own])
 
@@ -58,7 +60,7 @@ class Halves(ExactMatch):
 def stub(monkeypatch):
     """A backbone that is all geometry: 32 layers, views of 36 tokens."""
     backbone = SimpleNamespace(depth=32, model=random_next(layers=1), check=lambda needs: None)
-    monkeypatch.setattr(evaluate, "prepare", lambda cfg: (backbone, None, Halves()))
+    monkeypatch.setattr(evaluator, "prepare", lambda cfg: (backbone, None, Halves()))
     return backbone
 
 
@@ -113,7 +115,7 @@ def test_search_finds_the_nearest_also_on_steps_and_backwards_and_says_what_is_o
 
 
 def test_every_method_of_the_matched_table_but_the_untouched_one_is_matched():
-    points = catalog.named("table", "hero_table4_matched")["points"]
+    points = load_experiment("table", "hero_table4_matched")["points"]
     assert [p["label"] for p in points if not p.get("match")] == ["none"]
     for point in points[1:]:
         cfg = composed(point["label"])

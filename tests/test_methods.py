@@ -14,7 +14,8 @@ from PIL import Image
 from blink_exp.benchmarks.base import Sample, spread
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
-from blink_exp.experiments.evaluate import evaluate
+from blink_exp.decoder.attach import attach
+from blink_exp.evaluation.evaluator import evaluate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
@@ -100,7 +101,7 @@ def test_an_image_of_one_pixel_and_one_of_twenty_to_one(name, scale_next):
     method = method_of(name, scale_next)
     images = {"dot": Image.new("RGB", (1, 1), "red"), "strip": Image.new("RGB", (400, 20), "blue")}
     asked = [("dot", "what color is the circle?"), ("strip", "how many red circles are there?")]
-    with method.attach(scale_next.model) as attached, torch.no_grad():
+    with attach(scale_next.model, method) as attached, torch.no_grad():
         visual = scale_next.visual(images, asked, method.pruner, method.recall)
         if attached is not None:
             attached.images = [[v.shown] for v in visual]

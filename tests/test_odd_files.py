@@ -17,11 +17,16 @@ from scripts import ROOT
 
 from blink_exp import files
 from blink_exp.cli import lenient_output
-from blink_exp.experiments import jobs, listing, matching, results, resume, store, sweep, together
-from blink_exp.experiments.records import Kept, read, write_lines
-from blink_exp.experiments.rescoring import made_with, predicted
+from blink_exp.evaluation import store
+from blink_exp.evaluation.records import Kept, read, write_lines
+from blink_exp.evaluation.store import SHARED_NOTE, pop_shared_note
+from blink_exp.files import write_json, write_text
 from blink_exp.reports import html
-from blink_exp.tokensr import llava_665k
+from blink_exp.reports.console import wide_console
+from blink_exp.studies import jobs, listing, matching
+from blink_exp.studies.point import measured_point
+from blink_exp.studies.rescoring import made_with, predicted
+from blink_exp.training import llava_665k, resume
 
 BROKEN = {
     "empty": b"",
@@ -104,12 +109,12 @@ def test_records_that_cannot_be_gone_on_with_are_asked_again(tmp_path):
 
 def test_no_text_of_a_row_ends_a_run_at_its_end(tmp_path, capsys):
     odd = "a\ud800\udc00\udfff\x00\u2028b"
-    results.write(tmp_path / "x.csv", odd)
-    results.write_json(tmp_path / "x.json", {odd: [odd]})
+    write_text(tmp_path / "x.csv", odd)
+    write_json(tmp_path / "x.json", {odd: [odd]})
     (tmp_path / "records.jsonl").write_bytes(write_lines([{"id": odd, "layers": []}]).encode())
     assert read(tmp_path)[0]["id"].startswith("a\ufffd") and files.read_json(tmp_path / "x.json", "")
     lenient_output()
-    results.console().print(odd)
+    wide_console().print(odd)
     print(odd)
 
 
@@ -147,42 +152,42 @@ STORED = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_a_broken_entry_of_the_store_is_named_and_measured_again(name, tmp_path, monkeypatch, caplog):
-    from blink_exp.experiments import evaluate
+    from blink_exp.evaluation import evaluator
 
     calls = []
 
     def measure(cfg, folder, parts):
         calls.append(folder)
-        results.write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        results.write(folder / "records.jsonl", write_lines([{"id": "a", "visual_tokens": 7, "newline_tokens": 1, "layers": []}]))
-        results.write_json(folder / "metrics.json", FINISHED)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_text(folder / "records.jsonl", write_lines([{"id": "a", "visual_tokens": 7, "newline_tokens": 1, "layers": []}]))
+        write_json(folder / "metrics.json", FINISHED)
         return FINISHED
 
-    monkeypatch.setattr(evaluate, "measure", measure)
+    monkeypatch.setattr(evaluator, "measure", measure)
     cfg = compose("sweep", overrides=["method=none", f"store={tmp_path}", "cost=0"])
-    assert not sweep.point(cfg)["reused"] and sweep.point(cfg)["reused"]
+    assert not measured_point(cfg)["reused"] and measured_point(cfg)["reused"]
     for data in STORED[name]:
         store.name_once.cache_clear()
         caplog.clear()
         (calls[0] / name).write_bytes(data)
         with caplog.at_level(logging.WARNING):
             listing.Store(cfg)
-            row = sweep.point(cfg)
+            row = measured_point(cfg)
         assert not row["reused"] and row["scores"] == {"accuracy": 5.0}, data[:80]
         assert str(calls[0] / name) in caplog.text, data[:80]
-        assert sweep.point(cfg)["reused"]
+        assert measured_point(cfg)["reused"]
     assert len(calls) == 1 + len(STORED[name])
 
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_other_broken_files_of_a_sweep_are_left_out(how, tmp_path, caplog):
     (tmp_path / ".jobs").mkdir()
-    (tmp_path / together.NOTE).write_bytes(BROKEN[how])
-    assert together.taken_note(tmp_path) is None and not (tmp_path / together.NOTE).exists()
+    (tmp_path / SHARED_NOTE).write_bytes(BROKEN[how])
+    assert pop_shared_note(tmp_path) is None and not (tmp_path / SHARED_NOTE).exists()
     (tmp_path / "matched.json").write_bytes(BROKEN[how])
     assert matching.known(tmp_path / "matched.json") is None
     (tmp_path / ".jobs" / "0.json").write_bytes(BROKEN[how])
-    results.write_json(tmp_path / ".jobs" / "1.json", row := {"overrides": [], "point": "p", "status": "failed", "error": "e"})
+    write_json(tmp_path / ".jobs" / "1.json", row := {"overrides": [], "point": "p", "status": "failed", "error": "e"})
     assert jobs.noted(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})) == [row]
     assert "0.json" in caplog.text
 
@@ -200,7 +205,7 @@ def test_a_broken_config_of_a_training_is_one_line(data, tmp_path, monkeypatch):
 def test_a_report_names_what_it_cannot_show_and_shows_the_rest(tmp_path):
     from made_up_table import document
 
-    results.write_json(tmp_path / "blink_table2" / "m" / "table.json", document())
+    write_json(tmp_path / "blink_table2" / "m" / "table.json", document())
     odd = [*BROKEN.values(), b'{"name": 3, "title": "t", "published_columns": {}, "groups": [], "rows": []}']
     odd += [json.dumps(document() | {key: value}).encode() for key in ("rows", "groups") for value in ([3], [{}], [[]])]
     for k, data in enumerate(odd):

@@ -15,10 +15,11 @@ from viewing import Tables, config
 from blink_exp.benchmarks.base import ExactMatch, Sample, Unasked
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.errors import UserError, printable, reason
-from blink_exp.experiments import results, terminal
-from blink_exp.experiments.asking import prompt_of
-from blink_exp.experiments.evaluate import evaluate
+from blink_exp.evaluation import terminal
+from blink_exp.evaluation.answering import prompt_of
+from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.methods.none import none
+from blink_exp.reports.console import wide_console
 from blink_exp.viewer import run as viewer
 
 
@@ -216,10 +217,10 @@ def test_categories_are_printed_as_they_are_on_one_line(name, capsys):
 
 
 def test_every_console_of_the_project_prints_markup_as_text(capsys):
-    results.console().print("[/bold] [red]x[/red] :smile:")
+    wide_console().print("[/bold] [red]x[/red] :smile:")
     assert capsys.readouterr().out.strip() == "[/bold] [red]x[/red] :smile:"
     made = [p for p in Path("blink_exp").rglob("*.py") if "Console(" in p.read_text(encoding="utf-8")]
-    assert [str(p) for p in made] == ["blink_exp/experiments/results.py"]
+    assert [str(p) for p in made] == ["blink_exp/evaluation/results.py"]
 
 
 def test_a_reason_is_one_line_without_addresses():

@@ -10,8 +10,8 @@ import torch
 from conftest import random_encoding
 from layouts import LETTERBOX, NARROW, layouts
 
-from blink_exp.backbone.encode import Needs
-from blink_exp.backbone.views import NEWLINE, Views, pack
+from blink_exp.core.encoding import Needs
+from blink_exp.core.views import NEWLINE, Views, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import one_tile
 from blink_exp.methods.hero import Hero

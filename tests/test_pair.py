@@ -10,14 +10,15 @@ from hydra.utils import instantiate
 from test_methods import CONF
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from blink_exp.backbone.views import NEWLINE, Views, base_view, everything, pack
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.core.base_view import Shown
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.views import NEWLINE, Views, base_view, everything, pack
+from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
-from blink_exp.experiments.evaluate import evaluate
+from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.methods.blink import BlinkPolicy, blink
-from blink_exp.saliency import PatchGrid
-from blink_exp.shown import Shown
 
 ALWAYS = BlinkPolicy((1, 2), 0.0, 0.0)
 APPEND = BlinkPolicy((1, 2), 0.0, 0.0, saliency="attention_visual", scan_expanded=True, on_reexpand="append")
@@ -73,7 +74,7 @@ def test_with_every_cell_kept_it_is_blink_as_ever(policy):
     encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}
     said = []
     for images in (None, [[Shown(torch.arange(36))], [Shown(torch.arange(36))]]):
-        with blink(policy).attach(model) as run, torch.no_grad():
+        with attach(model, blink(policy)) as run, torch.no_grad():
             run.images = images
             said.append((model(**batch, mm_encoder_outputs=encoded).logits, [(r.scan.region, r.visual_tokens) for r in run.records]))
     assert torch.allclose(said[0][0], said[1][0], atol=1e-5)
@@ -90,7 +91,7 @@ def test_rows_that_keep_different_cells_equal_single_runs_and_the_cache_changes_
     def answer(rows: list[int], cache: bool) -> list[list[int]]:
         batch = _prompt([len(kept[r]) for r in rows], [text[r] for r in rows])
         encoded = {"image": BaseModelOutputWithPooling(pooler_output=[features[r] for r in rows])}
-        with blink(ALWAYS).attach(model) as run, torch.no_grad():
+        with attach(model, blink(ALWAYS)) as run, torch.no_grad():
             run.images = [[Shown(kept[r])] for r in rows]
             out = model.generate(**batch, mm_encoder_outputs=encoded, use_cache=cache, **settings)
             assert all(r.visual_tokens == len(kept[rows[r.row]]) + 36 for r in run.records)
@@ -112,7 +113,7 @@ def test_on_llava_next_the_thumbnail_is_scanned_also_without_being_told():
     }
     seen = []
     for images in (None, [[base_view(source, views)]]):
-        with blink(ALWAYS).attach(model) as run, torch.no_grad():
+        with attach(model, blink(ALWAYS)) as run, torch.no_grad():
             run.images = images
             logits = model(**batch).logits
             seen.append((logits, [r.scan for r in run.records]))
@@ -128,7 +129,7 @@ def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale
     settings = {"max_new_tokens": 3, "do_sample": False}
     inputs = scale_next.inputs([s.image() for s in samples], [s.question for s in samples])
     said = {}
-    with blink(policy).attach(scale_next.model) as run, torch.no_grad():
+    with attach(scale_next.model, blink(policy)) as run, torch.no_grad():
         for beams, cache in ((1, True), (1, False), (2, True), (2, False)):
             tokens = scale_next.model.generate(**inputs, **settings, num_beams=beams, use_cache=cache)
             assert len(run.records) == 2 * beams * len(samples)
@@ -154,7 +155,7 @@ def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale
 def test_what_blink_cannot_work_on_is_one_line(shown, policy, word):
     model = random_llava()
     encoded = {"image": BaseModelOutputWithPooling(pooler_output=[torch.randn(9, 32)])}
-    with blink(policy).attach(model) as run, torch.no_grad():
+    with attach(model, blink(policy)) as run, torch.no_grad():
         run.images = None if shown is None else [[shown]]
         with pytest.raises(UserError, match=word):
             model(**_prompt([9], [[9, 10]]), mm_encoder_outputs=encoded)

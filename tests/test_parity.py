@@ -11,7 +11,7 @@ import yaml
 from scripts import run
 
 from blink_exp import reference
-from blink_exp.experiments.parity import judged
+from blink_exp.studies.parity import judged
 
 TABLE = yaml.safe_load((Path(__file__).resolve().parent.parent / "conf" / "table" / "parity.yaml").read_text(encoding="utf-8"))
 POINT = {"id": "gqa", "score": "accuracy", "rows": 100}

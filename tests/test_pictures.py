@@ -15,9 +15,9 @@ from PIL import Image
 from blink_exp.backbone import pictures
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.core.method import Method
 from blink_exp.errors import UserError
-from blink_exp.experiments.evaluate import evaluate
-from blink_exp.methods.base import Method
+from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.none import none
 

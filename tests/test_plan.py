@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
-from blink_exp.experiments import identity, matching, plan
+from blink_exp.evaluation import identity
+from blink_exp.studies import matching, plan
 
 
 @pytest.fixture(autouse=True)

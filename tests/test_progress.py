@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from blink_exp.experiments.progress import ProgressLines
+from blink_exp.training.progress import ProgressLines
 
 
 def test_a_training_in_a_file_prints_a_line_at_every_tenth(capsys):

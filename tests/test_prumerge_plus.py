@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import LETTERBOX, layouts
 
-from blink_exp.backbone.views import EXTRA, NEWLINE, Views, pack
+from blink_exp.core.views import EXTRA, NEWLINE, Views, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import prumerge_plus
 from blink_exp.methods.prumerge_plus import PruMergePlus, choose, grid, merge, outliers, single_head_attention

@@ -14,13 +14,14 @@ from hydra.utils import instantiate
 from PIL import Image
 from test_configs import CONF
 
-from blink_exp.backbone.encode import Needs
 from blink_exp.backbone.load import load
 from blink_exp.backbone.published import NAMES
-from blink_exp.backbone.views import Views, everything, pack
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.core.encoding import Needs
+from blink_exp.core.views import Views, everything, pack
+from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
-from blink_exp.experiments.evaluate import evaluate
+from blink_exp.evaluation.evaluator import evaluate
 
 QUESTION = "Is there a red circle?"
 SYSTEM = (
@@ -211,7 +212,7 @@ def test_our_route_answers_as_the_stock_model_does(name, backbone):
     said = known.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
     (visual,) = known.visual({"a": image}, [("a", QUESTION)], None)
     assert known.generate([visual.features], [QUESTION], 2) == [said]
-    with blink(BlinkPolicy((12, 13), 1.0, 0.0)).attach(known.model) as run:
+    with attach(known.model, blink(BlinkPolicy((12, 13), 1.0, 0.0))) as run:
         logits = known.model(**inputs).logits[0, -1]
         assert {r.scan.layer for r in run.records} == {12, 13}
     assert torch.allclose(logits, stock, atol=1e-4 * float(stock.abs().max()))
@@ -270,7 +271,7 @@ def test_every_published_backbone_has_a_config_of_its_own():
 @pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_next_mistral_7b"])
 def test_the_shape_check_at_small_width(name):
     """What docs/backbones.md has users run at full size."""
-    from blink_exp.backbone import shape_check
+    from blink_exp.scale_model import shape_check
 
     config = published.published_config(name, **published.SMALL[name])
     lines = list(shape_check.check(shape_check.random_backbone(name, config, "cpu")))

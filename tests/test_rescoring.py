@@ -17,11 +17,12 @@ from scripts import ROOT, run
 
 from blink_exp.benchmarks.base import Sample, mean, shard, spread
 from blink_exp.errors import UserError
-from blink_exp.experiments import asking, evaluate, results, terminal
-from blink_exp.experiments.evaluate import located
-from blink_exp.experiments.records import Kept, write_lines
-from blink_exp.experiments.rescoring import made_with, predicted, score_again, scored_again
+from blink_exp.evaluation import answering, evaluator, terminal
+from blink_exp.evaluation.evaluator import located
+from blink_exp.evaluation.records import Kept, write_lines
+from blink_exp.files import write_json
 from blink_exp.methods.none import none
+from blink_exp.studies.rescoring import made_with, predicted, score_again, scored_again
 
 
 def some(images: list[int]) -> list[Sample]:
@@ -144,7 +145,7 @@ def shards(folder: Path, *metrics: dict | None) -> str:
     for k, said in enumerate(metrics):
         lines(folder / str(k) / "records.jsonl", [{"id": f"{k}", "prediction": "yes"}])
         if said is not None:
-            results.write_json(folder / str(k) / "metrics.json", said)
+            write_json(folder / str(k) / "metrics.json", said)
     return f"{folder}/*"
 
 
@@ -176,7 +177,7 @@ def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, cap
     step = {"layer": 12, "rho": 0.5, "decision": "expand", "effective": True, "visual_tokens": 288}
     said = [{"id": s.id, "prediction": s.answer, "layers": [step]} for s in mme.samples()]
     path = lines(tmp_path / "run" / "records.jsonl", said)
-    results.write_json(tmp_path / "run" / "metrics.json", MADE | {"blink": {"visual_tokens_of_the_image": 144}, "skipped": [{"id": "x"}]})
+    write_json(tmp_path / "run" / "metrics.json", MADE | {"blink": {"visual_tokens_of_the_image": 144}, "skipped": [{"id": "x"}]})
     finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}"), tmp_path / "out")
     assert {k: finished[k] for k in MADE} == MADE  # the seed too, which is not this command's
     assert finished["blink"]["layers"][12]["visual_tokens"] == 288
@@ -188,7 +189,7 @@ def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, cap
 def test_the_score_of_nothing_is_null_and_an_empty_cell(tmp_path, capsys):
     nothing = mean([])
     assert math.isnan(nothing.value) and nothing.samples == 0
-    results.write_json(tmp_path / "m.json", {"a": [nothing.value, math.inf, 1.5], "b": {"c": (nothing.value,)}})
+    write_json(tmp_path / "m.json", {"a": [nothing.value, math.inf, 1.5], "b": {"c": (nothing.value,)}})
     text = (tmp_path / "m.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=lambda word: pytest.fail(word)) == {"a": [None, None, 1.5], "b": {"c": [None]}}
     scores = {"accuracy": {"value": 50.0, "stderr": 1.0, "samples": 4}} | {k: {"value": v, "stderr": None, "samples": 0} for k, v in EMPTY}
@@ -215,8 +216,8 @@ def easy(tmp_path, scale, monkeypatch):
     (folder / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
     for name in names[1:]:
         (folder / "images" / f"{name}.png").write_bytes((source / "images" / f"{name}.png").read_bytes())
-    monkeypatch.setattr(evaluate, "prepare_model", lambda cfg: (scale, none()))
-    real = asking.answer
+    monkeypatch.setattr(evaluator, "prepare_model", lambda cfg: (scale, none()))
+    real = answering.answer
 
     def ask(out: Path, *words: str, dies: int | None = None) -> int:
         asked: list[int] = []
@@ -227,13 +228,13 @@ def easy(tmp_path, scale, monkeypatch):
             asked.append(len(args[3]))
             return real(*args)
 
-        monkeypatch.setattr(asking, "answer", answer)
+        monkeypatch.setattr(answering, "answer", answer)
         cfg = composed(f"benchmark.path={folder}", "batch_size=4", *words)
         if dies is None:
-            evaluate.measure(cfg, out)
+            evaluator.measure(cfg, out)
         else:
             with pytest.raises(KeyboardInterrupt):
-                evaluate.measure(cfg, out)
+                evaluator.measure(cfg, out)
         return sum(asked)
 
     ask.missing = sum(r[2] == names[0] for r in rows)
@@ -261,7 +262,7 @@ def test_a_killed_evaluation_goes_on_and_ends_where_an_unbroken_one_does(easy, t
 
 def test_other_settings_or_weights_in_the_folder_start_anew(easy, tmp_path, monkeypatch):
 
-    from blink_exp.experiments import identity
+    from blink_exp.evaluation import identity
 
     rest = 24 - easy.missing
     assert 0 < easy(tmp_path / "a", dies=1) <= 4

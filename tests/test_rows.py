@@ -11,7 +11,7 @@ from hub import MAKERS, build, chartqa, picture, png, write
 from refusals import refusal
 
 from blink_exp.benchmarks.rows import load_rows, open_image
-from blink_exp.experiments.evaluate import evaluate
+from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.methods.none import none
 
 # Files

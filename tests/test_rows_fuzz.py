@@ -15,7 +15,7 @@ from refusals import refusal
 import blink_exp.benchmarks.gqa
 import blink_exp.benchmarks.rows
 from blink_exp.benchmarks.base import Submits, Unasked
-from blink_exp.experiments.records import graded, write_lines
+from blink_exp.evaluation.records import graded, write_lines
 
 ODD: dict[str, Any] = {
     "null": None,

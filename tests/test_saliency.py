@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from blink_exp.core.saliency import SCORERS, Attended, PatchGrid, saliency_ratio
 from blink_exp.errors import UserError
-from blink_exp.saliency import SCORERS, Attended, PatchGrid, saliency_ratio
 
 
 def seen(query, keys, visible=None, raw_query=None, raw_keys=None, scaling=1.0) -> Attended:

@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from blink_exp.backbone.load import SHIPPED
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
-from blink_exp.experiments.evaluate import evaluate
-from blink_exp.experiments.profile import profile
+from blink_exp.decoder.attach import attach
+from blink_exp.evaluation.evaluator import evaluate
+from blink_exp.evaluation.profile import profile
 from blink_exp.methods.blink import BlinkPolicy, blink, layer_range
 from blink_exp.methods.none import none
 from blink_exp.scale_model import build_models, card, packing, train_llava
@@ -49,9 +50,9 @@ def test_packed_questions_are_each_what_a_single_prompt_is(scale):
     """The training's packing against the shipped processor and stock forward: same tokens, same positions, same logits."""
     import numpy as np
 
-    from blink_exp.scale_model import questions
     from blink_exp.scale_model.recipe import pixels
-    from blink_exp.scale_model.scenes import random_scene
+    from blink_exp.scenes import questions
+    from blink_exp.scenes.scenes import random_scene
 
     rng = np.random.default_rng(0)
     scene = random_scene(rng, "test", 2)
@@ -83,7 +84,7 @@ def test_a_batch_of_16_equals_16_single_runs_and_the_cache_changes_nothing(scale
     assert together == alone
     samples = MosaicMME().samples()[:4]
     batch = scale.inputs([s.image() for s in samples], [s.question for s in samples])
-    with method.attach(scale.model), torch.no_grad():
+    with attach(scale.model, method), torch.no_grad():
         said = [scale.model.generate(**batch, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False)]
     assert torch.equal(*said)
 
@@ -108,7 +109,7 @@ def test_thresholds_never_met_change_no_prediction(scale):
     batch = scale.inputs([s.image() for s in MosaicMME().samples()[:8]], [s.question for s in MosaicMME().samples()[:8]])
     with torch.no_grad():
         stock = scale.model(**batch).logits[:, -1]
-        with never.attach(scale.model):
+        with attach(scale.model, never):
             assert (scale.model(**batch).logits[:, -1] - stock).abs().max() < 1e-4
 
 
@@ -130,7 +131,7 @@ def test_deepening_changes_no_output():
 
 
 def test_clip_shares_its_tower_with_llava_and_knows_single_images(scale):
-    from blink_exp.scale_model.export import load_clip
+    from blink_exp.backbone.shipped import load_clip
     from blink_exp.scale_model.train_clip import zero_shot
 
     clip = load_clip()

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from blink_exp.backbone.views import NEWLINE
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
-from blink_exp.experiments.evaluate import evaluate
+from blink_exp.core.views import NEWLINE
+from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.methods.none import none
-from blink_exp.scale_model import build_models, hr_questions, packing, train_next
+from blink_exp.scale_model import build_models, packing, train_next
 from blink_exp.scale_model.measure_next import clipscore
-from blink_exp.scale_model.scenes import Scene, Tile, random_scene
+from blink_exp.scenes import hr_questions
+from blink_exp.scenes.scenes import Scene, Tile, random_scene
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_packed_questions_are_each_what_a_single_prompt_is(scale_next, batch):
 
 def test_coverage_finds_the_object_where_it_is_drawn():
     """One bright square in a grey 2 x 4 scene, at row 1, column 2: in the thumbnail and in the second tile of a 1 x 2 grid."""
-    from blink_exp.backbone.views import Views
+    from blink_exp.core.views import Views
 
     plain = np.full((64, 64, 3), 200, np.uint8)
     square = plain.copy()

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blink_exp.errors import UserError
 from blink_exp.scale_model import build, build_models, export, packing, train_clip, train_llava, train_next
-from blink_exp.scale_model.questions import Question, vocabulary_corpus
 from blink_exp.scale_model.recipe import Movable, PhaseRun, cosine_lr, device_of
+from blink_exp.scenes.questions import Question, vocabulary_corpus
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Drop, Expand, Keep, Layout, Segment, Sequence
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.sequence import Drop, Expand, Keep, Layout, Segment, Sequence
 
 VISUAL, WIDTH = 4, 3
 

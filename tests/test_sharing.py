@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from blink_exp.backbone.encode import Needs
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.core.encoding import Needs
+from blink_exp.core.method import Method
+from blink_exp.decoder import answers as sharing
+from blink_exp.decoder.answers import Asking, answer
+from blink_exp.decoder.attach import attach
+from blink_exp.decoder.branches import Texts
 from blink_exp.errors import UserError
-from blink_exp.experiments.asking import answers
-from blink_exp.methods.base import Method
+from blink_exp.evaluation.answering import answers
 from blink_exp.methods.blink import BlinkPolicy, blink, tokensr_module
-from blink_exp.sharing import answers as sharing
-from blink_exp.sharing.answers import Asking, answer
-from blink_exp.sharing.branches import Texts
 
 LAYERS = (12, 13, 15, 16)
 # By what could go wrong: which segments a text stands behind, where its tokens are numbered, what a scan reads, who shares with whom.
@@ -56,7 +57,7 @@ def blinks(backbone) -> dict[str, Method]:
 def alone(backbone, method: Method, samples, benchmark) -> list[tuple]:
     """(answer, decisions) of each sample, through generate()."""
     images = {s.image_id: s.image() for s in samples}
-    with method.attach(backbone.model) as attached:
+    with attach(backbone.model, method) as attached:
         if attached is not None:
             attached.samples = [s.id for s in samples]
         said, _ = answers(
@@ -282,9 +283,9 @@ def test_what_is_kept_of_an_image_does_not_keep_its_batch(scale):
 
 def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     """The state that the first token is read from, against the stock forward: within 1e-4."""
-    from blink_exp.sharing.attending import shared
-    from blink_exp.sharing.branches import Question
-    from blink_exp.sharing.prefixes import run
+    from blink_exp.decoder.branches import Question
+    from blink_exp.decoder.prefixes import run
+    from blink_exp.decoder.shared_attention import shared
 
     benchmark = MosaicMME()
     samples = list(benchmark.samples())[:3]

@@ -23,9 +23,10 @@ from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.benchmarks.parts import check_part, first_ids, in_validation, part_of
 from blink_exp.errors import UserError
-from blink_exp.experiments import identity, results, tuning
-from blink_exp.experiments.evaluate import chosen
+from blink_exp.evaluation import identity, results
+from blink_exp.evaluation.evaluator import chosen
 from blink_exp.reports import search as report
+from blink_exp.studies import tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 SEARCHES = sorted(p.stem for p in (ROOT / "conf" / "search").glob("*.yaml"))

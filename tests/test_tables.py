@@ -10,7 +10,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from blink_exp.cli import CONF
-from blink_exp.experiments import catalog, deltas, evaluate, identity, plan, results, sweep, tables
+from blink_exp.evaluation import evaluator, identity, results
+from blink_exp.files import write_json
+from blink_exp.studies import catalog, deltas, plan, tables
+from blink_exp.studies.experiments import load_experiment
+from blink_exp.studies.point import measured_point
 
 
 @pytest.fixture(autouse=True)
@@ -121,11 +125,11 @@ def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(t
         finished |= {k: None for k in ("seconds", "backbone", "commit", "blink", "headline", "benchmark", "protocol")}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "records.jsonl").write_text(json.dumps({"visual_tokens": 7, "newline_tokens": 1, "layers": []}) + "\n", encoding="utf-8")
-        results.write_json(folder / "metrics.json", finished)
+        write_json(folder / "metrics.json", finished)
         return finished
 
-    monkeypatch.setattr(evaluate, "measure", measure)
-    rows = [sweep.point(composed("method=hero", f"store={tmp_path}", f"cost={cost}")) for cost in (0, 0, 2, 2, 1, 0, 3)]
+    monkeypatch.setattr(evaluator, "measure", measure)
+    rows = [measured_point(composed("method=hero", f"store={tmp_path}", f"cost={cost}")) for cost in (0, 0, 2, 2, 1, 0, 3)]
     assert asked == [0, 2, 3]
     assert [row["reused"] for row in rows] == [False, True, False, True, True, True, False]
     assert rows[0]["cost"] is None and rows[5]["cost"]["prompts"] == 2  # what is known is handed on, wanted or not
@@ -218,9 +222,9 @@ def test_columns_of_a_benchmark_that_no_table_names_are_its_headline(tmp_path):
     rows = [{"runs": {"pope": done(tmp_path, "a", {"1": True}, headline="f1")}}]
     found = tables.group(TABLE, "pope", rows)
     assert {h: c["value"] for h, c in found["columns"].items()} == {"f1": "scores.f1"}
-    named = tables.group(TABLE, "mosaic_mme", [])["columns"]
-    assert named["GFLOPs"] == {"per": 1e9, "digits": 2, "error_digits": 0, "published": "perception", "value": "cost.flops"}
-    assert named["total"]["published"] == "total" and found["columns"]["f1"]["published"] is None
+    load_experiment = tables.group(TABLE, "mosaic_mme", [])["columns"]
+    assert load_experiment["GFLOPs"] == {"per": 1e9, "digits": 2, "error_digits": 0, "published": "perception", "value": "cost.flops"}
+    assert load_experiment["total"]["published"] == "total" and found["columns"]["f1"]["published"] is None
 
 
 def test_a_group_says_model_benchmark_protocol_and_questions(tmp_path):
@@ -230,7 +234,7 @@ def test_a_group_says_model_benchmark_protocol_and_questions(tmp_path):
 
 
 def test_a_recipe_has_our_settings_beside_the_published_ones(base):
-    table = catalog.named("table", "blink_table4")
+    table = load_experiment("table", "blink_table4")
     document = tables.measure_table(base, table, [])
     rows = {row["point"]: row for row in document["rows"]}
     assert rows["Learning rate"]["published"] == {"value": 1e-4} and rows["Learning rate"]["settings"] == {"trainer.lr": 1e-4}

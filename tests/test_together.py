@@ -11,8 +11,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from blink_exp.cli import CONF
-from blink_exp.experiments import locks, sweep, together
-from blink_exp.experiments.records import read
+from blink_exp.evaluation import locks, shared_runs
+from blink_exp.evaluation.records import read
+from blink_exp.evaluation.store import SHARED_NOTE
+from blink_exp.studies.multirun import run_jobs
+from blink_exp.studies.point import guarded, measured, measured_point
 
 WORDS = [
     ["method=blink"],
@@ -41,12 +44,12 @@ def points(store: Path, *more: str, words=WORDS):
 def test_points_together_leave_what_points_alone_leave(tmp_path, monkeypatch):
     configs = points(tmp_path / "together")
     asked = []
-    ask = together.ask
-    monkeypatch.setattr(together, "ask", lambda *a: asked.append(len(a[1])) or ask(*a))
-    together.run_together(configs)
+    ask = shared_runs.ask
+    monkeypatch.setattr(shared_runs, "ask", lambda *a: asked.append(len(a[1])) or ask(*a))
+    shared_runs.run_together(configs)
     assert asked == [5]
-    found = [sweep.point(cfg) for cfg in configs]
-    alone = [sweep.point(cfg) for cfg in points(tmp_path / "alone")]
+    found = [measured_point(cfg) for cfg in configs]
+    alone = [measured_point(cfg) for cfg in points(tmp_path / "alone")]
     for a, b in zip(found, alone, strict=True):
         assert Path(a["folder"]).name == Path(b["folder"]).name  # running together is no part of what a result depends on
         assert comparable(read(a["folder"])) == comparable(read(b["folder"]))
@@ -58,26 +61,26 @@ def test_points_together_leave_what_points_alone_leave(tmp_path, monkeypatch):
 
 def test_what_is_done_is_not_asked_again_and_what_was_killed_goes_on(tmp_path, monkeypatch):
     configs = points(tmp_path, words=WORDS[:3])
-    sweep.point(configs[0])
+    measured_point(configs[0])
     counted = []
-    answered = together.ask
+    answered = shared_runs.ask
 
     def killed(backbone, some, benchmark, samples, batch_size, advance, workers):
         answered(backbone, some, benchmark, samples[:1], batch_size, advance)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(together, "ask", killed)
+    monkeypatch.setattr(shared_runs, "ask", killed)
     with pytest.raises(KeyboardInterrupt):
-        together.run_together(configs)
-    assert [len((f / "records.part").read_text(encoding="utf-8").splitlines()) for f in (together.place(c)[0] for c in configs[1:])] == [
+        shared_runs.run_together(configs)
+    assert [len((f / "records.part").read_text(encoding="utf-8").splitlines()) for f in (shared_runs.place(c)[0] for c in configs[1:])] == [
         2,
         2,
     ]
-    monkeypatch.setattr(together, "ask", lambda *a: counted.append((len(a[1]), [len(p.kept.records) for p in a[1]])) or answered(*a))
-    together.run_together(configs)
+    monkeypatch.setattr(shared_runs, "ask", lambda *a: counted.append((len(a[1]), [len(p.kept.records) for p in a[1]])) or answered(*a))
+    shared_runs.run_together(configs)
     assert counted == [(2, [1, 1])]  # the first point is in the store, the others have one answer each
-    assert all(sweep.point(c)["samples"] == 4 for c in configs)
-    together.run_together(configs)
+    assert all(measured_point(c)["samples"] == 4 for c in configs)
+    shared_runs.run_together(configs)
     assert len(counted) == 1
 
 
@@ -85,26 +88,26 @@ def test_force_answers_again(tmp_path, monkeypatch):
     asked = []
     for force in ("false", "true"):
         configs = points(tmp_path, f"force={force}", words=WORDS[2:4])
-        monkeypatch.setattr(together, "_run_group", lambda group: asked.append(len(group)))
-        together.run_together(configs)
+        monkeypatch.setattr(shared_runs, "_run_group", lambda group: asked.append(len(group)))
+        shared_runs.run_together(configs)
         for cfg in configs if force == "false" else []:
-            sweep.point(cfg)
+            measured_point(cfg)
     assert asked == [2, 2]
 
 
 def test_points_that_differ_in_more_than_the_method_do_not_run_together(tmp_path, monkeypatch):
     groups = []
-    monkeypatch.setattr(together, "_run_group", lambda group: groups.append(len(group)))
+    monkeypatch.setattr(shared_runs, "_run_group", lambda group: groups.append(len(group)))
     test, other = points(tmp_path, "part=test", words=WORDS[:3]), points(tmp_path, "benchmark=mosaic_open", words=WORDS[:1])
-    together.run_together([*points(tmp_path, words=WORDS[:2]), *test, *other])
+    shared_runs.run_together([*points(tmp_path, words=WORDS[:2]), *test, *other])
     assert groups == [2, 3]
 
 
 def test_a_point_that_cannot_run_does_not_stop_the_others(tmp_path, caplog):
     bad = [*points(tmp_path, words=[["method=blink", "grid.p=5"]]), *points(tmp_path, words=WORDS[2:4])]
-    together.run_together(bad)
-    assert [(together.place(c)[0] / "records.part").is_file() for c in bad] == [False, True, True]
-    row = sweep.guarded(bad[0], "p=5")
+    shared_runs.run_together(bad)
+    assert [(shared_runs.place(c)[0] / "records.part").is_file() for c in bad] == [False, True, True]
+    row = guarded(bad[0], "p=5")
     assert row["status"] == "failed" and "grid.p=5 does not divide" in row["error"]
 
 
@@ -113,20 +116,20 @@ def test_a_failure_of_the_shared_run_leaves_the_points_to_themselves(tmp_path, m
         raise RuntimeError("out of luck")
 
     configs = points(tmp_path, words=WORDS[2:4])
-    monkeypatch.setattr(together, "ask", broken)
-    together.run_together(configs)
+    monkeypatch.setattr(shared_runs, "ask", broken)
+    shared_runs.run_together(configs)
     assert "points run alone: out of luck" in caplog.text
-    assert [sweep.point(c)["samples"] for c in configs] == [4, 4]
+    assert [measured_point(c)["samples"] for c in configs] == [4, 4]
 
 
 def test_jobs_of_a_search_are_answered_on_the_validation_part(tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(together, "run_together", lambda configs: found.extend(configs))
+    monkeypatch.setattr(shared_runs, "run_together", lambda configs: found.extend(configs))
     own = compose("sweep", overrides=[f"store={tmp_path}"], return_hydra_config=True)
     searching = compose("sweep", overrides=["search=blink", f"store={tmp_path}"], return_hydra_config=True)
     table = compose("sweep", overrides=["table=blink_table3"], return_hydra_config=True)
     apart = compose("sweep", overrides=["share=false"], return_hydra_config=True)
-    together.run_jobs([own, searching, table, apart])
+    run_jobs([own, searching, table, apart])
     assert [cfg.part for cfg in found] == ["all", "validation"]
     assert all("hydra" not in cfg for cfg in found)
 
@@ -139,27 +142,27 @@ def test_the_launcher_is_sweep_s_own_and_basic_is_one_word_away():
 
 def test_metrics_say_who_ran_together(tmp_path):
     configs = points(tmp_path, words=WORDS[2:4])
-    together.run_together(configs)
-    folder = Path(sweep.point(configs[0])["folder"])
+    shared_runs.run_together(configs)
+    folder = Path(measured_point(configs[0])["folder"])
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["together"]["points"] == 2
-    assert not (folder / together.NOTE).exists()
+    assert not (folder / SHARED_NOTE).exists()
 
 
 def test_a_point_that_another_run_is_at_is_left_to_it_and_waited_for(tmp_path, monkeypatch, capsys):
     configs = points(tmp_path, words=WORDS[1:4])
     groups = []
-    monkeypatch.setattr(together, "_run_group", lambda group: groups.append(set(group)))
-    parts = [together.parts_of(cfg) for cfg in configs]
-    assert parts == [together.place(cfg)[0] for cfg in configs]  # no image files: one folder for both
+    monkeypatch.setattr(shared_runs, "_run_group", lambda group: groups.append(set(group)))
+    parts = [shared_runs.parts_of(cfg) for cfg in configs]
+    assert parts == [shared_runs.place(cfg)[0] for cfg in configs]  # no image files: one folder for both
     with locks.free(parts[:1]):
-        together.run_together(configs)
+        shared_runs.run_together(configs)
     assert groups == [set(parts[1:])]
     held = threading.Event()
     other = threading.Thread(target=finished_by_another, args=(parts[0], held))
     other.start()
     held.wait()
     with locks.waited(parts[0]):
-        folder, stored, finished = sweep.measured(configs[0], parts[0])
+        folder, stored, finished = measured(configs[0], parts[0])
     other.join()
     assert (folder, stored) == (parts[0], FINISHED) and finished is stored
     assert "which another run is working on" in capsys.readouterr().out

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from blink_exp.errors import UserError
-from blink_exp.tokensr import checkpoint, data, losses, modules
+from blink_exp.tokensr import checkpoint, modules
 from blink_exp.tokensr.checkpoint import Belonging
+from blink_exp.training import data, losses
 
 
 @pytest.mark.parametrize("name", modules.ARCHITECTURES)
@@ -83,7 +84,7 @@ def test_square_canvas_by_crop_and_by_padding():
 
 
 def test_training_draws_train_images_and_holding_out_draws_test_images(monkeypatch):
-    from blink_exp.scale_model import scenes
+    from blink_exp.scenes import scenes
 
     drawn, real = [], scenes.random_scene
     monkeypatch.setattr(scenes, "random_scene", lambda rng, split, n: drawn.append(split) or real(rng, split, n))

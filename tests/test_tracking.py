@@ -16,6 +16,7 @@ from blink_exp import tracking
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
 from blink_exp.tracking import base
+from blink_exp.tracking.interface import Careful, Nothing, Run
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def point(tmp_path) -> Path:
 def test_a_failing_logger_is_one_line_and_is_closed(capsys):
     said = []
 
-    class Broken(base.Nothing):
+    class Broken(Nothing):
         def metrics(self, values):
             said.append(values)
             raise ConnectionError("the network\nis gone")
@@ -35,7 +36,7 @@ def test_a_failing_logger_is_one_line_and_is_closed(capsys):
             said.append(failed)
             raise ConnectionError("still gone")
 
-    track = base.Careful("wandb", Broken)
+    track = Careful("wandb", Broken)
     track.metrics({"a": 1})
     track.metrics({"a": 2})
     track.close()
@@ -107,7 +108,7 @@ def test_out_of_reach_goes_offline_and_the_next_run_does_not_wait(monkeypatch, t
 
     monkeypatch.setattr(weights_and_biases, "_unreachable", False)
     monkeypatch.setattr(wandb, "init", init)
-    run = base.Run("n" * 200, "g" * 200 + "end", ("t" * 70,))
+    run = Run("n" * 200, "g" * 200 + "end", ("t" * 70,))
     for _ in range(2):
         words = weights_and_biases.started(settings("wandb", mode="online"), tmp_path, run)
     assert asked == ["online", "offline", "offline"]

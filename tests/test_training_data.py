@@ -17,8 +17,8 @@ from instruction_data import FOLDERS, instruction_data, picture
 from PIL import Image
 
 from blink_exp.errors import UserError
-from blink_exp.tokensr import data, llava_665k
-from blink_exp.tokensr.batches import GlobalBatches, rescale, share_out
+from blink_exp.training import data, llava_665k
+from blink_exp.training.batches import GlobalBatches, rescale, share_out
 
 # ---- the instruction data
 

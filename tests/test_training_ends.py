@@ -14,9 +14,10 @@ from refusals import refusal
 from training_runs import steps, train
 
 from blink_exp.errors import UserError
-from blink_exp.experiments import locks, resume, stopping
-from blink_exp.experiments.recipe import backbone_type
-from blink_exp.tokensr.training import TokenSRTraining
+from blink_exp.evaluation import locks
+from blink_exp.training import resume, signals
+from blink_exp.training.module import TokenSRTraining
+from blink_exp.training.recipe import backbone_type
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_stopped_training_says_how_to_go_on(tmp_path, monkeypatch, capsys, how
 
 def test_other_exits_are_left_as_they_are(tmp_path):
     for code in (0, 1, 2):
-        with pytest.raises(SystemExit) as end, stopping.stoppable(tmp_path, lambda: 0, lambda: True):
+        with pytest.raises(SystemExit) as end, signals.stoppable(tmp_path, lambda: 0, lambda: True):
             raise SystemExit(code)
         assert end.value.code == code
 
@@ -104,7 +105,7 @@ def test_other_exits_are_left_as_they_are(tmp_path):
 
 
 def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path):
-    code = "import sys; sys.path.insert(0, '.')\nfrom blink_exp.experiments.locks import claim\n"
+    code = "import sys; sys.path.insert(0, '.')\nfrom blink_exp.evaluation.locks import claim\n"
     code += f"claim({str(tmp_path)!r}, 'output')\nprint('held', flush=True)\nsys.stdin.readline()\n"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdin is not None and other.stdout is not None

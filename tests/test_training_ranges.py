@@ -10,8 +10,9 @@ import pytest
 from refusals import refusal
 from training_runs import composed, train
 
-from blink_exp.experiments import recipe, results
-from blink_exp.experiments.train import make_trainer
+from blink_exp.evaluation import results
+from blink_exp.training import recipe
+from blink_exp.training.run import make_trainer
 
 
 def test_every_preset_of_the_recipe_passes():

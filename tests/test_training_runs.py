@@ -15,12 +15,10 @@ from safetensors.torch import load_file
 from scripts import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from blink_exp.backbone import decode
+from blink_exp.decoder import decode
 from blink_exp.errors import UserError
-from blink_exp.experiments import resume
-from blink_exp.tokensr import arithmetic, checkpoint, distributed, export, modules
-
-# ---- going on and exporting
+from blink_exp.tokensr import arithmetic, checkpoint, modules
+from blink_exp.training import distributed, export, resume
 
 
 def test_what_may_differ_from_the_training_that_is_gone_on_with():

@@ -27,8 +27,9 @@ from view_pruners import (
     seeds,
 )
 
-from blink_exp.backbone.encode import Needs, encode
-from blink_exp.backbone.views import NEWLINE, Views, pack
+from blink_exp.backbone.encode import encode
+from blink_exp.core.encoding import Needs
+from blink_exp.core.views import NEWLINE, Views, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import fastervlm, globalcom2, hired
 from blink_exp.methods.fastervlm import FasterVLM

@@ -10,7 +10,7 @@ from browser import CONTRAST, OVERFLOW, WIDTHS, chromium, opened
 from omegaconf import open_dict
 from viewing import Tables, config
 
-from blink_exp.experiments.evaluate import evaluate, prepare
+from blink_exp.evaluation.evaluator import evaluate, prepare
 from blink_exp.viewer import page as pages
 from blink_exp.viewer import run as viewer
 from blink_exp.viewer import wanted

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from viewing import pixels, wide_photo
 
-from blink_exp.backbone.views import Views
-from blink_exp.saliency import PatchGrid
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.views import Views
 from blink_exp.viewer import drawing
 
 

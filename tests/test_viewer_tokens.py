@@ -7,10 +7,10 @@ import pytest
 import torch
 from viewing import config, pixels, wide_photo
 
-from blink_exp.backbone.views import EXTRA, NEWLINE
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.sequence import Origin
+from blink_exp.core.views import EXTRA, NEWLINE
 from blink_exp.figures.hero_kept import presence
-from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Origin
 from blink_exp.viewer import drawing, subject
 from blink_exp.viewer import page as pages
 from blink_exp.viewer import run as viewer

@@ -19,8 +19,8 @@ from omegaconf.errors import ConfigAttributeError
 
 from blink_exp import reference
 from blink_exp.benchmarks import mme, pope
-from blink_exp.experiments import plan
 from blink_exp.methods.blink import scaled_threshold, selected_layers
+from blink_exp.studies import plan
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FILES = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted((CONF / "table").glob("*_table*.yaml"))}
@@ -256,7 +256,7 @@ def test_the_recipe_composes_to_what_the_paper_prints():
 
 
 def test_training_uses_the_optimizer_and_the_schedule_that_the_recipe_records():
-    from blink_exp.tokensr.training import TokenSRTraining
+    from blink_exp.training.module import TokenSRTraining
 
     recipe = compose("train", overrides=["trainer=paper"]).trainer
     assert (recipe.optimizer, recipe.scheduler) == ("adamw", "cosine")

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from blink_exp.cli import CONF
-from blink_exp.experiments.train import run
+from blink_exp.training.run import run
 
 SMALL = ("layers.indices=[1]", "data.train_size=24", "data.held_out_size=1", "trainer.checkpoint_every=1", "trainer.log_every=1")
 

@@ -7,7 +7,7 @@ from conftest import random_encoding
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from blink_exp.backbone.views import Views
+from blink_exp.core.views import Views
 from blink_exp.methods.fastervlm import FasterVLM
 from blink_exp.methods.globalcom2 import GlobalCom2
 from blink_exp.methods.hired import HiRED

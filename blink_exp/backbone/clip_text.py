@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from blink_exp.backbone.shipped import load_clip
 from blink_exp.backbone.weights import check_finite
 from blink_exp.errors import UserError, flat
 
@@ -52,8 +53,6 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     if path is None:
         raise UserError("model.clip=null, but this method reads CLIP's text tower; give its folder or hub id, or set hero_alpha=no_text")
     if path == "scale":
-        from blink_exp.scale_model.export import load_clip
-
         return ClipText(load_clip().to(backbone.model.device), backbone.processor.tokenizer, backbone.processor.tokenizer.eos_token)
     from transformers import AutoTokenizer, CLIPModel
 

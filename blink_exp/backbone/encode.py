@@ -7,83 +7,14 @@ for, so the tower keeps its fused attention kernel. CLIP layers are numbered 1 t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from blink_exp.backbone.views import Views
+from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.views import Views
 from blink_exp.errors import UserError
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a pruner looks at. ``attention``: CLIP layers (1-based) whose CLS row it reads; ``keys``: layers whose CLS query and keys it
-    reads; ``cls``: whether it reads CLS embeddings; ``text``: whether it reads the text tower's embedding of the question."""
-
-    attention: frozenset[int] = frozenset()
-    keys: frozenset[int] = frozenset()
-    cls: bool = False
-    text: bool = False
-
-    def union(self, *others: Needs) -> Needs:
-        """All that any of them looks at."""
-        every = (self, *others)
-        attention, keys = (frozenset().union(*(getattr(n, what) for n in every)) for what in ("attention", "keys"))
-        return Needs(attention, keys, any(n.cls for n in every), any(n.text for n in every))
-
-    def covers(self, other: Needs) -> bool:
-        return self.union(other) == self
-
-
-@dataclass
-class Encoding:
-    """One image as CLIP sees it.
-
-    Args:
-        views: its geometry; views below is K + 1, N patches a view, C the tower's width.
-        hidden: (views, N, C) patch features of the layer that the backbone reads, before the projector.
-        logits: {layer: (views, heads, N + 1)} float32 CLS-to-all products q k / sqrt(head width), the CLS key first.
-        queries, keys: {layer: (views, C)} of the CLS token and {layer: (views, N + 1, C)}, float32.
-        last_hidden: (views, C) CLS token after the last layer, before its norm; ``pooled``: after it; None if not asked for.
-        projected: (views, projection) image embeddings in CLIP's joint space, where a text tower is there.
-        embed_text: the text tower: a question to (projection,); None where there is none.
-    """
-
-    views: Views
-    hidden: torch.Tensor
-    logits: dict[int, torch.Tensor] = field(default_factory=dict)
-    queries: dict[int, torch.Tensor] = field(default_factory=dict)
-    keys: dict[int, torch.Tensor] = field(default_factory=dict)
-    last_hidden: torch.Tensor | None = None
-    pooled: torch.Tensor | None = None
-    projected: torch.Tensor | None = None
-    embed_text: Callable[[str], torch.Tensor] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        held = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
-        return sum(t.nbytes for t in (*held, self.last_hidden, self.pooled, self.projected) if t is not None)
-
-    def attention(self, layer: int) -> torch.Tensor:
-        """(views, heads, N) CLS-to-patch probabilities of a layer, softmax over all N + 1 keys, so a row sums to 1 - a(CLS -> CLS)."""
-        return self.logits[layer].softmax(-1)[..., 1:]
-
-    def cls_attention(self, layers: frozenset[int] | tuple[int, ...]) -> torch.Tensor:
-        """(views, N): the mean over heads and over ``layers`` of ``attention``."""
-        return torch.stack([self.attention(layer).mean(1) for layer in sorted(layers)]).mean(0)
-
-
-def check_layers(name: str, layers, depth: int) -> frozenset[int]:
-    """CLIP layers (1-based) as a set. Raises UserError if it is empty or leaves the encoder."""
-    found = frozenset(int(layer) for layer in layers)
-    if not found:
-        raise UserError(f"{name}=[] names no layer; use layers from 1 to {depth}")
-    for layer in sorted(found):
-        if not 1 <= layer <= depth:
-            raise UserError(f"{name} holds layer {layer}, outside the encoder's 1 to {depth}; use layers inside")
-    return found
 
 
 def tower_layers(tower: Any) -> Any:

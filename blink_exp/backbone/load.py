@@ -14,13 +14,9 @@ import torch
 from blink_exp.backbone import memory, supported, weights
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.processor import SYSTEM_PROMPTS, chat_prompt, load_processor, warn_of_tokens
-from blink_exp.backbone.views import Visual
+from blink_exp.backbone.shipped import SCALE, shipped
 from blink_exp.errors import UserError, nearest
 
-__all__ = ["SHIPPED", "Backbone", "Visual", "load", "shipped"]
-
-SHIPPED = Path(__file__).resolve().parent.parent / "scale_model" / "assets"
-SCALE = {"scale": ("llava", "tokensr", "scale-llava-1.5"), "scale_next": ("llava_next", "tokensr_next", "scale-llava-next")}
 WORDS: dict[str, tuple[str, ...]] = {
     "dtype": ("bfloat16", "float16", "float32"),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
@@ -29,11 +25,6 @@ WORDS: dict[str, tuple[str, ...]] = {
     "device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
 }
 NULLABLE = ("quantization", "device_map")
-
-
-def shipped(path: str) -> tuple[Path, Path] | None:
-    """(model, TokenSR modules): the folders of the scale model that ``path`` names, or None if it names none."""
-    return (SHIPPED / SCALE[path][0], SHIPPED / SCALE[path][1]) if path in SCALE else None
 
 
 def _keeping_one(function: Callable[..., Backbone]) -> Callable[..., Backbone]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from blink_exp.backbone.published import NAMES, published_config
 from blink_exp.errors import UserError
 
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
@@ -85,7 +86,7 @@ def free(device: str) -> int | None:
 
 def shared_bytes(wanted: float | None, device: str) -> int:
     """What questions and points may hold in common: ``wanted`` GB, or a tenth of what is free, in main memory at most ``MOST_SHARED``; see
-    ``blink_exp.sharing``."""
+    ``blink_exp.decoder``."""
     if wanted is not None:
         if wanted <= 0:
             raise UserError(f"shared_gb={wanted} holds nothing; use a size in GB above 0, or null for a tenth of what is free")
@@ -151,8 +152,6 @@ def gb(size: float) -> str:
 
 def table() -> str:
     """Markdown: the published backbones by the memory that they need."""
-    from blink_exp.backbone.published import NAMES, published_config
-
     kinds: list[tuple[str, str | None]] = [("float32", None), ("bfloat16", None), ("bfloat16", "8bit"), ("bfloat16", "4bit")]
     rows = ["| `model=` | parameters | float32 | bfloat16, float16 | 8bit | 4bit | cache of a prompt |", "|---|" + "---:|" * 6]
     for name in NAMES:

@@ -15,15 +15,16 @@ from PIL import Image
 from transformers import LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from blink_exp.backbone import decode, weights
+from blink_exp.backbone import weights
 from blink_exp.backbone.clip_text import ClipText, load_clip_text
-from blink_exp.backbone.encode import Encoding, Needs, check_cls_token, encode, owned
+from blink_exp.backbone.encode import check_cls_token, encode, owned
 from blink_exp.backbone.logits import Checked
 from blink_exp.backbone.pictures import Picture, Pictures, picture
 from blink_exp.backbone.processor import chat_prompt
-from blink_exp.backbone.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
+from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.pruner import ViewPruner
+from blink_exp.core.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
 from blink_exp.errors import UserError
-from blink_exp.methods.prune import ViewPruner
 
 
 @dataclass(eq=False)
@@ -42,7 +43,7 @@ class Backbone:
     tokensr: Path | None = None
     clip_path: str | None = None  # of the text tower; loaded when a method reads it
     cache_bytes: int = 2**28  # at most, of the tower's output for images seen before; the points of a sweep ask about the same images
-    shared_bytes: int = 2**31  # of all that questions and points share, images seen before included (``blink_exp.sharing``)
+    shared_bytes: int = 2**31  # of all that questions and points share, images seen before included (``blink_exp.decoder``)
     pad: bool = False
     system_prompt: str = "none"
     quantization: str | None = None
@@ -277,15 +278,3 @@ class Backbone:
         )
         said = tokens[:, batch["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
-
-    @torch.no_grad()
-    def visual_states(self, pixels: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
-        """{layer: (images, H * W, width)} visual tokens of the base view at each layer's input, from (images, 3, size, size) pixels.
-
-        What stands before the image is the prompt's opening; what stands behind it cannot change them.
-        """
-        encodings = encode(self.model, pixels, [Views(self.grid[0])] * len(pixels), Needs())
-        features = self.model.model.multi_modal_projector(torch.cat([encoding.hidden for encoding in encodings]))
-        opening = self.processor.tokenizer(self.prompt("").split(self.processor.image_token)[0], return_tensors="pt").input_ids
-        embeds = self.model.get_input_embeddings()(opening.to(features.device)).expand(len(features), -1, -1)
-        return decode.visual_states(self.llm, torch.cat([embeds, features], dim=1), features.shape[1], layers)

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from blink_exp.backbone.memory import TEXT, visual_tokens
 from blink_exp.backbone.pictures import picture
-from blink_exp.backbone.views import Views
+from blink_exp.core.views import Views
 from blink_exp.errors import UserError, flat
 
 LLMS = ("llama", "mistral", "qwen2")  # decoders whose layers differ in nothing that ``decode`` and ``scan`` do themselves

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from blink_exp.backbone.encode import Needs, check_layers, encode
-from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import Views
+from blink_exp.backbone.encode import encode
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample, Score, mean, spread
+from blink_exp.core.encoding import Needs, check_layers
+from blink_exp.core.views import Views
 from blink_exp.errors import UserError, reason
 from blink_exp.images import ImageOptions, open_image
-from blink_exp.methods.prune import top
+from blink_exp.methods.budgets import top
 
 FOREGROUND = 127  # grey levels above it belong to the object
 SITE = "http://saliencydetection.net/duts/"

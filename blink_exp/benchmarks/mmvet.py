@@ -16,6 +16,7 @@ from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.errors import UserError
+from blink_exp.files import write_json
 from blink_exp.judge import Judge, Messages, message
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")  # recognition, text, knowledge, generation, space, arithmetic
@@ -106,8 +107,6 @@ class MMVet(Published):
 
     def submit(self, records: list[dict[str, Any]], folder: Path) -> list[Path]:
         """What the official evaluator takes: {"v1_0": answer, ...}."""
-        from blink_exp.experiments.results import write_json
-
         ids = [str(question_id) for question_id in self.column("question_id")]
         wanted = sorted(filter(NUMBERED.fullmatch, ids) if any(map(NUMBERED.fullmatch, ids)) else ids, key=number)
         found, state = by_question(records, map(self.id, wanted), f"{self.name}/{self.split}")

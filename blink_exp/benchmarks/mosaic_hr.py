@@ -8,8 +8,8 @@ import operator
 import numpy as np
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
-from blink_exp.scale_model.hr_questions import KINDS
-from blink_exp.scale_model.scenes import Scene, many_objects, random_scene
+from blink_exp.scenes.hr_questions import KINDS
+from blink_exp.scenes.scenes import Scene, many_objects, random_scene
 
 VERSION = 1
 TRIES = 20  # draws of a question before a scene goes without one of that kind (a single row has nothing above anything else)

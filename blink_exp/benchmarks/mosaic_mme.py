@@ -15,8 +15,8 @@ import numpy as np
 
 from blink_exp.benchmarks.base import Sample, Score
 from blink_exp.benchmarks.mme import score_pairs, yes_or_no
-from blink_exp.scale_model.questions import YES_NO, Question
-from blink_exp.scale_model.scenes import Scene, random_scene
+from blink_exp.scenes.questions import YES_NO, Question
+from blink_exp.scenes.scenes import Scene, random_scene
 
 VERSION = 1  # a sample id is stable for ever: another draw of scenes or questions is another version
 # Subtask: the kind of question it asks.

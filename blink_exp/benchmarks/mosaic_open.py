@@ -8,8 +8,8 @@ import operator
 import numpy as np
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
-from blink_exp.scale_model.questions import OPEN
-from blink_exp.scale_model.scenes import random_scene
+from blink_exp.scenes.questions import OPEN
+from blink_exp.scenes.scenes import random_scene
 
 VERSION = 1
 KINDS = ("color", "shape", "color_at", "shape_at")

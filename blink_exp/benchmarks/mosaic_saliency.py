@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.duts import Duts
 from blink_exp.errors import UserError
-from blink_exp.scale_model.scenes import Scene, random_scene
+from blink_exp.scenes.scenes import Scene, random_scene
 
 VERSION = 1  # a sample id is stable for ever: another draw of scenes is another version
 CLEAR, CLUTTERED = KINDS = ("clear", "cluttered")

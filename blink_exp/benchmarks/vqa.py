@@ -12,6 +12,7 @@ from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.errors import UserError
+from blink_exp.files import write_json
 
 SHORT = "\nAnswer the question using a single word or phrase."
 MARKS = r';/[]"{}()=+\_-><@`,?!'
@@ -127,8 +128,6 @@ class Served(TenAnswers):
 
         Nothing is written for a split that has answers. Raises UserError if a record is of another split, or a question has two.
         """
-        from blink_exp.experiments.results import write_json
-
         if not records or any(r["answer"] is not None for r in records):
             return []
         wanted = {self.id(question_id): question_id for question_id in self.column("question_id")}

@@ -14,16 +14,18 @@ from xml.etree import ElementTree
 
 import matplotlib
 
+from blink_exp.files import write_json
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark
-from blink_exp.experiments import results
-from blink_exp.experiments.records import read
-from blink_exp.methods.base import Method
+from blink_exp.core.method import Method
+from blink_exp.evaluation.evaluator import prepare
+from blink_exp.evaluation.records import read
 
 FORMATS = ("png", "svg", "pdf")
 COLUMN = 3.4  # inches: the width of one column of a paper
@@ -62,8 +64,6 @@ class Study:
 
     def opened(self) -> tuple[Backbone, Method, Benchmark]:
         """The model, method and benchmark of the figure's own settings."""
-        from blink_exp.experiments.evaluate import prepare
-
         return prepare(self.cfg)
 
     @property
@@ -120,7 +120,7 @@ def written(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
         plt.close(picture)
     claims = [asdict(claim) for claim in drawing.claims]
     said = {"caption": drawing.caption, "measured_on": drawing.measured_on, "claims": claims, "data": drawing.data}
-    results.write_json(out / "data.json", said)
+    write_json(out / "data.json", said)
     return files
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from blink_exp.backbone.attention import recorded, replay
-from blink_exp.backbone.decode import Record
-from blink_exp.backbone.load import Backbone
-from blink_exp.methods.base import Method
-from blink_exp.saliency import PatchGrid
-from blink_exp.sequence import Origin
+from blink_exp.backbone.model import Backbone
+from blink_exp.core.method import Method
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.sequence import Origin
+from blink_exp.decoder.attach import attach
+from blink_exp.decoder.attention import recorded, replay
+from blink_exp.decoder.decode import Record
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def look(
     visual = backbone.visual({key: image}, [(key, question)], method.pruner, method.recall)[0]
     ids = backbone.batch([visual.features], [question])["input_ids"][0]
     start = int((ids == backbone.model.config.image_token_id).nonzero()[0])
-    with method.attach(backbone.model) as attached, recorded(backbone.llm, layers) as rows:
+    with attach(backbone.model, method) as attached, recorded(backbone.llm, layers) as rows:
         if attached is not None:
             attached.images = [[visual.shown]]
             attached.samples = [key]

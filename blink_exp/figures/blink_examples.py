@@ -12,12 +12,12 @@ from matplotlib.patches import Rectangle
 from omegaconf import OmegaConf
 from PIL import Image
 
+from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError
-from blink_exp.experiments.evaluate import prepare
+from blink_exp.evaluation.evaluator import prepare
 from blink_exp.figures.base import Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import measured_on, square, styled, tip
 from blink_exp.files import read_settings
-from blink_exp.saliency import PatchGrid
 
 EDGE = {"expand": "#009E73", "drop": "#D55E00", "keep": "#777777"}  # of Okabe and Ito's, as the other figures'
 WIDTH = 1.05  # inches a panel

@@ -7,15 +7,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Sample, spread
-from blink_exp.experiments.evaluate import chosen, evaluate
-from blink_exp.experiments.profile import patch_of
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.evaluation.evaluator import chosen, evaluate
+from blink_exp.evaluation.profile import patch_of
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
 from blink_exp.figures.shared import listed, measured_on, styled, tip
 from blink_exp.figures.verdicts import RULE, mean
 from blink_exp.methods.blink import BlinkPolicy, blink, relative_layers
-from blink_exp.saliency import PatchGrid
 
 
 def scanned(

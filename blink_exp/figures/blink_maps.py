@@ -16,8 +16,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from blink_exp.benchmarks.base import Box, spread
-from blink_exp.experiments.asking import prompt_of
-from blink_exp.experiments.evaluate import chosen
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.evaluation.answering import prompt_of
+from blink_exp.evaluation.evaluator import chosen
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
 from blink_exp.figures.blink_attention import look
 from blink_exp.figures.blink_layers import between, scanned, targets
@@ -25,7 +26,6 @@ from blink_exp.figures.shared import listed, measured_on, square, styled, tip
 from blink_exp.figures.verdicts import RULE, mean
 from blink_exp.methods.blink import relative_layers
 from blink_exp.methods.none import none
-from blink_exp.saliency import PatchGrid
 
 TOP, RIGHT = COLORS[1], COLORS[0]  # boxes: of the most attended patch, of what the question is about
 

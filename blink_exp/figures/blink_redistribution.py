@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from blink_exp.benchmarks.base import spread
+from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError
-from blink_exp.experiments.asking import prompt_of
-from blink_exp.experiments.evaluate import chosen
-from blink_exp.experiments.terminal import bar
+from blink_exp.evaluation.answering import prompt_of
+from blink_exp.evaluation.evaluator import chosen
+from blink_exp.evaluation.terminal import bar
 from blink_exp.figures.base import PAGE, Claim, Drawing, Study
 from blink_exp.figures.blink_attention import Looked, evenness, look
 from blink_exp.figures.blink_layers import targets
@@ -21,7 +22,6 @@ from blink_exp.figures.blink_maps import TOP, boxed, heat, pictured
 from blink_exp.figures.shared import listed, measured_on, square, styled, tip
 from blink_exp.figures.verdicts import RULE, all_told, mean
 from blink_exp.methods.blink import relative_layers
-from blink_exp.saliency import PatchGrid
 
 SAMPLES = 128  # questions behind the claims: each is run alone
 

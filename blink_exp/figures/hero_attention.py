@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.duts import cover, iou, on_view
 from blink_exp.benchmarks.mosaic_saliency import CLEAR, CLUTTERED, KINDS
@@ -22,7 +22,7 @@ from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
 from blink_exp.figures.hero_measures import asked, block, looks, named, pictures_of
 from blink_exp.figures.verdicts import RULES, Mean, all_told, differences, mean, values
-from blink_exp.methods.prune import top
+from blink_exp.methods.budgets import top
 
 MEASURES = {"entropy": "entropy of CLS attention\n(1: even)", "peak": "share of the top 10 %\nof tokens", "iou": "IoU with\nthe foreground"}
 # (first, last) layer of 24: what the paper calls initial, early-middle, midpoint and later layers, and the end. Not given; chosen from its

@@ -13,19 +13,20 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
 
-from blink_exp.backbone.attention import replay
-from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import Views
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Sample, by_image, spread
+from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.views import Views
+from blink_exp.decoder.attach import attach
+from blink_exp.decoder.attention import replay
 from blink_exp.errors import UserError
-from blink_exp.experiments.asking import prompt_of, prompts_of
-from blink_exp.experiments.evaluate import chosen, prepare
+from blink_exp.evaluation.answering import prompt_of, prompts_of
+from blink_exp.evaluation.evaluator import chosen, prepare
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLUMN, PAGE, Claim, Drawing, Study, records_of
 from blink_exp.figures.hero_measures import asked, objects, token_cover
 from blink_exp.figures.verdicts import RULES, differences, mean
 from blink_exp.files import read_settings
-from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.methods.controls import RandomTokens
 
 REGION, SALIENT, ALL = "what is asked about", "all annotated objects", "all tokens"
@@ -83,9 +84,9 @@ def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, q
     visual = backbone.visual({key: image}, [(key, question)], method.pruner)[0]
     decisions = []
     if isinstance(method.policy, TokenPolicy):  # Blink drops none of them
-        with method.attach(backbone.model) as attached:
+        with attach(backbone.model, method) as attached:
             backbone.generate([visual.features], [question], 1)
-            decisions = list(attached.records)
+            decisions = list(attached.records) if attached is not None else []
     stages = replay(decisions, visual.source.cpu(), backbone.depth)
     return lasting([source for source, _ in stages], visual.views), visual.views
 

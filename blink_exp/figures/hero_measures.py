@@ -11,13 +11,14 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch.nn import functional as F
 
-from blink_exp.backbone.encode import Needs, encode
-from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import Views
+from blink_exp.backbone.encode import encode
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Sample, by_image
 from blink_exp.benchmarks.duts import cover, on_view
+from blink_exp.core.encoding import Needs
+from blink_exp.core.views import Views
 from blink_exp.errors import UserError
-from blink_exp.experiments.evaluate import chosen
+from blink_exp.evaluation.evaluator import chosen
 
 # images
 

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from blink_exp.backbone.encode import Encoding, Needs
-from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import Views
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Box, Sample, by_image
+from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.views import Views
 from blink_exp.errors import UserError
-from blink_exp.experiments.asking import prompt_of, prompts_of
-from blink_exp.experiments.evaluate import chosen
+from blink_exp.evaluation.answering import prompt_of, prompts_of
+from blink_exp.evaluation.evaluator import chosen
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
 from blink_exp.figures.hero_measures import asked, objects, token_cover

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Box
 from blink_exp.figures.base import STYLE, TIP
 from blink_exp.files import read_object

@@ -15,9 +15,9 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from loguru import logger
 
 from blink_exp.errors import UserError
+from blink_exp.evaluation.terminal import bar
 from blink_exp.images import ImageOptions
-from blink_exp.integrations import answering
-from blink_exp.integrations.answering import DOC, Question
+from blink_exp.integrations.requests import DOC, Question, answer, build, configure, ignored, image_of, new_tokens, own_device, stop_at
 
 manifest = ModelManifest(model_id="blink_exp", simple_class_path="blink_exp.integrations.lmms_eval.BlinkExp")
 
@@ -38,11 +38,11 @@ class BlinkExp(lmms):
 
     def __init__(self, batch_size: int | str = 1, device: str | None = None, max_batch_size: int | None = None, **settings: Any):
         super().__init__()
-        cfg = answering.configure(settings, batch_size, device)
-        cfg.model.device = answering.own_device(cfg.model.device, os.environ)
+        cfg = configure(settings, batch_size, device)
+        cfg.model.device = own_device(cfg.model.device, os.environ)
         self.batch_size = cfg.batch_size
         self.image_options = ImageOptions.of(cfg.image_loading)
-        self.backbone, self.method = answering.build(cfg)
+        self.backbone, self.method = build(cfg)
         logger.info(f"{self.method.name} on {self.backbone.identity}, {self.backbone.settings}")
 
     @property
@@ -51,18 +51,16 @@ class BlinkExp(lmms):
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """One greedy answer a request, in order. Of a task's generation settings only max_new_tokens and until are followed."""
-        from blink_exp.experiments.terminal import bar
-
         questions = [self._question(*request.args) for request in requests]
         firsts: dict[str, tuple[Any, Question]] = {}
         for request, question in zip(requests, questions, strict=True):
             firsts.setdefault(request.task_name, (request, question))
         for request, question in firsts.values():
-            answering.image_of(question, self.image_options)  # the first of each task, before hours are spent on another
-            if unheard := answering.ignored(request.args[1]):
+            image_of(question, self.image_options)  # the first of each task, before hours are spent on another
+            if unheard := ignored(request.args[1]):
                 logger.warning(f"{request.task_name}: {', '.join(unheard)} ignored, answers are greedy")
         with bar(len(questions), self.method.name, self.rank == 0) as advance:
-            found = answering.answer(self.backbone, self.method, questions, self.batch_size, advance, self.image_options)
+            found = answer(self.backbone, self.method, questions, self.batch_size, advance, self.image_options)
         if found:
             mean = sum(answer.visual_tokens for answer in found) / len(found)
             logger.info(f"{self.method.name}: {mean:.1f} visual tokens entered the LLM, averaged over {len(found)} questions")
@@ -72,7 +70,7 @@ class BlinkExp(lmms):
         def visuals() -> Any:
             return doc_to_visual(self.task_dict[task][split][doc_id])
 
-        limit, until = answering.new_tokens(settings, task), answering.stop_at(settings.get("until"))
+        limit, until = new_tokens(settings, task), stop_at(settings.get("until"))
         return Question(f"{task}/{split}/{doc_id}", context, visuals, limit, until)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

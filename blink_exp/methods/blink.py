@@ -4,7 +4,7 @@ A vision-language model looks at an image once, at one resolution. Blink lets it
 each of a few middle layers it
 
   1. scans: how much does the last text token attend to each of the image's p x p patches? The share of the largest one is the
-     saliency ratio rho (Sec. 3.1, Eqs. 1-3; ``blink_exp.saliency``);
+     saliency ratio rho (Sec. 3.1, Eqs. 1-3; ``blink_exp.core.saliency``);
   2. decides (Sec. 3.2, Alg. 1; ``BlinkPolicy.decide`` below):
 
          rho > tau_expand   the focus is sharp: EXPAND that patch. Its h x w tokens are enlarged to the full H x W grid, refined by
@@ -13,7 +13,7 @@ each of a few middle layers it
          otherwise          leave the sequence as it is.
 
 Layers behind the last selected one keep what is there. Decisions are taken once, on the prompt; generated tokens find the sequence as
-each layer left it. What carries decisions out is ``blink_exp.sequence`` and ``blink_exp.backbone.decode``.
+each layer left it. What carries decisions out is ``blink_exp.core.sequence`` and ``blink_exp.decoder.decode``.
 
 Options that the paper does not settle are arguments here, with the reading that this project takes as default.
 """
@@ -29,11 +29,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from blink_exp.core.method import Method, Scan
+from blink_exp.core.saliency import SCORERS, PatchGrid, Scorer
+from blink_exp.core.sequence import Decision, Drop, Expand, Keep
 from blink_exp.errors import UserError, nearest
 from blink_exp.finite import first_nonfinite
-from blink_exp.methods.base import Method, Scan
-from blink_exp.saliency import SCORERS, PatchGrid, Scorer
-from blink_exp.sequence import Decision, Drop, Expand, Keep
 from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import ARCHITECTURES
 
@@ -52,7 +52,7 @@ class BlinkPolicy:
         tau_drop: rho below which a layer drops. The expansion test comes first, so tau_expand <= tau_drop is legal (the paper
             uses 0.25 / 0.4: always expand). Equality leaves the sequence as it is.
         p: patches a side (Sec. 3.1; 2 in the main experiments, 3 and 4 in App. E).
-        saliency: a scorer of ``blink_exp.saliency``, or ``random``: patch and action drawn at random (Table 2, "w/o SGS").
+        saliency: a scorer of ``blink_exp.core.saliency``, or ``random``: patch and action drawn at random (Table 2, "w/o SGS").
         resolution: ``threshold`` (Alg. 1); ``cycle``: expand, drop, expand, ... over the selected layers whatever rho is (Table 2,
             "w/o DTR"; the order is not given, chosen: expand first); ``expand_once``: expand at the first selected layer and keep
             (Sec. 4.4); ``copy``: the same without TokenSR (Fig. 4).

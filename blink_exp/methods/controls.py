@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn import functional as F
 
-from blink_exp.backbone.encode import Encoding, Needs
-from blink_exp.backbone.views import Kept, Views, check_newline_policy
-from blink_exp.methods.base import Method
-from blink_exp.methods.prune import at_least_one, check_ratio, floored, untouched
+from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.method import Method
+from blink_exp.core.views import Kept, Views, check_newline_policy
+from blink_exp.methods.budgets import at_least_one, check_ratio, floored, untouched
 
 
 @dataclass(frozen=True)

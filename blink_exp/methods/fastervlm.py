@@ -17,11 +17,11 @@ from typing import ClassVar
 
 import torch
 
-from blink_exp.backbone.encode import Encoding, Needs, check_layers
-from blink_exp.backbone.views import Kept
+from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.method import Method
+from blink_exp.core.views import Kept
 from blink_exp.errors import UserError
-from blink_exp.methods.base import Method
-from blink_exp.methods.prune import at_least_one, check_ratio, floored, own_newlines, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floored, own_newlines, top, untouched
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
 
@@ -34,7 +34,7 @@ class FasterVLM:
         ratio: share of each view's tokens to keep (R); k = floor(N * R). The authors give k itself, e.g. 144 of 576 for R = 0.25.
         layer: CLIP layer whose attention is read, 1-based (23 of 24: the last but one).
         mode: ``paper`` or ``reference``, see above.
-        newline_policy: see ``blink_exp.backbone.views.pack``; empty: the mode's own.
+        newline_policy: see ``blink_exp.core.views.pack``; empty: the mode's own.
     """
 
     name: ClassVar[str] = "fastervlm"

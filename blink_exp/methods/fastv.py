@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import torch
 
+from blink_exp.core.method import Method, Scan, TokenPolicy
+from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.base import Method, Scan, TokenPolicy
-from blink_exp.methods.prune import check_ratio, floored, top
-from blink_exp.sequence import Retain
+from blink_exp.methods.budgets import check_ratio, floored, top
 
 MODES = ("paper", "reference")
 

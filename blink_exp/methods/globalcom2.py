@@ -32,11 +32,11 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from blink_exp.backbone.encode import Encoding, Needs, check_layers
-from blink_exp.backbone.views import Kept, Views
+from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.method import Method
+from blink_exp.core.views import Kept, Views
 from blink_exp.errors import UserError
-from blink_exp.methods.base import Method
-from blink_exp.methods.prune import at_least_one, check_ratio, floored, own_newlines, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floored, own_newlines, top, untouched
 
 NEWLINES = {"paper": "valid_rows", "reference": "all_rows"}  # newline policy of each mode
 
@@ -50,7 +50,7 @@ class GlobalCom2:
         temperature: of the softmax over tiles (T, 10). Lower: more tokens go to the tiles that the thumbnail looks at.
         layer: CLIP layer of the scores, 1-based (24 of 24: the last, one behind the layer that makes the features).
         mode: ``paper`` or ``reference``, see above.
-        newline_policy: see ``blink_exp.backbone.views.pack``; empty: the mode's own.
+        newline_policy: see ``blink_exp.core.views.pack``; empty: the mode's own.
     """
 
     name: ClassVar[str] = "globalcom2"

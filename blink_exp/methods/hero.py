@@ -23,11 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from blink_exp.backbone.encode import Encoding, Needs, check_layers
-from blink_exp.backbone.views import Kept, check_newline_policy, everything
+from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.method import Method
+from blink_exp.core.views import Kept, check_newline_policy, everything
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.base import Method
-from blink_exp.methods.prune import at_least_one, capped, check_ratio, floored, top, untouched
+from blink_exp.methods.budgets import at_least_one, capped, check_ratio, floored, top, untouched
 
 OPTIONS = {
     "allocation": ("scores", "uniform"),

@@ -25,11 +25,11 @@ from typing import ClassVar
 
 import torch
 
-from blink_exp.backbone.encode import Encoding, Needs, check_layers
-from blink_exp.backbone.views import Kept, Views, everything
+from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.method import Method
+from blink_exp.core.views import Kept, Views, everything
 from blink_exp.errors import UserError
-from blink_exp.methods.base import Method
-from blink_exp.methods.prune import at_least_one, check_ratio, floored, own_newlines, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floored, own_newlines, top, untouched
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
 
@@ -45,7 +45,7 @@ class HiRED:
         allocation_layer: CLIP layer that marks thumbnail tokens, 1-based (1; the authors call it the top layer).
         selection_layer: CLIP layer that selects, 1-based (23 of 24; the authors call it the bottom layer).
         mode: ``paper`` or ``reference``, see above.
-        newline_policy: see ``blink_exp.backbone.views.pack``; empty: the mode's own.
+        newline_policy: see ``blink_exp.core.views.pack``; empty: the mode's own.
     """
 
     name: ClassVar[str] = "hired"

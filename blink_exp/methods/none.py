@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blink_exp.methods.base import Method
+from blink_exp.core.method import Method
 
 
 def none(backbone=None) -> Method:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from blink_exp.backbone.encode import Encoding, Needs
-from blink_exp.backbone.views import Kept, check_newline_policy
+from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.method import Method
+from blink_exp.core.views import Kept, check_newline_policy
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.base import Method
 from blink_exp.methods.hero import OPTIONS, clip_score, cls_similarity
 
 METRICS = ("clip_score", "cls_similarity")

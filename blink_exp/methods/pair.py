@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from blink_exp.core.method import Method, TokenPolicy
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.base import Method, TokenPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
 
 FILLS = ("neighbours", "recall")

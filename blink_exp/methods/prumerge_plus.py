@@ -33,10 +33,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from blink_exp.backbone.encode import Encoding, Needs, check_layers
-from blink_exp.backbone.views import Kept, check_newline_policy
+from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.method import Method
+from blink_exp.core.views import Kept, check_newline_policy
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.base import Method
 
 MODES = ("paper", "reference")
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 import torch
 
+from blink_exp.core.method import Method, Scan, TokenPolicy
+from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError
-from blink_exp.methods.base import Method, Scan, TokenPolicy
 from blink_exp.methods.blink import relative_layers
-from blink_exp.methods.prune import check_ratio, floored, top
-from blink_exp.sequence import Retain
+from blink_exp.methods.budgets import check_ratio, floored, top
 
 LAYERS = (2, 6, 15)
 TOKENS = 576  # of LLaVA-1.5, which the lists are made for

@@ -15,8 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blink_exp import reference
 from blink_exp.errors import UserError, flat
-from blink_exp.experiments import results
-from blink_exp.files import read_object
+from blink_exp.files import read_object, write_text
 from blink_exp.reports.entries import PAPERS, Embedded, anchor, cited, entry
 
 ABOUT = {
@@ -128,7 +127,7 @@ def _models(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _written(path: Path, text: str) -> Path:
-    results.write(path, text)
+    write_text(path, text)
     return path
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from blink_exp.reports.console import wide_console
+
 NAMES = {"default": "without the search", "best": "the best"}
 PARTS = ("validation", "test")
 HEAD = ("", "validation", "test", "visual tokens a layer (test)")
@@ -30,14 +32,12 @@ def show(document: dict[str, Any]) -> None:
     """The same table on the terminal."""
     from rich.table import Table
 
-    from blink_exp.experiments import results
-
     table = Table(title=title(document))
     for column in HEAD:
         table.add_column(column, justify="right" if column else "left")
     for row in cells(document):
         table.add_row(*row)
-    console = results.console()
+    console = wide_console()
     console.print(table)
     for line in remarks(document):
         print(line)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from blink_exp.experiments import results
 from blink_exp.reports import cells, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell, Column
+from blink_exp.reports.console import wide_console
 
 WIDE = 10  # columns of numbers; above, every group gets tables of its own
 FILE_WIDTH = 190  # letters of a line in a file or a pipe, where a table is wide
@@ -17,7 +17,7 @@ def show(document: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    heads, body, console = cells.columns(document), cells.rows(document), results.console()
+    heads, body, console = cells.columns(document), cells.rows(document), wide_console()
     shown = parts(heads)
     if len(shown) > 1 and not console.is_terminal:
         console.width = FILE_WIDTH

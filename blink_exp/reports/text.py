@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from blink_exp.experiments import results
+from blink_exp.files import write_text
 from blink_exp.reports import cells, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell
 
@@ -42,7 +42,7 @@ def write(document: dict[str, Any], folder: Path) -> list[Path]:
     """Writes table.md, table.csv and table.tex to ``folder`` and returns them."""
     made = {"table.md": markdown(document), "table.csv": csv(document), "table.tex": latex(document)}
     for name, content in made.items():
-        results.write(folder / name, content)
+        write_text(folder / name, content)
     return [folder / name for name in made]
 
 

@@ -18,9 +18,15 @@ from pathlib import Path
 
 import torch
 
-from blink_exp.backbone.load import SHIPPED
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.errors import UserError
+from blink_exp.scale_model import build_models, card, export, measure_next
 from blink_exp.scale_model.recipe import CPU, device_of
+from blink_exp.scale_model.train_clip import STAGES, train_clip
+from blink_exp.scale_model.train_llava import PHASES, train_llava
+from blink_exp.scale_model.train_next import PHASES as NEXT_PHASES
+from blink_exp.scale_model.train_next import train_next
+from blink_exp.scenes.questions import vocabulary_corpus
 
 LAYERS = "11-20"  # those of Table 3 (11-17 to 14-20)
 NEXT_LAYERS = "12-18"  # Blink's own
@@ -29,13 +35,6 @@ NEXT_LAYERS = "12-18"  # Blink's own
 def build(work: Path, assets: Path, seed: int, most: int | None = None, device: torch.device = CPU, workers: int = 0) -> None:
     """``most``: steps of every stage, and a matching part of the measurements, to try the recipe; None: all of it. ``workers``: processes
     that draw scenes ahead of the training; they change nothing in it."""
-    from blink_exp.scale_model import build_models, card, export, measure_next
-    from blink_exp.scale_model.questions import vocabulary_corpus
-    from blink_exp.scale_model.train_clip import STAGES, train_clip
-    from blink_exp.scale_model.train_llava import PHASES, train_llava
-    from blink_exp.scale_model.train_next import PHASES as NEXT_PHASES
-    from blink_exp.scale_model.train_next import train_next
-
     started = time.time()
     torch.backends.cudnn.allow_tf32 = False
     stages = [(min(steps, most or steps), *rest) for steps, *rest in STAGES]

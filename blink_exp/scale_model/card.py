@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from blink_exp.backbone.load import SHIPPED, load
+from blink_exp.backbone.load import load
+from blink_exp.backbone.shipped import SHIPPED, load_clip
+from blink_exp.benchmarks.easyvqa import EasyVQA
+from blink_exp.benchmarks.mosaic_open import MosaicOpen
+from blink_exp.evaluation.evaluator import evaluate
+from blink_exp.evaluation.profile import profile
+from blink_exp.methods.none import none
 from blink_exp.scale_model import measure_next
+from blink_exp.scale_model.train_clip import zero_shot
+from blink_exp.scale_model.train_llava import held_out
+from blink_exp.scenes import questions
+from blink_exp.scenes.scenes import random_scene
 
 SCENES = 128  # held-out scenes of each size, ten questions each
 
@@ -21,14 +31,6 @@ def measure(assets: Path = SHIPPED, limit: int | None = None) -> dict[str, Any]:
     """Accuracy by question kind with and without the image, zero-shot CLIP, and the saliency profile, all on held-out images. ``limit``:
     of about so many questions or scenes each; None: as the card has them."""
     scenes = min(SCENES, limit or SCENES)
-    from blink_exp.benchmarks.easyvqa import EasyVQA
-    from blink_exp.benchmarks.mosaic_open import MosaicOpen
-    from blink_exp.experiments.evaluate import evaluate
-    from blink_exp.experiments.profile import profile
-    from blink_exp.methods.none import none
-    from blink_exp.scale_model.export import load_clip
-    from blink_exp.scale_model.train_clip import zero_shot
-    from blink_exp.scale_model.train_llava import held_out
 
     backbone = load(str(assets / "llava"), "scale-llava-1.5")
     tokenizer = backbone.processor.tokenizer
@@ -67,9 +69,6 @@ class TwoByTwo:
 
 def _guess() -> dict[str, float]:
     """Share of the commonest answer of each kind on 2 x 2 scenes: the least that a model blind to the image can reach."""
-    from blink_exp.scale_model import questions
-    from blink_exp.scale_model.scenes import random_scene
-
     rng = np.random.default_rng(0)
     answers: dict[str, list[str]] = defaultdict(list)
     for _ in range(SCENES):

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from transformers import CLIPModel
 
-from blink_exp.backbone.load import SHIPPED
+from blink_exp.backbone.shipped import SHARED, SHIPPED
 from blink_exp.scale_model import build_models
-
-SHARED = "vision_model."
 
 
 def export(llava, clip, tokenizer, folder: Path = SHIPPED) -> None:
@@ -33,24 +30,3 @@ def _write(model, processor, folder: Path) -> None:
     processor.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     model.to(torch.float32)
-
-
-def load_clip(folder: Path = SHIPPED) -> CLIPModel:
-    """The scale CLIP, its vision tower taken from the scale LLaVA."""
-    from transformers import CLIPConfig
-
-    clip = CLIPModel(CLIPConfig.from_pretrained(folder / "clip"))
-    state = safetensors.torch.load_file(folder / "clip" / "text_and_projections.safetensors")
-    prefix = "model.vision_tower."
-    for name, weight in _llava_state(folder).items():
-        if name.startswith(prefix):
-            state[SHARED + name.removeprefix(prefix).removeprefix(SHARED)] = weight
-    missing, unexpected = clip.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    assert not unexpected and not [k for k in missing if "position_ids" not in k], (missing, unexpected)
-    return clip.eval().requires_grad_(False)
-
-
-def _llava_state(folder: Path) -> dict[str, torch.Tensor]:
-    from transformers import LlavaForConditionalGeneration
-
-    return LlavaForConditionalGeneration.from_pretrained(folder / "llava", dtype=torch.float32).state_dict()

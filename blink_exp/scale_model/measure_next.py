@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from blink_exp.backbone.clip_text import ClipText
-from blink_exp.backbone.encode import Needs
-from blink_exp.backbone.load import SHIPPED, Backbone, load
-from blink_exp.scale_model import hr_questions, train_next
-from blink_exp.scale_model.export import load_clip
+from blink_exp.backbone.load import load
+from blink_exp.backbone.model import Backbone
+from blink_exp.backbone.shipped import SHIPPED, load_clip
+from blink_exp.core.encoding import Needs
+from blink_exp.scale_model import train_next
+from blink_exp.scenes import hr_questions
 
 SCENES = 128  # ten questions each
 

@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from blink_exp.scale_model.questions import Question
 from blink_exp.scale_model.recipe import Movable
+from blink_exp.scenes.questions import Question
 
 LOOK_LAYERS = (3, 4)  # of the 8-layer model: 12 and 16 once it is deepened
 

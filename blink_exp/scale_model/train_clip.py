@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from blink_exp.scale_model import build_models
 from blink_exp.scale_model.recipe import CPU, Movable, PhaseRun, pixels
-from blink_exp.scale_model.scenes import COLORS, SHAPES, Scene, Tile, random_scene
+from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, Tile, load_tiles, random_scene
 
 # (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4, weight of ``place_loss``)
 STAGES = (
@@ -154,8 +154,6 @@ def place_loss(reader: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int | None = 400) -> dict[str, float]:
     """Held-out zero-shot accuracy on single images: best of the 24 captions, and its shape and colour apart."""
-    from blink_exp.scale_model.scenes import load_tiles
-
     caps = captions(1, np.random.default_rng(0))[:24]
     tiles = load_tiles(split)[:limit]
     x = torch.stack([pixels(Image.fromarray(t.pixels), image_size) for t in tiles])

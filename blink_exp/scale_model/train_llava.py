@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from blink_exp.scale_model import build_models, questions
+from blink_exp.scale_model import build_models
 from blink_exp.scale_model.packing import Pack, answer_loss, asked_of, exact_match, hidden_of, look_loss, pack, show, view_features
 from blink_exp.scale_model.recipe import Movable, PhaseRun, pixels
-from blink_exp.scale_model.scenes import Scene, official_questions, random_scene
 from blink_exp.scale_model.train_clip import object_weights
+from blink_exp.scenes import questions
+from blink_exp.scenes.scenes import Scene, official_questions, random_scene
 
 SHIFT = 320
 

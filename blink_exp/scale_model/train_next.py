@@ -18,12 +18,13 @@ from transformers.image_processing_utils import get_patch_output_size
 from transformers.image_utils import ChannelDimension
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from blink_exp.backbone.views import NEWLINE, Views, everything
-from blink_exp.backbone.views import pack as pack_views
-from blink_exp.scale_model import build_models, hr_questions, packing
+from blink_exp.core.views import NEWLINE, Views, everything
+from blink_exp.core.views import pack as pack_views
+from blink_exp.scale_model import build_models, packing
 from blink_exp.scale_model.packing import answer_loss, hidden_of, look_loss, show
 from blink_exp.scale_model.recipe import Movable, PhaseRun
-from blink_exp.scale_model.scenes import TILE, Scene, many_objects, random_scene
+from blink_exp.scenes import hr_questions
+from blink_exp.scenes.scenes import TILE, Scene, many_objects, random_scene
 
 SHIFT = 64
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from blink_exp.errors import UserError, flat
 from blink_exp.images import open_image
-from blink_exp.tracking.base import Boxes, Picture, Run
+from blink_exp.tracking.interface import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")  # of a tracking server or a database

@@ -1,4 +1,4 @@
-"""The names under which results are logged. They are stable: dashboards are built on them (``blink_exp.dashboards``)."""
+"""The names under which results are logged. They are stable: dashboards are built on them (``blink_exp.studies.dashboards``)."""
 
 from __future__ import annotations
 

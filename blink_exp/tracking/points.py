@@ -9,8 +9,11 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
+from blink_exp.evaluation import tokens
+from blink_exp.evaluation.records import read
 from blink_exp.files import read_object
-from blink_exp.tracking.base import attempt, tracker
+from blink_exp.tracking.base import tracker
+from blink_exp.tracking.interface import attempt
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
 
@@ -64,8 +67,6 @@ def point_logged(
     x: float | None,
     benchmark: Callable[[], Benchmark] | None,
 ) -> None:
-    from blink_exp.experiments import tokens
-    from blink_exp.experiments.records import read
 
     finished = read_object(folder / "metrics.json", {}, "measure the point again")
     records = read(folder)

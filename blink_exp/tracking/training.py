@@ -8,8 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blink_exp.tracking.base import Run, attempt, check
+from blink_exp.tracking import lightning
+from blink_exp.tracking.base import check
+from blink_exp.tracking.interface import Run, attempt
 from blink_exp.tracking.names import config_of
+from blink_exp.tracking.weights_and_biases import started
 
 STEP = "trainer/global_step"  # Lightning's name for the axis of everything that it logs to W&B
 
@@ -73,9 +76,6 @@ def rows_before(path: Path, step: int) -> tuple[list[dict[str, Any]], list[str]]
 def opened(settings: dict[str, Any], out: Path, run: Run) -> Any:
     """The Lightning logger of ``settings["logger"]``, its configuration logged."""
     from pytorch_lightning.loggers import WandbLogger
-
-    from blink_exp.tracking import lightning
-    from blink_exp.tracking.weights_and_biases import started
 
     out.mkdir(parents=True, exist_ok=True)
     if settings["logger"]["kind"] == "wandb":

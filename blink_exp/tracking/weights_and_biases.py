@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.errors import UserError, flat
-from blink_exp.tracking.base import Boxes, Picture, Run
+from blink_exp.tracking.interface import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
 MODES = ("online", "offline", "disabled")

@@ -16,11 +16,11 @@ import torch
 from markupsafe import Markup
 from PIL import Image
 
-from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import Views
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Box
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.views import Views
 from blink_exp.figures import shared
-from blink_exp.saliency import PatchGrid
 from blink_exp.viewer.trace import PARTS, Stage
 
 LONGEST = 720  # pixels on the longer side of a picture: a photograph from a camera would make a page of 30 MB

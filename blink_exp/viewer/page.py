@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import EXTRA
+from blink_exp.backbone.model import Backbone
+from blink_exp.core.method import TokenPolicy
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.views import EXTRA
 from blink_exp.figures.hero_kept import as_maps
-from blink_exp.methods.base import TokenPolicy
 from blink_exp.methods.blink import BlinkPolicy
-from blink_exp.saliency import PatchGrid
 from blink_exp.viewer import drawing
 from blink_exp.viewer.subject import Subject
 from blink_exp.viewer.trace import Stage, Trace

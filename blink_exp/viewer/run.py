@@ -10,13 +10,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
-from blink_exp.backbone.load import Backbone
+from blink_exp.backbone.model import Backbone
 from blink_exp.cli import CONF, one_line
+from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError, nearest
-from blink_exp.experiments import results
-from blink_exp.experiments.evaluate import prepare_model
-from blink_exp.methods.base import Method, TokenPolicy
-from blink_exp.saliency import PatchGrid
+from blink_exp.evaluation import results
+from blink_exp.evaluation.evaluator import prepare_model
+from blink_exp.files import write_json, write_text
 from blink_exp.settings.compose import composed
 from blink_exp.viewer import KEYS
 from blink_exp.viewer import page as pages
@@ -39,8 +40,8 @@ def view(cfg: DictConfig, out: Path) -> Path:
     lines = answers(cfg, names, backbone, about, followed)
     page = pages.contents(backbone, about, followed, grid, lines, command(cfg))
     path = out / "view.html"
-    results.write(path, pages.render(backbone, about, followed, grid, page))
-    results.write_json(out / "view.json", page)
+    write_text(path, pages.render(backbone, about, followed, grid, page))
+    write_json(out / "view.json", page)
     return path
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import ExactMatch, Probes, Sample, Unasked
 from blink_exp.errors import UserError, flat, reason
-from blink_exp.experiments.evaluate import prepare_benchmark
+from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.images import ImageOptions, open_image
 
 

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from blink_exp.backbone.attention import recorded, replay
-from blink_exp.backbone.load import Backbone
-from blink_exp.backbone.views import Visual
+from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample
-from blink_exp.experiments.asking import answers, prompt_of
-from blink_exp.experiments.records import record
+from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.saliency import PatchGrid, saliency_ratio
+from blink_exp.core.sequence import Origin
+from blink_exp.core.views import Visual
+from blink_exp.decoder.attach import attach
+from blink_exp.decoder.attention import recorded, replay
+from blink_exp.evaluation.answering import answers, prompt_of
+from blink_exp.evaluation.records import record
 from blink_exp.figures.hero_kept import lasting
-from blink_exp.methods.base import Method, TokenPolicy
-from blink_exp.saliency import PatchGrid, saliency_ratio
-from blink_exp.sequence import Origin
 
 PARTS = ("system", "visual", "expanded", "text")
 
@@ -105,7 +106,7 @@ def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, im
     """Asks ``method`` a sample's question as an evaluation does (batch of one), and writes down what happens."""
     key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()  # backbones keep features by it: never by a file's name
     question = prompt_of(backbone, benchmark, sample)
-    with method.attach(backbone.model) as attached, recorded(backbone.llm) as rows:
+    with attach(backbone.model, method) as attached, recorded(backbone.llm) as rows:
         if attached is not None:
             attached.samples = [sample.id]
         said, seen = answers(backbone, method, attached, {key: image}, [(key, question)], benchmark.max_new_tokens)

@@ -1,0 +1,1 @@
+"""What the entry points do: which job a configuration asks for."""

@@ -1,0 +1,1 @@
+"""What methods and models agree on: sequences, decisions, scans, views and encodings. No model is loaded here."""

@@ -1,0 +1,111 @@
+"""What a method is: at most two plain objects, and how it is put on a backbone.
+
+- a ViewPruner (``blink_exp.core.pruner``) chooses the visual tokens that enter the LLM;
+- a LayerPolicy looks at a scan of one layer and decides: before the layer, for each image, or, as a TokenPolicy, behind it, for each
+  row. Deciding never touches hidden states, so decisions can be tested by hand, recorded, replayed and compared.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from blink_exp.core.pruner import ViewPruner
+from blink_exp.core.saliency import Scorer
+from blink_exp.core.sequence import Decision, Retain
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a policy knows of one image of one sample at one layer.
+
+    ``rho`` and ``region`` are None where the policy asked for no scoring; ``expanded``: whether an expanded segment is there;
+    ``sample``: an id that does not depend on batch size or order; ``image``: index of the image within the prompt.
+
+    For a TokenPolicy, which looks at all images of a row at once: ``visual``: visual tokens of the prompt; ``token_scores``: attention
+    on each one still present; ``distances``: takes (n,) indices of present ones and gives their (n, n) pairwise L2 distances at the
+    layer's output over sqrt(hidden).
+    """
+
+    layer: int
+    sample: str
+    image: int
+    expanded: bool
+    rho: float | None = None
+    region: int | None = None
+    patch_scores: tuple[float, ...] = ()
+    visual: int = 0
+    token_scores: tuple[float, ...] = ()
+    distances: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, compare=False, repr=False)
+
+
+class LayerPolicy(Protocol):
+    """Decides before each of its ``layers`` (0-based, indices of the Hugging Face layer list)."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def p(self) -> int:
+        """Patches a side of the grid that is scanned."""
+        ...
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """None: patches are not scored."""
+        ...
+
+    @property
+    def scan_expanded(self) -> bool:
+        """Whether expanded tokens count towards their patch."""
+        ...
+
+    @property
+    def interpolate(self) -> bool:
+        """Whether a patch is upsampled to the full grid before it is inserted."""
+        ...
+
+    @property
+    def inherit_positions(self) -> bool: ...
+
+    def decide(self, layer: int, scan: Scan) -> Decision: ...
+
+
+class TokenPolicy(ABC):
+    """A LayerPolicy without patches: behind each of its ``layers`` it decides which of all visual tokens of a row go on, from the
+    attention that this very layer paid to them. Any number of visual tokens will do, so LLaVA-NeXT's too."""
+
+    p = 1
+    scorer: Scorer | None = None
+    scan_expanded = interpolate = False
+    inherit_positions = False  # True: tokens keep their numbers and dropped ones leave gaps; False: numbered anew without gaps
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """(text,) bool: the tokens whose attention is read, chosen once from the LLM's input embeddings of a row: ``visual``
+        (visual, hidden) and ``text`` (text, hidden), the prompt behind the last image."""
+
+    @abstractmethod
+    def decide(self, layer: int, scan: Scan) -> Retain: ...
+
+
+@dataclass
+class Method:
+    """A pruner and a policy with the modules that it expands with, each of which may be absent; ``Method()`` is the untouched model.
+
+    ``amplifiers``: TokenSR module of each layer, keyed by layer index.
+    """
+
+    policy: LayerPolicy | None = None
+    amplifiers: nn.ModuleDict | None = None
+    name: str = "none"
+    pruner: ViewPruner | None = None
+    recall: bool = False  # whether an expansion gets back what the pruner dropped of the base view

@@ -1,0 +1,31 @@
+"""What every method that drops visual tokens before the LLM implements."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.views import Kept
+
+
+class ViewPruner(Protocol):
+    """Chooses the visual tokens of one image that enter the LLM. Pure: the same encoding and question always give the same choice."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def newline_policy(self) -> str: ...
+
+    @property
+    def merges(self) -> bool:
+        """Whether it makes tokens out of several, so that a token no longer shows one cell."""
+        ...
+
+    @property
+    def needs(self) -> Needs:
+        """What of the encoder it looks at."""
+        ...
+
+    def select(self, encoding: Encoding, question: str) -> Kept | None:
+        """The kept tokens, or None for all of them (the untouched model, bit for bit)."""
+        ...

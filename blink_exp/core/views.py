@@ -1,0 +1,181 @@
+"""How an image becomes views, and how the visual tokens that a pruner keeps become a sequence.
+
+LLaVA-1.5 sees one view. LLaVA-NeXT sees a thumbnail (base view) and rows x columns tiles, which it stitches to one grid, cuts free of
+padding and ends each row of with a newline token (LLaVA-NeXT's "anyres", "spatial_unpad").
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+from blink_exp.core.base_view import Shown
+from blink_exp.errors import UserError, nearest
+
+NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
+NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are no patch: a newline, a token that a merging method adds
+
+
+@dataclass(frozen=True)
+class Views:
+    """The geometry of one image's views. View 0 is the thumbnail, or the image itself where there are no tiles.
+
+    Args:
+        side: patches on a side of a view, so a view has side * side tokens.
+        rows, columns: the grid of tiles; 0 and 0 without tiles.
+        size: (height, width) of the image in pixels, which says how much of the grid is padding; unused without tiles.
+        newline: whether the backbone ends rows with a newline token.
+    """
+
+    side: int
+    rows: int = 0
+    columns: int = 0
+    size: tuple[int, int] = (1, 1)
+    newline: bool = False
+
+    @classmethod
+    def of(cls, config, size: tuple[int, int]) -> Views:
+        """Those of an image of ``size`` (height, width) pixels under a LLaVA-1.5 or LLaVA-NeXT ``config``, by the backbone's own rule."""
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        if not hasattr(config, "image_grid_pinpoints"):
+            return cls(side)
+        rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        return cls(side, rows, columns, (int(size[0]), int(size[1])), newline=True)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one view (N)."""
+        return self.side**2
+
+    @property
+    def tiles(self) -> int:
+        """K."""
+        return self.rows * self.columns
+
+    @property
+    def count(self) -> int:
+        """Views: the thumbnail and the tiles (K + 1)."""
+        return self.tiles + 1
+
+    @functools.cached_property
+    def stitched(self) -> torch.Tensor:
+        """(rows * side, columns * side): flat index view * N + patch of what stands where in the stitched grid of tiles."""
+        flat = torch.arange(self.tokens, self.count * self.tokens).view(self.rows, self.columns, self.side, self.side)
+        return flat.permute(0, 2, 1, 3).reshape(self.rows * self.side, self.columns * self.side)
+
+    @functools.cached_property
+    def unpadded(self) -> torch.Tensor:
+        """The part of ``stitched`` that shows the image, cut as the backbone cuts it."""
+        return unpad_image(self.stitched[None], self.size)[0]
+
+    @property
+    def shown_tiles(self) -> bool:
+        """Whether the tiles show anything of the image: of one thinner than a row of patches, the backbone's own rule leaves nothing."""
+        return self.tiles > 0 and self.unpadded.numel() > 0
+
+    @functools.cached_property
+    def valid(self) -> torch.Tensor:
+        """(views, N) bool: false on tile tokens that show padding only. The thumbnail is stretched and has none."""
+        out = torch.zeros(self.count * self.tokens, dtype=torch.bool)
+        out[: self.tokens] = True
+        if self.tiles:
+            out[self.unpadded.flatten()] = True
+        return out.view(self.count, self.tokens)
+
+    @functools.cached_property
+    def blocks(self) -> torch.Tensor:
+        """(N,): the tile whose block each thumbnail patch lies in, when the thumbnail is split evenly into rows x columns blocks.
+        The last block takes what does not divide. Only with tiles."""
+        place = torch.arange(self.side)
+        r = (place // (self.side // self.rows)).clamp(max=self.rows - 1)
+        c = (place // (self.side // self.columns)).clamp(max=self.columns - 1)
+        return (r[:, None] * self.columns + c).flatten()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a pruner keeps of one image.
+
+    Args:
+        indices: for each view the kept patches, (kept_i,) int64, each at most once. Without ``by_view`` their order does not matter.
+        merged: for each view features (kept_i, C) that stand in for the encoder's, in the order of ``indices``; None: the encoder's own.
+        extra: for each view further features (extra_i, C), put behind its patches; None: none.
+        by_view: tokens enter the LLM view after view in the order of ``indices``, without newlines; else the thumbnail in raster
+            order, then the stitched grid of tiles in raster order.
+        padding: whether tile tokens that show padding may stay (the stitched grid is not cut then).
+    """
+
+    indices: tuple[torch.Tensor, ...]
+    merged: tuple[torch.Tensor, ...] | None = None
+    extra: tuple[torch.Tensor, ...] | None = None
+    by_view: bool = False
+    padding: bool = False
+
+
+def everything(views: Views) -> Kept:
+    """All tokens that show the image: the untouched model."""
+    return Kept(tuple(valid.nonzero()[:, 0] for valid in views.valid))
+
+
+def check_newline_policy(policy: str) -> str:
+    if policy not in NEWLINE_POLICIES:
+        raise UserError(f"newline_policy={policy} is not known; {nearest(policy, NEWLINE_POLICIES)}")
+    return policy
+
+
+def pack(views: Views, kept: Kept, newline_policy: str = "valid_rows") -> torch.Tensor:
+    """(tokens,) sources in the order in which they enter the LLM: view * N + patch, or NEWLINE, or EXTRA (the next of kept.extra).
+
+    ``newline_policy``: ``valid_rows`` ends every unpadded row of tiles with a newline, also where no token of it was
+    kept; ``all_rows`` every row of the padded grid; ``none`` no row. Newlines are not part of any budget.
+    """
+    check_newline_policy(newline_policy)
+    n = views.tokens
+    extra = [torch.full((len(kept.extra[v]) if kept.extra else 0,), EXTRA) for v in range(views.count)]
+    if kept.by_view:
+        return torch.cat([part for v in range(views.count) for part in (v * n + kept.indices[v].cpu(), extra[v])])
+    chosen = torch.zeros(views.count * n, dtype=torch.bool)
+    for v, index in enumerate(kept.indices):
+        chosen[v * n + index.cpu()] = True
+    out = [chosen[:n].nonzero()[:, 0], extra[0]]
+    if views.tiles:
+        whole = views.stitched if kept.padding or newline_policy == "all_rows" else views.unpadded
+        if not kept.padding:
+            chosen &= views.valid.flatten()
+        newline = torch.tensor([NEWLINE] if views.newline and newline_policy != "none" else [], dtype=torch.long)
+        # With padding kept and newlines for valid rows only, a row counts as valid where it shows some of the image.
+        shows = views.valid.flatten()
+        for row in whole:
+            ends = newline if newline_policy == "all_rows" or bool(shows[row].any()) else newline[:0]
+            out += [row[chosen[row]], ends]
+        out += extra[1:]
+    elif views.newline and newline_policy != "none":
+        out.append(torch.tensor([NEWLINE]))  # LLaVA-NeXT ends a single view with one newline
+    return torch.cat(out)
+
+
+@dataclass(frozen=True)
+class Visual:
+    """What enters the LLM for one image: (tokens, hidden) projected features and where each comes from (see ``pack``). ``aside``:
+    (N, hidden), all of the projected base view, for methods that recall what was dropped of it."""
+
+    features: torch.Tensor
+    source: torch.Tensor
+    views: Views
+    aside: torch.Tensor | None = None
+
+    @property
+    def newlines(self) -> int:
+        return int((self.source == NEWLINE).sum())
+
+    @property
+    def shown(self) -> Shown:
+        return base_view(self.source, self.views, self.aside)
+
+
+def base_view(source: torch.Tensor, views: Views, aside: torch.Tensor | None = None) -> Shown:
+    """Which cell of the base view each token of a packed image shows."""
+    return Shown(torch.where((source >= 0) & (source < views.tokens), source, -1), aside)

@@ -1,0 +1,216 @@
+"""Puts a method on a Hugging Face LLaVA model and takes it off again.
+
+Three things change while attached, all of them instance attributes or hooks that leave with the ``with`` block: the decoder's
+``forward``, the outer model's ``generate`` (it tells a prompt from generated tokens), and a pre-hook that sees the token ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from blink_exp.core.base_view import Shown
+from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.sequence import Layout
+from blink_exp.core.views import Views, base_view, everything, pack
+from blink_exp.decoder import decode
+from blink_exp.decoder.cache import SegmentedLayer
+from blink_exp.errors import UserError
+
+
+class Attachment:
+    """A method at work on a model.
+
+    ``samples``: ids of the rows of the next prompt, for seeded choices and records; left at None, a digest of the row's tokens, which
+    does not depend on the batch either. ``images``: what the visual tokens of each row of the next prompt show, image by image; left at
+    None, all that the stock model makes of an image. ``records``: the decisions taken for the last prompt.
+    """
+
+    def __init__(self, model: Any, method: Method):
+        self.model, self.method = model, method
+        self.samples: list[str] | None = None
+        self.images: list[list[Shown]] | None = None
+        self.records: list[decode.Record] = []
+        self._ids: torch.Tensor | None = None
+        self._sizes: torch.Tensor | None = None  # (images, 2) height and width in pixels, of a tiled backbone's images
+        self._prompt: int | None = None  # tokens of the prompt while generate() runs
+        config = model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        policy = method.policy
+        assert policy is not None
+        places = set(getattr(model, "hf_device_map", {}).values())
+        if len(places) > 1:
+            raise UserError(
+                f"method={method.name} works between layers, which model.device_map has put on {len(places)} devices;"
+                " use model.device_map=null, with model.quantization if one device is too small"
+            )
+        self.grid = PatchGrid(policy.p, side, side)
+        depth = config.text_config.num_hidden_layers
+        for layer in policy.layers:
+            if not 0 <= layer < depth:
+                raise UserError(f"layer={layer} is outside the backbone's {depth} layers; use 0 to {depth - 1}")
+        missing = [i for i in policy.layers if method.amplifiers is not None and str(i) not in method.amplifiers]
+        if missing:
+            raise UserError(f"layer={missing[0]} has no TokenSR module among those loaded; train it: python train.py layer={missing[0]}")
+
+    def note_ids(self, module, args, kwargs):
+        self._ids = kwargs.get("input_ids", args[0] if args else None)
+        if self._prompt is None:  # generate() encodes images beforehand and does not hand their sizes on
+            self._sizes = kwargs.get("image_sizes")
+        if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
+            raise UserError("output_hidden_states / output_attentions have no one shape while a method is attached; read .records instead")
+
+    def forward(self, inputs_embeds=None, attention_mask=None, past_key_values=None, use_cache=None, **_ignored):
+        """Stands in for LlamaModel.forward. Positions are the method's own, so position_ids that come in are not used."""
+        llm = self.model.model.language_model
+        going_on = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if going_on and isinstance(past_key_values.layers[0], SegmentedLayer):
+            return BaseModelOutputWithPast(
+                last_hidden_state=decode.extend(llm, inputs_embeds, past_key_values), past_key_values=past_key_values
+            )
+        if self._ids is None:
+            raise UserError("a method needs input_ids to see where the images stand; pass input_ids, not inputs_embeds")
+        images = self._ids == self.model.config.image_token_id
+        if going_on or not bool(images.any()):  # a prompt without an image is none of the method's business
+            return type(llm).forward(
+                llm, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache
+            )
+        tokens = inputs_embeds.shape[1]
+        prompt = self._prompt or tokens
+        keep = use_cache if use_cache is not None else llm.config.use_cache
+        if keep and past_key_values is None:
+            past_key_values = DynamicCache(config=llm.config)
+        layout = self._layout(images, attention_mask)
+        hidden, cache, self.records = decode.prefill(
+            llm,
+            layout,
+            inputs_embeds,
+            self.method,
+            self.grid,
+            self._names(attention_mask, prompt),
+            past_key_values if keep else None,
+            answer=tokens - prompt,
+        )
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def _layout(self, images: torch.Tensor, attention_mask: torch.Tensor | None) -> Layout:
+        """Where the ``images`` (batch, tokens) stand, as the policy needs them: by the base view, or of any size with text behind them."""
+        visual = self.grid.height * self.grid.width
+        if isinstance(self.method.policy, TokenPolicy):
+            layout = Layout.of(images, attention_mask, None)
+            if not bool((layout.index[-1] >= 0).any(1)[images.any(1)].all()):
+                raise UserError(f"method={self.method.name} reads the attention of the text behind the image; end the prompt with text")
+            return layout
+        if self.images is None and self._sizes is None:
+            if bool((images.sum(1) % visual).any()):
+                raise UserError(
+                    f"method={self.method.name} needs to know which of the {self.grid.height} x {self.grid.width} cells "
+                    f"{int(images.sum(1).max())} visual tokens show; set .images, or run it through evaluate.py"
+                )
+            return Layout.of(images, attention_mask, visual)
+        layout = Layout.of(images, attention_mask, None)
+        rows = self._shown(layout)
+        for counts, row in zip(layout.visual, rows, strict=True):
+            for count, shown in zip(counts, row, strict=False):
+                self._check(count, shown)
+        if not all(shown.whole(visual) for row in rows for shown in row):
+            layout.shown = rows  # whole grids are scanned all rows at once
+        return layout
+
+    def _shown(self, layout: Layout) -> list[list[Shown]]:
+        """What the visual tokens of each row show."""
+        if self.images is not None:
+            rows = len(layout.visual)
+            if rows % len(self.images):
+                raise ValueError(f"images of {len(self.images)} rows for {rows} rows; give each row's")
+            return [row for row in self.images for _ in range(rows // len(self.images))]  # beams of a sample stand together
+        assert self._sizes is not None
+        sizes = iter(self._sizes.tolist())
+        beams = sum(count > 0 for row in layout.visual for count in row) // len(self._sizes)
+        out: list[list[Shown]] = []
+        for b, counts in enumerate(layout.visual):
+            if b % max(1, beams):
+                out.append(out[-1])
+                continue
+            geometry = [Views.of(self.model.config, next(sizes)) for count in counts if count]
+            out.append([base_view(pack(views, everything(views)), views) for views in geometry])
+        return out
+
+    def _check(self, tokens: int, shown: Shown) -> None:
+        cells = shown.cells
+        whole = self.grid.height * self.grid.width
+        if tokens != len(cells):
+            raise ValueError(f".images speaks of {len(cells)} visual tokens where the prompt has {tokens}; set it anew for every prompt")
+        left = int((cells >= 0).sum())
+        if not left:
+            raise UserError(
+                f"method={self.method.name} keeps none of the {whole} tokens of the base view, which Blink looks at; keep more"
+                f" (retention_ratio of at least {1 / whole:.4f})"
+            )
+        policy = self.method.policy
+        if policy is not None and policy.inherit_positions and not torch.equal(cells[:whole].cpu(), torch.arange(whole)):
+            raise UserError(
+                f"resolution.positions=inherit needs all {whole} tokens of the base view, but {left} are left; use contiguous positions"
+            )
+
+    def _names(self, attention_mask: torch.Tensor | None, prompt: int) -> list[str]:
+        assert self._ids is not None
+        rows = len(self._ids)
+        if self.samples is not None:
+            if rows % len(self.samples):
+                raise ValueError(f"{len(self.samples)} sample ids for {rows} rows; give one for each row")
+            return [name for name in self.samples for _ in range(rows // len(self.samples))]  # beams of a sample stand together
+        real = torch.ones_like(self._ids) if attention_mask is None else attention_mask
+        kept = [ids[:prompt][mask[:prompt].bool()].tolist() for ids, mask in zip(self._ids, real, strict=True)]
+        return [hashlib.sha256(repr(row).encode()).hexdigest()[:16] for row in kept]
+
+    def generate(self, *args, **kwargs):
+        if kwargs.get("cache_implementation") is not None or (
+            kwargs.get("past_key_values") is not None and not isinstance(kwargs["past_key_values"], DynamicCache)
+        ):
+            raise UserError(
+                "a method changes the length of the sequence, so a static cache cannot hold it; leave cache_implementation unset"
+            )
+        config = kwargs.get("generation_config", self.model.generation_config)
+        if kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
+            raise UserError("prefill_chunk_size would cut the prompt that a method decides on; leave it unset")
+        if getattr(config, "cache_implementation", None) not in (None, "dynamic"):
+            raise UserError(f"cache_implementation={config.cache_implementation} cannot hold a sequence that changes length; use dynamic")
+        if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens"):
+            raise UserError("assisted decoding crops the cache, which has no one length here; use greedy, sampling or beams")
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self._prompt, self._sizes = None if ids is None else ids.shape[1], kwargs.get("image_sizes")
+        try:
+            return type(self.model).generate(self.model, *args, **kwargs)
+        finally:
+            self._prompt = None
+
+
+@contextlib.contextmanager
+def attach(model: Any, method: Method) -> Iterator[Attachment | None]:
+    """Runs ``method`` on ``model`` inside the block. A method without policy or without layers leaves the stock path untouched."""
+    if "blink_exp_method" in model.__dict__:
+        raise RuntimeError(f"method {model.__dict__['blink_exp_method']!r} is attached already; leave its with block first")
+    if method.policy is None or not method.policy.layers:
+        yield None
+        return
+    run = Attachment(model, method)
+    inner, llm = model.model, model.model.language_model
+    object.__setattr__(model, "blink_exp_method", method.name)
+    hook = inner.register_forward_pre_hook(run.note_ids, with_kwargs=True)
+    object.__setattr__(llm, "forward", run.forward)
+    object.__setattr__(model, "generate", run.generate)
+    try:
+        yield run
+    finally:
+        hook.remove()
+        object.__delattr__(llm, "forward")
+        object.__delattr__(model, "generate")
+        object.__delattr__(model, "blink_exp_method")

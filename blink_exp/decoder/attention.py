@@ -1,0 +1,116 @@
+"""Where the last prompt token looks, layer by layer, while a method is at work, and which token stands where it looks.
+
+A row a layer is made from the query of that one token and the keys that the layer has cached anyway, so the layers keep their fused
+kernels and no attention matrix is ever there. The row is the one that the layer itself uses: behind its decisions, over the sequence
+that it runs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import torch
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from blink_exp.core import saliency
+from blink_exp.core.saliency import Attended
+from blink_exp.core.sequence import Drop, Expand, Origin, Retain
+from blink_exp.core.views import EXTRA
+from blink_exp.decoder.decode import Record
+
+
+@contextlib.contextmanager
+def recorded(llm: Any, layers: Collection[int] | None = None) -> Iterator[dict[int, torch.Tensor]]:
+    """Records the first forward of a decoder inside the block, which is that of the prompt: {layer: (batch, keys)} float32 on the CPU,
+    softmax over all keys that the token may see (0 elsewhere), mean over heads.
+
+    ``layers``: those that are recorded, 0-based; None: all. Keys stand in the order of the sequence at that layer. Works with and without
+    a method attached, with rows padded on the left. The hooks leave with the block.
+    """
+    rows: dict[int, torch.Tensor] = {}
+    over = False
+
+    def note(attention: Any, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+        if not over:  # a method runs a layer segment by segment: the last one, the text, overwrites those in front of it
+            rows[attention.layer_idx] = last_row(attention, **kwargs)
+
+    def close(*_: Any) -> None:
+        nonlocal over
+        over = True
+
+    asked = [layer.self_attn for i, layer in enumerate(llm.layers) if layers is None or i in layers]
+    hooks = [attention.register_forward_hook(note, with_kwargs=True) for attention in asked]
+    hooks.append(llm.register_forward_hook(close))
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def last_row(
+    attention: Any,
+    hidden_states: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    **_ignored: Any,
+) -> torch.Tensor:
+    """(batch, keys) attention of the last token of (batch, tokens, hidden) ``hidden_states``, from the arguments that an attention module
+    was just called with. ``past_key_values`` holds the module's keys, its own tokens' among them; None: there are no others."""
+    cos, sin = position_embeddings
+    query = _heads(attention, attention.q_proj(hidden_states[:, -1:]))
+    query = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])[0]
+    if past_key_values is None:
+        keys = _heads(attention, attention.k_proj(hidden_states))
+        keys = apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+    else:
+        keys = past_key_values.layers[attention.layer_idx].keys
+    visible = _visible(attention_mask, len(keys), keys.shape[2]).to(keys.device)
+    text = visible.new_ones(len(keys), 1)
+    seen = Attended(query, keys, visible, text, attention.scaling, lambda: query, lambda: keys)
+    return saliency.attention(seen, torch.arange(keys.shape[2], device=keys.device)).float().cpu()
+
+
+def _heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+
+def _visible(mask: torch.Tensor | None, batch: int, keys: int) -> torch.Tensor:
+    """(batch, 1, keys) bool: what the last query may see, from a kernel's mask: none, (batch, keys), or (batch, 1, queries, keys), bool
+    or to be added to the logits."""
+    if mask is None:
+        return torch.ones(batch, 1, keys, dtype=torch.bool)
+    last = mask if mask.dim() == 2 else mask[:, 0, -1]
+    seen = last if last.dtype == torch.bool else last > 0 if mask.dim() == 2 else last == 0
+    return seen.expand(batch, -1)[:, None]
+
+
+def replay(decisions: Rows[Record], visual: torch.Tensor, depth: int) -> list[tuple[torch.Tensor, tuple[Origin, ...]]]:
+    """What each of the first ``depth`` layers works on: (its visual tokens, the parts of its expanded segment), both in their order.
+
+    ``decisions``: of one row with one image; ``visual``: (tokens,) a number for each visual token that enters (its source, or its cell of
+    the base view), by which it is known again; a token that is the mean of several has EXTRA. Blink decides before a layer, FastV and
+    SparseVLM behind it.
+    """
+    by_layer = {d.scan.layer: d for d in decisions}
+    expanded: tuple[Origin, ...] = ()
+    out = []
+    for layer in range(depth):
+        found = by_layer.get(layer)
+        decision = found.decision if found else None
+        if found and isinstance(decision, Expand) and not (expanded and decision.on_reexpand == "keep"):
+            before = expanded if decision.on_reexpand == "append" else ()
+            new = found.visual_tokens - len(visual) - sum(o.tokens for o in before)
+            expanded = (*before, Origin(layer, decision.region, new))
+        elif isinstance(decision, Drop):
+            expanded = ()
+        out.append((visual, expanded))
+        if isinstance(decision, Retain):
+            merged = visual.new_full((len(decision.clusters),), EXTRA)
+            visual = torch.cat([visual[list(decision.indices)], merged])
+    return out

@@ -1,0 +1,188 @@
+"""The questions of a benchmark put to one point or to many at once, and the records of their answers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from blink_exp.backbone.model import Backbone
+from blink_exp.backbone.pictures import Opened, Pictures, Unreadable, opened
+from blink_exp.backbone.processor import without_placeholder
+from blink_exp.benchmarks.base import Benchmark, Sample
+from blink_exp.core.method import Method
+from blink_exp.core.views import Visual
+from blink_exp.decoder.answers import Asking, answer, shareable
+from blink_exp.decoder.attach import attach
+from blink_exp.errors import UserError, reason
+from blink_exp.evaluation.records import Kept, record
+
+
+@dataclass
+class Point:
+    """A method that is evaluated. ``kept``: where its records go as they come, and what is there already; ``done``: {id: record}."""
+
+    method: Method
+    kept: Kept | None = None
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def ask(
+    backbone: Backbone,
+    points: Rows[Point],
+    benchmark: Benchmark,
+    samples: Rows[Sample],
+    batch_size: int,
+    advance: Callable[[int], None],
+    workers: int = 0,
+) -> list[dict[str, str]]:
+    """Fills ``done`` of every point, and returns the samples skipped because their row or image could not be read.
+
+    What is in a point's ``kept`` is not asked again, and every batch is added to it. Samples go image by image, so that what an image's
+    questions share is at hand. ``advance``: takes how many answers were found; ``workers``: see ``pictures.opened``.
+    """
+    for point in points:
+        point.done = point.kept.done(benchmark, list(samples)) if point.kept is not None else {}
+    left = [s for s in by_image(samples) if any(s.id not in point.done for point in points)]
+    found = sum(len(point.done) for point in points)
+    if 0 < found < len(samples) * len(points):
+        print(f"going on: {found} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
+    advance(found)
+    skipped: dict[str, str] = {}
+    for some, images in _with_images(backbone, left, batch_size, workers):
+        batch, seen = [], {}
+        for sample in some:
+            image = images[sample.image_id]
+            if isinstance(image, Unreadable):
+                skipped[sample.id] = image.why
+                continue
+            try:
+                prompt_of(backbone, benchmark, sample)
+            except UserError as error:
+                skipped[sample.id] = reason(error)
+                continue
+            batch.append(sample)
+            seen[sample.image_id] = image
+        wanted = [[p for p, point in enumerate(points) if s.id not in point.done] for s in batch]
+        for p, records in _answered(backbone, points, benchmark, batch, wanted, seen, batch_size).items():
+            points[p].done |= {r["id"]: r for r in records}
+            if (kept := points[p].kept) is not None:
+                kept.add(records)
+        advance(sum(map(len, wanted)))
+    order = [s.id for s in samples if s.id in skipped]
+    return [{"id": name, "why": skipped[name]} for name in order]
+
+
+def _with_images(
+    backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int
+) -> Iterator[tuple[Rows[Sample], dict[str, Opened]]]:
+    """Batch after batch of samples with their images by id, each opened once; ``samples``: image by image."""
+    images: dict[str, Callable[[], Any]] = {}
+    for sample in samples:
+        images.setdefault(sample.image_id, sample.image)
+    coming = zip(images, opened(list(images.values()), backbone, workers, batch_size), strict=True)
+    held: dict[str, Opened] = {}
+    for start in range(0, len(samples), batch_size):
+        some = samples[start : start + batch_size]
+        wanted = {s.image_id for s in some}
+        held = {name: found for name, found in held.items() if name in wanted}
+        while wanted - held.keys():
+            held.update([next(coming)])
+        yield some, held
+
+
+def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
+    """What the model is asked: the benchmark's prompt without the image's placeholder.
+
+    Raises UserError for an empty prompt, one of several placeholders, or of more tokens than the LLM has positions.
+    """
+    prompt = without_placeholder(benchmark.prompt(sample), backbone.processor.image_token)
+    if not prompt.strip():
+        raise UserError("the question is empty; ask something")
+    most = backbone.model.config.text_config.max_position_embeddings
+    if len(prompt.encode()) > most:  # no token is shorter than a byte, so that hardly any prompt is counted
+        tokens = len(backbone.processor.tokenizer(prompt).input_ids)
+        if tokens > most:
+            raise UserError(f"the question has {tokens:,} tokens, more than the LLM's {most:,} positions; shorten it")
+    return prompt
+
+
+def prompts_of(backbone: Backbone, benchmark: Benchmark, samples: Iterable[Sample]) -> dict[str, str]:
+    """{sample id: prompt} of those that can be asked."""
+    found = {}
+    for sample in samples:
+        with contextlib.suppress(UserError):
+            found[sample.id] = prompt_of(backbone, benchmark, sample)
+    return found
+
+
+def by_image(samples: Rows[Sample]) -> list[Sample]:
+    """The questions of an image one behind the other, images in the order of their first one."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.image_id, []).append(sample)
+    return [sample for group in groups.values() for sample in group]
+
+
+def _answered(
+    backbone: Backbone,
+    points: Rows[Point],
+    benchmark: Benchmark,
+    batch: list[Sample],
+    wanted: list[list[int]],
+    images: Pictures,
+    batch_size: int,
+) -> dict[int, list[dict[str, Any]]]:
+    """{number of the point: records} of a batch; ``wanted``: the points that each sample is asked by."""
+    source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # one id, two folders: two images
+    keys = [f"{source}:{sample.image_id}" for sample in batch]
+    seen = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
+    prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
+    together = [p for p, point in enumerate(points) if shareable(backbone, point.method)]
+    asked = [
+        Asking(key, prompt, sample.id, tuple(p for p in asking if p in together))
+        for key, prompt, sample, asking in zip(keys, prompts, batch, wanted, strict=True)
+    ]
+    out: dict[int, list[dict[str, Any]]] = {}
+
+    def note(p: int, n: int, said: str, visual: Visual, decisions: list[Any]) -> None:
+        entering = {"visual_tokens": len(visual.source) - visual.newlines, "newline_tokens": visual.newlines}
+        out.setdefault(p, []).append(record(benchmark, batch[n], said, decisions) | entering)
+
+    if any(a.points for a in asked):
+        found = answer(backbone, [point.method for point in points], seen, asked, benchmark.max_new_tokens, batch_size)
+        for (n, p), one in sorted(found.items()):
+            note(p, n, one.text, one.visual, one.decisions)
+    for p, point in enumerate(points):
+        rows = [n for n, asking in enumerate(wanted) if p in asking]
+        if p in together or not rows:
+            continue
+        with attach(backbone.model, point.method) as attached:
+            if attached is not None:
+                attached.samples = [batch[n].id for n in rows]
+            own = {keys[n]: seen[keys[n]] for n in rows}
+            said, visual = answers(backbone, point.method, attached, own, [(keys[n], prompts[n]) for n in rows], benchmark.max_new_tokens)
+        for b, n in enumerate(rows):
+            note(p, n, said[b], visual[b], [r for r in attached.records if r.row == b] if attached is not None else [])
+    return out
+
+
+def answers(
+    backbone: Backbone,
+    method: Method,
+    attached: Any,
+    images: Pictures,
+    asked: list[tuple[str, str]],
+    max_new_tokens: int,
+) -> tuple[list[str], list[Visual]]:
+    """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens that each was given.
+    ``attach``: what the ``with`` statement of ``method.attach`` gave."""
+    visual = backbone.visual(images, asked, method.pruner, method.recall)
+    if attached is not None:
+        attached.images = [[v.shown] for v in visual]
+    return backbone.generate([v.features for v in visual], [question for _, question in asked], max_new_tokens), visual

@@ -1,0 +1,148 @@
+"""What a method costs: tokens, FLOPs, key-value bytes and seconds of a prompt at batch 1, for every method by the same meter.
+
+FLOPs are given twice. By the papers' formula (HERO, Sec. IV-C): a decoder layer that runs q tokens over k keys costs
+8 q d^2 + 4 q k d + 6 q d m, which for a whole prompt (q = k = n) is 8 n d^2 + 4 n^2 d + 6 n d m; a TokenSR module costs twice its
+weights at every position of its output. And by torch's counter on the running model, where scoring shows as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from blink_exp.backbone.model import Backbone
+from blink_exp.core.method import Method
+from blink_exp.core.views import Visual
+from blink_exp.decoder.attach import attach
+
+DECODED = 8  # tokens that are generated to time decoding, whatever the answer is
+
+
+def _cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    """torch's counter knows the GPU kernels only. Shapes come in."""
+    return sdpa_flop_count(query, key, value)
+
+
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
+
+
+def layer_flops(q: int, k: int, d: int, m: int) -> int:
+    """One decoder layer with hidden size ``d`` and a gated MLP of size ``m``, multiply and add counted apart."""
+    return 8 * q * d**2 + 4 * q * k * d + 6 * q * d * m
+
+
+def prefill_flops(tokens: int, d: int, m: int, layers: int) -> int:
+    """An ordinary prompt of ``tokens`` through ``layers`` (HERO, Table VIII)."""
+    return layers * layer_flops(tokens, tokens, d, m)
+
+
+def kv_bytes(tokens: int, d: int, layers: int, size: int = 2) -> int:
+    """Keys and values of ``tokens`` in all layers, ``size`` bytes a number, without grouped queries."""
+    return 2 * layers * d * size * tokens
+
+
+@torch.no_grad()
+def measure_cost(backbone: Backbone, method: Method, asked: list[tuple[Any, str]]) -> dict[str, Any]:
+    """Means over ``asked``, pairs of an image and a question, each run alone after one warm-up."""
+    rows = []
+    with attach(backbone.model, method) as attached:
+        for number, (image, question) in enumerate(asked[:1] + asked):
+            row = _one(backbone, method, attached, image, question)
+            rows += [row] if number else []
+    out = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
+    by_layer = list(zip(*(r["tokens_by_layer"] for r in rows), strict=True))
+    device = backbone.model.device
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return out | {
+        "tokens_by_layer": [sum(layer) / len(rows) for layer in by_layer],
+        "peak_memory_bytes": peak,
+        "peak_memory_is": "allocated on the device" if device.type == "cuda" else "resident set of the process",
+        "prompts": len(rows),
+    }
+
+
+def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question: str) -> dict[str, Any]:
+    model, config = backbone.model, backbone.model.config.text_config
+    backbone.forget()
+    started = _now(model)
+    visual = backbone.visual({"image": image}, [("image", question)], method.pruner, method.recall)[0]
+    if attached is not None:
+        attached.images = [[visual.shown]]
+    encoded = _now(model)
+    batch = backbone.batch([visual.features], [question])
+    with (
+        _counted(backbone.llm, config, method.amplifiers) as formula,
+        FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
+    ):
+        cache = _forward(model, batch, visual).past_key_values
+    begun = _now(model)
+    cache_again = _forward(model, batch, visual).past_key_values  # timed apart, as counting takes time of its own
+    prefilled = _now(model)
+    del cache_again
+    settings = {"min_new_tokens": DECODED, "max_new_tokens": DECODED, "do_sample": False}
+    model.generate(**batch, mm_encoder_outputs=_output(visual), **settings)
+    decode = max(1e-9, _now(model) - prefilled - (prefilled - begun))
+    lengths = [layer.keys.shape[2] for layer in cache.layers]
+    views = visual.views
+    return {
+        "visual_tokens_nominal": views.count * views.tokens,
+        "visual_tokens": len(visual.source) - visual.newlines,
+        "newline_tokens": visual.newlines,
+        "prompt_tokens": batch["input_ids"].shape[1],
+        "tokens_by_layer": lengths,
+        "prefill_flops_formula": formula[0],
+        "prefill_flops_counted": counter.get_total_flops(),
+        "kv_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
+        "encode_seconds": encoded - started,
+        "prefill_seconds": prefilled - begun,
+        "decode_tokens_per_second": (DECODED - 1) / decode,
+    }
+
+
+def _output(visual: Visual) -> dict[str, Any]:
+    return {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}  # type: ignore[arg-type]
+
+
+def _forward(model: Any, batch: dict[str, torch.Tensor], visual: Visual) -> Any:
+    return model(**batch, mm_encoder_outputs=_output(visual), use_cache=True, logits_to_keep=1)
+
+
+@contextlib.contextmanager
+def _counted(llm: Any, config: Any, amplifiers: torch.nn.ModuleDict | None) -> Iterator[list[int]]:
+    """The formula's sum over all decoder layers that run inside the block, each with the queries and keys that it really had, and over all
+    TokenSR modules."""
+    total = [0]
+
+    def before(module, args, kwargs):
+        states = args[0] if args else kwargs["hidden_states"]
+        cache = kwargs.get("past_key_values")
+        held = cache.layers[module.self_attn.layer_idx] if cache is not None and module.self_attn.layer_idx < len(cache.layers) else None
+        known = held.keys.shape[2] if held is not None and getattr(held, "keys", None) is not None and held.keys.dim() == 4 else 0
+        q = states.shape[1]
+        total[0] += layer_flops(q, q + known, config.hidden_size, config.intermediate_size)
+
+    def behind(module, args, out):
+        channels = out.shape[1] if isinstance(module, torch.nn.Conv2d) else out.shape[-1]
+        total[0] += 2 * module.weight.numel() * (out.numel() // channels)
+
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in llm.layers]
+    modules = amplifiers.modules() if amplifiers is not None else ()
+    hooks += [m.register_forward_hook(behind) for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    try:
+        yield total
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _now(model: Any) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

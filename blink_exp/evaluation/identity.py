@@ -1,0 +1,181 @@
+"""What a measured point is known by, so that it is measured once: all that its result depends on, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from blink_exp.backbone.shipped import SHIPPED, shipped
+
+# settings that a result depends on; ``method`` holds the values of the groups that it takes (thresholds, layers, ...), no others count
+PART_OF_A_POINT = ("model", "method", "benchmark", "judge", "part", "limit", "shard", "seed")
+OF_ASKING = ("cache", "max_retries", "timeout", "threads", "give_up")  # settings of a judge that change no mark
+WEIGHTS = ("*.safetensors",)
+FILES = (*WEIGHTS, "*.json", "*.jinja", "*.model")  # of a model: its tokenizer, processor and chat template change answers too
+# of all formats in ``images.FORMATS``
+IMAGES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"),
+)
+LEVELS = 4  # of folders below a benchmark's own in which images are looked for
+SLOW, REUSED = 0.1, 20.0  # seconds of a look through a folder from which on it is used again, and for how many times as long
+_stamps: dict[Path, tuple[str, float]] = {}  # of large folders: the stamp, and until when it holds
+DATA = ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt")
+
+
+MEANING = 2  # raised when the same settings come to mean another result: points of before are then not taken for today's
+
+
+def point_hash(settings: dict[str, Any], digests: dict[str, str]) -> str:
+    """A point's name: a hash of the resolved settings that it depends on, the versions of this package and of the data that it carries,
+    and ``digests`` of its files."""
+    kept = {k: settings[k] for k in PART_OF_A_POINT if k in settings}
+    kept["method"] = canonical(kept.get("method"))
+    kept["judge"] = {k: v for k, v in (kept.get("judge") or {}).items() if k not in OF_ASKING}
+    if settings.get("model", {}).get("dtype", "float32") != "float32":
+        kept["batch_size"] = settings.get("batch_size")  # padding flips a few answers in half precision
+    versions = [importlib.metadata.version(package) for package in ("blink_exp", "easy-vqa")]
+    return hashlib.sha256(json.dumps([kept, digests, versions, MEANING], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def canonical(method: Any) -> Any:
+    """A method's settings with one way to say each: layers as a list, and of modules only what their digest does not hold."""
+    if not isinstance(method, dict):
+        return method
+    out = {k: canonical(v) for k, v in method.items()}
+    if isinstance(out.get("layers"), dict) and "indices" in out["layers"]:
+        single = out.pop("layer", None)
+        out["layers"] = {"only": single} if single is not None else out["layers"] | {"indices": listed(out["layers"]["indices"])}
+    if isinstance(out.get("tokensr"), dict) and "amplify" in out:
+        out["tokensr"] = {k: v for k, v in out["tokensr"].items() if k != "path"} if out["amplify"] else None
+    return out
+
+
+def listed(indices: Any) -> Any:
+    """[12, 13] for "12-13"; whatever else selects layers as it is."""
+    if isinstance(indices, int):
+        return [indices]
+    if not isinstance(indices, str):
+        return indices
+    first, _, last = indices.partition("-")
+    return list(range(int(first), int(last or first) + 1)) if first.isdigit() and (last or first).isdigit() else indices
+
+
+def digests(settings: dict[str, Any]) -> dict[str, str]:
+    """Digests of the files that a point uses: its model, TokenSR modules, CLIP and a local copy of its data. Those of the hub are known by
+    their names and revisions, which stand in the settings."""
+    return without_images(settings) | images(settings)
+
+
+def images(settings: dict[str, Any]) -> dict[str, str]:
+    """The stamp of the image files in a local copy of the data, where it has any: files that are brought back make another point."""
+    data = (settings.get("benchmark") or {}).get("path")
+    found = image_stamp(Path(data)) if data else ""
+    return {"images": found} if found else {}
+
+
+def without_images(settings: dict[str, Any]) -> dict[str, str]:
+    """``digests`` less ``images``: what answers depend on that are there already, as an image that was read does not change by another
+    that was not. Where rows of parquet files name the images, ``file_stamp`` cannot tell which was read, so ``images`` stays."""
+    path, clip = settings["model"]["path"], settings["model"].get("clip")
+    own, found = shipped(path), modules(settings.get("method"))
+    weights = found["path"] or (own[1] if own else None) if found else None
+    data = (settings.get("benchmark") or {}).get("path")
+    named_by_rows = image_stamp(Path(data)) if data and Path(data).is_dir() and files_of(Path(data), ("*.parquet",)) else ""
+    return {
+        **({"images": named_by_rows} if named_by_rows else {}),
+        "model": of_folder(own[0], FILES) if own else stamp(Path(path), FILES),
+        "tokensr": of_folder(Path(weights), WEIGHTS) if weights else "",
+        "clip": of_folder(SHIPPED / "clip", FILES) if clip == "scale" else stamp(Path(clip), FILES) if clip else "",
+        "data": stamp(Path(data), DATA) if data else "",
+    }
+
+
+def modules(method: Any) -> dict[str, Any] | None:
+    """The TokenSR settings of a method that expands through modules, wherever they stand in it; None for one that does not."""
+    if not isinstance(method, dict):
+        return None
+    if method.get("amplify") and "tokensr" in method:
+        return method["tokensr"]
+    return next((found for value in method.values() if (found := modules(value))), None)
+
+
+def of_folder(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Digest of what stands in a folder's files, so that retrained modules are another point."""
+    files = files_of(folder, patterns)
+    return _digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def stamp(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Names, sizes and times of a folder's files, "" where there is no such folder: published weights are too large to be read for every
+    point."""
+    if not folder.is_dir():
+        return ""
+    stat = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(folder, patterns)]
+    return hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16]
+
+
+def image_stamp(folder: Path) -> str:
+    """Names, sizes and times of the image files in a folder and up to ``LEVELS`` folders below it; "" where there are none.
+
+    100,000 files take about half a second, so what was found in a large folder holds for a while: ``REUSED`` times as long as it took.
+    """
+    now = time.monotonic()
+    found, until = _stamps.get(folder, ("", 0.0))
+    if now < until:
+        return found
+    stat = sorted(_image_files(str(folder), "", LEVELS))
+    found = hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16] if stat else ""
+    spent = time.monotonic() - now
+    if spent > SLOW:
+        _stamps[folder] = found, now + spent * REUSED
+    return found
+
+
+def _image_files(folder: str, name: str, levels: int) -> Iterator[tuple[str, int, int]]:
+    """(name below the first folder, bytes, time) of image files; folders and files that may not be looked at are left out."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            with contextlib.suppress(OSError):
+                if entry.name.lower().endswith(IMAGES):
+                    stat = entry.stat()
+                    yield name + entry.name, stat.st_size, stat.st_mtime_ns
+                elif levels and entry.is_dir():
+                    yield from _image_files(entry.path, f"{name}{entry.name}/", levels - 1)
+
+
+def file_stamp(image: Any) -> list[int] | None:
+    """[bytes, time] of the file that an image is opened from (``Sample.image``, where it is a function of a path, or of a folder and a name
+    in it); None where that is not known, or the file is not there."""
+    arguments = getattr(image, "args", ())
+    folder = next((a for a in arguments if isinstance(a, Path)), None)
+    name = next((a for a in arguments if isinstance(a, str)), "")
+    path = folder / name if folder is not None else None
+    try:
+        stat = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return None if stat is None else [stat.st_size, stat.st_mtime_ns]
+
+
+def files_of(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """Files in a folder and in the folders directly below it, where parquet files may stand."""
+    return sorted({path for pattern in patterns for level in ("", "*/") for path in folder.glob(level + pattern)})

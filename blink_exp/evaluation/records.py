@@ -1,0 +1,187 @@
+"""One record a sample: what was asked, answered and decided."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from blink_exp.benchmarks.base import Benchmark, Sample
+from blink_exp.core.sequence import Drop, Expand
+from blink_exp.disk import writing
+from blink_exp.errors import UserError, flat
+from blink_exp.evaluation.identity import file_stamp
+from blink_exp.files import brief, encodable, kind, parse_json, read_text
+
+FILE = "image_file"  # beside a record while it is kept: size and time of the file that its image was read from
+LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # str.splitlines would end a record at them, JSON does not
+
+
+def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: list[Any]) -> dict[str, Any]:
+    """A sample's line in records.jsonl. ``decisions``: what a policy recorded of it, by layer."""
+    return graded(benchmark, sample, prediction) | {
+        "layers": [
+            {
+                "layer": d.scan.layer,
+                "image": d.scan.image,
+                "rho": None if d.scan.rho is None else round(d.scan.rho, 5),
+                "region": d.decision.region if isinstance(d.decision, Expand) else d.scan.region,
+                "decision": type(d.decision).__name__.lower(),
+                "effective": not isinstance(d.decision, Drop) or d.scan.expanded,
+                "visual_tokens": d.visual_tokens,
+            }
+            for d in decisions
+        ],
+    }
+
+
+def graded(benchmark: Benchmark, sample: Sample, prediction: str) -> dict[str, Any]:
+    """What a benchmark says of a prediction."""
+    return {
+        "id": sample.id,
+        "image_id": sample.image_id,
+        "category": sample.category,
+        "question": benchmark.prompt(sample),
+        "answer": sample.answer,
+        "prediction": prediction,
+        "correct": benchmark.correct(sample, prediction),
+        "fields": sample.fields,
+        "regions": sample.regions,
+    }
+
+
+def summary(records: list[dict[str, Any]], visual: int) -> dict[str, Any]:
+    """By layer: mean rho, shares of expansions and of drops that had something to drop, mean visual tokens."""
+    layers: dict[int, list[dict[str, Any]]] = {}
+    for r in records:
+        for step in r["layers"]:
+            layers.setdefault(step["layer"], []).append(step)
+    out = {}
+    for layer, steps in sorted(layers.items()):
+        rho = [s["rho"] for s in steps if s["rho"] is not None]
+        out[layer] = {
+            "rho": round(sum(rho) / len(rho), 4) if rho else None,
+            "expand": sum(s["decision"] == "expand" for s in steps) / len(steps),
+            "drop": sum(s["decision"] == "drop" and s["effective"] for s in steps) / len(steps),
+            "visual_tokens": sum(s["visual_tokens"] for s in steps) / len(steps),
+        }
+    return {"visual_tokens_of_the_image": visual, "layers": out}
+
+
+def write_lines(records: list[dict[str, Any]]) -> str:
+    """One line of JSON a record."""
+    return "".join(encodable(json.dumps(r, ensure_ascii=False)).translate(LINE_ENDS) + "\n" for r in records)
+
+
+def read(folder: str | Path) -> list[dict[str, Any]]:
+    """The records of a finished point, by its folder. Raises UserError where the file is not there, cut off, or a line is damaged."""
+    path = Path(folder) / "records.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is not there; measure the point again")
+    return [record for _, record in numbered(path, wrong_layers, "measure the point again")]
+
+
+def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, record) of a JSON lines file of records, blank lines passed over. Raises UserError, with the line, what is wrong with it and
+    ``cure``, where ``wrong_with`` says so of one."""
+    try:
+        lines = read_text(path).split("\n")  # not splitlines: JSON may hold U+2028 as it is
+    except ValueError as error:
+        raise UserError(f"{path} is {error}; {cure}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found = parse_json(line)
+            wrong = wrong_with(found)
+        except ValueError as error:
+            wrong = str(error)
+        if wrong is not None:
+            raise UserError(f"line {number} of {path} {wrong}; {cure}")
+        yield number, found
+
+
+def wrong_prediction(found: Any) -> str | None:
+    """Why a value read from JSON is no record {"id": text, "prediction": text, ...}; None for one."""
+    if not isinstance(found, dict):
+        return f"is {kind(found)}, not a record with id and prediction"
+    for key in ("id", "prediction"):
+        if key not in found:
+            return f"has no {key}, so it is no record with id and prediction"
+    if not isinstance(found["id"], str):
+        return f"has id={brief(found['id'])}, which is no text"
+    if not isinstance(found["prediction"], str):
+        return f"({flat(found['id'], 80)}) has prediction={brief(found['prediction'])}, which is no text"
+    return wrong_layers(found)
+
+
+def wrong_layers(found: Any) -> str | None:
+    """Why a value read from JSON is no record of any benchmark; None for one."""
+    if not isinstance(found, dict):
+        return f"is {kind(found)}, not a record"
+    steps = found.get("layers", [])
+    if not isinstance(steps, list) or not all(map(_is_step, steps)):
+        return f"has layers={brief(steps)}, no list of decisions"
+    return None
+
+
+def _is_step(step: Any) -> bool:
+    """Whether a value is a decision as ``record`` writes it."""
+    number = (int, float)
+    return (
+        isinstance(step, dict)
+        and isinstance(step.get("layer"), int)
+        and isinstance(step.get("rho"), (*number, type(None)))
+        and isinstance(step.get("decision"), str)
+        and isinstance(step.get("effective"), bool)
+        and isinstance(step.get("visual_tokens"), number)
+    )
+
+
+class Kept:
+    """The records of an evaluation in ``path`` as they come, so that one that was killed goes on.
+
+    ``settings``: a digest of all that they depend on. It is the file's first line; a file with another one is started anew. ``records``:
+    {id: record} of what is there, less a last line that was cut off."""
+
+    def __init__(self, path: Path, settings: str):
+        self.path, self.head = path, json.dumps({"settings": settings}).encode() + b"\n"
+        self.files: dict[str, list[int] | None] = {}  # {id of a sample: what ``file_stamp`` says of its image}
+        self.records: dict[str, dict[str, Any]] = {}
+        self.whole = 0  # bytes up to the end of the last whole line
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        if not lines or lines[0] != self.head:
+            return
+        self.whole = len(self.head)
+        for line in lines[1:]:
+            try:
+                found = parse_json(line.decode())
+            except ValueError:
+                return
+            if not line.endswith(b"\n") or wrong_prediction(found) or not isinstance(found.get("question"), str):
+                return
+            self.records[found["id"]] = found
+            self.whole += len(line)
+
+    def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, dict[str, Any]]:
+        """{id: record} of the samples that were asked as they would be now, on an image whose file has not changed."""
+        self.files = {s.id: file_stamp(s.image) for s in samples}
+        known = [(s, dict(self.records[s.id])) for s in samples if s.id in self.records]
+        same = [(s, r) for s, r in known if r.pop(FILE, None) == self.files[s.id] and r["question"] == benchmark.prompt(s)]
+        return {s.id: r | graded(benchmark, s, r["prediction"]) for s, r in same}
+
+    def add(self, records: list[dict[str, Any]]) -> None:
+        """Appends; on the disk when this returns. The first call makes the file."""
+        lines = write_lines([r | ({FILE: stamp} if (stamp := self.files.get(r["id"])) else {}) for r in records])
+        data = (b"" if self.whole else self.head) + lines.encode()
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("r+b" if self.whole else "wb") as file:
+                file.seek(self.whole)
+                file.truncate()
+                file.write(data)
+        self.whole += len(data)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""A run's output folder: what is written, when, and in what order, so that nothing is ever half there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as resolved plain Python, which is what everything but Hydra gets."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def provenance(seed: int, seconds: float) -> dict[str, Any]:
+    """Versions, commit, seed and time of a run."""
+    packages = ("blink_exp", "torch", "transformers", "tokenizers", "hydra-core", "pytorch-lightning", "easy-vqa")
+    root = Path(__file__).resolve().parent.parent.parent
+    commit = _git(root, "rev-parse", "HEAD")
+    return {
+        "versions": {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()},
+        "commit": commit and commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""),
+        "seed": seed,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

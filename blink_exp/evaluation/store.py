@@ -1,0 +1,104 @@
+"""What earlier runs left in their folders, read with the doubt that a copied, edited or half-written file deserves.
+
+A damaged entry is named once and counts as not measured: the point is measured again, and a sweep goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from blink_exp.errors import UserError
+from blink_exp.evaluation.records import read
+from blink_exp.files import read_object, read_settings
+
+log = logging.getLogger(__name__)
+NUMBER = (int, float)
+# of a metrics.json: what tables, sweeps and lists read of it
+EMPTY = type(None)
+METRICS: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "scores": dict,
+    "samples": int,
+    "skipped": list,
+    **{key: (str, EMPTY) for key in ("backbone", "benchmark", "protocol", "headline")},
+    "seconds": (*NUMBER, EMPTY),
+    "blink": (dict, EMPTY),
+}
+PACE: dict[str, type | tuple[type, ...]] = {"backbone": str, "benchmark": str, "seconds": NUMBER, "samples": int}
+JOB: dict[str, type | tuple[type, ...]] = {"overrides": list, "point": str, "status": str}
+DONE: dict[str, type | tuple[type, ...]] = {"scores": dict, "samples": int, "seconds": NUMBER, "folder": str}  # of a job that is done
+
+
+def finished(folder: Path, cure: str) -> bool:
+    """Whether a training of the store has got to its end; a damaged metrics.json is named, and it has not."""
+    try:
+        return (folder / "metrics.json").is_file() and isinstance(read_object(folder / "metrics.json", {}, cure), dict)
+    except UserError as error:
+        name_once(str(error))
+        return False
+
+
+def metrics_of(folder: Path, needed: dict[str, type | tuple[type, ...]] = METRICS) -> dict[str, Any] | None:
+    """What a finished point's metrics.json holds; None where there is none, or a damaged one. ``needed``: what is read of it."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return None
+    try:
+        found = read_object(path, needed, "the point is measured again")
+        for name, score in found.get("scores", {}).items():
+            if not isinstance(score, dict) or not all(isinstance(score.get(key), (*NUMBER, EMPTY)) for key in ("value", "stderr")):
+                raise UserError(f"{path} has no value and standard error of {name}; the point is measured again")
+    except UserError as error:
+        name_once(str(error))
+        return None
+    return found
+
+
+def point_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """(metrics, records) of a finished point; None where its metrics.json, records.jsonl or config.yaml is damaged."""
+    found = metrics_of(folder)
+    if found is None:
+        return None
+    try:
+        records = read(folder)
+        if found["samples"] and not records:
+            raise UserError(f"{folder / 'records.jsonl'} is empty; the point is measured again")
+        if (folder / "config.yaml").is_file():
+            read_settings(folder / "config.yaml", "the point is measured again")
+    except (UserError, OSError) as error:
+        name_once(str(error))
+        return None
+    return found, records
+
+
+def paces(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """(folder, metrics) of the finished points among metrics.json ``paths``, as far as they say how long they took."""
+    found = ((path.parent, metrics_of(path.parent, PACE)) for path in paths)
+    return [(folder, metrics) for folder, metrics in found if metrics is not None]
+
+
+@functools.lru_cache(maxsize=4096)
+def name_once(text: str) -> None:
+    """Says what is wrong with a file. A sweep looks at one several times."""
+    log.warning(text)
+
+
+SHARED_NOTE = "together.json"  # in a point's folder, until it is measured: how many points ran together, and for how long
+
+
+def pop_shared_note(folder: Path) -> dict[str, Any] | None:
+    """What ``shared_runs.run_together`` noted of a point, which is then forgotten."""
+    path = folder / SHARED_NOTE
+    if not path.is_file():
+        return None
+    try:
+        found = read_object(path, {"points": int, "seconds": NUMBER}, "the time of the run together is left out")
+    except UserError as error:
+        name_once(str(error))
+        found = None
+    path.unlink()
+    return found if found and found["points"] > 0 else None

@@ -1,0 +1,122 @@
+"""What a run shows on the terminal: a progress bar, its scores, the cost of a prompt."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from blink_exp.errors import flat, printable
+from blink_exp.reports.console import wide_console
+from blink_exp.reports.entries import duration
+from blink_exp.stopping import stopping
+
+EVERY = 30.0  # seconds from one line of progress to the next
+
+
+def show(finished: dict[str, Any]) -> None:
+    """The scores as a table on the terminal."""
+    from rich.table import Table
+
+    protocol = "" if finished["protocol"] == "own" else f", {finished['split']} split, protocol {finished['protocol']}"
+    measured = f"{finished['method']} on {finished['benchmark']}{protocol}"
+    table = Table(title=printable(f"{measured} (measured here, {finished['backbone']})"))
+    for column in ("score", "value", "stderr", "samples"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, score in finished["scores"].items():
+        table.add_row(shown(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
+    loaded = {k: finished[k] for k in ("dtype", "pad", "system_prompt") if finished.get(k) not in (None, "none")}
+    table.caption = printable(", ".join(f"{k} {v}".lower() for k, v in loaded.items())) or None
+    console = wide_console()
+    console.print(table if finished["scores"] else f"{finished['samples']} predictions on {printable(finished['benchmark'])}, no score yet")
+    if finished["without_answer"]:
+        console.print(f"{finished['without_answer']} of {finished['samples']} rows have no answer to compare with: predicted, not scored")
+    if finished["layers"] and "blink" in finished:
+        tokens = [v["visual_tokens"] for v in finished["blink"]["layers"].values()]
+        console.print(f"layers {finished['layers']}, visual tokens by layer {[round(t) for t in tokens]}", highlight=False)
+    if finished["cost"]:
+        console.print(cost_line(finished["cost"]), highlight=False)
+    if finished["skipped"]:
+        console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
+
+
+def shown(text: object) -> str:
+    """A label, a category or a path on one line of a table."""
+    return flat(printable(str(text)), 100)
+
+
+def number(value: float | None) -> str:
+    """Two digits; nothing for what has no value."""
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def cost_line(cost: dict[str, Any]) -> str:
+    """What a prompt costs, in words."""
+    layers = cost["tokens_by_layer"]
+    return (
+        f"a prompt: {cost['visual_tokens']:.0f} of {cost['visual_tokens_nominal']:.0f} visual tokens enter the LLM"
+        f" (+ {cost['newline_tokens']:.0f} newlines), {sum(layers) / len(layers):.0f} tokens a layer on average;"
+        f" prefill {cost['prefill_flops_formula'] / 1e9:.2f} GFLOPs by formula, {cost['prefill_flops_counted'] / 1e9:.2f} counted;"
+        f" {cost['kv_bytes'] / 2**20:.2f} MiB of keys and values; encode {1e3 * cost['encode_seconds']:.0f} ms,"
+        f" prefill {1e3 * cost['prefill_seconds']:.0f} ms, decode {cost['decode_tokens_per_second']:.0f} tokens/s"
+    )
+
+
+class bar:
+    """A progress bar on a terminal; where the output is a file or a pipe, a line at every tenth and after every 30 seconds. Gives a
+    function that advances it, which also ends a run that a signal should have ended (``stopping``)."""
+
+    def __init__(self, total: int | None, title: str, shown: bool):
+        from rich.markup import escape
+        from rich.progress import Progress
+
+        terminal = wide_console().is_terminal
+        self.progress = Progress(transient=True, disable=not (shown and terminal))
+        self.lines = Lines(total, title) if shown and not terminal else None
+        self.total, self.title = total, escape(flat(printable(title), 100))  # the bar's own columns are markup
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.progress.start()
+        task = self.progress.add_task(self.title, total=self.total)
+
+        def advance(n: int) -> None:
+            if stopping():
+                raise KeyboardInterrupt
+            self.progress.advance(task, n)
+            if self.lines is not None:
+                self.lines.advance(n)
+
+        return advance
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+class Lines:
+    """Progress as lines of text. ``clock``: seconds, from wherever."""
+
+    def __init__(self, total: int | None, title: str, clock: Callable[[], float] = time.monotonic):
+        self.total, self.title, self.clock = total, title, clock
+        self.done, self.tenth = 0, 0
+        self.found, self.spent = 0, 0.0  # done within the first second: answers of an earlier run say nothing about the pace
+        self.started = self.last = clock()
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        now = self.clock()
+        if now - self.started < 1:
+            self.found, self.spent = self.done, now - self.started
+        tenth = 10 * self.done // self.total if self.total else 0
+        if n and (tenth > self.tenth or now - self.last >= EVERY):
+            print(self.line(now - self.started), flush=True)
+            self.tenth, self.last = tenth, now
+
+    def line(self, spent: float) -> str:
+        """ "blink on mme: 640 of 2374 (26 %), 2 min 05 s, about 5 min 39 s left"."""
+        if not self.total:
+            return f"{self.title}: {self.done}, {duration(spent)}"
+        rest = ""
+        if self.found < self.done < self.total:
+            rest = f", about {duration((spent - self.spent) * (self.total - self.done) / (self.done - self.found))} left"
+        return f"{self.title}: {self.done} of {self.total} ({100 * self.done // self.total} %), {duration(spent)}{rest}"

@@ -1,0 +1,72 @@
+"""Token budgets that pruners share: retention ratios, rounding, top-k, and what a tile cannot keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Rows
+
+import torch
+
+from blink_exp.core.views import Views, check_newline_policy
+from blink_exp.errors import UserError, nearest
+
+
+def check_ratio(name: str, ratio: float) -> float:
+    """A retention ratio: the share of visual tokens that is kept."""
+    if not 0 < ratio <= 1:
+        raise UserError(f"{name}={ratio} is outside (0, 1]; it is the share of visual tokens to keep, e.g. 0.2")
+    return float(ratio)
+
+
+def own_newlines(method: str, mode: str, policy: str, of_mode: dict[str, str]) -> str:
+    """The newline policy of a pruner with modes: ``policy``, or where that is empty the mode's own in ``of_mode``. Checks both words."""
+    if mode not in of_mode:
+        raise UserError(f"{method}.mode={mode} is not known; {nearest(str(mode), of_mode)}")
+    return check_newline_policy(policy or of_mode[mode])
+
+
+def untouched(ratio: float, views: Views, newline_policy: str) -> bool:
+    """Whether keeping ``ratio`` of the tokens under a newline policy is the stock sequence."""
+    return ratio == 1 and (newline_policy == "valid_rows" or not views.newline)
+
+
+def floored(x: float) -> int:
+    """floor(x), forgiving what floats lose: 2880 * 0.7 is 2016 here, not 2015."""
+    return math.floor(x + 1e-9)
+
+
+def at_least_one(name: str, budget: int, of: int) -> int:
+    if budget < 1:
+        raise UserError(f"{name} rounds to no token of {of}; use at least {math.ceil(1e4 / of) / 1e4}")
+    return budget
+
+
+def top(scores: torch.Tensor, k: int, allowed: torch.Tensor | None = None) -> torch.Tensor:
+    """(k,) indices of the largest of (N,) ``scores``, ascending; ties go to the lower index. ``allowed``: (N,) bool, others are never
+    taken, so fewer than k may come back."""
+    order = torch.sort(scores.float().cpu(), descending=True, stable=True).indices
+    if allowed is not None:
+        order = order[allowed[order]]
+    return order[: max(0, k)].sort().values
+
+
+def capped(budgets: Rows[int], limits: Rows[int], shares: Rows[float], redistribute: bool) -> list[int]:
+    """Budgets cut to what each tile can keep. With ``redistribute`` the excess goes to the others in proportion to ``shares`` (rounded
+    down, the rest to the largest fractions, lower index first) until it is spent or all are full."""
+    out = [min(b, m) for b, m in zip(budgets, limits, strict=True)]
+    excess = sum(budgets) - sum(out)
+    while redistribute and excess > 0:
+        free = [i for i in range(len(out)) if out[i] < limits[i]]
+        weight = sum(shares[i] for i in free)
+        if not free:
+            break
+        wanted = [excess * (shares[i] / weight if weight > 0 else 1 / len(free)) for i in free]
+        given = [min(floored(w), limits[i] - out[i]) for i, w in zip(free, wanted, strict=True)]
+        if not any(given):
+            order = sorted(range(len(free)), key=lambda j: (-(wanted[j] - math.floor(wanted[j])), free[j]))
+            for j in order[:excess]:
+                given[j] = 1
+        for i, g in zip(free, given, strict=True):
+            out[i] += g
+        excess -= sum(given)
+    return out

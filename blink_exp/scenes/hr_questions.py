@@ -1,0 +1,108 @@
+"""Questions about scenes of many objects, where details decide: the five kinds of ``mosaic_hr``.
+
+An object is named by colour and shape together ("the red circle"), so that even a scene of 16 has objects to ask about. As in
+``questions``, a kind is a function ``(rng, scene, wanted) -> Question | None``; kinds that are no yes/no questions ignore ``wanted``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from blink_exp.scenes.questions import Kind, Question, _pick, _unique
+from blink_exp.scenes.scenes import COLORS, SHAPES, Scene
+
+MOST = 3  # the largest number that is asked for
+
+
+def _name(tile) -> str:
+    return f"{tile.color} {tile.shape}"
+
+
+def _alone(scene: Scene) -> list[int]:
+    """Tiles whose object is the only one of its colour and shape."""
+    counts = Counter(map(_name, scene.tiles))
+    return [i for i, tile in enumerate(scene.tiles) if counts[_name(tile)] == 1]
+
+
+def small_object(rng, scene, wanted):
+    """For "no" some object has the colour and another the shape wherever possible, only not one both."""
+    if wanted == "yes":
+        i = _pick(rng, _alone(scene))
+        return None if i is None else Question("small_object", f"is there a {_name(scene.tiles[i])}?", "yes", (i,))
+    present = {(t.color, t.shape) for t in scene.tiles}
+    near = {(c, s) for c, _ in present for _, s in present} - present
+    found = _pick(rng, sorted(near or {(c, s) for c in COLORS for s in SHAPES} - present))
+    return found and Question("small_object", f"is there a {found[0]} {found[1]}?", "no")
+
+
+def count(rng, scene, wanted):
+    counts = Counter(map(_name, scene.tiles))
+    names = [f"{c} {s}" for c in COLORS for s in SHAPES]
+    number = _pick(rng, sorted({counts[name] for name in names if counts[name] <= MOST}))
+    name = _pick(rng, [name for name in names if counts[name] == number])
+    objects = tuple(i for i, tile in enumerate(scene.tiles) if _name(tile) == name)
+    return Question("count", f"how many {name}s are there?", str(number), objects)
+
+
+def position(rng, scene, wanted):
+    """In which half an object is; objects in the middle are not asked about."""
+    options = []
+    for i in _alone(scene):
+        for axis, words in enumerate((("top", "bottom"), ("left", "right"))):
+            offset = 2 * scene.cell(i)[axis] - (scene.grid[axis] - 1)
+            if offset:
+                options.append((i, words, words[offset > 0]))
+    found = _pick(rng, options)
+    if found is None:
+        return None
+    i, words, answer = found
+    text = f"is the {_name(scene.tiles[i])} {words[0]} or {words[1]}?"
+    return Question("position", text, answer, (i,), ((f"is the {_name(scene.tiles[i])}", i),))
+
+
+def attribute(rng, scene, wanted):
+    options = [("what is the {0} shape?", color, "shape", i) for color, i in _unique(scene, "color")]
+    options += [("what color is the {0}?", shape, "color", i) for shape, i in _unique(scene, "shape")]
+    found = _pick(rng, options)
+    if found is None:
+        return None
+    text, value, asked, i = found
+    return Question("attribute", text.format(value), getattr(scene.tiles[i], asked), (i,))
+
+
+def relation(rng, scene, wanted):
+    """Which of two objects is further left, or further up; never two in one column or row."""
+    alone = _alone(scene)
+    options = []
+    for a in alone:
+        for b in alone:
+            for axis, word in enumerate(("above", "left of")):
+                step = scene.cell(a)[axis] - scene.cell(b)[axis]
+                if step and (step < 0) == (wanted == "yes"):
+                    options.append((a, b, word))
+    found = _pick(rng, options)
+    if found is None:
+        return None
+    a, b, word = found
+    first = f"is the {_name(scene.tiles[a])}"
+    text = f"{first} {word} the {_name(scene.tiles[b])}"
+    return Question("relation", f"{text}?", wanted, (a, b), ((first, a), (text, b)))
+
+
+KINDS: dict[str, Kind] = {k.__name__: k for k in (small_object, count, position, attribute, relation)}
+ABOUT_ONE = ("small_object", "position", "attribute")  # kinds whose question names one object
+
+
+def draw(rng: np.random.Generator, scene: Scene, how_many: int, shares: dict[str, float] | None = None) -> list[Question]:
+    """``how_many`` questions of kinds drawn at random, all alike or by ``shares``, which sum to 1; yes and no equally likely. ``count``
+    suits any scene, so this ends."""
+    shares = shares or dict.fromkeys(KINDS, 1 / len(KINDS))
+    found: list[Question] = []
+    while len(found) < how_many:
+        kind = rng.choice(list(shares), p=list(shares.values()))
+        question = KINDS[kind](rng, scene, _pick(rng, ("yes", "no")))
+        if question is not None:
+            found.append(question)
+    return found

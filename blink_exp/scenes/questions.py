@@ -1,0 +1,198 @@
+"""Questions about scenes, with their answers and the objects that they are about.
+
+A kind is a function ``(rng, scene, wanted) -> Question | None``: open kinds ignore ``wanted``; yes/no kinds build a question whose
+true answer is ``wanted`` ("yes" or "no"), so that guessing from the text alone gives one half. None means that this scene has no
+such question (no unique circle, say); callers draw another kind or another scene.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, official_questions, random_scene
+
+
+@dataclass(frozen=True)
+class Question:
+    kind: str
+    text: str
+    answer: str
+    objects: tuple[int, ...] = ()  # indices of the tiles that hold the answer; empty where every tile matters
+    mentions: tuple[tuple[str, int], ...] = ()  # (the question up to and with the words that name an object, that object's tile)
+
+
+Kind = Callable[[np.random.Generator, Scene, str], Question | None]
+
+
+def _pick(rng: np.random.Generator, options):
+    """One of ``options`` (a sequence), or None if there is none. Not rng.choice, which would turn strings into numpy's."""
+    return options[rng.integers(len(options))] if options else None
+
+
+def _unique(scene: Scene, attribute: str) -> list[tuple[str, int]]:
+    """(value, tile index) for every shape or colour that exactly one tile has."""
+    values = [getattr(tile, attribute) for tile in scene.tiles]
+    counts = Counter(values)
+    return [(value, i) for i, value in enumerate(values) if counts[value] == 1]
+
+
+def _other(rng: np.random.Generator, vocabulary: tuple[str, ...], truth: str) -> str:
+    return _pick(rng, [word for word in vocabulary if word != truth])
+
+
+def _plural(value: str) -> str:
+    return f"{value}s" if value in SHAPES else f"{value} shapes"
+
+
+def _matches(scene: Scene, value: str) -> tuple[int, ...]:
+    return tuple(i for i, tile in enumerate(scene.tiles) if value in (tile.shape, tile.color))
+
+
+# Open questions: the answer is one word.
+
+
+def color(rng, scene, wanted):
+    found = _pick(rng, _unique(scene, "shape"))
+    return found and Question("color", f"what color is the {found[0]}?", scene.tiles[found[1]].color, (found[1],))
+
+
+def shape(rng, scene, wanted):
+    found = _pick(rng, _unique(scene, "color"))
+    return found and Question("shape", f"what is the {found[0]} shape?", scene.tiles[found[1]].shape, (found[1],))
+
+
+def color_at(rng, scene, wanted):
+    i = int(rng.integers(len(scene.tiles)))
+    return Question("color_at", f"what color is at {scene.place(i)}?", scene.tiles[i].color, (i,))
+
+
+def shape_at(rng, scene, wanted):
+    i = int(rng.integers(len(scene.tiles)))
+    return Question("shape_at", f"what shape is at {scene.place(i)}?", scene.tiles[i].shape, (i,))
+
+
+def count(rng, scene, wanted):
+    value = _pick(rng, SHAPES if scene.n == 2 or rng.random() < 0.3 else COLORS)
+    return Question("count", f"how many {_plural(value)} are there?", str(len(_matches(scene, value))))
+
+
+# Yes/no questions.
+
+
+def existence(rng, scene, wanted):
+    vocabulary = SHAPES if rng.random() < 0.5 else COLORS
+    value = _pick(rng, [v for v in vocabulary if bool(_matches(scene, v)) == (wanted == "yes")])
+    return value and Question("existence", f"is there a {value}{'' if value in SHAPES else ' shape'}?", wanted, _matches(scene, value))
+
+
+def conjunction(rng, scene, wanted):
+    """For "no" the colour and the shape are both in the scene wherever possible, only not on one object."""
+    present = {(tile.color, tile.shape) for tile in scene.tiles}
+    if wanted == "yes":
+        found = _pick(rng, sorted(present))
+    else:
+        seen = {(c, s) for c, _ in present for _, s in present} - present
+        found = _pick(rng, sorted(seen or {(c, s) for c in COLORS for s in SHAPES} - present))
+    if found is None:
+        return None
+    objects = tuple(i for i, tile in enumerate(scene.tiles) if (tile.color, tile.shape) == found)
+    return Question("conjunction", f"is there a {found[0]} {found[1]}?", wanted, objects)
+
+
+def position(rng, scene, wanted):
+    found = _pick(rng, _unique(scene, "shape") + _unique(scene, "color"))
+    if found is None:
+        return None
+    value, i = found
+    at = i if wanted == "yes" else _pick(rng, [j for j in range(len(scene.tiles)) if j != i])
+    if at is None:
+        return None
+    return Question("position", f"is the {value}{'' if value in SHAPES else ' shape'} at {scene.place(at)}?", wanted, (i,))
+
+
+def color_check(rng, scene, wanted):
+    found = _pick(rng, _unique(scene, "shape"))
+    if found is None:
+        return None
+    truth = scene.tiles[found[1]].color
+    said = truth if wanted == "yes" else _other(rng, COLORS, truth)
+    return Question("color_check", f"is the {found[0]} {said}?", wanted, (found[1],))
+
+
+def shape_check(rng, scene, wanted):
+    found = _pick(rng, _unique(scene, "color"))
+    if found is None:
+        return None
+    truth = scene.tiles[found[1]].shape
+    said = truth if wanted == "yes" else _other(rng, SHAPES, truth)
+    return Question("shape_check", f"is the {found[0]} shape a {said}?", wanted, (found[1],))
+
+
+def count_check(rng, scene, wanted):
+    value = _pick(rng, SHAPES if scene.n == 2 or rng.random() < 0.3 else COLORS)
+    truth = len(_matches(scene, value))
+    near = [k for k in (truth - 1, truth + 1) if 0 <= k <= len(scene.tiles)]
+    said = truth if wanted == "yes" else _pick(rng, near)
+    return Question("count_check", f"are there {said} {_plural(value)}?", wanted)
+
+
+def comparison(rng, scene, wanted):
+    """Which of two shapes there is more of; ties are left out, so that "no" means fewer."""
+    counts = {s: len(_matches(scene, s)) for s in SHAPES}
+    pairs = [(a, b) for a in SHAPES for b in SHAPES if (counts[a] > counts[b] if wanted == "yes" else counts[a] < counts[b])]
+    pair = _pick(rng, pairs)
+    return pair and Question("comparison", f"are there more {pair[0]}s than {pair[1]}s?", wanted)
+
+
+def arithmetic(rng, scene, wanted):
+    left_out = _pick(rng, SHAPES)
+    a, b = (s for s in SHAPES if s != left_out)
+    truth = len(scene.tiles) - len(_matches(scene, left_out))
+    near = [k for k in (truth - 1, truth + 1) if 0 <= k <= len(scene.tiles)]
+    said = truth if wanted == "yes" else _pick(rng, near)
+    return Question("arithmetic", f"is the number of {a}s plus {b}s {said}?", wanted)
+
+
+OPEN: dict[str, Kind] = {k.__name__: k for k in (color, shape, color_at, shape_at, count)}
+YES_NO: dict[str, Kind] = {
+    k.__name__: k for k in (existence, conjunction, position, color_check, shape_check, count_check, comparison, arithmetic)
+}
+KINDS: dict[str, Kind] = {**OPEN, **YES_NO}
+
+
+def draw(rng: np.random.Generator, scene: Scene, kinds: dict[str, Kind], how_many: int) -> list[Question]:
+    """``how_many`` questions about ``scene`` of kinds drawn at random, yes and no equally likely. ``count`` and ``color_at`` suit
+    any scene, so with one of the four kinds that always apply among ``kinds`` this ends."""
+    names = list(kinds)
+    found: list[Question] = []
+    while len(found) < how_many:
+        question = kinds[_pick(rng, names)](rng, scene, _pick(rng, ("yes", "no")))
+        if question is not None:
+            found.append(question)
+    return found
+
+
+def caption(scene: Scene, place: bool = True) -> str:
+    """All objects in raster order: "a red circle at the top left, a blue triangle at the top right, ..."."""
+    named = [f"a {tile.color} {tile.shape}" for tile in scene.tiles]
+    if place and scene.n > 1:
+        named = [f"{name} at {scene.place(i)}" for i, name in enumerate(named)]
+    return ", ".join(named)
+
+
+def vocabulary_corpus() -> list[str]:
+    """Every word a prompt, a caption or an answer can hold, as whole sentences: what the tokenizer is trained on."""
+    rng = np.random.default_rng(0)
+
+    lines = [f"{q} ASSISTANT: {a}" for q, a, _ in official_questions("train")[:5000]]
+    for n in (2, 3, 4):
+        for _ in range(300):
+            scene = random_scene(rng, "train", n)
+            lines += [f"USER: \n{q.text} ASSISTANT: {q.answer}" for q in draw(rng, scene, KINDS, 8)]
+            lines.append("describe the image. ASSISTANT: " + caption(scene))
+    lines += [f" {k}" for k in range(17) for _ in range(50)]
+    return lines

@@ -1,0 +1,199 @@
+"""A W&B workspace for ablations: a section for every table and figure, built from conf/ and the stable names of ``tracking.names``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blink_exp.cli import CONF
+from blink_exp.errors import UserError, flat, nearest
+from blink_exp.evaluation import results
+from blink_exp.files import write_text
+from blink_exp.studies.experiments import ELSEWHERE, natural
+
+NAME = "Blink and HERO ablations"
+KINDS = ("wandb",)
+WIDTH, HEIGHT, COLUMNS = 8, 6, 3  # of a panel in W&B's grid of 24, and panels a row
+RUNS = 100  # most runs that a panel shows: the largest experiment has 63 points
+PICTURES = 4  # of a figure that are shown
+CURVES = ("rho", "expand", "drop", "tokens")  # blink/NAME_by_layer
+
+
+def run(cfg: DictConfig, out: Path) -> Path:
+    """Writes the workspace to ``out``/workspace.json and, where W&B can be reached with a key, saves it there. Returns the file.
+
+    Args:
+        cfg: ``dashboard``: wandb. ``logger``, if it is W&B's, says project, entity and mode; any other mode than online asks nobody.
+
+    Raises:
+        UserError: for another dashboard, or without wandb-workspaces.
+    """
+    settings = results.plain(cfg)
+    if settings["dashboard"] not in KINDS:
+        raise UserError(f"dashboard={settings['dashboard']} is not known; {nearest(str(settings['dashboard']), KINDS)}")
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError("dashboard=wandb needs wandb-workspaces; pip install wandb-workspaces")
+    logger = settings["logger"] if settings["logger"]["kind"] == "wandb" else {}
+    made = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
+    path = out / "workspace.json"
+    write_text(path, as_json(made))
+    print(f"workspace: {path}")
+    if logger.get("mode") == "online":
+        save(made)
+    else:
+        print("not sent anywhere; with a W&B key: python sweep.py dashboard=wandb logger=wandb")
+    return path
+
+
+def save(made: Any) -> None:
+    """Saves a workspace to W&B, under the key's own account where no entity was named. What fails is one line: the file is there."""
+    import wandb
+
+    try:
+        if wandb.login(prompt=False, verify=False) is False:
+            raise UserError("no API key; set WANDB_API_KEY or run `wandb login`")
+        made.entity = made.entity or wandb.Api(timeout=30).default_entity
+        made.save()
+        print(f"saved: {made.url}")
+    except Exception as error:
+        raise UserError(f"the workspace could not be saved to W&B ({flat(error, 200)}); the file above holds it") from error
+
+
+def experiments() -> dict[str, list[dict[str, Any]]]:
+    """{"table" and "figure": what is in conf/table and conf/figure}, read as it stands there: composing all of it would take a minute."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind in ("table", "figure"):
+        paths = sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem))
+        found[kind] = [results.plain(OmegaConf.load(p)) for p in paths if p.stem not in ELSEWHERE]  # type: ignore[arg-type]
+    return found
+
+
+def workspace(found: dict[str, list[dict[str, Any]]], project: str, entity: str | None) -> Any:
+    """The workspace as an object. Nothing is asked over the network."""
+    import wandb_workspaces.workspaces as ws
+
+    sections = [
+        section("All runs", list(common()), is_open=True),
+        *(section(e["title"], list(table(e))) for e in found["table"]),
+        *(section(e["title"], list(figure(e))) for e in found["figure"]),
+        section("TokenSR training", list(training())),
+    ]
+    return ws.Workspace(
+        name=NAME,
+        entity=entity or "",
+        project=project,
+        sections=[s for s in sections if s.panels],
+        settings=ws.WorkspaceSettings(max_runs=RUNS),
+    )
+
+
+def section(name: str, panels: list[Any], is_open: bool = False) -> Any:
+    """A section whose panels stand ``COLUMNS`` to a row."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    for k, panel in enumerate(panels):
+        panel.layout = wr.Layout(x=k % COLUMNS * WIDTH, y=k // COLUMNS * HEIGHT, w=WIDTH, h=HEIGHT)
+    rows = max(1, -(-len(panels) // COLUMNS))
+    return ws.Section(name=name, panels=panels, is_open=is_open, layout_settings=ws.SectionLayoutSettings(columns=COLUMNS, rows=rows))
+
+
+def common() -> Iterator[Any]:
+    """What every run has: what Blink does by layer, scores against tokens and against where the layers start, examples and records."""
+    import wandb_workspaces.reports.v2 as wr
+
+    for name in CURVES:
+        yield line(f"Blink: {name} by layer", "layer", f"blink/{name}_by_layer")
+    for score in ("accuracy", "total"):
+        yield scatter(f"{score} against visual tokens a layer", "tokens/layer", f"scores/{score}")
+    yield scatter("total against the first layer that scans", "layers/first", "scores/total")
+    yield wr.MediaBrowser(title="examples", media_keys=["examples/1", "examples/2"])
+    yield wr.WeavePanelSummaryTable(table_name="records")
+
+
+def table(experiment: dict[str, Any]) -> Iterator[Any]:
+    """Of a table: bars of the headline score by point, a panel a benchmark; the same against tokens; the ratio by layer, for Blink's; the
+    table itself beside the published numbers; the figures that stand on its page."""
+    import wandb_workspaces.reports.v2 as wr
+
+    name = experiment["name"]
+    for benchmark in benchmarks(experiment):
+        yield bars(f"{benchmark} by point", f"{name}/{benchmark}")
+        yield scatter(f"{benchmark} against visual tokens a layer", "tokens/layer", f"{name}/{benchmark}")
+    if experiment.get("paper") == "blink" and benchmarks(experiment):
+        yield line("saliency ratio by layer", "layer", f"{name}/rho_by_layer")
+    yield wr.WeavePanelSummaryTable(table_name=f"table/{name}")
+    for embedded in experiment.get("figures") or []:
+        yield pictures(embedded)
+
+
+def figure(experiment: dict[str, Any]) -> Iterator[Any]:
+    """Of a figure: its points over its axis, where it has one; its curves; its pictures; its claims."""
+    import wandb_workspaces.reports.v2 as wr
+
+    name = experiment["name"]
+    if series(experiment):
+        for benchmark in benchmarks(experiment):
+            yield scatter(f"{benchmark} by point", f"{name}/x", f"{name}/{benchmark}")
+        yield wr.LinePlot(title="curves", x=f"{name}/x", metric_regex=f"^{name}/.+/.+$", max_runs_to_show=RUNS)
+    yield pictures(name)
+    yield wr.WeavePanelSummaryTable(table_name=f"claims/{name}")
+
+
+def training() -> Iterator[Any]:
+    """Of a training: the loss by step, and the held-out loss by layer."""
+    import wandb_workspaces.reports.v2 as wr
+
+    step = "trainer/global_step"
+    yield line("loss by step", step, "loss/train")
+    yield wr.LinePlot(title="loss by step and layer", x=step, metric_regex="^loss/train/layer_.*", max_runs_to_show=RUNS)
+    yield wr.LinePlot(title="held-out loss by layer", x=step, metric_regex="^loss/held_out/layer_.*", max_runs_to_show=RUNS)
+    yield wr.LinePlot(title="gain over interpolation by layer", x=step, metric_regex="^gain/layer_.*", max_runs_to_show=RUNS)
+
+
+def benchmarks(experiment: dict[str, Any]) -> list[str]:
+    """The benchmarks that an experiment with points runs on, those of the scale model first."""
+    if not (experiment.get("points") or experiment.get("sweeps")):
+        return []
+    said = [[b] if isinstance(b, str) else list(b or []) for b in (experiment.get("here"), experiment.get("there"))]
+    return list(dict.fromkeys([*said[0], *said[1]]))
+
+
+def series(experiment: dict[str, Any]) -> list[str]:
+    """The curves of a figure whose points stand on an axis."""
+    named = [s["series"] for s in experiment.get("sweeps") or []]
+    return list(dict.fromkeys([*named, *(p["series"] for p in experiment.get("points") or [] if p.get("x") is not None)]))
+
+
+def bars(title: str, metric: str) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.BarPlot(title=title, metrics=[metric], orientation="h", max_runs_to_show=RUNS, max_bars_to_show=RUNS)
+
+
+def scatter(title: str, x: str, y: str) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
+
+
+def line(title: str, x: str, y: str) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.LinePlot(title=title, x=x, y=[y], max_runs_to_show=RUNS)
+
+
+def pictures(name: str) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.MediaBrowser(title=name, media_keys=[f"figures/{name}/{k + 1}" for k in range(PICTURES)])
+
+
+def as_json(made: Any) -> str:
+    """A workspace as W&B's app stores it."""
+    return json.dumps(json.loads(made._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=1) + "\n"

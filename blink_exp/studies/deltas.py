@@ -1,0 +1,57 @@
+"""How far every row of a table is from its baseline: as printed, and as measured on the same questions, with a paired test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from blink_exp.errors import UserError
+from blink_exp.evaluation import store
+from blink_exp.evaluation.evaluator import prepare_benchmark
+from blink_exp.evaluation.records import read
+from blink_exp.files import read_settings
+from blink_exp.reports.statistics import compare
+
+
+def add_deltas(document: dict[str, Any]) -> None:
+    """Fills ``published_deltas`` and ``deltas`` of every row that has a baseline, in place."""
+    by_label = {row["point"]: row for row in document["rows"]}
+    for row in document["rows"]:
+        base = by_label.get(row["baseline"])
+        row["published_deltas"] = {} if base is None or base is row else printed(row["published"], base["published"])
+    for group in document["groups"]:
+        name = group["benchmark"]
+        scores = [c["value"].removeprefix("scores.") for c in group["columns"].values() if c["value"].startswith("scores.")]
+        pairs = [(row, by_label[row["baseline"]]) for row in document["rows"] if row["baseline"] in by_label]
+        pairs = [(a, b) for a, b in pairs if a is not b and all(r["runs"].get(name, {}).get("status") == "done" for r in (a, b))]
+        if not pairs:
+            continue
+        try:
+            benchmark = benchmark_of(pairs[0][0]["runs"][name])
+        except UserError as error:  # what was measured must not be lost for a file that is gone
+            store.name_once(f"no differences on {name}: {error}")
+            continue
+        known = {r["point"]: records_of(r["runs"][name]) for pair in pairs for r in pair}
+        for row, base in pairs:
+            wanted = [s for s in scores if s in row["runs"][name]["scores"] and s in base["runs"][name]["scores"]]
+            found = compare(benchmark, known[row["point"]], known[base["point"]], wanted)
+            by_heading = {h: c["value"].removeprefix("scores.") for h, c in group["columns"].items()}
+            row["deltas"][name] = {heading: found[score] for heading, score in by_heading.items() if score in found}
+
+
+def printed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
+    """Differences of printed numbers, by heading."""
+    both = [h for h in values if isinstance(values[h], int | float) and isinstance(base.get(h), int | float)]
+    return {h: round(values[h] - base[h], 4) for h in both}
+
+
+def records_of(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{id: record} of a measured point."""
+    return {r["id"]: r for r in read(run["folder"])}
+
+
+def benchmark_of(run: dict[str, Any]) -> Any:
+    """The benchmark that a point was measured on."""
+    return prepare_benchmark(OmegaConf.create(read_settings(Path(run["folder"]) / "config.yaml", "measure the point again")))

@@ -1,0 +1,32 @@
+"""The experiments that conf/table and conf/figure describe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from blink_exp.cli import CONF
+from blink_exp.evaluation import results
+
+KINDS = ("table", "figure")
+ELSEWHERE = ("all", "list", "parity")  # presets that are no experiment of their own
+
+
+def experiments(kind: str) -> Iterator[dict[str, Any]]:
+    """Every experiment of conf/table or conf/figure."""
+    for path in sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem)):
+        if path.stem not in ELSEWHERE:
+            yield load_experiment(kind, path.stem)
+
+
+def load_experiment(kind: str, name: str) -> dict[str, Any]:
+    """The experiment in conf/<kind>/<name>.yaml."""
+    return results.plain(OmegaConf.load(CONF / kind / f"{name}.yaml"))  # type: ignore[arg-type]
+
+
+def natural(name: str) -> list[Any]:
+    """So that table10 stands behind table9."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,140 @@
+"""The jobs of a Hydra multirun: what became of each, wherever it ran, and one line and exit code 2 at the end where some failed.
+
+A job notes its row in ``hydra.sweep.dir/.jobs``, which is emptied when a multirun starts and removed when it ends. So the rows are those
+of this multirun, whatever stands in a folder that is used again, however deep ``hydra.sweep.subdir`` is and whatever launcher is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from blink_exp.cli import TRACEBACK, guard, one_line
+from blink_exp.disk import WriteError
+from blink_exp.errors import UserError
+from blink_exp.evaluation import locks, store
+from blink_exp.files import read_object, write_json
+from blink_exp.stopping import runs_in
+
+log = logging.getLogger(__name__)
+NOTES = ".jobs"  # in hydra.sweep.dir, while a multirun runs
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # which process of a training this is: all of them share its folder
+
+
+class Jobs(Callback):
+    """Hydra callback: keeps other runs out of the output folder, and ends a multirun."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        guard(claim_run, config)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        guard(claim_sweep, config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        try:
+            guard(self.end, config)
+        finally:
+            forget(config)
+
+    def end(self, config: DictConfig) -> None:
+        rows = noted(config)
+        name_points(rows)
+        end(rows)
+
+
+def claim_run(config: DictConfig) -> None:
+    folder = locks.named(config.hydra.run.dir, "hydra.run.dir")
+    if all(os.environ.get(name, "0") == "0" for name in RANKS):
+        locks.claim(folder, "hydra.run.dir")
+    runs_in(folder)
+
+
+def claim_sweep(config: DictConfig) -> None:
+    if all(os.environ.get(name, "0") == "0" for name in RANKS):
+        folder = locks.claim(config.hydra.sweep.dir, "hydra.sweep.dir")
+        shutil.rmtree(folder / NOTES, ignore_errors=True)
+
+
+def job(run: Callable[[Any], Any], cfg: DictConfig) -> Any:
+    """``run(cfg)`` as the task of ``hydra.main``. In a multirun a job that fails is noted, and the others run; a disk that takes no more
+    ends them all."""
+    return guard(_noting(run), cfg)
+
+
+def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return run
+
+    def noting(cfg: DictConfig) -> Any:
+        words = list(HydraConfig.get().overrides.task)
+        label = " ".join(words)
+        row: dict[str, Any] = {"point": label, "status": "done", "overrides": words}
+        value = None
+        try:
+            value = run(cfg)
+        except Exception as error:
+            if os.environ.get(TRACEBACK) == "1" or isinstance(error, WriteError):
+                raise
+            expected = isinstance(error, UserError | OSError)
+            log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")
+            row |= {"status": "failed", "error": one_line(error)}
+        note(row)
+        return value
+
+    return noting
+
+
+def note(row: dict[str, Any]) -> None:
+    """Keeps what became of the job that Hydra runs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    write_json(Path(hydra.sweep.dir) / NOTES / f"{hydra.job.num}.json", row)
+
+
+def noted(config: DictConfig) -> list[dict[str, Any]]:
+    """The rows of a multirun's jobs, in the order of their numbers. Raises UserError where there is none."""
+    rows = []
+    for file in sorted((Path(config.hydra.sweep.dir) / NOTES).glob("*.json"), key=lambda file: int(file.stem)):
+        try:
+            row = read_object(file, store.JOB, "it is left out of the summary")
+            read_object(file, store.DONE if row["status"] == "done" and "scores" in row else {}, "it is left out of the summary")
+            rows.append(row)
+        except UserError as error:  # cut off on its way from another machine
+            store.name_once(str(error))
+    if not rows:
+        raise UserError(f"no job of {config.hydra.sweep.dir} left a result; see the log files of the jobs there")
+    return rows
+
+
+def forget(config: DictConfig) -> None:
+    """Removes the notes of a multirun that has ended."""
+    shutil.rmtree(Path(config.hydra.sweep.dir) / NOTES, ignore_errors=True)
+
+
+def end(rows: list[dict[str, Any]], what: str = "jobs") -> None:
+    """Ends the program with 2 and one line where a job failed."""
+    failed = [row for row in rows if row["status"] == "failed"]
+    if failed:
+        print(f"error: {len(failed)} of {len(rows)} {what} failed, first {failed[0]['point']}: {failed[0]['error']}", file=sys.stderr)
+        sys.exit(2)
+
+
+def name_points(rows: list[dict[str, Any]]) -> list[str]:
+    """Names each row by the words that not all of them have, and returns the others."""
+    common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
+    for row in rows:
+        row["point"] = " ".join(word for word in row["overrides"] if word not in common)
+    return sorted(common)

@@ -1,0 +1,97 @@
+"""sweep.py table=list and figure=list: what there is, what is done, and how long the rest will take."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from blink_exp import reference
+from blink_exp.errors import UserError
+from blink_exp.evaluation import identity, results, store
+from blink_exp.evaluation.evaluator import incomplete, locate
+from blink_exp.evaluation.terminal import bar
+from blink_exp.reports.console import wide_console
+from blink_exp.settings.compose import composed
+from blink_exp.studies import matching, plan
+
+
+def show_list(cfg: DictConfig, experiments: list[dict[str, Any]], own: list[str]) -> None:
+    """Prints a table: id, what varies, points, how many of them are in the store, and how long the others will take by those."""
+    from rich.table import Table
+
+    shown = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
+    for column in ("id", "title", "what varies", "points", "done", "left"):
+        shown.add_column(column, justify="right" if column in ("points", "done", "left") else "left", overflow="fold")
+    known = Store(cfg)
+    with bar(len(experiments), "looking into the store", True) as advance:
+        for experiment in experiments:
+            folders = known.folders(experiment, own)
+            left = known.seconds([f for f in folders if not known.done(f)])
+            done = sum(known.done(f) for f in folders)
+            spent = "" if left is None else f"{left / 60:.0f} min"
+            shown.add_row(experiment["name"], experiment["title"], varies(experiment), str(len(folders)), str(done), spent)
+            advance(1)
+    wide_console().print(shown)
+
+
+def varies(experiment: dict[str, Any]) -> str:
+    """What the paper's table or figure varies, by the reference data; empty for experiments of our own."""
+    if not experiment.get("source"):
+        return ""
+    look = reference.figure if "-fig-" in experiment["source"] else reference.table
+    return str(look(experiment["paper"], experiment["source"])["experiment"]["varies"])
+
+
+class Store:
+    """What is done: the finished points of ``cfg.store``."""
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg, self.root = cfg, Path(cfg.store)
+        self.asked: dict[Path, tuple[str, str, int | None]] = {}  # of a point's folder: model, benchmark and limit
+        self.pace: dict[tuple[str, str], list[float]] = {}  # seconds a sample, by backbone and benchmark
+        self.samples: dict[str, int] = {}  # most samples seen of a benchmark
+        self.finished: set[Path] = set()
+        for folder, found in store.paces(self.root.glob("*/metrics.json")):
+            self.finished.add(folder)
+            name = found["benchmark"]
+            self.pace.setdefault((found["backbone"], name), []).append(found["seconds"] / max(1, found["samples"]))
+            self.samples[name] = max(self.samples.get(name, 0), found["samples"])
+
+    def folders(self, experiment: dict[str, Any], own: list[str]) -> list[Path]:
+        """The folder of every point on every benchmark, whether it is there or not."""
+        names = plan.benchmarks(experiment, own, plan.on_scale_model(experiment, own))
+        try:
+            found = plan.training(self.cfg, experiment, own) if names else None
+        except UserError:
+            found = None
+        modules = [f"tokensr.path={found[1] / 'tokensr'}"] if found else []
+        points = [(point, [*plan.words(experiment, point, name), *modules], name) for name in names for point in plan.points(experiment)]
+        return [self.folder(first, own, name, point.get("match")) for point, first, name in points]
+
+    def folder(self, first: list[str], own: list[str], benchmark: str, match: str | None = None) -> Path:
+        cfg = composed("sweep", [*first, *own, f"store={self.root}"])
+        locate(cfg)
+        if match and (known := matching.known(matching.place(cfg, match))) is not None:
+            cfg = composed("sweep", [*first, f"{match}={known['value']:.6g}", *own])
+            locate(cfg)
+        settings = results.plain(cfg)
+        folder = self.root / identity.point_hash(settings, identity.digests(settings))
+        self.asked[folder] = str(cfg.model.name), benchmark, cfg.limit
+        return folder
+
+    def done(self, folder: Path) -> bool:
+        found = store.metrics_of(folder) if folder in self.finished else None
+        return found is not None and not incomplete(len(found["skipped"]), found["samples"], self.cfg.skip_limit)
+
+    def seconds(self, folders: list[Path]) -> float | None:
+        """How long points will take; None where nothing like one of them has been measured."""
+        spent = [self.typical(*self.asked[folder]) for folder in folders]
+        return None if None in spent else sum(s for s in spent if s is not None)
+
+    def typical(self, model: str, benchmark: str, limit: int | None) -> float | None:
+        """Seconds of a point by the median pace of those measured, on ``limit`` samples or as many as were ever measured at once."""
+        paces = [p for (backbone, name), found in self.pace.items() if name == benchmark and backbone.startswith(model) for p in found]
+        return statistics.median(paces) * (limit or self.samples[benchmark]) if paces else None

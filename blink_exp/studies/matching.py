@@ -1,0 +1,137 @@
+"""Methods at equal tokens: at which value of a setting a method really keeps the share of visual tokens that it is asked for.
+
+A nominal ratio means something else to every method: of all tokens or of those that show the image, before or after rounding, of a tile
+or of the image, behind two layers or behind three. What counts is what the LLM works on, so the setting is searched, by bisection, at
+which the tokens of a layer, averaged over layers and over the benchmark's images, are the share that was asked for. No answer is looked
+at. Newlines count where a method chooses among them (inside the LLM) and not where they stand outside its budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blink_exp.benchmarks.base import by_image
+from blink_exp.core.method import Method
+from blink_exp.core.views import NEWLINE, Views, everything, pack
+from blink_exp.errors import UserError
+from blink_exp.evaluation import evaluator, identity, locks, results, store
+from blink_exp.files import read_object, write_json
+from blink_exp.methods.fastv import FastVPolicy
+from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts
+
+RANGES = {"iqr_factor": (50.0, 0.0)}  # of a setting, from the value that keeps least to the one that keeps most
+RATIO = (0.005, 1.0)  # of every other setting, all shares
+STEPS = 16  # halvings: the value is known to 2 ** -16 of its range
+
+
+def matched(cfg: DictConfig, key: str) -> list[str]:
+    """The override that makes ``cfg``'s method work on ``cfg.retention_ratio`` of the visual tokens by its setting ``key``
+    ("method.iqr_factor"). Kept in the store. Raises UserError where no value of the setting does."""
+    cfg = cfg.copy()
+    cfg.shard = None  # the shards of a run must not differ in a setting
+    path = place(cfg, key)
+    found = None if cfg.force else known(path)
+    if found is None:
+        with locks.waited(path):
+            found = None if cfg.force else known(path)  # another run may have found it meanwhile
+            if found is None:
+                value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)
+                found = {"key": key, "value": value, "wanted": cfg.retention_ratio, "share": share}
+                write_json(path, found)
+    print(f"matched: {key}={found['value']:.6g} keeps {100 * found['share']:.2f} % of the visual tokens", flush=True)
+    return [f"{key}={found['value']:.6g}"]
+
+
+def known(path: Path) -> dict[str, Any] | None:
+    """What a file of the store holds of an earlier search; None where there is none, or a damaged one, which is named."""
+    if not path.is_file():
+        return None
+    try:
+        return read_object(path, {"value": store.NUMBER, "share": store.NUMBER}, "the setting is searched again")
+    except UserError as error:
+        store.name_once(str(error))
+        return None
+
+
+def place(cfg: DictConfig, key: str) -> Path:
+    """The file of the store that holds what was found."""
+    settings = results.plain(cfg)
+    asked = {"match": key, "wanted": str(cfg.retention_ratio)}
+    return locks.named(cfg.store, "store") / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
+
+
+def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:
+    """(value, share): where between ``least`` and ``most``, the values that keep fewest and most, ``share_of`` is nearest to
+    ``wanted``. It must not fall on the way; it may jump, as tokens are whole. Raises UserError where ``wanted`` lies outside."""
+    ends = (least, share_of(least)), (most, share_of(most))
+    if not ends[0][1] <= wanted <= ends[1][1]:
+        raise UserError(f"retention_ratio={wanted} cannot be met: {name} gives {ends[0][1]:.3f} to {ends[1][1]:.3f}; use a value inside")
+    below, above = ends
+    for _ in range(STEPS):
+        middle = (below[0] + above[0]) / 2
+        share = share_of(middle)
+        if share < wanted:
+            below = middle, share
+        else:
+            above = middle, share
+    return min(below, above, key=lambda found: abs(found[1] - wanted))
+
+
+def share_by(cfg: DictConfig, key: str) -> Callable[[float], float]:
+    """The share of visual tokens that ``cfg``'s method works on, as a function of its setting ``key``; 0 where it refuses the value
+    because nothing would stay. Errors of the other settings are raised here."""
+    from hydra.utils import instantiate
+
+    backbone, _, benchmark = evaluator.prepare(cfg)
+    asked: list[tuple[Any, str]] = []
+    for first, *_ in by_image(evaluator.chosen(benchmark, cfg)):
+        with contextlib.suppress(OSError):  # an evaluation skips and names it
+            asked.append((first.image(), benchmark.prompt(first)))
+    if not asked:
+        raise UserError(f"{key} cannot be matched: no image of {benchmark.name} can be read; evaluate the method alone to see why")
+    encodings: dict[int, Any] = {}
+
+    def views(k: int) -> Views:
+        image = asked[k][0]
+        return Views.of(backbone.model.config, (image.height, image.width))
+
+    def share_of(value: float) -> float:
+        changed = cfg.copy()
+        OmegaConf.update(changed, key, value)
+        try:
+            method: Method = instantiate(changed.method, _partial_=True, _convert_="all")(backbone)
+            if method.policy is not None:
+                sizes = [len(pack(views(k), everything(views(k)))) for k in range(len(asked))]
+                return sum(policy_tokens(method.policy, n, backbone.depth) for n in sizes) / sum(sizes)
+            assert method.pruner is not None
+            kept = shown = 0
+            for k, (image, question) in enumerate(asked):
+                if k not in encodings:
+                    encodings[k] = backbone.encodings({f"matching:{k}": image}, method.pruner.needs)[f"matching:{k}"]
+                chosen = method.pruner.select(encodings[k], question) or everything(encodings[k].views)
+                kept += int((pack(encodings[k].views, chosen, method.pruner.newline_policy) != NEWLINE).sum())
+                shown += int(encodings[k].views.valid.sum())
+            return kept / shown
+        except UserError:
+            return 0.0
+
+    return share_of
+
+
+def policy_tokens(policy: Any, visual: int, depth: int) -> float:
+    """Visual tokens that a layer works on, averaged over ``depth`` layers, for a prompt of ``visual`` under FastV or SparseVLM."""
+    if isinstance(policy, FastVPolicy):
+        behind = [policy.budget(visual)] * len(policy.layers)
+    elif isinstance(policy, SparseVLMPolicy):
+        wanted = policy.schedule or [max(1, int(share * visual + 1e-9)) for share in policy.shares or ()]
+        behind = counts(visual, wanted)
+    else:
+        raise UserError(f"{type(policy).__name__} keeps no set share of the visual tokens, so it cannot be matched; leave match away")
+    edges = [0, *(layer + 1 for layer in policy.layers), depth]  # a layer works on what stands before it prunes
+    return sum(n * (b - a) for n, (a, b) in zip([visual, *behind], itertools.pairwise(edges), strict=True)) / depth

@@ -1,0 +1,126 @@
+"""evaluate.py table=parity: the untouched model on every benchmark beside what others print for it, with a verdict a row.
+
+The first thing to run on a published backbone: a method's gain of a point means nothing where the untouched model is two points off.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from blink_exp import reference
+from blink_exp.errors import UserError, nearest
+from blink_exp.evaluation import results
+from blink_exp.files import write_json, write_text
+from blink_exp.reports.console import wide_console
+from blink_exp.studies.plan import measured_run, own_words
+
+CHECK = "system prompt, pad or crop, OCR tokens, dtype, token ids around the image, image processor"  # in this order
+
+
+def run_parity(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """Measures every row of ``cfg.table`` and writes parity.md and parity.json to ``out``. Rows that are done are not run again."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    table, model = results.plain(cfg)["table"], hydra.runtime.choices["model"]
+    known = reference.published("vanilla")
+    if model not in known["models"]:
+        raise UserError(f"nobody prints numbers for model={model}; {nearest(model, known['models'])} (a folder: add model.path=...)")
+    own = own_words()
+    rows: list[dict[str, Any]] = []
+    for point in table["points"]:
+        said = known["models"][model].get(point["id"], {})
+        print(f"[{len(rows) + 1}/{len(table['points'])}] {point['label']}", flush=True)
+        words = [*table["overrides"], *point["overrides"], *point.get("only", {}).get(model, [])]
+        row = measured_run(cfg, words, own, point["label"])
+        rows.append({"id": point["id"], "published": {s: said[s] for s in known["sources"] if s in said}} | judged(row, point, said))
+    document = {
+        "title": table["title"],
+        "model": model,
+        "backbone": next((r["backbone"] for r in rows if "backbone" in r), None),
+        "command": " ".join(["python evaluate.py table=parity", *own]),
+        "rows": rows,
+    }
+    write_json(out / "parity.json", document)
+    write_text(out / "parity.md", markdown(document))
+    show(document)
+    print(f"written to {out}/parity.md and parity.json")
+    if all(row["status"] == "failed" for row in rows):
+        raise UserError(f"no row could be measured, first {rows[0]['point']}: {rows[0]['error']}")
+    return document
+
+
+def judged(row: dict[str, Any], point: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """``row`` with ``measured``, ``stderr``, ``difference`` from the first source (or the band's center) and ``verdict``."""
+    if row["status"] == "failed":
+        return row | {"measured": None, "verdict": f"not measured: {row['error']}"}
+    value, error = row["scores"].get(point["score"]), row["stderr"].get(point["score"])
+    if value is None:
+        why = f"no score: none of {row['samples']} samples counts for {point['score']}; see {row['folder']}"
+        return row | {"measured": None, "verdict": f"scored elsewhere: hand in {row['folder']}" if row.get("files") else why}
+    center = said.get("center", next((said[s] for s in reference.published("vanilla")["sources"] if s in said), None))
+    out = row | {"measured": value, "stderr": error, "difference": None if center is None else value - center}
+    if row["samples"] < point["rows"]:
+        return out | {"verdict": f"only {row['samples']} of {point['rows']} rows: no verdict"}
+    if point.get("compares") is False:
+        return out | {"verdict": point["why"]}
+    if center is None or "band" not in said:
+        return out | {"verdict": "no band" if center is not None else "nobody prints it"}
+    inside = abs(value - center) <= said["band"]
+    return out | {"verdict": f"within {center:g} ± {said['band']:g}" if inside else f"OUTSIDE {center:g} ± {said['band']:g}; check {CHECK}"}
+
+
+def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of text; what was not measured and what nobody prints stays empty."""
+    sources = reference.published("vanilla")["sources"]
+    head = ["", *[f"{name} (published)" for name in sources.values()], "measured here", "difference", "rows", "skipped", "verdict"]
+    body = []
+    for row in document["rows"]:
+        measured, error = row["measured"], row.get("stderr")
+        body.append(
+            [
+                row["point"],
+                *(f"{row['published'][s]:g}" if s in row["published"] else "" for s in sources),
+                "" if measured is None else f"{measured:.2f}" + (f" ± {error:.2f}" if isinstance(error, float) else ""),
+                "" if row.get("difference") is None else f"{row['difference']:+.2f}",
+                str(row.get("samples", "")),
+                str(row.get("skipped_samples", "")),
+                row["verdict"],
+            ]
+        )
+    return head, body
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """parity.md: the table under its two labels, and the command."""
+    head, body = cells(document)
+    return "\n".join(
+        [
+            f"**{document['title']}**",
+            "",
+            f"published for {document['model']}; measured here on {document['backbone'] or 'nothing'} (value ± standard error).",
+            "",
+            "| " + " | ".join(head) + " |",
+            "|---|" + "---:|" * (len(head) - 2) + "---|",
+            *("| " + " | ".join(row) + " |" for row in body),
+            "",
+            f"`{document['command']}`",
+            "",
+        ]
+    )
+
+
+def show(document: dict[str, Any]) -> None:
+    """The table on the terminal."""
+    from rich.table import Table
+
+    head, body = cells(document)
+    table = Table(title=f"{document['title']}: {document['model']}")
+    for name in head:
+        table.add_column(name, justify="left" if name in ("", "verdict") else "right", overflow="fold")
+    for row in body:
+        table.add_row(*row)
+    wide_console().print(table)

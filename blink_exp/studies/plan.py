@@ -1,0 +1,200 @@
+"""What an experiment runs. A file of conf/table or conf/figure is data:
+
+overrides       of every point, before its own, as evaluate.py takes them; what the user says on the command line comes last and wins
+here, there     the benchmarks that it runs on: on a model that ships with this project, on any other. The user's ``benchmark=`` wins
+at              {benchmark: overrides of every point on that one}
+points          label, overrides; optionally ``published`` ({table, row, ...}, see ``reference.entry``), ``baseline`` (label of the
+                point that it is compared with), ``match`` (see ``matching``), and for figures ``series`` and ``x``
+sweeps          short for many points: series, x (a list) and overrides in which {x} stands for each
+trains          overrides of a training whose modules the points use
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import shlex
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from blink_exp.backbone.shipped import shipped
+from blink_exp.cli import one_line
+from blink_exp.errors import UserError
+from blink_exp.evaluation import identity, locks, results, store
+from blink_exp.settings.compose import composed
+from blink_exp.studies.matching import matched
+from blink_exp.studies.point import guarded
+
+log = logging.getLogger(__name__)
+# of the sweep, not of its points
+OWN_SETTINGS = (
+    "table=",
+    "table.",
+    "figure=",
+    "figure.",
+    "store=",
+    "force=",
+    "report=",
+    "dashboard=",
+    "train=",
+    "share=",
+    "hydra.",
+    "hydra/",
+)
+
+
+def own_words() -> list[str]:
+    """What the user set on the command line for every point."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [word for word in HydraConfig.get().overrides.task if not word.startswith(OWN_SETTINGS)]
+
+
+def key(word: str) -> str:
+    return word.split("=")[0].lstrip("+~")
+
+
+def points(experiment: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its points, those of ``sweeps`` written out."""
+    found = list(experiment.get("points") or [])
+    for sweep in experiment.get("sweeps") or []:
+        for x in sweep["x"]:
+            said = [word.replace("{x}", str(x)) for word in sweep["overrides"]]
+            found.append({"label": f"{sweep['series']}: {x}", "series": sweep["series"], "x": x, "overrides": said})
+    return found
+
+
+def benchmarks(experiment: dict[str, Any], own: list[str], scale: bool) -> list[str]:
+    """The benchmark presets that it runs on; the user's own, else ``here`` for a scale model and ``there`` for another."""
+    said = [word.partition("=")[2] for word in own if key(word) == "benchmark"]
+    listed = said[-1:] or experiment.get("here" if scale else "there") or []
+    return [listed] if isinstance(listed, str) else list(listed)
+
+
+def on_scale_model(experiment: dict[str, Any], own: list[str]) -> bool:
+    """Whether it runs on a model that ships with this project."""
+    return shipped(composed("sweep", [*experiment.get("overrides", []), *own]).model.path) is not None
+
+
+def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> list[str]:
+    """The overrides of a point on a benchmark. Of two with the same key, Hydra takes the later."""
+    at = (experiment.get("at") or {}).get(benchmark, [])
+    return [*experiment.get("overrides", []), f"benchmark={benchmark}", *at, *point["overrides"]]
+
+
+def command(overrides: list[str], script: str = "evaluate.py") -> str:
+    """The line that runs a point alone: of two words with the same key the later; where it is logged is no part of it."""
+    last = {key(word): word for word in overrides if key(word).partition(".")[0] != "logger"}
+    return shlex.join(["python", script, *last.values()])
+
+
+def refuse_collisions(experiment: dict[str, Any], own: list[str]) -> None:
+    """Raises UserError where the user sets what the points vary: rows would carry labels that they have not earned."""
+    varied = {key(word): point["label"] for point in points(experiment) for word in point["overrides"]}
+    for word in own:
+        mine = key(word)
+        for theirs, label in varied.items():
+            inner = mine.partition(".")[0] == theirs and mine.partition(".")[0] not in ("method", "model", "benchmark")
+            if (
+                mine == theirs
+                or theirs.startswith(mine + ".")
+                or inner
+                or {mine.partition(".")[0], theirs.partition(".")[0]} == {"layer", "layers"}
+            ):
+                raise UserError(
+                    f"{word} would replace {theirs} of {experiment['name']}'s point {label}; leave it away, or run that point alone"
+                )
+
+
+def point_settings(cfg: DictConfig, first: list[str], own: list[str], match: str | None = None) -> tuple[DictConfig, list[str]]:
+    """The settings of a point and the overrides that make them. ``cfg``: the sweep's own settings; ``match``: see ``matching``."""
+    sweep = (f"store={cfg.store}", f"force={cfg.force}")
+    if match:
+        first = [*first, *matched(_compose((*first, *own, *sweep)).copy(), match)]
+    return _compose((*first, *own, *sweep)).copy(), [*first, *own]
+
+
+@functools.lru_cache(maxsize=1024)
+def _compose(overrides: tuple[str, ...]) -> DictConfig:
+    return composed("sweep", overrides)
+
+
+def measured_run(cfg: DictConfig, first: list[str], own: list[str], label: str, match: str | None = None, **logged: Any) -> dict[str, Any]:
+    """A point measured, or why it could not be. ``cfg``: the sweep's own settings. ``match``: see ``matching``; ``logged``: ``experiment``
+    and ``x``, see ``sweep.guarded``."""
+    said = [*first, *own]
+    try:
+        settings, said = point_settings(cfg, first, own, match)
+    except Exception as error:  # also what Hydra wraps, and what a model or a data set says while it is matched
+        if not isinstance(error, UserError):
+            log.error("%s failed:\n%s", label, traceback.format_exc())
+        run = {"point": label, "status": "failed", "error": one_line(error)}
+    else:
+        run = guarded(settings, label, **logged)
+    return run | {"command": command(said)}
+
+
+def settings_of(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[str]) -> list[DictConfig]:
+    """The settings of every point of a table, or of a figure, which is measured on one benchmark; a point that cannot be composed is left
+    out. The modules that they need are trained first."""
+    refuse_collisions(experiment, own)
+    names = benchmarks(experiment, own, on_scale_model(experiment, own))[: None if kind == "table" else 1]
+    modules = trained(cfg, experiment, own) if names else []
+    out = []
+    for name in names:
+        for point in points(experiment):
+            with contextlib.suppress(Exception):  # it is said when the point is measured
+                out.append(point_settings(cfg, [*words(experiment, point, name), *modules], own, point.get("match"))[0])
+    return out
+
+
+def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tuple[list[str], Path] | None:
+    """The words of train.py for the modules that an experiment ``trains``, on the user's model and with the user's ``train`` words, and the
+    folder of the store where they are kept. None where it trains none, or the user names modules.
+
+    Raises UserError on a published backbone without ``train`` words: what trains a scale model's modules would do nothing for it."""
+    if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in own):
+        return None
+    models = [word for word in (*experiment.get("overrides", []), *own) if key(word).partition(".")[0] in ("model", "seed")]
+    given = shlex.split(cfg.get("train") or "")
+    overrides = [*models, *experiment["trains"], *given]
+    settings = results.plain(composed("train", overrides, whole=False))
+    if shipped(settings["model"]["path"]) is None and not given:
+        needed = " ".join(experiment["trains"])
+        raise UserError(
+            f"{experiment['name']} needs TokenSR modules ({needed}) of {settings['model']['path']}; give tokensr.path=FOLDER, or"
+            " \"train='trainer=paper data=llava_665k data.json=... data.images=...'\""
+        )
+    text = json.dumps([settings | {"logger": None}, identity.digests(settings)["model"]], sort_keys=True)
+    folder = (locks.named(cfg.store, "store") / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
+    return [*overrides, *(word for word in own if key(word).partition(".")[0] == "logger")], folder
+
+
+def trained(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> list[str]:
+    """The override that names the modules which an experiment ``trains``; the training is run now unless the store has it."""
+    found = training(cfg, experiment, own)
+    if found is None:
+        return []
+    overrides, folder = found
+    if not store.finished(folder, "it is trained again"):
+        with locks.waited(folder):
+            if not store.finished(folder, "it is trained again"):
+                _train(overrides, folder)
+    return [f"tokensr.path={folder / 'tokensr'}"]
+
+
+def _train(overrides: list[str], folder: Path) -> None:
+    script = Path(__file__).resolve().parent.parent.parent / "train.py"
+    print(f"training first: {command(overrides, 'train.py')}", flush=True)
+    resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
+    done = subprocess.run([sys.executable, str(script), *overrides, *resume, f"hydra.run.dir={folder}"])
+    if done.returncode:
+        raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train.py')}")

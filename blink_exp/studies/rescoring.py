@@ -1,0 +1,132 @@
+"""evaluate.py predictions=...: scores the records of earlier runs again, without a model; puts the shards of a run together."""
+
+from __future__ import annotations
+
+import glob
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blink_exp.benchmarks.base import Benchmark, Compares, Sample
+from blink_exp.errors import UserError, flat, printable
+from blink_exp.evaluation import results
+from blink_exp.evaluation.evaluator import prepare_benchmark, scored
+from blink_exp.evaluation.records import graded, numbered, summary, wrong_prediction
+from blink_exp.files import brief, json_ready, read_object, write_json, write_text
+
+# of a metrics.json: what changes predictions; not where and how fast they were made (device, batch_size), so that shards may differ in it
+MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
+
+
+def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
+    """Scores ``cfg.predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
+    started = time.time()
+    benchmark = prepare_benchmark(cfg)
+    samples = benchmark.samples()
+    made = made_with(cfg.predictions)
+    records = scored_again(benchmark, samples, predicted(cfg.predictions))
+    visual = made.pop("visual_tokens_of_the_image", None)
+    blink = {} if visual is None else {"blink": summary(records, visual)}
+    if cfg.against is not None:
+        if not isinstance(benchmark, Compares):
+            raise UserError(f"against={cfg.against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
+        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(cfg.against, "against")))
+    write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    finished = {
+        "backbone": "predictions of an earlier run",
+        "method": "as predicted",
+        "predictions": results.plain(cfg)["predictions"],
+        "against": results.plain(cfg)["against"],
+        "layers": [],
+        **scored(benchmark, records, out),
+        "cost": None,
+        "skipped": [],
+        **results.provenance(cfg.seed, time.time() - started),
+        **made,
+        **blink,
+    }
+    finished = json_ready(finished)
+    write_json(out / "metrics.json", finished)
+    return finished
+
+
+def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, dict[str, Any]]:
+    """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a pattern with * names many (the shards of a
+    run).
+
+    Raises UserError if there is no such file, none holds a record, a line is damaged or holds no prediction, a question is answered twice
+    in one file, or differently in two. ``setting``: the one that names the files.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    files = files_of(paths, setting)
+    for file in files:
+        lines: dict[str, int] = {}
+        for number, found in numbered(file, wrong_prediction, f"give {setting}=<the records.jsonl of a finished run>"):
+            name = flat(printable(found["id"]), 80)
+            if found["id"] in lines:
+                earlier = lines[found["id"]]
+                raise UserError(f"{name} is answered twice in {file}, lines {earlier} and {number}; remove one of them")
+            lines[found["id"]] = number
+            if out.setdefault(found["id"], found)["prediction"] != found["prediction"]:
+                raise UserError(f"{name} is answered twice and differently, last in {file}; give the files of one run only")
+    if not out:
+        raise UserError(f"{setting}={files[0] if files else '[]'} holds no record; give the records.jsonl of a finished run")
+    return out
+
+
+def files_of(paths: str | list[str], setting: str = "predictions") -> list[Path]:
+    """The files that ``predicted`` reads. Raises UserError if one is not there."""
+    named = [Path(p) for path in ([paths] if isinstance(paths, str) else paths) for p in (sorted(glob.glob(path)) or [path])]
+    files = [f / "records.jsonl" if f.is_dir() else f for f in named]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{setting}={file} is not there; give the records.jsonl of a finished run, or its folder")
+    return files
+
+
+def made_with(paths: str | list[str]) -> dict[str, Any]:
+    """What predictions were made with, by the metrics.json beside each records.jsonl: MADE_WITH and ``visual_tokens_of_the_image``. Empty
+    where a file lacks it.
+
+    Raises UserError if two files were made differently, or a metrics.json is damaged.
+    """
+    files = files_of(paths)
+    beside = {f: f.with_name("metrics.json") for f in files if f.name == "records.jsonl"}
+    found = [(file, _made_with(metrics)) for file, metrics in beside.items() if metrics.is_file()]
+    for file, made in found[1:]:
+        first, before = found[0]
+        for key in made.keys() | before.keys():
+            if made.get(key) != before.get(key):
+                here, there = f"{file} was made with {key}={made.get(key)}", f"{first} with {before.get(key)}"
+                raise UserError(f"{here}, {there}; give the files of one run only")
+    return found[0][1] if found and len(found) == len(set(files)) else {}
+
+
+def _made_with(metrics: Path) -> dict[str, Any]:
+    cure = "remove it, and what the predictions were made with is left out"
+    said = read_object(metrics, {}, cure)
+    try:
+        made = {key: said[key] for key in MADE_WITH if key in said}
+        tokens = (said.get("blink") or {}).get("visual_tokens_of_the_image")
+    except AttributeError:
+        raise UserError(f"{metrics} is damaged (blink={brief(said['blink'])}); {cure}") from None
+    return made if tokens is None else made | {"visual_tokens_of_the_image": tokens}
+
+
+def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Earlier predictions as records under the benchmark's rule of today. Raises UserError if they answer other samples, or the
+    same ones asked in other words."""
+    known = {sample.id for sample in samples}
+    foreign = [key for key in earlier if key not in known]
+    if foreign:
+        asked = f"{benchmark.name}{'/' + benchmark.split if hasattr(benchmark, 'split') else ''}"
+        cure = "choose the benchmark and split that they were made on"
+        raise UserError(f"{len(foreign)} of {len(earlier)} predictions are not of {asked}, first {flat(printable(foreign[0]), 80)}; {cure}")
+    for sample in (s for s in samples if "question" in earlier.get(s.id, {})):
+        if earlier[sample.id]["question"] != benchmark.prompt(sample):
+            now = f"{benchmark.name} asks now (protocol {benchmark.protocol})"
+            cure = "choose the protocol and the copy of the data that the predictions were made with"
+            raise UserError(f"{sample.id} was asked in other words than {now}; {cure}")
+    return [{"layers": []} | earlier[s.id] | graded(benchmark, s, earlier[s.id]["prediction"]) for s in samples if s.id in earlier]

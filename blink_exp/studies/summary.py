@@ -1,0 +1,40 @@
+"""The table of a multirun's points: on the terminal, as summary.csv and as summary.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from blink_exp.files import write_text
+from blink_exp.reports.console import wide_console
+
+
+def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
+    """One line a point: what is its own among its overrides, status, scores, samples, seconds and folder."""
+    import pandas as pd
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
+    frame = pd.DataFrame(
+        [
+            {"point": r["point"], "status": r["status"]}
+            | {name: r.get("scores", {}).get(name) for name in names}
+            | {k: r.get(k) for k in ("samples", "skipped_samples", "first_skipped", "seconds", "reused", "folder", "error")}
+            for r in rows
+        ]
+    )
+    write_text(folder / "summary.csv", frame.to_csv(index=False))
+    head = [n for n in ("perception", "cognition", "total", "accuracy") if n in names] or names[:4]
+    numbers = [*head, "samples", "skipped"]
+    lines = ["| point | status | " + " | ".join(numbers) + " |", "|---|---|" + "---:|" * len(numbers)]
+    table = Table(title="measured here")
+    for column in ("point", "status", *numbers):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        values = ["" if row.get("scores", {}).get(n) is None else f"{row['scores'][n]:.2f}" for n in head]
+        values += ["" if row.get(n) is None else str(row[n]) for n in ("samples", "skipped_samples")]
+        table.add_row(row["point"], row["status"], *values)
+        lines.append(f"| {row['point']} | {row['status']} | " + " | ".join(values) + " |")
+    write_text(folder / "summary.md", "\n".join(lines) + "\n")
+    wide_console().print(table)
+    print(f"written to {folder}/summary.csv and summary.md")

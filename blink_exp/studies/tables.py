@@ -1,0 +1,173 @@
+"""A table of a paper, its points measured here and set beside the published numbers, the two kept apart by label.
+
+A table is an experiment of conf/table (see ``plan``) with a layout:
+
+    source               its entry in the reference data, whose notes become footnotes
+    published            {heading: column of the reference}
+    measured             {benchmark: {heading: where the number stands in a run, "scores.accuracy", or {value, per, digits, error_digits,
+                         published: the heading that it belongs beside}}}; a benchmark that is not named shows its headline scores
+    recipe               instead of points: {config, overrides, values: {row: where the value stands in that config}}
+    split_by             label of a point: the accuracy of the others among questions that it gets right, and among those it gets wrong
+    digits, error_digits, published_digits   decimals (2, 0 and 2; null: as printed)
+    figures              figures of conf/figure that its page shows, drawn from its own points where they have none
+    note, error_over     see ``blink_exp.reports``
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from blink_exp import reference
+from blink_exp.benchmarks.base import mean
+from blink_exp.evaluation.records import read
+from blink_exp.settings.compose import composed
+from blink_exp.studies import plan
+from blink_exp.studies.deltas import add_deltas
+
+KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over", "split_by")  # of a table in its document
+
+
+def measure_table(cfg: DictConfig, table: dict[str, Any], own: list[str]) -> dict[str, Any]:
+    """The document of a table: every point measured on every benchmark, beside what is published. ``cfg``: the sweep's own settings."""
+    plan.refuse_collisions(table, own)
+    scale = plan.on_scale_model(table, own)
+    names = plan.benchmarks(table, own, scale)
+    points = plan.points(table)
+    modules = plan.trained(cfg, table, own)
+    rows = [new_row(table, point) for point in points] if points else recipe_rows(table)
+    for n, name in enumerate(names):
+        for k, (point, row) in enumerate(zip(points, rows, strict=False)):
+            print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
+            first = [*plan.words(table, point, name), *modules]
+            row["runs"][name] = hopeless(rows, name, point["label"]) or plan.measured_run(
+                cfg, first, own, point["label"], point.get("match"), experiment=table["name"]
+            )
+        if table.get("split_by"):
+            split([row["runs"][name] for row in rows], table["split_by"])
+    document = {
+        "kind": "table",
+        **{k: table.get(k) for k in KEPT},
+        "scale": scale,
+        "command": plan.command([f"table={table['name']}", *own], "sweep.py"),
+    }
+    document |= {
+        "footnotes": reference.footnotes(table["paper"], table["source"]) if table.get("source") else [],
+        "published_columns": published_columns(table),
+        "groups": [group(table, name, rows) for name in names],
+        "rows": rows,
+    }
+    add_deltas(document)
+    return document
+
+
+def hopeless(rows: list[dict[str, Any]], benchmark: str, label: str) -> dict[str, Any] | None:
+    """A failed run for a point that need not be tried, where the first two points failed in the same words: a model that cannot be loaded
+    need not be asked for once a point."""
+    runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
+    errors = {run.get("error") for run in runs}
+    return {**runs[0], "point": label} if len(runs) >= 2 and len(errors) == 1 and None not in errors else None
+
+
+def new_row(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    return {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}} | published(table, point)
+
+
+def recipe_rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table that measures nothing: what is published, and what our own configuration says."""
+    recipe = table.get("recipe")
+    if recipe is None:
+        return []
+    cfg = composed(recipe["config"], recipe["overrides"], whole=False)
+    rows = []
+    for label, path in recipe["values"].items():
+        point = {"label": label, "published": {"table": table["source"], "row": label}}
+        rows.append(new_row(table, point) | {"settings": {path: OmegaConf.select(cfg, path)}})
+    return rows
+
+
+def published_columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {h: {"column": c, "digits": table.get("published_digits", 2)} for h, c in (table.get("published") or {}).items()}
+
+
+def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """The paper's row for a point by heading, None where it has no number: ``published``, and ``derived`` (headings that follow from
+    printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
+    source, columns = dict(point.get("published") or {}), table.get("published") or {}
+    if not source:
+        return {"published": {}, "derived": [], "missing": {}, "conjecture": {}}
+    entry = reference.entry(table["paper"], source.pop("table"), source.pop("row"), **source)
+    values = dict(entry["values"])
+    derived = set(entry.get("derived", []))
+    perception, cognition = values.get("mme_perception"), values.get("mme_cognition")
+    if "mme_total" not in values and perception is not None and cognition is not None:
+        values["mme_total"] = round(perception + cognition, 2)  # Table 1 leaves the sum to the reader
+        derived.add("mme_total")
+
+    guessed = entry.get("conjecture", {})
+
+    def of(what: dict[str, Any]) -> dict[str, Any]:
+        return {h: what[c] for h, c in columns.items() if c in what}
+
+    return {
+        "published": {h: values.get(c) for h, c in columns.items()},
+        "derived": [h for h, c in columns.items() if c in derived],
+        "missing": of(entry.get("missing", {})),
+        "conjecture": of(guessed) | ({"basis": guessed["basis"]} if of(guessed) and "basis" in guessed else {}),
+    }
+
+
+def group(table: dict[str, Any], benchmark: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measured columns of one benchmark, and their label: which model they come from, and on how many questions."""
+    runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
+    done = [run for run in runs if run["status"] == "done"]
+    columns = (table.get("measured") or {}).get(benchmark)
+    if columns is None:
+        columns = {run["headline"]: f"scores.{run['headline']}" for run in done[:1]}
+    own = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0), "published": None}
+    said = table.get("published") or {}
+    return {
+        "benchmark": benchmark,
+        "label": label(benchmark, done),
+        "columns": {
+            h: own | {"published": h if h in said else None} | (dict(c) if isinstance(c, dict) else {"value": c})
+            for h, c in columns.items()
+        },
+    }
+
+
+def label(benchmark: str, done: list[dict[str, Any]]) -> str:
+    """ "scale-llava-1.5 (scale model) on mosaic_mme, 640 questions"."""
+    if not done:
+        return f"{benchmark}: nothing measured"
+    run = done[0]
+    protocol = f", protocol {run['protocol']}" if run.get("protocol") not in (None, "own") else ""
+    return (
+        f"{run['backbone']}{' (scale model)' if run['scale'] else ''} on {benchmark}{protocol}, {max(r['samples'] for r in done)} questions"
+    )
+
+
+def split(runs: list[dict[str, Any]], label: str) -> None:
+    """Adds to the scores of the runs ``right_too`` and ``wrong_there``: their accuracy in per cent among the questions that the point
+    ``label`` answers right, and among those it answers wrong. That point's own would be 100 and 0 and are left out.
+
+    Questions are told by their ids; those that one of the two points skipped do not count. Nothing is added where ``label`` failed.
+    """
+    base = next((run for run in runs if run["point"] == label and run["status"] == "done"), None)
+    if base is None:
+        return
+    right = _right(base)
+    for run in runs:
+        if run is base or run["status"] != "done":
+            continue
+        hits = _right(run)
+        for name, wanted in (("right_too", True), ("wrong_there", False)):
+            score = mean(hit for sample, hit in hits.items() if sample in right and right[sample] is wanted)
+            if score.samples:
+                run["scores"][name], run["stderr"][name] = score.value, score.stderr
+
+
+def _right(run: dict[str, Any]) -> dict[str, bool]:
+    """{sample id: whether it was answered right} of a measured point."""
+    return {r["id"]: bool(r["correct"]) for r in read(run["folder"])}

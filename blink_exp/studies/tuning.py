@@ -1,0 +1,240 @@
+"""sweep.py -m search=blink: settings that Optuna chooses on the validation part of a benchmark, reported on its test part.
+
+The parts are those of ``benchmarks.parts``. Every point of a search runs on the validation part, whatever the command line says. The test
+part is looked at once, at the end, for two points: the best one, and the command without its search. A search that has got so far is over.
+
+What a point is worth: ``objective`` (null: the benchmark's headline score) less ``token_price`` for every visual token that a layer
+works on. That is raised, whatever the sweeper's ``direction``: the plugin's own default would lower it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from blink_exp.cli import guard
+from blink_exp.errors import UserError, nearest
+from blink_exp.evaluation import results
+from blink_exp.files import write_json, write_text
+from blink_exp.reports.search import show, text
+from blink_exp.reports.statistics import compare
+from blink_exp.settings.compose import composed
+from blink_exp.studies.deltas import benchmark_of, records_of
+from blink_exp.studies.jobs import forget, noted
+from blink_exp.studies.plan import key
+from blink_exp.studies.point import guarded
+from blink_exp.studies.summary import write_summary
+
+PRESETS = ("model", "method", "benchmark")  # the groups that a file of conf/search may choose
+OWN = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
+SETTINGS = ("default", "best")
+
+
+class Search(Callback):
+    """Hydra callback: what a search must not do, said before it starts; its result when it ends."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if searches(config.hydra):
+            guard(check, config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        if searches(config.hydra):
+            try:
+                guard(finish, config)
+            finally:
+                forget(config)
+
+
+def searches(hydra: Any) -> bool:
+    """Whether Optuna proposes the points of this multirun."""
+    return "optuna" in str(hydra.sweeper._target_)
+
+
+def check(config: DictConfig) -> None:
+    """Raises UserError where a search would choose on what it reports, or could not choose at all."""
+    from hydra.utils import get_object
+
+    folder = Path(config.hydra.sweep.dir)
+    refuse_test(config)
+    sweeper = config.hydra.sweeper
+    if not sweeper.get("params") and not swept(config):
+        raise UserError("hydra/sweeper=optuna has nothing to search; add search=blink, or thresholds.tau_exp=interval(0.3,0.9)")
+    if sweeper.get("n_trials", 1) < 1:
+        raise UserError(f"hydra.sweeper.n_trials must be a whole number of at least 1, got {sweeper.n_trials}")
+    if OmegaConf.is_list(sweeper.direction):
+        raise UserError(f"hydra.sweeper.direction={list(sweeper.direction)} is more than one aim; use maximize (and token_price=...)")
+    if hasattr(get_object(config.benchmark._target_), "probe"):
+        name = config.benchmark._target_.rpartition(".")[2].lower()
+        raise UserError(f"benchmark={name} runs no method, so nothing can be tuned on it; use one with questions")
+    if (folder / "tuning.json").is_file():
+        raise UserError(f"{folder} holds a search that has been measured on the test part, so it is over; give another hydra.sweep.dir")
+    if "seed" in sweeper.sampler and sweeper.sampler.seed is None:
+        sweeper.sampler.seed = config.seed  # the same command proposes the same points, so one that was stopped goes on from the store
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage, which names every part that it sets up
+    print("searching on the validation part; the test part is looked at once, at the end", flush=True)
+
+
+def refuse_test(cfg: DictConfig) -> None:
+    if cfg.part == "test":
+        raise UserError("part=test is what a search is reported on, so it cannot choose there; leave part away")
+
+
+def prepared(cfg: DictConfig) -> DictConfig:
+    """The configuration of this job: in a search, on the validation part."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not searches(HydraConfig.get()):
+        return cfg
+    refuse_test(cfg)
+    return on_part(cfg, "validation")
+
+
+def on_part(cfg: DictConfig, part: str) -> DictConfig:
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.part = part
+    return cfg
+
+
+def returned(row: dict[str, Any], cfg: DictConfig) -> Any:
+    """What a job gives to Hydra: its row; in a search what the point is worth, the worst there is for one that failed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    if not searches(hydra):
+        return row
+    value = worth(row, cfg.objective, cfg.token_price) if row["status"] == "done" else -math.inf
+    return -value if str(hydra.sweeper.direction).endswith("minimize") else value
+
+
+def worth(row: dict[str, Any], objective: str | None, price: float) -> float:
+    """The score ``objective`` (None: the headline) of a measured row, less ``price`` a visual token of a layer."""
+    value = row["scores"].get(aim(row, objective))
+    if value is None:
+        known = [k for k, v in row["scores"].items() if v is not None]
+        cure = nearest(str(aim(row, objective)), known) if known else "use a benchmark, or a split of it, that has answers"
+        raise UserError(f"objective={aim(row, objective)} is no score of {row['benchmark']}; {cure}")
+    if not price:
+        return float(value)
+    tokens = row["tokens"].get("layer")
+    if tokens is None:
+        raise UserError(f"token_price={price}: the tokens of {row['method']} are not known; use token_price=0")
+    return float(value) - price * tokens
+
+
+def aim(row: dict[str, Any], objective: str | None) -> str:
+    return str(objective or row["headline"])
+
+
+def swept(config: DictConfig) -> list[str]:
+    """The user's words that name several values."""
+    return [word for word, many in _words(config) if many]
+
+
+def single(config: DictConfig) -> list[str]:
+    """The user's words that name one value, but for the part."""
+    return [word for word, many in _words(config) if not many and key(word) != "part"]
+
+
+def _words(config: DictConfig) -> list[tuple[str, bool]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = list(config.hydra.overrides.task)
+    return [(w, o.is_sweep_override()) for w, o in zip(words, OverridesParser.create().parse_overrides(words), strict=True)]
+
+
+def finish(config: DictConfig) -> None:
+    """Writes summary.csv, summary.md, tuning.json and tuning.md and shows the latter's table. Raises UserError where all points failed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    HydraConfig.instance().set_config(config)
+    folder = Path(config.hydra.sweep.dir)
+    rows = noted(config)
+    fixed = single(config)
+    for row in rows:
+        row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")
+    write_summary(rows, folder)
+    done = [row for row in rows if row["status"] == "done"]
+    if not done:
+        raise UserError(f"all {len(rows)} points failed, first {rows[0]['point']}: {rows[0]['error']}")
+    document = chosen(config, done, fixed) | {"points": len(rows), "failed": len(rows) - len(done)}
+    write_json(folder / "tuning.json", document)
+    write_text(folder / "tuning.md", text(document))
+    show(document)
+    print(f"best: {document['settings']['best']['command']}\nwritten to {folder}/tuning.md and tuning.json")
+
+
+def chosen(config: DictConfig, done: list[dict[str, Any]], fixed: list[str]) -> dict[str, Any]:
+    """The best of the points ``done`` and the command without its search (``fixed``), both on both parts."""
+
+    def value(row: dict[str, Any]) -> float:
+        return worth(row, config.objective, config.token_price)
+
+    best = max(done, key=value)
+    words = {"default": fixed, "best": [w for w in best["overrides"] if key(w) != "part"]}
+    runs = {"validation": {"default": measured(fixed, "validation"), "best": best}}
+    runs["test"] = {name: measured(words[name], "test") for name in SETTINGS}
+    score = aim(best, config.objective)
+    test = runs["test"]
+    difference = compare(benchmark_of(test["best"]), records_of(test["best"]), records_of(test["default"]), [score])
+    return {
+        "benchmark": best["benchmark"],
+        "protocol": best["protocol"],
+        "backbone": best["backbone"],
+        "objective": score,
+        "token_price": config.token_price,
+        "settings": {
+            name: {
+                "point": best["point"] if name == "best" else "",
+                "command": shlex.join(alone(config, words[name])),
+                **{part: seen(by_name[name], score, value(by_name[name])) for part, by_name in runs.items()},
+            }
+            for name in SETTINGS
+        },
+        "difference": difference.get(score),
+        **results.provenance(config.seed, sum(row["seconds"] for row in done)),
+    }
+
+
+def measured(words: list[str], part: str) -> dict[str, Any]:
+    """A point on a part. Raises UserError if it fails."""
+    label = f"part={part} {' '.join(words)}"
+    row = guarded(on_part(composed("sweep", words), part), label)
+    if row["status"] == "failed":
+        raise UserError(f"{label} failed: {row['error']}")
+    return row
+
+
+def seen(row: dict[str, Any], score: str, value: float) -> dict[str, Any]:
+    """What the report says of a point on a part."""
+    return {
+        "score": row["scores"][score],
+        "stderr": row["stderr"].get(score),
+        "worth": value,
+        "samples": row["samples"],
+        "skipped": row["skipped_samples"],
+        "tokens": row["tokens"].get("layer"),
+        "folder": row["folder"],
+    }
+
+
+def alone(config: DictConfig, words: list[str]) -> list[str]:
+    """The command that runs a point of a search without it, on the test part."""
+    cfg = composed("sweep", words)
+    presets = {group: f"{group}={config.hydra.runtime.choices[group]}" for group in PRESETS}
+    own = {key(word): word for word in words if key(word).partition(".")[0] not in OWN}
+    stands_for = {path: f"{path}={OmegaConf.select(cfg, path)}" for path in _reads_search(OmegaConf.to_container(cfg, resolve=False))}
+    return ["python", "evaluate.py", *(presets | own | stands_for).values(), "part=test"]
+
+
+def _reads_search(node: Any, path: str = "") -> list[str]:
+    """Where a configuration takes a value from the key ``search``."""
+    if isinstance(node, dict):
+        return [found for k, v in node.items() for found in _reads_search(v, f"{path}.{k}" if path else str(k))]
+    return [path] if isinstance(node, str) and "${search." in node else []

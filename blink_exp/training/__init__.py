@@ -1,0 +1,1 @@
+"""TokenSR training with Lightning: data, captured features, the module, checkpoints."""

@@ -1,0 +1,224 @@
+"""Makes feature caches, or finds that one is there: by one process or by all of a training's, going on where a killed run had stopped.
+
+Each process makes every n-th of the missing files. The first one alone decides, cleans and speaks; see ``feature_identity``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.errors import UserError
+from blink_exp.finite import first_nonfinite
+from blink_exp.training.batches import share_out
+from blink_exp.training.feature_cache import Features, Plan, Stored, shard_path, write_shard
+from blink_exp.training.feature_identity import choose, described, faults, place
+from blink_exp.training.pairs import Batch, Pairs, collate
+
+SHARD = 2**25  # bytes of a file, or one batch where that is more: what a killed run loses at most
+SPLITS = ("train", "held_out")
+CURE = "free some, choose another disk with data.cache_path=..., or use data.cache_features=false"
+Capture = Callable[[Batch], Features]  # a batch of pixels to (pairs, layers, tokens, width) of the backbone's own type
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a training. ``strategy``: Lightning's; None for one process."""
+
+    rank: int = 0
+    world: int = 1
+    strategy: Any = None
+
+    def tell(self, value: Any) -> Any:
+        """What the first process gives, to all."""
+        return self.strategy.broadcast(value) if self.world > 1 else value
+
+    def wait(self) -> None:
+        if self.world > 1:
+            self.strategy.barrier()
+
+
+@dataclass(frozen=True)
+class Order:
+    """The distinct rows of a split. ``items``: one item that shows each, pairs of one image side by side; ``images``: their images;
+    ``row``: (length,) the row of each item."""
+
+    items: list[int]
+    images: list[int]
+    row: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> Order:
+        shown = [pairs.pair(i) for i in range(len(pairs))]
+        first: dict[tuple[int, int], int] = {}
+        images: dict[int, int] = {}
+        for i, pair in enumerate(shown):
+            first.setdefault(pair, i)
+            images.setdefault(pair[0], len(images))
+        rows = sorted(first, key=lambda pair: (images[pair[0]], first[pair]))
+        place = {pair: k for k, pair in enumerate(rows)}
+        return cls([first[pair] for pair in rows], [pair[0] for pair in rows], np.array([place[pair] for pair in shown]))
+
+
+def cut(images: list[int], most: int) -> list[int]:
+    """First rows of groups of at most ``most`` rows (4 at least), and behind the last one their number. No image is in two groups, so its
+    full view is run once."""
+    starts, most = [0], max(4, most)
+    ends = [i for i in range(1, len(images)) if images[i] != images[i - 1]] + [len(images)]
+    for begin, end in pairwise([0, *ends]):
+        if end - starts[-1] > most:
+            starts.append(begin)
+    return [*starts, len(images)]
+
+
+def shards(images: list[int], batch: int, row_bytes: int, most: int) -> list[int]:
+    """The same of files: whole batches, as training itself makes them, up to ``most`` bytes."""
+    starts = [0]
+    for begin, end in pairwise(cut(images, batch)):
+        if (end - starts[-1]) * row_bytes > most and begin > starts[-1]:
+            starts.append(begin)
+    return [*starts, len(images)]
+
+
+@contextlib.contextmanager
+def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Keeps other runs from making the same cache meanwhile. Where a disk knows no locks, both make it, each file whole.
+
+    Raises UserError for what the disk refuses inside the block.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if ranks.rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                alone(stack.enter_context(open(folder / ".lock", "w", encoding="utf-8")), folder)
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"the disk is full (writing {folder}); {CURE}; what was made is kept") from error
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+                raise UserError(f"{folder} cannot be written ({error.strerror}); choose another folder with data.cache_path=...") from error
+            raise
+
+
+def alone(lock: IO[str], folder: Path) -> None:
+    """Waits until no other process has locked the file."""
+    try:
+        import fcntl
+
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another run makes the features in {folder}; waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # no such call, no such disk
+        return
+
+
+def ready(backbone: Any, layers: list[int], capture: Capture, data: Any, precision: str, ranks: Ranks) -> dict[str, Stored]:
+    """The features of both splits of ``data``, read or made. Every process must call it.
+
+    Raises UserError where pairs change from draw to draw, or where the disk is full, not writable or not shared by all processes.
+    """
+    began = time.monotonic()
+    pairs = {split: getattr(data, split) for split in SPLITS}
+    orders = {split: Order.of(pairs[split]) for split in SPLITS}
+    batch, _ = share_out(data.global_batch, ranks.world, data.batch_size)
+    size = row_bytes(backbone, layers, data.cache_dtype)
+    wanted, folder = None, data.cache_path
+    if ranks.rank == 0:
+        most = {split: min(SHARD, size * len(order.items) // (4 * ranks.world)) for split, order in orders.items()}  # some for each process
+        laid = {split: shards(order.images, batch, size, most[split]) for split, order in orders.items()}
+        wanted = Plan(*described(backbone, layers, data, precision), laid)
+        folder = place(data.cache_path, wanted.settings)
+    with locked(folder, ranks):
+        folder, plan, missing = ranks.tell(None if wanted is None else begin(data, wanted, size))
+        make(folder, plan, missing[ranks.rank :: ranks.world], pairs, orders, capture, data, batch)
+        ranks.wait()
+        for file in missing:
+            if not shard_path(folder, *file).is_file():
+                raise UserError(f"{folder} is not one folder for all processes; set data.cache_path to a disk that they share")
+        stored = {split: Stored(folder, plan, split, list(layers), orders[split].row) for split in SPLITS}
+        ranks.wait()
+    if missing and ranks.rank == 0:
+        print(f"features are ready after {time.monotonic() - began:.0f} s", flush=True)
+    return stored
+
+
+def row_bytes(backbone: Any, layers: list[int], dtype: str) -> int:
+    """Of one pair."""
+    height, width = PatchGrid(2, *backbone.grid).patch
+    tokens = backbone.grid[0] * backbone.grid[1] + height * width
+    return tokens * backbone.width * len(layers) * (2 if dtype == "bfloat16" else 4)
+
+
+def total(size: int, plan: Plan, files: list[tuple[str, int]]) -> int:
+    """Bytes of some files at ``size`` bytes a pair."""
+    return size * sum(len(plan.rows(*file)) for file in files)
+
+
+def amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def begin(data: Any, wanted: Plan, size: int) -> tuple[Path, Plan, list[tuple[str, int]]]:
+    """(folder, plan, files to make), said in one line. Of the first process. Raises UserError where they do not fit on the disk."""
+    folder, plan, said = choose(data.cache_path, wanted)
+    wrong, unreadable = faults(folder, plan)
+    for files, split in zip(data.files, SPLITS, strict=False):
+        files.unreadable[sorted(unreadable[split])] = 1
+    every, missing = len(plan.files()), list(wrong)
+    torn = sum(what != "missing" for what in wrong.values())
+    if torn:
+        said = f"{torn} of {every} files of features in {folder} are damaged and are made anew"
+    elif 0 < len(missing) < every:
+        said = f"features in {folder} are gone on with behind {every - len(missing)} of {every} files"
+    if missing:
+        need, free = total(size, plan, missing), shutil.disk_usage(folder).free
+        if need > free:
+            raise UserError(f"data.cache_features=true needs {amount(need)} in {folder}, but {amount(free)} is free; {CURE}")
+        said += f" ({amount(need)} to write)"
+    print(said, flush=True)
+    return folder, plan, missing
+
+
+def make(
+    folder: Path,
+    plan: Plan,
+    files: list[tuple[str, int]],
+    pairs: dict[str, Pairs],
+    orders: dict[str, Order],
+    capture: Capture,
+    data: Any,
+    batch: int,
+) -> None:
+    """Runs the pairs of ``files`` through the backbone and writes them, each file as soon as it is whole."""
+    kind = getattr(torch, plan.settings["dtype"])
+    for number, split in enumerate(SPLITS):
+        order, mine = orders[split], [file for file in files if file[0] == split]
+        groups = [whole_batches(plan.rows(*file), order, batch) for file in mine]
+        items = [[order.items[row] for row in group] for shard in groups for group in shard]
+        batches = iter(DataLoader(pairs[split], batch_sampler=items, num_workers=data.workers, collate_fn=collate)) if items else iter(())
+        for file, shard in zip(mine, groups, strict=True):
+            found = [capture(next(batches)) for _ in shard]
+            features = Features(*(torch.cat(parts).to("cpu", kind) for parts in zip(*found, strict=True)))
+            for name, part in features._asdict().items():
+                if (bad := first_nonfinite((str(layer), part[:, k]) for k, layer in enumerate(plan.layers))) is not None:
+                    raise UserError(f"the frozen model's states of layer {bad} ({name}) are nan or inf; use another model.dtype")
+            lost = data.files[number].unreadable.nonzero()[:, 0].tolist() if data.files else []
+            write_shard(shard_path(folder, *file), plan.key, features, found[0].teacher.dtype, lost)
+
+
+def whole_batches(rows: range, order: Order, batch: int) -> list[range]:
+    return [rows[a:b] for a, b in pairwise(cut(order.images[rows.start : rows.stop], batch))]

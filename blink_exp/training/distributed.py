@@ -1,0 +1,159 @@
+"""Training on one device or many: Lightning's strategies with what TokenSR needs set right, and an end for all when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.utilities.seed import reset_seed
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
+
+from blink_exp.errors import UserError, nearest
+from blink_exp.training.rotation import Rotation, whole
+
+STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
+
+
+class Zero(DeepSpeedStrategy):
+    """DeepSpeed's ZeRO, stages 1 and 2: every device holds all weights in bf16, and its share of the float32 copy and of Adam's state.
+
+    Beyond Lightning's: it also runs on CPUs, over gloo; a checkpoint can be gone on with by another number of processes; and a job
+    that is killed while it writes one still has the one before (see ``Rotation``).
+    """
+
+    def __init__(self, stage: int, rotation: Rotation | None = None):
+        super().__init__(stage=stage, logging_batch_size_per_gpu=1)  # 1: used for DeepSpeed's own log of its speed only
+        self.rotation = rotation or Rotation()
+
+    @property
+    def root_device(self) -> torch.device:
+        device = super().root_device
+        return torch.device("cpu", 0) if device.type == "cpu" else device  # DeepSpeed wants a number
+
+    def setup_environment(self) -> None:
+        if not isinstance(self.accelerator, CPUAccelerator):
+            return super().setup_environment()
+        import deepspeed.ops
+
+        # Without this entry DeepSpeed compiles a C++ extension for shared memory at start: a minute, and fatal without a compiler.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+        DDPStrategy.setup_environment(self)  # DeepSpeedStrategy's own does the same after refusing CPUs
+
+    def setup_distributed(self) -> None:
+        if not isinstance(self.accelerator, CPUAccelerator):
+            return super().setup_distributed()
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Lightning has divided the loss by the number of accumulated batches already; DeepSpeed would do it again.
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        part = self.rotation.beside(path, "part")
+        if self.is_global_zero:
+            self.rotation.clear(path)
+        self.barrier()
+        whole(lambda: super(Zero, self).save_checkpoint(checkpoint, part, storage_options), part, path)
+        self.barrier()
+        if self.is_global_zero:
+            self.rotation.put(path)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        files = list(Path(checkpoint_path, "checkpoint").glob("*zero_pp_rank_*_optim_states.pt"))
+        if len(files) == self.world_size:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        # DeepSpeed refuses the optimizer's state of another number of processes, so it is shared out anew here.
+        _, known = self.deepspeed_engine.load_checkpoint(checkpoint_path, load_optimizer_states=False, load_lr_scheduler_states=False)
+        files.sort(key=lambda f: int(re.findall(r"pp_rank_(\d+)", f.name)[0]))
+        self._restore([torch.load(f, map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"] for f in files])
+        return known
+
+    def _restore(self, parts: list[dict[str, Any]]) -> None:
+        """Puts what ``parts`` of another number of processes say of float32 weights and Adam's state into this process's share."""
+        zero = self.deepspeed_engine.optimizer
+        base = [part["base_optimizer_state"] for part in parts]
+        state = {}
+        for group, own in enumerate(zero.single_partition_of_fp32_groups):
+            used = [part["single_partition_of_fp32_groups"][group].numel() for part in parts]  # the last one's padding is cut off
+            share = functools.partial(repartition, lengths=used, size=own.numel(), rank=self.global_rank)
+            own.data.copy_(share([part["single_partition_of_fp32_groups"][group] for part in parts]))
+            index = base[0]["param_groups"][group]["params"][0]
+            saved = [b["state"][index] for b in base]
+            state[index] = {k: share([s[k] for s in saved]) if v.dim() else v for k, v in saved[0].items()}
+        zero.optimizer.load_state_dict({"state": state, "param_groups": base[0]["param_groups"]})
+        zero._link_all_hp_params()
+
+
+def repartition(parts: list[torch.Tensor], lengths: list[int], size: int, rank: int) -> torch.Tensor:
+    """The share, (size,), of process ``rank`` in a flat tensor that other processes held in ``parts``, of which the first ``lengths``
+    values are no padding. What lies behind the whole is 0."""
+    whole = torch.cat([part.flatten()[:length] for part, length in zip(parts, lengths, strict=True)])
+    return torch.nn.functional.pad(whole, (0, max(0, (rank + 1) * size - len(whole))))[rank * size : (rank + 1) * size]
+
+
+def strategy(name: str, accelerator: str, rotation: Rotation | None = None) -> Any:
+    """What Lightning's Trainer takes as its strategy. ``rotation``: of ZeRO's checkpoints, which the strategy writes itself.
+
+    Raises UserError for an unknown name and for what is not installed.
+    """
+    if name not in STRATEGIES:
+        raise UserError(f"trainer.strategy={name} is not known; {nearest(name, STRATEGIES)}")
+    if name == "auto":
+        return name
+    if name == "ddp":
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)  # the only buffer is a constant; no second copy
+    if find_spec("deepspeed") is None:
+        raise UserError(f"trainer.strategy={name} needs DeepSpeed, which is not installed; pip install deepspeed, or use trainer=ddp")
+    if accelerator == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported first; else it takes a GPU that is there
+    return Zero(int(name[-1]), rotation)
+
+
+def check_devices(accelerator: str, devices: Any) -> None:
+    """Raises UserError where the machine has fewer GPUs than asked for."""
+    if accelerator not in ("gpu", "cuda"):
+        return
+    there = torch.cuda.device_count() or int(accelerator == "gpu" and torch.backends.mps.is_available())
+    if not there:
+        raise UserError(f"trainer.accelerator={accelerator}, but there is no GPU here that torch can use; add trainer.accelerator=cpu")
+    if isinstance(devices, int) and devices > there:
+        raise UserError(f"trainer.devices={devices} is more than the {there} GPUs of this machine; use 1 to {there}")
+    if isinstance(devices, list) and not all(0 <= number < there for number in devices):
+        raise UserError(f"trainer.devices={devices} names a GPU that is not there; use numbers from 0 to {there - 1}")
+
+
+@contextlib.contextmanager
+def together(trainer: Any, grace: float = 10.0) -> Iterator[None]:
+    """Ends the processes that Lightning started from this one when this one fails in the block, so that none waits for it forever.
+
+    ``grace``: seconds for them to end by themselves and say why; where this one was stopped, they are told to.
+    """
+    try:
+        yield
+    except BaseException as error:
+        started = getattr(trainer.strategy.launcher, "procs", [])
+        children, started[:] = list(started), []  # Lightning's watcher of this list would kill this process before it can say why
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            for child in children:
+                child.terminate()
+        until = time.monotonic() + grace
+        for child in children:
+            try:
+                child.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+        raise

@@ -1,0 +1,77 @@
+"""TokenSR modules out of a training's checkpoint, whole runs and killed ones alike: python -m blink_exp.training.export RUN_FOLDER
+
+Reads what Lightning and DeepSpeed (ZeRO 1 and 2) write; needs neither the backbone nor a GPU nor DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from blink_exp.cli import guard
+from blink_exp.errors import UserError
+from blink_exp.files import read_settings
+from blink_exp.tokensr import checkpoint
+from blink_exp.tokensr.modules import build_all
+from blink_exp.training import resume
+
+
+def save_modules(
+    modules: nn.ModuleDict, belonging: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
+) -> None:
+    """Writes the module of each layer in our format. ``more``: what is known about the training of single layers."""
+    known = {
+        layer: checkpoint.Belonging(
+            backbone=belonging["backbone"],
+            layer=layer,
+            width=belonging["width"],
+            grid=tuple(belonging["grid"]),
+            architecture=belonging["architecture"],
+            training=training | more.get(layer, {}),
+        )
+        for layer in belonging["layers"]
+    }
+    checkpoint.save_all(((modules[str(layer)], one) for layer, one in known.items()), folder)
+
+
+def export(run: Path, output: Path | None = None) -> Path:
+    """Writes the modules of a run's last checkpoint to ``output`` (None: its folder ``tokensr``) and returns the folder."""
+    run, names = resume.place(run)
+    newest = resume.latest(run, names)
+    if newest is None:
+        raise UserError(f"{run} holds no {resume.CHECKPOINT}; give the folder of a run that got to its first checkpoint")
+    _, state, note = newest
+    if note:
+        print(note)
+    belonging, steps = state["blink_exp"], int(state["global_step"])
+    with torch.device("meta"):
+        modules = build_all(belonging["architecture"], belonging["width"], belonging["layers"])
+    weights = {k.removeprefix("amplifiers."): v for k, v in state["state_dict"].items() if k.startswith("amplifiers.")}
+    try:
+        modules.load_state_dict(weights, assign=True)
+    except RuntimeError:
+        raise UserError(f"{newest[0]} holds other weights than its layers and architecture have; give the folder of another run") from None
+    config = run / "config.yaml"
+    settings = read_settings(config, "copy it again, or remove it and the modules say less of their training") if config.is_file() else {}
+    training = {str(k): settings[k] for k in ("loss", "trainer", "data", "seed") if k in settings} | {"steps": steps}
+    target = output or run / "tokensr"
+    save_modules(modules, belonging, training, target, {})
+    print(f"{len(belonging['layers'])} modules of step {steps} written to {target}")
+    return target
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m blink_exp.training.export", description=str(__doc__).splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a training (outputs/train/...), with its last.ckpt")
+    parser.add_argument("--output", type=Path, default=None, help="folder for the modules; default: tokensr in the run folder")
+    known = parser.parse_args(words)
+    guard(lambda _: export(known.run, known.output), None)
+
+
+if __name__ == "__main__":
+    main()

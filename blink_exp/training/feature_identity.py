@@ -1,0 +1,138 @@
+"""Which features a training needs, and whether a cache holds them: by what goes into them and not by when they were made.
+
+That is: weights, layers, the prompt's opening, preprocessing, the image files' names, lengths and times, and the pixels of three pairs of
+each split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blink_exp.errors import UserError
+from blink_exp.training.feature_cache import PLAN, Plan, digest, fault, shard_path
+from blink_exp.training.pairs import Pairs
+
+
+def weights(model: Any) -> str:
+    """A digest of up to 65,536 numbers of every weight, wherever it lies."""
+    known = hashlib.sha256()
+    for name, weight in chain(model.named_parameters(), model.named_buffers()):
+        if weight.device.type == "meta":
+            continue
+        flat = weight.detach().reshape(-1)
+        some = flat[:: max(1, -(-flat.numel() // 2**16))].cpu().contiguous()
+        known.update(f"{name} {tuple(weight.shape)} {zlib.crc32(some.view(torch.uint8).numpy().data)}\n".encode())
+    return known.hexdigest()[:16]
+
+
+def pixels(pairs: Pairs) -> str:
+    """A digest of the first, the middle and the last pair."""
+    known = hashlib.sha256()
+    for i in (0, len(pairs) // 2, len(pairs) - 1):
+        full, crop, quadrant = pairs[i]
+        known.update(full.numpy().tobytes() + crop.numpy().tobytes() + bytes([quadrant]))
+    return known.hexdigest()[:16]
+
+
+def described(backbone: Any, layers: list[int], data: Any, precision: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """``settings`` and ``contents`` of a plan. Raises UserError where a pair is another one when it is drawn again."""
+    splits = [data.train, data.held_out]
+    seen = [pixels(pairs) for pairs in splits]
+    if seen != [pixels(pairs) for pairs in splits]:
+        raise UserError(
+            "data.cache_features=true would freeze pairs that change from draw to draw (a random augmentation or sampling);"
+            " make them the same each time, or use data.cache_features=false"
+        )
+    settings = {
+        "model": {"name": backbone.name, **{k: v for k, v in backbone.settings.items() if k != "device"}},
+        "layers": list(layers),
+        "precision": precision,
+        "dtype": data.cache_dtype,
+        "data": {name: getattr(data, name) for name in ("source", "path", "json", "images", "held_out_share", "pad", "seed", "quadrants")}
+        | {"image_loading": dataclasses.asdict(data.image_loading)},
+        "pairs": [len(pairs) for pairs in splits],
+    }
+    processor = getattr(data.transform, "image_processor", None)
+    contents = {
+        "weights": f"{backbone.identity} {weights(backbone.model)}",
+        "opening": digest(backbone.prompt("")),
+        "preprocessing": digest(processor.to_dict() if processor is not None else type(data.transform).__name__),
+        "files": digest([files.stamp() for files in data.files]),
+        "pixels": digest(seen),
+    }
+    if backbone.settings.get("attn_implementation") == "eager":
+        contents["attention"] = "causal"  # a cache that does not say so may hold features of an eager pass without a mask
+    return settings, contents
+
+
+def choose(root: Path, plan: Plan) -> tuple[Path, Plan, str]:
+    """(folder, what it holds or is to hold, what to say of it). Throws away what is stale or of another cache. Of the first process."""
+    folder = place(root, plan.settings)
+    old = Plan.load(folder)
+    there = list(folder.glob("*.safetensors"))
+    for part in folder.glob("*.part"):
+        part.unlink(missing_ok=True)
+    if old is not None and old.key == plan.key and _whole(old, plan):
+        return folder, old, f"features are read from {folder}"
+    if not there and (larger := superset(root, plan)) is not None:
+        return larger[0], larger[1], f"features are read from {larger[0]}, which holds more layers"
+    said = f"features are made in {folder}"
+    if old is not None and there:
+        said = f"features in {folder} are stale (another {', '.join(changed(plan, old))}) and are made anew"
+        for path in there:
+            path.unlink()
+    plan.save(folder)  # where only this file was torn, those that bear the plan's key are kept
+    return folder, plan, said
+
+
+def _whole(old: Plan, new: Plan) -> bool:
+    """Whether the rows of ``old`` are cut into files, as many as those of ``new``, wherever it cuts them."""
+    ends = {split: starts[-1] for split, starts in new.shards.items()}
+    return {split: starts[-1] for split, starts in old.shards.items()} == ends and all(
+        starts[0] == 0 and sorted(set(starts)) == starts for starts in old.shards.values()
+    )
+
+
+def place(root: Path, settings: dict[str, Any]) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", settings["model"]["name"])
+    return root / f"{name}-{settings['data']['source']}-{digest(settings)}"
+
+
+def changed(now: Plan, before: Plan) -> list[str]:
+    found = [f"{k}" for k in now.settings if now.settings[k] != before.settings.get(k)]
+    return found + [k for k in now.contents if now.contents[k] != before.contents.get(k)] or ["cut into files"]
+
+
+def superset(root: Path, plan: Plan) -> tuple[Path, Plan] | None:
+    """A whole cache of the same with more layers."""
+    for path in sorted(root.glob(f"*/{PLAN}")):
+        other = Plan.load(path.parent)
+        if other is None or not set(plan.layers) <= set(other.layers) or other.contents != plan.contents:
+            continue
+        if digest(other.settings | {"layers": plan.layers}) == digest(plan.settings) and not faults(path.parent, other)[0]:
+            return path.parent, other
+    return None
+
+
+def faults(folder: Path, plan: Plan) -> tuple[dict[tuple[str, int], str], dict[str, set[int]]]:
+    """({file: what is wrong with it}, {split: numbers of files that could not be read})."""
+
+    def look(file: tuple[str, int]) -> tuple[str | None, list[int]]:
+        return fault(shard_path(folder, *file), plan.key, len(plan.rows(*file)))
+
+    files = plan.files()
+    with ThreadPoolExecutor(8) as threads:  # checksums and reads let other threads run
+        found = list(threads.map(look, files))
+    unreadable: dict[str, set[int]] = {split: set() for split in plan.shards}
+    for (split, _), (_, numbers) in zip(files, found, strict=True):
+        unreadable[split].update(numbers)
+    return {file: wrong for file, (wrong, _) in zip(files, found, strict=True) if wrong}, unreadable

@@ -1,0 +1,232 @@
+"""The Lightning module that trains TokenSR (Blink, Sec. 3.2.1 and App. A): one module a layer, all from the same two passes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from blink_exp.backbone.model import Backbone
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.decoder.decode import enlarge, image_states
+from blink_exp.errors import UserError
+from blink_exp.finite import first_nonfinite
+from blink_exp.tokensr.modules import build_all
+from blink_exp.training.batches import rescale
+from blink_exp.training.capture import Ranks, ready
+from blink_exp.training.feature_cache import Features
+from blink_exp.training.losses import Loss, weighted
+from blink_exp.training.pairs import Batch
+
+
+class TokenSRTraining(pl.LightningModule):
+    """Trains TokenSR modules of several layers side by side on a frozen backbone.
+
+    Student: the full view's tokens of a quadrant at the input of layer l, bilinear to H x W, through TokenSR_l. Teacher: the hidden
+    states of the quadrant as a view of its own, at the same point. Only TokenSR has gradients; text is never run.
+
+    Args:
+        layers: 0-based layers to train modules for.
+        architecture: one of ``tokensr.modules.ARCHITECTURES``.
+        loss: weights of ``tokensr.losses``.
+        lr, warmup, weight_decay: AdamW at ``lr``, warm-up over a ``warmup`` share of the steps, cosine to 0 (App. A, Table 4).
+        checkpoint_activations: keeps of each module's forward pass its input only and runs it again for the gradients.
+        channels_last: lays the convolutions' weights out as their inputs lie in memory, the channels of a token side by side.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        layers: list[int],
+        architecture: str = "conv",
+        loss: dict[str, float] | None = None,
+        lr: float = 1e-4,
+        warmup: float = 0.03,
+        weight_decay: float = 0.0,
+        checkpoint_activations: bool = False,
+        channels_last: bool = False,
+    ):
+        super().__init__()
+        self._frozen = [backbone]  # in a list, so that Lightning neither saves nor moves nor counts it
+        self.layers, self.lr, self.warmup, self.weight_decay = list(layers), lr, warmup, weight_decay
+        self.checkpoint_activations = checkpoint_activations
+        self.amplifiers = build_all(architecture, backbone.width, layers)
+        if channels_last:
+            self.amplifiers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss: Loss = weighted(loss or {"kl": 1.0})
+        self.grid = PatchGrid(2, *backbone.grid)  # quadrants
+        self.quadrants: torch.Tensor
+        self.register_buffer("quadrants", torch.stack([self.grid.indices(q) for q in range(4)]), persistent=False)
+        self._step_losses: list[torch.Tensor] = []  # (layers,) of each part of an optimizer step
+        self._held_out: dict[str, list[tuple[float, float, int]]] = {}
+        self.result: dict[int, dict[str, float]] = {}
+        self.belonging = {
+            "backbone": backbone.identity,
+            "layers": self.layers,
+            "width": backbone.width,
+            "grid": list(backbone.grid),
+            "architecture": architecture,
+        }
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._frozen[0]
+
+    def setup(self, stage: Any = None) -> None:
+        model = self._frozen[0].model
+        if model.device != self.device and getattr(model, "hf_device_map", None) is None:
+            model.to(self.device)  # each process has the backbone on its own device
+
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and data.cache_features and not data.stored:
+            precision = self.trainer.precision_plugin
+            ranks = Ranks(self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy)
+            name = f"{type(precision).__name__} {precision.precision}"
+            with precision.train_step_context():  # features as a step without a cache would see them
+                data.stored = ready(self._frozen[0], self.layers, self.capture, data, name, ranks)
+
+    def frozen(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """{layer: (patch (pairs, h * w, width) of the full view, teacher (pairs, H * W, width))}: all that a step needs of the backbone.
+        An image runs once, however many of its quadrants the batch shows."""
+        full, crop, quadrant, owner = batch
+        states = image_states(self._frozen[0], torch.cat([full, crop]), self.layers)
+        index = self.quadrants.to(quadrant.device)[quadrant]
+        cut = {layer: states[layer].split([len(full), len(crop)]) for layer in self.layers}
+        return {layer: (view[owner[:, None], index], teacher) for layer, (view, teacher) in cut.items()}
+
+    def capture(self, batch: Batch) -> Features:
+        """The same of a batch that lies in main memory, with the layers as one dimension."""
+        found = self.frozen(Batch(*(x.to(self.device) for x in batch)))
+        patches, teachers = zip(*(found[layer] for layer in self.layers), strict=True)
+        return Features(torch.stack(patches, dim=1), torch.stack(teachers, dim=1))
+
+    def pairs(self, batch: Batch | Features) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """{layer: (interpolated student (batch, width, H, W), teacher (batch, H * W, width))} of a batch of training pairs."""
+        if isinstance(batch, Features):
+            found = {layer: (batch.patch[:, k].contiguous(), batch.teacher[:, k]) for k, layer in enumerate(self.layers)}
+        else:
+            found = self.frozen(batch)
+        size = (self.grid.height, self.grid.width)
+        return {layer: (enlarge(patch.mT.unflatten(-1, self.grid.patch), size), teacher) for layer, (patch, teacher) in found.items()}
+
+    def refine(self, layer: int, patch: torch.Tensor) -> torch.Tensor:
+        """(batch, H * W, width) what the module of a layer makes of (batch, width, H, W). Under ZeRO its weights are bf16."""
+        module = self.amplifiers[str(layer)]
+        return module(patch.to(next(module.parameters()).dtype)).flatten(2).mT
+
+    def layer_loss(self, layer: int, patch: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return self.loss(self.refine(layer, patch), teacher)
+
+    def losses(self, batch: Batch | Features) -> torch.Tensor:
+        """(layers,) losses of a batch."""
+        again = functools.partial(checkpoint, self.layer_loss, use_reentrant=False) if self.checkpoint_activations else self.layer_loss
+        return torch.stack([again(layer, *pair) for layer, pair in self.pairs(batch).items()])
+
+    def training_step(self, batch, batch_idx):
+        losses = self.losses(batch)
+        self._step_losses.append(losses.detach())
+        return losses.sum()  # the layers share no weight, so the sum trains each as if alone
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        """Logs the mean over the whole step: all its parts, all devices. Raises UserError where it is nan or inf."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        mean = torch.stack(self._step_losses).mean(0)
+        self._step_losses = []
+        mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+        self._check_losses(mean)
+        for layer, value in zip(self.layers, mean, strict=True):
+            self.log(f"loss/train/layer_{layer}", value, on_step=True)
+        self.log("loss/train", mean.mean(), on_step=True, prog_bar=True)
+
+    def on_validation_epoch_start(self):
+        self._held_out = {str(layer): [] for layer in self.layers}
+
+    def validation_step(self, batch, batch_idx):
+        for layer, (patch, teacher) in self.pairs(batch).items():
+            plain = self.loss(patch.flatten(2).mT, teacher).item()
+            refined = self.loss(self.refine(layer, patch), teacher).item()
+            self._held_out[str(layer)].append((plain, refined, len(teacher)))
+
+    def on_validation_epoch_end(self):
+        for layer in self.layers:
+            rows = self._held_out[str(layer)]
+            sums = [sum(row[k] * row[2] for row in rows) for k in (0, 1)] + [sum(row[2] for row in rows)]
+            plain, refined, samples = self._over_devices(sums)
+            plain, refined = plain / samples, refined / samples
+            if not math.isfinite(plain):
+                raise UserError(f"layer {layer} of the frozen model has held-out states that are nan or inf; use another model.dtype")
+            if not math.isfinite(refined):
+                raise UserError(self._diverged(f"the held-out loss of layer {layer} is {refined}"))
+            gain = 1 - refined / plain if plain else -math.inf if refined else 0.0  # plain: 0 where all pictures are of one colour
+            self.result[layer] = {"interpolation": plain, "tokensr": refined, "gain": gain, "samples": int(samples)}
+            for name, value in (("loss/held_out", refined), ("gain", gain)):
+                self.log(f"{name}/layer_{layer}", value, sync_dist=self.trainer.world_size > 1)  # the same number on all
+
+    def _over_devices(self, sums: list[float]) -> list[float]:
+        if self.trainer.world_size == 1:
+            return sums
+        return self.trainer.strategy.reduce(torch.tensor(sums, dtype=torch.float64, device=self.device), reduce_op="sum").tolist()
+
+    def _check_losses(self, losses: torch.Tensor) -> None:
+        """``losses``: (layers,) of a step that has been taken."""
+        if not bool(losses.isfinite().all()):
+            layer, value = next((n, v) for n, v in zip(self.layers, losses.tolist(), strict=True) if not math.isfinite(v))
+            raise UserError(self._diverged(f"the loss of layer {layer} is {value}"))
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"training stopped at step {self.trainer.global_step}: {what}; use a smaller trainer.lr (now {self.lr:g}), or another"
+            f" model.dtype or trainer.precision; checkpoints before it are kept in {self.trainer.default_root_dir}"
+        )
+
+    def _check_state(self, checkpoint: dict[str, Any]) -> None:
+        """Raises UserError before what is nan or inf takes a good checkpoint's place: losses of the step, weights, Adam's moments."""
+        if self._step_losses:
+            self._check_losses(torch.stack(self._step_losses).mean(0))
+        for layer in self.layers:
+            bad = first_nonfinite(self.amplifiers[str(layer)].named_parameters())
+            if bad is not None:
+                raise UserError(self._diverged(f"the weights {bad} of layer {layer} are nan or inf"))
+        names = [name.removeprefix("amplifiers.") for name, p in self.named_parameters() if p.requires_grad]
+        for optimizer in checkpoint.get("optimizer_states", []):
+            held = [(str(k), v) for k, state in optimizer.get("state", {}).items() for v in state.values() if isinstance(v, torch.Tensor)]
+            bad = first_nonfinite(held)
+            if bad is not None:
+                layer = names[int(bad)].split(".")[0]
+                raise UserError(self._diverged(f"the optimizer's moments of layer {layer} are nan or inf"))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_state(checkpoint)
+        checkpoint["blink_exp"] = self.belonging | {"parts": self.trainer.accumulate_grad_batches}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["blink_exp"]
+        if saved["backbone"] != self.belonging["backbone"]:
+            raise UserError(f"the checkpoint was trained on {saved['backbone']}, not {self.belonging['backbone']}; give that model")
+        for name in ("layers", "architecture", "width", "grid"):
+            if saved[name] != self.belonging[name]:
+                raise UserError(f"the checkpoint was trained for {name} {saved[name]}, not {self.belonging[name]}; start a new run")
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        rescale(progress, saved["parts"], self.trainer.accumulate_grad_batches)
+
+    def configure_optimizers(self) -> Any:
+        weights = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warm = max(1, round(self.warmup * steps))
+
+        def scale(step: int) -> float:
+            return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,25 @@
+"""Lightning's progress where the output is a file or a pipe: a line now and then, as evaluations print them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning.callbacks import Callback
+
+from blink_exp.evaluation.terminal import Lines
+
+
+class ProgressLines(Callback):
+    """A line at every tenth of the training's batches and after every 30 seconds, from the process of rank 0."""
+
+    def __init__(self) -> None:
+        self.lines: Lines | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            left = trainer.num_training_batches * (trainer.max_epochs - trainer.current_epoch)
+            self.lines = Lines(int(left), "training")
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if self.lines is not None:
+            self.lines.advance(1)

@@ -1,0 +1,79 @@
+"""How a training ends that somebody stops: SIGTERM (a cluster, a sweep) by exit code 143, Ctrl-C by 130, each with a line on going on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning.callbacks import Callback
+
+from blink_exp.stopping import nothing_said, say
+from blink_exp.training.resume import find
+
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+
+
+def end(_signal: int, _frame: FrameType | None) -> None:
+    """What is written meanwhile is written beside its place, so the process may end anywhere."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second one would cut off what cleans up
+    raise SystemExit(TERMINATED)
+
+
+class OwnSignals(Callback):
+    """Puts ``end`` back where Lightning has installed its own handler of SIGTERM, which lets the process go on to the end of the batch (or,
+    while it measures, to the end), leaves with exit code 0, and talks to the other processes from inside the handler."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        install()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        install()
+
+
+def install() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+
+
+@contextlib.contextmanager
+def stoppable(out: Path, step: Callable[[], int], speaks: Callable[[], bool]) -> Iterator[None]:
+    """Inside the block SIGTERM and Ctrl-C end the process with their exit codes and one line.
+
+    ``out``: the run folder; ``step``: optimizer steps done; ``speaks``: whether this is the process that prints.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    install()
+    nothing_said()
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as error:
+        code = code_of(error)
+        if code is None:
+            raise
+        if speaks():
+            name = "SIGTERM" if code == TERMINATED else "Ctrl-C"
+            say(f"stopped by {name} at step {step()}; {how_to_go_on(out)}", code)
+        raise SystemExit(code) from None
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def code_of(error: BaseException) -> int | None:
+    """130 for Ctrl-C (which Lightning turns into exit code 1), 143 for SIGTERM, None for anything else that ends a process."""
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return INTERRUPTED
+    return TERMINATED if isinstance(error, SystemExit) and error.code == TERMINATED else None
+
+
+def how_to_go_on(out: Path) -> str:
+    if find(out) is None:
+        return "there is no checkpoint yet, so start it again (earlier ones: trainer.checkpoint_every)"
+    return f"go on from its last checkpoint with the same settings and resume={out}"
