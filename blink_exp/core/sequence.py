@@ -11,8 +11,10 @@ nothing here knows a model.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import torch
 
@@ -56,6 +58,73 @@ class Retain:
 
 
 Decision = Keep | Drop | Expand | Retain
+
+V = TypeVar("V")  # a visual token
+E = TypeVar("E")  # a part of an expanded segment
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a part of an expanded segment comes from: the layer that made it, the patch, and how many tokens it has."""
+
+    layer: int
+    region: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class State(Generic[V, E]):
+    """What of a row's images a layer works on. ``visual[k]``: the visual tokens of image k, in order; ``expanded[k]``: the parts of the
+    expanded segment behind them."""
+
+    visual: tuple[Rows[V], ...]
+    expanded: tuple[tuple[E, ...], ...]
+
+    @classmethod
+    def of(cls, *visual: Rows[V]) -> State[V, E]:
+        """Images of these visual tokens, with nothing expanded."""
+        return cls(visual, ((),) * len(visual))
+
+
+def transition(
+    state: State[V, E],
+    decision: Decision,
+    image: int = 0,
+    *,
+    expand: Callable[[tuple[E, ...]], E] | None = None,
+    merge: Callable[[tuple[V, ...]], V] | None = None,
+) -> State[V, E]:
+    """The state behind a decision, the one rule that everything that carries out or replays decisions goes by. Pure.
+
+    Args:
+        image: which image is expanded or dropped; ``Retain`` is about all of them.
+        expand: the part that an expansion makes, given the parts that it stands behind. Called only if there is one to make.
+        merge: the token that some visual tokens are merged to.
+    """
+    if isinstance(decision, Keep):
+        return state
+    if isinstance(decision, Retain):
+        return replace(state, visual=_retained(state.visual, decision, merge))
+    parts = state.expanded[image]
+    if isinstance(decision, Drop):
+        parts = ()
+    elif not (parts and decision.on_reexpand == "keep"):
+        assert expand is not None
+        before = parts if decision.on_reexpand == "append" else ()
+        parts = (*before, expand(before))
+    return replace(state, expanded=(*state.expanded[:image], parts, *state.expanded[image + 1 :]))
+
+
+def _retained(visual: tuple[Rows[V], ...], decision: Retain, merge: Callable[[tuple[V, ...]], V] | None) -> tuple[Rows[V], ...]:
+    every = list(itertools.chain.from_iterable(visual))
+    merged: list[V] = []
+    if decision.clusters:
+        assert merge is not None
+        merged = [merge(tuple(every[i] for i in cluster)) for cluster in decision.clusters]
+    last = max((k for k, tokens in enumerate(visual) if len(tokens)), default=0)  # merged tokens stand behind the last image
+    ends = [0, *itertools.accumulate(map(len, visual))]
+    kept = [[every[i] for i in decision.indices if first <= i < end] for first, end in itertools.pairwise(ends)]
+    return tuple(tuple(own + merged) if k == last else tuple(own) for k, own in enumerate(kept))
 
 
 @dataclass
@@ -167,15 +236,6 @@ def _take(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def _numbers(x: torch.Tensor) -> torch.Tensor:
     """(batch, 1) numbers of the rows."""
     return torch.arange(len(x), device=x.device)[:, None]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a part of an expanded segment comes from: the layer that made it, the patch, and how many tokens it has."""
-
-    layer: int
-    region: int
-    tokens: int
 
 
 @dataclass

@@ -8,6 +8,7 @@ that it runs on.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Rows
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
 from blink_exp.core.saliency import Attended
-from blink_exp.core.sequence import Drop, Expand, Origin, Retain
+from blink_exp.core.sequence import Expand, Origin, Retain, State, transition
 from blink_exp.core.views import EXTRA
 from blink_exp.decoder.decode import Record
 
@@ -98,19 +99,20 @@ def replay(decisions: Rows[Record], visual: torch.Tensor, depth: int) -> list[tu
     SparseVLM behind it.
     """
     by_layer = {d.scan.layer: d for d in decisions}
-    expanded: tuple[Origin, ...] = ()
+    state: State[int, Origin] = State.of(visual.tolist())
     out = []
     for layer in range(depth):
-        found = by_layer.get(layer)
-        decision = found.decision if found else None
-        if found and isinstance(decision, Expand) and not (expanded and decision.on_reexpand == "keep"):
-            before = expanded if decision.on_reexpand == "append" else ()
-            new = found.visual_tokens - len(visual) - sum(o.tokens for o in before)
-            expanded = (*before, Origin(layer, decision.region, new))
-        elif isinstance(decision, Drop):
-            expanded = ()
-        out.append((visual, expanded))
-        if isinstance(decision, Retain):
-            merged = visual.new_full((len(decision.clusters),), EXTRA)
-            visual = torch.cat([visual[list(decision.indices)], merged])
+        record = by_layer.get(layer)
+        if record is not None and not isinstance(record.decision, Retain):
+            state = transition(state, record.decision, expand=functools.partial(_origin, record, len(visual)))
+        out.append((visual.new_tensor(state.visual[0]), state.expanded[0]))
+        if record is not None and isinstance(record.decision, Retain):
+            state = transition(state, record.decision, merge=lambda _: EXTRA)
     return out
+
+
+def _origin(record: Record, visual: int, before: tuple[Origin, ...]) -> Origin:
+    """The part that a recorded expansion made behind ``visual`` tokens and the parts ``before``."""
+    assert isinstance(record.decision, Expand)
+    tokens = record.visual_tokens - visual - sum(part.tokens for part in before)
+    return Origin(record.scan.layer, record.decision.region, tokens)

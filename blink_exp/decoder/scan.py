@@ -30,14 +30,14 @@ def scan_patches(
     """One Scan for each image and row (None where a row has no such image), from the states at layer i's input.
 
     The first segment has been run already, so its keys are taken from the cache; the others' are projected here. Only the query
-    of the last prompt token (all text queries for ``text_mean``) is made.
+    of the last prompt token (all text queries where the scorer reads them) is made.
     """
     segments = sequence.segments()
     text = segments[-1]
     batch, prompt = text.states.shape[0], text.length - answer
     read: list[list[float]] = []
     if policy.scorer is not None:
-        seen = attended(llm, i, segments, plan, cache, policy.scorer is saliency.text_mean, prompt)
+        seen = attended(llm, i, segments, plan, cache, policy.scorer.queries == "text", prompt)
     out: list[list[Scan | None]] = []
     start = 0  # column of the next segment's first key
     for k in range(sequence.images):

@@ -97,12 +97,12 @@ def _row(scorer: Scorer, grid: PatchGrid, seen: Seen, a: Asked, columns: Columns
 def products_of(llm: Any, i: int, asked: Rows[Asked], text: Segment, positions: torch.Tensor, columns: Columns, scorer: Scorer) -> Products:
     layer = llm.layers[i]
     attention = layer.self_attn
-    asking = slice(0 if scorer is saliency.text_mean else text.length - 1, text.length)
+    asking = slice(0 if scorer.queries == "text" else text.length - 1, text.length)
     real = columns.real(asked, text.valid)
     order = torch.arange(real.shape[1], device=real.device)
     visible = real[:, None] & (order <= order[-text.length :][asking][:, None])
     chains = list(dict.fromkeys(e for a in asked for e in a.chain))
-    if scorer is saliency.dot_product:
+    if scorer.raw:
         held = {e: _Keys(i, heads_of(attention, attention.k_proj(e.at(i)[None]))[0]) for e in chains}
         raw = {a.prefix: a.prefix.states[i] for a in asked}
         shadow = {p: _Keys(i, heads_of(attention, attention.k_proj(states[None]))[0]) for p, states in raw.items()}
