@@ -12,9 +12,8 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
 
-from blink_exp.core.method import Method
+from blink_exp.core.method import Method, Record
 from blink_exp.core.sequence import Expand, State, transition
-from blink_exp.decoder.decode import Record
 from blink_exp.evaluation.cost import layer_flops
 
 Segment = tuple[Any, ...]  # (layer, region, module, grid, interpolated, inherits, what stands before)

@@ -12,7 +12,7 @@ from blink_exp.core.sequence import Drop, Expand, Keep, Origin, Retain
 from blink_exp.core.views import EXTRA, NEWLINE
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import recorded, replay
-from blink_exp.decoder.decode import Record
+from blink_exp.core.method import Record
 from blink_exp.methods.blink import BlinkPolicy, blink
 
 

@@ -12,7 +12,7 @@ from bench.least import Answered, course, least
 from bench.sharing import ended
 from blink_exp.core.method import Method, Scan
 from blink_exp.core.sequence import Drop, Expand, Keep
-from blink_exp.decoder.decode import Record
+from blink_exp.core.method import Record
 from blink_exp.evaluation.cost import CPU_ATTENTION, layer_flops
 from blink_exp.methods.blink import BlinkPolicy, blink
 

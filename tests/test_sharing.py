@@ -17,7 +17,7 @@ from blink_exp.core.method import Method
 from blink_exp.decoder import answers as sharing
 from blink_exp.decoder.answers import Asking, answer
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.branches import Texts
+from blink_exp.decoder.branches import BranchDecoder, _Part
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import answers
 from blink_exp.methods.blink import BlinkPolicy, blink, tokensr_module
@@ -99,14 +99,14 @@ def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypat
     ran: list[tuple[int, int]] = []
     if room:
         samples = samples[:2]
-        fits, layer = sharing.Fits.of, Texts._layer
-        monkeypatch.setattr(sharing.Fits, "of", lambda *a: replace(fits(*a), texts=3, room=room, decoding=2, prefixes=1))
+        budget, run = sharing.MemoryBudget.of, _Part._run
+        monkeypatch.setattr(sharing.MemoryBudget, "of", lambda *a: replace(budget(*a), texts=3, room=room, decoding=2, prefixes=1))
 
-        def watched(self, i, branches, text, rope):
-            ran.append((len(branches), self.needed(i, branches, text.length)))
-            return layer(self, i, branches, text, rope)
+        def watched(self, i, first):
+            ran.append((len(self.branches), self.decoder.needed(i, self.branches, self.text.length)))
+            return run(self, i, first)
 
-        monkeypatch.setattr(Texts, "_layer", watched)
+        monkeypatch.setattr(_Part, "_run", watched)
     found = together(scale, list(methods.values()), samples, MosaicMME(), batch_size=2)
     for (p, name), n in itertools.product(enumerate(methods), range(len(samples))):
         assert found[n, p] == wanted[name][n], (name, n)
@@ -284,8 +284,7 @@ def test_what_is_kept_of_an_image_does_not_keep_its_batch(scale):
 def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     """The state that the first token is read from, against the stock forward: within 1e-4."""
     from blink_exp.decoder.branches import Question
-    from blink_exp.decoder.prefixes import run
-    from blink_exp.decoder.shared_attention import shared
+    from blink_exp.decoder.prefixes import run_prefixes
 
     benchmark = MosaicMME()
     samples = list(benchmark.samples())[:3]
@@ -295,13 +294,12 @@ def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     around = scale.around(asked)
     with torch.no_grad():
         openings = [torch.cat([embed(ahead), v.features]) for (ahead, _), v in zip(around, visual, strict=True)]
-        prefixes = run(scale.llm, openings, [144] * 3, (), 2)
-        questions = [Question(p, embed(behind), s.id, (0,)) for p, (_, behind), s in zip(prefixes, around, samples, strict=True)]
+        prefixes = run_prefixes(scale.llm, openings, [144] * 3, (), [32] * 3, 2)
+        questions = [Question((p,), embed(behind), s.id, (0,)) for p, (_, behind), s in zip(prefixes, around, samples, strict=True)]
         leaves = []
-        with shared(scale.llm):
-            Texts(scale.llm, questions, [Method()], [None], float("inf")).run(leaves.append)
+        BranchDecoder(scale.llm, questions, [Method()], [None]).run(leaves.append)
         (leaf,) = leaves
-        for branch, hidden in zip(leaf.branches, leaf.hidden, strict=True):
+        for branch, hidden in zip(leaf.branches, scale.llm.norm(leaf.text.states[:, -1]), strict=True):
             batch = scale.batch([visual[branch.question].features], [asked[branch.question]])
             whole = torch.cat([openings[branch.question], questions[branch.question].text])[None]
             stock = scale.llm(inputs_embeds=whole).last_hidden_state[0, -1]

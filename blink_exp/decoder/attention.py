@@ -17,10 +17,12 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
+from blink_exp.core.method import Record
 from blink_exp.core.saliency import Attended
 from blink_exp.core.sequence import Expand, Origin, Retain, State, transition
 from blink_exp.core.views import EXTRA
-from blink_exp.decoder.decode import Record
+from blink_exp.decoder.scan import heads_of
+from blink_exp.decoder.shared_attention import SharedKVCache
 
 
 @contextlib.contextmanager
@@ -64,21 +66,21 @@ def last_row(
     """(batch, keys) attention of the last token of (batch, tokens, hidden) ``hidden_states``, from the arguments that an attention module
     was just called with. ``past_key_values`` holds the module's keys, its own tokens' among them; None: there are no others."""
     cos, sin = position_embeddings
-    query = _heads(attention, attention.q_proj(hidden_states[:, -1:]))
+    query = heads_of(attention, attention.q_proj(hidden_states[:, -1:]))
     query = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])[0]
-    if past_key_values is None:
-        keys = _heads(attention, attention.k_proj(hidden_states))
-        keys = apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+    if isinstance(past_key_values, SharedKVCache):
+        keys, _, seen_keys = past_key_values.dense()
+        visible = seen_keys[:, None]
     else:
-        keys = past_key_values.layers[attention.layer_idx].keys
-    visible = _visible(attention_mask, len(keys), keys.shape[2]).to(keys.device)
+        if past_key_values is None:
+            keys = heads_of(attention, attention.k_proj(hidden_states))
+            keys = apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+        else:
+            keys = past_key_values.layers[attention.layer_idx].keys
+        visible = _visible(attention_mask, len(keys), keys.shape[2]).to(keys.device)
     text = visible.new_ones(len(keys), 1)
     seen = Attended(query, keys, visible, text, attention.scaling, lambda: query, lambda: keys)
     return saliency.attention(seen, torch.arange(keys.shape[2], device=keys.device)).float().cpu()
-
-
-def _heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
-    return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
 
 def _visible(mask: torch.Tensor | None, batch: int, keys: int) -> torch.Tensor:

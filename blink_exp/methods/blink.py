@@ -76,6 +76,8 @@ class BlinkPolicy:
     inherit_positions: bool = False
     seed: int = 0
 
+    drops = False  # it adds tokens to the visual ones, which stay
+
     def __post_init__(self):
         for name, value, known in (
             ("resolution.policy", self.resolution, POLICIES),
@@ -90,6 +92,13 @@ class BlinkPolicy:
     @property
     def scorer(self) -> Scorer | None:
         return None if self.saliency == RANDOM else find_scorer(self.saliency)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"tau_exp": self.tau_expand, "tau_drop": self.tau_drop}
+
+    def layer_tokens(self, visual: int, depth: int) -> None:
+        return None  # what is expanded depends on the question
 
     def decide(self, layer: int, scan: Scan) -> Decision:
         """What to do with one image at one layer (Alg. 1, lines 6-14)."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.cli import CONF, one_line
-from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation import results
@@ -34,8 +34,8 @@ def view(cfg: DictConfig, out: Path) -> Path:
     names = compared(cfg)
     about = subject(cfg)
     backbone, method = prepare_model(cfg)
-    blinks = method.policy is not None and not isinstance(method.policy, TokenPolicy)
-    grid = PatchGrid(method.policy.p if blinks else cfg.grid.p, *backbone.grid)  # type: ignore[union-attr]
+    scans = method.policy is not None and not method.drops_inside
+    grid = PatchGrid(method.policy.p if scans else cfg.grid.p, *backbone.grid)  # type: ignore[union-attr]
     followed = trace(backbone, method, about.benchmark, about.sample, about.image)
     lines = answers(cfg, names, backbone, about, followed)
     page = pages.contents(backbone, about, followed, grid, lines, command(cfg))
