@@ -13,7 +13,7 @@ from bench.timing import median_seconds
 from blink_exp.backbone.encode import encode
 from blink_exp.core.encoding import Needs
 from blink_exp.core.views import Views
-from blink_exp.decoder import decode
+from blink_exp.decoder import visual_states
 from blink_exp.tokensr import arithmetic
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.module import TokenSRTraining
@@ -43,7 +43,9 @@ class Frozen:
         found = encode(self.model, pixels, [Views(self.shape.side)] * len(pixels), Needs())
         features = self.model.model.multi_modal_projector(torch.cat([one.hidden for one in found]))
         opening = self.model.get_input_embeddings()(torch.arange(3, 3 + BEFORE, device=features.device)).expand(len(features), -1, -1)
-        return decode.visual_states(self.model.model.language_model, torch.cat([opening, features], dim=1), features.shape[1], layers)
+        return visual_states.visual_states(
+            self.model.model.language_model, torch.cat([opening, features], dim=1), features.shape[1], layers
+        )
 
 
 def rows(device: str | None, size: str = "default", pairs: int = 8) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from blink_exp.decoder.branches import BranchDecoder, _Part
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import answers
 from blink_exp.methods.blink import BlinkPolicy, blink, tokensr_module
+from blink_exp.methods.fastv import FastVPolicy
+from blink_exp.methods.sparsevlm import SparseVLMPolicy
 
 LAYERS = (12, 13, 15, 16)
 # By what could go wrong: which segments a text stands behind, where its tokens are numbered, what a scan reads, who shares with whom.
@@ -51,7 +53,13 @@ def modules(backbone) -> torch.nn.ModuleDict:
 
 def blinks(backbone) -> dict[str, Method]:
     found = {name: blink(BlinkPolicy(layers=LAYERS, **words), modules(backbone)) for name, words in POLICIES.items()}
-    return {"none": Method(), "interpolated": blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3)), **found}
+    dropping = {
+        "fastv": Method(FastVPolicy(2, 0.5), name="fastv"),
+        "fastv, few": Method(FastVPolicy(2, 0.1), name="fastv"),
+        "sparsevlm": Method(SparseVLMPolicy((2, 6, 15), (60, 30, 12)), name="sparsevlm"),
+        "sparsevlm, shares": Method(SparseVLMPolicy((6, 12), None, (0.5, 0.2)), name="sparsevlm"),
+    }
+    return {"none": Method(), "interpolated": blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3)), **found, **dropping}
 
 
 def alone(backbone, method: Method, samples, benchmark) -> list[tuple]:
@@ -119,10 +127,10 @@ def test_the_points_differ_so_the_test_above_tests_something(shared_run):
     methods, _, wanted = shared_run
     decided = {name: [[step[3] for step in steps] for _, steps in rows] for name, rows in wanted.items()}
     kinds = {type(d).__name__ for rows in decided.values() for steps in rows for d in steps}
-    assert kinds == {"Expand", "Drop", "Keep"}
+    assert kinds == {"Expand", "Drop", "Keep", "Retain"}
     assert len({repr(rows) for rows in decided.values()}) >= len(methods) - 3
     lengths = {step[4] for rows in wanted.values() for _, steps in rows for step in steps}
-    assert {144, 288, 180} <= lengths and max(lengths) > 288  # nothing, a patch, a small one, several
+    assert {144, 288, 180, 72, 14} <= lengths and max(lengths) > 288  # nothing, a patch, a small one; half, a tenth; several
 
 
 def test_pruned_images_and_base_views_with_gaps():
@@ -203,6 +211,54 @@ def test_an_expansion_stops_where_every_point_has_dropped_it(scale):
     with Counted(scale) as counted:
         together(scale, [cycle], samples, benchmark)
     assert counted.by_length[144] == 3  # layers 12, 13 and 14
+
+
+def test_methods_that_drop_inside_the_llm_share_their_layers_before_the_first_cut(scale):
+    """Three questions about one image, FastV twice and SparseVLM: what stands in front of a cut runs once, what is left by points and
+    questions that keep the same tokens too, and the prefix goes no further than somebody needs it."""
+    benchmark = MosaicMME()
+    every = benchmark.samples()
+    samples = [s for s in every if s.image_id == every[0].image_id][:3]
+    fastv = [Method(FastVPolicy(2, ratio), name="fastv") for ratio in (0.5, 0.5, 0.25)]
+    sparse = Method(SparseVLMPolicy((5,), (40,)), name="sparsevlm")
+    ahead = len(scale.around(["?"])[0][0])
+    for methods, depth in (([*fastv, sparse], 6), (fastv, 2), ([*fastv, Method()], 32)):
+        scale.forget()
+        with Counted(scale) as counted:
+            found = together(scale, methods, samples, benchmark)
+        assert counted.by_length[ahead + 144] == depth
+        for ratio, point in ((0.5, 0), (0.25, 2)):
+            kept = {found[n, point][1][0][3] for n in range(len(samples))}
+            assert counted.by_length[ahead + int(144 * ratio)] == len(kept) * 30
+        assert all(found[n, 0] == found[n, 1] for n in range(len(samples)))
+    with Counted(scale) as counted:  # the whole prefix is at hand now, and serves those that need less of it
+        together(scale, fastv, samples, benchmark)
+    assert ahead + 144 not in counted.by_length
+
+
+@torch.no_grad()
+def test_prefixes_of_near_lengths_run_as_one_batch(scale):
+    """Padded on the right, which changes nothing: against each alone."""
+    from blink_exp.decoder.prefixes import run_prefixes
+
+    def prefix(tokens: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(tokens)
+        return scale.model.get_input_embeddings()(torch.randint(5, 100, (tokens,), generator=generator))
+
+    lengths = (50, 55, 57, 90)
+    alone = [run_prefixes(scale.llm, [prefix(n)], [n - 2], (3,), [5], 4)[0] for n in lengths]
+    calls: list[tuple[int, ...]] = []
+    hook = scale.llm.layers[0].register_forward_pre_hook(lambda module, args: calls.append(tuple(args[0].shape[:2])))
+    batch = run_prefixes(scale.llm, [prefix(n) for n in lengths], [n - 2 for n in lengths], (3,), [5] * 4, 4)
+    hook.remove()
+    assert calls == [(3, 57), (1, 90)]
+    for one, same, n in zip(alone, batch, lengths, strict=True):
+        assert same.tokens == n and same.reached == 5 and same.visual_at(3).shape[0] == n - 2
+        for i in range(5):
+            assert same.keys[i].shape[1] == n
+            torch.testing.assert_close(same.keys[i], one.keys[i], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(same.values[i], one.values[i], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(same.at(3), one.at(3), atol=1e-4, rtol=1e-4)
 
 
 def test_prefixes_are_remembered_within_their_memory(scale):

@@ -83,7 +83,8 @@ def answer(
         prefixes = recalled(backbone, part, layers, depths, budget)
         held = {id(p): p.nbytes for p in (*prefixes.values(), *backbone.prefixes.values())}
         questions = [
-            Question((prefixes[u.key],), u.text, asked[u.asking].sample, tuple(u.points), (u.inputs.shown,), u.inputs.features) for u in part
+            Question((prefixes[u.key],), u.text, asked[u.asking].sample, tuple(u.points), (u.inputs.shown,), u.inputs.features)
+            for u in part
         ]
         decoder = BranchDecoder(backbone.llm, questions, methods, grids, budget.left(sum(held.values())))
         tokens: dict[tuple[int, int], list[int]] = {}
@@ -151,8 +152,8 @@ class MemoryBudget:
     """How ``backbone.shared_bytes`` is divided, less what images seen before hold of it: half is the prefixes', half the texts'.
 
     ``prefix``: bytes of a visual token's keys and values in all layers, and of its states where they are kept; ``texts``: questions that
-    start together; ``room``: see ``BranchDecoder``; ``decoding``: branches that are decoded together; ``prefixes``, ``budget``: bytes of all
-    prefixes, and of all; ``one``: bytes of a token's keys and values in a layer; ``work``: of what it takes inside a layer, in ``one``.
+    start together; ``room``: see ``BranchDecoder``; ``decoding``: branches that are decoded together; ``prefixes``, ``budget``: bytes of
+    all prefixes, and of all; ``one``: bytes of a token's keys and values in a layer; ``work``: of what it takes inside a layer, in ``one``.
     """
 
     prefix: int

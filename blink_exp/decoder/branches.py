@@ -51,8 +51,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Branch:
-    """``question``: its number; ``blocks``: what is left of the images; ``expanded``: the expanded segments behind each of them; ``points``:
-    the methods that have decided so."""
+    """``question``: its number; ``blocks``: what is left of the images; ``expanded``: the segments behind each of them; ``points``: the
+    methods that have decided so."""
 
     question: int
     blocks: Front
@@ -135,7 +135,9 @@ class _Part:
         if not self.decided:
             deciding = decoder.deciding(i, self.branches, drops=False)
             if deciding:
-                first = {b.front[0]: () for b in self.branches if b.front}  # it stands in front of all that can change
+                first: dict[Segment, Front] = {
+                    b.front[0]: () for b in self.branches if b.front
+                }  # before what can change
                 yield from segment_runs(llm, i, first, decoder.read, weights=decoder.weights)
                 self.fork(*decoder.decide(i, self.branches, self.text, deciding))
         self.decided = False
@@ -161,7 +163,8 @@ class _Part:
             decoder.ran(i, fronts, run.cache, self.text.valid)
             self.steps.clear()
             for segment in fronts_of(fronts):
-                segment.keys.pop(i), segment.values.pop(i), segment.inputs.clear()
+                del segment.keys[i], segment.values[i]
+                segment.inputs.clear()
         if forked is not None:
             self.fork(*forked)
 
@@ -459,7 +462,7 @@ class BranchDecoder:
         looked = [scan.Looked(branches[r].blocks, branches[r].expanded, ()) for r in rows]
         raters = torch.stack([chosen[known] for known in alike])
         scores = scan.scan_tokens(self.llm, i, looked, part.states, part.valid, numbers, own, raters)
-        out = {}
+        out: dict[tuple[int, int], Scan] = {}
         for (r, _), pairs, found in zip(alike, alike.values(), scores, strict=True):
             question = self.questions[branches[r].question]
             visual = torch.cat([block.visual_at(i + 1) for block in branches[r].blocks])

@@ -6,7 +6,6 @@ that lives on the cache layer itself: it is reordered with the beams and dies wi
 
 from __future__ import annotations
 
-
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 

@@ -44,7 +44,8 @@ class _Tokens:
         run = SegmentRun(self.states, rope, cache)
         yield run
         self.states = run.states
-        held.hold(*cache.own, every, position, tokens)
+        keys, values = cache.own
+        held.hold(keys, values, every, position, tokens)
 
 
 def extend(llm: Any, embeds: torch.Tensor, layers: Rows[Any], weights: bool = False) -> torch.Tensor:

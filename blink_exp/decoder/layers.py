@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional as F
 
 from blink_exp.decoder.segments import Front, Segment, shared_kv, starts
 from blink_exp.decoder.shared_attention import SharedKVCache, shared
@@ -94,11 +95,8 @@ def _padded(rows: list[torch.Tensor], tokens: int) -> torch.Tensor:
         return rows[0][None]
     if all(len(row) == tokens for row in rows):
         return torch.stack(rows)
-    mixed = torch.promote_types(rows[0].dtype, next((row.dtype for row in rows if row.is_floating_point()), rows[0].dtype))
-    out = rows[0].new_zeros(len(rows), tokens, *rows[0].shape[1:], dtype=mixed)
-    for own, row in zip(out, rows, strict=True):
-        own[: len(row)] = row
-    return out
+    dtype = next((row.dtype for row in rows if row.is_floating_point()), rows[0].dtype)  # position numbers may be fractional
+    return torch.stack([F.pad(row.to(dtype).T, (0, tokens - len(row))).T for row in rows])
 
 
 def _batches(waiting: Rows[tuple[Segment, Front]], most: float) -> Iterator[list[tuple[Segment, Front]]]:
@@ -118,5 +116,3 @@ def _batches(waiting: Rows[tuple[Segment, Front]], most: float) -> Iterator[list
 def fronts_of(chains: Rows[Front]) -> dict[Segment, Front]:
     """{segment: what it stands behind} of all segments of some fronts."""
     return {segment: chain[:n] for chain in chains for n, segment in enumerate(chain)}
-
-

@@ -36,7 +36,9 @@ class Looked:
 
     def visual_end(self, image: int) -> int:
         """Tokens up to and with the last visual one of an image."""
-        return sum(b.tokens + length(parts) for b, parts in zip(self.blocks[:image], self.expanded, strict=False)) + self.blocks[image].tokens
+        return (
+            sum(b.tokens + length(parts) for b, parts in zip(self.blocks[:image], self.expanded, strict=False)) + self.blocks[image].tokens
+        )
 
 
 class Products:

@@ -62,8 +62,8 @@ class SharedKVCache:
         return earlier + sum(part.keys.shape[1] for part in self.front if part.start == 0)
 
     def dense(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All that each row stands behind, then its own tokens: two (rows, kv_heads, keys, head_dim), and (rows, keys) bool, false on padding
-        and on own tokens that the last one does not see. Rows are padded on the left."""
+        """All that each row stands behind, then its own tokens: two (rows, kv_heads, keys, head_dim), and (rows, keys) bool, false on
+        padding and on own tokens that the last one does not see. Rows are padded on the left."""
         keys, values = self.own
         rows, _, own, _ = keys.shape
         valid = keys.new_ones(rows, own, dtype=torch.bool) if self.mask is None else self.mask[:, -1].expand(rows, own)
