@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from refusals import refusal
+from support.refusals import refusal
 
 from blink_exp import images
 from blink_exp.benchmarks.duts import Duts
@@ -363,7 +363,7 @@ def lying() -> bytes:
     "file", [lying(), encoded(Image.new("RGBA", (32, 32))), encoded(Image.fromarray(np.full((32, 32), 999, np.uint16)))]
 )
 def test_one_picture_everywhere(file, tmp_path):
-    from viewing import config
+    from support.viewing import config
 
     from blink_exp.viewer import drawing
     from blink_exp.viewer.subject import subject
@@ -443,7 +443,7 @@ def test_options_that_cannot_be_are_refused(settings, wanted):
 
 def compose(*words: str) -> dict:
     from hydra import compose, initialize_config_dir
-    from viewing import CONF
+    from support.viewing import CONF
 
     from blink_exp.evaluation import results
 
@@ -491,7 +491,7 @@ def test_a_harness_s_images_are_opened_alike():
 @pytest.mark.parametrize("size", [(720, 16), (16, 720), (400, 1)])
 def test_a_thin_image_on_tiles_has_a_page(size, tmp_path):
     """From 36 to 1 the backbone's own rule leaves nothing of the tiles."""
-    from viewing import config
+    from support.viewing import config
 
     from blink_exp.viewer import run as viewer
 
