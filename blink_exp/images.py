@@ -164,7 +164,10 @@ def formats() -> tuple[str, ...]:
 
 
 def _decoded(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
-    start = file.read(4)
+    try:
+        start = file.read(4)
+    except OSError as error:  # a file of /proc, a disk that fails
+        raise OSError(f"{name} cannot be read ({error.strerror or type(error).__name__})") from None
     if not start:
         raise OSError(f"{name} is empty")
     if start in EPS:

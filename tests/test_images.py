@@ -284,6 +284,17 @@ def test_a_device_is_not_read_for_ever():
         open_image("/dev/zero")
 
 
+def test_a_file_whose_bytes_cannot_be_had_is_named(tmp_path, monkeypatch):
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(5, "Input/output error")
+
+    (tmp_path / "x.png").write_bytes(b"x")
+    monkeypatch.setattr("builtins.open", lambda *_: Failing())
+    with pytest.raises(OSError, match=r"^x.png cannot be read \(Input/output error\)$"):
+        open_image("x.png", root=tmp_path)
+
+
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(b"x")
 

@@ -44,7 +44,7 @@ def _layers(value: Any) -> bool:
         first, dash, last = value.partition("-")
         ends = [first, last] if dash else [first]
         return value == "all" or (all(map(str.isdecimal, ends)) and int(first) <= int(ends[-1]) < MOST_LAYERS)
-    return value is None or limits.is_whole(value) or limits.is_list(value, limits.is_whole)
+    return value is None or limits.is_whole(value) or (limits.is_list(value, limits.is_whole) and len(value) > 0)
 
 
 @dataclass

@@ -83,6 +83,7 @@ def _quoted(word: str, several: bool) -> str:
     if name == "predictions" and value.startswith("[") and value.endswith("]"):
         return word  # a list of files
     value = os.path.expanduser(value) if value.startswith("~/") and name not in LETTER_BY_LETTER else value
+    several = several and name not in HYDRA_PATHS  # Hydra sweeps over none of its own settings
     if several and FUNCTION.fullmatch(value):
         return word
     if several and "," in value and not Path(value).exists():

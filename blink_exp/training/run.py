@@ -94,8 +94,6 @@ def train(cfg: DictConfig, settings: dict[str, Any], out: Path, trainer: Any, st
     placed = {"device": "cpu" if device.type == "cpu" else str(device)} | ({"dtype": dtype} if dtype else {})
     backbone = instantiate(cfg.model, **placed, _convert_="all")
     layers = list(selected_layers(backbone.depth, layer=cfg.layer, **settings["layers"]))
-    if not layers:
-        raise UserError("layers.indices=[] trains nothing; name at least one layer, e.g. layer=12")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data.transform = BaseView(backbone.processor.image_processor)
     optimization = {k: recipe[k] for k in ("lr", "warmup", "weight_decay", "checkpoint_activations", "channels_last")}

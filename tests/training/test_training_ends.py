@@ -44,6 +44,12 @@ def test_a_held_out_loss_that_is_not_finite_writes_no_modules(tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_step_too_large_for_the_optimizer_is_one_line(tmp_path):
+    line = refusal(lambda: train(tmp_path / "run", "trainer.lr=1e300", f"output={tmp_path / 'modules'}"))
+    assert "the step is larger than the weights can hold; use a smaller trainer.lr (now 1e+300)" in line
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("what", ["loss", "weight", "moment"])
 def test_nothing_that_is_not_finite_takes_a_good_checkpoint_s_place(what):
     width = SimpleNamespace(width=16, grid=(8, 8), identity="random")
