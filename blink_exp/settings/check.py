@@ -22,11 +22,14 @@ from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Data, Logg
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
+REFUSED = "refused"  # in a job of a multirun whose words do not compose: why (``job_loader``)
 
 
 def check(cfg: DictConfig, whole: bool = True) -> None:
     """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits. Values given as text for
     a number ("0.5") become numbers, in place. ``whole``: whether every setting that must be given has to be there."""
+    if REFUSED in cfg:
+        raise UserError(cfg[REFUSED])
     for prefix, node in _nodes(cfg, ""):
         schema = schema_of(node, prefix)
         if schema is not None:
