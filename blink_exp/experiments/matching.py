@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp.backbone.views import NEWLINE, Views, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.experiments import identity, locks, results, store
+from blink_exp.experiments.asking import prompt_of
 from blink_exp.files import read_object
 from blink_exp.methods.base import Method
 from blink_exp.methods.fastv import FastVPolicy
@@ -93,10 +94,10 @@ def share_by(cfg: DictConfig, key: str) -> Callable[[float], float]:
     backbone, _, benchmark = evaluate.prepare(cfg)
     asked: list[tuple[Any, str]] = []
     for first, *_ in by_image(evaluate.chosen(benchmark, cfg)):
-        with contextlib.suppress(OSError):  # an evaluation skips and names it
-            asked.append((first.image(), benchmark.prompt(first)))
+        with contextlib.suppress(OSError, UserError):  # an evaluation skips and names it
+            asked.append((first.image(), prompt_of(backbone, benchmark, first)))
     if not asked:
-        raise UserError(f"{key} cannot be matched: no image of {benchmark.name} can be read; evaluate the method alone to see why")
+        raise UserError(f"{key} cannot be matched: nothing of {benchmark.name} can be asked; evaluate the method alone to see why")
     encodings: dict[int, Any] = {}
 
     def views(k: int) -> Views:
