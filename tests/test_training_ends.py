@@ -14,7 +14,7 @@ from refusals import refusal
 from training_runs import steps, train
 
 from blink_exp.errors import UserError
-from blink_exp.experiments import locks, resume, stopping
+from blink_exp.experiments import locks, resume, training_signals
 from blink_exp.experiments.recipe import backbone_type
 from blink_exp.tokensr.training import TokenSRTraining
 
@@ -95,7 +95,7 @@ def test_a_stopped_training_says_how_to_go_on(tmp_path, monkeypatch, capsys, how
 
 def test_other_exits_are_left_as_they_are(tmp_path):
     for code in (0, 1, 2):
-        with pytest.raises(SystemExit) as end, stopping.stoppable(tmp_path, lambda: 0, lambda: True):
+        with pytest.raises(SystemExit) as end, training_signals.stoppable(tmp_path, lambda: 0, lambda: True):
             raise SystemExit(code)
         assert end.value.code == code
 

@@ -21,11 +21,11 @@ from blink_exp.settings.check import check
 def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     """Trains for ``cfg``, going on from a checkpoint where there is one. Returns {layer: held-out losses and gain}.
 
-    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``stopping``.
+    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``training_signals``.
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from blink_exp.experiments.stopping import stoppable
+    from blink_exp.experiments.training_signals import stoppable
 
     quieten()
     check(cfg)
@@ -132,7 +132,7 @@ def make_trainer(settings: dict[str, Any], out: Path, sound: bool = True) -> Any
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from blink_exp.experiments.progress import ProgressLines
-    from blink_exp.experiments.stopping import OwnSignals
+    from blink_exp.experiments.training_signals import OwnSignals
     from blink_exp.tokensr.distributed import check_devices, strategy
     from blink_exp.tokensr.rotation import Rotation, WholeFiles
     from blink_exp.tracking import lightning_logger
