@@ -378,16 +378,16 @@ MLFLOW = {"kind": "mlflow", "project": "p", "uri": None, "rows": 1, "images": 1}
     [
         (WANDB | {"project": "my/project"}, "logger.project=my/project is refused by W&B (cannot contain"),
         (WANDB | {"project": "x" * 129}, "is refused by W&B (exceeded 128 characters)"),
-        (WANDB | {"project": ""}, "logger.project= is no name of a project"),
-        (WANDB | {"project": None}, "logger.project= is no name of a project"),
+        (WANDB | {"project": ""}, "logger.project must be the name of a project, got nothing"),
+        (WANDB | {"project": None}, "logger.project must be the name of a project, got null"),
         (WANDB | {"entity": "a team"}, "logger.entity=a team is no user or team of W&B"),
-        (WANDB | {"mode": "onlin"}, "logger.mode=onlin is not known; use one of: online"),
-        (WANDB | {"images": -1}, "logger.images=-1 is no number of images; use 0"),
-        (MLFLOW | {"project": " "}, "logger.project= is no name of an experiment"),
+        (WANDB | {"mode": "onlin"}, "logger.mode must be one of online, offline, disabled, got onlin; did you mean online"),
+        (WANDB | {"images": -1}, "logger.images must be a whole number of at least 0, got -1"),
+        (MLFLOW | {"project": " "}, "logger.project must be the name of an experiment"),
         (MLFLOW | {"project": "x" * 501}, "is no name of an experiment; use 1 to 500 characters"),
         (MLFLOW | {"uri": "localhost:5000"}, "logger.uri=localhost:5000 is no address of MLflow"),
         (MLFLOW | {"uri": "sqlite"}, "logger.uri=sqlite is no address of MLflow"),
-        ({"kind": "tensorboard", "rows": "many", "images": 1}, "logger.rows=many is no number of rows"),
+        ({"kind": "tensorboard", "rows": "many", "images": 1}, "logger.rows must be a whole number of at least 0, got many"),
     ],
 )
 def test_what_a_logger_would_refuse_is_said_before_any_work(logger, said):

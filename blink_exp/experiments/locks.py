@@ -60,7 +60,7 @@ def waited(path: Path) -> Iterator[None]:
         _acquire(lock, path.parent, timeout=0)
     except Timeout:
         print(f"waiting for {path}, which another run is working on", flush=True)
-        _acquire(lock, path.parent, poll_interval=POLL)
+        _acquire(lock, path.parent)
     try:
         yield
     finally:
@@ -89,11 +89,11 @@ def _lock(path: Path) -> FileLock:
     return FileLock(os.path.abspath(folder / f"{path.name}.lock"), fallback_to_soft=False)
 
 
-def _acquire(lock: FileLock, folder: Path, **how: float) -> None:
-    """``lock.acquire(**how)``. Raises UserError where the file system of ``folder`` has no locks: filelock's substitute, a file that is
+def _acquire(lock: FileLock, folder: Path, timeout: float = -1) -> None:
+    """``lock.acquire(timeout)``. Raises UserError where the file system of ``folder`` has no locks: filelock's substitute, a file that is
     there, would outlive a run that is killed."""
     try:
-        lock.acquire(**how)
+        lock.acquire(timeout=timeout, poll_interval=POLL)
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in UNSUPPORTED:  # a Timeout among them
             raise

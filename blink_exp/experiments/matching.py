@@ -63,7 +63,7 @@ def place(cfg: DictConfig, key: str) -> Path:
     """The file of the store that holds what was found."""
     settings = results.plain(cfg)
     asked = {"match": key, "wanted": str(cfg.retention_ratio)}
-    return locks.named(cfg.store, "store") / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
+    return Path(cfg.store) / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
 
 
 def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:

@@ -32,9 +32,8 @@ def run(cfg: DictConfig) -> Any:
 
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
-    check_settings(cfg)
     if hydra.mode != RunMode.MULTIRUN:
-        check(cfg)
+        check_settings(cfg)
         if cfg.dashboard is not None:
             from blink_exp import dashboards
 
@@ -62,10 +61,9 @@ def run(cfg: DictConfig) -> Any:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raises UserError for what would fail every point: folders without a name, and what a logger refuses."""
+    """Raises UserError for what would fail every point: settings outside their limits, and what a logger refuses."""
+    check(cfg, whole=False)
     tracking.check({"logger": OmegaConf.to_container(cfg.logger, resolve=True)})
-    for setting in ("store", "report"):
-        locks.named(cfg[setting], setting)
 
 
 def guarded(cfg: DictConfig, label: str, experiment: str | None = None, x: float | None = None) -> dict[str, Any]:

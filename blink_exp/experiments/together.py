@@ -36,7 +36,7 @@ def place(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
     from blink_exp.experiments.evaluate import incomplete
 
     settings = located_settings(cfg)
-    folder = locks.named(cfg.store, "store") / identity.point_hash(settings, identity.digests(settings))
+    folder = Path(cfg.store) / identity.point_hash(settings, identity.digests(settings))
     stored = None if cfg.force else store.metrics_of(folder)
     if stored is None:
         return folder, None
@@ -47,7 +47,7 @@ def parts_of(cfg: DictConfig) -> Path:
     """The folder of a point's answers until it is finished, which is also what a run locks. It is the point's own, but where its data has
     image files: there it does not depend on which of them are there, so that a point goes on when those that were missing are back."""
     settings = located_settings(cfg)
-    return locks.named(cfg.store, "store") / identity.point_hash(settings, identity.without_images(settings))
+    return Path(cfg.store) / identity.point_hash(settings, identity.without_images(settings))
 
 
 def located_settings(cfg: DictConfig) -> dict[str, Any]:

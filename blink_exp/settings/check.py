@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -34,6 +34,13 @@ def check(cfg: DictConfig, whole: bool = True) -> None:
         schema = schema_of(node, prefix)
         if schema is not None:
             _check_node(node, prefix, schema, whole)
+
+
+def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as ``schema`` types them, for what is made without Hydra. Raises UserError as ``check`` does; settings may be missing."""
+    node = OmegaConf.create(dict(values))
+    _check_node(node, prefix, schema, whole=False)
+    return {str(key): node[key] for key in node}
 
 
 def schema_of(node: DictConfig, prefix: str) -> type | None:
