@@ -10,12 +10,14 @@ from typing import Any
 
 from blink_exp.settings import limits
 
+MOST_PIXELS = 178_956_970  # of an image: Pillow's own limit, above which it opens nothing
+
 
 @dataclass
 class ImageLoading:
     exif: bool = limits.flag()
     alpha: str | None = limits.words("white", "drop")
-    max_pixels: int = limits.whole(1, 178956970)
+    max_pixels: int = limits.whole(1, MOST_PIXELS)
     outside: bool = limits.flag()
 
 

@@ -34,14 +34,17 @@ from blink_exp.training.signals import OwnSignals, stoppable
 def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     """Trains for ``cfg``, going on from a checkpoint where there is one. Returns {layer: held-out losses and gain}.
 
-    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``stopping``.
+    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see
+    ``signals``.
     """
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     quieten()
     check(cfg)
     settings = results.plain(cfg)
-    out = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    out = Path(hydra.runtime.output_dir)
     check_recipe(settings["trainer"])
     check_output(settings["output"])
     if cfg.tokensr.architecture == "interp":
@@ -53,7 +56,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
         trainer = make_trainer(settings, out, sound=not (start.path and start.path.resolve() == (out / OLD).resolve()))
         made.append(trainer)
         if trainer.is_global_zero:
-            locks.claim(out, "hydra.run.dir")
+            locks.claim(out, "hydra.sweep.dir" if hydra.mode == RunMode.MULTIRUN else "hydra.run.dir")
             if settings["output"]:
                 locks.claim(settings["output"], "output")
         return train(cfg, settings, out, trainer, start)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support import scripts
 from support.refusals import refusal
 from support.training_runs import steps, train
 
@@ -121,6 +122,8 @@ def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path):
             out = tmp_path if setting == "hydra.run.dir" else tmp_path / "run"
             assert f"{setting}={tmp_path} is in use by another run" in refusal(lambda out=out, words=words: train(out, *words))
         assert not list(tmp_path.rglob("last.ckpt")) and not list(tmp_path.rglob("config.yaml"))
+        job = scripts.run(["train.py", "-m", "layer=12", f"hydra.sweep.dir={tmp_path.parent}", f"hydra.sweep.subdir={tmp_path.name}"])
+        assert job.returncode == 2 and f"hydra.sweep.dir={tmp_path} is in use by another run" in job.stderr
         other.kill()  # the lock goes with the process
         other.wait()
         locks.claim(tmp_path, "output")
