@@ -135,9 +135,7 @@ class _Part:
         if not self.decided:
             deciding = decoder.deciding(i, self.branches, drops=False)
             if deciding:
-                first: dict[Segment, Front] = {
-                    b.front[0]: () for b in self.branches if b.front
-                }  # before what can change
+                first: dict[Segment, Front] = {b.front[0]: () for b in self.branches if b.front}  # before what can change
                 yield from segment_runs(llm, i, first, decoder.read, weights=decoder.weights)
                 self.fork(*decoder.decide(i, self.branches, self.text, deciding))
         self.decided = False
