@@ -12,7 +12,7 @@ class BaseViewMap:
     """What the visual tokens of one image show, where they are not simply the H x W tokens of one view.
 
     ``cells``: (tokens,) raster index on the base view of each token, -1 for a token of a tile, a newline or a merged token;
-    ``dropped_embeddings``: (H * W, hidden) embeddings of the whole base view, also of tokens that were dropped, or None where nobody restores them.
+    ``dropped_embeddings``: (H * W, hidden) embeddings of the whole base view, dropped tokens included, or None where nobody restores them.
     """
 
     cells: torch.Tensor

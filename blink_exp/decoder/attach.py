@@ -108,10 +108,15 @@ class Attachment:
         llm = self.model.model.language_model
         questions = [_question(layout, embeds, b, name) for b, name in enumerate(names)]
 
+        same: dict[tuple[Front, ...], tuple[torch.Tensor, torch.Tensor]] = {}  # layers that hold the same have it in common
+
         def fill(i: int, fronts: list[Front], ran: SharedKVCache, valid: torch.Tensor) -> None:
             keys, values, real = ran.dense()
-            ahead = torch.tensor([starts(front)[-1] for front in fronts], device=keys.device)
-            cache.layers[i].hold(keys, values, real, ahead + valid.sum(1), embeds.shape[1])
+            known = tuple(fronts)
+            if known not in same:
+                ahead = torch.tensor([starts(front)[-1] for front in fronts], device=keys.device)
+                same[known] = real, ahead + valid.sum(1)
+            cache.layers[i].hold(keys, values, *same[known], embeds.shape[1])
 
         out = torch.zeros_like(embeds)
 

@@ -23,7 +23,7 @@ from blink_exp.core.method import Method, Record, Scan
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Decision, Expand, State, transition
 from blink_exp.decoder import scan
-from blink_exp.decoder.layers import Rope, SegmentRun, fronts_of, run_layers, segment_runs
+from blink_exp.decoder.layers import LastRun, LastRuns, SegmentRun, fronts_of, run_layers, segment_runs
 from blink_exp.decoder.segments import ExpansionKey, Front, Segment, expand, length, retain, shared_kv, starts
 from blink_exp.decoder.shared_attention import SharedKVCache
 
@@ -128,7 +128,8 @@ class _Part:
     parent: torch.Tensor | None = None
     decided: bool = False
     over: bool = False
-    ropes: dict[tuple, Rope] = field(default_factory=dict)  # of what stands in front now; made anew when that changes
+    last: LastRuns = field(default_factory=dict)  # of segments
+    joint: dict[tuple[int | None, int], LastRun] = field(default_factory=dict)  # of the texts, as long as nothing in front of them changes
 
     def runs(self, i: int) -> Iterator[SegmentRun]:
         decoder, llm = self.decoder, self.decoder.llm
@@ -136,7 +137,7 @@ class _Part:
             deciding = decoder.deciding(i, self.branches, drops=False)
             if deciding:
                 first: dict[Segment, Front] = {b.front[0]: () for b in self.branches if b.front}  # before what can change
-                yield from segment_runs(llm, i, first, decoder.read, weights=decoder.weights)
+                yield from segment_runs(llm, i, first, self.last, decoder.read, weights=decoder.weights)
                 self.fork(*decoder.decide(i, self.branches, self.text, deciding))
         self.decided = False
         room = decoder.room
@@ -149,7 +150,8 @@ class _Part:
         joined = self.joined(i)
         if joined is None:
             most = max(0, room) / (4 * decoder.work)
-            yield from segment_runs(llm, i, fronts_of([b.front for b in self.branches]), decoder.read, most, decoder.weights)
+            pending = fronts_of([b.front for b in self.branches])
+            yield from segment_runs(llm, i, pending, self.last, decoder.read, most, decoder.weights)
         run = self._run(i, joined)
         yield run
         fronts = [b.front for b in self.branches]
@@ -184,11 +186,17 @@ class _Part:
         decoder, text = self.decoder, self.text
         own = [() if first is None else b.front[first:] for b in self.branches]
         ahead = [b.front[: len(b.front) - len(o)] for b, o in zip(self.branches, own, strict=True)]
+        known = self.joint.get((first, len(own[0])))
         states = text.states
         if own[0]:
-            states = torch.cat([torch.stack([torch.cat([s.states for s in row]) for row in own]), states], dim=1)
-        known = (first, len(own[0]))  # layers in a row that have run as much run at the same positions
-        if known not in self.ropes:
+            rows = [s.states for row in own for s in row]
+            if known is not None and known.rows[-1] is text.states and all(a is b for a, b in zip(known.rows, rows, strict=False)):
+                states = known.states
+            else:
+                states = torch.cat([torch.stack([torch.cat([s.states for s in row]) for row in own]), states], dim=1)
+        if known is not None:
+            rope = known.rope
+        else:
             numbers = decoder.positions(self.branches, text.valid)
             if own[0]:
                 pieces = [
@@ -196,14 +204,15 @@ class _Part:
                     for o, b in zip(own, self.branches, strict=True)
                 ]
                 numbers = torch.cat([torch.stack(pieces), numbers], dim=1)
-            self.ropes[known] = decoder.llm.rotary_emb(states, position_ids=numbers)
+            rope = decoder.llm.rotary_emb(states, position_ids=numbers)
         mask = decoder.mask(text) if decoder.padded else None
-        return SegmentRun(states, self.ropes[known], SharedKVCache(shared_kv(i, ahead), mask=mask, weights=decoder.weights))
+        return SegmentRun(states, rope, SharedKVCache(shared_kv(i, ahead), mask=mask, weights=decoder.weights))
 
     def _split(self, i: int, run: SegmentRun, first: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes what a run has made apart, into segments and texts. Returns the texts' keys and values."""
         keys, values = run.cache.own
         before = run.states.shape[1] - self.text.length
+        rows: list[torch.Tensor] = []
         if before:
             for b, branch in enumerate(self.branches):
                 column = 0
@@ -211,13 +220,16 @@ class _Part:
                     cut = slice(column, column + segment.tokens)
                     segment.advance(i, run.states[b, cut], keys[b, :, cut], values[b, :, cut], self.decoder.read)
                     column += segment.tokens
+                    rows.append(segment.states)
         self.text.states = run.states[:, before:]
+        count = 0 if first is None else len(self.branches[0].front) - first
+        self.joint = {(first, count): LastRun(run.rope, run.states, [*rows, self.text.states])}
         return keys[:, :, before:], values[:, :, before:]
 
     def fork(self, branches: list[Branch], rows: torch.Tensor | None) -> None:
         """Goes on with ``branches``; ``rows``: which of the present ones each comes from, None: the same ones in the same order."""
         if any(a is not b for a, b in zip(branches, self.branches, strict=False)) or len(branches) != len(self.branches):
-            self.ropes.clear()
+            self.joint.clear()
         self.branches = branches
         if rows is not None:
             self.text = self.text.rows(rows)

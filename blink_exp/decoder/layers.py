@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.nn import functional as F
 
 from blink_exp.decoder.segments import Front, Segment, shared_kv, starts
 from blink_exp.decoder.shared_attention import SharedKVCache, shared
@@ -61,42 +60,69 @@ def run_layers(llm: Any, work: Work, first: int, last: int) -> None:
                 return
 
 
+@dataclass
+class LastRun:
+    """What segments that ran together need no second time if they run together again: their positions, and their states in one piece
+    as long as nobody has touched ``rows``, the parts of it."""
+
+    rope: Rope
+    states: torch.Tensor
+    rows: list[torch.Tensor]
+
+
+LastRuns = dict[tuple[Segment, ...], LastRun]
+
+
 def segment_runs(
     llm: Any,
     i: int,
     pending: dict[Segment, Front],
+    last: LastRuns,
     read: Collection[int] = (),
     most: float = math.inf,
     weights: bool = False,
 ) -> Iterator[SegmentRun]:
     """Runs of segments that have reached layer i, each with what it stands behind; those in front go first.
 
-    Segments of near lengths are one batch. They are padded on the right, where causal attention never sees the padding. ``read``: see
-    ``Segment.advance``; ``most``: tokens that run at once, one segment's at least.
+    Segments of near lengths are one batch. They are padded on the right, where causal attention never sees the padding. ``last``: runs of
+    the layer before, in whose place this one's go; ``read``: see ``Segment.advance``; ``most``: tokens that run at once, one segment's at
+    least.
     """
+    before = dict(last)
+    last.clear()
     order = {segment: number for number, segment in enumerate(dict.fromkeys(front[0] for front in pending.values() if front))}
     waiting = [(s, front) for s, front in pending.items() if s.reached == i and s.tokens]
     waiting.sort(key=lambda pair: (len(pair[1]), pair[0].tokens, order[pair[1][0]] if pair[1] else 0))
     for group in _batches(waiting, most):
         segments, fronts = [s for s, _ in group], [front for _, front in group]
-        tokens = max(s.tokens for s in segments)
-        states = _padded([s.states for s in segments], tokens)
-        numbers = _padded([s.positions(starts(front)[-1]) for s, front in group], tokens)
-        run = SegmentRun(states, llm.rotary_emb(states, position_ids=numbers), SharedKVCache(shared_kv(i, fronts), weights=weights))
+        known = before.pop(tuple(segments), None)
+        if known is not None and all(s.states is row for s, row in zip(segments, known.rows, strict=True)):
+            states = known.states
+        else:
+            states = _padded([s.states for s in segments])
+        if known is None:
+            numbers = _padded([s.positions(starts(front)[-1]) for s, front in group])
+            rope = llm.rotary_emb(states, position_ids=numbers)
+        else:
+            rope = known.rope
+        run = SegmentRun(states, rope, SharedKVCache(shared_kv(i, fronts), weights=weights))
+        del states, known
         yield run
         for segment, row, keys, values in zip(segments, run.states, *run.cache.own, strict=True):
             n = segment.tokens
             segment.advance(i, row[:n], keys[:, :n], values[:, :n], read)
+        last[tuple(segments)] = LastRun(rope, run.states, [s.states for s in segments])
 
 
-def _padded(rows: list[torch.Tensor], tokens: int) -> torch.Tensor:
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
     """(rows, tokens, ...), zeros on the right."""
     if len(rows) == 1:
         return rows[0][None]
+    tokens = max(map(len, rows))
     if all(len(row) == tokens for row in rows):
         return torch.stack(rows)
     dtype = next((row.dtype for row in rows if row.is_floating_point()), rows[0].dtype)  # position numbers may be fractional
-    return torch.stack([F.pad(row.to(dtype).T, (0, tokens - len(row))).T for row in rows])
+    return torch.stack([torch.cat([row.to(dtype), row.new_zeros(tokens - len(row), *row.shape[1:], dtype=dtype)]) for row in rows])
 
 
 def _batches(waiting: Rows[tuple[Segment, Front]], most: float) -> Iterator[list[tuple[Segment, Front]]]:

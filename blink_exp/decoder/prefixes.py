@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from blink_exp.core.base_view import BaseViewMap
-from blink_exp.decoder.layers import NEAR, SegmentRun, run_layers, segment_runs
+from blink_exp.decoder.layers import NEAR, LastRuns, SegmentRun, run_layers, segment_runs
 from blink_exp.decoder.segments import Segment
 
 
@@ -86,11 +86,12 @@ class PrefixBatch:
     llm: Any
     prefixes: Rows[Segment]
     read: Collection[int] = ()
+    last: LastRuns = field(default_factory=dict)
 
     over = False
 
     def runs(self, i: int) -> Iterator[SegmentRun]:
-        return segment_runs(self.llm, i, dict.fromkeys(self.prefixes, ()), self.read)
+        return segment_runs(self.llm, i, dict.fromkeys(self.prefixes, ()), self.last, self.read)
 
 
 def run_prefixes(

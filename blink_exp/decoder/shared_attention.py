@@ -75,9 +75,11 @@ class SharedKVCache:
                 chain.append(part)
         lengths = [sum(part.keys.shape[1] for part in chain) for chain in chains]
         ahead = max(lengths)
-        every = [own.new_zeros(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own]
+        every = [own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own]
         for row, (chain, length) in enumerate(zip(chains, lengths, strict=True)):
             column = ahead - length
+            if column:
+                every[0][row, :, :column], every[1][row, :, :column] = 0, 0
             for part in chain:
                 stop = column + part.keys.shape[1]
                 every[0][row, :, column:stop], every[1][row, :, column:stop] = part.keys, part.values
