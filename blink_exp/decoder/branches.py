@@ -155,7 +155,7 @@ class _Part:
         run = self._run(i, joined)
         yield run
         fronts = [b.front for b in self.branches]
-        keys, values = self._split(i, run, joined)
+        keys, values = self._split(i, run, joined, read=decoder.ran is None or bool(dropping))
         self.steps.append(Step(fronts, keys, values, self.parent))
         self.parent = None
         forked = decoder.drop(i, self.branches, Text(inputs, self.text.valid), keys, dropping) if dropping else None
@@ -163,8 +163,8 @@ class _Part:
             decoder.ran(i, fronts, run.cache, self.text.valid)
             self.steps.clear()
             for segment in fronts_of(fronts):
-                del segment.keys[i], segment.values[i]
-                segment.inputs.clear()
+                for held in (segment.keys, segment.values, segment.inputs):
+                    held.clear()
         if forked is not None:
             self.fork(*forked)
 
@@ -208,8 +208,9 @@ class _Part:
         mask = decoder.mask(text) if decoder.padded else None
         return SegmentRun(states, rope, SharedKVCache(shared_kv(i, ahead), mask=mask, weights=decoder.weights))
 
-    def _split(self, i: int, run: SegmentRun, first: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes what a run has made apart, into segments and texts. Returns the texts' keys and values."""
+    def _split(self, i: int, run: SegmentRun, first: int | None, read: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes what a run has made apart, into segments and texts. Returns the texts' keys and values. ``read``: whether anybody reads
+        those of the segments."""
         keys, values = run.cache.own
         before = run.states.shape[1] - self.text.length
         rows: list[torch.Tensor] = []
@@ -218,7 +219,10 @@ class _Part:
                 column = 0
                 for segment in branch.front[first:]:
                     cut = slice(column, column + segment.tokens)
-                    segment.advance(i, run.states[b, cut], keys[b, :, cut], values[b, :, cut], self.decoder.read)
+                    if read:
+                        segment.advance(i, run.states[b, cut], keys[b, :, cut], values[b, :, cut], self.decoder.read)
+                    else:
+                        segment.pass_on(i, run.states[b, cut], self.decoder.read)
                     column += segment.tokens
                     rows.append(segment.states)
         self.text.states = run.states[:, before:]
@@ -335,6 +339,8 @@ class BranchDecoder:
     def deciding(self, i: int, branches: Rows[Branch], drops: bool) -> list[tuple[int, int]]:
         """(row, point) pairs that decide at layer i: before it, or, those that drop visual tokens, behind it."""
         points = {p for p, m in enumerate(self.methods) if m.policy is not None and m.policy.drops == drops and i in m.policy.layers}
+        if not points:
+            return []
         return [(r, p) for r, branch in enumerate(branches) for p in branch.points if p in points and branch.visual]
 
     def decide(

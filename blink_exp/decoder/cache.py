@@ -34,8 +34,7 @@ class SegmentedLayer(DynamicLayer):
 
     def hold(self, keys: torch.Tensor, values: torch.Tensor, valid: torch.Tensor, next_position: torch.Tensor, tokens: int) -> None:
         """Takes over all keys and values of this layer; ``tokens``: how many of the caller's were added."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.keys, self.values, self.key_valid, self.next_position = keys, values, valid, next_position
         self.prompt_tokens += tokens
 

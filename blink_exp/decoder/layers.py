@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from blink_exp.decoder.segments import Front, Segment, shared_kv, starts
-from blink_exp.decoder.shared_attention import SharedKVCache, shared
+from blink_exp.decoder.shared_attention import SharedKVCache, shared, stacked
 
 NEAR = 1.15  # segments whose lengths are within this factor are padded to one batch
 
@@ -119,8 +119,8 @@ def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
     if len(rows) == 1:
         return rows[0][None]
     tokens = max(map(len, rows))
-    if all(len(row) == tokens for row in rows):
-        return torch.stack(rows)
+    if all(len(row) == tokens and row.dtype == rows[0].dtype for row in rows):
+        return stacked(rows)
     dtype = next((row.dtype for row in rows if row.is_floating_point()), rows[0].dtype)  # position numbers may be fractional
     return torch.stack([torch.cat([row.to(dtype), row.new_zeros(tokens - len(row), *row.shape[1:], dtype=dtype)]) for row in rows])
 

@@ -20,6 +20,7 @@ from blink_exp.core import saliency
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid, Scorer, Seen, products
 from blink_exp.decoder.segments import Front, Segment, length, shared_kv, starts
+from blink_exp.decoder.shared_attention import stacked
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def products_of(
             own = apply_rotary_pos_emb(own, own, cos, sin)[1]
         query = heads_of(attention, attention.q_proj(normed[:, picked]))
         query = apply_rotary_pos_emb(query, query, cos[:, picked], sin[:, picked])[0]
-        held = {s: _run_keys(s, start, llm, i) for front in fronts for s, start in zip(front, starts(front), strict=False)}
+        held = _keys_at(llm, i, {s: start for front in fronts for s, start in zip(front, starts(front), strict=False)})
         return _spread(query, [[held[s] for s in front] for front in fronts], ahead, own).float() * attention.scaling
 
     def make_raw() -> torch.Tensor:
@@ -213,14 +214,23 @@ class _Keys:
         self.keys = self.values = {0: own}
 
 
-def _run_keys(segment: Segment, start: int, llm: Any, i: int) -> _Keys:
-    """Keys of a segment in layer i, also where it has not run through it, and perhaps never will."""
-    if i in segment.keys:
-        return _Keys(segment.keys[i])
-    layer, states = llm.layers[i], segment.at(i)[None]
-    key = heads_of(layer.self_attn, layer.self_attn.k_proj(layer.input_layernorm(states)))
-    cos, sin = llm.rotary_emb(states, position_ids=segment.positions(start)[None])
-    return _Keys(apply_rotary_pos_emb(key, key, cos, sin)[1][0])
+def _keys_at(llm: Any, i: int, first: dict[Segment, int]) -> dict[Segment, _Keys]:
+    """Keys of segments in layer i, also of those that have not run through it, and perhaps never will; ``first``: the position number that
+    is free in front of each."""
+    out = {segment: _Keys(segment.keys[i]) for segment in first if i in segment.keys}
+    waiting: dict[int, list[Segment]] = {}  # those of one length at once
+    for segment in first:
+        if segment not in out:
+            waiting.setdefault(segment.tokens, []).append(segment)
+    layer = llm.layers[i]
+    for segments in waiting.values():
+        states = stacked([segment.at(i) for segment in segments])
+        key = heads_of(layer.self_attn, layer.self_attn.k_proj(layer.input_layernorm(states)))
+        numbers = torch.stack([segment.positions(first[segment]) for segment in segments])
+        cos, sin = llm.rotary_emb(states, position_ids=numbers)
+        keys = apply_rotary_pos_emb(key, key, cos, sin)[1]
+        out |= {segment: _Keys(own) for segment, own in zip(segments, keys, strict=True)}
+    return out
 
 
 def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, own: torch.Tensor) -> torch.Tensor:

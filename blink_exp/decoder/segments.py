@@ -71,9 +71,14 @@ class Segment:
 
     def advance(self, i: int, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, read: Collection[int]) -> None:
         """Notes what layer ``i`` has made of it. ``read``: layers whose inputs may be read later."""
+        self.keys[i], self.values[i] = keys, values
+        self.pass_on(i, states, read)
+
+    def pass_on(self, i: int, states: torch.Tensor, read: Collection[int]) -> None:
+        """``advance`` where nobody stands behind it any more who would read its keys and values in this layer."""
         if i in read:
             self.inputs[i] = self.states
-        self.states, self.keys[i], self.values[i], self.reached = states, keys, values, i + 1
+        self.states, self.reached = states, i + 1
 
 
 Front = tuple[Segment, ...]  # what stands in front of a text, or of another segment, in its order

@@ -76,14 +76,24 @@ class SharedKVCache:
         lengths = [sum(part.keys.shape[1] for part in chain) for chain in chains]
         ahead = max(lengths)
         every = [own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own]
-        for row, (chain, length) in enumerate(zip(chains, lengths, strict=True)):
-            column = ahead - length
+        filled = [ahead - length for length in lengths]
+        for row, column in enumerate(filled):
             if column:
                 every[0][row, :, :column], every[1][row, :, :column] = 0, 0
-            for part in chain:
-                stop = column + part.keys.shape[1]
-                every[0][row, :, column:stop], every[1][row, :, column:stop] = part.keys, part.values
-                column = stop
+        for parts in _alike(self.front):
+            first, tokens = parts[0].start, parts[0].keys.shape[1]
+            one_by_one = [part.start for part in parts] == list(range(first, first + len(parts))) and parts[0].stop == first + 1
+            if one_by_one and len({filled[part.start] for part in parts}) == 1:
+                rows_of = slice(first, first + len(parts))
+                every[0][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.keys for part in parts])
+                every[1][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.values for part in parts])
+            else:
+                for part in parts:
+                    for row in range(part.start, part.stop):
+                        columns = slice(filled[row], filled[row] + tokens)
+                        every[0][row, :, columns], every[1][row, :, columns] = part.keys, part.values
+            for part in parts:
+                filled[part.start : part.stop] = [column + tokens for column in filled[part.start : part.stop]]
         for whole, part_of_it in zip(every, self.own, strict=True):
             whole[:, :, ahead:] = part_of_it
         columns = torch.arange(ahead, device=keys.device)
@@ -158,12 +168,27 @@ def _alike(front: list[Part]) -> list[list[Part]]:
     return list(groups.values())
 
 
+def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+    """(parts, ...) of tensors of one shape; without a copy where they lie in one piece of memory at equal distances, as the rows of a batch
+    do."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first[None]
+    place, step = first.storage_offset(), parts[1].storage_offset() - first.storage_offset()
+    memory, strides = first.untyped_storage().data_ptr(), first.stride()
+    in_one_piece = step > 0 and all(
+        part.storage_offset() == place + n * step and part.untyped_storage().data_ptr() == memory and part.stride() == strides
+        for n, part in enumerate(parts)
+    )
+    return first.as_strided((len(parts), *first.shape), (step, *strides)) if in_one_piece else torch.stack(parts)
+
+
 def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of (rows, heads, queries, head_dim) to the parts that they stand behind, and its (rows, heads, queries, 1) log-sum-exp. All
     queries that have a part in common go against it as one long query."""
     rows, heads, length, width = query.shape
     groups, several = parts[0].keys.shape[0], rows // len(parts)
-    keys, values = (torch.stack(held) if len(held) > 1 else held[0][None] for held in ([p.keys for p in parts], [p.values for p in parts]))
+    keys, values = stacked([p.keys for p in parts]), stacked([p.values for p in parts])
     grouped = query.unflatten(0, (len(parts), several)).transpose(1, 2)  # heads that share keys stand together
     out, size = kernel(grouped.reshape(len(parts), groups, -1, width), keys, values, scaling)
     back = (len(parts), heads, several, length)

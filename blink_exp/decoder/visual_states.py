@@ -31,9 +31,7 @@ class _Passing(Segment):
     """A segment that nothing stands behind, so that its keys and values need not be kept."""
 
     def advance(self, i: int, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, read: Collection[int]) -> None:
-        if i in read:
-            self.inputs[i] = self.states
-        self.states, self.reached = states, i + 1
+        self.pass_on(i, states, read)
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ each of a few middle layers it
          otherwise          leave the sequence as it is.
 
 Layers behind the last selected one keep what is there. Decisions are taken once, on the prompt; generated tokens find the sequence as
-each layer left it. What carries decisions out is ``blink_exp.core.sequence`` and ``blink_exp.decoder.decode``.
+each layer left it. What a decision makes of the sequence is ``blink_exp.core.sequence`` (``transition``); what carries it out on hidden
+states is ``blink_exp.decoder.branches``.
 
 Options that the paper does not settle are arguments here, with the reading that this project takes as default.
 """
