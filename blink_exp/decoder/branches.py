@@ -137,7 +137,7 @@ class _Part:
             deciding = decoder.deciding(i, self.branches, drops=False)
             if deciding:
                 first: dict[Segment, Front] = {b.front[0]: () for b in self.branches if b.front}  # before what can change
-                yield from segment_runs(llm, i, first, self.last, decoder.read, weights=decoder.weights)
+                yield from segment_runs(llm, i, first, self.last, decoder.read, alone=decoder.alone, weights=decoder.weights)
                 self.fork(*decoder.decide(i, self.branches, self.text, deciding))
         self.decided = False
         room = decoder.room
@@ -151,7 +151,7 @@ class _Part:
         if joined is None:
             most = max(0, room) / (4 * decoder.work)
             pending = fronts_of([b.front for b in self.branches])
-            yield from segment_runs(llm, i, pending, self.last, decoder.read, most, decoder.weights)
+            yield from segment_runs(llm, i, pending, self.last, decoder.read, most, decoder.alone, decoder.weights)
         run = self._run(i, joined)
         yield run
         fronts = [b.front for b in self.branches]
@@ -206,7 +206,7 @@ class _Part:
                 numbers = torch.cat([torch.stack(pieces), numbers], dim=1)
             rope = decoder.llm.rotary_emb(states, position_ids=numbers)
         mask = decoder.mask(text) if decoder.padded else None
-        return SegmentRun(states, rope, SharedKVCache(shared_kv(i, ahead), mask=mask, weights=decoder.weights))
+        return SegmentRun(states, rope, SharedKVCache(shared_kv(i, ahead), mask=mask, alone=decoder.alone, weights=decoder.weights))
 
     def _split(self, i: int, run: SegmentRun, first: int | None, read: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes what a run has made apart, into segments and texts. Returns the texts' keys and values. ``read``: whether anybody reads

@@ -80,6 +80,7 @@ def segment_runs(
     last: LastRuns,
     read: Collection[int] = (),
     most: float = math.inf,
+    alone: bool = False,
     weights: bool = False,
 ) -> Iterator[SegmentRun]:
     """Runs of segments that have reached layer i, each with what it stands behind; those in front go first.
@@ -105,7 +106,7 @@ def segment_runs(
             rope = llm.rotary_emb(states, position_ids=numbers)
         else:
             rope = known.rope
-        run = SegmentRun(states, rope, SharedKVCache(shared_kv(i, fronts), weights=weights))
+        run = SegmentRun(states, rope, SharedKVCache(shared_kv(i, fronts), alone=alone, weights=weights))
         del states, known
         yield run
         for segment, row, keys, values in zip(segments, run.states, *run.cache.own, strict=True):

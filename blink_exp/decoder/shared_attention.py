@@ -39,6 +39,7 @@ class SharedKVCache:
         front: see above.
         earlier: keys and values of rows' own tokens that have run before, two (rows, kv_heads, tokens, head_dim).
         mask: (rows, queries, own tokens) bool; None where a token sees all own ones up to itself.
+        alone: whether no rows have a part in common, so that keys are put into one piece, of which the rows' caches are made anyway.
         weights: whether attention weights are returned, (rows, heads, queries, keys), as the eager kernel does.
         own: keys and values of all own tokens, once the layer has run.
     """
@@ -46,8 +47,10 @@ class SharedKVCache:
     front: list[Part]
     earlier: tuple[torch.Tensor, torch.Tensor] | None = None
     mask: torch.Tensor | None = None
+    alone: bool = False
     weights: bool = False
     own: tuple[torch.Tensor, ...] = field(default=())
+    _dense: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[SharedKVCache, SharedKVCache]:
         self.own = keys, values
@@ -64,6 +67,11 @@ class SharedKVCache:
     def dense(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """All that each row stands behind, then its own tokens: two (rows, kv_heads, keys, head_dim), and (rows, keys) bool, false on
         padding and on own tokens that the last one does not see. Rows are padded on the left."""
+        if self._dense is None:
+            self._dense = self._in_one_piece()
+        return self._dense
+
+    def _in_one_piece(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         keys, values = self.own
         rows, _, own, _ = keys.shape
         valid = keys.new_ones(rows, own, dtype=torch.bool) if self.mask is None else self.mask[:, -1].expand(rows, own)
@@ -100,6 +108,13 @@ class SharedKVCache:
         real = columns >= ahead - torch.tensor(lengths, device=keys.device)[:, None]
         return every[0], every[1], torch.cat([real, valid], dim=1)
 
+    def visible(self, queries: int) -> torch.Tensor:
+        """(rows, queries, keys) bool: which of the keys of ``dense`` each query sees."""
+        _, _, valid = self.dense()
+        rows, own = len(valid), self.own[0].shape[2]
+        ahead = valid[:, : valid.shape[1] - own, None].mT
+        return torch.cat([ahead.expand(-1, queries, -1), self.own_mask(queries).expand(rows, -1, -1)], dim=2)
+
     def own_mask(self, queries: int) -> torch.Tensor:
         """(rows or 1, queries, own tokens) bool: which own tokens each query sees."""
         if self.mask is not None:
@@ -130,6 +145,12 @@ def attend(
     keys, values = cache.own
     if not cache.front:
         return _own_alone(query, keys, values, cache, scaling).transpose(1, 2), None
+    if cache.alone:
+        keys, values, _ = cache.dense()
+        out = F.scaled_dot_product_attention(
+            query, *_repeated(query, keys, values), attn_mask=cache.visible(query.shape[2])[:, None], scale=scaling
+        )
+        return out.transpose(1, 2), None
     out, total = _own(query, keys, values, cache, scaling)
     out = out.float()  # parts are merged unrounded
     for parts in _alike(cache.front):
@@ -148,14 +169,10 @@ def attend(
 
 def _with_weights(query: torch.Tensor, cache: SharedKVCache, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
     """As the eager kernel computes it: with the whole matrix of weights, which it returns."""
-    keys, values, valid = cache.dense()
-    rows, _, queries, _ = query.shape
-    own = cache.own[0].shape[2]
-    ahead = valid[:, : valid.shape[1] - own]
-    visible = torch.cat([ahead[:, None].expand(-1, queries, -1), cache.own_mask(queries).expand(rows, -1, -1)], dim=2)
+    keys, values, _ = cache.dense()
     keys, values = _repeated(query, keys, values)
     logits = (query @ keys.mT) * scaling
-    logits = logits.masked_fill(~visible[:, None], torch.finfo(logits.dtype).min)
+    logits = logits.masked_fill(~cache.visible(query.shape[2])[:, None], torch.finfo(logits.dtype).min)
     weights = logits.softmax(-1, dtype=torch.float32).to(query.dtype)
     return (weights @ values).transpose(1, 2).contiguous(), weights
 
