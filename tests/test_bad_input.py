@@ -43,7 +43,7 @@ CASES = [
     ),
     (["evaluate.py", "benchmark=mme", "benchmark.path=/"], "holds no *.parquet"),
     (["evaluate.py", "shard=3/2", "limit=4"], "shard must be a part k/n with k from 1 to n, e.g. 1/8, or null, got 3/2"),
-    (["evaluate.py", "predictions=/nowhere.jsonl"], "predictions=/nowhere.jsonl is not there"),
+    (["-m", "blink_exp", "rescore", "predictions=/nowhere.jsonl"], "predictions=/nowhere.jsonl is not there"),
     (["evaluate.py", "data_root=/nowhere", "benchmark=mme"], "data_root must be a folder, or null, got /nowhere; it is not a folder"),
     (["evaluate.py", "benchmark=mmvet", "judge=openai", "judge.key_variable=NO_SUCH_KEY"], "NO_SUCH_KEY"),
     (["evaluate.py", "batch_size=0"], "batch_size must be a whole number of at least 1, got 0"),

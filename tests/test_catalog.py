@@ -62,7 +62,7 @@ def test_one_table_goes_to_the_command_s_own_folder(asked, tmp_path):
 
 def test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure(asked, tmp_path):
     with pytest.raises(UserError, match="2 points failed, first blink_table3: no such weights"):
-        catalog.run_experiments(sweep_of("table=all", "figure=all"), tmp_path)
+        catalog.run_experiments(sweep_of("tables=all", "figures=all"), tmp_path)
     (_, points, first), *asked = asked
     assert first == 0 and points == [(kind, name) for kind, name, _ in asked]  # all points answer before the first is measured
     assert [name for kind, name, _ in asked if kind == "table"] == [e["name"] for e in experiments("table")]

@@ -189,8 +189,8 @@ def test_the_viewer_takes_any_picture_and_any_question(tmp_path):
 
     Image.new("RGB", (60, 40), "red").save(tmp_path / "photo.jpg")
     question = "What's this: red, or blue?"
-    words = ("evaluate.py", f"image={tmp_path / 'photo.jpg'}", f"question={question}", "compare=[none]", f"hydra.run.dir={tmp_path / 'a'}")
-    run(*words)
+    words = ("-m", "blink_exp", "view", f"image={tmp_path / 'photo.jpg'}", f"question={question}", "compare=[none]")
+    run(*words, f"hydra.run.dir={tmp_path / 'a'}")
     page = (tmp_path / "a" / "view.html").read_text(encoding="utf-8")
     assert "What&#39;s this: red, or blue?" in page
 

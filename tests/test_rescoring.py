@@ -107,7 +107,7 @@ def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_
     """model.path names nothing: a run that loaded it would fail."""
     path = lines(tmp_path / "records.jsonl", [{"id": s.id, "prediction": s.answer} for s in mme.samples()])
     words = ["benchmark=mme", f"data_root={tmp_path}", f"predictions={path}", "model=folder", "model.path=nowhere"]
-    done = run(["evaluate.py", *words, f"benchmark.path={mme.path}", f"hydra.run.dir={tmp_path / 'out'}"])
+    done = run(["-m", "blink_exp", "rescore", *words, f"benchmark.path={mme.path}", f"hydra.run.dir={tmp_path / 'out'}"])
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["scores"]["accuracy"]["value"], metrics["protocol"], metrics["split"]) == (100.0, "llava", "test")
@@ -168,9 +168,9 @@ def test_what_shards_were_made_with_is_that_of_all(tmp_path):
         made_with(str(tmp_path / "d" / "0"))
 
 
-def composed(*words: str):
+def composed(*words: str, root: str = "evaluate"):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("evaluate", overrides=["method=none", "benchmark=easyvqa", "cost=0", "skip_limit=0.9", *words])
+        return compose(root, overrides=["method=none", "benchmark=easyvqa", "cost=0", "skip_limit=0.9", *words])
 
 
 def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, capsys):
@@ -178,7 +178,7 @@ def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, cap
     said = [{"id": s.id, "prediction": s.answer, "layers": [step]} for s in mme.samples()]
     path = lines(tmp_path / "run" / "records.jsonl", said)
     write_json(tmp_path / "run" / "metrics.json", MADE | {"blink": {"visual_tokens_of_the_image": 144}, "skipped": [{"id": "x"}]})
-    finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}"), tmp_path / "out")
+    finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}", root="rescore"), tmp_path / "out")
     assert {k: finished[k] for k in MADE} == MADE  # the seed too, which is not this command's
     assert finished["blink"]["layers"][12]["visual_tokens"] == 288
     assert finished["skipped"] == [] and finished["scores"]["accuracy"]["value"] == 100

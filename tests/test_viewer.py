@@ -13,7 +13,6 @@ from viewing import Tables, config
 from blink_exp.evaluation.evaluator import evaluate, prepare
 from blink_exp.viewer import page as pages
 from blink_exp.viewer import run as viewer
-from blink_exp.viewer import wanted
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def page(measured, tmp_path_factory):
     """(what the page says, its HTML, the sample's record)."""
     cfg, record = measured
     with open_dict(cfg):
-        cfg.view, cfg.compare = record["id"], ["none", "blink", "hero"]
+        cfg.sample, cfg.compare = record["id"], ["none", "blink", "hero"]
     path = viewer.view(cfg, tmp_path_factory.mktemp("view"))
     return json.loads((path.parent / "view.json").read_text(encoding="utf-8")), path, record
 
@@ -126,10 +125,3 @@ def test_methods_that_drop_nothing_have_no_kept_tokens(page):
 
 def test_verdicts():
     assert [pages.verdict(v) for v in (True, False, 1.0, 0.0, 0.3, None)] == ["right", "wrong", "right", "wrong", "30 % right", None]
-
-
-def test_a_page_is_wanted_only_where_a_key_asks_for_it():
-    assert [wanted(config(**keys)) for keys in ({}, {"compare": ["none"]}, {"view": "x"}, {"image": "x"}, {"question": "x"})] == [
-        *(False, False),
-        *(True, True, True),
-    ]

@@ -19,13 +19,13 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 @functools.cache
 def composed(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("evaluate", overrides=list(overrides))
+        return compose("view", overrides=list(overrides))
 
 
 def config(*overrides, **keys):
     cfg = composed(*overrides).copy()
     with open_dict(cfg):
-        for key in ("view", "image", "question", "compare"):
+        for key in ("sample", "image", "question", "compare"):
             cfg[key] = keys.get(key)
     return cfg
 

@@ -1,7 +1,7 @@
 """Captions that a judge compares (HERO, Table III): which of two runs describes the images of MMStar better, by objects and as a whole.
 
     python evaluate.py benchmark=captions method=...                                             each of the two runs, then
-    python evaluate.py benchmark=captions predictions=A/records.jsonl against=B/records.jsonl judge=openai
+    python -m blink_exp compare predictions=A/records.jsonl against=B/records.jsonl judge=openai
 
 The judge is asked in the words of HERO's Figure 7, and for a table of a fixed form, which can be read. The paper does not give the prompt
 for captions; that is chosen here.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import flat, printable
@@ -13,6 +14,15 @@ from blink_exp.reports.entries import duration
 from blink_exp.stopping import stopping
 
 EVERY = 30.0  # seconds from one line of progress to the next
+
+
+def show_run(finished: dict[str, Any], out: Path) -> dict[str, float]:
+    """Shows a finished run and where its files are. Returns its scores by name."""
+    show(finished)
+    for file in finished["files"]:
+        print(f"to be scored elsewhere: {out / file}")
+    print(f"written to {out}")
+    return {name: score["value"] for name, score in finished["scores"].items()}
 
 
 def show(finished: dict[str, Any]) -> None:

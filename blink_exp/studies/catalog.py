@@ -1,4 +1,4 @@
-"""sweep.py table=... and figure=...: one experiment, all of them, or a list of what there is."""
+"""sweep.py table=... and figure=...: one experiment; tables=... and figures=...: all of them, or a list of what there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from blink_exp import tracking
 from blink_exp.cli import one_line
@@ -35,14 +35,16 @@ log = logging.getLogger(__name__)
 
 
 def run_experiments(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
-    """Measures what ``cfg.table`` and ``cfg.figure`` name and writes each to ``out``, and all that is known to ``cfg.report``."""
+    """Measures what ``cfg.table``, ``tables``, ``figure`` and ``figures`` name and writes each to ``out``, and all that is known to
+    ``cfg.report``."""
     own = plan.own_words()
     tracking.check(results.plain(cfg))
-    asked = {kind: results.plain(cfg)[kind] for kind in KINDS if OmegaConf.select(cfg, kind) is not None}
-    if any(experiment["name"] == "list" for experiment in asked.values()):
-        show_list(cfg, [experiment for kind in KINDS if kind in asked for experiment in experiments(kind)], own)
+    settings = results.plain(cfg)
+    every = {kind: settings[f"{kind}s"] for kind in KINDS}
+    if "list" in every.values():
+        show_list(cfg, [experiment for kind in KINDS if every[kind] or settings[kind] for experiment in experiments(kind)], own)
         return None
-    wanted = [(k, e) for k, asking in asked.items() for e in (experiments(k) if asking["name"] == "all" else [asking])]
+    wanted = [(k, e) for k in KINDS for e in (experiments(k) if every[k] else [settings[k]] if settings[k] else [])]
     share(cfg, wanted, own)
     document, failed = None, []
     for kind, found in wanted:

@@ -14,7 +14,7 @@ from blink_exp.cli import CONF
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.evaluation import results
 from blink_exp.files import write_text
-from blink_exp.studies.experiments import ELSEWHERE, natural
+from blink_exp.studies.experiments import natural
 
 NAME = "Blink and HERO ablations"
 KINDS = ("wandb",)
@@ -69,7 +69,7 @@ def experiments() -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for kind in ("table", "figure"):
         paths = sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem))
-        found[kind] = [results.plain(OmegaConf.load(p)) for p in paths if p.stem not in ELSEWHERE]  # type: ignore[arg-type]
+        found[kind] = [results.plain(OmegaConf.load(p)) for p in paths]  # type: ignore[arg-type]
     return found
 
 

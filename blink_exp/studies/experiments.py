@@ -12,14 +12,12 @@ from blink_exp.cli import CONF
 from blink_exp.evaluation import results
 
 KINDS = ("table", "figure")
-ELSEWHERE = ("all", "list", "parity")  # presets that are no experiment of their own
 
 
 def experiments(kind: str) -> Iterator[dict[str, Any]]:
     """Every experiment of conf/table or conf/figure."""
     for path in sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem)):
-        if path.stem not in ELSEWHERE:
-            yield load_experiment(kind, path.stem)
+        yield load_experiment(kind, path.stem)
 
 
 def load_experiment(kind: str, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""sweep.py table=list and figure=list: what there is, what is done, and how long the rest will take."""
+"""sweep.py tables=list and figures=list: what there is, what is done, and how long the rest will take."""
 
 from __future__ import annotations
 

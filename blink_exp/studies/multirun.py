@@ -49,7 +49,7 @@ def run_jobs(configs: Iterable[DictConfig]) -> None:
     """``run_together`` for the jobs of a multirun; ``configs``: as Hydra composes them, its own settings included."""
     wanted = []
     for cfg in configs:
-        if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in ("table", "figure", "dashboard")):
+        if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in ("table", "tables", "figure", "figures", "dashboard")):
             continue
         own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         wanted.append(on_part(own, "validation") if searches(cfg.hydra) else own)

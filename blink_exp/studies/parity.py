@@ -1,4 +1,4 @@
-"""evaluate.py table=parity: the untouched model on every benchmark beside what others print for it, with a verdict a row.
+"""``python -m blink_exp parity``: the untouched model on every benchmark beside what others print for it, with a verdict a row.
 
 The first thing to run on a published backbone: a method's gain of a point means nothing where the untouched model is two points off.
 """
@@ -15,17 +15,18 @@ from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation import results
 from blink_exp.files import write_json, write_text
 from blink_exp.reports.console import wide_console
+from blink_exp.settings.doors import usual
 from blink_exp.studies.plan import measured_run, own_words
 
 CHECK = "system prompt, pad or crop, OCR tokens, dtype, token ids around the image, image processor"  # in this order
 
 
 def run_parity(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Measures every row of ``cfg.table`` and writes parity.md and parity.json to ``out``. Rows that are done are not run again."""
+    """Measures every one of ``cfg.points`` and writes parity.md and parity.json to ``out``. Rows that are done are not run again."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    table, model = results.plain(cfg)["table"], hydra.runtime.choices["model"]
+    table, model = results.plain(cfg), hydra.runtime.choices["model"]
     known = reference.published("vanilla")
     if model not in known["models"]:
         raise UserError(f"nobody prints numbers for model={model}; {nearest(model, known['models'])} (a folder: add model.path=...)")
@@ -41,7 +42,7 @@ def run_parity(cfg: DictConfig, out: Path) -> dict[str, Any]:
         "title": table["title"],
         "model": model,
         "backbone": next((r["backbone"] for r in rows if "backbone" in r), None),
-        "command": " ".join(["python evaluate.py table=parity", *own]),
+        "command": " ".join([usual("parity"), *own]),
         "rows": rows,
     }
     write_json(out / "parity.json", document)

@@ -37,8 +37,10 @@ log = logging.getLogger(__name__)
 # of the sweep, not of its points
 OWN_SETTINGS = (
     "table=",
+    "tables=",
     "table.",
     "figure=",
+    "figures=",
     "figure.",
     "store=",
     "force=",

@@ -120,5 +120,5 @@ def tidy(parts: Path) -> None:
 
 
 def without_sweep_settings(cfg: DictConfig) -> DictConfig:
-    own = ("store", "force", "table", "figure", "report", "dashboard", "train", "objective", "token_price", "share")
+    own = ("store", "force", "table", "tables", "figure", "figures", "report", "dashboard", "train", "objective", "token_price", "share")
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in own])

@@ -1,4 +1,4 @@
-"""evaluate.py predictions=...: scores the records of earlier runs again, without a model; puts the shards of a run together."""
+"""The records of earlier runs, scored again without a model, or against those of another run."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
     records = scored_again(benchmark, samples, predicted(cfg.predictions))
     visual = made.pop("visual_tokens_of_the_image", None)
     blink = {} if visual is None else {"blink": summary(records, visual)}
-    if cfg.against is not None:
+    against = cfg.get("against")
+    if against is not None:
         if not isinstance(benchmark, Compares):
-            raise UserError(f"against={cfg.against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
-        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(cfg.against, "against")))
+            raise UserError(f"against={against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
+        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(against, "against")))
     write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     finished = {
         "backbone": "predictions of an earlier run",
         "method": "as predicted",
         "predictions": results.plain(cfg)["predictions"],
-        "against": results.plain(cfg)["against"],
+        "against": against,
         "layers": [],
         **scored(benchmark, records, out),
         "cost": None,

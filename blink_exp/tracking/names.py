@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-LEFT_OUT = ("logger", "table", "figure", "dashboard", "store", "force", "report", "predictions", "against")  # of a run's configuration
+LEFT_OUT = ("logger", "table", "tables", "figure", "figures", "dashboard", "store", "force", "report")  # of a run's configuration
 LAYER = "layer"  # the axis of what is known by layer, 0-based
 BY_LAYER = {"rho": "rho", "expand": "expand", "drop": "drop", "visual_tokens": "tokens"}  # of metrics.json's "blink"
 COLUMNS = ("id", "image", "category", "question", "answer", "prediction", "correct", "decisions", "tokens")

@@ -1,4 +1,4 @@
-"""evaluate.py view=... or image=... question=...: the page of one question."""
+"""The page of one question."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_model
 from blink_exp.files import write_json, write_text
 from blink_exp.settings.compose import composed
-from blink_exp.viewer import KEYS
+from blink_exp.settings.doors import usual
+from blink_exp.settings.words import LETTER_BY_LETTER
 from blink_exp.viewer import page as pages
 from blink_exp.viewer.subject import Subject, subject
 from blink_exp.viewer.trace import Trace, trace
 
 
 def view(cfg: DictConfig, out: Path) -> Path:
-    """Writes the page of the question that ``cfg`` names (``view``, or ``image`` and ``question``) to ``out`` and returns its path.
+    """Writes the page of the question that ``cfg`` names (``sample``, or ``image`` and ``question``) to ``out`` and returns its path.
 
     The page is about ``cfg.method``; ``cfg.compare`` names presets of methods whose answers stand beside its own. Raises UserError
     where the question, the picture or a preset is not there, or ``cfg.method`` cannot run; a compared method that cannot says why.
@@ -103,4 +104,4 @@ def command(cfg: DictConfig) -> str | None:
         return None
     words = HydraConfig.get().overrides.task
     own = [word.partition("=")[0] for word in words]  # the page's own keys as the user wrote them, not as ``settings.words`` quoted them
-    return "python evaluate.py " + shlex.join(f"{k}={cfg[k]}" if k in KEYS else w for k, w in zip(own, words, strict=True))
+    return f"{usual('view')} " + shlex.join(f"{k}={cfg[k]}" if k in LETTER_BY_LETTER else w for k, w in zip(own, words, strict=True))

@@ -1,0 +1,16 @@
+"""``python -m blink_exp view``: writes the page of one question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from blink_exp.settings.check import check
+from blink_exp.viewer.run import view
+
+
+def run(cfg: DictConfig) -> None:
+    check(cfg)
+    print(f"written to {view(cfg, Path(HydraConfig.get().runtime.output_dir))}")
