@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -10,21 +11,21 @@ from omegaconf import DictConfig
 
 from blink_exp import tracking
 from blink_exp.errors import UserError
-from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import Incomplete, measure, prepare_benchmark
 from blink_exp.evaluation.terminal import show_run
-from blink_exp.settings.check import check
+from blink_exp.settings.roots import PointSettings
+from blink_exp.settings.values import as_type, typed
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
-    """Measures ``cfg``, writes the output folder, prints a table. Returns the scores by name."""
-    check(cfg)
+    """Measures a configuration, writes the output folder, prints a table. Returns the scores by name."""
+    settings = typed(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
-    tracking.check(results.plain(cfg))
+    tracking.check(asdict(settings))
     try:
-        finished = measure(cfg, out)
+        finished = measure(as_type(PointSettings, settings), out)
     except Incomplete as error:
         raise UserError(f"{error}; with hydra.run.dir={out} the same command goes on from the answers that are there") from None
     name = f"{finished['method']}-{finished['benchmark']}"
-    tracking.log_point(results.plain(cfg), out, out, name, benchmark=partial(prepare_benchmark, cfg.copy()))
+    tracking.log_point(asdict(settings), out, out, name, benchmark=partial(prepare_benchmark, settings))
     return show_run(finished, out)

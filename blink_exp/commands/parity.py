@@ -7,10 +7,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from blink_exp.settings.check import check
+from blink_exp.settings.values import typed
 from blink_exp.studies.parity import run_parity
 
 
 def run(cfg: DictConfig) -> None:
-    check(cfg)
-    run_parity(cfg, Path(HydraConfig.get().runtime.output_dir))
+    run_parity(typed(cfg), Path(HydraConfig.get().runtime.output_dir))

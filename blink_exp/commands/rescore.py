@@ -8,12 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from blink_exp.evaluation.terminal import show_run
-from blink_exp.settings.check import check
+from blink_exp.settings.values import typed
 from blink_exp.studies.rescoring import score_again
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
     """Returns the scores by name."""
-    check(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
-    return show_run(score_again(cfg, out), out)
+    return show_run(score_again(typed(cfg), out), out)

@@ -7,10 +7,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from blink_exp.settings.check import check
+from blink_exp.settings.values import typed
 from blink_exp.viewer.run import view
 
 
 def run(cfg: DictConfig) -> None:
-    check(cfg)
-    print(f"written to {view(cfg, Path(HydraConfig.get().runtime.output_dir))}")
+    print(f"written to {view(typed(cfg), Path(HydraConfig.get().runtime.output_dir))}")

@@ -13,7 +13,8 @@ from typing import Any
 
 from blink_exp.errors import UserError
 from blink_exp.evaluation.records import read
-from blink_exp.files import read_object, read_settings
+from blink_exp.files import read_object
+from blink_exp.settings.values import read_settings
 
 log = logging.getLogger(__name__)
 NUMBER = (int, float)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
-from omegaconf import OmegaConf
 from PIL import Image
 
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import prepare
+from blink_exp.evaluation.results import settings_of
 from blink_exp.figures.base import Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import measured_on, square, styled, tip
-from blink_exp.files import read_settings
 
 EDGE = {"expand": "#009E73", "drop": "#D55E00", "keep": "#777777"}  # of Okabe and Ito's, as the other figures'
 WIDTH = 1.05  # inches a panel
@@ -30,7 +28,7 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     row = next((r for r in study.done if r["method"] in ("blink", "blink_interp")), None)
     if row is None:
         raise UserError(f"figure={study.name} needs a measured point with method=blink; see the points that failed")
-    backbone, method, benchmark = prepare(OmegaConf.create(read_settings(Path(row["folder"]) / "config.yaml", "measure the point again")))
+    backbone, method, benchmark = prepare(settings_of(row["folder"]))
     assert method.policy is not None
     grid = PatchGrid(method.policy.p, *backbone.grid)
     records = records_of(row)

@@ -41,9 +41,9 @@ def between(first: int, last: int, depth: int) -> set[int]:
 def rho_by_layer(study: Study, middle: tuple[int, int] = (12, 26), samples: int | None = None) -> Drawing:
     """Fig. 3. ``middle``: the layers, of 32, where the paper finds correct and sharp attention; ``samples``: about so many, at most."""
     backbone, _, benchmark = study.opened()
-    asked = spread(chosen(benchmark, study.cfg), samples)
-    p, scorer = study.cfg.grid.p, study.cfg.saliency.scorer
-    records = scanned(backbone, benchmark, asked, study.cfg.batch_size, p, "attention" if scorer == "random" else scorer)
+    asked = spread(chosen(benchmark, study.settings), samples)
+    p, scorer = study.settings.grid.p, study.settings.saliency.scorer
+    records = scanned(backbone, benchmark, asked, study.settings.batch_size, p, "attention" if scorer == "random" else scorer)
     grid = PatchGrid(p, *backbone.grid)
     found = by_layer(records, grid, backbone.depth)
     inside = between(*middle, backbone.depth)

@@ -36,10 +36,10 @@ def by_layer(
     """Fig. 2. ``layers``: those that are drawn, of 32; ``images``: cases; ``samples``: about so many questions behind the claims, at most;
     ``middle``: the layers that the claims look at, of 32."""
     backbone, _, benchmark = study.opened()
-    asked = {s.id: s for s in spread(chosen(benchmark, study.cfg), samples)}
-    p = study.cfg.grid.p
+    asked = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
+    p = study.settings.grid.p
     grid = PatchGrid(p, *backbone.grid)
-    records = scanned(backbone, benchmark, list(asked.values()), study.cfg.batch_size, p)
+    records = scanned(backbone, benchmark, list(asked.values()), study.settings.batch_size, p)
     shown, inside = relative_layers(list(layers), backbone.depth), between(*middle, backbone.depth)
     rows, data = [], []
     for record in cases(records, grid, shown, images):

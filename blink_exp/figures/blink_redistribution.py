@@ -50,7 +50,7 @@ def after_expansion(
     ``even``: judge Fig. 8's claims instead of Fig. 6's.
     """
     backbone, method, benchmark = study.opened()
-    asked = {s.id: s for s in spread(chosen(benchmark, study.cfg), samples)}
+    asked = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
     found = relative_layers(list(layers), backbone.depth)
     if len(found) < 2:
         raise UserError(f"figure={study.name} needs two layers, but layers {layers} of 32 are one of {backbone.depth}; set draw.layers")

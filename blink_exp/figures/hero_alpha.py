@@ -162,6 +162,6 @@ def categories(study: Study) -> Drawing:
         f"Accuracy of HERO against alpha, a line a category; black: the average, {kind}, with a band of a standard error over images."
         + (f" {failed} points were not measured and are left out." if failed else "")
     )
-    name = get_class(study.cfg.benchmark._target_).name  # type: ignore[attr-defined]
+    name = get_class(study.settings.benchmark["_target_"]).name  # type: ignore[attr-defined]
     measured_on = draw.measured_on(one["backbone"], name, scored.count(AVERAGE))
     return Drawing({study.name: figure}, data, claims(scored), caption, measured_on)

@@ -84,7 +84,7 @@ def heat(study: Study, second: str | None = None, heads_first: bool = True) -> D
     """Fig. 2: cosine similarity of CLS attention, layer by layer. ``second``: folder or hub id of a CLIP to draw beside the backbone's;
     ``heads_first``: see ``similarity``."""
     backbone, _, benchmark = study.opened()
-    samples = pictures_of(benchmark, study.cfg)
+    samples = pictures_of(benchmark, study.settings)
     encoders = [(f"CLIP of {backbone.name}", backbone)] + ([(second.rstrip("/").split("/")[-1], other_clip(second))] if second else [])
     figure, axes = draw.canvas(COLUMN * len(encoders), 0.85 * COLUMN, 1, len(encoders))
     claims, data, count = [], {}, 0

@@ -22,15 +22,22 @@ from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Data, Logg
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
+SHORT_FOR = {"layer": "layers"}  # a setting that stands for a group
 
 
 def check(cfg: DictConfig, whole: bool = True) -> None:
-    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits. Values given as text for
-    a number ("0.5") become numbers, in place. ``whole``: whether every setting that must be given has to be there."""
+    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits.
+
+    In place, values given as text for a number ("0.5") become numbers, and ``layer`` becomes what it is short for. ``whole``: whether
+    settings that must be given have to be there.
+    """
     for prefix, node in _nodes(cfg, ""):
         schema = schema_of(node, prefix)
         if schema is not None:
             _check_node(node, prefix, schema, whole)
+    if cfg.get("layer") is not None:
+        cfg.layers.indices, cfg.layers.relative = [cfg.layer], False
+        cfg.layer = None
 
 
 def schema_of(node: DictConfig, prefix: str) -> type | None:

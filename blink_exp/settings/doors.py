@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 DOORS = {
     "view": "one page about one question: what the model saw, decided and attended to, layer by layer (sample=ID, or image= question=)",
@@ -22,7 +22,7 @@ def usual(root: str) -> str:
     return f"python -m blink_exp {root}" if root in DOORS else f"python {root}.py"
 
 
-def redirection(argv: Sequence[str], root: str, known: Sequence[str]) -> str | None:
+def redirection(argv: Sequence[str], root: str, known: Container[str]) -> str | None:
     """One line with the command to use instead, where a word of ``argv`` belongs to another command than that of ``root``; None where none
     does. ``known``: the settings of ``root``."""
     values = {word.partition("=")[0]: word.partition("=")[2] for word in argv if "=" in word and not word.startswith("-")}

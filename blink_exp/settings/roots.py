@@ -26,7 +26,9 @@ def _files(value: Any) -> bool:
 
 
 @dataclass
-class Evaluate:
+class PointSettings:
+    """An evaluation of one configuration: what evaluate.py runs, and what every point of a table or sweep is."""
+
     model: Any = MISSING
     method: Any = MISSING
     benchmark: Any = MISSING
@@ -49,8 +51,6 @@ class Evaluate:
     retention_ratio: float = limits.number(0, 1, above=True)
     data_root: str | None = limits.folder()
     shard: Any = limits.such("a part k/n with k from 1 to n, e.g. 1/8, or null", _shard)
-    store: str = limits.path()
-    force: bool = limits.flag()
     part: str = limits.words("all", "validation", "test")
     limit: int | None = limits.whole(1)
     skip_limit: float = limits.number(0, 1)
@@ -62,7 +62,13 @@ class Evaluate:
 
 
 @dataclass
-class View(Evaluate):
+class EvaluateSettings(PointSettings):
+    store: str = limits.path()
+    force: bool = limits.flag()
+
+
+@dataclass
+class ViewSettings(EvaluateSettings):
     sample: str | None = limits.text("a sample's id")
     image: str | None = limits.path()
     question: str | None = limits.text("a question")
@@ -70,24 +76,24 @@ class View(Evaluate):
 
 
 @dataclass
-class Rescore(Evaluate):
+class RescoreSettings(EvaluateSettings):
     predictions: Any = limits.such("a file, a folder, a pattern or a list of them", _files)
 
 
 @dataclass
-class Compare(Rescore):
+class CompareSettings(RescoreSettings):
     against: str = limits.path()
 
 
 @dataclass
-class Parity(Evaluate):
+class ParitySettings(EvaluateSettings):
     title: str = limits.text("a title")
     overrides: list[str] = limits.preset_list()
     points: list[Any] = field(default_factory=list)
 
 
 @dataclass
-class Sweep(Evaluate):
+class SweepSettings(EvaluateSettings):
     table: Any = None
     tables: str | None = limits.words("list", "all")
     figure: Any = None
@@ -102,7 +108,7 @@ class Sweep(Evaluate):
 
 
 @dataclass
-class Train:
+class TrainSettings:
     model: Any = MISSING
     layers: groups.Layers = MISSING
     tokensr: groups.TokenSR = MISSING
@@ -118,8 +124,8 @@ class Train:
 
 
 ROOTS: dict[str, type] = {
-    **{"evaluate": Evaluate, "sweep": Sweep, "train": Train},
-    **{"view": View, "rescore": Rescore, "compare": Compare, "parity": Parity},
+    **{"evaluate": EvaluateSettings, "sweep": SweepSettings, "train": TrainSettings},
+    **{"view": ViewSettings, "rescore": RescoreSettings, "compare": CompareSettings, "parity": ParitySettings},
 }
 GROUP = "settings"  # of Hydra's config store: conf/<root>.yaml names its schema as the first of its defaults
 

@@ -9,11 +9,10 @@ import re
 import shutil
 import time
 import traceback
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig
 
 from blink_exp import tracking
 from blink_exp.cli import one_line
@@ -23,6 +22,7 @@ from blink_exp.evaluation.shared_runs import run_together
 from blink_exp.files import write_json
 from blink_exp.reports import html, terminal, text
 from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
 from blink_exp.studies.experiments import KINDS, experiments, load_experiment
 from blink_exp.studies.figure_runs import measure_figure
@@ -34,23 +34,23 @@ LONGEST = 120  # characters of a folder's name
 log = logging.getLogger(__name__)
 
 
-def run_experiments(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
-    """Measures what ``cfg.table``, ``tables``, ``figure`` and ``figures`` name and writes each to ``out``, and all that is known to
-    ``cfg.report``."""
+def run_experiments(sweep: SweepSettings, out: Path) -> dict[str, Any] | None:
+    """Measures what ``table``, ``tables``, ``figure`` and ``figures`` name and writes each to ``out``. All that is known goes to
+    ``report``."""
     own = plan.own_words()
-    tracking.check(results.plain(cfg))
-    settings = results.plain(cfg)
+    settings = asdict(sweep)
+    tracking.check(settings)
     every = {kind: settings[f"{kind}s"] for kind in KINDS}
     if "list" in every.values():
-        show_list(cfg, [experiment for kind in KINDS if every[kind] or settings[kind] for experiment in experiments(kind)], own)
+        show_list(sweep, [experiment for kind in KINDS if every[kind] or settings[kind] for experiment in experiments(kind)], own)
         return None
     wanted = [(k, e) for k in KINDS for e in (experiments(k) if every[k] else [settings[k]] if settings[k] else [])]
-    share(cfg, wanted, own)
+    share(sweep, wanted, own)
     document, failed = None, []
     for kind, found in wanted:
         folder = out / found["name"] if len(wanted) > 1 else out
         try:
-            document = measure(cfg, kind, found, own, folder)
+            document = measure(sweep, kind, found, own, folder)
             failed += [f"{found['name']}: {said}" for said in failures(document)]
         except Exception as error:
             if len(wanted) == 1:
@@ -64,31 +64,31 @@ def run_experiments(cfg: DictConfig, out: Path) -> dict[str, Any] | None:
     return document
 
 
-def share(cfg: DictConfig, wanted: list[tuple[str, dict[str, Any]]], own: list[str]) -> None:
-    """Answers the questions of all points of all experiments together, where ``cfg.share`` says so."""
-    if not cfg.share:
+def share(sweep: SweepSettings, wanted: list[tuple[str, dict[str, Any]]], own: list[str]) -> None:
+    """Answers the questions of all points of all experiments together, where ``share`` says so."""
+    if not sweep.share:
         return
     found = []
     for kind, experiment in wanted:
         with contextlib.suppress(UserError):  # said when the experiment is measured
-            found += plan.settings_of(cfg, kind, experiment, own)
+            found += plan.settings_of(sweep, kind, experiment, own)
     run_together(found)
 
 
-def measure(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[str], out: Path) -> dict[str, Any]:
+def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], own: list[str], out: Path) -> dict[str, Any]:
     """One table or figure, measured, written to ``out`` and copied to the report, which is made anew."""
     started = time.time()
     print(f"{experiment['name']}: {experiment['title']}", flush=True)
     embedded = []
     if kind == "table":
-        document = measure_table(cfg, experiment, own)
+        document = measure_table(sweep, experiment, own)
         write_json(out / "table.json", document)  # a picture may fail, and what was measured must not be lost
         embedded = [
-            drawn(cfg, load_experiment("figure", name), own, out / name, document, experiment) for name in experiment.get("figures") or []
+            drawn(sweep, load_experiment("figure", name), own, out / name, document, experiment) for name in experiment.get("figures") or []
         ]
     else:
-        document = measure_figure(cfg, experiment, own, out)
-    document |= {"model": model_name(experiment, own), "provenance": provenance(cfg, time.time() - started)}
+        document = measure_figure(sweep, experiment, own, out)
+    document |= {"model": model_name(experiment, own), "provenance": provenance(sweep, time.time() - started)}
     write_json(out / f"{kind}.json", document)
     if kind == "table":
         text.write(document, out)
@@ -97,10 +97,10 @@ def measure(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[st
     place, group = tracking.place()
     for found, folder in [*embedded, (document, out)]:
         if "error" not in found:
-            tracking.log_summary(found, folder, results.plain(cfg), f"{experiment['name']} {group}", place)
+            tracking.log_summary(found, folder, asdict(sweep), f"{experiment['name']} {group}", place)
     print(f"{kind}: {out / ('table.md' if kind == 'table' else 'figure.json')}\npage:  {page}")
     if worth_keeping(document):
-        report = Path(cfg.report)
+        report = Path(sweep.report)
         with locks.waited(report / "report.html"):
             keep(out, report / experiment["name"] / variant(document["model"], own))
             print(f"all:   {html.gather(report)}")
@@ -130,11 +130,11 @@ def keep(out: Path, kept: Path) -> None:
 
 
 def drawn(
-    cfg: DictConfig, figure: dict[str, Any], own: list[str], folder: Path, document: dict[str, Any], table: dict[str, Any]
+    sweep: SweepSettings, figure: dict[str, Any], own: list[str], folder: Path, document: dict[str, Any], table: dict[str, Any]
 ) -> tuple[dict[str, Any], Path]:
     """A figure on the page of a table, and its folder; where it cannot be drawn its document says why, and the table stands without."""
     try:
-        found = measure_figure(cfg, figure, own, folder, document, table)
+        found = measure_figure(sweep, figure, own, folder, document, table)
     except Exception as error:
         if not isinstance(error, UserError | OSError):
             log.error("%s failed:\n%s", figure["name"], traceback.format_exc())
@@ -145,7 +145,7 @@ def drawn(
 
 def model_name(experiment: dict[str, Any], own: list[str]) -> str:
     model = composed("sweep", [*experiment.get("overrides", []), *own]).model
-    return str(model.name or Path(model.path).name)
+    return str(model["name"] or Path(model["path"]).name)
 
 
 def variant(model: str, own: list[str]) -> str:
@@ -156,8 +156,8 @@ def variant(model: str, own: list[str]) -> str:
     return name if name == said and len(name) <= LONGEST else f"{name[:LONGEST]},{hashlib.sha256(said.encode()).hexdigest()[:6]}"
 
 
-def provenance(cfg: DictConfig, seconds: float) -> dict[str, Any]:
-    return results.provenance(cfg.seed, seconds) | {"date": date.today().isoformat()}
+def provenance(sweep: SweepSettings, seconds: float) -> dict[str, Any]:
+    return results.provenance(sweep.seed, seconds) | {"date": date.today().isoformat()}
 
 
 def failures(document: dict[str, Any]) -> list[str]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from blink_exp.errors import UserError
-from blink_exp.evaluation import store
+from blink_exp.evaluation import results, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.evaluation.records import read
-from blink_exp.files import read_settings
 from blink_exp.reports.statistics import compare
 
 
@@ -54,4 +50,4 @@ def records_of(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def benchmark_of(run: dict[str, Any]) -> Any:
     """The benchmark that a point was measured on."""
-    return prepare_benchmark(OmegaConf.create(read_settings(Path(run["folder"]) / "config.yaml", "measure the point again")))
+    return prepare_benchmark(results.settings_of(run["folder"]))

@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from blink_exp.cli import CONF
-from blink_exp.evaluation import results
+from blink_exp.settings.values import read_yaml
 
 KINDS = ("table", "figure")
 
@@ -22,7 +20,7 @@ def experiments(kind: str) -> Iterator[dict[str, Any]]:
 
 def load_experiment(kind: str, name: str) -> dict[str, Any]:
     """The experiment in conf/<kind>/<name>.yaml."""
-    return results.plain(OmegaConf.load(CONF / kind / f"{name}.yaml"))  # type: ignore[arg-type]
+    return read_yaml(CONF / kind / f"{name}.yaml")
 
 
 def natural(name: str) -> list[Any]:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from blink_exp import reference
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study, written
+from blink_exp.settings.build import build
 from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
 
 KEPT = ("name", "title", "paper", "source", "note")  # of a figure in its document
 
 
 def measure_figure(
-    cfg: DictConfig,
+    sweep: SweepSettings,
     figure: dict[str, Any],
     own: list[str],
     out: Path,
@@ -26,8 +26,6 @@ def measure_figure(
 ) -> dict[str, Any]:
     """The document of a figure, whose pictures are in ``out``. ``table``, ``of``: the document and experiment of the table on whose page
     it stands: it is then drawn on that table's model and benchmark, and from its points where it has none of its own."""
-    from hydra.utils import instantiate
-
     plan.refuse_collisions(figure, own)
     base = of if of is not None else figure
     first = [*figure.get("overrides", []), *(base.get("overrides", []) if of is not None else [])]
@@ -38,17 +36,17 @@ def measure_figure(
         raise UserError(f"{figure['name']} names no benchmark for {where}; choose one: benchmark=mosaic_open")
     name = names[0]
     points = plan.points(figure)
-    modules = plan.trained(cfg, figure, own)
+    modules = plan.trained(sweep, figure, own)
     rows = [row["runs"][name] for row in table["rows"] if name in row["runs"]] if table is not None and not points else []
     for k, point in enumerate(points):
         print(f"[{k + 1}/{len(points)}] {point['label']}, {name}", flush=True)
         run = plan.measured_run(
-            cfg, [*plan.words(figure, point, name), *modules], own, point["label"], experiment=figure["name"], x=point.get("x")
+            sweep, [*plan.words(figure, point, name), *modules], own, point["label"], experiment=figure["name"], x=point.get("x")
         )
         rows.append(run | {k: point[k] for k in ("series", "x") if k in point})
     at = (figure.get("at") or {}).get(name, [])
     settings = composed("sweep", [*first, f"benchmark={name}", *at, *modules, *own])
-    drawing = instantiate(figure["draw"])(Study(figure["name"], settings, rows))
+    drawing = build(figure["draw"], Study(figure["name"], settings, rows))
     files = written(drawing, out)
     source = reference.figure(figure["paper"], figure["source"]) if figure.get("source") else {}
     return {

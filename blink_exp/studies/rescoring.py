@@ -7,44 +7,44 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from blink_exp.benchmarks.base import Benchmark, Compares, Sample
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_benchmark, scored
 from blink_exp.evaluation.records import graded, numbered, summary, wrong_prediction
 from blink_exp.files import brief, json_ready, read_object, write_json, write_text
+from blink_exp.settings.roots import CompareSettings, RescoreSettings
+from blink_exp.settings.values import to_yaml
 
 # of a metrics.json: what changes predictions; not where and how fast they were made (device, batch_size), so that shards may differ in it
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
 
 
-def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Scores ``cfg.predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
+def score_again(settings: RescoreSettings, out: Path) -> dict[str, Any]:
+    """Scores ``predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
     started = time.time()
-    benchmark = prepare_benchmark(cfg)
+    benchmark = prepare_benchmark(settings)
     samples = benchmark.samples()
-    made = made_with(cfg.predictions)
-    records = scored_again(benchmark, samples, predicted(cfg.predictions))
+    made = made_with(settings.predictions)
+    records = scored_again(benchmark, samples, predicted(settings.predictions))
     visual = made.pop("visual_tokens_of_the_image", None)
     blink = {} if visual is None else {"blink": summary(records, visual)}
-    against = cfg.get("against")
+    against = settings.against if isinstance(settings, CompareSettings) else None
     if against is not None:
         if not isinstance(benchmark, Compares):
             raise UserError(f"against={against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
         records = benchmark.compare(records, scored_again(benchmark, samples, predicted(against, "against")))
-    write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(out / results.CONFIG, to_yaml(settings))
     finished = {
         "backbone": "predictions of an earlier run",
         "method": "as predicted",
-        "predictions": results.plain(cfg)["predictions"],
+        "predictions": settings.predictions,
         "against": against,
         "layers": [],
         **scored(benchmark, records, out),
         "cost": None,
         "skipped": [],
-        **results.provenance(cfg.seed, time.time() - started),
+        **results.provenance(settings.seed, time.time() - started),
         **made,
         **blink,
     }

@@ -15,34 +15,35 @@ A table is an experiment of conf/table (see ``plan``) with a layout:
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from blink_exp import reference
 from blink_exp.benchmarks.base import mean
 from blink_exp.evaluation.records import read
-from blink_exp.settings.compose import composed
+from blink_exp.settings.compose import composed_plain
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
 from blink_exp.studies.deltas import add_deltas
 
 KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over", "split_by")  # of a table in its document
 
 
-def measure_table(cfg: DictConfig, table: dict[str, Any], own: list[str]) -> dict[str, Any]:
-    """The document of a table: every point measured on every benchmark, beside what is published. ``cfg``: the sweep's own settings."""
+def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -> dict[str, Any]:
+    """The document of a table: every point measured on every benchmark, beside what is published."""
     plan.refuse_collisions(table, own)
     scale = plan.on_scale_model(table, own)
     names = plan.benchmarks(table, own, scale)
     points = plan.points(table)
-    modules = plan.trained(cfg, table, own)
+    modules = plan.trained(sweep, table, own)
     rows = [new_row(table, point) for point in points] if points else recipe_rows(table)
     for n, name in enumerate(names):
         for k, (point, row) in enumerate(zip(points, rows, strict=False)):
             print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
             first = [*plan.words(table, point, name), *modules]
             row["runs"][name] = hopeless(rows, name, point["label"]) or plan.measured_run(
-                cfg, first, own, point["label"], point.get("match"), experiment=table["name"]
+                sweep, first, own, point["label"], point.get("match"), experiment=table["name"]
             )
         if table.get("split_by"):
             split([row["runs"][name] for row in rows], table["split_by"])
@@ -79,11 +80,11 @@ def recipe_rows(table: dict[str, Any]) -> list[dict[str, Any]]:
     recipe = table.get("recipe")
     if recipe is None:
         return []
-    cfg = composed(recipe["config"], recipe["overrides"], whole=False)
+    settings = composed_plain(recipe["config"], recipe["overrides"])
     rows = []
     for label, path in recipe["values"].items():
         point = {"label": label, "published": {"table": table["source"], "row": label}}
-        rows.append(new_row(table, point) | {"settings": {path: OmegaConf.select(cfg, path)}})
+        rows.append(new_row(table, point) | {"settings": {path: functools.reduce(operator.getitem, path.split("."), settings)}})
     return rows
 
 

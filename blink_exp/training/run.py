@@ -17,6 +17,7 @@ from blink_exp.files import write_json, write_text
 from blink_exp.methods.blink import selected_layers
 from blink_exp.reports.console import wide_console
 from blink_exp.settings.check import check
+from blink_exp.settings.values import plain
 from blink_exp.tracking import finish, keep_rows, lightning_logger
 from blink_exp.training.batches import share_out
 from blink_exp.training.data import BaseView, PairedCrops
@@ -40,7 +41,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
 
     quieten()
     check(cfg)
-    settings = results.plain(cfg)
+    settings = plain(cfg)
     out = Path(HydraConfig.get().runtime.output_dir)
     check_recipe(settings["trainer"])
     check_output(settings["output"])
@@ -93,7 +94,7 @@ def train(cfg: DictConfig, settings: dict[str, Any], out: Path, trainer: Any, st
     device = trainer.strategy.root_device
     placed = {"device": "cpu" if device.type == "cpu" else str(device)} | ({"dtype": dtype} if dtype else {})
     backbone = instantiate(cfg.model, **placed, _convert_="all")
-    layers = list(selected_layers(backbone.depth, layer=cfg.layer, **settings["layers"]))
+    layers = list(selected_layers(backbone.depth, **settings["layers"]))
     if not layers:
         raise UserError("layers.indices=[] trains nothing; name at least one layer, e.g. layer=12")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
