@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import ROOT, run
+from support.refusals import one_line_of
+from support.scripts import ROOT, run
 
 from blink_exp.files import write_text
 
@@ -26,7 +27,7 @@ CASES = [
         ["evaluate.py", "layers.indices=12..18"],
         "layers.indices must be a range of layers such as 12-18, a list such as [12,13], one layer, or all, got 12..18",
     ),
-    (["evaluate.py", "layers=single"], "layers=single needs the layer itself; add layer=12"),
+    (["evaluate.py", "layers.indices=null"], "layers.indices=null names no layer; add layer=12"),
     (["train.py", "trainer.global_batch=6", "data.batch_size=4"], "data.batch_size=4 does not divide the 6 pairs"),
     (["train.py", "data=llava_665k", "data.json=/nowhere.json", "data.images=/"], "/nowhere.json is not there"),
     (["train.py", "trainer.epochs=0"], "trainer.epochs must be a whole number of at least 1, got 0"),
@@ -76,15 +77,6 @@ CASES = [
     ),
     (["sweep.py"], "nothing to sweep; add -m and comma lists"),
 ]
-
-
-def one_line_of(words: list[str]) -> str:
-    """The only line on stderr of a command that ends with exit code 2."""
-    done = run(words)
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert line.startswith("error: ")
-    return line
 
 
 @pytest.mark.parametrize(("words", "message"), CASES, ids=[" ".join(w) for w, _ in CASES])

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import scripts
+from support import scripts
 
 from blink_exp.cli import one_line
 from blink_exp.disk import WriteError, disk_line, writing

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import scripts
-from scripts import ROOT
+from support import scripts
+from support.scripts import ROOT
 
 
 def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
@@ -114,12 +115,13 @@ def test_a_locale_without_unicode_costs_no_result(tmp_path):
 
 def test_what_makes_another_point():
     from blink_exp.evaluation.identity import point_hash
+    from blink_exp.settings.compose import composed
 
-    settings = {"seed": 0, "method": {"tau_exp": 0.5}, "batch_size": 4, "store": "a", "force": False}
+    settings = composed("evaluate", ["method=blink"])
     known = point_hash(settings, {"tokensr": "x"})
-    assert point_hash(settings | {"batch_size": 8, "store": "b", "force": True}, {"tokensr": "x"}) == known
-    assert point_hash(settings | {"seed": 1}, {"tokensr": "x"}) != known
-    assert point_hash(settings | {"method": {"tau_exp": 0.6}}, {"tokensr": "x"}) != known
+    assert point_hash(replace(settings, batch_size=8, store="b", force=True), {"tokensr": "x"}) == known
+    assert point_hash(replace(settings, seed=1), {"tokensr": "x"}) != known
+    assert point_hash(replace(settings, method=settings.method | {"tau_exp": 0.6}), {"tokensr": "x"}) != known
     assert point_hash(settings, {"tokensr": "retrained"}) != known
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from refusals import refusal
+from support.refusals import refusal
 
 from blink_exp import images
 from blink_exp.benchmarks.duts import Duts
@@ -363,7 +363,7 @@ def lying() -> bytes:
     "file", [lying(), encoded(Image.new("RGBA", (32, 32))), encoded(Image.fromarray(np.full((32, 32), 999, np.uint16)))]
 )
 def test_one_picture_everywhere(file, tmp_path):
-    from viewing import config
+    from support.viewing import config
 
     from blink_exp.viewer import drawing
     from blink_exp.viewer.subject import subject
@@ -441,14 +441,10 @@ def test_options_that_cannot_be_are_refused(settings, wanted):
     assert refusal(lambda: ImageOptions.of(settings)).startswith(wanted)
 
 
-def compose(*words: str) -> dict:
-    from hydra import compose, initialize_config_dir
-    from viewing import CONF
+def settings_of(*words: str):
+    from blink_exp.settings.compose import composed
 
-    from blink_exp.evaluation import results
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return results.plain(compose("evaluate", list(words)))
+    return composed("evaluate", words)
 
 
 def test_a_point_is_another_one_where_images_are_opened_otherwise():
@@ -456,16 +452,16 @@ def test_a_point_is_another_one_where_images_are_opened_otherwise():
 
     changes = ("exif=false", "alpha=drop", "max_pixels=1000", "outside=true")
     for benchmark, other in (("easyvqa", True), ("duts", True), ("pope", True), ("mosaic_mme", False)):  # whose images are drawn
-        before = point_hash(compose(f"benchmark={benchmark}"), {})
-        hashes = {point_hash(compose(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
+        before = point_hash(settings_of(f"benchmark={benchmark}"), {})
+        hashes = {point_hash(settings_of(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
         assert (len(hashes), before in hashes) == ((4, False) if other else (1, True))
 
 
 def test_the_settings_reach_a_benchmark_and_its_own_exif_wins():
-    from hydra.utils import instantiate
+    from blink_exp.settings.build import build
 
     def options(*words: str) -> ImageOptions:
-        return instantiate(compose(*words)["benchmark"], _convert_="all").image_loading
+        return build(settings_of(*words).benchmark).image_loading
 
     assert options("benchmark=pope") == ImageOptions(alpha="drop")
     assert options("benchmark=pope", "benchmark.protocol=lmms_eval") == ImageOptions()
@@ -491,7 +487,7 @@ def test_a_harness_s_images_are_opened_alike():
 @pytest.mark.parametrize("size", [(720, 16), (16, 720), (400, 1)])
 def test_a_thin_image_on_tiles_has_a_page(size, tmp_path):
     """From 36 to 1 the backbone's own rule leaves nothing of the tiles."""
-    from viewing import config
+    from support.viewing import config
 
     from blink_exp.viewer import run as viewer
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,13 +15,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
+from support.scripts import ROOT
 
 from blink_exp import reference
 from blink_exp.benchmarks import mme, pope
 from blink_exp.methods.blink import scaled_threshold, selected_layers
 from blink_exp.studies import plan
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = ROOT / "conf"
 FILES = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted((CONF / "table").glob("*_table*.yaml"))}
 POINTS = [(name, p["label"]) for name, table in FILES.items() for p in table["points"]]
 PUBLISHED = [(n, label) for n, label in POINTS if "published" in next(p for p in FILES[n]["points"] if p["label"] == label)]
@@ -74,7 +74,7 @@ def settled(words: tuple[str, ...]) -> dict:
     cfg = composed(words)
     method = dict(cfg["method"])
     if ".blink." in method["_target_"]:
-        method["layers"] = selected_layers(LLM_DEPTH, layer=method.pop("layer"), **method["layers"])
+        method["layers"] = selected_layers(LLM_DEPTH, **method["layers"])
         scaled = method.pop("scale_thresholds")
         for tau in ("tau_exp", "tau_drop"):
             value = method[tau]

@@ -14,6 +14,7 @@ from blink_exp.backbone.pictures import check_workers
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.core.method import Method
+from blink_exp.documents import Metrics, Record, Skipped
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import identity, results
 from blink_exp.evaluation.answering import Point, ask, prompt_of
@@ -80,7 +81,7 @@ def incomplete(skipped: int, samples: int, limit: float) -> bool:
     return skipped > (max(1.0, limit * (skipped + samples)) if limit else 0)
 
 
-def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> dict[str, Any]:
+def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Metrics:
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns what
     the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there.
 
@@ -128,7 +129,7 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> di
     return finished
 
 
-def check_complete(records: list[dict[str, Any]], skipped: list[dict[str, str]], limit: float) -> None:
+def check_complete(records: list[Record], skipped: list[Skipped], limit: float) -> None:
     """Raises Incomplete where no sample could be read, or more than ``limit`` of them were skipped."""
     first = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
     total = len(skipped) + len(records)
@@ -139,7 +140,7 @@ def check_complete(records: list[dict[str, Any]], skipped: list[dict[str, str]],
         raise Incomplete(f"{share}, more than skip_limit={limit:g} allows{first}; bring the data back, or raise skip_limit")
 
 
-def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+def scored(benchmark: Benchmark, records: list[Record], out: Path) -> dict[str, Any]:
     """Scores and what they are scores of; writes ``records.jsonl`` and what a test server or judge takes."""
     write_text(out / "records.jsonl", write_lines(records))  # first: a judge may fail, and what was predicted must not be lost
     if isinstance(benchmark, Judged) and records:
@@ -189,7 +190,7 @@ def evaluate(
     samples: list[Sample] | None = None,
     kept: Kept | None = None,
     workers: int = 0,
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+) -> tuple[list[Record], list[Skipped]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
     row or image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``pictures.opened``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples

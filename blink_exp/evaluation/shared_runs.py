@@ -11,10 +11,10 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from blink_exp.benchmarks.base import Probes
 from blink_exp.cli import one_line
+from blink_exp.documents import Metrics
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.answering import Point, ask
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 ONE_RUN = ("model", "benchmark", "part", "limit", "shard", "data_root", "batch_size", "shared_gb")  # settings that points must agree on
 
 
-def place(settings: EvaluateSettings) -> tuple[Path, dict[str, Any] | None]:
+def place(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
     """The folder of a point in the store, and what its metrics.json holds if the point is there and whole."""
     folder = point_folder(settings)
     stored = None if settings.force else store.metrics_of(folder)

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 
+from blink_exp.documents import PointRun, Record
 from blink_exp.files import write_json
 
 matplotlib.use("Agg")
@@ -60,19 +61,19 @@ class Study:
 
     name: str
     settings: EvaluateSettings
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[PointRun] = field(default_factory=list)
 
     def opened(self) -> tuple[Backbone, Method, Benchmark]:
         """The model, method and benchmark of the figure's own settings."""
         return prepare(self.settings)
 
     @property
-    def done(self) -> list[dict[str, Any]]:
+    def done(self) -> list[PointRun]:
         """The points that were measured."""
         return [row for row in self.rows if row["status"] == "done"]
 
 
-def records_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+def records_of(row: PointRun) -> list[Record]:
     """Per-sample records of a measured point."""
     return read(row["folder"])
 

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.documents import Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import prepare
 from blink_exp.evaluation.results import settings_of
@@ -47,7 +48,7 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     )
 
 
-def examples(records: list[dict[str, Any]], interest: Callable[[dict[str, Any]], tuple], images: int) -> list[dict[str, Any]]:
+def examples(records: list[Record], interest: Callable[[dict[str, Any]], tuple], images: int) -> list[dict[str, Any]]:
     """``images`` records of different images, the most interesting first and, as far as they go, of different kinds of question."""
     ordered = sorted(records, key=interest, reverse=True)
     chosen: list[dict[str, Any]] = []
@@ -70,7 +71,7 @@ def done(step: dict[str, Any]) -> str:
     return step["decision"] if step["effective"] else "keep"
 
 
-def by_decision(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def by_decision(records: list[Record]) -> dict[str, dict[str, float]]:
     """By layer: the share of questions for which each decision was carried out."""
     steps: dict[int, list[str]] = {}
     for r in records:
@@ -79,7 +80,7 @@ def by_decision(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {str(layer): {kind: kinds.count(kind) / len(kinds) for kind in EDGE} for layer, kinds in sorted(steps.items())}
 
 
-def at_work(records: list[dict[str, Any]]) -> Claim:
+def at_work(records: list[Record]) -> Claim:
     """That a focus comes and goes within one forward pass, which is the idea of the method."""
     kinds = [[done(s) for s in r["layers"]] for r in records]
     n = max(1, len(kinds))
@@ -105,7 +106,7 @@ def sheet(shown: list[Shown], grid: PatchGrid) -> Figure:
     return figure
 
 
-def draw_one(part: SubFigure, image: Image.Image, record: dict[str, Any], grid: PatchGrid, number: int) -> None:
+def draw_one(part: SubFigure, image: Image.Image, record: Record, grid: PatchGrid, number: int) -> None:
     """One question: the image, then a panel a layer with its top patch, rho, decision and tokens."""
     steps = record["layers"]
     axes = part.subplots(1, len(steps) + 1, squeeze=False)[0]

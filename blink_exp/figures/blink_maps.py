@@ -17,6 +17,7 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import Box, spread
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.documents import Record
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
@@ -61,12 +62,12 @@ def by_layer(
     )
 
 
-def visited(record: dict[str, Any], layers: set[int]) -> list[int]:
+def visited(record: Record, layers: set[int]) -> list[int]:
     """The top patch of each of ``layers``, in order."""
     return [step["region"] for step in record["layers"] if step["layer"] in layers]
 
 
-def cases(records: list[dict[str, Any]], grid: PatchGrid, shown: tuple[int, ...], images: int) -> list[dict[str, Any]]:
+def cases(records: list[Record], grid: PatchGrid, shown: tuple[int, ...], images: int) -> list[dict[str, Any]]:
     """Questions to draw, on different images: right answers first, and those whose top patch takes most of several targets (most patches,
     where no question has several)."""
     several = [r for r in records if len(targets(r, grid)) > 1]
@@ -81,7 +82,7 @@ def cases(records: list[dict[str, Any]], grid: PatchGrid, shown: tuple[int, ...]
     return list(found.values())[:images]
 
 
-def claims(records: list[dict[str, Any]], grid: PatchGrid, inside: set[int]) -> list[Claim]:
+def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Claim]:
     """That the top patch does not stay the same over the layers ``inside``, and that it goes from one target to another."""
     name = f"layers {min(inside)}-{max(inside)}"
     tops = [visited(r, inside) for r in records]
@@ -135,7 +136,7 @@ def boxed(axis: Axes, box: Box, color: str, style: str = "-", gid: str | None = 
     axis.add_patch(Rectangle((left, top), right - left, bottom - top, **frame))  # type: ignore[arg-type]
 
 
-def pictured(axis: Axes, image: Image.Image, record: dict[str, Any], title: str) -> None:
+def pictured(axis: Axes, image: Image.Image, record: Record, title: str) -> None:
     """The image with what its question is about, and the question below it."""
     axis.imshow(image, extent=(0, 1, 1, 0))
     for box in record["regions"]:

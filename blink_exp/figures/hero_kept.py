@@ -17,6 +17,7 @@ from blink_exp.core.method import Method, TokenPolicy
 from blink_exp.core.views import Views
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import replay
+from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import prompt_of, prompts_of
 from blink_exp.evaluation.evaluator import chosen, prepare
@@ -57,7 +58,7 @@ def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[dict[str
     return backbone, benchmark, [one for _, one in found], records_of(first[0])
 
 
-def _prepared(row: dict[str, Any]) -> tuple[Backbone, Method, Benchmark]:
+def _prepared(row: PointRun) -> tuple[Backbone, Method, Benchmark]:
     return prepare(settings_of(row["folder"]))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp import reference
+from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_json, write_text
 from blink_exp.reports.console import wide_console
@@ -51,7 +52,7 @@ def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
     return document
 
 
-def judged(row: dict[str, Any], point: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+def judged(row: PointRun, point: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """``row`` with ``measured``, ``stderr``, ``difference`` from the first source (or the band's center) and ``verdict``."""
     if row["status"] == "failed":
         return row | {"measured": None, "verdict": f"not measured: {row['error']}"}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.backbone.shipped import shipped
+from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.settings.check import SHORT_FOR
@@ -125,7 +126,7 @@ def _compose(overrides: tuple[str, ...]) -> EvaluateSettings:
 
 def measured_run(
     sweep: EvaluateSettings, first: list[str], own: list[str], label: str, match: str | None = None, **logged: Any
-) -> dict[str, Any]:
+) -> PointRun:
     """A point measured, or why it could not be. ``sweep``, ``match``: see ``point_settings``; ``logged``: ``experiment`` and ``x``, see
     ``point.guarded``."""
     said = [*first, *own]

@@ -8,11 +8,11 @@ import traceback
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from blink_exp import tracking
 from blink_exp.backbone.shipped import shipped
 from blink_exp.cli import one_line
+from blink_exp.documents import Metrics, PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark
@@ -25,7 +25,7 @@ from blink_exp.settings.values import as_type
 log = logging.getLogger(__name__)
 
 
-def guarded(settings: EvaluateSettings, label: str, experiment: str | None = None, x: float | None = None) -> dict[str, Any]:
+def guarded(settings: EvaluateSettings, label: str, experiment: str | None = None, x: float | None = None) -> PointRun:
     """``measured_point``, logged, with a failure as a row of the table (its traceback logged) instead of the end of the sweep.
 
     ``experiment``: id of the table or figure, ``x``: where the point stands on the figure's axis."""
@@ -47,14 +47,14 @@ def guarded(settings: EvaluateSettings, label: str, experiment: str | None = Non
     return row
 
 
-def failed(label: str, error: Exception) -> dict[str, Any]:
+def failed(label: str, error: Exception) -> PointRun:
     """The row of a point that failed; logged, with its traceback where the user cannot cure it."""
     expected = isinstance(error, UserError | OSError)
     log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")
     return {"point": label, "status": "failed", "error": one_line(error)}
 
 
-def measured_point(settings: EvaluateSettings) -> dict[str, Any]:
+def measured_point(settings: EvaluateSettings) -> PointRun:
     """Measures a point, unless its folder in the store says that this has been done, its cost included where that is wanted."""
     folder, stored = in_store(settings)
     finished = stored
@@ -92,7 +92,7 @@ def measured_point(settings: EvaluateSettings) -> dict[str, Any]:
     }
 
 
-def in_store(settings: EvaluateSettings) -> tuple[Path, dict[str, Any] | None]:
+def in_store(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
     """``place``, where a point that is there without the cost that is wanted counts as not there: the cost is no part of its hash."""
     folder, stored = place(settings)
     whole = store.point_of(folder) if stored is not None else None
@@ -102,7 +102,7 @@ def in_store(settings: EvaluateSettings) -> tuple[Path, dict[str, Any] | None]:
     return folder, stored
 
 
-def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, dict[str, Any] | None, dict[str, Any]]:
+def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, Metrics | None, Metrics]:
     """(folder, what the store has of the point by now, what it has in the end): another run may have finished it meanwhile."""
     folder, stored = in_store(settings)
     finished = stored or measure(as_type(PointSettings, settings), folder, parts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Compares, Sample
+from blink_exp.documents import Metrics, Record
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_benchmark, scored
@@ -20,7 +21,7 @@ from blink_exp.settings.values import to_yaml
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
 
 
-def score_again(settings: RescoreSettings, out: Path) -> dict[str, Any]:
+def score_again(settings: RescoreSettings, out: Path) -> Metrics:
     """Scores ``predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
     started = time.time()
     benchmark = prepare_benchmark(settings)
@@ -53,14 +54,14 @@ def score_again(settings: RescoreSettings, out: Path) -> dict[str, Any]:
     return finished
 
 
-def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, dict[str, Any]]:
+def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, Record]:
     """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a pattern with * names many (the shards of a
     run).
 
     Raises UserError if there is no such file, none holds a record, a line is damaged or holds no prediction, a question is answered twice
     in one file, or differently in two. ``setting``: the one that names the files.
     """
-    out: dict[str, dict[str, Any]] = {}
+    out: dict[str, Record] = {}
     files = files_of(paths, setting)
     for file in files:
         lines: dict[str, int] = {}
@@ -116,7 +117,7 @@ def _made_with(metrics: Path) -> dict[str, Any]:
     return made if tokens is None else made | {"visual_tokens_of_the_image": tokens}
 
 
-def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str, Record]) -> list[Record]:
     """Earlier predictions as records under the benchmark's rule of today. Raises UserError if they answer other samples, or the
     same ones asked in other words."""
     known = {sample.id for sample in samples}

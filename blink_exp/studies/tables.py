@@ -21,6 +21,7 @@ from typing import Any
 
 from blink_exp import reference
 from blink_exp.benchmarks.base import mean
+from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
 from blink_exp.evaluation.records import read
 from blink_exp.settings.compose import composed_plain
 from blink_exp.settings.roots import SweepSettings
@@ -30,7 +31,7 @@ from blink_exp.studies.deltas import add_deltas
 KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over", "split_by")  # of a table in its document
 
 
-def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -> dict[str, Any]:
+def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -> TableDocument:
     """The document of a table: every point measured on every benchmark, beside what is published."""
     plan.refuse_collisions(table, own)
     scale = plan.on_scale_model(table, own)
@@ -63,7 +64,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -
     return document
 
 
-def hopeless(rows: list[dict[str, Any]], benchmark: str, label: str) -> dict[str, Any] | None:
+def hopeless(rows: list[TableRow], benchmark: str, label: str) -> PointRun | None:
     """A failed run for a point that need not be tried, where the first two points failed in the same words: a model that cannot be loaded
     need not be asked for once a point."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
@@ -71,11 +72,11 @@ def hopeless(rows: list[dict[str, Any]], benchmark: str, label: str) -> dict[str
     return {**runs[0], "point": label} if len(runs) >= 2 and len(errors) == 1 and None not in errors else None
 
 
-def new_row(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+def new_row(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
     return {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}} | published(table, point)
 
 
-def recipe_rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
     """The rows of a table that measures nothing: what is published, and what our own configuration says."""
     recipe = table.get("recipe")
     if recipe is None:
@@ -119,7 +120,7 @@ def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def group(table: dict[str, Any], benchmark: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> ColumnGroup:
     """The measured columns of one benchmark, and their label: which model they come from, and on how many questions."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
     done = [run for run in runs if run["status"] == "done"]
@@ -138,7 +139,7 @@ def group(table: dict[str, Any], benchmark: str, rows: list[dict[str, Any]]) -> 
     }
 
 
-def label(benchmark: str, done: list[dict[str, Any]]) -> str:
+def label(benchmark: str, done: list[PointRun]) -> str:
     """ "scale-llava-1.5 (scale model) on mosaic_mme, 640 questions"."""
     if not done:
         return f"{benchmark}: nothing measured"
@@ -149,7 +150,7 @@ def label(benchmark: str, done: list[dict[str, Any]]) -> str:
     )
 
 
-def split(runs: list[dict[str, Any]], label: str) -> None:
+def split(runs: list[PointRun], label: str) -> None:
     """Adds to the scores of the runs ``right_too`` and ``wrong_there``: their accuracy in per cent among the questions that the point
     ``label`` answers right, and among those it answers wrong. That point's own would be 100 and 0 and are left out.
 
@@ -169,6 +170,6 @@ def split(runs: list[dict[str, Any]], label: str) -> None:
                 run["scores"][name], run["stderr"][name] = score.value, score.stderr
 
 
-def _right(run: dict[str, Any]) -> dict[str, bool]:
+def _right(run: PointRun) -> dict[str, bool]:
     """{sample id: whether it was answered right} of a measured point."""
     return {r["id"]: bool(r["correct"]) for r in read(run["folder"])}

@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.cli import guard
+from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation import results
 from blink_exp.files import write_json, write_text
@@ -99,7 +100,7 @@ def prepared(settings: SweepSettings) -> SweepSettings:
     return replace(settings, part=CHOOSING)
 
 
-def returned(row: dict[str, Any], objective: str | None, price: float) -> Any:
+def returned(row: PointRun, objective: str | None, price: float) -> Any:
     """What a job gives to Hydra: its row; in a search what the point is worth, the worst there is for one that failed."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -110,7 +111,7 @@ def returned(row: dict[str, Any], objective: str | None, price: float) -> Any:
     return -value if str(hydra.sweeper.direction).endswith("minimize") else value
 
 
-def worth(row: dict[str, Any], objective: str | None, price: float) -> float:
+def worth(row: PointRun, objective: str | None, price: float) -> float:
     """The score ``objective`` (None: the headline) of a measured row, less ``price`` a visual token of a layer."""
     value = row["scores"].get(aim(row, objective))
     if value is None:
@@ -125,7 +126,7 @@ def worth(row: dict[str, Any], objective: str | None, price: float) -> float:
     return float(value) - price * tokens
 
 
-def aim(row: dict[str, Any], objective: str | None) -> str:
+def aim(row: PointRun, objective: str | None) -> str:
     return str(objective or row["headline"])
 
 
@@ -167,10 +168,10 @@ def finish(config: DictConfig) -> None:
     print(f"best: {document['settings']['best']['command']}\nwritten to {folder}/tuning.md and tuning.json")
 
 
-def chosen(config: DictConfig, done: list[dict[str, Any]], fixed: list[str]) -> dict[str, Any]:
+def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[str, Any]:
     """The best of the points ``done`` and the command without its search (``fixed``), both on both parts."""
 
-    def value(row: dict[str, Any]) -> float:
+    def value(row: PointRun) -> float:
         return worth(row, config.objective, config.token_price)
 
     best = max(done, key=value)
@@ -199,7 +200,7 @@ def chosen(config: DictConfig, done: list[dict[str, Any]], fixed: list[str]) -> 
     }
 
 
-def measured(words: list[str], part: str) -> dict[str, Any]:
+def measured(words: list[str], part: str) -> PointRun:
     """A point on a part. Raises UserError if it fails."""
     label = f"part={part} {' '.join(words)}"
     row = guarded(replace(composed("sweep", words), part=part), label)
@@ -208,7 +209,7 @@ def measured(words: list[str], part: str) -> dict[str, Any]:
     return row
 
 
-def seen(row: dict[str, Any], score: str, value: float) -> dict[str, Any]:
+def seen(row: PointRun, score: str, value: float) -> dict[str, Any]:
     """What the report says of a point on a part."""
     return {
         "score": row["scores"][score],

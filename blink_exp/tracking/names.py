@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+from blink_exp.documents import LayerStep, Record
+
 LEFT_OUT = ("logger", "table", "tables", "figure", "figures", "dashboard", "store", "force", "report")  # of a run's configuration
 LAYER = "layer"  # the axis of what is known by layer, 0-based
 BY_LAYER = {"rho": "rho", "expand": "expand", "drop": "drop", "visual_tokens": "tokens"}  # of metrics.json's "blink"
@@ -82,7 +84,7 @@ def by_layer(finished: dict[str, Any], experiment: str | None = None) -> list[di
     return [{LAYER: layer} | numbers(row) for layer, row in sorted(rows.items())]
 
 
-def record_row(record: dict[str, Any]) -> list[Any]:
+def record_row(record: Record) -> list[Any]:
     """A record's cells under ``COLUMNS``. Text that is not there is None."""
     said = [record.get(k) for k in ("id", "image_id", "category", "question", "answer", "prediction")]
     correct = record.get("correct")
@@ -94,7 +96,7 @@ def record_row(record: dict[str, Any]) -> list[Any]:
     ]
 
 
-def decisions(steps: list[dict[str, Any]]) -> str:
+def decisions(steps: list[LayerStep]) -> str:
     """What a policy did to a sample, as short text: "12 expand r2 (0.61), 15 drop, 16 retain 60". What changed nothing is left out."""
     said = []
     for step in steps:

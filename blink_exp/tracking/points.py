@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
+from blink_exp.documents import Record
 from blink_exp.evaluation import tokens
 from blink_exp.evaluation.records import read
 from blink_exp.files import read_object
@@ -89,7 +90,7 @@ def point_logged(
 
 
 def examples(
-    benchmark: Callable[[], Benchmark], records: list[dict[str, Any]], count: int
+    benchmark: Callable[[], Benchmark], records: list[Record], count: int
 ) -> Iterator[tuple[str, Image.Image, str, tuple[Box, ...]]]:
     """("examples/1", image, what was asked and answered, regions where the answer is) of ``count`` records of different images, those with
     regions first. Images that cannot be read are passed over; so is all where the benchmark's data has gone."""
