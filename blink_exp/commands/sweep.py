@@ -28,8 +28,8 @@ def run(cfg: DictConfig) -> Any:
 
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
-    check_settings(cfg)
     if hydra.mode != RunMode.MULTIRUN:
+        check_settings(cfg)
         settings = typed(cfg)
         if settings.dashboard is not None:
             dashboards.run(settings, out)

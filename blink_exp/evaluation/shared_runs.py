@@ -41,14 +41,14 @@ def place(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
 def point_folder(settings: EvaluateSettings) -> Path:
     """The folder of a point in the store, whether it is there or not."""
     point = with_local_data(settings)
-    return locks.named(settings.store, "store") / identity.point_hash(point, identity.digests(point))
+    return Path(settings.store) / identity.point_hash(point, identity.digests(point))
 
 
 def parts_of(settings: EvaluateSettings) -> Path:
     """The folder of a point's answers until it is finished, which is also what a run locks. It is the point's own, but where its data has
     image files: there it does not depend on which of them are there, so that a point goes on when those that were missing are back."""
     point = with_local_data(settings)
-    return locks.named(settings.store, "store") / identity.point_hash(point, identity.without_images(point))
+    return Path(settings.store) / identity.point_hash(point, identity.without_images(point))
 
 
 def run_together(points: Iterable[EvaluateSettings]) -> None:

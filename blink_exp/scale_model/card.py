@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from blink_exp.backbone.clip_text import load_clip
 from blink_exp.backbone.load import load
-from blink_exp.backbone.shipped import SHIPPED, load_clip
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.evaluation.evaluator import evaluate

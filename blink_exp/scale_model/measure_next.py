@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from blink_exp.backbone.clip_text import ClipText
+from blink_exp.backbone.clip_text import ClipText, load_clip
 from blink_exp.backbone.load import load
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.shipped import SHIPPED, load_clip
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.core.encoding import Needs
 from blink_exp.scale_model import train_next
 from blink_exp.scenes import hr_questions

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -23,6 +23,7 @@ from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Data, Logg
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
 SHORT_FOR = {"layer": "layers"}  # a setting that stands for a group
+REFUSED = "refused"  # in a job of a multirun whose words do not compose: why (``job_loader``)
 
 
 def check(cfg: DictConfig, whole: bool = True) -> None:
@@ -31,6 +32,8 @@ def check(cfg: DictConfig, whole: bool = True) -> None:
     In place, values given as text for a number ("0.5") become numbers, and ``layer`` becomes what it is short for. ``whole``: whether
     settings that must be given have to be there.
     """
+    if REFUSED in cfg:
+        raise UserError(cfg[REFUSED])
     for prefix, node in _nodes(cfg, ""):
         schema = schema_of(node, prefix)
         if schema is not None:
@@ -38,6 +41,13 @@ def check(cfg: DictConfig, whole: bool = True) -> None:
     if cfg.get("layer") is not None:
         cfg.layers.indices, cfg.layers.relative = [cfg.layer], False
         cfg.layer = None
+
+
+def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as ``schema`` types them, for what is made without Hydra. Raises UserError as ``check`` does; settings may be missing."""
+    node = OmegaConf.create(dict(values))
+    _check_node(node, prefix, schema, whole=False)
+    return {str(key): node[key] for key in node}
 
 
 def schema_of(node: DictConfig, prefix: str) -> type | None:

@@ -86,6 +86,7 @@ def _quoted(word: str, several: bool) -> str:
     if name == "predictions" and value.startswith("[") and value.endswith("]"):
         return word  # a list of files
     value = os.path.expanduser(value) if value.startswith("~/") and name not in LETTER_BY_LETTER else value
+    several = several and name not in HYDRA_PATHS  # Hydra sweeps over none of its own settings
     if several and FUNCTION.fullmatch(value):
         return word
     if several and "," in value and not Path(value).exists():
@@ -110,7 +111,7 @@ def _quote(value: str, references: bool = True) -> str:
 
 def check_words(argv: Sequence[str], root: str) -> None:
     """Raises UserError for words that Hydra would take without a word of its own: a sweep over nothing, several presets or none at once,
-    a number for true or false."""
+    a number for true or false. Of a word with several values, each is left to the job that has it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
@@ -137,8 +138,9 @@ def check_words(argv: Sequence[str], root: str) -> None:
                 raise UserError(f"{word} names no value, so nothing would run; a range ends before its second number: range(1,5) is 1 to 4")
         if word.startswith("+") and key in groups(ROOTS[root]):
             raise UserError(f"{word} would add a second preset to {key}; write {word.lstrip('+')}")
-        for one in values:
-            _check_one(key, one, ROOTS[root])
+        if not (override.is_sweep_override() and any(flag in argv for flag in MULTIRUN)):
+            for one in values:
+                _check_one(key, one, ROOTS[root])
 
 
 def _check_one(key: str, value: Any, root: type) -> None:

@@ -18,12 +18,14 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from blink_exp.cli import TRACEBACK, guard, one_line
+from blink_exp.cli import SCRIPT, TRACEBACK, guard, one_line
 from blink_exp.disk import WriteError
 from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store
 from blink_exp.files import read_object, write_json
+from blink_exp.settings.check import check
+from blink_exp.settings.job_loader import compose_each_job
 from blink_exp.stopping import runs_in
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,10 @@ class Jobs(Callback):
         guard(claim_run, config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        guard(check_shared, config)
         guard(claim_sweep, config)
+        if os.environ.get(TRACEBACK) != "1":
+            compose_each_job(os.environ[SCRIPT])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         try:
@@ -50,6 +55,11 @@ class Jobs(Callback):
         rows = noted(config)
         name_points(rows)
         end(rows)
+
+
+def check_shared(config: DictConfig) -> None:
+    """Raises UserError for what every job would be refused for: ``config`` has the words that name one value."""
+    check(config, whole=False)
 
 
 def claim_run(config: DictConfig) -> None:

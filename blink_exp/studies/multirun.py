@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp import tracking
 from blink_exp.cli import guard, one_line
 from blink_exp.errors import UserError
-from blink_exp.evaluation import locks
 from blink_exp.evaluation.shared_runs import run_together
+from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import plain, typed
 from blink_exp.studies.jobs import Jobs, end, name_points, noted
@@ -25,10 +25,9 @@ log = logging.getLogger(__name__)
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raises UserError for what would fail every point: folders without a name, and what a logger refuses."""
+    """Raises UserError for what would fail every point: settings outside their limits, and what a logger refuses."""
+    check(cfg, whole=False)
     tracking.check({"logger": plain(cfg.logger)})
-    for setting in ("store", "report"):
-        locks.named(cfg[setting], setting)
 
 
 class Summary(Jobs):

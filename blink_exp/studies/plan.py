@@ -171,7 +171,7 @@ def training(sweep: SweepSettings, experiment: dict[str, Any], own: list[str]) -
             " \"train='trainer=paper data=llava_665k data.json=... data.images=...'\""
         )
     text = json.dumps([settings | {"logger": None}, identity.of_model(settings["model"]["path"])], sort_keys=True)
-    folder = (locks.named(sweep.store, "store") / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
+    folder = (Path(sweep.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
     return [*overrides, *(word for word in own if key(word).partition(".")[0] == "logger")], folder
 
 

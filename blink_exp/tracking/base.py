@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from blink_exp.errors import UserError, nearest
+from blink_exp.errors import UserError
+from blink_exp.settings.check import check_values
+from blink_exp.settings.targets import BY_KIND, Logger
 from blink_exp.tracking import lightning
 from blink_exp.tracking.interface import Careful, Nothing, Run, Track
 from blink_exp.tracking.lightning import check_mlflow
@@ -31,16 +33,12 @@ def check(settings: dict[str, Any]) -> None:
     """
     logger = settings["logger"]
     kind = logger["kind"]
-    if kind not in NEEDED:
-        raise UserError(f"logger.kind={kind} is not known; {nearest(str(kind), NEEDED)}")
+    check_values(Logger, "logger.", {"kind": kind})
+    check_values(BY_KIND[kind], "logger.", logger)
     modules, install = NEEDED[kind]
     absent = [m for m in modules if importlib.util.find_spec(m) is None]
     if absent:
         raise UserError(f"logger={kind} needs {', '.join(absent)}; pip install {install}, or use logger=csv")
-    for setting in ("rows", "images"):
-        count = logger.get(setting, 0)
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise UserError(f"logger.{setting}={count} is no number of {setting}; use 0 (none) or more")
     if kind == "wandb":
         check_names(logger)
         check_key(logger)

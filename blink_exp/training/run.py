@@ -35,14 +35,17 @@ from blink_exp.training.signals import OwnSignals, stoppable
 def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     """Trains for ``cfg``, going on from a checkpoint where there is one. Returns {layer: held-out losses and gain}.
 
-    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``stopping``.
+    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see
+    ``signals``.
     """
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     quieten()
     check(cfg)
     settings = plain(cfg)
-    out = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    out = Path(hydra.runtime.output_dir)
     check_recipe(settings["trainer"])
     check_output(settings["output"])
     if cfg.tokensr.architecture == "interp":
@@ -54,7 +57,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
         trainer = make_trainer(settings, out, sound=not (start.path and start.path.resolve() == (out / OLD).resolve()))
         made.append(trainer)
         if trainer.is_global_zero:
-            locks.claim(out, "hydra.run.dir")
+            locks.claim(out, "hydra.sweep.dir" if hydra.mode == RunMode.MULTIRUN else "hydra.run.dir")
             if settings["output"]:
                 locks.claim(settings["output"], "output")
         return train(cfg, settings, out, trainer, start)
@@ -95,8 +98,6 @@ def train(cfg: DictConfig, settings: dict[str, Any], out: Path, trainer: Any, st
     placed = {"device": "cpu" if device.type == "cpu" else str(device)} | ({"dtype": dtype} if dtype else {})
     backbone = instantiate(cfg.model, **placed, _convert_="all")
     layers = list(selected_layers(backbone.depth, **settings["layers"]))
-    if not layers:
-        raise UserError("layers.indices=[] trains nothing; name at least one layer, e.g. layer=12")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data.transform = BaseView(backbone.processor.image_processor)
     optimization = {k: recipe[k] for k in ("lr", "warmup", "weight_decay", "checkpoint_activations", "channels_last")}

@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import CLIPModel, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from blink_exp.backbone.clip_text import load_clip_text
+from blink_exp.backbone.clip_text import load_clip, load_clip_text
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.shipped import load_clip
 from blink_exp.core.encoding import Needs
 from blink_exp.errors import UserError
 

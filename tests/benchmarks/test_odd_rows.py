@@ -220,7 +220,7 @@ def test_every_console_of_the_project_prints_markup_as_text(capsys):
     wide_console().print("[/bold] [red]x[/red] :smile:")
     assert capsys.readouterr().out.strip() == "[/bold] [red]x[/red] :smile:"
     made = [p for p in Path("blink_exp").rglob("*.py") if "Console(" in p.read_text(encoding="utf-8")]
-    assert [str(p) for p in made] == ["blink_exp/evaluation/results.py"]
+    assert [str(p) for p in made] == ["blink_exp/reports/console.py"]
 
 
 def test_a_reason_is_one_line_without_addresses():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -73,3 +74,28 @@ def test_who_waits_says_so_and_goes_on_when_the_other_is_done(tmp_path, capsys):
     thread.join()
     assert order == ["other has it", "other is done", "mine"]
     assert f"waiting for {Path(tmp_path / 'point')}, which another run is working on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("FileSystem does not appear to support flock"), *(OSError(n, os.strerror(n)) for n in locks.UNSUPPORTED)]
+)
+def test_a_file_system_without_locks_is_one_line_and_leaves_nothing_locked(error, tmp_path, monkeypatch):
+    def flock(*_: object) -> None:
+        raise error
+
+    def enter(manager) -> None:
+        with manager:
+            raise AssertionError("locked")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    acts = {
+        tmp_path / "a": lambda: locks.claim(tmp_path / "a", "hydra.run.dir"),
+        tmp_path / "b": lambda: enter(locks.waited(tmp_path / "b" / "point")),
+        tmp_path / "c": lambda: enter(locks.free([tmp_path / "c" / "point"])),
+    }
+    for folder, act in acts.items():
+        text = refusal(act)
+        assert text.startswith(f"{folder} is on a file system without file locks") and "hydra.run.dir=..." in text
+    assert not locks._folders
+    monkeypatch.undo()
+    locks.claim(tmp_path / "a", "hydra.run.dir")

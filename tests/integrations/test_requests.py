@@ -134,6 +134,24 @@ def test_an_image_that_does_not_decode_names_its_document():
     assert "t/test/3 cannot be read (image file is truncated (3 bytes" in said
 
 
+@pytest.mark.parametrize("error", [Image.DecompressionBombError("too many pixels"), SyntaxError("not a PNG"), ValueError("bad mode")])
+def test_an_image_that_the_harness_cannot_open_names_its_document(error):
+    def broken():
+        raise error
+
+    assert f"t/test/3 cannot be read ({error})" in refusal(lambda: answering.image_of(Question("t/test/3", "?", broken)))
+
+
+@pytest.mark.parametrize("error", [KeyError("tag"), EOFError("no more"), IndexError("index out of range")])
+def test_a_decoder_that_fails_late_names_its_document(error, monkeypatch):
+    def load(_):
+        raise error
+
+    late = Image.new("L", (2, 3))
+    monkeypatch.setattr(late, "load", lambda: load(late))
+    assert "t/test/3 cannot be read" in refusal(lambda: answering.image_of(shows([late])))
+
+
 def test_the_placeholder_leaves_the_text_and_two_are_refused():
     assert requests.text_of(shows([RED], "<image>\nWhat is it?"), "<image>") == "What is it?"
     assert requests.text_of(shows([RED], " What is it?\n"), "<image>") == " What is it?\n"  # without one, not a letter is touched

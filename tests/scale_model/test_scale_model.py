@@ -131,7 +131,7 @@ def test_deepening_changes_no_output():
 
 
 def test_clip_shares_its_tower_with_llava_and_knows_single_images(scale):
-    from blink_exp.backbone.shipped import load_clip
+    from blink_exp.backbone.clip_text import load_clip
     from blink_exp.scale_model.train_clip import zero_shot
 
     clip = load_clip()

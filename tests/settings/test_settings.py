@@ -360,6 +360,8 @@ def test_the_rows_name_settings_that_are_there():
         ("evaluate", "part=valid", "part must be one of all, validation, test, got valid; did you mean validation or all?"),
         ("evaluate", "store=", "store must be a path, got nothing"),
         ("evaluate", "layers.indices=18-12", "layers.indices must be a range of layers such as 12-18"),
+        ("evaluate", "layers.indices=[]", "layers.indices must be a range of layers such as 12-18"),
+        ("train", "layers.indices=[]", "layers.indices must be a range of layers such as 12-18"),
         ("evaluate", "data_root=/etc/passwd", "data_root must be a folder, or null, got /etc/passwd; it is not a folder"),
         ("evaluate", "layer=range(5,1)", "layer=range(5,1) names no value, so nothing would run"),
         ("evaluate", "layers=12", "layers=12 is not a preset; write layer=12 for one layer"),

@@ -68,6 +68,12 @@ def test_a_comma_separates_values_in_a_multirun_unless_it_is_a_path_that_is_ther
     assert quoted(["model.path=a,b"]) == ["model.path='a,b'"]
 
 
+@pytest.mark.parametrize("setting", ["hydra.sweep.dir", "hydra.sweep.subdir", "hydra.run.dir"])
+@pytest.mark.parametrize("path", ["a,b", "a,b[c]", "choice(a,b)", "a=b,c#~"])
+def test_a_comma_in_hydra_s_own_folders_is_no_sweep(setting, path):
+    assert prepared(["-m", f"{setting}={path}"], "sweep") == ["-m", f"{setting}='{path}'"]
+
+
 def test_references_work_in_paths_and_a_tilde_is_the_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert composed("evaluate", ["store=${data_root}/x", "data_root=/"]).store == "//x"

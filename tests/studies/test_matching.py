@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -59,7 +60,8 @@ class Halves(ExactMatch):
 @pytest.fixture
 def stub(monkeypatch):
     """A backbone that is all geometry: 32 layers, views of 36 tokens."""
-    backbone = SimpleNamespace(depth=32, model=random_next(layers=1), check=lambda needs: None)
+    processor = SimpleNamespace(image_token="<image>")
+    backbone = SimpleNamespace(depth=32, model=random_next(layers=1), processor=processor, check=lambda needs: None)
     monkeypatch.setattr(evaluator, "prepare", lambda cfg: (backbone, None, Halves()))
     return backbone
 
@@ -94,6 +96,34 @@ def test_matched_controls_keep_a_fifth_of_what_is_shown(stub, tmp_path):
     assert len(encoding) == 3  # an image, not a question, each
     shown = [n for e in encoding.values() for n in e.views.valid.sum(1).tolist()]
     assert sum(int(n * ratio + 1e-9) for n in shown) / sum(shown) == pytest.approx(0.2, abs=0.02)
+
+
+def test_a_question_is_matched_as_it_is_asked(stub, monkeypatch):
+    """Without the image's placeholder; one that cannot be asked is left out, as an evaluation leaves it out."""
+
+    class Placed(Halves):
+        def prompt(self, sample):
+            return {"0": "<image>\nq", "1": "q", "2": "<image> and <image>"}[sample.image_id]
+
+        def samples(self):
+            return [dataclasses.replace(s, image_id=str(k // 2)) for k, s in enumerate(super().samples())]
+
+    questions = []
+
+    def select(encoding, question):
+        questions.append(question)
+        return None
+
+    pruner = SimpleNamespace(needs=None, newline_policy="none", select=select)
+    method = SimpleNamespace(policy=None, pruner=pruner)
+    stub.encodings = lambda images, needs: {
+        key: SimpleNamespace(views=Views.of(stub.model.config, (image.height, image.width))) for key, image in images.items()
+    }
+    monkeypatch.setattr(evaluator, "prepare", lambda cfg: (stub, None, Placed()))
+    monkeypatch.setattr("hydra.utils.instantiate", lambda *_, **__: lambda backbone: method)
+    cfg = composed("random")
+    matching.share_by(cfg, "method.ratio")(0.5)
+    assert questions == ["q", "q"]
 
 
 def test_policy_tokens_by_hand():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from blink_exp.cli import CONF
 from blink_exp.training.run import run
@@ -23,7 +24,7 @@ def composed(config: str, *words: str):
 def train(out: Path, *words: str) -> None:
     cfg = composed("train", *SMALL, *words)
     with pytest.MonkeyPatch.context() as patch:
-        runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(out)))
+        runtime = SimpleNamespace(mode=RunMode.RUN, runtime=SimpleNamespace(output_dir=str(out)))
         patch.setattr(HydraConfig, "get", staticmethod(lambda: runtime))
         run(cfg)
 

@@ -72,9 +72,9 @@ def test_a_point_that_cannot_be_read_is_no_error(tmp_path, capsys):
 
 
 def test_check_names_what_is_missing_before_any_work(monkeypatch):
-    with pytest.raises(UserError, match=r"logger.kind=mlflwo is not known; did you mean mlflow"):
+    with pytest.raises(UserError, match=r"logger.kind must be one of csv, wandb, tensorboard, mlflow, got mlflwo; did you mean mlflow"):
         tracking.check({"logger": {"kind": "mlflwo"}})
-    with pytest.raises(UserError, match=r"logger.mode=on is not known; use one of: online, offline, disabled"):
+    with pytest.raises(UserError, match=r"logger.mode must be one of online, offline, disabled, got on"):
         tracking.check(settings("wandb", mode="on"))
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else True)
     with pytest.raises(UserError, match=r"logger=mlflow needs sqlalchemy; pip install mlflow-skinny sqlalchemy alembic"):

@@ -74,7 +74,11 @@ def offline_runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wandb")
     code = f"import sys, pathlib, test_tracking_wandb; test_tracking_wandb.write_offline(pathlib.Path({str(folder)!r}))"
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    env |= {"WANDB_SILENT": "true", "HOME": str(folder), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    env |= {
+        "WANDB_SILENT": "true",
+        "HOME": str(folder),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))),
+    }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
     assert done.stdout == "finished True\n" * 3, done.stdout + done.stderr
     return folder

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from safetensors.torch import load_file
 from support.features import scenes
 from torch.utils.flop_counter import FlopCounterMode
@@ -153,7 +154,7 @@ def train(out: Path, monkeypatch, *words: str) -> None:
     """train.py's work with these overrides, in this process."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=list(words))
-    runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(out)))
+    runtime = SimpleNamespace(mode=RunMode.RUN, runtime=SimpleNamespace(output_dir=str(out)))
     monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: runtime))
     run(cfg)
 

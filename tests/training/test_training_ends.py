@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support import scripts
 from support.refusals import refusal
 from support.training_runs import steps, train
 
@@ -41,6 +42,12 @@ def test_a_learning_rate_that_diverges_ends_with_step_and_layer_and_keeps_the_ch
 def test_a_held_out_loss_that_is_not_finite_writes_no_modules(tmp_path):
     line = refusal(lambda: train(tmp_path / "run", "trainer.lr=1e30", "data.train_size=8", f"output={tmp_path / 'modules'}"))
     assert "the held-out loss of layer 1 is" in line
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_step_too_large_for_the_optimizer_is_one_line(tmp_path):
+    line = refusal(lambda: train(tmp_path / "run", "trainer.lr=1e300", f"output={tmp_path / 'modules'}"))
+    assert "the step is larger than the weights can hold; use a smaller trainer.lr (now 1e+300)" in line
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -115,6 +122,8 @@ def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path):
             out = tmp_path if setting == "hydra.run.dir" else tmp_path / "run"
             assert f"{setting}={tmp_path} is in use by another run" in refusal(lambda out=out, words=words: train(out, *words))
         assert not list(tmp_path.rglob("last.ckpt")) and not list(tmp_path.rglob("config.yaml"))
+        job = scripts.run(["train.py", "-m", "layer=12", f"hydra.sweep.dir={tmp_path.parent}", f"hydra.sweep.subdir={tmp_path.name}"])
+        assert job.returncode == 2 and f"hydra.sweep.dir={tmp_path} is in use by another run" in job.stderr
         other.kill()  # the lock goes with the process
         other.wait()
         locks.claim(tmp_path, "output")
