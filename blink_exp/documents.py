@@ -6,13 +6,14 @@ from typing import Any, Literal, Required, TypedDict
 
 
 class LayerStep(TypedDict):
-    """What a policy decided on one image at one layer. ``rho``: saliency ratio; ``region``: patch; ``effective``: False for a drop of
+    """What a policy decided on one image at one layer. ``rho``: saliency ratio, ``region``: patch, None
+    where nothing was scanned; ``effective``: False for a drop of
     nothing; ``visual_tokens``: in the sequence afterwards."""
 
     layer: int
     image: int
-    rho: float | None
-    region: int | None
+    rho: Any
+    region: Any
     decision: str
     effective: bool
     visual_tokens: float
@@ -40,8 +41,8 @@ class Record(TypedDict, total=False):
     ours: str  # a comparison of two captions
     against: str
     A: str
-    iou: dict[str, float] | None  # by layer
-    patch_iou: dict[str, float] | None
+    iou: Any  # {layer: share}; None where nothing is annotated
+    patch_iou: Any
     object: float
 
 
@@ -87,13 +88,13 @@ class Metrics(TypedDict, total=False):
 class PointRun(TypedDict, total=False):
     """A point of a table, figure or multirun: ``status`` "done" with what was measured, or "failed" with ``error``."""
 
-    point: Required[str]
-    status: Required[str]
+    point: str
+    status: str
     error: str
     method: str
     scores: dict[str, float | None]
     stderr: dict[str, float | None]
-    tokens: dict[str, float | None]
+    tokens: dict[str, Any]
     cost: dict[str, Any] | None
     headline: Any
     benchmark: str
@@ -119,10 +120,10 @@ class PointRun(TypedDict, total=False):
 class TableRow(TypedDict, total=False):
     """A row of a table: what is published of a point, and its run on each benchmark."""
 
-    point: Required[str]
-    baseline: Required[Any]  # the point that it is compared with; None: with none
-    runs: Required[dict[str, PointRun]]
-    deltas: Required[dict[str, dict[str, Any]]]  # by benchmark and heading
+    point: str
+    baseline: Any  # the point that it is compared with; None: with none
+    runs: dict[str, PointRun]
+    deltas: dict[str, dict[str, Any]]  # by benchmark and heading
     published: dict[str, Any]  # by heading
     derived: list[str]
     missing: dict[str, str]
@@ -184,3 +185,7 @@ class FigureDocument(TypedDict, total=False):
     model: str
     provenance: dict[str, Any]
     error: str
+    figures: list[str]  # none: a figure stands alone
+
+
+Document = TableDocument | FigureDocument

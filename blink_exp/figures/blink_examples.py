@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure, SubFigure
@@ -11,7 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.documents import Record
+from blink_exp.documents import LayerStep, Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import prepare
 from blink_exp.evaluation.results import settings_of
@@ -21,7 +20,7 @@ from blink_exp.figures.shared import measured_on, square, styled, tip
 EDGE = {"expand": "#009E73", "drop": "#D55E00", "keep": "#777777"}  # of Okabe and Ito's, as the other figures'
 WIDTH = 1.05  # inches a panel
 
-Shown = tuple[Image.Image, dict[str, Any]]
+Shown = tuple[Image.Image, Record]
 
 
 def decisions(study: Study, images: int = 3) -> Drawing:
@@ -48,10 +47,10 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     )
 
 
-def examples(records: list[Record], interest: Callable[[dict[str, Any]], tuple], images: int) -> list[dict[str, Any]]:
+def examples(records: list[Record], interest: Callable[[Record], tuple], images: int) -> list[Record]:
     """``images`` records of different images, the most interesting first and, as far as they go, of different kinds of question."""
     ordered = sorted(records, key=interest, reverse=True)
-    chosen: list[dict[str, Any]] = []
+    chosen: list[Record] = []
     for new_kind in (True, False):
         for r in ordered:
             known = r["category"] in {c["category"] for c in chosen}
@@ -60,13 +59,13 @@ def examples(records: list[Record], interest: Callable[[dict[str, Any]], tuple],
     return chosen[:images]
 
 
-def worked_on(r: dict[str, Any]) -> tuple:
+def worked_on(r: Record) -> tuple:
     """Right answers in whose course an expansion was made and taken back, first."""
     kinds = [done(s) for s in r["layers"]]
     return ("expand" in kinds and "drop" in kinds, "expand" in kinds, bool(r["correct"]))
 
 
-def done(step: dict[str, Any]) -> str:
+def done(step: LayerStep) -> str:
     """expand, drop or keep: what became of a decision."""
     return step["decision"] if step["effective"] else "keep"
 

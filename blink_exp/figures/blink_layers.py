@@ -21,7 +21,7 @@ from blink_exp.methods.blink import BlinkPolicy, blink, relative_layers
 
 def scanned(
     backbone: Backbone, benchmark: Benchmark, samples: list[Sample], batch_size: int, p: int = 2, saliency: str = "attention"
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Records of the untouched model with every layer scanned: the thresholds are never met, so nothing is expanded or dropped."""
     policy = BlinkPolicy(tuple(range(backbone.depth)), tau_expand=1.0, tau_drop=0.0, p=p, saliency=saliency)
     return evaluate(backbone, blink(policy), benchmark, batch_size, samples=samples, progress=True)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,16 +66,16 @@ def visited(record: Record, layers: set[int]) -> list[int]:
     return [step["region"] for step in record["layers"] if step["layer"] in layers]
 
 
-def cases(records: list[Record], grid: PatchGrid, shown: tuple[int, ...], images: int) -> list[dict[str, Any]]:
+def cases(records: list[Record], grid: PatchGrid, shown: tuple[int, ...], images: int) -> list[Record]:
     """Questions to draw, on different images: right answers first, and those whose top patch takes most of several targets (most patches,
     where no question has several)."""
     several = [r for r in records if len(targets(r, grid)) > 1]
 
-    def moves(r: dict[str, Any]) -> tuple[int, bool]:
+    def moves(r: Record) -> tuple[int, bool]:
         top = set(visited(r, set(shown)))
         return len(top & targets(r, grid) if several else top), bool(r["correct"])
 
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Record] = {}
     for r in sorted(several or records, key=moves, reverse=True):
         found.setdefault(r["image_id"], r)
     return list(found.values())[:images]
@@ -158,7 +157,7 @@ def heat(axis: Axes, values: torch.Tensor, side: tuple[int, int], top: float | N
     axis.imshow(shown, norm=scale, cmap="viridis", interpolation="nearest", extent=(0, 1, 1, 0))
 
 
-def drawn(rows: list[tuple[Image.Image, dict[str, Any], dict[int, torch.Tensor]]], grid: PatchGrid) -> Figure:
+def drawn(rows: list[tuple[Image.Image, Record, dict[int, torch.Tensor]]], grid: PatchGrid) -> Figure:
     """A row a case: the image, then a map a layer with a box on its top patch."""
     width = len(rows[0][2]) + 1
     with styled():

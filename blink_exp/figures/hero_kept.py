@@ -17,7 +17,7 @@ from blink_exp.core.method import Method, TokenPolicy
 from blink_exp.core.views import Views
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import replay
-from blink_exp.documents import PointRun
+from blink_exp.documents import PointRun, Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import prompt_of, prompts_of
 from blink_exp.evaluation.evaluator import chosen, prepare
@@ -39,7 +39,7 @@ class Shown:
     method: Method
 
 
-def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[dict[str, Any]]]:
+def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[Record]]:
     """Backbone, benchmark, the methods whose tokens are drawn, and records of the first: on a table's page each method of the table that
     drops tokens, at the last of its points; alone the figure's own method."""
     rows = {row["method"]: row for row in study.done}
@@ -62,7 +62,7 @@ def _prepared(row: PointRun) -> tuple[Backbone, Method, Benchmark]:
     return prepare(settings_of(row["folder"]))
 
 
-def drawn_first(samples: Sequence[Sample], records: Sequence[dict[str, Any]], count: int) -> list[Sample]:
+def drawn_first(samples: Sequence[Sample], records: Sequence[Record], count: int) -> list[Sample]:
     """``count`` samples of different images and, as far as they go, categories: first those about one region, then those answered right."""
     right = {r["id"]: float(r["correct"] or 0) for r in records}
     pool = [s for s in samples if s.id in right] if right else list(samples)

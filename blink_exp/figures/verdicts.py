@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
@@ -163,7 +162,7 @@ def headline(rows: list[PointRun], name: str) -> str:
     return found
 
 
-def point(study: Study, label: str) -> dict[str, Any]:
+def point(study: Study, label: str) -> PointRun:
     """The measured point that others are compared with."""
     row = next((r for r in study.done if r["point"] == label), None)
     if row is None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from blink_exp import tracking
 from blink_exp.cli import one_line
+from blink_exp.documents import Document, FigureDocument, PointRun, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, results
 from blink_exp.evaluation.shared_runs import run_together
@@ -34,7 +35,7 @@ LONGEST = 120  # characters of a folder's name
 log = logging.getLogger(__name__)
 
 
-def run_experiments(sweep: SweepSettings, out: Path) -> dict[str, Any] | None:
+def run_experiments(sweep: SweepSettings, out: Path) -> Document | None:
     """Measures what ``table``, ``tables``, ``figure`` and ``figures`` name and writes each to ``out``. All that is known goes to
     ``report``."""
     own = plan.own_words()
@@ -75,22 +76,23 @@ def share(sweep: SweepSettings, wanted: list[tuple[str, dict[str, Any]]], own: l
     run_together(found)
 
 
-def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], own: list[str], out: Path) -> dict[str, Any]:
+def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], own: list[str], out: Path) -> Document:
     """One table or figure, measured, written to ``out`` and copied to the report, which is made anew."""
     started = time.time()
     print(f"{experiment['name']}: {experiment['title']}", flush=True)
     embedded = []
+    document: Document
     if kind == "table":
         document = measure_table(sweep, experiment, own)
         write_json(out / "table.json", document)  # a picture may fail, and what was measured must not be lost
-        embedded = [
-            drawn(sweep, load_experiment("figure", name), own, out / name, document, experiment) for name in experiment.get("figures") or []
-        ]
+        names = experiment.get("figures") or []
+        embedded = [drawn(sweep, load_experiment("figure", name), own, out / name, document, experiment) for name in names]
     else:
         document = measure_figure(sweep, experiment, own, out)
-    document |= {"model": model_name(experiment, own), "provenance": provenance(sweep, time.time() - started)}
+    document["model"] = model_name(experiment, own)
+    document["provenance"] = provenance(sweep, time.time() - started)
     write_json(out / f"{kind}.json", document)
-    if kind == "table":
+    if document["kind"] == "table":
         text.write(document, out)
         terminal.show(document)
     page = html.page(document, out, embedded)
@@ -107,12 +109,14 @@ def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], own: li
     return document
 
 
-def runs_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+def runs_of(document: Document) -> list[PointRun]:
     """The runs behind a table, a row of which has one a benchmark, or behind a figure, whose rows are its runs."""
-    return [run for row in document["rows"] for run in (row["runs"].values() if "runs" in row else [row])]
+    if document["kind"] == "figure":
+        return document["rows"]
+    return [run for row in document["rows"] for run in row["runs"].values()]
 
 
-def worth_keeping(document: dict[str, Any]) -> bool:
+def worth_keeping(document: Document) -> bool:
     """Whether anything in a document was measured, or nothing was to be: a run that failed must not take the place of one that did not."""
     runs = runs_of(document)
     return not runs or any(run["status"] == "done" for run in runs)
@@ -130,9 +134,10 @@ def keep(out: Path, kept: Path) -> None:
 
 
 def drawn(
-    sweep: SweepSettings, figure: dict[str, Any], own: list[str], folder: Path, document: dict[str, Any], table: dict[str, Any]
-) -> tuple[dict[str, Any], Path]:
+    sweep: SweepSettings, figure: dict[str, Any], own: list[str], folder: Path, document: TableDocument, table: dict[str, Any]
+) -> tuple[FigureDocument, Path]:
     """A figure on the page of a table, and its folder; where it cannot be drawn its document says why, and the table stands without."""
+    found: FigureDocument
     try:
         found = measure_figure(sweep, figure, own, folder, document, table)
     except Exception as error:
@@ -160,6 +165,6 @@ def provenance(sweep: SweepSettings, seconds: float) -> dict[str, Any]:
     return results.provenance(sweep.seed, seconds) | {"date": date.today().isoformat()}
 
 
-def failures(document: dict[str, Any]) -> list[str]:
+def failures(document: Document) -> list[str]:
     """What failed in a document: "label: why"."""
     return [f"{run['point']}: {run['error']}" for run in runs_of(document) if run["status"] == "failed"]

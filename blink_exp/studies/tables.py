@@ -28,8 +28,6 @@ from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
 from blink_exp.studies.deltas import add_deltas
 
-KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over", "split_by")  # of a table in its document
-
 
 def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -> TableDocument:
     """The document of a table: every point measured on every benchmark, beside what is published."""
@@ -48,13 +46,18 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -
             )
         if table.get("split_by"):
             split([row["runs"][name] for row in rows], table["split_by"])
-    document = {
+    document: TableDocument = {
         "kind": "table",
-        **{k: table.get(k) for k in KEPT},
+        "name": table["name"],
+        "title": table["title"],
+        "paper": table.get("paper"),
+        "source": table.get("source"),
+        "published_on": table.get("published_on"),
+        "note": table.get("note"),
+        "error_over": table.get("error_over"),
+        "split_by": table.get("split_by"),
         "scale": scale,
         "command": plan.command([f"table={table['name']}", *own], "sweep.py"),
-    }
-    document |= {
         "footnotes": reference.footnotes(table["paper"], table["source"]) if table.get("source") else [],
         "published_columns": published_columns(table),
         "groups": [group(table, name, rows) for name in names],
@@ -73,7 +76,7 @@ def hopeless(rows: list[TableRow], benchmark: str, label: str) -> PointRun | Non
 
 
 def new_row(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
-    return {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}} | published(table, point)
+    return {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}, **published(table, point)}
 
 
 def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
@@ -82,10 +85,10 @@ def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
     if recipe is None:
         return []
     settings = composed_plain(recipe["config"], recipe["overrides"])
-    rows = []
+    rows: list[TableRow] = []
     for label, path in recipe["values"].items():
         point = {"label": label, "published": {"table": table["source"], "row": label}}
-        rows.append(new_row(table, point) | {"settings": {path: functools.reduce(operator.getitem, path.split("."), settings)}})
+        rows.append({**new_row(table, point), "settings": {path: functools.reduce(operator.getitem, path.split("."), settings)}})
     return rows
 
 
@@ -93,7 +96,7 @@ def published_columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {h: {"column": c, "digits": table.get("published_digits", 2)} for h, c in (table.get("published") or {}).items()}
 
 
-def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
     """The paper's row for a point by heading, None where it has no number: ``published``, and ``derived`` (headings that follow from
     printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
     source, columns = dict(point.get("published") or {}), table.get("published") or {}

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from blink_exp.documents import LayerStep, Record
+from blink_exp.documents import LayerStep, Metrics, Record
 
 LEFT_OUT = ("logger", "table", "tables", "figure", "figures", "dashboard", "store", "force", "report")  # of a run's configuration
 LAYER = "layer"  # the axis of what is known by layer, 0-based
@@ -27,7 +27,7 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def tags_of(settings: dict[str, Any], finished: dict[str, Any], experiment: str | None) -> list[str]:
+def tags_of(settings: dict[str, Any], finished: Metrics, experiment: str | None) -> list[str]:
     """Of a measured point: its table or figure, method, model and benchmark."""
     model = settings.get("model", {}).get("name") or finished["backbone"]
     of = {"experiment": experiment, "method": finished["method"], "model": model, "benchmark": finished["benchmark"]}
@@ -44,7 +44,7 @@ def key(name: str) -> str:
     return re.sub(r"[^\w -]", "_", name)
 
 
-def metrics_of(finished: dict[str, Any], tokens: dict[str, float | None], experiment: str | None = None) -> dict[str, float]:
+def metrics_of(finished: Metrics, tokens: dict[str, float | None], experiment: str | None = None) -> dict[str, float]:
     """{name: number} of a measured point.
 
     ``finished``: metrics.json; ``tokens``: ``experiments.tokens.realised``. Names: ``scores/NAME``, ``stderr/NAME``, ``tokens/entering``,
@@ -65,13 +65,13 @@ def metrics_of(finished: dict[str, Any], tokens: dict[str, float | None], experi
     return numbers(out)
 
 
-def headline(finished: dict[str, Any]) -> str | None:
+def headline(finished: Metrics) -> str | None:
     """The one score that stands for a run: where a benchmark names several, the last, which is their total."""
     said = finished.get("headline")
     return said if isinstance(said, str) or not said else said[-1]
 
 
-def by_layer(finished: dict[str, Any], experiment: str | None = None) -> list[dict[str, float]]:
+def by_layer(finished: Metrics, experiment: str | None = None) -> list[dict[str, float]]:
     """A row a layer: ``layer``, ``blink/rho_by_layer``, ``blink/expand_by_layer`` and ``blink/drop_by_layer`` (shares of the samples),
     ``blink/tokens_by_layer``, ``cost/tokens_by_layer`` (the whole prompt), ``EXPERIMENT/rho_by_layer``; what is not known is absent."""
     rows: dict[int, dict[str, Any]] = {}

@@ -67,7 +67,7 @@ def test_a_preset_takes_its_values_from_the_settings_that_are_there():
 
 
 def test_what_a_constructor_refuses_is_its_own_line():
-    with pytest.raises(UserError, match=r"^benchmark.path=/nowhere has no questions.json"):
-        build(composed("evaluate", ["benchmark=easyvqa", "benchmark.path=/nowhere"]).benchmark)
+    with pytest.raises(UserError, match="^benchmark.protocol=llava does not exist for chartqa"):
+        build(composed("evaluate", ["benchmark=chartqa", "benchmark.protocol=llava"]).benchmark)
     assert build({"_target_": "builtins.dict", "a": 1}) == {"a": 1}
     assert build({"_target_": "builtins.dict", "a": 1}, [("b", 2)]) == {"b": 2, "a": 1}
