@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from blink_exp import markdown as md
 from blink_exp.documents import TableDocument, TableRow
 from blink_exp.files import write_text
 from blink_exp.reports import cells, legend
@@ -49,17 +50,16 @@ def write(document: TableDocument, folder: Path) -> list[Path]:
 
 def markdown(document: TableDocument) -> str:
     """The table with its legend above, footnotes and command below. Best values bold, differences in brackets behind the value."""
+    note = document.get("note")
     heads = [f"{_plain(c.heading)} ({cells.tag(document, c)})" for c in cells.columns(document)]
-    footnotes = [_plain(f"{note['kind']}: {note['text']}") for note in document.get("footnotes") or []]
+    footnotes = [_plain(f"{footnote['kind']}: {footnote['text']}") for footnote in document.get("footnotes") or []]
     lines = [
         f"**{_plain(document['title'])}**",
         "",
         *(f"- {_plain(line)}" for line in legend.lines(document)),
-        *(["", document["note"]] if document.get("note") else []),
+        *(["", note] if note else []),
         "",
-        _line(["", *heads]),
-        "|---|" + "---:|" * len(heads),
-        *(_line([_plain(label), *map(_marked_down, found)]) for label, found in cells.rows(document)),
+        md.table(["", *heads], ([_plain(label), *map(_marked_down, found)] for label, found in cells.rows(document))),
         "",
         *(f"- {_plain(line)}" for line in legend.gaps(document)),
         *(f"- {line}" for line in footnotes),
@@ -67,10 +67,6 @@ def markdown(document: TableDocument) -> str:
         f"`{document['command']}`",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _line(words: list[str]) -> str:
-    return "| " + " | ".join(words) + " |"
 
 
 def _plain(text: str) -> str:

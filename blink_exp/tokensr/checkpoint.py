@@ -147,7 +147,3 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{path} is corrupt or cut off ({type(error).__name__}); copy or train it again") from None
     return module.eval().requires_grad_(False)
-
-
-def load_all(folder: Path, layers: Iterable[int], backbone: str, width: int) -> nn.ModuleDict:
-    return nn.ModuleDict({str(layer): load(folder, layer, backbone, width) for layer in layers})

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 from support import published
+from support.models import model_inputs
 
 from blink_exp.backbone.load import load
 from blink_exp.backbone.published import NAMES
@@ -161,7 +162,7 @@ def test_padded_pixels_are_the_original_s(size, backbone):
     padded, image = backbone("llava_1_5_7b"), photo(*size)
     wanted = pixels_by_hand(squared(image))
     assert torch.allclose(padded.transform(image), wanted, atol=1e-5)
-    assert torch.allclose(padded.inputs([image], [QUESTION])["pixel_values"][0], wanted, atol=1e-5)
+    assert torch.allclose(model_inputs(padded, [image], [QUESTION])["pixel_values"][0], wanted, atol=1e-5)
 
 
 def test_padding_reaches_the_features_and_without_it_two_thirds_of_a_wide_image_are_lost(backbone, plain):
@@ -195,7 +196,7 @@ def test_llava_next_s_token_counts(backbone):
         views = Views.of(known.model.config, (height, width))
         assert len(pack(views, everything(views))) == wanted, (width, height)
         assert known.processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"] == [wanted]
-    batch = known.inputs([photo(1000, 300), photo(200, 200)], [QUESTION] * 2)
+    batch = model_inputs(known, [photo(1000, 300), photo(200, 200)], [QUESTION] * 2)
     assert (batch["input_ids"] == 32000).sum(1).tolist() == [2182, 1176]
 
 
@@ -206,7 +207,7 @@ def test_our_route_answers_as_the_stock_model_does(name, backbone):
     from blink_exp.methods.blink import BlinkPolicy, blink
 
     known, image = backbone(name), photo(150, 100)
-    inputs = known.inputs([image], [QUESTION])
+    inputs = model_inputs(known, [image], [QUESTION])
     stock = known.model(**inputs).logits[0, -1]
     tokens = known.model.generate(**inputs, max_new_tokens=2)
     said = known.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
@@ -250,7 +251,7 @@ def test_a_checkpoint_s_own_sampling_is_left_out(backbone):
 def test_what_an_older_folder_leaves_out_is_taken_from_the_config(folder, tmp_path):
     old = copied(folder("llava_1_5_7b")[0], tmp_path / "old")
     (old / "processor_config.json").unlink()
-    batch = load.__wrapped__(str(old)).inputs([photo(50, 50)], [QUESTION])
+    batch = model_inputs(load.__wrapped__(str(old)), [photo(50, 50)], [QUESTION])
     assert (batch["input_ids"] == 32000).sum().item() == 576
 
 

@@ -13,7 +13,8 @@ from bench.sharing import ended
 from blink_exp.core.method import Method, Scan
 from blink_exp.core.sequence import Drop, Expand, Keep
 from blink_exp.decoder.decode import Record
-from blink_exp.evaluation.cost import CPU_ATTENTION, layer_flops
+from blink_exp.evaluation.cost import layer_flops
+from blink_exp.flops import CPU_ATTENTION
 from blink_exp.methods.blink import BlinkPolicy, blink
 
 CONFIG = SimpleNamespace(num_hidden_layers=4, hidden_size=8, intermediate_size=16, vocab_size=10)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from support.models import IMAGE, PAD, random_llava, random_next
+from support.models import IMAGE, PAD, model_inputs, random_llava, random_next
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
@@ -127,7 +127,7 @@ def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale
     samples = MosaicHR(images=8).samples()[:40:20] + MosaicHR(images=8).samples()[70:71]
     policy = BlinkPolicy((12, 13), 0.0, 0.0)
     settings = {"max_new_tokens": 3, "do_sample": False}
-    inputs = scale_next.inputs([s.image() for s in samples], [s.question for s in samples])
+    inputs = model_inputs(scale_next, [s.image() for s in samples], [s.question for s in samples])
     said = {}
     with attach(scale_next.model, blink(policy)) as run, torch.no_grad():
         for beams, cache in ((1, True), (1, False), (2, True), (2, False)):

@@ -7,11 +7,21 @@ import torch
 
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core.method import Method
-from blink_exp.evaluation.cost import kv_bytes, measure_cost, prefill_flops
+from blink_exp.evaluation.cost import layer_flops, measure_cost
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.none import none
 from blink_exp.tokensr import modules
+
+
+def prefill_flops(tokens: int, d: int, m: int, layers: int) -> int:
+    """An ordinary prompt of ``tokens`` through ``layers`` (HERO, Table VIII)."""
+    return layers * layer_flops(tokens, tokens, d, m)
+
+
+def kv_bytes(tokens: int, d: int, layers: int, size: int = 2) -> int:
+    """Keys and values of ``tokens`` in all layers, ``size`` bytes a number, without grouped queries."""
+    return 2 * layers * d * size * tokens
 
 
 @pytest.mark.parametrize(("tokens", "tera", "mib"), [(2673, 38.37, 1336.5), (1105, 14.95, 552.5), (583, 7.73, 291.5), (322, 4.22, 161.0)])

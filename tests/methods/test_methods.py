@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from support.methods import METHODS, method_of
+from support.models import model_inputs
 
 from blink_exp.benchmarks.base import Sample, spread
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
@@ -24,7 +25,7 @@ ENTER = dict.fromkeys(("blink_hero", "pair", "fastervlm", "globalcom2", "hero", 
 def logits(scale) -> torch.Tensor:
     sample = MosaicMME().samples()[0]
     with torch.no_grad():
-        return scale.model(**scale.inputs([sample.image()], [sample.question])).logits
+        return scale.model(**model_inputs(scale, [sample.image()], [sample.question])).logits
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from support.models import model_inputs
 
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.benchmarks.easyvqa import EasyVQA
@@ -64,7 +65,7 @@ def test_packed_questions_are_each_what_a_single_prompt_is(scale):
         logits = scale.model.lm_head(packing.hidden_of(scale.model, tokenizer, packing.view_features(scale.model, views), packed)[0])[0]
         for j, question in enumerate(asked):
             first = int(((packed.owner[0] == j) & (packed.labels[0] >= 0)).nonzero()[0])
-            single = scale.model(**scale.inputs([scene.canvas], [question.text])).logits[0, -1]
+            single = scale.model(**model_inputs(scale, [scene.canvas], [question.text])).logits[0, -1]
             assert (single - logits[first]).abs().max() < 1e-3
 
 
@@ -77,13 +78,13 @@ def test_the_most_salient_patch_is_often_the_right_one(scale):
 def test_a_batch_of_16_equals_16_single_runs_and_the_cache_changes_nothing(scale):
     method = blink(
         BlinkPolicy(layer_range(12, 18), 0.45, 0.4),
-        checkpoint.load_all(scale.tokensr, range(12, 19), scale.identity, scale.width),
+        torch.nn.ModuleDict({str(layer): checkpoint.load(scale.tokensr, layer, scale.identity, scale.width) for layer in range(12, 19)}),
     )
     together, _ = evaluate(scale, method, MosaicMME(), batch_size=16, limit=16)
     alone, _ = evaluate(scale, method, MosaicMME(), batch_size=1, limit=16)
     assert together == alone
     samples = MosaicMME().samples()[:4]
-    batch = scale.inputs([s.image() for s in samples], [s.question for s in samples])
+    batch = model_inputs(scale, [s.image() for s in samples], [s.question for s in samples])
     with attach(scale.model, method), torch.no_grad():
         said = [scale.model.generate(**batch, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False)]
     assert torch.equal(*said)
@@ -95,7 +96,7 @@ def test_answers_from_cached_features_are_those_of_the_processor_and_pixels(scal
     once, again = scale.features(images), scale.features(images)
     assert all(once[k] is again[k] for k in images)
     features = [once[s.image_id] for s in samples]
-    batch = scale.inputs([s.image() for s in samples], [s.question for s in samples])
+    batch = model_inputs(scale, [s.image() for s in samples], [s.question for s in samples])
     tokens = scale.model.generate(**batch, max_new_tokens=4, do_sample=False)[:, batch["input_ids"].shape[1] :]
     wanted = [t.strip() for t in scale.processor.batch_decode(tokens, skip_special_tokens=True)]
     assert scale.generate(features, [s.question for s in samples], 4) == wanted
@@ -106,7 +107,7 @@ def test_thresholds_never_met_change_no_prediction(scale):
     a, _ = evaluate(scale, never, MosaicMME(), batch_size=16, limit=64)
     b, _ = evaluate(scale, none(), MosaicMME(), batch_size=16, limit=64)
     assert [r["prediction"] for r in a] == [r["prediction"] for r in b]
-    batch = scale.inputs([s.image() for s in MosaicMME().samples()[:8]], [s.question for s in MosaicMME().samples()[:8]])
+    batch = model_inputs(scale, [s.image() for s in MosaicMME().samples()[:8]], [s.question for s in MosaicMME().samples()[:8]])
     with torch.no_grad():
         stock = scale.model(**batch).logits[:, -1]
         with attach(scale.model, never):

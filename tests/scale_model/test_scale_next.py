@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.models import model_inputs
 
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.core.views import NEWLINE
@@ -46,7 +47,7 @@ def test_answers_from_packed_features_are_those_of_the_processor_and_pixels(scal
     samples = MosaicHR(images=3).samples()[::5]
     records, _ = evaluate(scale_next, none(), MosaicHR(images=3), batch_size=len(samples), samples=samples)
     for sample, record in zip(samples, records, strict=True):
-        inputs = scale_next.inputs([sample.image()], [sample.question])
+        inputs = model_inputs(scale_next, [sample.image()], [sample.question])
         tokens = scale_next.model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         assert scale_next.processor.decode(tokens[0], skip_special_tokens=True).strip() == record["prediction"]
 
@@ -60,7 +61,7 @@ def test_packed_questions_are_each_what_a_single_prompt_is(scale_next, batch):
         logits = scale_next.model.lm_head(packing.hidden_of(scale_next.model, scale_next.processor.tokenizer, [features], packed)[0])
         for j, question in enumerate(batch.asked[0][:3]):
             first = int(((packed.owner[0] == j) & (packed.labels[0] >= 0)).nonzero()[0])
-            single = scale_next.model(**scale_next.inputs([batch.scenes[0].canvas], [question.text])).logits[0, -1]
+            single = scale_next.model(**model_inputs(scale_next, [batch.scenes[0].canvas], [question.text])).logits[0, -1]
             assert (single - logits[0, first]).abs().max() < 2e-3
 
 

@@ -104,3 +104,10 @@ def random_encoding(views: Views, layers=range(1, 5), heads=2, width=8, seed=0, 
     out.last_hidden, out.pooled, out.projected = (torch.randn(v, width, generator=g) for _ in range(3))
     out.embed_text = lambda question: torch.ones(width) if text is None else text
     return out
+
+
+def model_inputs(backbone, images, questions: list[str]) -> dict[str, torch.Tensor]:
+    """A left-padded batch of one image and one question each, by the backbone's own processor."""
+    texts = [backbone.prompt(question) for question in questions]
+    batch = backbone.processor(images=images, text=texts, return_tensors="pt", padding=True)
+    return {name: part.to(backbone.model.device) for name, part in batch.items()}
