@@ -25,7 +25,7 @@ from blink_exp.reports import html
 from blink_exp.reports.console import wide_console
 from blink_exp.settings.compose import composed
 from blink_exp.settings.values import read_settings, to_yaml
-from blink_exp.studies import jobs, listing, matching
+from blink_exp.studies import jobs, listing, matching, point
 from blink_exp.studies.point import measured_point
 from blink_exp.studies.rescoring import made_with, predicted
 from blink_exp.training import llava_665k, resume
@@ -154,8 +154,6 @@ STORED = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_a_broken_entry_of_the_store_is_named_and_measured_again(name, tmp_path, monkeypatch, caplog):
-    from blink_exp.evaluation import evaluator
-
     calls = []
 
     def measure(cfg, folder, parts):
@@ -165,7 +163,7 @@ def test_a_broken_entry_of_the_store_is_named_and_measured_again(name, tmp_path,
         write_json(folder / "metrics.json", FINISHED)
         return FINISHED
 
-    monkeypatch.setattr(evaluator, "measure", measure)
+    monkeypatch.setattr(point, "measure", measure)
     cfg = composed("sweep", ["method=none", f"store={tmp_path}", "cost=0"])
     assert not measured_point(cfg)["reused"] and measured_point(cfg)["reused"]
     for data in STORED[name]:

@@ -81,5 +81,6 @@ def test_matching_looks_at_one_question_on_each_image_of_its_part(what, monkeypa
     settings, wanted = ASKED[what]
     benchmark = Flat()
     monkeypatch.setattr(evaluator, "prepare", lambda cfg: (BACKBONE, None, benchmark))
+    monkeypatch.setattr(matching, "prompt_of", lambda backbone, asking, sample: asking.prompt(sample))
     matching.share_by(settings_of(**settings), "method.ratio")
     assert benchmark.prompted == wanted

@@ -295,7 +295,7 @@ def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_wit
     printed = run("sweep.py", "-m", *words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     wanted = {(layer, tau) for layer in (4, 6) for tau in (0.4, 0.5)}
     found = [yaml.safe_load(p.read_text(encoding="utf-8"))["method"] for p in tmp_path.glob("points/*/config.yaml")]
-    assert {(m["layer"], m["tau_exp"]) for m in found} == wanted and len(found) == 4
+    assert {(*m["layers"]["indices"], m["tau_exp"]) for m in found} == wanted and len(found) == 4
     summary = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
     for layer, tau in wanted:
         assert f"| layer={layer} thresholds.tau_exp={tau} | done |" in summary

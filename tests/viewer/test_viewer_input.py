@@ -78,7 +78,7 @@ def test_benchmarks_without_questions_and_samples_without_image_are_refused(monk
     ):
         monkeypatch.setattr(subject, "prepare_benchmark", lambda cfg, found=benchmark: found)
         with pytest.raises(UserError) as error:
-            subject.subject(config(sample=7))
+            subject.subject(config(sample="7"))
         assert str(error.value) == said
 
 
