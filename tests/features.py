@@ -71,7 +71,7 @@ def folder(root: Path, images: int = 31) -> Path:
 def module(root: Path, **more: Any) -> data.PairedCrops:
     """Its pairs, 4 a step; the cache beside it."""
     words = {"train_size": 20, "held_out_size": 4, "global_batch": 4, "cache_features": True, "cache_path": str(root / "cache")} | more
-    made = data.PairedCrops(words.pop("transform", Shrink()), "folder", str(root / "images"), **words)
+    made = data.FolderData(words.pop("transform", Shrink()), str(root / "images"), **words)
     made.setup()
     return made
 

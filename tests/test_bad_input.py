@@ -27,9 +27,9 @@ CASES = [
         "layers.indices must be a range of layers such as 12-18, a list such as [12,13], one layer, or all, got 12..18",
     ),
     (["evaluate.py", "layers=single"], "layers=single needs the layer itself; add layer=12"),
-    (["train.py", "trainer.global_batch=6", "data.batch_size=4"], "data.batch_size=4 does not divide the 6 pairs"),
+    (["train.py", "data.global_batch=6", "data.batch_size=4"], "data.batch_size=4 does not divide the 6 pairs"),
     (["train.py", "data=llava_665k", "data.json=/nowhere.json", "data.images=/"], "/nowhere.json is not there"),
-    (["train.py", "trainer.epochs=0"], "trainer.epochs must be a whole number of at least 1, got 0"),
+    (["train.py", "trainer.max_epochs=0"], "trainer.max_epochs must be a whole number of at least 1, got 0"),
     (["train.py", "data=folder", "data.path="], "data.path must be a path, got nothing"),
     (
         ["train.py", "trainer.devices=0"],

@@ -13,7 +13,7 @@ from PIL import Image
 from blink_exp.errors import UserError
 from blink_exp.tokensr import checkpoint, modules
 from blink_exp.tokensr.checkpoint import Belonging
-from blink_exp.training import data, losses
+from blink_exp.training import canvases, data, losses, pairs
 
 
 @pytest.mark.parametrize("name", modules.ARCHITECTURES)
@@ -63,7 +63,7 @@ def test_a_weighted_sum_and_its_errors():
 def test_a_crop_shows_the_place_that_its_quadrant_names():
     canvas = Image.new("RGB", (64, 64))
     for q in range(4):
-        canvas.paste((50 * q + 20, 0, 0), data.quadrant_box(q, 64))
+        canvas.paste((50 * q + 20, 0, 0), pairs.quadrant_box(q, 64))
     pairs = data.Pairs(lambda i: canvas, 40, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), seed=0)
     seen = set()
     for full, crop, quadrant in pairs:
@@ -76,8 +76,8 @@ def test_a_crop_shows_the_place_that_its_quadrant_names():
 
 def test_square_canvas_by_crop_and_by_padding():
     wide = Image.new("RGB", (100, 60), (255, 0, 0))
-    assert data.square_canvas(wide).size == (60, 60)
-    padded = data.square_canvas(wide, pad=True)
+    assert canvases.square_canvas(wide).size == (60, 60)
+    padded = canvases.square_canvas(wide, pad=True)
     assert padded.size == (100, 100)
     assert padded.getpixel((50, 0)) == (122, 116, 104)
     assert padded.getpixel((50, 50)) == (255, 0, 0)
@@ -88,7 +88,7 @@ def test_training_draws_train_images_and_holding_out_draws_test_images(monkeypat
 
     drawn, real = [], scenes.random_scene
     monkeypatch.setattr(scenes, "random_scene", lambda rng, split, n: drawn.append(split) or real(rng, split, n))
-    module = data.PairedCrops(lambda image: torch.zeros(1), train_size=8, held_out_size=8)
+    module = data.SceneData(lambda image: torch.zeros(1), train_size=8, held_out_size=8)
     module.setup()
     _ = module.train[0], module.held_out[0]
     assert drawn == ["train", "test"]
@@ -107,13 +107,13 @@ def test_broken_images_of_a_folder_are_counted_and_left_out(tmp_path):
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "link.png").symlink_to("/dev/zero")
     no_image = ["bomb.png", "cut.png", "fifo.png", "folder.png", "large.png", "line.png", "link.png", "one.png", "text.jpg"]
-    module = data.PairedCrops(lambda image: torch.zeros(1), "folder", str(tmp_path), train_size=8, held_out_size=2)
+    module = data.FolderData(lambda image: torch.zeros(1), str(tmp_path), train_size=8, held_out_size=2)
     module.setup()
     assert sorted(p.name for p in module.broken) == no_image
-    assert sorted(p.name for p in data.folder_images(str(tmp_path), pad=True)[1]) == [name for name in no_image if name != "line.png"]
+    assert sorted(p.name for p in canvases.folder_images(str(tmp_path), pad=True)[1]) == [name for name in no_image if name != "line.png"]
     assert len(list(module.train_dataloader())) == 1
     with pytest.raises(UserError, match="is not a folder"):
-        data.folder_images(str(tmp_path / "nowhere"))
+        canvases.folder_images(str(tmp_path / "nowhere"))
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):

@@ -32,14 +32,14 @@ def whole(tmp_path_factory):
 
 
 def test_a_learning_rate_that_diverges_ends_with_step_and_layer_and_keeps_the_checkpoint(tmp_path):
-    line = refusal(lambda: train(tmp_path / "run", "trainer.lr=1e30", f"output={tmp_path / 'modules'}"))
-    assert "stopped at step 2: the loss of layer 1 is" in line and "trainer.lr (now 1e+30)" in line
+    line = refusal(lambda: train(tmp_path / "run", "optim.lr=1e30", f"output={tmp_path / 'modules'}"))
+    assert "stopped at step 2: the loss of layer 1 is" in line and "optim.lr (now 1e+30)" in line
     assert resume.read(tmp_path / "run" / "last.ckpt")["global_step"] == 1
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("metrics.json"))
 
 
 def test_a_held_out_loss_that_is_not_finite_writes_no_modules(tmp_path):
-    line = refusal(lambda: train(tmp_path / "run", "trainer.lr=1e30", "data.train_size=8", f"output={tmp_path / 'modules'}"))
+    line = refusal(lambda: train(tmp_path / "run", "optim.lr=1e30", "data.train_size=8", f"output={tmp_path / 'modules'}"))
     assert "the held-out loss of layer 1 is" in line
     assert not list(tmp_path.rglob("*.safetensors"))
 

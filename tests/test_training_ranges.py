@@ -10,28 +10,32 @@ import pytest
 from refusals import refusal
 from training_runs import composed, train
 
-from blink_exp.evaluation import results
+from blink_exp.backbone import load
+from blink_exp.commands.train import job_of
+from blink_exp.settings.roots import Train
 from blink_exp.training import recipe
-from blink_exp.training.run import make_trainer
+from blink_exp.training.trainer import make_trainer
 
 
 def test_every_preset_of_the_recipe_passes():
     for path in sorted((Path(recipe.__file__).parent.parent.parent / "conf" / "trainer").glob("*.yaml")):
-        recipe.check_recipe(results.plain(composed("train", f"trainer={path.stem}"))["trainer"])
+        recipe.check_recipe(settings(f"trainer={path.stem}"))
+
+
+def settings(*words: str) -> Train:
+    return job_of(composed("train", *words), Path("run")).settings
 
 
 def test_float16_autocast_needs_a_gpu():
     """Lightning would take bfloat16 instead."""
-    settings = {"accelerator": "cpu", "channels_last": False}
     for word in ("16-mixed", "16"):
-        assert "needs a GPU; on a CPU use" in refusal(lambda word=word: recipe.check_recipe(settings | {"precision": word}))
-    recipe.check_recipe(settings | {"accelerator": "gpu", "precision": "16-mixed"})
+        assert "needs a GPU; on a CPU use" in refusal(lambda word=word: recipe.check_recipe(settings(f"trainer.precision={word}")))
+    recipe.check_recipe(settings("trainer.accelerator=gpu", "trainer.precision=16-mixed"))
 
 
 @pytest.mark.parametrize("words", [("trainer.precision=64-true", "trainer.strategy=deepspeed_zero2"), ("trainer.accelerator=mps",)])
 def test_what_lightning_refuses_is_one_line(tmp_path, words):
-    settings = results.plain(composed("train", *words))
-    assert "trainer.accelerator=" in refusal(lambda: make_trainer(settings, tmp_path))
+    assert "trainer.accelerator=" in refusal(lambda: make_trainer(job_of(composed("train", *words), tmp_path)))
 
 
 def test_modules_that_could_not_be_written_are_refused_before_training(tmp_path):
@@ -49,11 +53,9 @@ def test_modules_that_could_not_be_written_are_refused_before_training(tmp_path)
 
 
 def test_refusals_come_before_the_model_is_loaded(tmp_path, monkeypatch):
-    import hydra.utils
-
-    monkeypatch.setattr(hydra.utils, "instantiate", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(load, "load", lambda *a, **k: pytest.fail("the model was loaded"))
     for words in (
-        "trainer.epochs=0",
+        "trainer.max_epochs=0",
         "data.workers=-1",
         "loss.weights.kl=-1",
         "data.batch_size=abc",

@@ -23,15 +23,23 @@ from blink_exp.training import distributed, export, resume
 
 def test_what_may_differ_from_the_training_that_is_gone_on_with():
     before = {
-        "trainer": {"devices": 2, "lr": 1e-4},
+        "trainer": {"devices": 2},
+        "optim": {"lr": 1e-4},
         "data": {"workers": 0, "seed": 1},
         "seed": 0,
         "model": {"device": "cuda"},
         "output": None,
     }
-    same = {"trainer": {"devices": 1, "lr": 1e-4}, "data": {"workers": 8, "seed": 1}, "seed": 0, "model": {"device": "cpu"}, "output": "x"}
+    same = {
+        "trainer": {"devices": 1},
+        "optim": {"lr": 1e-4},
+        "data": {"workers": 8, "seed": 1},
+        "seed": 0,
+        "model": {"device": "cpu"},
+        "output": "x",
+    }
     assert resume.differences(same, before) == []
-    assert resume.differences(same | {"trainer": {"devices": 2, "lr": 2}, "seed": 1}, before) == ["trainer", "seed"]
+    assert resume.differences(same | {"optim": {"lr": 2}, "seed": 1}, before) == ["optim", "seed"]
     assert resume.differences(same | {"data": {"workers": 0}}, before) == ["data"]
     one, many = (same | {"trainer": {"strategy": name}} for name in ("auto", "ddp"))
     assert resume.differences(one, many) == resume.differences(many, one) == []
@@ -172,7 +180,7 @@ def test_the_tables_of_the_docs_are_the_computed_ones():
 def test_two_processes_train_what_one_does(tmp_path):
     """DDP in float32, the second process started by the first: the same modules as one process makes, written once. Catches gradients
     that are summed, a sampler that gives both the same pairs, and held-out pairs counted twice."""
-    words = ["train.py", "trainer.log_every=1", "layers.indices=[1]", "data.train_size=24", "data.held_out_size=9"]
+    words = ["train.py", "trainer.log_every_n_steps=1", "layers.indices=[1]", "data.train_size=24", "data.held_out_size=9"]
     many = ["trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=2"]
     for name, more in (("one", []), ("two", many)):
         done = scripts.run([*words, *more, f"hydra.run.dir={tmp_path / name}"])

@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings.limits import Between, Limit
-from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Data, Logger
+from blink_exp.settings.moved import moved
+from blink_exp.settings.targets import BY_KIND, BY_TARGET, Logger
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
@@ -40,9 +41,8 @@ def schema_of(node: DictConfig, prefix: str) -> type | None:
         return own
     if "_target_" in node:
         return BY_TARGET.get(str(node["_target_"]))
-    for place, key, schemas, base in (("data.", "source", BY_SOURCE, Data), ("logger.", "kind", BY_KIND, Logger)):
-        if prefix == place and key in node and not OmegaConf.is_missing(node, key):
-            return schemas.get(str(node[key]), base)
+    if prefix == "logger." and "kind" in node and not OmegaConf.is_missing(node, "kind"):
+        return BY_KIND.get(str(node["kind"]), Logger)
     return None
 
 
@@ -126,6 +126,8 @@ def rule(schema: type, key: str) -> str:
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """One line for a setting that is not there, with the nearest of those ``known`` at its place."""
+    if line := moved(name):
+        return line
     settings = [key for key in known if not key.startswith("_")]
     return f"{name} is not a setting; " + (nearest(name.rpartition(".")[2], settings) if settings else "what holds it has none")
 

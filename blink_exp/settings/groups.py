@@ -89,23 +89,30 @@ def _devices(value: Any) -> bool:
 
 @dataclass
 class Trainer:
+    _target_: str = "pytorch_lightning.Trainer"
     accelerator: str = limits.words("cpu", "gpu", "cuda", "mps", "auto")
     strategy: str = limits.text("the name of a strategy")
     devices: Any = limits.such("auto, a number of devices of at least 1, or a list of distinct numbers of GPUs", _devices)
     num_nodes: int = limits.whole(1)
     precision: str = limits.words("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "32", "64", "16", "bf16")
-    global_batch: int = limits.whole(1)
-    epochs: int = limits.whole(1)
+    max_epochs: int = limits.whole(1)
+    log_every_n_steps: int = limits.whole(1)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+
+
+def _betas(value: Any) -> bool:
+    return value is None or (limits.is_list(value, lambda beta: isinstance(beta, int | float) and 0 <= beta < 1) and len(value) == 2)
+
+
+@dataclass
+class Optim:
     lr: float = limits.number(0, above=True)
-    warmup: float = limits.number(0, 1, below=True)
     weight_decay: float = limits.number(0)
-    checkpoint_activations: bool = limits.flag()
-    channels_last: bool = limits.flag()
-    checkpoint_every: int = limits.whole(1)
-    log_every: int = limits.whole(1)
-    optimizer: str = limits.words("adamw", default="adamw")
-    scheduler: str = limits.words("cosine", default="cosine")
-    sequence_length: int | None = limits.whole(1, default=None)
+    betas: Any = limits.such("two numbers in [0, 1), or null", _betas)
+    eps: float | None = limits.number(0, above=True)
+    warmup: float = limits.number(0, 1, below=True)
+    optimizer: Any = limits.such("a group of settings with a _target_", limits.is_target)
+    schedule: Any = limits.such("a group of settings with a _target_", limits.is_target)
 
 
 @dataclass

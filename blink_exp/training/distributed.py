@@ -137,7 +137,7 @@ def check_devices(accelerator: str, devices: Any) -> None:
 
 
 @contextlib.contextmanager
-def together(trainer: Any, grace: float = 10.0) -> Iterator[None]:
+def terminate_children_on_failure(trainer: Any, grace: float = 10.0) -> Iterator[None]:
     """Ends the processes that Lightning started from this one when this one fails in the block, so that none waits for it forever.
 
     ``grace``: seconds for them to end by themselves and say why; where this one was stopped, they are told to.

@@ -20,6 +20,8 @@ from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import build_all
 from blink_exp.training import resume
 
+RECORDED = ("loss", "optim", "trainer", "data", "seed")  # settings that a module's file keeps
+
 
 def save_modules(
     modules: nn.ModuleDict, belonging: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
@@ -58,7 +60,7 @@ def export(run: Path, output: Path | None = None) -> Path:
         raise UserError(f"{newest[0]} holds other weights than its layers and architecture have; give the folder of another run") from None
     config = run / "config.yaml"
     settings = read_settings(config, "copy it again, or remove it and the modules say less of their training") if config.is_file() else {}
-    training = {str(k): settings[k] for k in ("loss", "trainer", "data", "seed") if k in settings} | {"steps": steps}
+    training = {str(k): settings[k] for k in RECORDED if k in settings} | {"steps": steps}
     target = output or run / "tokensr"
     save_modules(modules, belonging, training, target, {})
     print(f"{len(belonging['layers'])} modules of step {steps} written to {target}")

@@ -1,0 +1,49 @@
+"""train.py: its settings as typed values, read once, and the training that they ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from blink_exp.evaluation import results
+from blink_exp.settings.check import check
+from blink_exp.settings.roots import Train
+from blink_exp.training import training
+from blink_exp.training.job import Job
+from blink_exp.training.optimization import Optimization
+
+
+def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
+    """train.py: trains for ``cfg``. Returns {layer: held-out losses and gain}."""
+    check(cfg)
+    return training.run(job_of(cfg, Path(HydraConfig.get().runtime.output_dir)))
+
+
+def job_of(cfg: DictConfig, out: Path) -> Job:
+    """The training of the settings ``cfg`` in the run folder ``out``. Raises UserError for what cannot be made."""
+    settings = OmegaConf.to_object(cfg)
+    assert isinstance(settings, Train)
+    optim = settings.optim
+    trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")
+    return Job(
+        settings=settings,
+        record=results.plain(cfg),
+        text=OmegaConf.to_yaml(cfg, resolve=True),
+        out=out,
+        backbone=instantiate(cfg.model, _partial_=True, _convert_="all"),
+        data=instantiate(cfg.data, seed=cfg.seed, _partial_=True, _convert_="all"),
+        trainer=trainer,
+        callbacks=list(trainer.keywords["callbacks"].values()),
+        optimization=Optimization(
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            betas=None if optim.betas is None else tuple(optim.betas),
+            eps=optim.eps,
+            warmup=optim.warmup,
+            optimizer=instantiate(cfg.optim.optimizer, _convert_="all"),
+            schedule=instantiate(cfg.optim.schedule, _convert_="all"),
+        ),
+    )
