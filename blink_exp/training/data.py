@@ -246,6 +246,7 @@ class LlavaData(FileData):
             print(f"llava_665k: {content}; {len(held_out):,} are held out")
         if not names or not held_out:
             raise UserError(
-                f"data.held_out_share={self.held_out_share} leaves {len(names)} of {len(content.names)} images to train on; use another share"
+                f"data.held_out_share={self.held_out_share} leaves {len(names)} of {len(content.names)} images to train on;"
+                " use another share"
             )
         return root, names, held_out

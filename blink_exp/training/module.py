@@ -180,8 +180,8 @@ class TokenSRTraining(pl.LightningModule):
 
     def _diverged(self, what: str) -> str:
         return (
-            f"training stopped at step {self.trainer.global_step}: {what}; use a smaller optim.lr (now {self.optimization.lr:g}), or another"
-            f" model.dtype or trainer.precision; checkpoints before it are kept in {self.trainer.default_root_dir}"
+            f"training stopped at step {self.trainer.global_step}: {what}; use a smaller optim.lr (now {self.optimization.lr:g}), or"
+            f" another model.dtype or trainer.precision; checkpoints before it are kept in {self.trainer.default_root_dir}"
         )
 
     def _check_state(self, checkpoint: dict[str, Any]) -> None:
