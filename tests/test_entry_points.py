@@ -23,8 +23,8 @@ def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
 TRAIN = (
     "train.py",
     "layers.indices=[2,3]",
-    "data.train_size=48",
-    "data.held_out_size=16",
+    "data.train_size=32",
+    "data.held_out_size=8",
     "trainer.callbacks.checkpoint.every_n_train_steps=2",
 )
 

@@ -61,7 +61,7 @@ def test_a_schedule_that_is_restored_goes_on_where_it_stopped():
 @pytest.mark.parametrize(("words", "lr"), [((), 3e-3), (("trainer=paper",), 1e-4), (("trainer=gpu",), 1e-4), (("optim=paper",), 1e-4)])
 def test_presets_of_gpus_bring_table_4_s_optimizer(words, lr):
     chosen = optimization(*words)
-    optimizer, schedule = built(chosen, 200)
+    optimizer, _ = built(chosen, 200)
     assert type(optimizer) is torch.optim.AdamW and chosen.schedule.func is cosine  # type: ignore[attr-defined]
     assert (chosen.lr, chosen.warmup, optimizer.defaults["weight_decay"]) == (lr, 0.03, 0.0)
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)

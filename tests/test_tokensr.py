@@ -13,7 +13,8 @@ from PIL import Image
 from blink_exp.errors import UserError
 from blink_exp.tokensr import checkpoint, modules
 from blink_exp.tokensr.checkpoint import Belonging
-from blink_exp.training import canvases, data, losses, pairs
+from blink_exp.training import canvases, data, losses
+from blink_exp.training.pairs import Pairs, quadrant_box
 
 
 @pytest.mark.parametrize("name", modules.ARCHITECTURES)
@@ -63,8 +64,8 @@ def test_a_weighted_sum_and_its_errors():
 def test_a_crop_shows_the_place_that_its_quadrant_names():
     canvas = Image.new("RGB", (64, 64))
     for q in range(4):
-        canvas.paste((50 * q + 20, 0, 0), pairs.quadrant_box(q, 64))
-    pairs = data.Pairs(lambda i: canvas, 40, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), seed=0)
+        canvas.paste((50 * q + 20, 0, 0), quadrant_box(q, 64))
+    pairs = Pairs(lambda i: canvas, 40, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), seed=0)
     seen = set()
     for full, crop, quadrant in pairs:
         r, c = divmod(quadrant, 2)

@@ -46,7 +46,7 @@ class Optimization:
     schedule: Callable[..., LRScheduler] = cosine
 
     def build(self, weights: Iterable[torch.nn.Parameter], steps: int) -> tuple[Optimizer, LRScheduler]:
-        """The optimizer of ``weights`` and its schedule over ``steps`` optimizer steps. Raises UserError for those that take other values."""
+        """The optimizer of ``weights`` and its schedule over ``steps`` optimizer steps. Raises UserError for what cannot be made."""
         values: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": self.betas, "eps": self.eps}
         try:
             optimizer = self.optimizer(list(weights), **{name: value for name, value in values.items() if value is not None})

@@ -129,7 +129,7 @@ def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list
         "parts_of_a_step": module.trainer.accumulate_grad_batches,
     }
     write_json(job.out / "metrics.json", finished | results.provenance(job.settings.seed, seconds))
-    show(module.result, next(iter(module.result.values()))["samples"], seconds)
+    show(module.result, int(next(iter(module.result.values()))["samples"]), seconds)
     if data.broken:
         print(f"{len(data.broken)} images could not be read and were left out, first {data.broken[0]}")
     if unreadable:
