@@ -110,27 +110,13 @@ def test_strategies_and_devices_that_are_not_there_are_one_line(monkeypatch):
         distributed.check_devices("gpu", [2])
 
 
-@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (2, 3), (3, 2), (4, 8)])
-def test_optimizer_state_is_shared_out_anew(before, now):
-    """Ten values in even shares, the last ones padded with 9s that must not come back as values."""
-    values = torch.arange(1.0, 11)
-    a, b = -(-10 // before), -(-10 // now)
-    lengths = [max(0, min(a, 10 - a * r)) for r in range(before)]
-    parts = [torch.cat([values[a * r : a * r + n], torch.full((a - n,), 9.0)]) for r, n in enumerate(lengths)]
-    shares = [distributed.repartition(parts, lengths, b, rank) for rank in range(now)]
-    assert all(len(share) == b for share in shares)
-    whole = torch.cat(shares)
-    assert torch.equal(whole[:10], values)
-    assert not whole[10:].any()
-
-
 def test_processes_end_with_the_one_that_started_them():
     """And not before they had time to say why; the list that Lightning's watcher looks at is emptied first."""
     stuck = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     ending = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3); raise SystemExit(5)"])
     procs = [stuck, ending]
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=procs)))
-    with pytest.raises(RuntimeError, match="mine"), distributed.together(trainer, grace=5):
+    with pytest.raises(RuntimeError, match="mine"), distributed.terminate_children_on_failure(trainer, grace=5):
         raise RuntimeError("mine")
     assert procs == []
     assert (stuck.wait(5), ending.wait(5)) == (-9, 5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -13,9 +12,8 @@ from omegaconf import DictConfig
 from blink_exp.errors import UserError
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
+from blink_exp.settings.presets import CONF
 from blink_exp.settings.words import NOTHING_CHOSEN, quoted
-
-CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def composed(root: str, words: Sequence[str], whole: bool = True) -> DictConfig:

@@ -5,9 +5,11 @@ A field without a default must be in the preset. What a setting means stands bes
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from blink_exp import plugins
 from blink_exp.settings import limits
 
 
@@ -69,17 +71,17 @@ class TokenSR:
     path: str | None = limits.path()
 
 
-@dataclass
-class LossWeights:
-    kl: float = limits.number(0)
-    kl_spatial: float = limits.number(0)
-    mse: float = limits.number(0)
-    cosine: float = limits.number(0)
+LOSSES = ("kl", "kl_spatial", "mse", "cosine")
+# a weight for each of the project's own losses and of those of installed packages
+LossWeights = dataclasses.make_dataclass(
+    "LossWeights",
+    [(name, float, limits.number(0, default=0.0)) for name in dict.fromkeys([*LOSSES, *filter(str.isidentifier, plugins.installed(plugins.LOSSES))])],
+)
 
 
 @dataclass
 class Loss:
-    weights: LossWeights = field(default_factory=LossWeights)
+    weights: LossWeights = field(default_factory=LossWeights)  # type: ignore[valid-type]
 
 
 def _devices(value: Any) -> bool:

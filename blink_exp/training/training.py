@@ -20,7 +20,7 @@ from blink_exp.tracking import finish, keep_rows
 from blink_exp.training.batches import share_out
 from blink_exp.training.canvases import BaseView
 from blink_exp.training.data import PairedCrops
-from blink_exp.training.distributed import terminate_children_on_failure
+from blink_exp.training.distributed import Zero, terminate_children_on_failure
 from blink_exp.training.export import RECORDED, save_modules
 from blink_exp.training.job import Job
 from blink_exp.training.losses import weighted
@@ -97,6 +97,8 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
             f"layers {layers} of {backbone.depth}, {parameters(module.amplifiers):,} parameters{many}"
             + (f", going on from {start.path}" if start.path else "")
         )
+    if isinstance(trainer.strategy, Zero):
+        trainer.strategy.goes_on_from(start.path)
     failed = True
     with terminate_children_on_failure(trainer):
         try:
