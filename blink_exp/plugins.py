@@ -38,7 +38,9 @@ class Registry(Mapping[str, F], Generic[F]):
                 self.functions[name] = point.load()
             except Exception as error:  # whatever a package raises when it is imported
                 package = point.dist.name if point.dist is not None else point.value
-                raise UserError(f"{name} of the installed package {package} cannot be imported ({flat(error, 200)}); install it again") from error
+                raise UserError(
+                    f"{name} of the installed package {package} cannot be imported ({flat(error, 200)}); install it again"
+                ) from error
         return self.functions[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -15,7 +15,7 @@ from blink_exp import plugins
 from blink_exp.errors import UserError
 from blink_exp.plugins import Registry
 
-PARTS = '''
+PARTS = """
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -43,7 +43,7 @@ def linear(width: int) -> nn.Module:
 
 def smooth(student, teacher):
     return F.smooth_l1_loss(student.float(), teacher.float())
-'''
+"""
 FILES = {
     "addon/__init__.py": "",
     "addon/parts.py": PARTS,

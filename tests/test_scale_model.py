@@ -77,7 +77,7 @@ def test_the_most_salient_patch_is_often_the_right_one(scale):
 def test_a_batch_of_16_equals_16_single_runs_and_the_cache_changes_nothing(scale):
     method = blink(
         BlinkPolicy(layer_range(12, 18), 0.45, 0.4),
-        checkpoint.load_all(scale.tokensr, range(12, 19), scale.identity, scale.width),
+        torch.nn.ModuleDict({str(n): checkpoint.load(scale.tokensr, n, scale.identity, scale.width) for n in range(12, 19)}),
     )
     together, _ = evaluate(scale, method, MosaicMME(), batch_size=16, limit=16)
     alone, _ = evaluate(scale, method, MosaicMME(), batch_size=1, limit=16)
@@ -116,8 +116,8 @@ def test_thresholds_never_met_change_no_prediction(scale):
 def test_shipped_modules_beat_interpolation_at_every_layer():
     """By what their training wrote down, on 256 held-out pairs."""
     for layer in range(11, 21):
-        belonging = json.loads((SHIPPED / "tokensr" / f"layer_{layer}.json").read_text(encoding="utf-8"))
-        assert belonging["training"]["held_out"]["gain"] > 0.05, layer
+        metadata = json.loads((SHIPPED / "tokensr" / f"layer_{layer}.json").read_text(encoding="utf-8"))
+        assert metadata["training"]["held_out"]["gain"] > 0.05, layer
 
 
 def test_deepening_changes_no_output():

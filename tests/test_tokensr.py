@@ -12,7 +12,7 @@ from PIL import Image
 
 from blink_exp.errors import UserError
 from blink_exp.tokensr import checkpoint, modules
-from blink_exp.tokensr.checkpoint import Belonging
+from blink_exp.tokensr.checkpoint import ModuleMetadata
 from blink_exp.training import canvases, data, losses
 from blink_exp.training.pairs import Pairs, quadrant_box
 
@@ -119,7 +119,7 @@ def test_broken_images_of_a_folder_are_counted_and_left_out(tmp_path):
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     module = modules.conv(16)
-    checkpoint.save(module, Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    checkpoint.save(module, ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
     again = checkpoint.load(tmp_path, 12, "b@1", 16)
     x = torch.randn(1, 16, 5, 5)
     assert torch.equal(module(x), again(x))
@@ -127,7 +127,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 
 
 def test_a_checkpoint_refuses_what_it_does_not_fit(tmp_path):
-    path = checkpoint.save(modules.conv(16), Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    path = checkpoint.save(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
     for layer, backbone, width, message in (
         (13, "b@1", 16, r"no TokenSR module for layer 13 .* \(it has layers 12-12\); train it: python train.py layer=13"),
         (12, "other@2", 16, "trained for backbone b@1, not other@2"),
@@ -144,7 +144,7 @@ def test_a_checkpoint_refuses_what_it_does_not_fit(tmp_path):
 
 @pytest.mark.parametrize("how", ["cut off", "flipped header", "empty", "other tensors", "no json", "bad json"])
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, how):
-    path = checkpoint.save(modules.conv(16), Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    path = checkpoint.save(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
     raw = path.read_bytes()
     if how == "cut off":
         path.write_bytes(raw[: len(raw) // 2])
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, how):
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "other tensors":
-        checkpoint.save(modules.mlp(16), Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+        checkpoint.save(modules.mlp(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
     elif how == "no json":
         path.with_suffix(".json").unlink()
     else:

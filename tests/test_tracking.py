@@ -16,7 +16,7 @@ from blink_exp import tracking
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
 from blink_exp.tracking import base
-from blink_exp.tracking.interface import Careful, Nothing, Run
+from blink_exp.tracking.interface import NullTracker, Run, SafeTracker
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def point(tmp_path) -> Path:
 def test_a_failing_logger_is_one_line_and_is_closed(capsys):
     said = []
 
-    class Broken(Nothing):
+    class Broken(NullTracker):
         def metrics(self, values):
             said.append(values)
             raise ConnectionError("the network\nis gone")
@@ -36,7 +36,7 @@ def test_a_failing_logger_is_one_line_and_is_closed(capsys):
             said.append(failed)
             raise ConnectionError("still gone")
 
-    track = Careful("wandb", Broken)
+    track = SafeTracker("wandb", Broken)
     track.metrics({"a": 1})
     track.metrics({"a": 2})
     track.close()

@@ -60,9 +60,9 @@ def test_a_checkpoint_file_exports_to_modules_that_load(tmp_path, capsys):
     torch.manual_seed(0)
     trained = modules.build_all("residual_conv", 16, [3, 5])
     torch.nn.init.normal_(trained["5"].body[-1].weight)
-    belonging = {"backbone": "b@1", "layers": [3, 5], "width": 16, "grid": [12, 12], "architecture": "residual_conv", "parts": 1}
+    metadata = {"backbone": "b@1", "layers": [3, 5], "width": 16, "grid": [12, 12], "architecture": "residual_conv", "parts": 1}
     state = {f"amplifiers.{k}": v for k, v in trained.state_dict().items()}
-    torch.save({"state_dict": state, "blink_exp": belonging, "global_step": 7}, tmp_path / "last.ckpt")
+    torch.save({"state_dict": state, "blink_exp": metadata, "global_step": 7}, tmp_path / "last.ckpt")
     (tmp_path / "config.yaml").write_text("seed: 3\nmodel: {path: x}\n", encoding="utf-8")
     export.main([str(tmp_path), "--output", str(tmp_path / "out")])
     assert "2 modules of step 7 written to" in capsys.readouterr().out

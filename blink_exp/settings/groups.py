@@ -75,7 +75,10 @@ LOSSES = ("kl", "kl_spatial", "mse", "cosine")
 # a weight for each of the project's own losses and of those of installed packages
 LossWeights = dataclasses.make_dataclass(
     "LossWeights",
-    [(name, float, limits.number(0, default=0.0)) for name in dict.fromkeys([*LOSSES, *filter(str.isidentifier, plugins.installed(plugins.LOSSES))])],
+    [
+        (name, float, limits.number(0, default=0.0))
+        for name in dict.fromkeys([*LOSSES, *filter(str.isidentifier, plugins.installed(plugins.LOSSES))])
+    ],
 )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from blink_exp.errors import UserError, nearest
 from blink_exp.tracking import lightning
-from blink_exp.tracking.interface import Careful, Nothing, Run, Track
+from blink_exp.tracking.interface import NullTracker, Run, SafeTracker, Tracker
 from blink_exp.tracking.lightning import check_mlflow
-from blink_exp.tracking.weights_and_biases import WandbTrack, check_key, check_names
+from blink_exp.tracking.weights_and_biases import WandbTracker, check_key, check_names
 
 NEEDED = {  # packages of a kind of logger, and what installs them
     "csv": ((), ""),
@@ -51,7 +51,7 @@ def check(settings: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def tracker(
     settings: dict[str, Any], out: Path, name: str, group: str | None = None, tags: Sequence[str] = (), job: str = "point"
-) -> Iterator[Track]:
+) -> Iterator[Tracker]:
     """A run of the logger in ``settings["logger"]``, its files below ``out``, the rest of ``settings`` its configuration.
 
     It is closed with the block, whatever happens in it: otherwise the next job of a sweep would go on writing to this job's run. What
@@ -59,7 +59,7 @@ def tracker(
     """
     kind = settings["logger"]["kind"]
     run = Run(name, group, tuple(tags), job)
-    track: Track = Nothing() if kind == "csv" else Careful(kind, lambda: opened(settings, Path(out), run))
+    track: Tracker = NullTracker() if kind == "csv" else SafeTracker(kind, lambda: opened(settings, Path(out), run))
     failed = True
     try:
         yield track
@@ -68,10 +68,10 @@ def tracker(
         track.close(failed)
 
 
-def opened(settings: dict[str, Any], out: Path, run: Run) -> Track:
+def opened(settings: dict[str, Any], out: Path, run: Run) -> Tracker:
     check(settings)
     out.mkdir(parents=True, exist_ok=True)
     kind = settings["logger"]["kind"]
     if kind == "wandb":
-        return WandbTrack(settings, out, run)
-    return (lightning.TensorBoardTrack if kind == "tensorboard" else lightning.MLflowTrack)(settings, out, run)
+        return WandbTracker(settings, out, run)
+    return (lightning.TensorBoardTracker if kind == "tensorboard" else lightning.MLflowTracker)(settings, out, run)

@@ -64,7 +64,7 @@ class TokenSRTraining(pl.LightningModule):
         self._step_losses: list[torch.Tensor] = []  # (layers,) of each part of an optimizer step
         self._held_out: dict[str, list[tuple[float, float, int]]] = {}
         self.result: dict[int, dict[str, float]] = {}
-        self.belonging = {
+        self.metadata = {
             "backbone": backbone.identity,
             "layers": self.layers,
             "width": backbone.width,
@@ -202,15 +202,15 @@ class TokenSRTraining(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_state(checkpoint)
-        checkpoint["blink_exp"] = self.belonging | {"parts": self.trainer.accumulate_grad_batches}
+        checkpoint["blink_exp"] = self.metadata | {"parts": self.trainer.accumulate_grad_batches}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["blink_exp"]
-        if saved["backbone"] != self.belonging["backbone"]:
-            raise UserError(f"the checkpoint was trained on {saved['backbone']}, not {self.belonging['backbone']}; give that model")
+        if saved["backbone"] != self.metadata["backbone"]:
+            raise UserError(f"the checkpoint was trained on {saved['backbone']}, not {self.metadata['backbone']}; give that model")
         for name in ("layers", "architecture", "width", "grid"):
-            if saved[name] != self.belonging[name]:
-                raise UserError(f"the checkpoint was trained for {name} {saved[name]}, not {self.belonging[name]}; start a new run")
+            if saved[name] != self.metadata[name]:
+                raise UserError(f"the checkpoint was trained for {name} {saved[name]}, not {self.metadata[name]}; start a new run")
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         rescale(progress, saved["parts"], self.trainer.accumulate_grad_batches)
 

@@ -121,7 +121,7 @@ def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list
     target = Path(job.settings.output) if job.settings.output else job.out / "tokensr"
     training = {name: job.record[name] for name in RECORDED}
     held_out = {layer: {"held_out": row} for layer, row in module.result.items()}
-    save_modules(module.amplifiers, module.belonging, training, target, held_out)
+    save_modules(module.amplifiers, module.metadata, training, target, held_out)
     finished = {
         "layers": module.result,
         "images": data.summary | {"unreadable": len(unreadable)},
