@@ -71,15 +71,9 @@ class TokenSR:
     path: str | None = limits.path()
 
 
-LOSSES = ("kl", "kl_spatial", "mse", "cosine")
-# a weight for each of the project's own losses and of those of installed packages
-LossWeights = dataclasses.make_dataclass(
-    "LossWeights",
-    [
-        (name, float, limits.number(0, default=0.0))
-        for name in dict.fromkeys([*LOSSES, *filter(str.isidentifier, plugins.installed(plugins.LOSSES))])
-    ],
-)
+# the project's own losses and those of installed packages: a weight for each
+LOSSES = tuple(dict.fromkeys(["kl", "kl_spatial", "mse", "cosine", *filter(str.isidentifier, plugins.installed(plugins.LOSSES))]))
+LossWeights = dataclasses.make_dataclass("LossWeights", [(name, float, limits.number(0, default=0.0)) for name in LOSSES])
 
 
 @dataclass

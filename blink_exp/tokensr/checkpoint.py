@@ -25,7 +25,7 @@ from blink_exp.tokensr.modules import ARCHITECTURES, build
 
 @dataclass(frozen=True)
 class ModuleMetadata:
-    """Metadata stored beside a module: what it was trained for. ``backbone``: id and weights digest; ``grid``: (H, W) visual tokens; ``width``: hidden size."""
+    """Metadata stored beside a module. ``backbone``: id and weights digest; ``grid``: (H, W) visual tokens; ``width``: hidden size."""
 
     backbone: str
     layer: int

@@ -1,7 +1,8 @@
 """TokenSR: the trained amplifier that refines an enlarged patch of visual tokens (Blink, Sec. 3.2.1 and App. A).
 
-An architecture is a function of the width; installed packages add some by entry points (``blink_exp.plugins``). Each maps (batch, width, H, W) to the same shape and works on any H and W, so a module trained on quadrants also serves
-3 x 3 and 4 x 4 patches and Table 7's "w/o interp".
+An architecture is a function of the width; installed packages add some by entry points (``blink_exp.plugins``). Each maps
+(batch, width, H, W) to the same shape and works on any H and W, so a module trained on quadrants also serves 3 x 3 and 4 x 4 patches and
+Table 7's "w/o interp".
 """
 
 from __future__ import annotations
