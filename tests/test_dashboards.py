@@ -74,7 +74,7 @@ def test_the_command_writes_a_workspace_with_every_table_and_figure(no_network, 
 
     from blink_exp.studies import dashboards
 
-    cfg = OmegaConf.create({"dashboard": "wandb", "logger": {"kind": "csv"}})
+    cfg = OmegaConf.create({"dashboard": "wandb", "logger": {"_target_": "blink_exp.tracking.loggers.Csv"}})
     path = dashboards.run(cfg, tmp_path)
     found = panels(json.loads(path.read_text(encoding="utf-8")))
     presets = [p for kind in ("table", "figure") for p in (CONF / kind).glob("*.yaml") if p.stem not in ("all", "list", "parity")]
@@ -82,4 +82,4 @@ def test_the_command_writes_a_workspace_with_every_table_and_figure(no_network, 
     assert titles == found.keys() - {"All runs", "TokenSR training"} and len(titles) == len(presets)
     assert "not sent anywhere" in capsys.readouterr().out
     with pytest.raises(UserError, match="dashboard=wnb is not known"):
-        dashboards.run(OmegaConf.create({"dashboard": "wnb", "logger": {"kind": "csv"}}), tmp_path)
+        dashboards.run(OmegaConf.create({"dashboard": "wnb", "logger": {"_target_": "blink_exp.tracking.loggers.Csv"}}), tmp_path)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from blink_exp.errors import UserError
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
-from blink_exp.settings.targets import BY_KIND, BY_TARGET
+from blink_exp.settings.targets import BY_TARGET
 from blink_exp.settings.words import prepared
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -167,7 +167,6 @@ MEANT: dict[str, set[str]] = {
     "data.cache_features": NOTHING,
     "data.cache_path": TEXT,
     "data.cache_dtype": NOTHING,
-    "logger.kind": NOTHING,
     "logger.project": TEXT,
     "logger.entity": TEXT | OR_NULL,
     "logger.uri": TEXT | OR_NULL,
@@ -229,7 +228,7 @@ MIXED = {"evaluate": ["model", "benchmark", "method", "logger", "judge"], "train
 
 def made_of(file: Path) -> str | None:
     """What a preset says that it is; None for one that takes it from another."""
-    match = re.search(r"^(?:_target_|kind): (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    match = re.search(r"^_target_: (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     return match[1] if match else None
 
 
@@ -238,7 +237,7 @@ def one_of_each_schema(group: str) -> list[str]:
     first: dict[type, Path] = {}
     for file in sorted((CONF / group).glob("*.yaml")):
         if kind := made_of(file):
-            first.setdefault((BY_TARGET | BY_KIND)[kind], file)
+            first.setdefault(BY_TARGET[kind], file)
     return [f"{group}={file.stem}" for file in first.values()]
 
 
@@ -332,7 +331,7 @@ def test_every_setting_takes_what_is_meant_and_refuses_the_rest_in_one_line(root
 
 
 def test_everything_that_ships_has_a_schema():
-    files = [file for group in ("model", "benchmark", "method", "judge", "data") for file in (CONF / group).glob("*.yaml")]
+    files = [file for group in ("model", "benchmark", "method", "judge", "data", "logger") for file in (CONF / group).glob("*.yaml")]
     callbacks = composed("train", "").trainer.callbacks.values()
     assert {kind for file in files if (kind := made_of(file))} | {callback["_target_"] for callback in callbacks} == set(BY_TARGET)
 

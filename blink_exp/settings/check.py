@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings.limits import Between, Limit
 from blink_exp.settings.moved import moved
-from blink_exp.settings.targets import BY_KIND, BY_TARGET, Logger
+from blink_exp.settings.targets import BY_TARGET
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
@@ -29,20 +29,18 @@ def check(cfg: DictConfig, whole: bool = True) -> None:
     """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits. Values given as text for
     a number ("0.5") become numbers, in place. ``whole``: whether every setting that must be given has to be there."""
     for prefix, node in _nodes(cfg, ""):
-        schema = schema_of(node, prefix)
+        schema = schema_of(node)
         if schema is not None:
             _check_node(node, prefix, schema, whole)
 
 
-def schema_of(node: DictConfig, prefix: str) -> type | None:
-    """The dataclass that says what ``node``, at the key ``prefix``, may hold; None for what comes from other packages."""
+def schema_of(node: DictConfig) -> type | None:
+    """The dataclass that says what ``node`` may hold; None for what comes from other packages."""
     own = OmegaConf.get_type(node)
     if dataclasses.is_dataclass(own):
         return own
     if "_target_" in node:
         return BY_TARGET.get(str(node["_target_"]))
-    if prefix == "logger." and "kind" in node and not OmegaConf.is_missing(node, "kind"):
-        return BY_KIND.get(str(node["kind"]), Logger)
     return None
 
 

@@ -13,6 +13,7 @@ MOVED = OPTIM | {
     "trainer.checkpoint_activations": "checkpoint_activations",
     "trainer.channels_last": "channels_last",
     "data.source": "data",
+    "logger.kind": "logger",
 }
 
 

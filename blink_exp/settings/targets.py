@@ -1,5 +1,5 @@
-"""Schemas of the config groups whose presets differ: a model, a method, a benchmark, a judge, training data are what their ``_target_``
-says, a logger what its ``kind`` says.
+"""Schemas of the config groups whose presets differ: a model, a method, a benchmark, a judge, training data, a logger are what their
+``_target_`` says.
 
 What a package outside of this one brings has no schema here; its own constructor checks it.
 """
@@ -296,12 +296,12 @@ class NoSettings:
 
 
 @dataclass
-class Logger:
-    kind: str = limits.words("csv", "wandb", "tensorboard", "mlflow")
+class NoLogger:
+    """logger=csv has no settings."""
 
 
 @dataclass
-class TensorBoard(Logger):
+class TensorBoard:
     rows: int = limits.whole(0)
     images: int = limits.whole(0)
 
@@ -320,6 +320,7 @@ class WandB(TensorBoard):
 
 
 _DATA = "blink_exp.training.data."
+_LOGGERS = "blink_exp.tracking.loggers."
 _METHODS = "blink_exp.methods."
 _BENCHMARKS = "blink_exp.benchmarks."
 BY_TARGET: dict[str, type] = {
@@ -327,6 +328,10 @@ BY_TARGET: dict[str, type] = {
     _DATA + "SceneData": SceneData,
     _DATA + "FolderData": FolderData,
     _DATA + "LlavaData": LlavaData,
+    _LOGGERS + "Csv": NoLogger,
+    _LOGGERS + "TensorBoard": TensorBoard,
+    _LOGGERS + "MLflow": MLflow,
+    _LOGGERS + "Wandb": WandB,
     "pytorch_lightning.callbacks.ModelCheckpoint": Checkpoints,
     "blink_exp.training.progress.progress": NoSettings,
     "blink_exp.training.signals.OwnSignals": NoSettings,
@@ -378,4 +383,3 @@ BY_TARGET: dict[str, type] = {
         }.items()
     },
 }
-BY_KIND: dict[str, type] = {"csv": Logger, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}

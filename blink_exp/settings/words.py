@@ -20,7 +20,7 @@ from blink_exp.settings.check import fields, refusal, shown, value_type
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
-from blink_exp.settings.targets import BY_KIND, BY_TARGET, Pair
+from blink_exp.settings.targets import BY_TARGET, Pair
 
 WITH_VALUE = (
     "--config-dir",
@@ -186,14 +186,21 @@ def _walk(schema: Any, prefix: str) -> Iterator[tuple[str, type, str]]:
 @functools.cache
 def _variants() -> dict[str, list[type]]:
     """The schemas of each group whose presets differ."""
-    homes = {"model": "backbone.", "method": "methods.", "benchmark": "benchmarks.", "judge": "judge.", "data": "training.data."}
+    homes = {
+        "model": "backbone.",
+        "method": "methods.",
+        "benchmark": "benchmarks.",
+        "judge": "judge.",
+        "data": "training.data.",
+        "logger": "tracking.loggers.",
+    }
     found = {
         group: list(dict.fromkeys(schema for target, schema in BY_TARGET.items() if target.startswith(f"blink_exp.{home}")))
         for group, home in homes.items()
     }
     alone = [schema for schema in found["method"] if schema is not Pair]
     paired = {"method.pruner": alone, "method.policy": alone}
-    return found | paired | {"logger": list(BY_KIND.values())}
+    return found | paired
 
 
 @functools.cache

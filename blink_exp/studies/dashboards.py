@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from blink_exp import tracking
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.evaluation import results
@@ -38,7 +39,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
         raise UserError(f"dashboard={settings['dashboard']} is not known; {nearest(str(settings['dashboard']), KINDS)}")
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("dashboard=wandb needs wandb-workspaces; pip install wandb-workspaces")
-    logger = settings["logger"] if settings["logger"]["kind"] == "wandb" else {}
+    logger = settings["logger"] if tracking.logger_of(settings).name == "wandb" else {}
     made = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
     path = out / "workspace.json"
     write_text(path, as_json(made))

@@ -1,25 +1,26 @@
-"""Trackers by ``logger.kind``: what each needs, checked before any work, and a block that closes it whatever happens."""
+"""The logger of a run, made of its settings; and a block that closes its tracker whatever happens."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from blink_exp.errors import UserError, nearest
-from blink_exp.tracking import lightning
-from blink_exp.tracking.interface import NullTracker, Run, SafeTracker, Tracker
-from blink_exp.tracking.lightning import check_mlflow
-from blink_exp.tracking.weights_and_biases import WandbTracker, check_key, check_names
+from hydra.utils import instantiate
 
-NEEDED = {  # packages of a kind of logger, and what installs them
-    "csv": ((), ""),
-    "wandb": (("wandb",), "wandb"),
-    "tensorboard": (("tensorboard",), "tensorboard"),
-    "mlflow": (("mlflow", "sqlalchemy", "alembic"), "mlflow-skinny sqlalchemy alembic"),
-}
+from blink_exp.tracking.interface import NullTracker, Run, SafeTracker, Tracker
+from blink_exp.tracking.loggers import Csv, Logger
+
+
+def logger_of(settings: dict[str, Any]) -> Logger:
+    """The logger that ``settings["logger"]`` describes."""
+    return instantiate(settings["logger"])
+
+
+def silent(settings: dict[str, Any]) -> bool:
+    """Whether the output folder has it all (`logger=csv`)."""
+    return isinstance(logger_of(settings), Csv)
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -27,25 +28,9 @@ def check(settings: dict[str, Any]) -> None:
     holds that the logger would refuse at its first run, as far as that can be told without a network.
 
     Raises:
-        UserError: for a kind that is not known, a package that is not installed, a name or number that is refused, or no key.
+        UserError: for a package that is not installed, a name or number that is refused, or no key.
     """
-    logger = settings["logger"]
-    kind = logger["kind"]
-    if kind not in NEEDED:
-        raise UserError(f"logger.kind={kind} is not known; {nearest(str(kind), NEEDED)}")
-    modules, install = NEEDED[kind]
-    absent = [m for m in modules if importlib.util.find_spec(m) is None]
-    if absent:
-        raise UserError(f"logger={kind} needs {', '.join(absent)}; pip install {install}, or use logger=csv")
-    for setting in ("rows", "images"):
-        count = logger.get(setting, 0)
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise UserError(f"logger.{setting}={count} is no number of {setting}; use 0 (none) or more")
-    if kind == "wandb":
-        check_names(logger)
-        check_key(logger)
-    if kind == "mlflow":
-        check_mlflow(logger)
+    logger_of(settings).check(settings)
 
 
 @contextlib.contextmanager
@@ -57,9 +42,11 @@ def tracker(
     It is closed with the block, whatever happens in it: otherwise the next job of a sweep would go on writing to this job's run. What
     fails in a logger is said and never raised; what fails in the block is raised.
     """
-    kind = settings["logger"]["kind"]
     run = Run(name, group, tuple(tags), job)
-    track: Tracker = NullTracker() if kind == "csv" else SafeTracker(kind, lambda: opened(settings, Path(out), run))
+    logger = logger_of(settings)
+    track: Tracker = (
+        NullTracker() if isinstance(logger, Csv) else SafeTracker(logger.name, lambda: opened(logger, settings, Path(out), run))
+    )
     failed = True
     try:
         yield track
@@ -68,10 +55,7 @@ def tracker(
         track.close(failed)
 
 
-def opened(settings: dict[str, Any], out: Path, run: Run) -> Tracker:
-    check(settings)
+def opened(logger: Logger, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+    logger.check(settings)
     out.mkdir(parents=True, exist_ok=True)
-    kind = settings["logger"]["kind"]
-    if kind == "wandb":
-        return WandbTracker(settings, out, run)
-    return (lightning.TensorBoardTracker if kind == "tensorboard" else lightning.MLflowTracker)(settings, out, run)
+    return logger.tracker(settings, out, run)
