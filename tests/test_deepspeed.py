@@ -119,7 +119,7 @@ def goes_on(on: Path, before: Path, folder: Path) -> None:
     export.export(before, folder / "saved")
     saved, end, again = (weights(part) for part in (folder / "saved", before / "tokensr", on / "tokensr"))
     assert (again - end).abs().mean() < 0.5 * (end - saved).abs().mean()
-    assert not list(on.glob("universal-*"))  # what is there while a checkpoint is loaded
+    assert not (on / "universal").exists()  # what is there while a checkpoint is loaded
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one(both, data, tmp_path):

@@ -8,7 +8,6 @@ import io
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from blink_exp.training.rotation import Rotation, whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
 TAG = "checkpoint"  # what Lightning calls the folder in a checkpoint of DeepSpeed
-UNIVERSAL = "universal-"  # begins the name of a folder that is there while a checkpoint is loaded
+UNIVERSAL = "universal"  # folder in the run folder that is there while a checkpoint of another number of processes is loaded
 
 
 class Zero(DeepSpeedStrategy):
@@ -85,9 +84,10 @@ class Zero(DeepSpeedStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         if "checkpoint" not in self.config:
             return super().load_checkpoint(checkpoint_path, weights_only)
-        universal = Path(self.broadcast(tempfile.mkdtemp(prefix=UNIVERSAL, dir=self.lightning_module.trainer.default_root_dir)))
+        universal = Path(self.broadcast(self.lightning_module.trainer.default_root_dir), UNIVERSAL)
         try:
             if self.is_global_zero:
+                shutil.rmtree(universal, ignore_errors=True)  # of a run that was killed here
                 convert(Path(checkpoint_path), universal)
             self.barrier()
             _, known = self.deepspeed_engine.load_checkpoint(universal, tag=TAG, load_lr_scheduler_states=False)
