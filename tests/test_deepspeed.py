@@ -30,8 +30,9 @@ TRAIN = (
     f"trainer.callbacks.checkpoint.every_n_train_steps={SAVED}",
     "trainer.log_every_n_steps=1",
     "layers.indices=[1,2]",
-    f"data.train_size={8 * STEPS}",
-    "data.held_out_size=9",  # 5 for one process and 4 for the other
+    "data.global_batch=4",
+    f"data.train_size={4 * STEPS}",
+    "data.held_out_size=5",  # 3 for one process and 2 for the other
     "data=llava_665k",
     "data.held_out_share=0.2",
     "data.workers=0",
@@ -76,7 +77,7 @@ def both(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("zero") / "two"
     first, second = scripts.run_ranks(["train.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={out}", *data], 2, timeout=500)
     assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stdout + second.stderr
-    assert "2 devices x 4 pairs x 1" in first.stdout
+    assert "2 devices x 2 pairs x 1" in first.stdout
     assert second.stdout == ""
     return out
 
@@ -85,7 +86,7 @@ def both(data, tmp_path_factory) -> Path:
 def one(data, tmp_path_factory) -> Path:
     """The same on one process, which takes the step in two parts."""
     out = tmp_path_factory.mktemp("zero") / "one"
-    alone(f"hydra.run.dir={out}", "data.batch_size=4", *data)
+    alone(f"hydra.run.dir={out}", "data.batch_size=2", *data)
     return out
 
 
@@ -98,7 +99,7 @@ def test_one_process_follows_the_loss_curve_of_two(both, one):
     assert single[0] > 1.02 * single[-1]  # it does learn, so the curves do not agree for being flat
     a, b = result(one), result(both)
     for layer in ("1", "2"):
-        assert a["layers"][layer]["samples"] == b["layers"][layer]["samples"] == 9
+        assert a["layers"][layer]["samples"] == b["layers"][layer]["samples"] == 5
         assert a["layers"][layer]["interpolation"] == pytest.approx(b["layers"][layer]["interpolation"], rel=1e-5)
         assert a["layers"][layer]["tokensr"] == pytest.approx(b["layers"][layer]["tokensr"], rel=2**-7)
     assert a["images"] == b["images"]
@@ -123,7 +124,7 @@ def goes_on(on: Path, before: Path, folder: Path) -> None:
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one(both, data, tmp_path):
-    printed = alone(f"hydra.run.dir={tmp_path / 'on'}", f"resume={both}", "data.batch_size=2", *data)
+    printed = alone(f"hydra.run.dir={tmp_path / 'on'}", f"resume={both}", "data.batch_size=1", *data)
     assert "going on from" in printed
     goes_on(tmp_path / "on", both, tmp_path)
 
@@ -165,7 +166,7 @@ def test_one_failing_process_ends_the_job_with_its_own_traceback(data, tmp_path)
     words = ["tests/failing_rank.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}", *data]
     done = scripts.run(words, timeout=500)
     assert done.returncode != 0
-    assert "2 devices x 4 pairs x 1" in done.stdout
+    assert "2 devices x 2 pairs x 1" in done.stdout
     assert 'raise RuntimeError("the second process fails here")' in done.stderr
     assert "RuntimeError: the second process fails here" in done.stderr
     assert not (tmp_path / "run" / "metrics.json").exists()

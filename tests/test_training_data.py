@@ -285,8 +285,8 @@ def test_train_py_on_the_instruction_data_counts_and_goes_on_exactly(tmp_path):
     """A run over 6 steps whose checkpoint is that of step 4, and one that goes on from there with workers and in two parts a step: the same
     modules."""
     path, images = instruction_data(tmp_path)
-    words = ["train.py", "data=llava_665k", f"data.json={path}", f"data.images={images}", "layers.indices=[1,2]", "data.train_size=48"]
-    words += ["data.held_out_share=0.1", "trainer.callbacks.checkpoint.every_n_train_steps=4"]
+    words = ["train.py", "data=llava_665k", f"data.json={path}", f"data.images={images}", "layers.indices=[1,2]", "data.train_size=24"]
+    words += ["data.global_batch=4", "data.held_out_share=0.1", "trainer.callbacks.checkpoint.every_n_train_steps=4"]
     whole, rest = tmp_path / "whole", tmp_path / "rest"
     done = scripts.run([*words, "data.workers=0", f"hydra.run.dir={whole}"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -295,7 +295,7 @@ def test_train_py_on_the_instruction_data_counts_and_goes_on_exactly(tmp_path):
     assert metrics["images"]["missing"] == {"ocr_vqa/images": 1}
     assert metrics["images"]["unreadable"] == 1
     assert metrics["skipped_images"] == [str(images / "vg/VG_100K/000003.jpg")]
-    on = ["data.workers=2", f"resume={whole}", "data.batch_size=4", "trainer.callbacks.checkpoint.every_n_train_steps=2"]
+    on = ["data.workers=2", f"resume={whole}", "data.batch_size=2", "trainer.callbacks.checkpoint.every_n_train_steps=2"]
     done = scripts.run([*words, *on, f"hydra.run.dir={rest}"])
     assert done.returncode == 0, done.stdout + done.stderr
     again = json.loads((rest / "metrics.json").read_text(encoding="utf-8"))

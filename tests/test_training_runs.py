@@ -166,15 +166,22 @@ def test_the_tables_of_the_docs_are_the_computed_ones():
 def test_two_processes_train_what_one_does(tmp_path):
     """DDP in float32, the second process started by the first: the same modules as one process makes, written once. Catches gradients
     that are summed, a sampler that gives both the same pairs, and held-out pairs counted twice."""
-    words = ["train.py", "trainer.log_every_n_steps=1", "layers.indices=[1]", "data.train_size=24", "data.held_out_size=9"]
-    many = ["trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=2"]
+    words = [
+        "train.py",
+        "trainer.log_every_n_steps=1",
+        "layers.indices=[1]",
+        "data.train_size=12",
+        "data.held_out_size=5",
+        "data.global_batch=4",
+    ]
+    many = ["trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=1"]
     for name, more in (("one", []), ("two", many)):
         done = scripts.run([*words, *more, f"hydra.run.dir={tmp_path / name}"])
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("modules written to") == 1
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in ("one", "two"))
     assert (two["devices"], two["parts_of_a_step"]) == (2, 2)
-    assert two["layers"]["1"]["samples"] == one["layers"]["1"]["samples"] == 9
+    assert two["layers"]["1"]["samples"] == one["layers"]["1"]["samples"] == 5
     for value in ("interpolation", "tokensr"):
         assert two["layers"]["1"][value] == pytest.approx(one["layers"]["1"][value], rel=1e-4)
     a, b = (load_file(tmp_path / name / "tokensr" / "layer_01.safetensors") for name in ("one", "two"))
