@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench import report
 from bench.decoding import Fixed, answer, graphed
@@ -26,6 +26,7 @@ from bench.timing import median_seconds, seconds
 from bench.ways import Ground, kv_bytes, lengths
 from blink_exp import reference
 from blink_exp.errors import UserError, flat
+from blink_exp.flops import CPU_ATTENTION
 
 TITLE = "HERO, Table VIII, and Blink, at the true shapes with random weights"
 MODELS = {"7b": ("LLaVA-NeXT-7B", LLAVA_NEXT_7B), "13b": ("LLaVA-NeXT-13B", LLAVA_NEXT_13B)}
@@ -189,7 +190,7 @@ class Row:
 
     def fill(self) -> None:
         prompt = self.encoded()
-        with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             out = self.prefill(prompt)
         tokens = lengths(out)
         self.row |= {
@@ -277,11 +278,3 @@ class _Tried:
             return False
         self.notes.append(f"{self.what} did not run here ({flat(error, 120)})")
         return True
-
-
-def _cpu_attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """PyTorch's counter knows the GPU kernels only. Shapes come in."""
-    return sdpa_flop_count(query, key, value)
-
-
-COUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}

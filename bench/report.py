@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from blink_exp.markdown import table
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "flash-attn")
 Row = dict[str, Any]
@@ -84,9 +86,7 @@ def verdict(line: Row) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """The table of a result as docs/performance.md has it."""
     columns = found["columns"]
-    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
-    lines += ["| " + " | ".join(cell(row.get(name)) for name in columns) + " |" for row in found["rows"]]
-    return "\n".join(lines)
+    return table(columns, ([cell(row.get(name)) for name in columns] for row in found["rows"]))
 
 
 def page(found: dict[str, Any]) -> str:

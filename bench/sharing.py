@@ -13,7 +13,7 @@ from bench import report, timing
 from bench.least import Answered, least
 from blink_exp.core.method import Method
 from blink_exp.decoder.attach import attach
-from blink_exp.evaluation.cost import CPU_ATTENTION
+from blink_exp.flops import CPU_ATTENTION
 from blink_exp.studies.experiments import load_experiment
 
 TITLE = "Shared execution"

@@ -24,7 +24,7 @@ def flat(text: object, most: int | None = None) -> str:
 
 
 # What Python prints of an object that has no words of its own: "<_io.BytesIO object at 0x7f0c...>" differs from run to run.
-ADDRESS = re.compile(r"<[^<>]*? at 0x[0-9a-fA-F]+>|\bat 0x[0-9a-fA-F]+")
+ADDRESS = re.compile(r"<_io\.\w+[^>]*>|<[^<>]*? at 0x[0-9a-fA-F]+>|\bat 0x[0-9a-fA-F]+")
 REASON = 200  # characters of a reason
 
 

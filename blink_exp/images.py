@@ -23,17 +23,17 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from blink_exp.errors import UserError, flat, nearest
+from blink_exp.errors import ADDRESS, UserError, flat
+from blink_exp.settings.check import check_values
+from blink_exp.settings.groups import MOST_PIXELS, ImageLoading
 
 # No format whose decoder starts a program (EPS starts Ghostscript) or opens another file.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
-ALPHA = ("white", "drop")
-MOST_PIXELS = 178_956_970  # Pillow's own limit, above which it opens nothing
+SETTINGS = "image_loading."
 MOST_ASPECT = 400  # longer side / shorter side: CLIP-L/336 makes the shorter one 336 long and keeps the aspect, 45 million pixels then
 CANVAS_SIDE = 8192  # of a square that an image is padded to, at most: 200 MB
 URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
-ADDRESS = re.compile(r"<_io\.\w+[^>]*>|<[^<>]* at 0x[0-9a-fA-F]+>")
 NAME = 120  # characters of a path in a message
 TRANSPOSE = Image.Transpose
 UPRIGHT = {  # EXIF orientation: what turns the stored pixels upright
@@ -68,15 +68,10 @@ class ImageOptions:
     outside: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("exif", "outside"):
-            if not isinstance(getattr(self, name), bool):
-                raise UserError(f"image_loading.{name}={getattr(self, name)} is neither true nor false; use one of them")
-        if self.alpha not in ALPHA:
-            raise UserError(f"image_loading.alpha={self.alpha} is not known; {nearest(str(self.alpha), ALPHA)}")
-        if isinstance(self.max_pixels, bool) or not isinstance(self.max_pixels, int) or not 1 <= self.max_pixels <= MOST_PIXELS:
-            raise UserError(
-                f"image_loading.max_pixels={self.max_pixels} is no whole number from 1 to {MOST_PIXELS}; use one, e.g. 50000000"
-            )
+        for name, value in check_values(ImageLoading, SETTINGS, dataclasses.asdict(self)).items():
+            object.__setattr__(self, name, value)  # "false" is false
+        if self.alpha is None:
+            raise UserError(f"{SETTINGS}alpha=null is for a benchmark's protocol to settle; use white or drop")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | ImageOptions | None, protocol: str = "own", exif: bool | None = None) -> ImageOptions:
@@ -85,10 +80,7 @@ class ImageOptions:
             options = settings
         else:
             given = dict(settings or {})
-            known = [field.name for field in dataclasses.fields(cls)]
-            for name in given:
-                if name not in known:
-                    raise UserError(f"image_loading.{name}={given[name]} is no setting; {nearest(str(name), known)}")
+            check_values(ImageLoading, SETTINGS, given)
             if given.get("alpha") is None:
                 given["alpha"] = "drop" if protocol == "llava" else "white"
             options = cls(**given)
@@ -164,7 +156,10 @@ def formats() -> tuple[str, ...]:
 
 
 def _decoded(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
-    start = file.read(4)
+    try:
+        start = file.read(4)
+    except OSError as error:  # a file of /proc, a disk that fails
+        raise OSError(f"{name} cannot be read ({error.strerror or type(error).__name__})") from None
     if not start:
         raise OSError(f"{name} is empty")
     if start in EPS:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import ROOT, run
+from support.refusals import one_line_of
+from support.scripts import ROOT, run
 
 from blink_exp.files import write_text
 
@@ -76,15 +77,6 @@ CASES = [
     ),
     (["sweep.py"], "nothing to sweep; add -m and comma lists"),
 ]
-
-
-def one_line_of(words: list[str]) -> str:
-    """The only line on stderr of a command that ends with exit code 2."""
-    done = run(words)
-    assert done.returncode == 2, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert line.startswith("error: ")
-    return line
 
 
 @pytest.mark.parametrize(("words", "message"), CASES, ids=[" ".join(w) for w, _ in CASES])

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import scripts
-from scripts import ROOT
+from support import scripts
+from support.scripts import ROOT
 
 
 def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:

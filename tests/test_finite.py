@@ -13,9 +13,9 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from PIL import Image
-from refusals import refusal
 from safetensors.torch import load_file, save_file
-from training_runs import composed
+from support.refusals import refusal
+from support.training_runs import composed
 
 from blink_exp.backbone import weights
 from blink_exp.backbone.load import load

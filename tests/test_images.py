@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from refusals import refusal
+from support.refusals import refusal
 
 from blink_exp import images
 from blink_exp.benchmarks.duts import Duts
@@ -284,6 +284,17 @@ def test_a_device_is_not_read_for_ever():
         open_image("/dev/zero")
 
 
+def test_a_file_whose_bytes_cannot_be_had_is_named(tmp_path, monkeypatch):
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(5, "Input/output error")
+
+    (tmp_path / "x.png").write_bytes(b"x")
+    monkeypatch.setattr("builtins.open", lambda *_: Failing())
+    with pytest.raises(OSError, match=r"^x.png cannot be read \(Input/output error\)$"):
+        open_image("x.png", root=tmp_path)
+
+
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(b"x")
 
@@ -363,7 +374,7 @@ def lying() -> bytes:
     "file", [lying(), encoded(Image.new("RGBA", (32, 32))), encoded(Image.fromarray(np.full((32, 32), 999, np.uint16)))]
 )
 def test_one_picture_everywhere(file, tmp_path):
-    from viewing import config
+    from support.viewing import config
 
     from blink_exp.viewer import drawing
     from blink_exp.viewer.subject import subject
@@ -426,24 +437,29 @@ def test_the_llava_protocol_drops_transparency_unless_told_otherwise():
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({"alpha": "whit"}, "image_loading.alpha=whit is not known; did you mean white"),
-        ({"alpha": 3}, "image_loading.alpha=3 is not known"),
-        ({"exif": "yes"}, "image_loading.exif=yes is neither true nor false"),
-        ({"outside": 1}, "image_loading.outside=1 is neither true nor false"),
-        ({"max_pixels": 0}, "image_loading.max_pixels=0 is no whole number from 1 to 178956970"),
-        ({"max_pixels": 1e9}, "image_loading.max_pixels=1000000000.0 is no whole number"),
-        ({"max_pixels": 10**9}, "image_loading.max_pixels=1000000000 is no whole number"),
-        ({"max_pixels": None}, "image_loading.max_pixels=None is no whole number"),
-        ({"max_pixel": 5}, "image_loading.max_pixel=5 is no setting; did you mean max_pixels"),
+        ({"alpha": "whit"}, "image_loading.alpha must be one of white, drop, or null, got whit; did you mean white"),
+        ({"alpha": 3}, "image_loading.alpha must be one of white, drop, or null, got 3"),
+        ({"exif": "maybe"}, "image_loading.exif must be true or false, got maybe"),
+        ({"outside": 1}, "image_loading.outside must be true or false, got 1"),
+        ({"max_pixels": 0}, "image_loading.max_pixels must be a whole number in [1, 178956970], got 0"),
+        ({"max_pixels": 1e9}, "image_loading.max_pixels must be a whole number in [1, 178956970], got 1000000000"),
+        ({"max_pixels": 10**9}, "image_loading.max_pixels must be a whole number in [1, 178956970], got 1000000000"),
+        ({"max_pixels": None}, "image_loading.max_pixels must be a whole number in [1, 178956970], got null"),
+        ({"max_pixel": 5}, "image_loading.max_pixel is not a setting; did you mean max_pixels"),
     ],
 )
 def test_options_that_cannot_be_are_refused(settings, wanted):
     assert refusal(lambda: ImageOptions.of(settings)).startswith(wanted)
 
 
+def test_options_are_typed_as_the_settings_are():
+    assert ImageOptions.of({"exif": "false", "max_pixels": "7"}) == ImageOptions(exif=False, max_pixels=7)
+    assert "alpha=null" in refusal(lambda: ImageOptions(alpha=None))
+
+
 def compose(*words: str) -> dict:
     from hydra import compose, initialize_config_dir
-    from viewing import CONF
+    from support.viewing import CONF
 
     from blink_exp.evaluation import results
 
@@ -491,7 +507,7 @@ def test_a_harness_s_images_are_opened_alike():
 @pytest.mark.parametrize("size", [(720, 16), (16, 720), (400, 1)])
 def test_a_thin_image_on_tiles_has_a_page(size, tmp_path):
     """From 36 to 1 the backbone's own rule leaves nothing of the tiles."""
-    from viewing import config
+    from support.viewing import config
 
     from blink_exp.viewer import run as viewer
 

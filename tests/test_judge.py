@@ -9,18 +9,18 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from support.scripts import ROOT
 
 from blink_exp.errors import UserError
 from blink_exp.judge import UNPARSED, Judge, message
 
 pytest.importorskip("openai")
 KEY = "sk-test-5f1c0ffee"
-CONF = Path(__file__).resolve().parent.parent / "conf" / "judge"
+CONF = ROOT / "conf" / "judge"
 QUICK = {"retry-after-ms": "1"}  # what spares the tests the backoff
 
 
@@ -287,7 +287,7 @@ def test_configs_make_a_judge_or_none(monkeypatch):
 def test_benchmarks_are_marked_through_a_real_endpoint(serve, tmp_path):
     """MM-Vet and captions from fixture to scores: marks, one nonsense, one failure; the key is in no file that a run leaves."""
     import hub_choices  # noqa: F401 (enters its makers)
-    from hub import MAKERS, build
+    from support.hub import MAKERS, build
 
     def rule(number, asked):
         content = asked["messages"][0]["content"]

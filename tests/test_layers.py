@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from scripts import ROOT
+from support.scripts import ROOT
 
 PACKAGE = "blink_exp"
 LAZY = 15  # most imports of our own inside functions

@@ -6,7 +6,7 @@ import ast
 import subprocess
 
 import pytest
-from scripts import ROOT
+from support.scripts import ROOT
 
 FILES = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 TEXT = {"read_text": 0, "write_text": 1}  # methods of Path, and how many arguments stand before the encoding

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,13 +12,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
+from support.scripts import ROOT
 
 from blink_exp import reference
 from blink_exp.benchmarks import mme, pope
 from blink_exp.methods.blink import scaled_threshold, selected_layers
 from blink_exp.studies import plan
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = ROOT / "conf"
 FILES = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted((CONF / "table").glob("*_table*.yaml"))}
 POINTS = [(name, p["label"]) for name, table in FILES.items() for p in table["points"]]
 PUBLISHED = [(n, label) for n, label in POINTS if "published" in next(p for p in FILES[n]["points"] if p["label"] == label)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
 
-from blink_exp.backbone.shipped import load_clip
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.backbone.weights import check_finite
 from blink_exp.errors import UserError, flat
 
+SHARED = "vision_model."  # prefix of the weights that CLIP and LLaVA share
 MOST_TEXTS = 4096  # embeddings kept, of 3 KB each for CLIP-L: the questions of a benchmark are more
 
 
@@ -54,8 +57,6 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
         raise UserError("model.clip=null, but this method reads CLIP's text tower; give its folder or hub id, or set hero_alpha=no_text")
     if path == "scale":
         return ClipText(load_clip().to(backbone.model.device), backbone.processor.tokenizer, backbone.processor.tokenizer.eos_token)
-    from transformers import AutoTokenizer, CLIPModel
-
     if not Path(path).is_dir() and path.count("/") != 1:
         raise UserError(f"model.clip={path} is neither a folder nor a hub id like openai/clip-vit-large-patch14-336; give one of them")
     try:
@@ -74,3 +75,20 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
         raise UserError(f"model.clip={path} has another vision tower than {backbone.name}; give the CLIP that it was made from")
     check_finite(clip, path, "model.clip")
     return ClipText(clip.to(backbone.model.device), tokenizer)
+
+
+def load_clip(folder: Path = SHIPPED) -> CLIPModel:
+    """The scale CLIP, its vision tower taken from the scale LLaVA."""
+    clip = CLIPModel(CLIPConfig.from_pretrained(folder / "clip"))
+    state = safetensors.torch.load_file(folder / "clip" / "text_and_projections.safetensors")
+    prefix = "model.vision_tower."
+    for name, weight in _llava_state(folder).items():
+        if name.startswith(prefix):
+            state[SHARED + name.removeprefix(prefix).removeprefix(SHARED)] = weight
+    missing, unexpected = clip.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    assert not unexpected and not [k for k in missing if "position_ids" not in k], (missing, unexpected)
+    return clip.eval().requires_grad_(False)
+
+
+def _llava_state(folder: Path) -> dict[str, Any]:
+    return LlavaForConditionalGeneration.from_pretrained(folder / "llava", dtype="float32").state_dict()

@@ -13,18 +13,11 @@ import torch
 
 from blink_exp.backbone import memory, supported, weights
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.processor import SYSTEM_PROMPTS, chat_prompt, load_processor, warn_of_tokens
+from blink_exp.backbone.processor import chat_prompt, load_processor, warn_of_tokens
 from blink_exp.backbone.shipped import SCALE, shipped
 from blink_exp.errors import UserError, nearest
-
-WORDS: dict[str, tuple[str, ...]] = {
-    "dtype": ("bfloat16", "float16", "float32"),
-    "attn_implementation": ("sdpa", "eager", "flash_attention_2"),
-    "quantization": ("4bit", "8bit"),
-    "system_prompt": tuple(SYSTEM_PROMPTS),
-    "device_map": ("auto", "balanced", "balanced_low_0", "sequential"),
-}
-NULLABLE = ("quantization", "device_map")
+from blink_exp.settings.check import fields, value_type
+from blink_exp.settings.targets import Model
 
 
 def _keeping_one(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
@@ -150,8 +143,9 @@ def _greedy(model: Any, path: str) -> None:
 def check_words(**settings: str | None) -> None:
     """Raises UserError for a word that a setting does not know."""
     for key, value in settings.items():
-        if value not in WORDS[key] and not (value is None and key in NULLABLE):
-            raise UserError(f"model.{key}={value} is not known; {nearest(str(value), WORDS[key])}")
+        known = fields(Model)[key].metadata["limit"].words
+        if value not in known and not (value is None and value_type(Model, key)[1]):
+            raise UserError(f"model.{key}={value} is not known; {nearest(str(value), known)}")
 
 
 def check_device(device: str, quantization: str | None, device_map: str | None, attn_implementation: str, dtype: str) -> None:

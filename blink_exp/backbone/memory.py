@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from blink_exp import markdown
 from blink_exp.backbone.published import NAMES, published_config
 from blink_exp.errors import UserError
 
@@ -71,17 +72,11 @@ def free(device: str) -> int | None:
     """Bytes that are free on ``device``: a GPU's own, else main memory within the limit of the process's container; None if unknown."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0]
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        line = next(line for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:"))
-        found.append(int(line.split()[1]) * 1024)
-    if not found:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    found = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         group = Path("/sys/fs/cgroup")
         found.append(int((group / "memory.max").read_text(encoding="utf-8")) - int((group / "memory.current").read_text(encoding="utf-8")))
-    return min(found, default=None)
+    return min(found)
 
 
 def shared_bytes(wanted: float | None, device: str) -> int:
@@ -153,14 +148,14 @@ def gb(size: float) -> str:
 def table() -> str:
     """Markdown: the published backbones by the memory that they need."""
     kinds: list[tuple[str, str | None]] = [("float32", None), ("bfloat16", None), ("bfloat16", "8bit"), ("bfloat16", "4bit")]
-    rows = ["| `model=` | parameters | float32 | bfloat16, float16 | 8bit | 4bit | cache of a prompt |", "|---|" + "---:|" * 6]
+    head = ("`model=`", "parameters", "float32", "bfloat16, float16", "8bit", "4bit", "cache of a prompt")
+    rows = []
     for name in NAMES:
         config = published_config(name)
         counted = count(config)
         found = [estimate(config, dtype, q, counted) for dtype, q in kinds]
-        cells = [f"{found[0].parameters / 1e9:.2f} B", *(gb(e.weights) for e in found), gb(found[1].cache)]
-        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        rows.append((f"`{name}`", f"{found[0].parameters / 1e9:.2f} B", *(gb(e.weights) for e in found), gb(found[1].cache)))
+    return markdown.table(head, rows)
 
 
 if __name__ == "__main__":

@@ -103,12 +103,6 @@ class Backbone:
     def prompt(self, question: str) -> str:
         return chat_prompt(self.processor, question, self.system_prompt)
 
-    def inputs(self, images: list[Image.Image], questions: list[str]) -> dict[str, torch.Tensor]:
-        """A left-padded batch of one image and one question each."""
-        texts = [self.prompt(q) for q in questions]
-        batch = self.processor(images=images, text=texts, return_tensors="pt", padding=True)
-        return {k: v.to(self.model.device) for k, v in batch.items()}
-
     @property
     def tiled(self) -> bool:
         """Whether an image becomes a thumbnail and tiles (LLaVA-NeXT) or one view (LLaVA-1.5)."""

@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.errors import UserError
 from blink_exp.files import write_json
-from blink_exp.settings.check import check
 from blink_exp.studies import dashboards
 from blink_exp.studies.catalog import run_experiments
 from blink_exp.studies.jobs import note
@@ -25,9 +24,8 @@ def run(cfg: DictConfig) -> Any:
 
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
-    check_settings(cfg)
     if hydra.mode != RunMode.MULTIRUN:
-        check(cfg)
+        check_settings(cfg)
         if cfg.dashboard is not None:
             dashboards.run(cfg, out)
             return None

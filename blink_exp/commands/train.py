@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,11 +20,13 @@ from blink_exp.training.optimization import Optimization
 def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     """train.py: trains for ``cfg``. Returns {layer: held-out losses and gain}."""
     check(cfg)
-    return training.run(job_of(cfg, Path(HydraConfig.get().runtime.output_dir)))
+    hydra = HydraConfig.get()
+    folder = "hydra.sweep.dir" if hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
+    return training.run(job_of(cfg, Path(hydra.runtime.output_dir), folder))
 
 
-def job_of(cfg: DictConfig, out: Path) -> Job:
-    """The training of the settings ``cfg`` in the run folder ``out``. Raises UserError for what cannot be made."""
+def job_of(cfg: DictConfig, out: Path, folder: str = "hydra.run.dir") -> Job:
+    """The training of the settings ``cfg`` in the run folder ``out``, which the setting ``folder`` names."""
     settings = OmegaConf.to_object(cfg)
     assert isinstance(settings, Train)
     optim = settings.optim
@@ -46,4 +49,5 @@ def job_of(cfg: DictConfig, out: Path) -> Job:
             optimizer=instantiate(cfg.optim.optimizer, _convert_="all"),
             schedule=instantiate(cfg.optim.schedule, _convert_="all"),
         ),
+        folder=folder,
     )

@@ -14,38 +14,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.views import Visual
 from blink_exp.decoder.attach import attach
+from blink_exp.flops import CPU_ATTENTION
 
 DECODED = 8  # tokens that are generated to time decoding, whatever the answer is
-
-
-def _cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
-    """torch's counter knows the GPU kernels only. Shapes come in."""
-    return sdpa_flop_count(query, key, value)
-
-
-CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
 
 
 def layer_flops(q: int, k: int, d: int, m: int) -> int:
     """One decoder layer with hidden size ``d`` and a gated MLP of size ``m``, multiply and add counted apart."""
     return 8 * q * d**2 + 4 * q * k * d + 6 * q * d * m
-
-
-def prefill_flops(tokens: int, d: int, m: int, layers: int) -> int:
-    """An ordinary prompt of ``tokens`` through ``layers`` (HERO, Table VIII)."""
-    return layers * layer_flops(tokens, tokens, d, m)
-
-
-def kv_bytes(tokens: int, d: int, layers: int, size: int = 2) -> int:
-    """Keys and values of ``tokens`` in all layers, ``size`` bytes a number, without grouped queries."""
-    return 2 * layers * d * size * tokens
 
 
 @torch.no_grad()

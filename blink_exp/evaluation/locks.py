@@ -6,6 +6,7 @@ Who holds a lock that others may wait for never waits for another one, so no two
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from blink_exp.disk import writing
 from blink_exp.errors import UserError
 
 NAME = ".lock"  # in an output folder; of a point or a file: .locks/ITS_NAME.lock beside it
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what flock says on a file system without locks
 POLL = 0.2  # seconds between two looks at a lock that somebody else has
 _folders: dict[str, FileLock] = {}  # of this process, until it ends
 
@@ -24,16 +26,16 @@ def claim(folder: str | Path | None, setting: str) -> Path:
     """Makes ``folder``, the value of ``setting``, and keeps every other run out of it until this process ends.
 
     Raises:
-        UserError: where it is no folder's name, or another run has it.
+        UserError: where it is no folder's name, another run has it, or its file system has no locks.
         WriteError: where it cannot be made.
     """
     path = named(folder, setting)
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.resolve() / NAME)
+        lock = FileLock(path.resolve() / NAME, fallback_to_soft=False)
         try:
             if str(path.resolve()) not in _folders:
-                lock.acquire(timeout=0)
+                _acquire(lock, path, timeout=0)
         except Timeout:
             raise UserError(
                 f"{setting}={path} is in use by another run; wait until that has ended, or give another folder with {setting}=..."
@@ -55,10 +57,10 @@ def waited(path: Path) -> Iterator[None]:
     """Alone at ``path``, a point of a store or what else runs share; waits, and says so, while another run has it."""
     lock = _lock(path)
     try:
-        lock.acquire(timeout=0)
+        _acquire(lock, path.parent, timeout=0)
     except Timeout:
         print(f"waiting for {path}, which another run is working on", flush=True)
-        lock.acquire(poll_interval=POLL)
+        _acquire(lock, path.parent)
     try:
         yield
     finally:
@@ -74,7 +76,7 @@ def free(paths: Iterable[Path]) -> Iterator[list[Path]]:
         for path in sorted(set(paths)):
             lock = _lock(path)
             with contextlib.suppress(Timeout):
-                lock.acquire(timeout=0)
+                _acquire(lock, path.parent, timeout=0)
                 held.callback(lock.release)
                 mine.append(path)
         yield mine
@@ -84,4 +86,18 @@ def _lock(path: Path) -> FileLock:
     folder = path.parent / ".locks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(os.path.abspath(folder / f"{path.name}.lock"))
+    return FileLock(os.path.abspath(folder / f"{path.name}.lock"), fallback_to_soft=False)
+
+
+def _acquire(lock: FileLock, folder: Path, timeout: float = -1) -> None:
+    """``lock.acquire(timeout)``. Raises UserError where the file system of ``folder`` has no locks: filelock's substitute, a file that is
+    there, would outlive a run that is killed."""
+    try:
+        lock.acquire(timeout=timeout, poll_interval=POLL)
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in UNSUPPORTED:  # a Timeout among them
+            raise
+        raise UserError(
+            f"{folder} is on a file system without file locks (flock: {error}); choose a folder on one that has them, e.g. a local disk or"
+            " NFS mounted with its lock service, with hydra.run.dir=... (sweeps: hydra.sweep.dir=..., store=..., report=...)"
+        ) from error

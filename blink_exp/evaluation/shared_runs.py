@@ -35,7 +35,7 @@ ONE_RUN = ("model", "benchmark", "part", "limit", "shard", "data_root", "batch_s
 def place(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
     """The folder of a point in the store, and what its metrics.json holds if the point is there and whole; ``cfg`` as composed."""
     settings = located_settings(cfg)
-    folder = locks.named(cfg.store, "store") / identity.point_hash(settings, identity.digests(settings))
+    folder = Path(cfg.store) / identity.point_hash(settings, identity.digests(settings))
     stored = None if cfg.force else store.metrics_of(folder)
     if stored is None:
         return folder, None
@@ -46,7 +46,7 @@ def parts_of(cfg: DictConfig) -> Path:
     """The folder of a point's answers until it is finished, which is also what a run locks. It is the point's own, but where its data has
     image files: there it does not depend on which of them are there, so that a point goes on when those that were missing are back."""
     settings = located_settings(cfg)
-    return locks.named(cfg.store, "store") / identity.point_hash(settings, identity.without_images(settings))
+    return Path(cfg.store) / identity.point_hash(settings, identity.without_images(settings))
 
 
 def located_settings(cfg: DictConfig) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def image_of(question: Question, options: ImageOptions = DEFAULT) -> Image.Image
     """The one image of a question, in RGB. Raises UserError for no image, several, or none that opens."""
     try:
         found = _flat(question.visuals())
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"the image of {question.id} cannot be read ({' '.join(str(error).split())}); repair the data set") from error
     other = next((type(v).__name__ for v in found if not isinstance(v, Image.Image)), None)
     if other is not None:
@@ -146,7 +146,7 @@ def image_of(question: Question, options: ImageOptions = DEFAULT) -> Image.Image
         raise UserError(f"{question.id} shows {len(found)} images, and this model answers about exactly one; tasks that work: {DOC}")
     try:
         return to_rgb(found[0], options, copy=False)
-    except (OSError, ValueError, SyntaxError) as error:  # what a file that is opened late has to say
+    except Exception as error:  # what a file that is opened late has to say: a decoder raises whatever it met
         raise UserError(f"the image of {question.id} cannot be read ({' '.join(str(error).split())}); repair the data set") from error
 
 

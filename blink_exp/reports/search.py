@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from blink_exp import markdown
 from blink_exp.reports.console import wide_console
 
 NAMES = {"default": "without the search", "best": "the best"}
@@ -19,9 +20,7 @@ def text(document: dict[str, Any]) -> str:
         "",
         *remarks(document),
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---|" + "---:|" * (len(HEAD) - 1),
-        *("| " + " | ".join(row) + " |" for row in cells(document)),
+        markdown.table(HEAD, cells(document)),
         "",
         *(f"- {NAMES[name]}: `{setting['command']}`" for name, setting in document["settings"].items()),
     ]

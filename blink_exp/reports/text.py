@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from blink_exp import markdown as md
 from blink_exp.files import write_text
 from blink_exp.reports import cells, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell
@@ -56,9 +57,7 @@ def markdown(document: dict[str, Any]) -> str:
         *(f"- {_plain(line)}" for line in legend.lines(document)),
         *(["", document["note"]] if document.get("note") else []),
         "",
-        _line(["", *heads]),
-        "|---|" + "---:|" * len(heads),
-        *(_line([_plain(label), *map(_marked_down, found)]) for label, found in cells.rows(document)),
+        md.table(["", *heads], ([_plain(label), *map(_marked_down, found)] for label, found in cells.rows(document))),
         "",
         *(f"- {_plain(line)}" for line in legend.gaps(document)),
         *(f"- {line}" for line in footnotes),
@@ -66,10 +65,6 @@ def markdown(document: dict[str, Any]) -> str:
         f"`{document['command']}`",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _line(words: list[str]) -> str:
-    return "| " + " | ".join(words) + " |"
 
 
 def _plain(text: str) -> str:

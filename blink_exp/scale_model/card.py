@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from blink_exp import markdown
+from blink_exp.backbone.clip_text import load_clip
 from blink_exp.backbone.load import load
-from blink_exp.backbone.shipped import SHIPPED, load_clip
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.evaluation.evaluator import evaluate
@@ -91,28 +93,26 @@ def write(assets: Path = SHIPPED) -> Path:
 def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
     mosaics = measured["mosaics"]
     kinds = list(mosaics["2x2"])
-    head = ["| question kind | 2x2 | 2x2, blank | 3x3 | 3x3, blank | 4x4 | 4x4, blank |", "|---|" + "---:|" * 6]
     columns = ["2x2", "2x2 blank", "3x3", "3x3 blank", "4x4", "4x4 blank"]
-    rows = [f"| {k} | " + " | ".join(str(mosaics[c].get(k, "")) for c in columns) + " |" for k in kinds]
-    easy = "\n".join(["| easy-VQA test | accuracy |", "|---|---:|", *[f"| {k} | {v} |" for k, v in measured["easyvqa_test"].items()]])
+    rows = [(k, *(mosaics[c].get(k, "") for c in columns)) for k in kinds]
+    easy = [*measured["easyvqa_test"].items(), ("blank image", measured["easyvqa_test_blank"])]
     saliency = measured["saliency"]
-    lines = ["| layer | mean rho | most salient patch is the annotated one |", "|---:|---:|---:|"]
-    lines += [f"| {i} | {r:.3f} | {100 * h:.1f} % |" for i, (r, h) in enumerate(zip(saliency["rho"], saliency["hit"], strict=True))]
-    gains = ["| layer | interpolation | TokenSR | gain |", "|---:|---:|---:|---:|"]
+    layers = [(i, f"{r:.3f}", f"{100 * h:.1f} %") for i, (r, h) in enumerate(zip(saliency["rho"], saliency["hit"], strict=True))]
+    gains = []
     for path in sorted((assets / "tokensr").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         h = found["training"]["held_out"]
-        gains.append(f"| {found['layer']} | {h['interpolation']:.4f} | {h['tokensr']:.4f} | {100 * h['gain']:.1f} % |")
+        gains.append((found["layer"], f"{h['interpolation']:.4f}", f"{h['tokensr']:.4f}", f"{100 * h['gain']:.1f} %"))
     best = max(range(len(saliency["hit"])), key=lambda i: saliency["hit"][i])
     part = "all" if measured["scenes"] == SCENES else "some"
     return {
         "counts": f"{part} questions of easy-VQA's test set; {measured['scenes']} held-out scenes of each size, ten questions each",
-        "easyvqa": easy + f"\n| blank image | {measured['easyvqa_test_blank']} |",
-        "mosaics": "\n".join(head + rows),
+        "easyvqa": markdown.table(("easy-VQA test", "accuracy"), easy),
+        "mosaics": markdown.table(("question kind", *(c.replace(" ", ", ") for c in columns)), rows),
         "clip": ", ".join(f"{k} {v} %" for k, v in measured["clip_zero_shot"].items()),
-        "saliency": "\n".join(lines),
+        "saliency": markdown.table(("layer", "mean rho", "most salient patch is the annotated one"), layers, left=()),
         "best": f"layer {best}, {100 * saliency['hit'][best]:.1f} % of {saliency['samples']} questions",
-        "tokensr": "\n".join(gains),
+        "tokensr": markdown.table(("layer", "interpolation", "TokenSR", "gain"), gains, left=()),
         "seed": str(measured["seed"]),
         **measure_next.tables(measured["next"]),
     }

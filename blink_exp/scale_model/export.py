@@ -7,7 +7,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from blink_exp.backbone.shipped import SHARED, SHIPPED
+from blink_exp.backbone.clip_text import SHARED
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.scale_model import build_models
 
 

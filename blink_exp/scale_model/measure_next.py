@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from blink_exp.backbone.clip_text import ClipText
+from blink_exp import markdown
+from blink_exp.backbone.clip_text import ClipText, load_clip
 from blink_exp.backbone.load import load
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.shipped import SHIPPED, load_clip
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.core.encoding import Needs
 from blink_exp.scale_model import train_next
 from blink_exp.scenes import hr_questions
@@ -61,10 +62,10 @@ def clipscore(backbone: Backbone, scenes: int = SCENES, seed: int = 2) -> dict[s
 def tables(measured: dict[str, Any]) -> dict[str, str]:
     """The card's tables of LLaVA-NeXT as Markdown, by the name of their place."""
     seen = measured["mosaic_hr"]
-    rows = [f"| {kind} | {seen['all'][kind]} | {seen['thumbnail'][kind]} | {seen['blank'][kind]} |" for kind in seen["all"]]
-    ranks = [f"| {kind} | {v['first']} | {v['questions']} |" for kind, v in measured["clipscore"].items()]
+    rows = [(kind, seen["all"][kind], seen["thumbnail"][kind], seen["blank"][kind]) for kind in seen["all"]]
+    ranks = [(kind, v["first"], v["questions"]) for kind, v in measured["clipscore"].items()]
     return {
         "next_counts": f"{measured['scenes']} held-out scenes, ten questions each",
-        "mosaic_hr": "\n".join(["| question kind | all views | thumbnail only | blank |", "|---|---:|---:|---:|", *rows]),
-        "clipscore": "\n".join(["| question about one object | right tile first | questions |", "|---|---:|---:|", *ranks]),
+        "mosaic_hr": markdown.table(("question kind", "all views", "thumbnail only", "blank"), rows),
+        "clipscore": markdown.table(("question about one object", "right tile first", "questions"), ranks),
     }

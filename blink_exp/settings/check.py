@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -23,15 +23,25 @@ from blink_exp.settings.targets import BY_TARGET
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
+REFUSED = "refused"  # in a job of a multirun whose words do not compose: why (``job_loader``)
 
 
 def check(cfg: DictConfig, whole: bool = True) -> None:
     """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits. Values given as text for
     a number ("0.5") become numbers, in place. ``whole``: whether every setting that must be given has to be there."""
+    if REFUSED in cfg:
+        raise UserError(cfg[REFUSED])
     for prefix, node in _nodes(cfg, ""):
         schema = schema_of(node)
         if schema is not None:
             _check_node(node, prefix, schema, whole)
+
+
+def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as ``schema`` types them, for what is made without Hydra. Raises UserError as ``check`` does; settings may be missing."""
+    node = OmegaConf.create(dict(values))
+    _check_node(node, prefix, schema, whole=False)
+    return {str(key): node[key] for key in node}
 
 
 def schema_of(node: DictConfig) -> type | None:

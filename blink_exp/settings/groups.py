@@ -12,12 +12,14 @@ from typing import Any
 from blink_exp import plugins
 from blink_exp.settings import limits
 
+MOST_PIXELS = 178_956_970  # of an image: Pillow's own limit, above which it opens nothing
+
 
 @dataclass
 class ImageLoading:
     exif: bool = limits.flag()
     alpha: str | None = limits.words("white", "drop")
-    max_pixels: int = limits.whole(1, 178956970)
+    max_pixels: int = limits.whole(1, MOST_PIXELS)
     outside: bool = limits.flag()
 
 
@@ -46,7 +48,7 @@ def _layers(value: Any) -> bool:
         first, dash, last = value.partition("-")
         ends = [first, last] if dash else [first]
         return value == "all" or (all(map(str.isdecimal, ends)) and int(first) <= int(ends[-1]) < MOST_LAYERS)
-    return value is None or limits.is_whole(value) or limits.is_list(value, limits.is_whole)
+    return value is None or limits.is_whole(value) or (limits.is_list(value, limits.is_whole) and len(value) > 0)
 
 
 @dataclass

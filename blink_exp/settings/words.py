@@ -15,25 +15,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, nearest
 from blink_exp.settings.check import fields, refusal, shown, value_type
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.targets import BY_TARGET, Pair
 
-WITH_VALUE = (
-    "--config-dir",
-    "-cd",
-    "--config-name",
-    "-cn",
-    "--config-path",
-    "-cp",
-    "--package",
-    "-p",
-    "--cfg",
-    "-c",
-    "--experimental-rerun",
+WITH_VALUE = {  # Hydra's flags that take a value, and one
+    **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "FOLDER"),
+    **dict.fromkeys(("--config-name", "-cn"), "evaluate"),
+    **dict.fromkeys(("--package", "-p"), "model"),
+    **dict.fromkeys(CFG := ("--cfg", "-c"), "job"),
+    "--experimental-rerun": "RUN/.hydra/config.pickle",
+}
+ALONE = (
+    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
+    *("--shell-completion", "-sc", "--info", "-i"),
 )
 MULTIRUN = ("-m", "--multirun")
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
@@ -58,8 +56,18 @@ def arranged(argv: Sequence[str]) -> list[str]:
     words = iter(argv)
     for word in words:
         (flags if word.startswith("-") else settings).append(word)
-        if word in WITH_VALUE:
-            flags.extend(value for value in [next(words, None)] if value is not None)
+        flag, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            continue
+        if flag not in (*WITH_VALUE, *ALONE):  # argparse would print its whole usage
+            raise UserError(f"{flag} is no flag; {nearest(flag, [f for f in (*WITH_VALUE, *ALONE) if f.startswith('--')])}")
+        if flag in WITH_VALUE and not equals:
+            given = next(words, None)
+            if given is None or given.startswith("-"):
+                raise UserError(f"{flag} needs a value behind it, e.g. {flag} {WITH_VALUE[flag]}")
+            flags.append(value := given)
+        if flag in CFG and value not in ("job", "hydra", "all"):
+            raise UserError(f"{flag} {value} is not known; use job, hydra or all")
     return [*flags, *settings]
 
 
@@ -83,6 +91,7 @@ def _quoted(word: str, several: bool) -> str:
     if name == "predictions" and value.startswith("[") and value.endswith("]"):
         return word  # a list of files
     value = os.path.expanduser(value) if value.startswith("~/") and name not in LETTER_BY_LETTER else value
+    several = several and name not in HYDRA_PATHS  # Hydra sweeps over none of its own settings
     if several and FUNCTION.fullmatch(value):
         return word
     if several and "," in value and not Path(value).exists():
@@ -107,7 +116,7 @@ def _quote(value: str, references: bool = True) -> str:
 
 def check_words(argv: Sequence[str], root: str) -> None:
     """Raises UserError for words that Hydra would take without a word of its own: a sweep over nothing, several presets or none at once,
-    a number for true or false."""
+    a number for true or false. Of a word with several values, each is left to the job that has it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
@@ -134,8 +143,9 @@ def check_words(argv: Sequence[str], root: str) -> None:
                 raise UserError(f"{word} names no value, so nothing would run; a range ends before its second number: range(1,5) is 1 to 4")
         if word.startswith("+") and key in groups(ROOTS[root]):
             raise UserError(f"{word} would add a second preset to {key}; write {word.lstrip('+')}")
-        for one in values:
-            _check_one(key, one, ROOTS[root])
+        if not (override.is_sweep_override() and any(flag in argv for flag in MULTIRUN)):
+            for one in values:
+                _check_one(key, one, ROOTS[root])
 
 
 def _check_one(key: str, value: Any, root: type) -> None:

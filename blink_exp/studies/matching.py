@@ -21,6 +21,7 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import NEWLINE, Views, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, identity, locks, results, store
+from blink_exp.evaluation.answering import prompt_of
 from blink_exp.files import read_object, write_json
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts
@@ -63,7 +64,7 @@ def place(cfg: DictConfig, key: str) -> Path:
     """The file of the store that holds what was found."""
     settings = results.plain(cfg)
     asked = {"match": key, "wanted": str(cfg.retention_ratio)}
-    return locks.named(cfg.store, "store") / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
+    return Path(cfg.store) / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
 
 
 def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:
@@ -91,10 +92,10 @@ def share_by(cfg: DictConfig, key: str) -> Callable[[float], float]:
     backbone, _, benchmark = evaluator.prepare(cfg)
     asked: list[tuple[Any, str]] = []
     for first, *_ in by_image(evaluator.chosen(benchmark, cfg)):
-        with contextlib.suppress(OSError):  # an evaluation skips and names it
-            asked.append((first.image(), benchmark.prompt(first)))
+        with contextlib.suppress(OSError, UserError):  # an evaluation skips and names it
+            asked.append((first.image(), prompt_of(backbone, benchmark, first)))
     if not asked:
-        raise UserError(f"{key} cannot be matched: no image of {benchmark.name} can be read; evaluate the method alone to see why")
+        raise UserError(f"{key} cannot be matched: nothing of {benchmark.name} can be asked; evaluate the method alone to see why")
     encodings: dict[int, Any] = {}
 
     def views(k: int) -> Views:

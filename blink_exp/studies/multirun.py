@@ -10,18 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from blink_exp import tracking
 from blink_exp.cli import guard
-from blink_exp.evaluation import locks, results
+from blink_exp.evaluation import results
 from blink_exp.evaluation.shared_runs import run_together
+from blink_exp.settings.check import check
 from blink_exp.studies.jobs import Jobs, end, name_points, noted
 from blink_exp.studies.summary import write_summary
 from blink_exp.studies.tuning import on_part, searches
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raises UserError for what would fail every point: folders without a name, and what a logger refuses."""
+    """Raises UserError for what would fail every point: settings outside their limits, and what a logger refuses."""
+    check(cfg, whole=False)
     tracking.check({"logger": OmegaConf.to_container(cfg.logger, resolve=True)})
-    for setting in ("store", "report"):
-        locks.named(cfg[setting], setting)
 
 
 class Summary(Jobs):

@@ -174,7 +174,7 @@ def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tup
             " \"train='trainer=paper data=llava_665k data.json=... data.images=...'\""
         )
     text = json.dumps([settings | {"logger": None}, identity.digests(settings)["model"]], sort_keys=True)
-    folder = (locks.named(cfg.store, "store") / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
+    folder = (Path(cfg.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
     return [*overrides, *(word for word in own if key(word).partition(".")[0] == "logger")], folder
 
 

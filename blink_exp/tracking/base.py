@@ -9,6 +9,8 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from blink_exp.settings.check import check_values
+from blink_exp.settings.targets import BY_TARGET
 from blink_exp.tracking.interface import NullTracker, Run, SafeTracker, Tracker
 from blink_exp.tracking.loggers import Csv, Logger
 
@@ -30,6 +32,9 @@ def check(settings: dict[str, Any]) -> None:
     Raises:
         UserError: for a package that is not installed, a name or number that is refused, or no key.
     """
+    schema = BY_TARGET.get(settings["logger"]["_target_"])
+    if schema is not None:
+        check_values(schema, "logger.", settings["logger"])
     logger_of(settings).check(settings)
 
 

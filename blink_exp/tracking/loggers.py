@@ -34,14 +34,10 @@ class Logger:
     install: ClassVar[str] = ""  # what installs them
 
     def check(self, settings: dict[str, Any]) -> None:
-        """Raises UserError for a package that is not installed, and for a name or number that the logger would refuse at its first run."""
+        """Raises UserError for a package that is not installed, and for a name that the logger would refuse at its first run."""
         absent = [package for package in self.packages if importlib.util.find_spec(package) is None]
         if absent:
             raise UserError(f"logger={self.name} needs {', '.join(absent)}; pip install {self.install}, or use logger=csv")
-        for setting in ("rows", "images"):
-            count = getattr(self, setting)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise UserError(f"logger.{setting}={count} is no number of {setting}; use 0 (none) or more")
 
     def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
         """A run of an evaluation."""

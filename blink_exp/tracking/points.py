@@ -10,7 +10,6 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
 from blink_exp.evaluation import tokens
-from blink_exp.evaluation.records import read
 from blink_exp.files import read_object
 from blink_exp.tracking.base import logger_of, silent, tracker
 from blink_exp.tracking.interface import attempt
@@ -67,6 +66,7 @@ def point_logged(
     x: float | None,
     benchmark: Callable[[], Benchmark] | None,
 ) -> None:
+    from blink_exp.evaluation.records import read  # torch comes with it: a wrong logger is to be named before
 
     finished = read_object(folder / "metrics.json", {}, "measure the point again")
     records = read(folder)

@@ -23,7 +23,7 @@ class Job:
         settings: of train.py, typed.
         record: the same as plain values, as checkpoints and loggers keep them.
         text: the same as config.yaml.
-        out: the run folder.
+        out: the run folder. folder: the setting that names it.
         backbone: loads the frozen model; called with ``device`` and, for another than the settings say, ``dtype``.
         data: makes the pairs; called with ``transform`` and ``steps_done``.
         trainer: Lightning's; called with what the settings do not say.
@@ -39,3 +39,4 @@ class Job:
     trainer: Callable[..., pl.Trainer]
     callbacks: list[pl.Callback]
     optimization: Optimization
+    folder: str = "hydra.run.dir"

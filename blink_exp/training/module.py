@@ -131,6 +131,15 @@ class TokenSRTraining(pl.LightningModule):
         self._step_losses.append(losses.detach())
         return losses.sum()  # the layers share no weight, so the sum trains each as if alone
 
+    def optimizer_step(self, *args, **kwargs):
+        """Raises UserError where the step itself is too large for the optimizer's numbers."""
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise UserError(self._diverged("the step is larger than the weights can hold")) from None
+
     def on_train_batch_end(self, outputs, batch, batch_idx):
         """Logs the mean over the whole step: all its parts, all devices. Raises UserError where it is nan or inf."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:

@@ -34,7 +34,7 @@ from blink_exp.training.trainer import make_trainer, quieten
 def run(job: Job) -> dict[int, dict[str, float]]:
     """Trains, going on from a checkpoint where there is one. Returns {layer: held-out losses and gain}.
 
-    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``stopping``.
+    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``signals``.
     """
     quieten()
     check_recipe(job.settings)
@@ -48,7 +48,7 @@ def run(job: Job) -> dict[int, dict[str, float]]:
         trainer = make_trainer(job, sound=not (start.path and start.path.resolve() == (job.out / OLD).resolve()))
         trainers.append(trainer)
         if trainer.is_global_zero:
-            locks.claim(job.out, "hydra.run.dir")
+            locks.claim(job.out, job.folder)
             if job.settings.output:
                 locks.claim(job.settings.output, "output")
         return train(job, trainer, start)
@@ -74,8 +74,6 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
     batch_size, trainer.accumulate_grad_batches = share_out(data.global_batch, trainer.world_size, data.batch_size)
     backbone = load_backbone(job, trainer)
     layers = list(selected_layers(backbone.depth, layer=settings.layer, **asdict(settings.layers)))
-    if not layers:
-        raise UserError("layers.indices=[] trains nothing; name at least one layer, e.g. layer=12")
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     data.transform = BaseView(backbone.processor.image_processor)
     module = TokenSRTraining(

@@ -17,7 +17,7 @@ class SharedLauncher(BasicLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self.hydra_context is not None and self.config is not None
         loader: Any = self.hydra_context.config_loader
-        if "store" in self.config and len(job_overrides) > 1:  # training has no points
+        if "share" in self.config and len(job_overrides) > 1:  # sweep.py has points, other scripts only jobs
             from blink_exp.studies.multirun import run_jobs
 
             run_jobs([loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides])

@@ -1,0 +1,51 @@
+"""The jobs of a multirun composed one by one, so that one whose words do not compose does not end the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, open_dict
+
+from blink_exp.errors import UserError
+from blink_exp.settings.check import REFUSED
+from blink_exp.settings.messages import HYDRA_ERRORS, translated
+from blink_exp.settings.words import check_words
+
+
+class JobLoader(ConfigLoaderImpl):
+    """Hydra's loader of configurations, which every sweeper and launcher composes jobs with, in this process or another. A job whose words
+    do not compose gets the configuration of the words that all jobs share, with the reason at ``REFUSED``: ``check`` refuses that, so the
+    job fails where any other would. ``root``: name of the root config."""
+
+    def __init__(self, loader: ConfigLoaderImpl, root: str):
+        super().__init__(loader.config_search_path)
+        self.root = root
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        try:
+            check_words(sweep_overrides, self.root)
+            return super().load_sweep_config(master_config, sweep_overrides)
+        except (UserError, *HYDRA_ERRORS) as error:
+            reason = translated(error)
+        config = super().load_sweep_config(master_config, one_valued(master_config.hydra.overrides.task))
+        with open_dict(config):
+            config[REFUSED] = reason
+            config.hydra.overrides.task = list(sweep_overrides)
+            config.hydra.sweep.subdir = "${hydra.job.num}"  # the user's may be named after the value that is refused
+        return config
+
+
+def one_valued(words: Sequence[str]) -> list[str]:
+    """Those of ``words`` that name one value, in the order given."""
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    return [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
+
+
+def compose_each_job(root: str) -> None:
+    """Makes the multirun that starts compose its jobs with ``JobLoader``."""
+    hydra: Any = GlobalHydra.instance().hydra
+    hydra.config_loader = JobLoader(hydra.config_loader, root)

@@ -1,0 +1,29 @@
+"""The exact prompt of every published benchmark and protocol, frozen. A change is a decision: UPDATE_PROMPTS=1 writes it down."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import support.hub_choices  # noqa: F401 (enters its makers)
+from support.hub import MAKERS, build
+
+FROZEN = Path(__file__).parent / "prompts.json"
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_prompts_are_the_frozen_ones(name, tmp_path):
+    """Of the first row of the fixture, by every protocol that the benchmark has."""
+    folder = MAKERS[name](tmp_path)
+    asked = {}
+    for protocol in type(build(name, folder)).protocols:
+        benchmark = build(name, folder, protocol=protocol)
+        asked[f"{name}/{protocol}"] = benchmark.prompt(benchmark.samples()[0])
+    frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
+    if os.environ.get("UPDATE_PROMPTS") == "1":
+        merged = {k: v for k, v in frozen.items() if not k.startswith(f"{name}/")} | asked
+        FROZEN.write_text(json.dumps(dict(sorted(merged.items())), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    else:
+        assert asked == {k: v for k, v in frozen.items() if k.startswith(f"{name}/")}

@@ -1,0 +1,308 @@
+"""Tables as cells, Markdown, CSV and on the terminal: a made-up document whose every cell is known."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+
+import pandas
+import pytest
+from support import made_up_table
+from support.made_up_table import LABEL, row
+
+from blink_exp.reports import cells, legend, statistics, terminal, text
+from blink_exp.reports.cells import Cell, Column
+
+
+@pytest.fixture
+def document() -> dict:
+    return made_up_table.document()
+
+
+def cell(document, label, heading, group="mosaic_mme"):
+    return dict(cells.rows(document))[label][cells.columns(document).index(Column(heading, group))]
+
+
+# cells
+
+
+def test_published_columns_stand_before_measured_ones_and_no_column_holds_both(document):
+    heads = [("perception", "published"), ("total", "published"), *((h, "mosaic_mme") for h in ("total", "part", "KV MiB"))]
+    assert [(c.heading, c.group) for c in cells.columns(document)] == heads
+    for r in document["rows"]:
+        r["runs"] = {}
+    for _, found in cells.rows(document):
+        assert not any(c.text or c.delta or c.mark for c in found[2:])
+    assert cell(document, "none", "total").note == "not measured"
+
+
+def test_a_published_cell_is_as_the_paper_prints_it(document):
+    assert cell(document, "none", "perception", "published") == Cell("1505.70", note="published")
+    derived = cell(document, "none", "total", "published")
+    assert (derived.text, derived.mark, derived.delta, derived.best) == ("1863.58", "*", "", False)
+    assert cell(document, "w/o SGS", "perception", "published").delta == "+3.30"
+    assert cell(document, "w/o SGS", "total", "published").delta == "+2.5"  # without digits: as many as it takes
+    assert cell(document, "L={6-10}", "total", "published").delta == "-13.84"
+    assert not any(c.best for _, found in cells.rows(document) for c in found[:2])
+
+
+def test_a_number_that_is_not_printed_is_empty_and_its_conjecture_no_number(document):
+    lost = cell(document, "L={6-10}", "perception", "published")
+    assert (lost.text, lost.delta, lost.mark) == ("", "", "")
+    assert lost.note == "lost in text extraction; conjecture, not a number of the paper: 1234.5"
+    assert cell(document, "[broken]", "total", "published") == Cell(note="not printed")
+    for made in (text.markdown(document), text.latex(document), text.csv(document)):
+        assert "lost in text extraction" in made and "1234" not in made
+
+
+def test_a_measured_cell_by_hand(document):
+    better = cell(document, "w/o SGS", "total")
+    assert (better.text, better.delta, better.mark, better.best) == ("102.50", "+2.50", "†", True)
+    assert better.command == "python evaluate.py saliency=random"
+    tested = "+2.50 against none; 95 % interval +0.12 to +4.90, p = 0.030 (bootstrap, 638 shared samples)"
+    assert better.note == f"640 samples; standard error not known; {tested}"
+    assert cell(document, "none", "total") == Cell(
+        "100.00 ± 20", note="640 samples; standard error 20.4", command="python evaluate.py method=none"
+    )
+    worse = cell(document, "L={6-10}", "total")
+    assert (worse.text, worse.delta, worse.mark) == ("100.00", "+0.00", "")  # no -0.00, and NaN is no error
+    assert cell(document, "w/o SGS", "KV MiB").text == "3.00"
+    assert cell(document, "none", "KV MiB").text == "" and cell(document, "none", "KV MiB").note
+
+
+def test_a_failed_point_is_empty_and_says_why(document):
+    assert cell(document, "[broken]", "total") == Cell(note="failed: no memory", command="c")
+    assert legend.gaps(document) == [
+        "Published, lost in text extraction: L={6-10} (perception).",
+        "Failed: [broken], mosaic_mme: no memory",
+    ]
+
+
+def test_the_mark_of_significance_begins_below_five_per_cent(document):
+    test = document["rows"][1]["deltas"]["mosaic_mme"]["total"]
+    for p, mark in ((0.0499, "†"), (0.05, ""), (None, "")):
+        test["p"] = p
+        assert cell(document, "w/o SGS", "total").mark == mark
+        assert any("†" in line for line in legend.lines(document)) == bool(mark)
+    test["p"] = 0.0002
+    assert "p < 0.001 (bootstrap" in cell(document, "w/o SGS", "total").note
+
+
+def best(document, heading):
+    return [found[cells.columns(document).index(Column(heading, "mosaic_mme"))].best for _, found in cells.rows(document)]
+
+
+def test_the_best_is_of_two_at_least_as_printed_and_of_scores_only(document):
+    assert best(document, "total") == [False, True, False, False]
+    assert best(document, "part") == [False] * 4  # all equal: none is best
+    document["rows"][2]["runs"]["mosaic_mme"]["scores"]["a.b"] = 50.0
+    assert best(document, "part") == [False] * 4  # nor where they are printed alike
+    document["rows"][2]["runs"]["mosaic_mme"]["scores"]["a.b"] = 49.0
+    assert best(document, "part") == [True, True, False, False]  # ties
+    assert best(document, "KV MiB") == [False] * 4  # dropping more always costs less
+    document["groups"][0]["columns"]["KV MiB"]["better"] = "low"
+    document["rows"][1]["runs"]["mosaic_mme"]["cost"] = {"kv_bytes": 2**20}
+    assert best(document, "KV MiB") == [False, True, False, False]
+    document["rows"][1]["runs"]["mosaic_mme"]["scores"]["total"] = 100.001
+    assert best(document, "total") == [False] * 4  # 100.00 each, as printed
+    for r in document["rows"][:2]:
+        r["runs"] = {}
+    assert best(document, "total") == [False] * 4  # the only one
+
+
+def test_another_unit_holds_for_value_error_delta_and_interval(document):
+    document["groups"][0]["columns"]["total"] |= {"per": 0.1, "error_digits": 1}
+    assert cell(document, "none", "total").text == "1000.00 ± 204.0"
+    found = cell(document, "w/o SGS", "total")
+    assert (found.text, found.delta) == ("1025.00", "+25.00")
+    assert "+1.25 to +49.00" in found.note
+
+
+@pytest.mark.parametrize(
+    ("stderr", "text", "note"),
+    [
+        (0.0, "100.00", "standard error not known from so few questions"),
+        (1e-14, "100.00", "standard error not known from so few questions"),  # rounding of equal marks
+        (None, "100.00", "standard error not known"),
+        (float("nan"), "100.00", "standard error not known"),
+        (0.04, "100.00 ± 0.04", "standard error 0.04"),  # known, and not 0
+        (0.4, "100.00 ± 0.4", "standard error 0.4"),
+        (0.6, "100.00 ± 1", "standard error 0.6"),
+    ],
+)
+def test_an_error_that_is_not_known_is_left_away_and_a_small_one_is_not_nought(document, stderr, text, note):
+    document["rows"][0]["runs"]["mosaic_mme"]["stderr"]["total"] = stderr
+    found = cell(document, "none", "total")
+    assert (found.text, found.note) == (text, f"640 samples; {note}")
+    assert any(line.startswith("±") for line in legend.lines(document)) == ("±" in text)
+
+
+def test_an_error_that_is_not_known_is_empty_in_the_csv_and_no_cost_speaks_of_one(document):
+    document["rows"][0]["runs"]["mosaic_mme"]["stderr"]["total"] = 0.0
+    frame = pandas.read_csv(io.StringIO(text.csv(document)))
+    assert frame.stderr.isna().all()
+    assert cell(document, "w/o SGS", "KV MiB").note == "640 samples"
+
+
+def test_the_basis_of_a_conjecture_stands_behind_it_and_nowhere_else(document):
+    document["rows"][2]["conjecture"]["basis"] = "adds to the total"
+    assert cell(document, "L={6-10}", "perception", "published").note.endswith("not a number of the paper: 1234.5 (adds to the total)")
+    assert cell(document, "L={6-10}", "total", "published").note == "published; -13.84 against none"  # it has no conjecture
+    assert cell(document, "none", "total", "published").note == "published; not printed, follows from printed numbers"
+    for made in (text.markdown(document), text.latex(document), text.csv(document), *legend.lines(document), *legend.gaps(document)):
+        assert "basis" not in made and "adds to the total" not in made
+
+
+def test_rows_measured_on_fewer_questions_than_the_others_are_named(document):
+    assert legend.fewer(document) == []
+    document["rows"][0]["runs"]["mosaic_mme"]["samples"] = 612
+    document["rows"][2]["runs"]["mosaic_mme"]["samples"] = 8
+    document["rows"][3]["runs"]["mosaic_mme"]["samples"] = 1  # failed: no number of its stands there
+    said = "Measured on fewer questions: none (612 of 640), L={6-10} (8 of 640)."
+    assert legend.gaps(document)[1] == said and f"- {said}" in text.markdown(document).splitlines()
+    document["groups"].append({"benchmark": "gqa", "label": "b on gqa, 9 questions", "columns": {}})
+    for k, samples in enumerate((9, 9, 7)):
+        document["rows"][k]["runs"]["gqa"] = {"status": "done", "samples": samples}
+    assert legend.fewer(document) == [
+        "Measured on fewer questions of mosaic_mme: none (612 of 640), L={6-10} (8 of 640).",
+        "Measured on fewer questions of gqa: L={6-10} (7 of 9).",
+    ]
+
+
+def test_the_commits_that_measured_are_named_once_each_and_short(document, capsys):
+    assert not any("commit" in line for line in legend.lines(document))
+    runs = [r["runs"]["mosaic_mme"] for r in document["rows"]]
+    for run, commit in zip(runs, ("a" * 40, "b" * 40 + "+changes", "a" * 40, "c" * 40), strict=True):  # the last failed
+        run["commit"] = commit
+    said = "Measured with commits aaaaaaaaaa, bbbbbbbbbb+changes."
+    assert said in legend.lines(document) and f"- {said}" in text.markdown(document).splitlines() and said in text.latex(document)
+    terminal.show(document)
+    assert said in capsys.readouterr().out
+    runs[1]["commit"] = runs[0]["commit"]
+    assert "Measured with commit aaaaaaaaaa." in legend.lines(document)
+    runs[1]["commit"] += "+changes"  # another one
+    assert "Measured with commits aaaaaaaaaa, aaaaaaaaaa+changes." in legend.lines(document)
+
+
+def test_each_test_is_told_in_words_of_its_own(document):
+    known = (statistics.mcnemar([True], [False])["test"], statistics.BOTH, "bootstrap")
+    for r, name in zip(document["rows"], known, strict=False):
+        r["deltas"] = {"mosaic_mme": {"total": {"delta": 1, "p": 0.01, "test": name, "n": 9}}}
+    assert set(known) == set(legend.TESTS)
+    words = "McNemar's exact test; the larger p of McNemar's exact test and a bootstrap over images; bootstrap over images"
+    assert any(f"p < 0.05 in a paired test ({words}), not" in line for line in legend.lines(document))
+
+
+def test_the_legend_says_what_occurs_and_nothing_else(document):
+    said = " ".join(legend.lines(document))
+    for wanted in (
+        "Published: LLaVA-1.5-7B, MME.",
+        f"Measured here: {LABEL}.",
+        "two different models and benchmarks: compare differences within a group, never levels across",
+        "±: standard error over images.",
+        "difference from none",
+        "†: p < 0.05 in a paired test (bootstrap over images)",
+        "*: not printed, follows from printed numbers.",
+        "Bold",
+        "Empty: not printed or not measured.",
+    ):
+        assert wanted in said, wanted
+    plain = copy.deepcopy(document)
+    plain["rows"] = [row("none", published={"perception": 1.0, "total": 2.0})]
+    plain["groups"] = []
+    assert legend.lines(plain) == ["Published: LLaVA-1.5-7B, MME."]
+    plain["groups"] = document["groups"]
+    assert "mosaic_mme: nothing measured." in legend.lines(plain)
+    other = document | {"scale": False}
+    assert not any("two different" in line for line in legend.lines(other))
+    assert any("may differ" in line for line in legend.lines(other))
+
+
+def test_two_benchmarks_are_told_apart(document):
+    document["groups"].append({"benchmark": "gqa", "label": "b on gqa, 9 questions", "columns": {"total": {"value": "scores.total"}}})
+    tags = [cells.tag(document, c) for c in cells.columns(document)]
+    assert tags == ["published", "published", *["measured, mosaic_mme"] * 3, "measured, gqa"]
+    assert cells.group_label(document, "gqa") == "measured: b on gqa, 9 questions"
+    assert not any(found[-1].text for _, found in cells.rows(document))
+
+
+def test_a_recipe_has_one_column_of_our_settings():
+    recipe = {"published_on": None, "published_columns": {"value": {"column": "value", "digits": None}}, "groups": []}
+    rows = [
+        row("Learning rate", published={"value": 1.0e-4}, settings={"optim.lr": 0.0001}),
+        row("Optimizer", published={"value": "adamw"}, settings={"optim.optimizer._target_": "torch.optim.AdamW"}),
+    ]
+    recipe |= {"rows": rows}
+    assert [c.group for c in cells.columns(recipe)] == ["published", "settings"]
+    assert [[c.text for c in found] for _, found in cells.rows(recipe)] == [["0.0001", "0.0001"], ["adamw", "torch.optim.AdamW"]]
+    assert dict(cells.rows(recipe))["Learning rate"][1].note == "optim.lr=0.0001"
+
+
+# Markdown and CSV
+
+
+def test_markdown_line_by_line(document):
+    lines = text.markdown(document).splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith("|  |"))
+    assert lines[start] == "|  | perception (published) | total (published) | total (measured) | part (measured) | KV MiB (measured) |"
+    assert lines[start + 2 : start + 6] == [
+        r"| none | 1505.70 | 1863.58\* | 100.00 ± 20 | 50.0 |  |",
+        "| w/o SGS | 1509.00 (+3.30) | 1866.08 (+2.5) | **102.50** (+2.50†) | 50.0 | 3.00 |",
+        "| L={6-10} |  | 1849.74 (-13.84) | 100.00 (+0.00) | 50.0 | 3.00 |",
+        "| [broken] |  |  |  |  |  |",
+    ]
+    assert "- discrepancy: tau_exp \\| 5 %" in lines and "- Failed: [broken], mosaic_mme: no memory" in lines
+    assert lines[-1] == "`python sweep.py table=blink_table2`"
+
+
+def test_a_bar_or_a_star_in_a_label_makes_no_column_and_no_emphasis(document):
+    document["rows"][0]["point"] = "a | b * c * <i>"
+    line = next(line for line in text.markdown(document).splitlines() if line.startswith("| a"))
+    assert line.startswith(r"| a \| b \* c \* \<i> |") and len(re.findall(r"(?<!\\)\|", line)) == 7
+
+
+def test_csv_has_raw_values_and_keeps_published_and_measured_in_columns_of_their_own(document):
+    frame = pandas.read_csv(io.StringIO(text.csv(document)))
+    assert len(frame) == 4 * (2 + 3)
+    said = frame[frame.group == "published"]
+    assert said.measured.isna().all() and said.command.isna().all() and said.stderr.isna().all()
+    line = frame[(frame.point == "w/o SGS") & (frame.group == "mosaic_mme") & (frame.column == "total")].iloc[0]
+    wanted = {"measured": 102.5, "delta": 2.5, "p": 0.03, "n": 638, "low": 0.125, "high": 4.9, "samples": 640, "published": 1866.08}
+    wanted |= {"published_delta": 2.5, "test": "bootstrap", "baseline": "none", "status": "done", "measured_on": LABEL}
+    assert {k: line[k] for k in wanted} == wanted and line.command == "python evaluate.py saliency=random"
+    base = frame[(frame.point == "none") & (frame.column == "total")]
+    assert base.derived.tolist() == [True, True] and base.stderr.tolist()[1] == 20.4 and base.delta.isna().all()
+    cost = frame[(frame.column == "KV MiB") & (frame.point == "w/o SGS")].iloc[0]
+    assert cost.measured == 3 and pandas.isna(cost.published)  # no published counterpart
+    broken = frame[(frame.point == "[broken]") & (frame.group == "mosaic_mme")]
+    assert set(broken.status) == {"failed"} and set(broken.error) == {"no memory"} and broken.measured.isna().all()
+
+
+def test_three_files_are_written(document, tmp_path):
+    assert [p.name for p in text.write(document, tmp_path)] == ["table.md", "table.csv", "table.tex"]
+    assert (tmp_path / "table.tex").read_text(encoding="utf-8") == text.latex(document)
+
+
+# terminal
+
+
+def test_the_terminal_shows_every_cell_and_takes_no_label_for_markup(document, capsys):
+    terminal.show(document)
+    shown = capsys.readouterr().out
+    for wanted in ("[broken]", "1863.58*", "102.50 (+2.50†)", "1849.74 (-13.84)", "100.00 ± 20", "Failed: [broken]"):
+        assert wanted in shown, wanted
+
+
+def test_a_wide_table_is_shown_as_several_none_of_which_mixes(document, capsys):
+    columns = document["groups"][0]["columns"]
+    columns |= {f"c{k}": columns["part"] for k in range(21)}
+    heads = cells.columns(document)
+    shown = terminal.parts(heads)
+    assert [k for part in shown for k in part] == list(range(2 + 24))
+    assert [len(part) for part in shown] == [2, 8, 8, 8]
+    assert all(len({heads[k].group for k in part}) == 1 for part in shown)
+    assert terminal.parts(heads[:10]) == [list(range(10))]
+    terminal.show(document)
+    said = capsys.readouterr().out
+    assert said.count("published: LLaVA-1.5-7B, MME") == 1 and said.count(f"measured: {LABEL}") == 3

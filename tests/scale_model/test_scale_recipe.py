@@ -1,0 +1,270 @@
+"""The scale models' recipe: any device, any number of workers and any number of restarts give the same weights."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+from support.pretend import pretend
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from blink_exp.errors import UserError
+from blink_exp.scale_model import build, build_models, export, packing, train_clip, train_llava, train_next
+from blink_exp.scale_model.recipe import Movable, PhaseRun, cosine_lr, device_of
+from blink_exp.scenes.questions import Question, vocabulary_corpus
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_models.build_tokenizer(vocabulary_corpus())
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Shallow towers, and measurements of two scenes."""
+    monkeypatch.setattr(build_models, "VISION_LAYERS", 3)
+    monkeypatch.setattr(train_clip, "zero_shot", functools.partial(train_clip.zero_shot, limit=4))
+    llava, next_ = train_llava.held_out, train_next.held_out
+    monkeypatch.setattr(train_llava, "held_out", lambda model, tokenizer, n: llava(model, tokenizer, n, scenes=2))
+    monkeypatch.setattr(train_next, "held_out", lambda model, processor, scenes, seen: next_(model, processor, 2, seen))
+
+
+STAGES = [(1, 1e-3, 48, 3, (1.0, 0, 0, 0), 0.0), (1, 1e-3, 96, 2, (0, 1.0, 0, 0), 10.0)]
+PHASES = [
+    train_llava.Phase(5, 1, (0, 1.0, 0, 0), 1e-3, batch=2, asked=3, two_views=1.0, captions=True, look=0.3),
+    train_llava.Phase(10, 1, (1.0, 0, 0, 0), 1e-3, batch=2, asked=3),
+]
+NEXT_PHASES = [train_next.Phase(5, 1, 1e-3, 2, 3, dropped=1.0, look=0.2), train_next.Phase(10, 1, 1e-3, 2, 3, dropped=0.0)]
+
+
+def train(tokenizer, work, device) -> dict[str, torch.Tensor]:
+    """Everything that build trains, by name, on the CPU; what it writes lies in ``work``/assets."""
+    clip = train_clip.train_clip(tokenizer, work, 0, STAGES, device)
+    early = train_llava.train_llava(clip, tokenizer, work, 0, PHASES[:1])
+    llava = train_llava.train_llava(clip, tokenizer, work, 0, PHASES)
+    next_ = train_next.train_next(early, tokenizer, work, 0, NEXT_PHASES)
+    named = {"clip": clip, "early": early, "llava": llava, "next": next_}
+    found = {f"{name} {k}": v.detach().cpu().clone() for name, model in named.items() for k, v in model.state_dict().items()}
+    export.export(llava, clip, tokenizer, work / "assets")
+    export.export_next(next_, tokenizer, work / "assets")
+    assert (llava.device, next_.device) == (CPU, CPU)
+    return found
+
+
+def all_of(run) -> list[torch.Tensor]:
+    return [p for group in run.optimizer.param_groups for p in group["params"]]
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_another_device_trains_and_exports_the_cpu_s_weights(short, tokenizer, tmp_path, monkeypatch):
+    """A tensor made on the CPU beside a model on a device fails here as it would there; see ``pretend``."""
+    trained, update = [], PhaseRun.update
+    monkeypatch.setattr(PhaseRun, "update", lambda run, *a: (trained.append({p.device for p in all_of(run)}), update(run, *a)))
+    with sdpa_kernel(SDPBackend.MATH):  # the kernel that a device without its own falls back to
+        here = train(tokenizer, tmp_path / "cpu", CPU)
+        with pretend() as away:
+            there = train(tokenizer, tmp_path / "away", away)
+            resumed = train_clip.train_clip(tokenizer, tmp_path / "cpu", 0, STAGES, away)  # nothing left to do but load
+            assert {p.device for p in resumed.parameters()} == {away}
+            resumed = resumed.to("cpu").state_dict()
+    steps = len(STAGES) + len(PHASES) + len(NEXT_PHASES)
+    assert trained == steps * [{CPU}] + steps * [{away}]
+    assert same(here, there)
+    assert same({f"clip {k}": v for k, v in resumed.items()}, {k: v for k, v in here.items() if k.startswith("clip ")})
+    for file in ("llava/model", "clip/text_and_projections", "llava_next/model"):
+        written = [load_file(tmp_path / name / "assets" / f"{file}.safetensors") for name in ("cpu", "away")]
+        assert same(*written)
+        assert {v.dtype for v in written[1].values()} == {torch.float16}
+
+
+def test_the_pretended_device_refuses_what_a_real_one_does():
+    with pretend() as away:
+        x = torch.ones(2, 3).to(away)
+        assert (2 * x + torch.tensor(1.0)).sum().item() == 18  # a number may come from the CPU
+        assert torch.arange(3, device=away).tolist() == [0, 1, 2]
+        for wrong in (lambda: x @ torch.ones(3, 1), lambda: x + torch.arange(3), lambda: torch.cat([x, torch.ones(2, 3)])):
+            with pytest.raises(RuntimeError, match="on the CPU"):
+                wrong()
+
+
+def test_workers_draw_the_batches_that_each_step_has_by_itself(tokenizer, tmp_path):
+    phase = train_next.Phase(5, 3, 1e-3, batch=2, asked=3, dropped=0.5, look=0.2)
+    processor = build_models.build_next_processor(tokenizer)
+    make = functools.partial(train_next.example_of, phase=phase, processor=processor)
+    run = PhaseRun("", tmp_path / "none.pt", Tiny(1), steps=3, lr=1.0)
+    before = torch.get_rng_state()
+    drawn = list(run.batches(make, (5, 20), workers=2))
+    assert torch.equal(torch.get_rng_state(), before)  # it goes on to initialise weights
+    assert [step for step, _ in drawn] == [0, 1, 2]
+    for step, batch in drawn:
+        alone = make(np.random.default_rng((5, 20, step)))
+        assert batch.views == alone.views
+        for name in ("pixels", "seen", "at", "wanted"):
+            a, b = getattr(batch, name), getattr(alone, name)
+            assert (a is None and b is None) or torch.equal(a, b), name
+        assert all(torch.equal(v, vars(alone.packed)[k]) for k, v in vars(batch.packed).items())
+
+
+class Tiny(torch.nn.Linear):
+    device = CPU
+
+    def __init__(self, seed: int):
+        torch.manual_seed(seed)
+        super().__init__(3, 1)
+
+
+class Drawn(Movable):
+    def __init__(self, rng):
+        self.x = torch.from_numpy(rng.random((4, 3))).float()
+
+    def to(self, device):
+        return self
+
+
+def tiny_run(path, seed: int, steps: int = 6) -> PhaseRun:
+    return PhaseRun("tiny", path, Tiny(seed), steps, lr=0.1, extra=(torch.nn.Parameter(torch.full((1,), float(seed))),))
+
+
+def tiny_steps(run: PhaseRun, stop: int | None = None) -> list[int]:
+    done = []
+    (extra,) = run.checkpoint.extra
+    for step, batch in run.batches(Drawn, (1, 2)):
+        run.update(step, ((run.model(batch.x) + extra - 1) ** 2).mean())
+        done.append(step)
+        run.keep(step, 2)
+        if step == stop:
+            break
+    return done
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    """Model, extra parameters, moments of the optimizer, learning rate and batches all go on where the last checkpoint has them."""
+    whole = tiny_run(tmp_path / "whole.pt", 0)
+    assert tiny_steps(whole) == [0, 1, 2, 3, 4, 5]
+    assert tiny_steps(tiny_run(tmp_path / "cut.pt", 0), stop=3) == [0, 1, 2, 3]
+    cut = tiny_run(tmp_path / "cut.pt", 9)
+    assert tiny_steps(cut) == [3, 4, 5]
+    assert same(whole.model.state_dict(), cut.model.state_dict())
+    assert torch.equal(whole.checkpoint.extra[0], cut.checkpoint.extra[0])
+    assert tiny_steps(tiny_run(tmp_path / "cut.pt", 9)) == []
+
+
+def test_checkpoints_are_kept_behind_every_so_many_steps_and_the_last(tmp_path):
+    run = tiny_run(tmp_path / "x.pt", 0, steps=6)
+    kept = [step for step in range(6) if run.keep(step, 2)]
+    assert kept == [2, 4, 5]
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["step"] == 6
+
+
+def test_the_learning_rate_rises_over_warm_up_and_falls_to_its_floor():
+    assert cosine_lr(0, 1000, 2.0) == pytest.approx(0.02)  # 100 steps of warm-up
+    assert cosine_lr(99, 1000, 2.0) == pytest.approx(2.0)
+    assert cosine_lr(550, 1000, 2.0, floor=0.2) == pytest.approx(1.2)  # half way: the mean of 2 and 0.4
+    assert cosine_lr(1000, 1000, 2.0, floor=0.2) == pytest.approx(0.4)
+    assert cosine_lr(0, 5, 2.0) == pytest.approx(2.0)  # too short to warm up
+
+
+def test_an_update_sets_the_rate_limits_the_gradient_and_forgets_the_last_one(tmp_path):
+    extra = torch.nn.Parameter(torch.ones(1))
+    run = PhaseRun("", tmp_path / "x.pt", Tiny(0), steps=1000, lr=0.1, floor=0.5, extra=(extra,))
+    for step, rate in ((49, 0.05), (550, 0.075)):  # half of warm-up; half way from 0.1 to 0.05
+        run.update(step, 30 * run.model.weight.sum() + 7 * extra.sum())
+        assert run.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        assert run.model.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)  # of 30 * sqrt(3)
+        assert extra.grad.item() == 7  # no limit, and not 14
+
+
+def test_a_line_tells_the_running_loss_and_the_look_apart(tmp_path, capsys):
+    run = tiny_run(tmp_path / "x.pt", 0, steps=52)
+    for step in range(52):
+        loss = run.model.weight.sum() * 0 + (1.0 if step == 0 else 3.0)
+        run.learn(step, loss, None if step < 50 else loss * 0 + 0.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"\d+ s$", "s", line) for line in lines] == [
+        "tiny step 0 loss 1.000 s",
+        f"tiny step 25 loss {3 - 2 * 0.95**25:.3f} s",
+        f"tiny step 50 loss {3 - 2 * 0.95**50:.3f} look 0.50 s",
+        f"tiny step 51 loss {3 - 2 * 0.95**51:.3f} look 0.50 s",
+    ]
+
+
+def test_an_answer_is_right_if_the_model_would_say_all_of_its_tokens(tokenizer, monkeypatch):
+    """Three questions on two scenes. The model says everything right but one answer's </s>, and nonsense wherever no answer stands."""
+    asked = [
+        [Question("color", "what color is the circle?", "red"), Question("count", "how many circles are there?", "2")],
+        [Question("color", "what color is the triangle?", "blue")],
+    ]
+
+    def says(model, tokenizer, visual, packed):
+        said = packed.labels.clone()
+        said[said < 0] = 7
+        last = ((packed.owner[1] == 0) & (packed.labels[1] >= 0)).nonzero()[-1]
+        said[1, last] = 7
+        return torch.nn.functional.one_hot(said, len(tokenizer)).float(), []
+
+    monkeypatch.setattr(packing, "hidden_of", says)
+    model = torch.nn.Module()
+    model.lm_head = torch.nn.Identity()
+    found = packing.exact_match(model, tokenizer, [(asked, [torch.zeros(2, 4, 8)])])
+    assert found == {"all": pytest.approx(2 / 3), "color": 0.5, "count": 1.0}
+    assert list(found) == ["all", "color", "count"]
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_of("cpu") == CPU
+    assert device_of("cuda") == torch.device("cuda:0")
+    assert device_of("cuda:1") == torch.device("cuda:1")
+    for name in ("cuda:2", "mps", "gpu", ""):
+        with pytest.raises(UserError) as caught:
+            device_of(name)
+        assert str(caught.value) == f"device={name} is not on this machine; use one of: cpu, cuda:0, cuda:1"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--device", "cuda"], "device=cuda is not on this machine; use one of: cpu"),
+        (["--workers", "-1"], "--workers -1 is no number of processes; use 0 or more"),
+    ],
+)
+def test_build_says_in_one_line_what_it_cannot_do(words, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it began to build"))
+    monkeypatch.setattr(sys, "argv", ["build", "--work", str(tmp_path), *words])
+    with pytest.raises(SystemExit) as ended:
+        build.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
+
+
+@pytest.mark.parametrize("device, index", [("cpu", None), ("cuda:1", 1), ("mps", 0)])
+def test_tokensr_trains_on_the_device_at_the_cpu_s_settings(device, index, monkeypatch, tmp_path):
+    """train.py's words, composed as Hydra does: only where it trains is another, not how."""
+    ran = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **how: ran.append((words, how)))
+    build.train_tokensr("name", tmp_path, tmp_path / "out", "12-13", 4, 16, torch.device(device))
+    ((words, how),) = ran
+    assert words[1] == "train.py"
+    assert how["env"]["NVIDIA_TF32_OVERRIDE"] == "0"
+    root = build.Path(build.__file__).parent.parent.parent
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+        cfg, stock = compose("train", words[2:]), compose("train")
+    changed = {k for k in cfg.trainer if cfg.trainer[k] != stock.trainer[k]}
+    assert cfg.model.device == device
+    assert changed == {"epochs"} | (set() if index is None else {"accelerator", "devices"})
+    assert index is None or (cfg.trainer.accelerator, list(cfg.trainer.devices)) == ("gpu", [index])

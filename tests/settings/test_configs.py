@@ -1,0 +1,77 @@
+"""Every file below conf/ composes; typos fail before any work; presets hold the paper's values."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from support.scripts import ROOT
+
+CONF = ROOT / "conf"
+GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
+ROOTS = {
+    "evaluate": {
+        *("model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"),
+        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "blink", "judge", "image_loading"),
+    },
+    "train": {"model", "layers", "tokensr", "loss", "optim", "trainer", "data", "logger", "image_loading"},
+}
+NESTED = [("evaluate", f"method/{p.parent.name}={p.stem}") for p in sorted((CONF / "method").glob("*/*.yaml"))]
+NEEDED = {
+    "model=folder": ["model.path=x"],
+    "data=folder": ["data.path=x"],
+    "layers=single": ["layer=12"],
+    "data=llava_665k": ["data.json=x", "data.images=y"],
+}
+
+
+@pytest.fixture(autouse=True)
+def hydra():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def rounds() -> list[tuple[str, list[str]]]:
+    """Presets of different groups at once, each preset at least once: composing is what costs time."""
+    out = []
+    for root, groups in ROOTS.items():
+        for k in range(max(len(GROUPS[group]) for group in groups)):
+            out.append((root, [f"{group}={GROUPS[group][k % len(GROUPS[group])]}" for group in sorted(groups)]))
+    return out + [(root, ["method=pair", word]) for root, word in NESTED]
+
+
+@pytest.mark.parametrize(("root", "overrides"), rounds())
+def test_every_preset_composes_and_resolves(root, overrides):
+    cfg = compose(root, overrides=[*overrides, *(word for override in overrides for word in NEEDED.get(override, []))])
+    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert ROOTS[root] <= resolved.keys()
+
+
+def test_no_file_is_left_out():
+    files = [p for p in CONF.rglob("*.yaml") if p.parent != CONF and "hydra" not in p.relative_to(CONF).parts]  # launchers: test_together
+    elsewhere = {f"{kind}={name}" for kind in ("table", "figure", "search") for name in GROUPS[kind]}  # their points: test_vocabulary etc.
+    covered = {word for _, words in rounds() for word in words} | elsewhere
+    assert len(files) == len(covered)
+    assert all(GROUPS.values())
+
+
+def test_threshold_presets_are_the_paper_s():
+    wanted = {
+        "default": (0.5, 0.4),
+        "gqa": (0.6, 0.4),
+        "always_expand": (0.25, 0.4),
+        "high_exp": (0.7, 0.4),
+        "low_drop": (0.5, 0.3),
+        "high_exp_low_drop": (0.7, 0.3),
+        "no_drop": (0.5, 0.0),
+        "next": (0.5, 0.4),
+        "next_mme": (0.4, 0.3),
+    }
+    assert {n: tuple(compose("evaluate", [f"thresholds={n}"]).thresholds.values()) for n in GROUPS["thresholds"]} == wanted
+
+
+def test_the_documented_keys_reach_the_method():
+    words = ["thresholds.tau_exp=0.61", "thresholds.tau_drop=0.11", "grid.p=3", "layers.indices=[12,13]", "layer=7", "seed=5"]
+    method = OmegaConf.to_container(compose("evaluate", words), resolve=True)["method"]
+    assert (method["tau_exp"], method["tau_drop"], method["p"], method["layer"], method["seed"]) == (0.61, 0.11, 3, 7, 5)
+    assert method["layers"]["indices"] == [12, 13]

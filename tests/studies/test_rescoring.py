@@ -1,0 +1,293 @@
+"""What an evaluation runs on and leaves behind: shards, copies of data sets, records that are scored again without a model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from support import hub
+from support.scripts import ROOT, run
+
+from blink_exp.benchmarks.base import Sample, mean, shard, spread
+from blink_exp.errors import UserError
+from blink_exp.evaluation import answering, evaluator, terminal
+from blink_exp.evaluation.evaluator import located
+from blink_exp.evaluation.records import Kept, write_lines
+from blink_exp.files import write_json
+from blink_exp.methods.none import none
+from blink_exp.studies.rescoring import made_with, predicted, score_again, scored_again
+
+
+def some(images: list[int]) -> list[Sample]:
+    """As many questions on each image as ``images`` says."""
+    return [Sample(f"{i}/{k}", str(i), lambda: None, "?", "yes", "c") for i, n in enumerate(images) for k in range(n)]
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.integers(1, 7))
+def test_shards_part_the_samples_and_keep_images_whole(images, n):
+    samples = some(images)
+    parts = [shard(samples, f"{k}/{n}") for k in range(1, n + 1)]
+    assert Counter(s.id for part in parts for s in part) == Counter(s.id for s in samples)
+    assert sum(len({s.image_id for s in part}) for part in parts) == len(images)
+
+
+@pytest.mark.parametrize("part", ["0/4", "5/4", "1", "a/b", "1/0"])
+def test_a_shard_that_is_none_is_said(part):
+    with pytest.raises(UserError, match="shard=1/8"):
+        shard(some([1, 1]), part)
+
+
+def test_a_limit_is_spread_over_whole_images():
+    assert [s.id for s in spread(some([2] * 6), 4)] == ["0/0", "0/1", "3/0", "3/1"]
+    assert len(spread(some([2] * 6), 100)) == 12
+
+
+def test_the_error_of_marks_between_0_and_1_is_that_of_their_mean():
+    """0, 0.5, 1: variance 1/6, over three samples 1/18; right and wrong give the binomial error."""
+    assert mean([0.0, 0.5, 1.0]).stderr == pytest.approx(100 / 18**0.5)
+    assert mean([True, True, False, False]).stderr == pytest.approx(25.0)
+
+
+def test_a_copy_below_data_root_is_taken_under_either_name(tmp_path):
+    for name in ("MME", "lmms-lab-encoder/POPE"):
+        (tmp_path / name).mkdir(parents=True)
+    assert located("lmms-lab-encoder/MME", tmp_path) == str(tmp_path / "MME")
+    assert located("lmms-lab-encoder/POPE", tmp_path) == str(tmp_path / "lmms-lab-encoder/POPE")
+    assert located("lmms-lab-encoder/GQA", tmp_path) == "lmms-lab-encoder/GQA"
+    assert located(str(tmp_path / "MME"), tmp_path) == str(tmp_path / "MME")
+    with pytest.raises(UserError, match="data_root"):
+        located("a/b", tmp_path / "no")
+
+
+@pytest.fixture(scope="module")
+def mme(tmp_path_factory):
+    return hub.build("mme", hub.MAKERS["mme"](tmp_path_factory.mktemp("mme")))
+
+
+def lines(path, records):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return str(path)
+
+
+def test_two_shards_of_predictions_score_as_the_whole(mme, tmp_path):
+    """By hand: every question answered yes, so each image has one right and no pair; the rule of today marks, not the old mark."""
+    said = [{"id": s.id, "prediction": "Yes.", "correct": False} for s in mme.samples()]
+    lines(tmp_path / "a" / "records.jsonl", said[::2])
+    lines(tmp_path / "b" / "records.jsonl", said[1::2])
+    records = scored_again(mme, mme.samples(), predicted(str(tmp_path / "*")))
+    assert len(records) == len(said)
+    assert all(r["correct"] == (r["answer"] == "yes") for r in records)
+    assert mme.score(records) == mme.score(scored_again(mme, mme.samples(), predicted(lines(tmp_path / "all.jsonl", said))))
+    assert mme.score(records)["accuracy"].value == 50
+
+
+def test_predictions_of_another_split_damaged_or_double_are_refused(mme, tmp_path):
+    first = mme.samples()[0].id
+    with pytest.raises(UserError, match=r"1 of 2 predictions are not of mme/test, first pope/test/7"):
+        rows = [{"id": first, "prediction": "yes"}, {"id": "pope/test/7", "prediction": "yes"}]
+        scored_again(mme, mme.samples(), predicted(lines(tmp_path / "x.jsonl", rows)))
+    (tmp_path / "cut.jsonl").write_text('{"id": "a", "prediction": "yes"}\n{"id": "b", "pred', encoding="utf-8")
+    with pytest.raises(UserError, match="line 2 of"):
+        predicted(str(tmp_path / "cut.jsonl"))
+    with pytest.raises(UserError, match="answered twice"):
+        predicted(lines(tmp_path / "twice.jsonl", [{"id": "a", "prediction": "yes"}, {"id": "a", "prediction": "no"}]))
+    with pytest.raises(UserError, match="is not there"):
+        predicted(str(tmp_path / "none.jsonl"))
+
+
+def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_path):
+    """model.path names nothing: a run that loaded it would fail."""
+    path = lines(tmp_path / "records.jsonl", [{"id": s.id, "prediction": s.answer} for s in mme.samples()])
+    words = ["benchmark=mme", f"data_root={tmp_path}", f"predictions={path}", "model=folder", "model.path=nowhere"]
+    done = run(["evaluate.py", *words, f"benchmark.path={mme.path}", f"hydra.run.dir={tmp_path / 'out'}"])
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert (metrics["scores"]["accuracy"]["value"], metrics["protocol"], metrics["split"]) == (100.0, "llava", "test")
+    assert OmegaConf.load(tmp_path / "out" / "config.yaml").predictions == path
+
+
+def test_predictions_made_under_another_protocol_are_refused(mme):
+    """The ids agree; only the words that were asked tell."""
+    first, second = mme.samples()[:2]
+    said = {s.id: {"id": s.id, "prediction": "Yes", "question": mme.prompt(s)} for s in (first, second)}
+    assert len(scored_again(mme, mme.samples(), said)) == 2
+    said[second.id]["question"] += " Answer in one word."
+    with pytest.raises(UserError, match=rf"^{second.id} was asked in other words than mme .*protocol llava.*; choose the protocol"):
+        scored_again(mme, mme.samples(), said)
+
+
+def test_a_file_without_a_record_is_said(tmp_path):
+    with pytest.raises(UserError, match="holds no record"):
+        predicted(lines(tmp_path / "records.jsonl", []))
+
+
+def test_no_sign_in_an_answer_ends_its_record(tmp_path):
+    """U+2028, U+2029 and U+0085 end a line for str.splitlines, by which the files are read, but not for JSON."""
+    said = [{"id": "a", "prediction": "one\u2028two\u2029three\x85four é"}]
+    assert list(predicted(lines(tmp_path / "records.jsonl", said)).values()) == said
+    text = write_lines(said)
+    assert len(text.splitlines()) == 1 and json.loads(text) == said[0] and "é" in text
+
+
+EMPTY = [("of_nothing", math.nan), ("of_nothing_read_back", None)]
+MADE = {"backbone": "b@1", "method": "blink", "layers": [12], "dtype": "bfloat16", "pad": True, "system_prompt": None, "seed": 3}
+
+
+def shards(folder: Path, *metrics: dict | None) -> str:
+    for k, said in enumerate(metrics):
+        lines(folder / str(k) / "records.jsonl", [{"id": f"{k}", "prediction": "yes"}])
+        if said is not None:
+            write_json(folder / str(k) / "metrics.json", said)
+    return f"{folder}/*"
+
+
+def test_what_shards_were_made_with_is_that_of_all(tmp_path):
+    (a, b, c, d) = (tmp_path / name for name in "abcd")
+    for folder in (a, b, c, d):
+        folder.mkdir()
+    # where and how fast a shard ran is no part of it
+    on = [MADE | {"device": f"cuda:{k}", "batch_size": k + 1, "samples": 7, "blink": {"visual_tokens_of_the_image": 576}} for k in (0, 1)]
+    assert made_with(shards(a, *on)) == MADE | {"visual_tokens_of_the_image": 576}
+    assert made_with(shards(b, MADE, None)) == {}
+    with pytest.raises(
+        UserError, match=r"1.records.jsonl was made with method=hero, .*0.records.jsonl with blink; give the files of one run"
+    ):
+        made_with(shards(c, MADE, MADE | {"method": "hero"}))
+    (tmp_path / "d" / "0").mkdir()
+    (tmp_path / "d" / "0" / "records.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "d" / "0" / "metrics.json").write_text('{"backbone": ', encoding="utf-8")
+    with pytest.raises(UserError, match="metrics.json is damaged"):
+        made_with(str(tmp_path / "d" / "0"))
+
+
+def composed(*words: str):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("evaluate", overrides=["method=none", "benchmark=easyvqa", "cost=0", "skip_limit=0.9", *words])
+
+
+def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, capsys):
+    step = {"layer": 12, "rho": 0.5, "decision": "expand", "effective": True, "visual_tokens": 288}
+    said = [{"id": s.id, "prediction": s.answer, "layers": [step]} for s in mme.samples()]
+    path = lines(tmp_path / "run" / "records.jsonl", said)
+    write_json(tmp_path / "run" / "metrics.json", MADE | {"blink": {"visual_tokens_of_the_image": 144}, "skipped": [{"id": "x"}]})
+    finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}"), tmp_path / "out")
+    assert {k: finished[k] for k in MADE} == MADE  # the seed too, which is not this command's
+    assert finished["blink"]["layers"][12]["visual_tokens"] == 288
+    assert finished["skipped"] == [] and finished["scores"]["accuracy"]["value"] == 100
+    terminal.show(finished)
+    assert "b@1" in (printed := capsys.readouterr().out) and "dtype bfloat16, pad true" in printed and "[288]" in printed
+
+
+def test_the_score_of_nothing_is_null_and_an_empty_cell(tmp_path, capsys):
+    nothing = mean([])
+    assert math.isnan(nothing.value) and nothing.samples == 0
+    write_json(tmp_path / "m.json", {"a": [nothing.value, math.inf, 1.5], "b": {"c": (nothing.value,)}})
+    text = (tmp_path / "m.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=lambda word: pytest.fail(word)) == {"a": [None, None, 1.5], "b": {"c": [None]}}
+    scores = {"accuracy": {"value": 50.0, "stderr": 1.0, "samples": 4}} | {k: {"value": v, "stderr": None, "samples": 0} for k, v in EMPTY}
+    head = {"method": "m", "benchmark": "x", "protocol": "own", "backbone": "b", "layers": [], "cost": None, "skipped": []}
+    terminal.show(head | {"scores": scores, "samples": 4, "without_answer": 0})
+    rows = [line for line in capsys.readouterr().out.splitlines() if "of_nothing" in line]
+    assert [[cell.strip() for cell in row.strip("│ ").split("│")] for row in rows] == [[k, "", "", "0"] for k, _ in EMPTY]
+
+
+# going on after a kill
+
+
+@pytest.fixture
+def easy(tmp_path, scale, monkeypatch):
+    """easy-VQA with one image missing; ``ask(out, dies=n)`` measures it on the scale model and gives how many were asked (killed after n
+    batches)."""
+    import easy_vqa
+
+    source = Path(easy_vqa.__file__).parent / "data" / "test"
+    rows = json.loads((source / "questions.json").read_text(encoding="utf-8"))[:24]
+    names = sorted({r[2] for r in rows})
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    (folder / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
+    for name in names[1:]:
+        (folder / "images" / f"{name}.png").write_bytes((source / "images" / f"{name}.png").read_bytes())
+    monkeypatch.setattr(evaluator, "prepare_model", lambda cfg: (scale, none()))
+    real = answering.answer
+
+    def ask(out: Path, *words: str, dies: int | None = None) -> int:
+        asked: list[int] = []
+
+        def answer(*args):
+            if len(asked) == dies:
+                raise KeyboardInterrupt
+            asked.append(len(args[3]))
+            return real(*args)
+
+        monkeypatch.setattr(answering, "answer", answer)
+        cfg = composed(f"benchmark.path={folder}", "batch_size=4", *words)
+        if dies is None:
+            evaluator.measure(cfg, out)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                evaluator.measure(cfg, out)
+        return sum(asked)
+
+    ask.missing = sum(r[2] == names[0] for r in rows)
+    return ask
+
+
+def test_a_killed_evaluation_goes_on_and_ends_where_an_unbroken_one_does(easy, tmp_path, capsys):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    rest = 24 - easy.missing
+    assert easy(whole) == rest
+    done = easy(out, dies=3)
+    part = out / "records.part"
+    assert 0 < done < rest and not (out / "records.jsonl").exists() and len(part.read_text(encoding="utf-8").splitlines()) == done + 1
+    part.write_bytes(part.read_bytes()[:-9])  # as a kill in the middle of a line leaves it
+    more = easy(out, dies=1)
+    assert f"going on: {done - 1} of 24 samples are done" in capsys.readouterr().out
+    assert easy(out) == rest - (done - 1) - more
+    assert (out / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+    first, last = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (whole, out))
+    assert len(first["skipped"]) == easy.missing
+    assert all(first[key] == last[key] for key in ("scores", "samples", "skipped"))
+    assert (first["kept"], last["kept"]) == (0, done - 1 + more)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_other_settings_or_weights_in_the_folder_start_anew(easy, tmp_path, monkeypatch):
+
+    from blink_exp.evaluation import identity
+
+    rest = 24 - easy.missing
+    assert 0 < easy(tmp_path / "a", dies=1) <= 4
+    assert easy(tmp_path / "a", "seed=1") == rest
+    assert 0 < easy(tmp_path / "b", dies=1) <= 4
+    monkeypatch.setattr(identity, "without_images", lambda settings: {"tokensr": "trained again"})
+    assert easy(tmp_path / "b") == rest
+
+
+def test_a_kept_record_counts_only_for_the_question_it_answered(mme, tmp_path):
+    a, b = mme.samples()[:2]
+    kept = Kept(tmp_path / "records.part", "s")
+    assert not kept.path.exists()  # nothing done, nothing left behind
+    kept.add([{"id": a.id, "question": mme.prompt(a), "prediction": "Yes", "layers": []}])
+    kept.add([{"id": b.id, "question": "another", "prediction": "Yes", "layers": []}])
+    found = Kept(kept.path, "s").done(mme, mme.samples())
+    assert list(found) == [a.id] and found[a.id]["correct"] == (a.answer == "yes")
+    assert Kept(kept.path, "t").records == {}
+
+
+def test_no_sample_left_is_said_with_the_reason(easy, tmp_path):
+    for image in (tmp_path / "set" / "images").iterdir():
+        image.unlink()
+    with pytest.raises(UserError, match=r"^none of the 24 samples could be read, first easyvqa/test/00000: .*png"):
+        easy(tmp_path / "out")
+    with pytest.raises(UserError, match=r"^shard=99/99 of the 24 samples of easyvqa is empty; use fewer shards"):
+        easy(tmp_path / "out", "shard=99/99")
+    assert not list((tmp_path / "out").glob("*.part")) + list((tmp_path / "out").glob("records.jsonl"))
