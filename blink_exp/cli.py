@@ -10,18 +10,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
 from blink_exp.settings.doors import usual
+from blink_exp.settings.presets import CONF, presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
 SCRIPT = "BLINK_EXP_SCRIPT"  # the config root of what runs: train, evaluate, sweep, view, ...
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def entry(main: Callable[[], object], config: str) -> None:
@@ -122,7 +121,7 @@ def helped(config: str) -> str:
     """What ``--help`` says: groups with their presets, and the settings of conf/<config>.yaml with their comments. Read off the files:
     Hydra composes everything first, which takes over a second."""
     folders = sorted(p for p in CONF.rglob("*") if p.is_dir())
-    groups = {str(p.relative_to(CONF)): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+    groups = {name: presets(name) for name in (p.relative_to(CONF).as_posix() for p in folders)}
     lines = [f"{usual(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
     lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
     for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):

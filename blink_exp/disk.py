@@ -14,6 +14,7 @@ from blink_exp.stopping import run_folder
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 ONLY_WRITING = (*NO_SPACE, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTEMPTY)  # reading never ends in these
 ELSEWHERE = "choose another folder with hydra.run.dir=... (sweeps: hydra.sweep.dir=...)"
+FOLDERS: dict[Path, str] = {}  # that settings name, and which setting: what a message about a file in one of them tells to change
 
 
 class WriteError(OSError):
@@ -36,25 +37,32 @@ def disk_line(error: OSError) -> str:
     number, file = error.errno, error.filename
     if file is None:
         return _nameless(error)
-    write = _writes(error)
+    write, elsewhere = _writes(error), _elsewhere(file)
     if number in NO_SPACE:
-        return f"{_full(number)} (writing {file}); free some space or {ELSEWHERE}"
+        return f"{_full(number)} (writing {file}); free some space or {elsewhere}"
     if number in (errno.EACCES, errno.EPERM):
-        return f"no permission to write {file}; {ELSEWHERE}" if write else f"no permission to read {file}; chmod +r it, or give another"
+        return f"no permission to write {file}; {elsewhere}" if write else f"no permission to read {file}; chmod +r it, or give another"
     if number == errno.EROFS:
-        return f"{file} is on a file system that is read-only; {ELSEWHERE}"
+        return f"{file} is on a file system that is read-only; {elsewhere}"
     if number == errno.ENOENT:
         if write:
             return f"{file} could not be written, its folder is gone; run the same command again, and leave its folders in place"
         return f"{file} is not there; check the path"
     if number in (errno.EEXIST, errno.ENOTDIR):
-        return f"{_file_in_the_way(file)} is a file where a folder is needed; move it, or {ELSEWHERE if write else 'give another path'}"
+        return f"{_file_in_the_way(file)} is a file where a folder is needed; move it, or {elsewhere if write else 'give another path'}"
     if number == errno.EISDIR:
-        return f"{file} is a folder where a file is needed; " + ("move it, or " + ELSEWHERE if write else "give a file in it")
+        return f"{file} is a folder where a file is needed; " + ("move it, or " + elsewhere if write else "give a file in it")
     if number == errno.ENAMETOOLONG:
         return f"{flat(file, 60)}... is a longer path than the file system takes; give a shorter one"
-    cure = f"check the disk, or {ELSEWHERE}" if write else "check the disk, or copy the file again"
+    cure = f"check the disk, or {elsewhere}" if write else "check the disk, or copy the file again"
     return f"{file} could not be {'written' if write else 'read'} ({error.strerror or flat(error)}); {cure}"
+
+
+def _elsewhere(file: str) -> str:
+    """The cure of a file that cannot be written: the setting of the folder that it is in."""
+    path = Path(os.path.abspath(file))
+    above = next((folder for folder in (path, *path.parents) if folder in FOLDERS), None)
+    return ELSEWHERE if above is None else f"choose another folder with {FOLDERS[above]}=..."
 
 
 def _nameless(error: OSError) -> str:

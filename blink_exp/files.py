@@ -87,18 +87,23 @@ def brief(value: Any) -> str:
     return "null" if value is None else flat(repr(value[:40] if isinstance(value, str | bytes) else value), 40)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """The whole file or nothing."""
     part = path.with_name(path.name + ".part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_text(encodable(text), encoding="utf-8")
+            part.write_bytes(data)
             os.replace(part, path)
         except BaseException:  # of a signal too
             with contextlib.suppress(OSError):
                 part.unlink()
             raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or nothing, as UTF-8."""
+    write_bytes(path, encodable(text).encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import scripts
 
+from blink_exp import disk
 from blink_exp.cli import one_line
 from blink_exp.disk import WriteError, disk_line, writing
 from blink_exp.evaluation.records import Kept
@@ -122,3 +123,10 @@ def test_a_disk_that_is_full_is_one_line_whatever_is_written_first(small_disk):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: the disk is full (writing {small_disk / 'run'}") and "free some space" in line
     assert not list(small_disk.rglob("*.json.part")) + list(small_disk.rglob("*.yaml.part"))
+
+
+def test_the_cure_names_the_setting_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "FOLDERS", {tmp_path: "hydra.run.dir", tmp_path / "points": "store"})
+    line = disk_line(fault(errno.EROFS, tmp_path / "points" / "a" / "metrics.json"))
+    assert line.endswith("choose another folder with store=...")
+    assert disk_line(fault(errno.EROFS, tmp_path / "metrics.json")).endswith("choose another folder with hydra.run.dir=...")

@@ -21,7 +21,13 @@ def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
     return done.stdout + done.stderr
 
 
-TRAIN = ("train.py", "layers.indices=[2,3]", "data.train_size=48", "data.held_out_size=16", "trainer.checkpoint_every=2")
+TRAIN = (
+    "train.py",
+    "layers.indices=[2,3]",
+    "data.train_size=32",
+    "data.held_out_size=8",
+    "trainer.callbacks.checkpoint.every_n_train_steps=2",
+)
 
 
 def test_evaluate_writes_config_records_and_metrics(tmp_path):

@@ -17,7 +17,7 @@ from blink_exp.benchmarks.duts import Duts
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.figures import shared
 from blink_exp.images import ImageOptions, grey_bytes, open_image, to_rgb
-from blink_exp.training import data
+from blink_exp.training import canvases
 
 ORIENTATION = 0x0112
 DROP, WHITE = ImageOptions(alpha="drop"), ImageOptions(alpha="white")
@@ -219,8 +219,8 @@ def test_thin_images_that_preprocessing_would_blow_up_are_refused(size):
 
 def test_a_square_around_a_long_image_is_bounded(monkeypatch):
     monkeypatch.setattr(images.within, "__defaults__", (64,))
-    assert data.square_canvas(Image.new("RGB", (640, 8), "red"), pad=True).size == (64, 64)
-    assert data.square_canvas(Image.new("RGB", (60, 8)), pad=True).size == (60, 60)
+    assert canvases.square_canvas(Image.new("RGB", (640, 8), "red"), pad=True).size == (64, 64)
+    assert canvases.square_canvas(Image.new("RGB", (60, 8)), pad=True).size == (60, 60)
 
 
 def test_padding_by_the_processor_is_bounded(monkeypatch):
@@ -383,7 +383,7 @@ def test_one_picture_everywhere(file, tmp_path):
     wanted = open_image(file).tobytes()
     assert EasyVQA(str(tmp_path)).samples()[0].image().tobytes() == wanted
     assert Duts(str(tmp_path)).samples()[0].image().tobytes() == wanted
-    assert data.Files(tmp_path, ["plain/0.png"], pad=False)(0).tobytes() == wanted
+    assert canvases.Files(tmp_path, ["plain/0.png"], pad=False)(0).tobytes() == wanted
     about = subject(config("method=none", image=str(tmp_path / "plain" / "0.png"), question="what?"))
     assert about.image.tobytes() == wanted
     assert drawing.picture(about.image) == drawing.png(about.image)

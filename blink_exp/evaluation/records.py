@@ -97,7 +97,7 @@ def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> 
             found = parse_json(line)
             wrong = wrong_with(found)
         except ValueError as error:
-            wrong = str(error)
+            wrong = f"is {str(error).partition(' at line')[0]}"
         if wrong is not None:
             raise UserError(f"line {number} of {path} {wrong}; {cure}")
         yield number, found

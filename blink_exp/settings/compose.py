@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,10 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp.errors import UserError
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
+from blink_exp.settings.presets import CONF
 from blink_exp.settings.values import plain, typed
 from blink_exp.settings.words import NOTHING_CHOSEN, quoted
-
-CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def composed(root: str, words: Sequence[str]) -> Any:

@@ -114,11 +114,14 @@ class TrainSettings:
     tokensr: groups.TokenSR = MISSING
     loss: groups.Loss = MISSING
     trainer: groups.Trainer = MISSING
+    optim: groups.Optim = MISSING
     data: Any = MISSING
     image_loading: groups.ImageLoading = MISSING
     logger: Any = MISSING
     layer: int | None = limits.whole(0)
     seed: int = limits.seed()
+    checkpoint_activations: bool = limits.flag()
+    channels_last: bool = limits.flag()
     output: str | None = limits.path()
     resume: str | None = limits.path()
 

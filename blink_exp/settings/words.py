@@ -15,26 +15,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, nearest
 from blink_exp.settings.check import fields, refusal, shown, value_type
 from blink_exp.settings.doors import redirection
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
-from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Pair
+from blink_exp.settings.targets import BY_TARGET, Pair
 
-WITH_VALUE = (
-    "--config-dir",
-    "-cd",
-    "--config-name",
-    "-cn",
-    "--config-path",
-    "-cp",
-    "--package",
-    "-p",
-    "--cfg",
-    "-c",
-    "--experimental-rerun",
+WITH_VALUE = {  # Hydra's flags that take a value, and one
+    **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "FOLDER"),
+    **dict.fromkeys(("--config-name", "-cn"), "evaluate"),
+    **dict.fromkeys(("--package", "-p"), "model"),
+    **dict.fromkeys(CFG := ("--cfg", "-c"), "job"),
+    "--experimental-rerun": "RUN/.hydra/config.pickle",
+}
+ALONE = (
+    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
+    *("--shell-completion", "-sc", "--info", "-i"),
 )
 MULTIRUN = ("-m", "--multirun")
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
@@ -61,8 +59,18 @@ def arranged(argv: Sequence[str]) -> list[str]:
     words = iter(argv)
     for word in words:
         (flags if word.startswith("-") else settings).append(word)
-        if word in WITH_VALUE:
-            flags.extend(value for value in [next(words, None)] if value is not None)
+        flag, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            continue
+        if flag not in (*WITH_VALUE, *ALONE):  # argparse would print its whole usage
+            raise UserError(f"{flag} is no flag; {nearest(flag, [f for f in (*WITH_VALUE, *ALONE) if f.startswith('--')])}")
+        if flag in WITH_VALUE and not equals:
+            given = next(words, None)
+            if given is None or given.startswith("-"):
+                raise UserError(f"{flag} needs a value behind it, e.g. {flag} {WITH_VALUE[flag]}")
+            flags.append(value := given)
+        if flag in CFG and value not in ("job", "hydra", "all"):
+            raise UserError(f"{flag} {value} is not known; use job, hydra or all")
     return [*flags, *settings]
 
 
@@ -191,14 +199,21 @@ def _walk(schema: Any, prefix: str) -> Iterator[tuple[str, type, str]]:
 @functools.cache
 def _variants() -> dict[str, list[type]]:
     """The schemas of each group whose presets differ."""
-    homes = {"model": "backbone.", "method": "methods.", "benchmark": "benchmarks.", "judge": "judge."}
+    homes = {
+        "model": "backbone.",
+        "method": "methods.",
+        "benchmark": "benchmarks.",
+        "judge": "judge.",
+        "data": "training.data.",
+        "logger": "tracking.loggers.",
+    }
     found = {
         group: list(dict.fromkeys(schema for target, schema in BY_TARGET.items() if target.startswith(f"blink_exp.{home}")))
         for group, home in homes.items()
     }
     alone = [schema for schema in found["method"] if schema is not Pair]
     paired = {"method.pruner": alone, "method.policy": alone}
-    return found | paired | {"data": list(BY_SOURCE.values()), "logger": list(BY_KIND.values())}
+    return found | paired
 
 
 @functools.cache

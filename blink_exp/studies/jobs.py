@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.cli import SCRIPT, TRACEBACK, guard, one_line
-from blink_exp.disk import WriteError
+from blink_exp.disk import FOLDERS, WriteError
 from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store
@@ -30,6 +30,13 @@ from blink_exp.stopping import runs_in
 
 log = logging.getLogger(__name__)
 NOTES = ".jobs"  # in hydra.sweep.dir, while a multirun runs
+WRITTEN = (
+    "store",
+    "report",
+    "output",
+    "data.cache_path",
+    "judge.cache",
+)  # folders that runs write to, beside their own
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # which process of a training this is: all of them share its folder
 
 
@@ -37,10 +44,12 @@ class Jobs(Callback):
     """Hydra callback: keeps other runs out of the output folder, and ends a multirun."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        note_folders(config, "hydra.run.dir")
         guard(claim_run, config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         guard(check_shared, config)
+        note_folders(config, "hydra.sweep.dir")
         guard(claim_sweep, config)
         if os.environ.get(TRACEBACK) != "1":
             compose_each_job(os.environ[SCRIPT])
@@ -60,6 +69,14 @@ class Jobs(Callback):
 def check_shared(config: DictConfig) -> None:
     """Raises UserError for what every job would be refused for: ``config`` has the words that name one value."""
     check(config, whole=False)
+
+
+def note_folders(config: DictConfig, own: str) -> None:
+    """Tells messages about files which setting names the folder that a file is in. ``own``: the setting of the output folder."""
+    for setting in (*WRITTEN, own):
+        folder = OmegaConf.select(config, setting)
+        if isinstance(folder, str) and folder:
+            FOLDERS[Path(folder).absolute()] = setting
 
 
 def claim_run(config: DictConfig) -> None:

@@ -12,7 +12,7 @@ from blink_exp.benchmarks.base import Benchmark, Box
 from blink_exp.documents import Document, FigureDocument, PointRun, Record
 from blink_exp.evaluation import tokens
 from blink_exp.files import read_object
-from blink_exp.tracking.base import tracker
+from blink_exp.tracking.base import logger_of, silent, tracker
 from blink_exp.tracking.interface import attempt
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
@@ -52,10 +52,10 @@ def log_point(
         x: where the point stands on the figure's axis.
         benchmark: opens the benchmark, for the images of some records; None: no images.
     """
-    if settings["logger"]["kind"] == "csv":
+    if silent(settings):
         return
     named = {"name": name, "group": group, "tags": tags}
-    attempt(settings["logger"]["kind"], lambda: point_logged(settings, folder, out, named, experiment, x, benchmark))
+    attempt(logger_of(settings).name, lambda: point_logged(settings, folder, out, named, experiment, x, benchmark))
 
 
 def point_logged(
@@ -133,8 +133,8 @@ def log_summary(
         group: as of the points; None: the folder's name.
         out: where the run's files go; None: ``folder``.
     """
-    if settings["logger"]["kind"] != "csv":
-        attempt(settings["logger"]["kind"], lambda: summary_logged(document, folder, settings, group or folder.name, out or folder))
+    if not silent(settings):
+        attempt(logger_of(settings).name, lambda: summary_logged(document, folder, settings, group or folder.name, out or folder))
 
 
 def summary_logged(document: Document | list[PointRun], folder: Path, settings: dict[str, Any], group: str, out: Path) -> None:

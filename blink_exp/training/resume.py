@@ -20,7 +20,7 @@ WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all 
 # What may differ from the training that is gone on with: where it runs and how fast, but no number of its recipe.
 FREE = {
     "": ("resume", "output", "logger", "image_loading"),  # of the latter, data has its own where it opens files
-    "trainer": ("accelerator", "devices", "num_nodes", "checkpoint_every", "log_every"),
+    "trainer": ("accelerator", "devices", "num_nodes", "callbacks", "log_every_n_steps"),
     "data": ("workers", "batch_size", "path", "json", "images", "cache_path"),  # the checkpoint knows the images by their names
     "model": ("device", "device_map"),
 }

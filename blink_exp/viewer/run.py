@@ -10,7 +10,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.cli import CONF
 from blink_exp.core.method import TokenPolicy
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError, nearest
@@ -19,6 +18,7 @@ from blink_exp.files import write_json, write_text
 from blink_exp.settings.build import build
 from blink_exp.settings.compose import method_preset
 from blink_exp.settings.doors import usual
+from blink_exp.settings.presets import presets as presets_of
 from blink_exp.settings.roots import ViewSettings
 from blink_exp.settings.words import LETTER_BY_LETTER
 from blink_exp.viewer import page as pages
@@ -49,7 +49,7 @@ def view(settings: ViewSettings, out: Path) -> Path:
 def compared(presets: Iterable[str]) -> list[str]:
     """Presets of methods, each once. Raises UserError for one that is not there."""
     names = list(dict.fromkeys(presets))
-    known = sorted(file.stem for file in (CONF / "method").glob("*.yaml"))
+    known = presets_of("method")
     for name in names:
         if name not in known:
             raise UserError(f"compare={name} is no preset of method; {nearest(str(name), known)}")

@@ -373,8 +373,8 @@ def test_progress_in_a_file_is_a_line_a_tenth_and_one_after_thirty_seconds(capsy
     assert capsys.readouterr().out == "duts: 16, 31.0 s\n"
 
 
-WANDB = {"kind": "wandb", "project": "p", "entity": None, "mode": "offline", "rows": 1, "images": 1}
-MLFLOW = {"kind": "mlflow", "project": "p", "uri": None, "rows": 1, "images": 1}
+WANDB = {"_target_": "blink_exp.tracking.loggers.Wandb", "project": "p", "entity": None, "mode": "offline", "rows": 1, "images": 1}
+MLFLOW = {"_target_": "blink_exp.tracking.loggers.MLflow", "project": "p", "uri": None, "rows": 1, "images": 1}
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,10 @@ MLFLOW = {"kind": "mlflow", "project": "p", "uri": None, "rows": 1, "images": 1}
         (MLFLOW | {"project": "x" * 501}, "is no name of an experiment; use 1 to 500 characters"),
         (MLFLOW | {"uri": "localhost:5000"}, "logger.uri=localhost:5000 is no address of MLflow"),
         (MLFLOW | {"uri": "sqlite"}, "logger.uri=sqlite is no address of MLflow"),
-        ({"kind": "tensorboard", "rows": "many", "images": 1}, "logger.rows must be a whole number of at least 0, got many"),
+        (
+            {"_target_": "blink_exp.tracking.loggers.TensorBoard", "rows": "many", "images": 1},
+            "logger.rows must be a whole number of at least 0, got many",
+        ),
     ],
 )
 def test_what_a_logger_would_refuse_is_said_before_any_work(logger, said):

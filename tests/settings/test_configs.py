@@ -17,7 +17,7 @@ ROOTS = {
         *("model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"),
         *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "blink", "judge", "image_loading"),
     },
-    "train": {"model", "layers", "tokensr", "loss", "trainer", "data", "logger", "image_loading"},
+    "train": {"model", "layers", "tokensr", "loss", "optim", "trainer", "data", "logger", "image_loading"},
 }
 NESTED = [("evaluate", f"method/{p.parent.name}={p.stem}") for p in sorted((CONF / "method").glob("*/*.yaml"))]
 NEEDED = {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.refusals import one_line_of
 from support.scripts import ROOT
 
+from blink_exp.errors import UserError
 from blink_exp.settings.compose import composed
 from blink_exp.settings.words import arranged, prepared, quoted, text_settings, word
 
@@ -18,7 +19,6 @@ from blink_exp.settings.words import arranged, prepared, quoted, text_settings, 
 def test_flags_may_stand_between_settings():
     words = ["thresholds=high_exp", "-m", "--config-dir", "a=b", "limit=4"]
     assert arranged(words) == ["-m", "--config-dir", "a=b", "thresholds=high_exp", "limit=4"]
-    assert arranged(["limit=4", "--config-dir"]) == ["--config-dir", "limit=4"]  # what it lacks is argparse's to say
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +130,20 @@ def test_schemas_list_the_words_that_the_code_takes():
     assert words(targets.Model, "system_prompt") == set(SYSTEM_PROMPTS)
     assert words(groups.Resolution, "policy") == set(POLICIES)
     assert words(groups.Fill, "fill") == words(targets.Pair, "fill") == set(FILLS)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--cfg"], "--cfg needs a value behind it, e.g. --cfg job"),
+        (["--cfg", "--resolve"], "--cfg needs a value behind it"),
+        (["-c", "jobs"], "-c jobs is not known; use job, hydra or all"),
+        (["--cfg=jobs"], "--cfg jobs is not known"),
+        (["limit=2", "--mulitrun"], "--mulitrun is no flag; did you mean --multirun"),
+        (["-x"], "-x is no flag"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(words, line):
+    with pytest.raises(UserError) as error:
+        prepared(words, "evaluate")
+    assert str(error.value).startswith(line)

@@ -113,7 +113,7 @@ def test_unreadable_images_are_reported_by_runs_that_only_read(tmp_path):
     lost = []
     for _ in range(2):
         settings = {"train_size": None, "held_out_share": 0.1, "cache_path": str(tmp_path / "cache"), "global_batch": 4}
-        made = data.PairedCrops(Shrink(), "llava_665k", json=str(path), images=str(images), **settings)
+        made = data.LlavaData(Shrink(), json=str(path), images=str(images), **settings)
         made.setup()
         frozen = Pixels(LAYERS)
         frozen.ready(made)
