@@ -36,9 +36,10 @@ def asked(monkeypatch, tmp_path):
         if experiment["name"] == "blink_table3":
             raise UserError("no such weights")
         return {
+            "kind": kind,
             "rows": [{"runs": {"mme": {"point": "p", "status": "failed", "error": "broken"}}}]
             if experiment["name"] == "hero_table2"
-            else []
+            else [],
         }
 
     monkeypatch.setattr(catalog, "measure", measure)
@@ -153,9 +154,16 @@ def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
 
 def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path):
     ok, bad = {"status": "done"}, {"status": "failed"}
-    assert catalog.worth_keeping({"rows": [{"runs": {"a": bad, "b": ok}}]}) and catalog.worth_keeping({"rows": [ok, bad]})
-    assert not catalog.worth_keeping({"rows": [{"runs": {"a": bad}}]}) and not catalog.worth_keeping({"rows": [bad]})
-    assert catalog.worth_keeping({"rows": [{"runs": {}}]}) and catalog.worth_keeping({"rows": []})  # a recipe, a map of attention
+
+    def table(*runs):
+        return {"kind": "table", "rows": [{"runs": dict(enumerate(runs))}]}
+
+    def figure(*runs):
+        return {"kind": "figure", "rows": list(runs)}
+
+    assert catalog.worth_keeping(table(bad, ok)) and catalog.worth_keeping(figure(ok, bad))
+    assert not catalog.worth_keeping(table(bad)) and not catalog.worth_keeping(figure(bad))
+    assert catalog.worth_keeping(table()) and catalog.worth_keeping(figure())  # a recipe, a map of attention
     for text in ("old", "new"):
         (tmp_path / text).mkdir()
         (tmp_path / text / "table.json").write_text(text, encoding="utf-8")

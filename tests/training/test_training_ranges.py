@@ -88,7 +88,7 @@ def test_settings_are_typed_at_the_door(folder):
 
 def test_a_job_is_what_its_presets_name(tmp_path):
     job = job_of(composed("train", "trainer=ddp", "trainer.devices=1", "data=folder", f"data.path={tmp_path}", "layer=12"), tmp_path)
-    assert (job.settings.layer, job.settings.trainer.precision, job.settings.trainer.strategy) == (12, "bf16-mixed", "ddp")
+    assert (job.settings.layers.indices, job.settings.trainer.precision, job.settings.trainer.strategy) == ([12], "bf16-mixed", "ddp")
     assert job.trainer.func is pl.Trainer and job.trainer.keywords["max_epochs"] == 1
     assert [type(callback) for callback in job.callbacks] == [ModelCheckpoint, ProgressLines, OwnSignals]
     assert type(job.data(transform=None)) is FolderData and job.data(transform=None).global_batch == 8
