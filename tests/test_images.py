@@ -457,14 +457,10 @@ def test_options_are_typed_as_the_settings_are():
     assert "alpha=null" in refusal(lambda: ImageOptions(alpha=None))
 
 
-def compose(*words: str) -> dict:
-    from hydra import compose, initialize_config_dir
-    from support.viewing import CONF
+def settings_of(*words: str):
+    from blink_exp.settings.compose import composed
 
-    from blink_exp.evaluation import results
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return results.plain(compose("evaluate", list(words)))
+    return composed("evaluate", words)
 
 
 def test_a_point_is_another_one_where_images_are_opened_otherwise():
@@ -472,16 +468,16 @@ def test_a_point_is_another_one_where_images_are_opened_otherwise():
 
     changes = ("exif=false", "alpha=drop", "max_pixels=1000", "outside=true")
     for benchmark, other in (("easyvqa", True), ("duts", True), ("pope", True), ("mosaic_mme", False)):  # whose images are drawn
-        before = point_hash(compose(f"benchmark={benchmark}"), {})
-        hashes = {point_hash(compose(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
+        before = point_hash(settings_of(f"benchmark={benchmark}"), {})
+        hashes = {point_hash(settings_of(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
         assert (len(hashes), before in hashes) == ((4, False) if other else (1, True))
 
 
 def test_the_settings_reach_a_benchmark_and_its_own_exif_wins():
-    from hydra.utils import instantiate
+    from blink_exp.settings.build import build
 
     def options(*words: str) -> ImageOptions:
-        return instantiate(compose(*words)["benchmark"], _convert_="all").image_loading
+        return build(settings_of(*words).benchmark).image_loading
 
     assert options("benchmark=pope") == ImageOptions(alpha="drop")
     assert options("benchmark=pope", "benchmark.protocol=lmms_eval") == ImageOptions()

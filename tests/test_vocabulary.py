@@ -71,7 +71,7 @@ def settled(words: tuple[str, ...]) -> dict:
     cfg = composed(words)
     method = dict(cfg["method"])
     if ".blink." in method["_target_"]:
-        method["layers"] = selected_layers(LLM_DEPTH, layer=method.pop("layer"), **method["layers"])
+        method["layers"] = selected_layers(LLM_DEPTH, **method["layers"])
         scaled = method.pop("scale_thresholds")
         for tau in ("tau_exp", "tau_drop"):
             value = method[tau]

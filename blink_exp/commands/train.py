@@ -9,9 +9,8 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from blink_exp.evaluation import results
-from blink_exp.settings.check import check
-from blink_exp.settings.roots import Train
+from blink_exp.settings.roots import TrainSettings
+from blink_exp.settings.values import plain, typed
 from blink_exp.training import training
 from blink_exp.training.job import Job
 from blink_exp.training.optimization import Optimization
@@ -19,7 +18,6 @@ from blink_exp.training.optimization import Optimization
 
 def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     """train.py: trains for ``cfg``. Returns {layer: held-out losses and gain}."""
-    check(cfg)
     hydra = HydraConfig.get()
     folder = "hydra.sweep.dir" if hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
     return training.run(job_of(cfg, Path(hydra.runtime.output_dir), folder))
@@ -27,13 +25,12 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
 
 def job_of(cfg: DictConfig, out: Path, folder: str = "hydra.run.dir") -> Job:
     """The training of the settings ``cfg`` in the run folder ``out``, which the setting ``folder`` names."""
-    settings = OmegaConf.to_object(cfg)
-    assert isinstance(settings, Train)
+    settings: TrainSettings = typed(cfg)
     optim = settings.optim
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")
     return Job(
         settings=settings,
-        record=results.plain(cfg),
+        record=plain(cfg),
         text=OmegaConf.to_yaml(cfg, resolve=True),
         out=out,
         backbone=instantiate(cfg.model, _partial_=True, _convert_="all"),

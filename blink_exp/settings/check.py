@@ -23,18 +23,25 @@ from blink_exp.settings.targets import BY_TARGET
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
+SHORT_FOR = {"layer": "layers"}  # a setting that stands for a group
 REFUSED = "refused"  # in a job of a multirun whose words do not compose: why (``job_loader``)
 
 
 def check(cfg: DictConfig, whole: bool = True) -> None:
-    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits. Values given as text for
-    a number ("0.5") become numbers, in place. ``whole``: whether every setting that must be given has to be there."""
+    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits.
+
+    In place, values given as text for a number ("0.5") become numbers, and ``layer`` becomes what it is short for. ``whole``: whether
+    settings that must be given have to be there.
+    """
     if REFUSED in cfg:
         raise UserError(cfg[REFUSED])
     for prefix, node in _nodes(cfg, ""):
         schema = schema_of(node)
         if schema is not None:
             _check_node(node, prefix, schema, whole)
+    if cfg.get("layer") is not None:
+        cfg.layers.indices, cfg.layers.relative = [cfg.layer], False
+        cfg.layer = None
 
 
 def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,6 @@ class Blink:
     tau_exp: float = limits.number(0, 1)
     tau_drop: float = limits.number(0, 1)
     layers: Any = limits.group()
-    layer: int | None = limits.whole(0)
     resolution: Any = limits.group()
     tokensr: Any = limits.group()
     seed: int = limits.seed()

@@ -15,7 +15,7 @@ from torch import nn
 
 from blink_exp.cli import guard
 from blink_exp.errors import UserError
-from blink_exp.files import read_settings
+from blink_exp.settings.values import read_settings
 from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import build_all
 from blink_exp.training import resume

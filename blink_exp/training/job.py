@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.settings.roots import Train
+from blink_exp.settings.roots import TrainSettings
 from blink_exp.training.data import PairedCrops
 from blink_exp.training.optimization import Optimization
 
@@ -30,7 +30,7 @@ class Job:
         callbacks: of the trainer.
     """
 
-    settings: Train
+    settings: TrainSettings
     record: dict[str, Any]
     text: str
     out: Path

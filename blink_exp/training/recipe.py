@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from blink_exp.errors import UserError
-from blink_exp.settings.roots import Train
+from blink_exp.settings.roots import TrainSettings
 
 SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # what Lightning also takes
 
 
-def check_recipe(settings: Train) -> None:
+def check_recipe(settings: TrainSettings) -> None:
     """Raises UserError for settings that do not go together."""
     trainer = settings.trainer
     if trainer.accelerator == "cpu" and SHORT.get(trainer.precision, trainer.precision) == "16-mixed":  # Lightning would take bfloat16

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from blink_exp.errors import UserError
-from blink_exp.files import read_settings
 from blink_exp.finite import first_nonfinite
+from blink_exp.settings.values import read_settings
 
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
 NAMES = (CHECKPOINT, OLD)  # newest first

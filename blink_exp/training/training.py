@@ -73,7 +73,7 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
     data = job.data(transform=BaseView(None), steps_done=start.step)  # before the model is loaded: it says which of its settings cannot be
     batch_size, trainer.accumulate_grad_batches = share_out(data.global_batch, trainer.world_size, data.batch_size)
     backbone = load_backbone(job, trainer)
-    layers = list(selected_layers(backbone.depth, layer=settings.layer, **asdict(settings.layers)))
+    layers = list(selected_layers(backbone.depth, **asdict(settings.layers)))
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     data.transform = BaseView(backbone.processor.image_processor)
     module = TokenSRTraining(

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import easy_vqa
@@ -22,6 +23,7 @@ from blink_exp.evaluation.evaluator import check_complete, incomplete
 from blink_exp.evaluation.records import read
 from blink_exp.evaluation.terminal import Lines
 from blink_exp.files import write_json
+from blink_exp.settings.compose import composed
 from blink_exp.studies.point import guarded, measured_point
 
 SOURCE = Path(easy_vqa.__file__).parent / "data" / "test"
@@ -226,7 +228,7 @@ def back(data: Path, files: list[Path]) -> None:
 
 
 def point(data: Path, *words: str):
-    return compose("sweep", [f"benchmark.path={data}", "benchmark=easyvqa", "method=none", f"store={data.parent / 'points'}", *words])
+    return composed("sweep", [f"benchmark.path={data}", "benchmark=easyvqa", "method=none", f"store={data.parent / 'points'}", *words])
 
 
 def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, hydra, capsys):
@@ -316,7 +318,7 @@ def test_the_line_of_an_incomplete_run_counts_and_names_the_first():
 
 def test_image_files_are_part_of_what_a_point_is_known_by(tmp_path):
     def digests() -> dict[str, str]:
-        return identity.digests({"model": {"path": "scale"}, "benchmark": {"path": str(tmp_path)}})
+        return identity.digests(replace(composed("evaluate", ["method=none"]), benchmark={"path": str(tmp_path)}))
 
     (tmp_path / "questions.json").write_text("[]", encoding="utf-8")
     assert "images" not in digests()

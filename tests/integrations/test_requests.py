@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from PIL import Image
 from support.refusals import refusal
 from support.stand_ins import BLUE, RED, Calls, stand_in
 
-from blink_exp.cli import CONF
 from blink_exp.evaluation import answering, evaluator
 from blink_exp.integrations import requests
 from blink_exp.integrations.requests import Question
+from blink_exp.settings.compose import composed
 
 # Settings
 
@@ -29,9 +27,8 @@ def test_words_that_lmms_eval_turned_into_python_become_hydra_s_again():
 def test_settings_mean_what_they_mean_to_evaluate_py():
     settings = {"method": "hero", "model": "scale_llava_next", "thresholds": "high_exp", "hero_low.layers": "[4,5]", "seed": 3}
     words = ["method=hero", "model=scale_llava_next", "thresholds=high_exp", "hero_low.layers=[4,5]", "seed=3"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        wanted = OmegaConf.to_container(compose("evaluate", [*words, "batch_size=4", "model.device=cuda:1"]), resolve=True)
-    found = OmegaConf.to_container(requests.configure(settings, "4", "cuda:1"), resolve=True)
+    wanted = composed("evaluate", [*words, "batch_size=4", "model.device=cuda:1"])
+    found = requests.configure(settings, "4", "cuda:1")
     assert found == wanted
     assert found["method"]["low"] == [4, 5]  # the comma did not end the word
 

@@ -30,9 +30,9 @@ MEANT: dict[str, set[str]] = {
     "layer": OR_NULL,
     "retention_ratio": {"float"},
     "data_root": OR_NULL,  # a folder that is there
-    "predictions": {"word", "float", "null", "negative", "nan"},  # a list is one of files
-    "against": TEXT | OR_NULL,
-    "view": TEXT | OR_NULL,
+    "predictions": {"word", "float", "negative", "nan"},  # a list is one of files
+    "against": TEXT,
+    "sample": TEXT | OR_NULL,
     "image": TEXT | OR_NULL,
     "question": TEXT | OR_NULL,
     "compare": {"list", "null"},
@@ -49,6 +49,11 @@ MEANT: dict[str, set[str]] = {
     "cost": NOTHING,
     "seed": NOTHING,
     "share": NOTHING,
+    "tables": OR_NULL,
+    "figures": OR_NULL,
+    "title": TEXT,
+    "overrides": {"list"},
+    "points": {"list"},
     "objective": TEXT | OR_NULL,
     "token_price": {"float"},
     "dashboard": OR_NULL,

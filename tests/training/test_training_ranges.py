@@ -15,7 +15,7 @@ from support.training_runs import composed, train
 
 from blink_exp.backbone import load
 from blink_exp.commands.train import job_of
-from blink_exp.settings.roots import Train
+from blink_exp.settings.roots import TrainSettings
 from blink_exp.training import recipe
 from blink_exp.training.data import FolderData
 from blink_exp.training.progress import ProgressLines
@@ -28,7 +28,7 @@ def test_every_preset_of_the_recipe_passes():
         recipe.check_recipe(settings(f"trainer={path.stem}"))
 
 
-def settings(*words: str) -> Train:
+def settings(*words: str) -> TrainSettings:
     return job_of(composed("train", *words), Path("run")).settings
 
 
