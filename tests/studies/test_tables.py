@@ -238,7 +238,7 @@ def test_a_recipe_has_our_settings_beside_the_published_ones(base):
     document = tables.measure_table(base, table, [])
     rows = {row["point"]: row for row in document["rows"]}
     assert rows["Learning rate"]["published"] == {"value": 1e-4} and rows["Learning rate"]["settings"] == {"optim.lr": 1e-4}
-    assert len(rows) == 9 and document["groups"] == [] and all(row["runs"] == {} for row in rows.values())
+    assert len(rows) == 10 and document["groups"] == [] and all(row["runs"] == {} for row in rows.values())
 
 
 # deltas

@@ -89,8 +89,13 @@ def equal(a: Features, b: Features) -> bool:
 
 def only(root: Path) -> Path:
     """The one cache below ``root``."""
-    (found,) = (root / "cache").iterdir()
+    (found,) = caches(root)
     return found
+
+
+def caches(root: Path) -> list[Path]:
+    """All of them; beside them lie their locks."""
+    return [path for path in (root / "cache").iterdir() if path.name != ".locks"]
 
 
 def files(root: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from bench import tokensr, tokensr_cuda
 from bench.shapes import TINY
 from blink_exp.commands.train import job_of
 from blink_exp.errors import UserError
-from blink_exp.training import module
+from blink_exp.training import module as training_module
 from blink_exp.training.capture import Ranks, ready
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.module import TokenSRTraining
@@ -98,7 +98,7 @@ def test_a_step_from_the_cache_is_the_step_without(scale, tmp_path, monkeypatch,
     plain, cached = scenes(scale, workers=0), scenes(scale, cache_features=True, cache_path=str(tmp_path), cache_dtype=dtype)
     cached.stored = ready(scale, module.layers, module.capture, cached, "32-true", Ranks())
     wanted = [module.losses(batch) for loader in (plain.train_dataloader(), plain.val_dataloader()) for batch in loader]
-    monkeypatch.setattr(module, "image_states", lambda *args: pytest.fail("the backbone was run"))
+    monkeypatch.setattr(training_module, "image_states", lambda *args: pytest.fail("the backbone was run"))
     found = [module.losses(batch) for loader in (cached.train_dataloader(), cached.val_dataloader()) for batch in loader]
     assert len(found) == len(wanted) == 2
     for a, b in zip(found, wanted, strict=True):
@@ -154,7 +154,7 @@ def test_trainings_are_the_same_without_a_cache_from_a_new_one_and_from_one_that
     said = []
     for name, more in (("plain", []), ("made", kept), ("read", kept)):
         if name == "read":
-            monkeypatch.setattr(module, "image_states", lambda *args: pytest.fail("the backbone was run"))
+            monkeypatch.setattr(training_module, "image_states", lambda *args: pytest.fail("the backbone was run"))
         train(tmp_path / name, *words, *more)
         said.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("features are")])
     assert [len(lines) for lines in said] == [0, 2, 1]
