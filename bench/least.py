@@ -7,13 +7,13 @@ question and each different course of decisions so far; and as many generated to
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
 
-from blink_exp.core.method import Method
-from blink_exp.core.sequence import Drop, Expand
-from blink_exp.decoder.decode import Record
+from blink_exp.core.method import Method, Record
+from blink_exp.core.sequence import Expand, State, transition
 from blink_exp.evaluation.cost import layer_flops
 
 Segment = tuple[Any, ...]  # (layer, region, module, grid, interpolated, inherits, what stands before)
@@ -35,23 +35,25 @@ class Answered:
 
 def course(one: Answered, depth: int) -> list[tuple[tuple[Segment, int], ...]]:
     """The expanded segments in front of the text at every layer, with their tokens."""
-    policy: Any = one.method.policy
     by_layer = {r.scan.layer: r for r in one.decisions}
-    chain: tuple[tuple[Segment, int], ...] = ()
+    state: State[int, tuple[Segment, int]] = State.of(())
     out = []
     for layer in range(depth):
-        found = by_layer.get(layer)
-        if found is not None and isinstance(found.decision, Drop):
-            chain = ()
-        elif found is not None and isinstance(found.decision, Expand) and not (chain and found.decision.on_reexpand == "keep"):
-            before = chain if found.decision.on_reexpand == "append" else ()
-            modules = one.method.amplifiers
-            module = id(modules[str(layer)]) if found.decision.amplify and modules is not None else None
-            tokens = found.visual_tokens - one.visual - sum(n for _, n in before)
-            own = (layer, found.decision.region, module, policy.p, policy.interpolate, policy.inherit_positions, before)
-            chain = (*before, (own, tokens))
-        out.append(chain)
+        record = by_layer.get(layer)
+        if record is not None:
+            state = transition(state, record.decision, expand=functools.partial(_segment, one, record))
+        out.append(state.expanded[0])
     return out
+
+
+def _segment(one: Answered, record: Record, before: tuple[tuple[Segment, int], ...]) -> tuple[Segment, int]:
+    """The segment that a recorded expansion made behind those ``before``, and its tokens."""
+    decision, modules = record.decision, one.method.amplifiers
+    policy: Any = one.method.policy
+    assert isinstance(decision, Expand)
+    module = id(modules[str(record.scan.layer)]) if decision.amplify and modules is not None else None
+    own = (record.scan.layer, decision.region, module, policy.p, policy.interpolate, policy.inherit_positions, before)
+    return own, record.visual_tokens - one.visual - sum(n for _, n in before)
 
 
 def least(answered: Rows[Answered], config: Any, tower: int) -> int:

@@ -252,26 +252,26 @@ def over_one_prefix(
 ) -> list:
     """[question][point]: tokens."""
     from blink_exp.core.saliency import PatchGrid
-    from blink_exp.decoder.branches import Question, Texts, layers_of
-    from blink_exp.decoder.greedy import greedy
-    from blink_exp.decoder.prefixes import run
-    from blink_exp.decoder.shared_attention import shared
+    from blink_exp.decoder.branches import BranchDecoder, Question, decoded_layers, read_layers
+    from blink_exp.decoder.generated import greedy
+    from blink_exp.decoder.prefixes import run_prefixes
 
     embed, llm = model.get_input_embeddings(), model.model.language_model
-    layers = {layer for m in methods for layer in layers_of(m)}
-    prefix = run(llm, [torch.cat([embed(ahead), features])], [len(features)], layers, 1)[0]
+    layers = {layer for m in methods for layer in read_layers(m)}
+    depth = max(decoded_layers(m, len(llm.layers)) for m in methods)
+    prefix = run_prefixes(llm, [torch.cat([embed(ahead), features])], [len(features)], layers, [depth], 1)[0]
     side = int(len(features) ** 0.5)
     grids = [PatchGrid(m.policy.p, side, side) if m.policy else None for m in methods]
-    asked = [Question(prefix, embed(text), str(n), tuple(range(len(methods)))) for n, text in enumerate(texts)]
+    points = tuple(range(len(methods)))
+    asked = [Question((prefix,), embed(text), str(n), points, visual=features) for n, text in enumerate(texts)]
     out: list[list] = [[None] * len(methods) for _ in texts]
 
-    def finish(leaves: Any) -> None:
-        for branch, said in zip(leaves.branches, greedy(model, leaves, asked, new_tokens, ends(model), 256), strict=True):
+    def finish(final: Any) -> None:
+        for branch, tokens in zip(final.branches, greedy(model, final, new_tokens, ends(model), 256), strict=True):
             for point in branch.points:
-                out[branch.question][point] = said
+                out[branch.question][point] = tokens
 
-    with shared(llm):
-        Texts(llm, asked, methods, grids, float("inf")).run(finish)
+    BranchDecoder(llm, asked, methods, grids).run(finish)
     return out
 
 

@@ -108,3 +108,68 @@ def test_the_rules_see_what_they_forbid():
 )
 def test_files_that_the_document_names_exist(name):
     assert (ROOT / name).exists()
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Functions and classes of a module, methods as Class.method."""
+    out = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            out.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            out |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+    return out
+
+
+STOPS = re.findall(r"`([\w/]+\.py)::([\w.]+)`", (ROOT / "docs" / "architecture.md").read_text("utf-8"))
+
+
+@pytest.mark.parametrize(("file", "name"), STOPS)
+def test_functions_that_the_document_names_exist(file, name):
+    assert name in defined(ast.parse((ROOT / file).read_bytes()))
+
+
+def test_a_question_goes_through_at_most_ten_stops():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    block = text.partition("## What happens to one question")[2].partition("\n## ")[0]
+    stops = re.findall(r"^(\d+)\. ", block, re.MULTILINE)
+    assert 3 <= len(stops) <= 10 and all(re.search(rf"^{n}\. .*`[\w/]+\.py::", block, re.MULTILINE) for n in stops)
+
+
+def test_a_new_decision_touches_at_most_four_files():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    assert len(re.findall(r"^\d+\. ", text.partition("## Adding a decision")[2], re.MULTILINE)) <= 4
+
+
+def test_the_loop_over_the_layers_stands_once():
+    """Nothing but ``run_layers`` calls a layer of the decoder: by any other name it would be a second engine."""
+    loops = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and "past_key_values" in {k.arg for k in node.keywords}
+        and "position_embeddings" in {k.arg for k in node.keywords}
+    }
+    assert loops == {f"{PACKAGE}.decoder.layers"}
+
+
+def test_nobody_asks_which_method_it_is():
+    """Outside methods/ a method says itself what it supports."""
+    policies = {
+        node.name
+        for name, tree in TREES.items()
+        if name.startswith(f"{PACKAGE}.methods.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    asked = {
+        (name, inner.id)
+        for name, tree in TREES.items()
+        if not name.startswith(f"{PACKAGE}.methods.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"
+        for inner in ast.walk(node.args[1])
+        if isinstance(inner, ast.Name)
+    }
+    assert {pair for pair in asked if pair[1] in policies | {"TokenPolicy", "LayerPolicy"}} == set()

@@ -8,31 +8,31 @@ import torch
 
 
 @dataclass(frozen=True)
-class Shown:
+class BaseViewMap:
     """What the visual tokens of one image show, where they are not simply the H x W tokens of one view.
 
-    ``cells``: (tokens,) raster index on the base view of each token, -1 for a token of a tile, a newline or a merged token; ``aside``:
-    (H * W, hidden) embeddings of the whole base view, also of tokens that were dropped, or None where nobody recalls them.
+    ``cells``: (tokens,) raster index on the base view of each token, -1 for a token of a tile, a newline or a merged token;
+    ``dropped_embeddings``: (H * W, hidden) embeddings of the whole base view, dropped tokens included, or None where nobody restores them.
     """
 
     cells: torch.Tensor
-    aside: torch.Tensor | None = None
+    dropped_embeddings: torch.Tensor | None = None
 
     def whole(self, cells: int) -> bool:
         """Whether these are just the ``cells`` tokens of one view, in raster order."""
         return len(self.cells) == cells and torch.equal(self.cells.cpu(), torch.arange(cells))
 
     def grid(self, states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """(H * W, hidden) base view from the (tokens, hidden) ``states`` of what is left of it. A missing cell is recalled from ``aside``
-        or takes the mean of the tokens that are nearest to it on the grid."""
+        """(H * W, hidden) base view from the (tokens, hidden) ``states`` of what is left of it. A missing cell is restored from
+        ``dropped_embeddings`` or takes the mean of the tokens that are nearest to it on the grid."""
         here = self.cells >= 0
         cells, own = self.cells[here].to(states.device), states[here.to(states.device)]
         missing = torch.ones(height * width, dtype=torch.bool, device=states.device)
         missing[cells] = False
         out = states.new_empty(height * width, states.shape[-1])
         out[cells] = own
-        if self.aside is not None:
-            out[missing] = self.aside.to(out)[missing]
+        if self.dropped_embeddings is not None:
+            out[missing] = self.dropped_embeddings.to(out)[missing]
         elif bool(missing.any()):
             raster = torch.arange(height * width, device=states.device)
             places = torch.stack([raster // width, raster % width], dim=1)

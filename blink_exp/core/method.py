@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,7 +73,21 @@ class LayerPolicy(Protocol):
     @property
     def inherit_positions(self) -> bool: ...
 
+    @property
+    def drops(self) -> bool:
+        """Whether it decides behind its layers which visual tokens go on, as a ``TokenPolicy`` does."""
+        ...
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Settings that its decisions are drawn against; empty where there are none."""
+        ...
+
     def decide(self, layer: int, scan: Scan) -> Decision: ...
+
+    def layer_tokens(self, visual: int, depth: int) -> list[int] | None:
+        """How many of a prompt's ``visual`` tokens each of ``depth`` layers works on; None where that depends on the prompt."""
+        ...
 
 
 class TokenPolicy(ABC):
@@ -82,6 +97,7 @@ class TokenPolicy(ABC):
     p = 1
     scorer: Scorer | None = None
     scan_expanded = interpolate = False
+    drops = True
     inherit_positions = False  # True: tokens keep their numbers and dropped ones leave gaps; False: numbered anew without gaps
 
     @property
@@ -96,6 +112,29 @@ class TokenPolicy(ABC):
     @abstractmethod
     def decide(self, layer: int, scan: Scan) -> Retain: ...
 
+    @abstractmethod
+    def kept(self, visual: int) -> list[int]:
+        """How many of a prompt's ``visual`` tokens are left behind each of its layers."""
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {}
+
+    def layer_tokens(self, visual: int, depth: int) -> list[int]:
+        edges = [0, *(layer + 1 for layer in self.layers), depth]  # a layer works on what stands before it drops
+        return [n for n, (a, b) in zip([visual, *self.kept(visual)], itertools.pairwise(edges), strict=True) for _ in range(a, b)]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One decision, as it was taken: what was seen, what was decided, how many visual tokens are worked on from there (Blink: by this
+    layer; FastV and SparseVLM, which decide behind a layer: by the next one). ``row``: of the batch."""
+
+    row: int
+    scan: Scan
+    decision: Decision
+    visual_tokens: int
+
 
 @dataclass
 class Method:
@@ -109,3 +148,12 @@ class Method:
     name: str = "none"
     pruner: ViewPruner | None = None
     recall: bool = False  # whether an expansion gets back what the pruner dropped of the base view
+
+    @property
+    def drops(self) -> bool:
+        """Whether visual tokens are dropped, in front of the LLM or inside it."""
+        return self.pruner is not None or self.drops_inside
+
+    @property
+    def drops_inside(self) -> bool:
+        return self.policy is not None and self.policy.drops

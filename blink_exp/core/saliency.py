@@ -2,17 +2,25 @@
 
 Pure functions on tensors. A scorer gives every visual token a score from ONE query row (or the mean of several), so no attention
 matrix is ever made; a patch grid sums scores into p x p patches; the saliency ratio is the share of the largest patch.
+
+A scorer declares what it reads (``Scorer.queries``, ``Scorer.raw``), and whoever scans makes just that. Scorers of other packages are
+found by the entry point group ``blink_exp.scorers``; ``find_scorer`` knows them all by name.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, nearest, reason
+
+ENTRY_POINTS = "blink_exp.scorers"
+RANDOM = "random"  # the word for no scorer: patches are drawn, not scored
 
 
 class Seen(Protocol):
@@ -70,7 +78,32 @@ class Attended:
         )
 
 
-Scorer = Callable[[Seen, torch.Tensor], torch.Tensor]
+Scores = Callable[[Seen, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How visual tokens are scored, and what that reads.
+
+    Args:
+        score: (seen, columns) to (batch, visual) scores >= 0; ``columns``: (visual,) or (batch, visual), the visual keys among all keys.
+        queries: ``last``: ``seen`` holds the query of the last prompt token only; ``text``: those of all text tokens, the last one last.
+        raw: whether it reads ``seen.raw_logits()``.
+    """
+
+    score: Scores
+    queries: Literal["last", "text"] = "last"
+    raw: bool = False
+
+    def __call__(self, seen: Seen, columns: torch.Tensor) -> torch.Tensor:
+        return self.score(seen, columns)
+
+
+def scorer(*, queries: Literal["last", "text"] = "last", raw: bool = False) -> Callable[[Scores], Scorer]:
+    """Decorator that makes a function a ``Scorer``."""
+    if queries not in ("last", "text"):
+        raise ValueError(f"queries={queries!r} is not known; use 'last' or 'text'")
+    return lambda score: Scorer(score, queries, raw)
 
 
 def products(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -81,6 +114,7 @@ def products(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return (grouped @ keys.mT).reshape(batch, heads, queries, -1)
 
 
+@scorer()
 def attention(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     """Attention of the last text token, softmax over every key that it may see, mean over heads: what Blink's Figs. 2-3 plot.
 
@@ -89,6 +123,7 @@ def attention(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     return _probabilities(seen, slice(-1, None)).squeeze(1).gather(1, _rows(columns, seen))
 
 
+@scorer()
 def attention_visual(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     """As ``attention``, with the softmax over the visual keys only."""
     index = _rows(columns, seen)
@@ -97,6 +132,7 @@ def attention_visual(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     return picked.softmax(-1).mean(1)
 
 
+@scorer(queries="text")
 def text_mean(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     """As ``attention``, averaged over all text queries behind the image instead of the last one."""
     weight = seen.text.to(torch.float32)
@@ -104,6 +140,7 @@ def text_mean(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     return (_probabilities(seen, slice(None)) * weight[..., None]).sum(1).gather(1, _rows(columns, seen))
 
 
+@scorer(raw=True)
 def dot_product(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
     """Eqs. (1)-(2) read literally: q . k without norm, RoPE, scale or softmax, summed over heads.
 
@@ -125,7 +162,35 @@ def _rows(columns: torch.Tensor, seen: Seen) -> torch.Tensor:
     return columns.expand(len(seen.visible), -1)
 
 
-SCORERS: dict[str, Scorer] = {s.__name__: s for s in (attention, attention_visual, dot_product, text_mean)}
+SCORERS: dict[str, Scorer] = {
+    "attention": attention,
+    "attention_visual": attention_visual,
+    "dot_product": dot_product,
+    "text_mean": text_mean,
+}
+
+
+def scorer_names() -> tuple[str, ...]:
+    """Names of all scorers, those of other packages behind those that ship."""
+    return tuple(dict.fromkeys((*SCORERS, *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS)))))
+
+
+def find_scorer(name: str) -> Scorer:
+    """The scorer of a name. Raises UserError where there is none, or where another package's cannot be loaded."""
+    return SCORERS[name] if name in SCORERS else _installed_scorer(name)
+
+
+@functools.cache
+def _installed_scorer(name: str) -> Scorer:
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            loaded = point.load()
+        except Exception as error:  # whatever a foreign module does while it is imported
+            raise UserError(f"saliency={name}: {point.value} cannot be loaded ({reason(error)}); mend or uninstall its package") from error
+        if not isinstance(loaded, Scorer):
+            raise UserError(f"saliency={name}: {point.value} is no scorer; put @blink_exp.core.saliency.scorer() on the function")
+        return loaded
+    raise UserError(f"saliency={name} is not known; {nearest(name, (*scorer_names(), RANDOM))}")
 
 
 @dataclass(frozen=True)

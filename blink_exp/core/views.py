@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from blink_exp.core.base_view import Shown
+from blink_exp.core.base_view import BaseViewMap
 from blink_exp.errors import UserError, nearest
 
 NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
@@ -172,10 +172,10 @@ class Visual:
         return int((self.source == NEWLINE).sum())
 
     @property
-    def shown(self) -> Shown:
+    def shown(self) -> BaseViewMap:
         return base_view(self.source, self.views, self.aside)
 
 
-def base_view(source: torch.Tensor, views: Views, aside: torch.Tensor | None = None) -> Shown:
+def base_view(source: torch.Tensor, views: Views, aside: torch.Tensor | None = None) -> BaseViewMap:
     """Which cell of the base view each token of a packed image shows."""
-    return Shown(torch.where((source >= 0) & (source < views.tokens), source, -1), aside)
+    return BaseViewMap(torch.where((source >= 0) & (source < views.tokens), source, -1), aside)

@@ -13,17 +13,15 @@ import torch
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import Pictures
-from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import Visual
-from blink_exp.decoder.branches import Leaves, Question, Texts, layers_of
-from blink_exp.decoder.decode import Record
-from blink_exp.decoder.greedy import greedy
-from blink_exp.decoder.prefixes import Opening, Prefix, run
-from blink_exp.decoder.shared_attention import shared
+from blink_exp.decoder.branches import BranchDecoder, FinalBranches, Question, decoded_layers, read_layers
+from blink_exp.decoder.generated import greedy
+from blink_exp.decoder.layers import NEAR
+from blink_exp.decoder.prefixes import Prefix, PrefixInputs, run_prefixes
 
 USUAL = 64  # tokens that an answer is expected to take, whatever it may
-NEAR = 1.15  # lengths within this factor are padded to one batch
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,9 @@ class Answer:
     decisions: list[Record]
 
 
-def shareable(backbone: Backbone, method: Method) -> bool:
-    """Whether a method runs here. Those that drop tokens inside the LLM change the prefix itself; FlashAttention cannot run rows of
-    different lengths; a model spread over devices is run by its own hooks."""
-    spread = len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1
-    padded = backbone.model.config._attn_implementation in ("sdpa", "eager")
-    return padded and not spread and not isinstance(method.policy, TokenPolicy)
+def shareable(backbone: Backbone) -> bool:
+    """Whether questions and points can be answered together. A model spread over devices is run by its own hooks."""
+    return len(set(getattr(backbone.model, "hf_device_map", {}).values())) <= 1
 
 
 @dataclass
@@ -60,10 +55,15 @@ class _Unit:
     """A question with the prefix that some points see."""
 
     asking: int
-    opening: Opening
+    inputs: PrefixInputs
     key: str
     text: torch.Tensor
     points: list[int]
+
+    @property
+    def ahead(self) -> int:
+        """Tokens of the prefix."""
+        return len(self.inputs.ids) + len(self.inputs.features)
 
 
 @torch.no_grad()
@@ -74,29 +74,39 @@ def answer(
     behind one prefix; ``batch_size``: texts that start together, and are parted where they come to need more."""
     visual = _visual(backbone, methods, images, asked)
     units = _units(backbone, methods, asked, visual)
-    layers = frozenset(layer for method in methods for layer in layers_of(method))
+    layers = frozenset(layer for method in methods for layer in read_layers(method))
     grids = [PatchGrid(m.policy.p, *backbone.grid) if m.policy is not None else None for m in methods]
+    depths = {key: max(decoded_layers(methods[p], backbone.depth) for u in same for p in u.points) for key, same in _by_key(units).items()}
     out: dict[tuple[int, int], Answer] = {}
-    fits = Fits.of(backbone, units, layers, batch_size, max_new_tokens)
-    for part in _parts(units, fits):
-        prefixes = recalled(backbone, part, layers, fits)
+    budget = MemoryBudget.of(backbone, units, layers, batch_size, max_new_tokens)
+    for part in _parts(units, budget):
+        prefixes = recalled(backbone, part, layers, depths, budget)
         held = {id(p): p.nbytes for p in (*prefixes.values(), *backbone.prefixes.values())}
-        questions = [Question(prefixes[u.key], u.text, asked[u.asking].sample, tuple(u.points), u.opening.shown) for u in part]
-        texts = Texts(backbone.llm, questions, methods, grids, fits.left(sum(held.values())))
-        said: dict[tuple[int, int], list[int]] = {}
+        questions = [
+            Question((prefixes[u.key],), u.text, asked[u.asking].sample, tuple(u.points), (u.inputs.shown,), u.inputs.features)
+            for u in part
+        ]
+        decoder = BranchDecoder(backbone.llm, questions, methods, grids, budget.left(sum(held.values())))
+        tokens: dict[tuple[int, int], list[int]] = {}
 
-        def finish(leaves: Leaves, questions=questions, said=said) -> None:
-            tokens = greedy(backbone.model, leaves, questions, max_new_tokens, backbone.ends, fits.decoding)
-            for branch, found in zip(leaves.branches, tokens, strict=True):
-                said.update({(branch.question, p): found for p in branch.points})
+        def finish(final: FinalBranches, tokens=tokens) -> None:
+            found = greedy(backbone.model, final, max_new_tokens, backbone.ends, budget.decoding)
+            for branch, own in zip(final.branches, found, strict=True):
+                tokens.update({(branch.question, p): own for p in branch.points})
 
         del prefixes  # the questions hold them
-        with shared(backbone.llm):
-            texts.run(finish)
-        spoken = backbone.processor.batch_decode(list(said.values()), skip_special_tokens=True)
-        for (q, p), text in zip(said, spoken, strict=True):
+        decoder.run(finish)
+        texts = backbone.processor.batch_decode(list(tokens.values()), skip_special_tokens=True)
+        for (q, p), text in zip(tokens, texts, strict=True):
             asking = part[q].asking
-            out[asking, p] = Answer(text.strip(), len(said[q, p]), visual[asking, p], texts.records[q, p])
+            out[asking, p] = Answer(text.strip(), len(tokens[q, p]), visual[asking, p], decoder.records[q, p])
+    return out
+
+
+def _by_key(units: Rows[_Unit]) -> dict[str, list[_Unit]]:
+    out: dict[str, list[_Unit]] = {}
+    for unit in units:
+        out.setdefault(unit.key, []).append(unit)
     return out
 
 
@@ -128,22 +138,22 @@ def _units(backbone: Backbone, methods: Rows[Method], asked: Rows[Asking], visua
         for p in a.points:
             seen = visual[n, p]
             shown = None if seen.aside is None and seen.shown.whole(cells) else seen.shown
-            opening = Opening(ahead, seen.features, shown)
+            inputs = PrefixInputs(ahead, seen.features, shown)
             same = (id(seen.features), tuple(ahead.tolist()), shown is None)  # of one call: the tensors live as long as ``visual``
             if same not in digests:
-                digests[same] = opening.digest()
-            recalls = shown is not None and shown.aside is not None
-            out.setdefault((n, digests[same], recalls), _Unit(n, opening, digests[same], text, [])).points.append(p)
+                digests[same] = inputs.digest()
+            recalls = shown is not None and shown.dropped_embeddings is not None
+            out.setdefault((n, digests[same], recalls), _Unit(n, inputs, digests[same], text, [])).points.append(p)
     return list(out.values())
 
 
 @dataclass(frozen=True)
-class Fits:
+class MemoryBudget:
     """How ``backbone.shared_bytes`` is divided, less what images seen before hold of it: half is the prefixes', half the texts'.
 
     ``prefix``: bytes of a visual token's keys and values in all layers, and of its states where they are kept; ``texts``: questions that
-    start together; ``room``: see ``Texts``; ``decoding``: branches that are decoded together; ``prefixes``, ``budget``: bytes of all
-    prefixes, and of all; ``one``: bytes of a token's keys and values in a layer; ``work``: of what it takes inside a layer, in ``one``.
+    start together; ``room``: see ``BranchDecoder``; ``decoding``: branches that are decoded together; ``prefixes``, ``budget``: bytes of
+    all prefixes, and of all; ``one``: bytes of a token's keys and values in a layer; ``work``: of what it takes inside a layer, in ``one``.
     """
 
     prefix: int
@@ -156,12 +166,12 @@ class Fits:
     work: int
 
     @classmethod
-    def of(cls, backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], batch_size: int, new: int) -> Fits:
+    def of(cls, backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], batch_size: int, new: int) -> MemoryBudget:
         config, size = backbone.llm.config, torch.finfo(backbone.model.dtype).bits // 8
         one = 2 * config.num_key_value_heads * backbone.llm.layers[0].self_attn.head_dim * size
         work = math.ceil((3 * config.intermediate_size + 4 * config.hidden_size) * size / one)  # an MLP's widest moment
         text = max(len(u.text) for u in units)
-        row = max(len(u.opening.features) + len(u.opening.ids) for u in units) + text
+        row = max(u.ahead for u in units) + text
         if layers:
             row += backbone.grid[0] * backbone.grid[1]  # expanded
         depth, budget = config.num_hidden_layers, max(0, backbone.shared_bytes - backbone.images_bytes)
@@ -180,16 +190,16 @@ class Fits:
         return max(1, min(self.texts, self.budget // (8 * self.one * self.work * tokens)))
 
 
-def _parts(units: list[_Unit], fits: Fits) -> Iterator[list[_Unit]]:
+def _parts(units: list[_Unit], budget: MemoryBudget) -> Iterator[list[_Unit]]:
     """Units that run at once: of like lengths, as many as fit."""
     bucket = lambda n: math.ceil(math.log(n, NEAR))  # noqa: E731
-    size = lambda u: (bucket(len(u.opening.features)), bucket(len(u.text)))  # noqa: E731
+    size = lambda u: (bucket(len(u.inputs.features)), bucket(len(u.text)))  # noqa: E731
     for _, alike in itertools.groupby(sorted(units, key=lambda u: (*size(u), u.key)), key=size):
         part: list[_Unit] = []
         held: dict[str, int] = {}
         for unit in alike:
-            own = {unit.key: fits.prefix * (len(unit.opening.features) + len(unit.opening.ids))}
-            if part and (len(part) >= fits.texts or sum((held | own).values()) > fits.prefixes):
+            own = {unit.key: budget.prefix * unit.ahead}
+            if part and (len(part) >= budget.texts or sum((held | own).values()) > budget.prefixes):
                 yield part
                 part, held = [], {}
             part.append(unit)
@@ -197,20 +207,27 @@ def _parts(units: list[_Unit], fits: Fits) -> Iterator[list[_Unit]]:
         yield part
 
 
-def recalled(backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], fits: Fits) -> dict[str, Prefix]:
-    """{key: prefix} of units, those run that the backbone does not hold with all states that are wanted."""
+def recalled(
+    backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], depths: dict[str, int], budget: MemoryBudget
+) -> dict[str, Prefix]:
+    """{key: prefix} of units, those run that the backbone does not hold with all layers and states that are wanted."""
     store, embed = backbone.prefixes, backbone.model.get_input_embeddings()
-    wanted = {u.key: u.opening for u in units}
-    new = {key: o for key, o in wanted.items() if key not in store or not layers <= store[key].states.keys()}
+    wanted = {u.key: u.inputs for u in units}
+
+    def there(key: str) -> bool:
+        held: Prefix | None = store.get(key)
+        return held is not None and held.reached >= depths[key] and {n for n in layers if n <= depths[key]} <= held.inputs.keys()
+
+    new = {key: inputs for key, inputs in wanted.items() if not there(key)}
     out = {key: store[key] for key in wanted if key not in new}
     if new:
-        embeds = [torch.cat([embed(o.ids), o.features]) for o in new.values()]
+        embeds = [torch.cat([embed(inputs.ids), inputs.features]) for inputs in new.values()]
         for key in new:
             store.pop(key, None)  # one without the states that are wanted
-        coming = sum(fits.prefix * len(e) for e in embeds)
-        backbone.shrink(store, fits.prefixes - coming, wanted)  # before they are made: the old and the new are never there together
-        at_once = fits.at_once(max(map(len, embeds)))
-        made = run(backbone.llm, embeds, [len(o.features) for o in new.values()], layers, at_once)
-        out |= zip(new, made, strict=True)
+        coming = sum(budget.prefix * len(e) for e in embeds)
+        backbone.shrink(store, budget.prefixes - coming, wanted)  # before they are made: the old and the new are never there together
+        at_once = budget.at_once(max(map(len, embeds)))
+        visual = [len(inputs.features) for inputs in new.values()]
+        out |= zip(new, run_prefixes(backbone.llm, embeds, visual, layers, [depths[key] for key in new], at_once), strict=True)
     store.update(out)
-    return backbone.recall(store, list(wanted), fits.prefixes)
+    return backbone.recall(store, list(wanted), budget.prefixes)

@@ -15,13 +15,16 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from blink_exp.core.base_view import Shown
-from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.base_view import BaseViewMap
+from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Layout
 from blink_exp.core.views import Views, base_view, everything, pack
-from blink_exp.decoder import decode
-from blink_exp.decoder.cache import SegmentedLayer
+from blink_exp.decoder.branches import BranchDecoder, FinalBranches, Question
+from blink_exp.decoder.cache import SegmentedLayer, segmented
+from blink_exp.decoder.generated import extend
+from blink_exp.decoder.segments import Front, Segment, starts
+from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.errors import UserError
 
 
@@ -36,8 +39,8 @@ class Attachment:
     def __init__(self, model: Any, method: Method):
         self.model, self.method = model, method
         self.samples: list[str] | None = None
-        self.images: list[list[Shown]] | None = None
-        self.records: list[decode.Record] = []
+        self.images: list[list[BaseViewMap]] | None = None
+        self.records: list[Record] = []
         self._ids: torch.Tensor | None = None
         self._sizes: torch.Tensor | None = None  # (images, 2) height and width in pixels, of a tiled backbone's images
         self._prompt: int | None = None  # tokens of the prompt while generate() runs
@@ -72,9 +75,8 @@ class Attachment:
         llm = self.model.model.language_model
         going_on = past_key_values is not None and past_key_values.get_seq_length() > 0
         if going_on and isinstance(past_key_values.layers[0], SegmentedLayer):
-            return BaseModelOutputWithPast(
-                last_hidden_state=decode.extend(llm, inputs_embeds, past_key_values), past_key_values=past_key_values
-            )
+            hidden = extend(llm, inputs_embeds, past_key_values.layers, self._weights)
+            return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
         if self._ids is None:
             raise UserError("a method needs input_ids to see where the images stand; pass input_ids, not inputs_embeds")
         images = self._ids == self.model.config.image_token_id
@@ -88,34 +90,74 @@ class Attachment:
         if keep and past_key_values is None:
             past_key_values = DynamicCache(config=llm.config)
         layout = self._layout(images, attention_mask)
-        hidden, cache, self.records = decode.prefill(
-            llm,
-            layout,
-            inputs_embeds,
-            self.method,
-            self.grid,
-            self._names(attention_mask, prompt),
-            past_key_values if keep else None,
-            answer=tokens - prompt,
-        )
+        cache = segmented(past_key_values, len(llm.layers)) if keep else None
+        hidden = self._prompt_states(layout, inputs_embeds, self._names(attention_mask, prompt), cache, answer=tokens - prompt)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    @property
+    def _weights(self) -> bool:
+        """Whether attention modules are to return their weights."""
+        return self.model.config._attn_implementation == "eager"
+
+    def _prompt_states(self, layout: Layout, embeds: torch.Tensor, names: list[str], cache: Any, answer: int) -> torch.Tensor:
+        """Runs a prompt: rows that share nothing, one question each. Returns (batch, tokens, hidden) final states, 0 on padding and on
+        tokens that were dropped, and fills ``records`` and ``cache``.
+
+        ``answer``: how many tokens at the end of the prompt were generated already, when everything is recomputed without a cache.
+        """
+        llm = self.model.model.language_model
+        questions = [_question(layout, embeds, b, name) for b, name in enumerate(names)]
+
+        same: dict[tuple[Front, ...], tuple[torch.Tensor, torch.Tensor]] = {}  # layers that hold the same have it in common
+
+        def fill(i: int, fronts: list[Front], ran: SharedKVCache, valid: torch.Tensor) -> None:
+            keys, values, real = ran.dense()
+            known = tuple(fronts)
+            if known not in same:
+                ahead = torch.tensor([starts(front)[-1] for front in fronts], device=keys.device)
+                same[known] = real, ahead + valid.sum(1)
+            cache.layers[i].hold(keys, values, *same[known], embeds.shape[1])
+
+        out = torch.zeros_like(embeds)
+
+        def finish(final: FinalBranches) -> None:
+            for branch, states, valid in zip(final.branches, final.text.states, final.text.valid, strict=True):
+                for block in branch.blocks:
+                    assert block.index is not None
+                    here = block.index >= 0
+                    out[branch.question, block.index[here]] = block.states[here]
+                out[branch.question, layout.index[branch.question][-1]] = states[valid]
+
+        decoder = BranchDecoder(
+            llm,
+            questions,
+            [self.method],
+            [self.grid],
+            alone=True,
+            answer=answer,
+            weights=self._weights,
+            ran=fill if cache is not None else _forget,
+        )
+        decoder.run(finish)
+        self.records = sorted(
+            (record for records in decoder.records.values() for record in records),
+            key=lambda record: (record.scan.layer, record.scan.image, record.row),
+        )
+        return llm.norm(out)
 
     def _layout(self, images: torch.Tensor, attention_mask: torch.Tensor | None) -> Layout:
         """Where the ``images`` (batch, tokens) stand, as the policy needs them: by the base view, or of any size with text behind them."""
         visual = self.grid.height * self.grid.width
-        if isinstance(self.method.policy, TokenPolicy):
-            layout = Layout.of(images, attention_mask, None)
-            if not bool((layout.index[-1] >= 0).any(1)[images.any(1)].all()):
-                raise UserError(f"method={self.method.name} reads the attention of the text behind the image; end the prompt with text")
-            return layout
+        if self.method.drops_inside:
+            return self._with_text(Layout.of(images, attention_mask, None))
         if self.images is None and self._sizes is None:
             if bool((images.sum(1) % visual).any()):
                 raise UserError(
                     f"method={self.method.name} needs to know which of the {self.grid.height} x {self.grid.width} cells "
                     f"{int(images.sum(1).max())} visual tokens show; set .images, or run it through evaluate.py"
                 )
-            return Layout.of(images, attention_mask, visual)
-        layout = Layout.of(images, attention_mask, None)
+            return self._with_text(Layout.of(images, attention_mask, visual))
+        layout = self._with_text(Layout.of(images, attention_mask, None))
         rows = self._shown(layout)
         for counts, row in zip(layout.visual, rows, strict=True):
             for count, shown in zip(counts, row, strict=False):
@@ -124,7 +166,12 @@ class Attachment:
             layout.shown = rows  # whole grids are scanned all rows at once
         return layout
 
-    def _shown(self, layout: Layout) -> list[list[Shown]]:
+    def _with_text(self, layout: Layout) -> Layout:
+        if any(row and not len(index[-1]) for row, index in zip(layout.visual, layout.index, strict=True)):
+            raise UserError(f"method={self.method.name} reads the attention of the text behind the image; end the prompt with text")
+        return layout
+
+    def _shown(self, layout: Layout) -> list[list[BaseViewMap]]:
         """What the visual tokens of each row show."""
         if self.images is not None:
             rows = len(layout.visual)
@@ -133,17 +180,17 @@ class Attachment:
             return [row for row in self.images for _ in range(rows // len(self.images))]  # beams of a sample stand together
         assert self._sizes is not None
         sizes = iter(self._sizes.tolist())
-        beams = sum(count > 0 for row in layout.visual for count in row) // len(self._sizes)
-        out: list[list[Shown]] = []
+        beams = sum(map(len, layout.visual)) // len(self._sizes)
+        out: list[list[BaseViewMap]] = []
         for b, counts in enumerate(layout.visual):
             if b % max(1, beams):
                 out.append(out[-1])
                 continue
-            geometry = [Views.of(self.model.config, next(sizes)) for count in counts if count]
+            geometry = [Views.of(self.model.config, next(sizes)) for _ in counts]
             out.append([base_view(pack(views, everything(views)), views) for views in geometry])
         return out
 
-    def _check(self, tokens: int, shown: Shown) -> None:
+    def _check(self, tokens: int, shown: BaseViewMap) -> None:
         cells = shown.cells
         whole = self.grid.height * self.grid.width
         if tokens != len(cells):
@@ -191,6 +238,19 @@ class Attachment:
             return type(self.model).generate(self.model, *args, **kwargs)
         finally:
             self._prompt = None
+
+
+def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> Question:
+    """A row of a prompt as a question of its own."""
+    index, visual = layout.index[row], layout.visual[row]
+    blocks = tuple(Segment(embeds[row, own], n, index=own) for own, n in zip(index, visual, strict=False))
+    shown = tuple(layout.shown[row]) if layout.shown is not None else (None,) * len(blocks)
+    seen = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
+    return Question(blocks, embeds[row, index[-1]], sample, (0,), shown, seen)
+
+
+def _forget(*_: Any) -> None:
+    """Nothing of a layer is kept that no cache asks for."""
 
 
 @contextlib.contextmanager

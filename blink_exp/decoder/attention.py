@@ -8,6 +8,7 @@ that it runs on.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Rows
 from typing import Any
@@ -16,10 +17,12 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
+from blink_exp.core.method import Record
 from blink_exp.core.saliency import Attended
-from blink_exp.core.sequence import Drop, Expand, Origin, Retain
+from blink_exp.core.sequence import Expand, Origin, Retain, State, transition
 from blink_exp.core.views import EXTRA
-from blink_exp.decoder.decode import Record
+from blink_exp.decoder.scan import heads_of
+from blink_exp.decoder.shared_attention import SharedKVCache
 
 
 @contextlib.contextmanager
@@ -63,21 +66,21 @@ def last_row(
     """(batch, keys) attention of the last token of (batch, tokens, hidden) ``hidden_states``, from the arguments that an attention module
     was just called with. ``past_key_values`` holds the module's keys, its own tokens' among them; None: there are no others."""
     cos, sin = position_embeddings
-    query = _heads(attention, attention.q_proj(hidden_states[:, -1:]))
+    query = heads_of(attention, attention.q_proj(hidden_states[:, -1:]))
     query = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])[0]
-    if past_key_values is None:
-        keys = _heads(attention, attention.k_proj(hidden_states))
-        keys = apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+    if isinstance(past_key_values, SharedKVCache):
+        keys, _, seen_keys = past_key_values.dense()
+        visible = seen_keys[:, None]
     else:
-        keys = past_key_values.layers[attention.layer_idx].keys
-    visible = _visible(attention_mask, len(keys), keys.shape[2]).to(keys.device)
+        if past_key_values is None:
+            keys = heads_of(attention, attention.k_proj(hidden_states))
+            keys = apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+        else:
+            keys = past_key_values.layers[attention.layer_idx].keys
+        visible = _visible(attention_mask, len(keys), keys.shape[2]).to(keys.device)
     text = visible.new_ones(len(keys), 1)
     seen = Attended(query, keys, visible, text, attention.scaling, lambda: query, lambda: keys)
     return saliency.attention(seen, torch.arange(keys.shape[2], device=keys.device)).float().cpu()
-
-
-def _heads(attention: Any, x: torch.Tensor) -> torch.Tensor:
-    return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
 
 def _visible(mask: torch.Tensor | None, batch: int, keys: int) -> torch.Tensor:
@@ -98,19 +101,20 @@ def replay(decisions: Rows[Record], visual: torch.Tensor, depth: int) -> list[tu
     SparseVLM behind it.
     """
     by_layer = {d.scan.layer: d for d in decisions}
-    expanded: tuple[Origin, ...] = ()
+    state: State[int, Origin] = State.of(visual.tolist())
     out = []
     for layer in range(depth):
-        found = by_layer.get(layer)
-        decision = found.decision if found else None
-        if found and isinstance(decision, Expand) and not (expanded and decision.on_reexpand == "keep"):
-            before = expanded if decision.on_reexpand == "append" else ()
-            new = found.visual_tokens - len(visual) - sum(o.tokens for o in before)
-            expanded = (*before, Origin(layer, decision.region, new))
-        elif isinstance(decision, Drop):
-            expanded = ()
-        out.append((visual, expanded))
-        if isinstance(decision, Retain):
-            merged = visual.new_full((len(decision.clusters),), EXTRA)
-            visual = torch.cat([visual[list(decision.indices)], merged])
+        record = by_layer.get(layer)
+        if record is not None and not isinstance(record.decision, Retain):
+            state = transition(state, record.decision, expand=functools.partial(_origin, record, len(visual)))
+        out.append((visual.new_tensor(state.visual[0]), state.expanded[0]))
+        if record is not None and isinstance(record.decision, Retain):
+            state = transition(state, record.decision, merge=lambda _: EXTRA)
     return out
+
+
+def _origin(record: Record, visual: int, before: tuple[Origin, ...]) -> Origin:
+    """The part that a recorded expansion made behind ``visual`` tokens and the parts ``before``."""
+    assert isinstance(record.decision, Expand)
+    tokens = record.visual_tokens - visual - sum(part.tokens for part in before)
+    return Origin(record.scan.layer, record.decision.region, tokens)

@@ -9,35 +9,49 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from blink_exp.decoder.segments import Front
 from blink_exp.errors import UserError
 
 
 class SegmentedLayer(DynamicLayer):
     """A DynamicLayer that knows which keys are real and where the next token stands.
 
-    ``key_valid``: (batch, keys) bool; ``next_position``: (batch,); ``prompt_tokens``: how many tokens of the caller's own sequence
-    have gone in, which is what ``generate`` reckons with, whatever was inserted or dropped.
+    ``keys``, ``values``: (batch, kv_heads, keys, head_dim) of rows' own tokens; ``key_valid``: (batch, keys) bool; ``next_position``:
+    (batch,); ``fronts``: what each row stands behind besides, where that is shared (``blink_exp.decoder.answers``), else empty;
+    ``prompt_tokens``: how many tokens of the caller's own sequence have gone in, which is what ``generate`` reckons with, whatever was
+    inserted or dropped.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.key_valid: torch.Tensor | None = None
         self.next_position: torch.Tensor | None = None
+        self.fronts: list[Front] = []
         self.prompt_tokens = 0
 
     def get_seq_length(self) -> int:
         return self.prompt_tokens
 
-    def seen(self, valid: torch.Tensor, next_position: torch.Tensor, tokens: int) -> None:
-        """Notes keys that were just added: their (batch, keys) validity, the position behind them, the caller's tokens among them."""
-        self.key_valid = valid if self.key_valid is None else torch.cat([self.key_valid, valid], dim=1)
-        self.next_position = next_position
+    def hold(self, keys: torch.Tensor, values: torch.Tensor, valid: torch.Tensor, next_position: torch.Tensor, tokens: int) -> None:
+        """Takes over all keys and values of this layer; ``tokens``: how many of the caller's were added."""
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.keys, self.values, self.key_valid, self.next_position = keys, values, valid, next_position
         self.prompt_tokens += tokens
+
+    def pick(self, index: torch.Tensor, picked: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Goes on with some rows. ``picked``: what layers had in common before, {id: (before, behind)}, they have in common behind."""
+        self.keys, self.values = self.keys[index], self.values[index]
+        for name in ("key_valid", "next_position"):
+            before = getattr(self, name)
+            setattr(self, name, picked.setdefault(id(before), (before, before[index]))[1])
+        self.fronts = [self.fronts[n] for n in index.tolist()] if self.fronts else []
 
     def _rows(self, index: torch.Tensor) -> None:
         if self.key_valid is not None and self.next_position is not None:
             self.key_valid = self.key_valid.index_select(0, index.to(self.key_valid.device))
             self.next_position = self.next_position.index_select(0, index.to(self.next_position.device))
+        if self.fronts:
+            self.fronts = [self.fronts[n] for n in index.tolist()]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)

@@ -1,173 +1,260 @@
 """Scans: what a policy gets to see of a layer.
 
 Before a layer, patch by patch (Blink): the attention of the last prompt token that the layer is about to compute, from the states at
-its input. Behind a layer, token by token (FastV, SparseVLM): the attention of chosen text tokens, over the keys that the layer has
-cached. Either way only the queries asked for are made, never an attention matrix, so the layers keep their fused kernels.
+its input. Behind a layer, token by token (FastV, SparseVLM): the attention of chosen text tokens. Either way only the queries asked for
+are made, never an attention matrix, and keys that rows have in common are read where they are.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
-from blink_exp.core.method import LayerPolicy, Scan, TokenPolicy
-from blink_exp.core.saliency import Attended, PatchGrid, Scorer, Seen
-from blink_exp.core.sequence import Segment, Sequence
+from blink_exp.core.base_view import BaseViewMap
+from blink_exp.core.saliency import PatchGrid, Scorer, Seen, products
+from blink_exp.decoder.segments import Front, Segment, length, shared_kv, starts
+from blink_exp.decoder.shared_attention import stacked
 
-if TYPE_CHECKING:
-    from blink_exp.decoder.decode import Plan
+
+@dataclass(frozen=True)
+class Looked:
+    """What stands in front of a text, as a scan needs it; see ``Branch`` and ``Question``."""
+
+    blocks: Front
+    expanded: tuple[Front, ...]
+    shown: tuple[BaseViewMap | None, ...]
+
+    @property
+    def front(self) -> Front:
+        return tuple(s for block, parts in zip(self.blocks, self.expanded, strict=True) for s in (block, *parts) if s.tokens)
+
+    def visual_end(self, image: int) -> int:
+        """Tokens up to and with the last visual one of an image."""
+        return (
+            sum(b.tokens + length(parts) for b, parts in zip(self.blocks[:image], self.expanded, strict=False)) + self.blocks[image].tokens
+        )
+
+
+class Products:
+    """``Seen`` from products of queries with keys, made when they are read.
+
+    ``make``: gives (batch, heads, queries, keys) float32; ``make_raw``: gives (batch, heads, keys), None where the scorer has not declared
+    that it reads them.
+    """
+
+    def __init__(
+        self,
+        visible: torch.Tensor,
+        text: torch.Tensor,
+        make: Callable[[], torch.Tensor],
+        make_raw: Callable[[], torch.Tensor] | None = None,
+    ):
+        self.visible, self.text, self._make, self._make_raw = visible, text, make, make_raw
+        self._made: torch.Tensor | None = None
+        self._raw: torch.Tensor | None = None
+
+    def logits(self, queries: slice) -> torch.Tensor:
+        if self._made is None:
+            self._made = self._make()
+        return self._made[:, :, queries]
+
+    def raw_logits(self) -> torch.Tensor:
+        if self._make_raw is None:
+            raise TypeError("a scorer that reads raw_logits() declares it: @scorer(raw=True)")
+        if self._raw is None:
+            self._raw = self._make_raw()
+        return self._raw
+
+    def row(self, b: int) -> Products:
+        """One row as a batch of its own."""
+        one = slice(b, b + 1)
+        raw = (lambda: self.raw_logits()[one]) if self._make_raw is not None else None
+        return Products(self.visible[one], self.text[one], lambda: self.logits(slice(None))[one], raw)
 
 
 def scan_patches(
-    llm, i: int, sequence: Sequence, plan: Plan, policy: LayerPolicy, grid: PatchGrid, samples: list[str], cache: Cache, answer: int
-) -> list[list[Scan | None]]:
-    """One Scan for each image and row (None where a row has no such image), from the states at layer i's input.
+    llm: Any,
+    i: int,
+    rows: Rows[Looked],
+    states: torch.Tensor,
+    valid: torch.Tensor,
+    positions: torch.Tensor,
+    scorer: Scorer,
+    grid: PatchGrid,
+    scan_expanded: bool,
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """{(row, image): {rho, region, patch_scores}}, from the states at layer i's input, which the texts have not run through yet.
 
-    The first segment has been run already, so its keys are taken from the cache; the others' are projected here. Only the query
-    of the last prompt token (all text queries for ``text_mean``) is made.
+    ``states``, ``valid``, ``positions``: of the texts, (rows, tokens, ...), padded on the left, the last prompt token last;
+    ``scan_expanded``: whether expanded tokens count towards the patch that they show.
     """
-    segments = sequence.segments()
-    text = segments[-1]
-    batch, prompt = text.states.shape[0], text.length - answer
-    read: list[list[float]] = []
-    if policy.scorer is not None:
-        seen = attended(llm, i, segments, plan, cache, policy.scorer is saliency.text_mean, prompt)
-    out: list[list[Scan | None]] = []
-    start = 0  # column of the next segment's first key
-    for k in range(sequence.images):
-        end = start + sequence.blocks[k].length
-        expanded = sequence.expanded[k]
-        if policy.scorer is not None:
-            if sequence.layout.shown is not None or (policy.scan_expanded and expanded is not None):
-                patches = torch.stack([_row_patches(policy, grid, seen.row(b), sequence, k, b, end) for b in range(batch)])
-            else:
-                columns = torch.arange(end - grid.height * grid.width, end, device=text.states.device)
-                patches = grid.sums(policy.scorer(seen, columns))
-            rho, region = saliency.saliency_ratio(patches)
-            read = torch.cat([rho[:, None], region[:, None].to(rho), patches], dim=1).tolist()  # one copy from the device
-        start = end + (expanded.length if expanded is not None else 0)
-        row: list[Scan | None] = []
-        for b in range(batch):
-            found: dict[str, Any] = {"rho": read[b][0], "region": int(read[b][1]), "patch_scores": tuple(read[b][2:])} if read else {}
-            row.append(Scan(i, samples[b], k, bool(sequence.origins[k][b]), **found) if sequence.layout.visual[b][k] else None)
-        out.append(row)
+    queries = slice(0 if scorer.queries == "text" else states.shape[1] - 1, states.shape[1])
+    seen, ahead = products_of(llm, i, rows, states, valid, positions, queries, raw=scorer.raw)
+    cells = grid.height * grid.width
+    found: dict[tuple[int, int], torch.Tensor] = {}
+    for k in range(max(len(row.blocks) for row in rows)):
+        with_image = [b for b, row in enumerate(rows) if k < len(row.blocks) and row.blocks[k].visual]
+        ends = {b: ahead - length(rows[b].front) + rows[b].visual_end(k) for b in with_image}
+        if all(rows[b].shown[k] is None and not (scan_expanded and rows[b].expanded[k]) for b in with_image):
+            columns = torch.tensor([[ends.get(b, cells) - cells] for b in range(len(rows))]) + torch.arange(cells)
+            patches = grid.sums(scorer(seen, columns.to(states.device, non_blocking=True)))
+            found |= {(b, k): patches[b] for b in with_image}
+        else:
+            found |= {(b, k): row_patches(scorer, grid, seen.row(b), rows[b], k, ends[b], scan_expanded) for b in with_image}
+    every = torch.stack(list(found.values()))
+    rho, region = saliency.saliency_ratio(every)
+    read = torch.cat([rho[:, None], region[:, None].to(rho), every], dim=1).tolist()  # one copy from the device
+    return {pair: {"rho": r, "region": int(best), "patch_scores": tuple(rest)} for pair, (r, best, *rest) in zip(found, read, strict=True)}
+
+
+def row_patches(scorer: Scorer, grid: PatchGrid, seen: Seen, row: Looked, image: int, end: int, scan_expanded: bool) -> torch.Tensor:
+    """(patches,) sums over the base view's tokens of one row and image, wherever they stand in front of column ``end``; behind that stand
+    the expanded ones."""
+    shown = row.shown[image]
+    cells = torch.arange(grid.height * grid.width) if shown is None else shown.cells.cpu()
+    columns = torch.arange(end - len(cells), end)[cells >= 0]
+    cells = cells[cells >= 0]
+    parts = row.expanded[image] if scan_expanded else ()
+    read = torch.cat([columns, torch.arange(end, end + length(parts))])
+    scores = scorer(seen, read.to(seen.visible.device, non_blocking=True))[0]  # the device need not be waited for
+    sums = grid.sums_at(scores[: len(cells)], cells)
+    for part, own in zip(parts, scores[len(cells) :].split([part.tokens for part in parts]) if parts else (), strict=True):
+        sums[part.region] += own.sum()
+    return sums
+
+
+def scan_tokens(
+    llm: Any,
+    i: int,
+    rows: Rows[Looked],
+    states: torch.Tensor,
+    valid: torch.Tensor,
+    positions: torch.Tensor,
+    keys: torch.Tensor,
+    raters: torch.Tensor,
+) -> list[tuple[float, ...]]:
+    """The attention behind layer i from the raters to each visual token that is left, mean over heads and raters.
+
+    ``states``, ``valid``, ``positions``: see ``scan_patches``; ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in layer i;
+    ``raters``: (rows, tokens) bool.
+    """
+    queries = raters.any(0).nonzero()[:, 0]
+    seen, ahead = products_of(llm, i, rows, states, valid, positions, queries, keys)
+    seen.text = raters[:, queries]
+    every = saliency.text_mean(seen, torch.arange(seen.visible.shape[2], device=states.device))
+    out = []
+    for b, row in enumerate(rows):
+        first = ahead - length(row.front)
+        ends = [first + row.visual_end(k) for k in range(len(row.blocks))]
+        columns = [c for end, block in zip(ends, row.blocks, strict=True) for c in range(end - block.visual, end)]
+        out.append(tuple(every[b, columns].tolist()))
     return out
 
 
-def attended(llm, i: int, segments: list[Segment], plan: Plan, cache: Cache, all_queries: bool, prompt: int) -> Attended:
-    """What scorers see at the input of layer i."""
+def products_of(
+    llm: Any,
+    i: int,
+    rows: Rows[Looked],
+    states: torch.Tensor,
+    valid: torch.Tensor,
+    positions: torch.Tensor,
+    queries: slice | torch.Tensor,
+    keys: torch.Tensor | None = None,
+    raw: bool = False,
+) -> tuple[Products, int]:
+    """What scorers see at layer i, and how many columns stand in front of the texts. Columns: what each row stands behind, padded on the
+    left, then its text. ``queries``: which tokens of the texts ask; ``keys``: of the texts, None: projected here."""
     layer = llm.layers[i]
-    attention, norm = layer.self_attn, layer.input_layernorm
-    text, held = segments[-1], cast(Any, cache.layers[i])
-    keys = [held.keys]
-    for segment, (cos, sin) in zip(segments[1:], plan.rope[1:], strict=True):
-        key = heads_of(attention, attention.k_proj(norm(segment.states)))
-        keys.append(apply_rotary_pos_emb(key, key, cos, sin)[1])
-    columns = slice(0 if all_queries else prompt - 1, prompt)
-    query, visible = _queries(layer, text.states, columns, plan)
-    return Attended(
-        query,
-        torch.cat(keys, dim=2),
-        visible,
-        text.valid[:, columns],
-        attention.scaling,
-        lambda: heads_of(attention, attention.q_proj(text.states[:, columns])),
-        lambda: torch.cat([heads_of(attention, attention.k_proj(s.states)) for s in segments], dim=2),
-    )
+    attention = layer.self_attn
+    fronts = [row.front for row in rows]
+    ahead = max(map(length, fronts))
+    columns = torch.arange(ahead, device=states.device)
+    real = columns >= ahead - torch.tensor([length(front) for front in fronts], device=states.device)[:, None]
+    real = torch.cat([real, valid], dim=1)
+    order = torch.arange(real.shape[1], device=states.device)
+    visible = real[:, None] & (order <= order[ahead:][queries][:, None])
+
+    def make() -> torch.Tensor:
+        normed = layer.input_layernorm(states if keys is None else states[:, queries])
+        cos, sin = llm.rotary_emb(normed, position_ids=positions if keys is None else positions[:, queries])
+        own, picked = keys, slice(None) if keys is not None else queries
+        if own is None:
+            own = heads_of(attention, attention.k_proj(normed))
+            own = apply_rotary_pos_emb(own, own, cos, sin)[1]
+        query = heads_of(attention, attention.q_proj(normed[:, picked]))
+        query = apply_rotary_pos_emb(query, query, cos[:, picked], sin[:, picked])[0]
+        held = _keys_at(llm, i, {s: start for front in fronts for s, start in zip(front, starts(front), strict=False)})
+        return _spread(query, [[held[s] for s in front] for front in fronts], ahead, own).float() * attention.scaling
+
+    def make_raw() -> torch.Tensor:
+        held = {s: _Keys(heads_of(attention, attention.k_proj(s.at(i)[None]))[0]) for s in dict.fromkeys(s for f in fronts for s in f)}
+        own = heads_of(attention, attention.k_proj(states))
+        query = heads_of(attention, attention.q_proj(states[:, -1:]))
+        return _spread(query, [[held[s] for s in front] for front in fronts], ahead, own).float()[:, :, 0]
+
+    return Products(visible, valid[:, queries], make, make_raw if raw else None), ahead
 
 
-def heads_of(attention, x: torch.Tensor) -> torch.Tensor:
+def heads_of(attention: Any, x: torch.Tensor) -> torch.Tensor:
     """(batch, tokens, heads * head_dim) to (batch, heads, tokens, head_dim)."""
     return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
 
-def _queries(layer, text: torch.Tensor, columns: slice | torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries of some tokens of the last segment, (batch, heads, queries, head_dim), from its states ``text`` at the layer's input, and
-    which keys each may see, (batch, queries, keys)."""
-    cos, sin = (part[:, columns] for part in plan.rope[-1])
-    query = heads_of(layer.self_attn, layer.self_attn.q_proj(layer.input_layernorm(text[:, columns])))
-    query = apply_rotary_pos_emb(query, query, cos, sin)[0]
-    order = torch.arange(plan.valid.shape[1], device=text.device)
-    last_seen = order[-text.shape[1] :][columns]  # itself: the text stands last
-    return query, plan.valid[:, None] & (order <= last_seen[:, None])
+class _Keys:
+    """Keys of a segment, (kv_heads, tokens, head_dim), where ``shared_kv`` looks for those of a layer: by whatever number."""
+
+    def __init__(self, own: torch.Tensor):
+        self.keys = self.values = {0: own}
 
 
-def _row_patches(policy, grid: PatchGrid, seen: Attended, sequence: Sequence, image: int, b: int, end: int) -> torch.Tensor:
-    """``row_patches`` of one row and image, whose visual tokens stand in front of column ``end``."""
-    layout, expanded = sequence.layout, sequence.expanded[image]
-    if not layout.visual[b][image]:
-        return torch.zeros(grid.p**2, device=seen.keys.device)
-    parts, column = [], 0
-    if policy.scan_expanded and expanded is not None:
-        column = end + expanded.length - sequence.expanded_tokens(image, b)
-        for origin in sequence.origins[image][b]:
-            parts.append((origin.region, torch.arange(column, column + origin.tokens)))
-            column += origin.tokens
-    return row_patches(policy.scorer, grid, seen, layout.shown[b][image].cells if layout.shown is not None else None, end, parts)
-
-
-def row_patches(
-    scorer: Scorer, grid: PatchGrid, seen: Seen, cells: torch.Tensor | None, end: int, parts: list[tuple[int, torch.Tensor]]
-) -> torch.Tensor:
-    """(patches,) sums over the base view's tokens of one row, wherever they stand in front of column ``end``.
-
-    ``cells``: what the visual tokens show, see ``Shown``; None: all of one view; ``parts``: (region, columns) of expanded tokens, which
-    count towards the patch that they show.
-    """
-    cells = torch.arange(grid.height * grid.width) if cells is None else cells.cpu()
-    columns = torch.arange(end - len(cells), end)[cells >= 0]
-    cells = cells[cells >= 0]
-    read = torch.cat([columns, *(own for _, own in parts)]).to(seen.visible.device, non_blocking=True)  # the device need not be waited for
-    scores = scorer(seen, read)[0]
-    sums = grid.sums_at(scores[: len(cells)], cells)
-    for (region, _), part in zip(parts, scores[len(cells) :].split([len(own) for _, own in parts]) if parts else (), strict=True):
-        sums[region] += part.sum()
-    return sums
-
-
-def find_raters(policy: TokenPolicy, sequence: Sequence, answer: int) -> torch.Tensor:
-    """(batch, text) bool: the text tokens whose attention the policy reads. Of the embeddings, so ``sequence`` has not run yet."""
-    text = sequence.blocks[-1]
-    prompt = text.length - answer
-    chosen = torch.zeros_like(text.valid[:, :prompt])
-    for b, real in enumerate(text.valid[:, :prompt]):
-        visual = sequence.row_visual(b)
-        if len(visual):
-            chosen[b, real] = policy.raters(visual, text.states[b, :prompt][real])
-    return chosen
-
-
-def scan_tokens(
-    llm, i: int, sequence: Sequence, plan: Plan, asking: torch.Tensor, raters: torch.Tensor, samples: list[str], cache: Cache
-) -> list[Scan | None]:
-    """One Scan for each row (None without an image) behind layer i, whose attention from the raters to the visual tokens it holds.
-
-    ``asking``: (batch, text, hidden) states of the text at the layer's input; ``raters``: see ``find_raters``.
-    """
-    layer, held = llm.layers[i], cast(Any, cache.layers[i])
-    columns = raters.any(0).nonzero()[:, 0]
-    query, visible = _queries(layer, asking, columns, plan)
-    nothing = torch.empty(0)
-    seen = Attended(query, held.keys, visible, raters[:, columns], layer.self_attn.scaling, lambda: nothing, lambda: nothing)
-    scores = saliency.text_mean(seen, torch.arange(plan.valid.shape[1], device=asking.device))
-    out: list[Scan | None] = []
-    for b, sample in enumerate(samples):
-        found = tuple(scores[b, sequence.visual_columns(b)].tolist())
-        states = sequence.row_visual(b)
-        scan = Scan(
-            i, sample, 0, False, visual=sum(sequence.prompt.visual[b]), token_scores=found, distances=functools.partial(_distances, states)
-        )
-        out.append(scan if found else None)
+def _keys_at(llm: Any, i: int, first: dict[Segment, int]) -> dict[Segment, _Keys]:
+    """Keys of segments in layer i, also of those that have not run through it, and perhaps never will; ``first``: the position number that
+    is free in front of each."""
+    out = {segment: _Keys(segment.keys[i]) for segment in first if i in segment.keys}
+    waiting: dict[int, list[Segment]] = {}  # those of one length at once
+    for segment in first:
+        if segment not in out:
+            waiting.setdefault(segment.tokens, []).append(segment)
+    layer = llm.layers[i]
+    for segments in waiting.values():
+        states = stacked([segment.at(i) for segment in segments])
+        key = heads_of(layer.self_attn, layer.self_attn.k_proj(layer.input_layernorm(states)))
+        numbers = torch.stack([segment.positions(first[segment]) for segment in segments])
+        cos, sin = llm.rotary_emb(states, position_ids=numbers)
+        keys = apply_rotary_pos_emb(key, key, cos, sin)[1]
+        out |= {segment: _Keys(own) for segment, own in zip(segments, keys, strict=True)}
     return out
 
 
-def _distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, own: torch.Tensor) -> torch.Tensor:
+    """(rows, heads, queries, ahead + text) products of a (rows, heads, queries, head_dim) ``query`` with what stands in front of each row,
+    part by part, and with the texts' ``own`` keys."""
+    rows, heads, asking, width = query.shape
+    out = query.new_zeros(rows, heads, asking, ahead + own.shape[2])
+    out[..., ahead:] = products(query, own)
+    filled = [ahead - sum(held.keys[0].shape[1] for held in front) for front in fronts]
+    for part in shared_kv(0, fronts):
+        cut, tokens = slice(part.start, part.stop), part.keys.shape[1]
+        some = query[cut].transpose(0, 1).reshape(1, heads, -1, width)
+        made = products(some, part.keys[None]).reshape(heads, -1, asking, tokens).transpose(0, 1)
+        first = filled[part.start]
+        if all(column == first for column in filled[cut]):
+            out[cut, ..., first : first + tokens] = made
+        else:
+            for b, row in zip(range(part.start, part.stop), made, strict=True):
+                out[b, ..., filled[b] : filled[b] + tokens] = row
+        filled[cut] = [column + tokens for column in filled[cut]]
+    return out
+
+
+def distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """(n, n) L2 distances between rows of (tokens, hidden) ``states``, over sqrt(hidden), on the CPU. Exact: equal rows are 0 apart."""
     x = states[indices.to(states.device)].float()
     found = by_products(x) if x.device.type == "cpu" else torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,8 +1,8 @@
 """Attention over keys that rows share, without a copy of them for every row.
 
 What stands in front of a row's own tokens is a list of parts, each with its own keys and values. Queries of all rows that have a part in
-common go against it at once, and the results are put together by their log-sum-exps, which is exact. Layers are called unmodified: they
-find this attention by its name in the registry of transformers, and a ``Parts`` where they expect a cache.
+common go against it at once, and the results are merged by their log-sum-exps, which is exact. Layers are called unmodified: they find
+this attention by its name in the registry of transformers, and a ``SharedKVCache`` where they expect a cache.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import AttentionInterface
 
 NAME = "blink_exp_shared"
@@ -20,32 +21,92 @@ NAME = "blink_exp_shared"
 
 @dataclass(frozen=True)
 class Part:
-    """Keys and values, (kv_heads, tokens, head_dim) each, that rows ``start`` to ``stop`` of a batch all stand behind. ``place``: 0 for a
-    prefix, 1 for the first expanded segment, and so on."""
+    """Keys and values, (kv_heads, tokens, head_dim) each, that rows ``start`` to ``stop`` of a batch all stand behind. ``depth``: 0 for the
+    first segment of a row, 1 for the second, and so on."""
 
     start: int
     stop: int
     keys: torch.Tensor
     values: torch.Tensor
-    place: int = 0
+    depth: int = 0
 
 
 @dataclass
-class Parts:
-    """What a layer takes for a cache. ``front``: see above; ``earlier``: keys and values of rows' own tokens that have run before, two
-    (rows, kv_heads, tokens, head_dim); ``mask``: (rows, queries, own tokens) bool, None where a token sees all own ones up to itself;
-    ``own``: keys and values of all own tokens, once the layer has run."""
+class SharedKVCache:
+    """What a layer takes for a cache.
+
+    Args:
+        front: see above.
+        earlier: keys and values of rows' own tokens that have run before, two (rows, kv_heads, tokens, head_dim).
+        mask: (rows, queries, own tokens) bool; None where a token sees all own ones up to itself.
+        weights: whether attention weights are returned, (rows, heads, queries, keys), as the eager kernel does.
+        own: keys and values of all own tokens, once the layer has run.
+    """
 
     front: list[Part]
     earlier: tuple[torch.Tensor, torch.Tensor] | None = None
     mask: torch.Tensor | None = None
+    weights: bool = False
     own: tuple[torch.Tensor, ...] = field(default=())
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[Parts, Parts]:
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[SharedKVCache, SharedKVCache]:
         self.own = keys, values
         if self.earlier is not None:
             self.own = tuple(torch.cat(pair, dim=2) for pair in zip(self.earlier, self.own, strict=True))
         return self, self
+
+    @property
+    def known(self) -> int:
+        """Keys that stand in front of what the first row runs now."""
+        earlier = 0 if self.earlier is None else self.earlier[0].shape[2]
+        return earlier + sum(part.keys.shape[1] for part in self.front if part.start == 0)
+
+    def dense(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All that each row stands behind, then its own tokens: two (rows, kv_heads, keys, head_dim), and (rows, keys) bool, false on
+        padding and on own tokens that the last one does not see. Rows are padded on the left."""
+        keys, values = self.own
+        rows, _, own, _ = keys.shape
+        valid = keys.new_ones(rows, own, dtype=torch.bool) if self.mask is None else self.mask[:, -1].expand(rows, own)
+        if not self.front:
+            return keys, values, valid
+        chains: list[list[Part]] = [[] for _ in range(rows)]
+        for part in self.front:
+            for chain in chains[part.start : part.stop]:
+                chain.append(part)
+        lengths = [sum(part.keys.shape[1] for part in chain) for chain in chains]
+        ahead = max(lengths)
+        every = [own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own]
+        filled = [ahead - length for length in lengths]
+        for row, column in enumerate(filled):
+            if column:
+                every[0][row, :, :column], every[1][row, :, :column] = 0, 0
+        for parts in _alike(self.front):
+            first, tokens = parts[0].start, parts[0].keys.shape[1]
+            one_by_one = [part.start for part in parts] == list(range(first, first + len(parts))) and parts[0].stop == first + 1
+            if one_by_one and len({filled[part.start] for part in parts}) == 1:
+                rows_of = slice(first, first + len(parts))
+                every[0][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.keys for part in parts])
+                every[1][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.values for part in parts])
+            else:
+                for part in parts:
+                    for row in range(part.start, part.stop):
+                        columns = slice(filled[row], filled[row] + tokens)
+                        every[0][row, :, columns], every[1][row, :, columns] = part.keys, part.values
+            for part in parts:
+                filled[part.start : part.stop] = [column + tokens for column in filled[part.start : part.stop]]
+        for whole, part_of_it in zip(every, self.own, strict=True):
+            whole[:, :, ahead:] = part_of_it
+        columns = torch.arange(ahead, device=keys.device)
+        real = columns >= ahead - torch.tensor(lengths, device=keys.device)[:, None]
+        return every[0], every[1], torch.cat([real, valid], dim=1)
+
+    def own_mask(self, queries: int) -> torch.Tensor:
+        """(rows or 1, queries, own tokens) bool: which own tokens each query sees."""
+        if self.mask is not None:
+            return self.mask
+        keys = self.own[0]
+        whole = torch.ones(queries, keys.shape[2], dtype=torch.bool, device=keys.device)
+        return whole.tril(keys.shape[2] - queries)[None]
 
 
 @contextlib.contextmanager
@@ -60,19 +121,24 @@ def shared(llm: Any) -> Iterator[None]:
 
 
 def attend(
-    module: Any, query: torch.Tensor, key: Parts, value: Parts, attention_mask: None, scaling: float, **_: Any
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: torch.Tensor, key: SharedKVCache, value: SharedKVCache, attention_mask: None, scaling: float, **_: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(rows, queries, heads, head_dim) of a (rows, heads, queries, head_dim) ``query``; an attention function of transformers."""
-    keys, values = key.own
-    out, total = _own(query, keys, values, key.mask, scaling)
-    out = out.float()  # parts are put together unrounded
-    for parts in _alike(key.front):
+    cache = key
+    if cache.weights:
+        return _with_weights(query, cache, scaling)
+    keys, values = cache.own
+    if not cache.front:
+        return _own_alone(query, keys, values, cache, scaling).transpose(1, 2), None
+    out, total = _own(query, keys, values, cache, scaling)
+    out = out.float()  # parts are merged unrounded
+    for parts in _alike(cache.front):
         rows = torch.cat([torch.arange(p.start, p.stop) for p in parts]).to(query.device)
         whole = len(rows) == len(query)
-        found, size = _front(query if whole else query[rows], parts, scaling)
+        seen, size = _front(query if whole else query[rows], parts, scaling)
         mine, held = (out, total) if whole else (out[rows], total[rows])
         both = torch.logaddexp(held, size)
-        merged = mine * (held - both).exp() + found * (size - both).exp()
+        merged = mine * (held - both).exp() + seen * (size - both).exp()
         if whole:
             out, total = merged, both
         else:
@@ -80,12 +146,41 @@ def attend(
     return out.to(query.dtype).transpose(1, 2), None
 
 
+def _with_weights(query: torch.Tensor, cache: SharedKVCache, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """As the eager kernel computes it: with the whole matrix of weights, which it returns."""
+    keys, values, valid = cache.dense()
+    rows, _, queries, _ = query.shape
+    own = cache.own[0].shape[2]
+    ahead = valid[:, : valid.shape[1] - own]
+    visible = torch.cat([ahead[:, None].expand(-1, queries, -1), cache.own_mask(queries).expand(rows, -1, -1)], dim=2)
+    keys, values = _repeated(query, keys, values)
+    logits = (query @ keys.mT) * scaling
+    logits = logits.masked_fill(~visible[:, None], torch.finfo(logits.dtype).min)
+    weights = logits.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ values).transpose(1, 2).contiguous(), weights
+
+
 def _alike(front: list[Part]) -> list[list[Part]]:
     """Parts that one call of the kernel serves: as many tokens, for as many rows."""
     groups: dict[tuple[int, int, int], list[Part]] = {}
     for part in front:
-        groups.setdefault((part.place, part.keys.shape[1], part.stop - part.start), []).append(part)
+        groups.setdefault((part.depth, part.keys.shape[1], part.stop - part.start), []).append(part)
     return list(groups.values())
+
+
+def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+    """(parts, ...) of tensors of one shape; without a copy where they lie in one piece of memory at equal distances, as the rows of a batch
+    do."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first[None]
+    place, step = first.storage_offset(), parts[1].storage_offset() - first.storage_offset()
+    memory, strides = first.untyped_storage().data_ptr(), first.stride()
+    in_one_piece = step > 0 and all(
+        part.storage_offset() == place + n * step and part.untyped_storage().data_ptr() == memory and part.stride() == strides
+        for n, part in enumerate(parts)
+    )
+    return first.as_strided((len(parts), *first.shape), (step, *strides)) if in_one_piece else torch.stack(parts)
 
 
 def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,26 +188,41 @@ def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torc
     queries that have a part in common go against it as one long query."""
     rows, heads, length, width = query.shape
     groups, several = parts[0].keys.shape[0], rows // len(parts)
-    keys, values = (torch.stack(held) if len(held) > 1 else held[0][None] for held in ([p.keys for p in parts], [p.values for p in parts]))
-    asked = query.unflatten(0, (len(parts), several)).transpose(1, 2)  # heads that share keys stand together
-    out, size = kernel(asked.reshape(len(parts), groups, -1, width), keys, values, scaling)
+    keys, values = stacked([p.keys for p in parts]), stacked([p.values for p in parts])
+    grouped = query.unflatten(0, (len(parts), several)).transpose(1, 2)  # heads that share keys stand together
+    out, size = kernel(grouped.reshape(len(parts), groups, -1, width), keys, values, scaling)
     back = (len(parts), heads, several, length)
     return out.reshape(*back, width).transpose(1, 2).flatten(0, 1), size.reshape(*back, 1).transpose(1, 2).flatten(0, 1)
 
 
+def _repeated(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values with a head for each query head."""
+    repeats = query.shape[1] // keys.shape[1]
+    if repeats == 1:
+        return keys, values
+    return keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)
+
+
+def _own_alone(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, cache: SharedKVCache, scaling: float) -> torch.Tensor:
+    """Attention of rows that stand behind nothing, by torch's fused kernel."""
+    keys, values = _repeated(query, keys, values)
+    causal = cache.mask is None and query.shape[2] == keys.shape[2] > 1
+    mask = None if causal or (cache.mask is None and query.shape[2] == 1) else cache.own_mask(query.shape[2])[:, None]
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, is_causal=causal, scale=scaling)
+
+
 def _own(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, cache: SharedKVCache, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to a row's own tokens, and its (rows, heads, queries, 1) log-sum-exp."""
-    repeats = query.shape[1] // keys.shape[1]
-    if repeats > 1:
-        keys, values = keys.repeat_interleave(repeats, dim=1), values.repeat_interleave(repeats, dim=1)
-    if mask is None and query.shape[2] == keys.shape[2]:
+    keys, values = _repeated(query, keys, values)
+    if cache.mask is None and query.shape[2] == keys.shape[2]:
         out, size = kernel(query, keys, values, scaling, causal=True)
         return out, size[..., None]
     logits = (query @ keys.mT).float() * scaling
-    if mask is not None:
-        logits = logits.masked_fill(~mask[:, None], torch.finfo(logits.dtype).min)  # finite: padding sees nothing, and must not be nan
+    if cache.mask is not None or query.shape[2] > 1:
+        # finite: padding sees nothing, and must not be nan
+        logits = logits.masked_fill(~cache.own_mask(query.shape[2])[:, None], torch.finfo(logits.dtype).min)
     return logits.softmax(-1).to(values.dtype) @ values, logits.logsumexp(-1, keepdim=True)
 
 
@@ -125,8 +235,8 @@ def kernel(
     if query.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, causal, scale=scaling)
     if query.device.type == "cuda":
-        found = aten._scaled_dot_product_efficient_attention(query, keys, values, None, True, 0.0, causal, scale=scaling)
-        return found[0], found[1][..., : query.shape[2]]  # sums are padded to whole blocks of queries
+        out, sums = aten._scaled_dot_product_efficient_attention(query, keys, values, None, True, 0.0, causal, scale=scaling)[:2]
+        return out, sums[..., : query.shape[2]]  # sums are padded to whole blocks of queries
     logits = (query @ keys.mT).float() * scaling
     if causal:
         logits = logits.masked_fill(~torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril(), float("-inf"))

@@ -144,7 +144,7 @@ def _answered(
     keys = [f"{source}:{sample.image_id}" for sample in batch]
     seen = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
     prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
-    together = [p for p, point in enumerate(points) if shareable(backbone, point.method)]
+    together = range(len(points)) if shareable(backbone) else range(0)
     asked = [
         Asking(key, prompt, sample.id, tuple(p for p in asking if p in together))
         for key, prompt, sample, asking in zip(keys, prompts, batch, wanted, strict=True)

@@ -21,6 +21,7 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.views import Visual
 from blink_exp.decoder.attach import attach
+from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.flops import CPU_ATTENTION
 
 DECODED = 8  # tokens that are generated to time decoding, whatever the answer is
@@ -106,8 +107,7 @@ def _counted(llm: Any, config: Any, amplifiers: torch.nn.ModuleDict | None) -> I
     def before(module, args, kwargs):
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        held = cache.layers[module.self_attn.layer_idx] if cache is not None and module.self_attn.layer_idx < len(cache.layers) else None
-        known = held.keys.shape[2] if held is not None and getattr(held, "keys", None) is not None and held.keys.dim() == 4 else 0
+        known = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
         q = states.shape[1]
         total[0] += layer_flops(q, q + known, config.hidden_size, config.intermediate_size)
 

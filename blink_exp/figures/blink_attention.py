@@ -9,12 +9,11 @@ import torch
 from PIL import Image
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.core.method import Method
+from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Origin
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import recorded, replay
-from blink_exp.decoder.decode import Record
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Sample, by_image, spread
-from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.method import Method
 from blink_exp.core.views import Views
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import replay
@@ -46,11 +46,11 @@ def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[Record]]
     found = []
     for row in rows.values():
         method: Method = _prepared(row)[1]
-        if method.pruner is not None or isinstance(method.policy, TokenPolicy):
+        if method.drops:
             found.append((row, Shown(row["point"], method)))
     if not found:
         backbone, method, benchmark = study.opened()
-        if method.pruner is None and not isinstance(method.policy, TokenPolicy):
+        if not method.drops:
             raise UserError(f"{study.name} shows which tokens stay, and method={method.name} drops none; use method=hero")
         return backbone, benchmark, [Shown(f"{method.name.upper()} ({100 * study.settings.retention_ratio:g} %)", method)], []
     first = next((f for f in found if f[0]["method"] == "hero"), found[-1])
@@ -82,7 +82,7 @@ def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, q
     own, by which the backbone knows it again."""
     visual = backbone.visual({key: image}, [(key, question)], method.pruner)[0]
     decisions = []
-    if isinstance(method.policy, TokenPolicy):  # Blink drops none of them
+    if method.drops_inside:  # Blink drops none of them
         with attach(backbone.model, method) as attached:
             backbone.generate([visual.features], [question], 1)
             decisions = list(attached.records) if attached is not None else []

@@ -13,7 +13,8 @@ each of a few middle layers it
          otherwise          leave the sequence as it is.
 
 Layers behind the last selected one keep what is there. Decisions are taken once, on the prompt; generated tokens find the sequence as
-each layer left it. What carries decisions out is ``blink_exp.core.sequence`` and ``blink_exp.decoder.decode``.
+each layer left it. What a decision makes of the sequence is ``blink_exp.core.sequence`` (``transition``); what carries it out on hidden
+states is ``blink_exp.decoder.branches``.
 
 Options that the paper does not settle are arguments here, with the reading that this project takes as default.
 """
@@ -30,7 +31,7 @@ import torch
 from torch import nn
 
 from blink_exp.core.method import Method, Scan
-from blink_exp.core.saliency import SCORERS, PatchGrid, Scorer
+from blink_exp.core.saliency import RANDOM, PatchGrid, Scorer, find_scorer
 from blink_exp.core.sequence import Decision, Drop, Expand, Keep
 from blink_exp.errors import UserError, nearest
 from blink_exp.finite import first_nonfinite
@@ -52,7 +53,7 @@ class BlinkPolicy:
         tau_drop: rho below which a layer drops. The expansion test comes first, so tau_expand <= tau_drop is legal (the paper
             uses 0.25 / 0.4: always expand). Equality leaves the sequence as it is.
         p: patches a side (Sec. 3.1; 2 in the main experiments, 3 and 4 in App. E).
-        saliency: a scorer of ``blink_exp.core.saliency``, or ``random``: patch and action drawn at random (Table 2, "w/o SGS").
+        saliency: a scorer's name (``blink_exp.core.saliency``), or ``random``: patch and action drawn at random (Table 2, "w/o SGS").
         resolution: ``threshold`` (Alg. 1); ``cycle``: expand, drop, expand, ... over the selected layers whatever rho is (Table 2,
             "w/o DTR"; the order is not given, chosen: expand first); ``expand_once``: expand at the first selected layer and keep
             (Sec. 4.4); ``copy``: the same without TokenSR (Fig. 4).
@@ -76,9 +77,10 @@ class BlinkPolicy:
     inherit_positions: bool = False
     seed: int = 0
 
+    drops = False  # it adds tokens to the visual ones, which stay
+
     def __post_init__(self):
         for name, value, known in (
-            ("saliency", self.saliency, (*SCORERS, "random")),
             ("resolution.policy", self.resolution, POLICIES),
             ("resolution.on_reexpand", self.on_reexpand, ON_REEXPAND),
         ):
@@ -86,14 +88,22 @@ class BlinkPolicy:
                 raise UserError(f"{name}={value} is not known; {nearest(str(value), known)}")
         check_threshold("tau_exp", self.tau_expand)
         check_threshold("tau_drop", self.tau_drop)
+        _ = self.scorer  # raises for a name that nobody knows
 
     @property
     def scorer(self) -> Scorer | None:
-        return SCORERS.get(self.saliency)
+        return None if self.saliency == RANDOM else find_scorer(self.saliency)
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return {"tau_exp": self.tau_expand, "tau_drop": self.tau_drop}
+
+    def layer_tokens(self, visual: int, depth: int) -> None:
+        return None  # what is expanded depends on the question
 
     def decide(self, layer: int, scan: Scan) -> Decision:
         """What to do with one image at one layer (Alg. 1, lines 6-14)."""
-        if self.saliency == "random":
+        if self.saliency == RANDOM:
             return self._random(layer, scan)
         assert scan.rho is not None and scan.region is not None
         expand = Expand(scan.region, self.on_reexpand, amplify=self.resolution != "copy")

@@ -66,6 +66,9 @@ class FastVPolicy(TokenPolicy):
         share = visual * self.retention_ratio
         return max(1, floored(share) if self.mode == "paper" else round(share))
 
+    def kept(self, visual: int) -> list[int]:
+        return [self.budget(visual)] * len(self.layers)
+
     def decide(self, layer: int, scan: Scan) -> Retain:
         kept = top(torch.tensor(scan.token_scores), self.budget(len(scan.token_scores)))
         return Retain(tuple(kept.tolist()))

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.method import Method
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
 
@@ -34,7 +34,7 @@ def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, name: str | 
         raise UserError(f"method/pruner={first.name} drops nothing in front of the LLM; use one of those that do, e.g. hero")
     if second.policy is None or second.pruner is not None:
         raise UserError(f"method/policy={second.name} does nothing inside the LLM; use blink, blink_interp, fastv or sparsevlm")
-    blinks = not isinstance(second.policy, TokenPolicy)
+    blinks = not second.drops_inside
     if blinks and first.pruner.merges:
         raise UserError(
             f"method/pruner={first.name} merges tokens, but Blink expands tokens that show one cell each; use a pruner that merges none"

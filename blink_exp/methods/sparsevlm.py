@@ -52,6 +52,9 @@ class SparseVLMPolicy(TokenPolicy):
     def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         return text_raters(visual, text)
 
+    def kept(self, visual: int) -> list[int]:
+        return counts(visual, self.schedule or [max(1, floored(share * visual)) for share in self.shares or ()])
+
     def decide(self, layer: int, scan: Scan) -> Retain:
         assert scan.distances is not None
         step, scores = self.layers.index(layer), torch.tensor(scan.token_scores)

@@ -5,6 +5,7 @@ Importing this module makes them known to Hydra, without which conf/ does not co
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,3 +136,6 @@ GROUP = "settings"  # of Hydra's config store: conf/<root>.yaml names its schema
 
 for _name, _schema in ROOTS.items():
     ConfigStore.instance().store(group=GROUP, name=_name, node=_schema, package="_global_")
+
+for _point in importlib.metadata.entry_points(group="blink_exp.scorers"):  # a preset for each scorer of another package
+    ConfigStore.instance().store(group="saliency", name=_point.name, node={"scorer": _point.name})

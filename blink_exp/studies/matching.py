@@ -9,21 +9,18 @@ at. Newlines count where a method chooses among them (inside the LLM) and not wh
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from blink_exp.benchmarks.base import by_image
-from blink_exp.core.method import Method
+from blink_exp.core.method import LayerPolicy, Method
 from blink_exp.core.views import NEWLINE, Views, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, identity, locks, store
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.files import read_object, write_json
-from blink_exp.methods.fastv import FastVPolicy
-from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts
 from blink_exp.settings.build import build
 from blink_exp.settings.roots import EvaluateSettings, PointSettings
 
@@ -122,14 +119,10 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
     return share_of
 
 
-def policy_tokens(policy: Any, visual: int, depth: int) -> float:
-    """Visual tokens that a layer works on, averaged over ``depth`` layers, for a prompt of ``visual`` under FastV or SparseVLM."""
-    if isinstance(policy, FastVPolicy):
-        behind = [policy.budget(visual)] * len(policy.layers)
-    elif isinstance(policy, SparseVLMPolicy):
-        wanted = policy.schedule or [max(1, int(share * visual + 1e-9)) for share in policy.shares or ()]
-        behind = counts(visual, wanted)
-    else:
+def policy_tokens(policy: LayerPolicy, visual: int, depth: int) -> float:
+    """Visual tokens that a layer works on, averaged over ``depth`` layers, for a prompt of ``visual``. Raises UserError for a policy that
+    keeps no set share of them."""
+    counts = policy.layer_tokens(visual, depth)
+    if counts is None:
         raise UserError(f"{type(policy).__name__} keeps no set share of the visual tokens, so it cannot be matched; leave match away")
-    edges = [0, *(layer + 1 for layer in policy.layers), depth]  # a layer works on what stands before it prunes
-    return sum(n * (b - a) for n, (a, b) in zip([visual, *behind], itertools.pairwise(edges), strict=True)) / depth
+    return sum(counts) / depth

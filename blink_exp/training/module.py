@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.decoder.decode import enlarge, image_states
+from blink_exp.decoder.segments import enlarge
+from blink_exp.decoder.visual_states import image_states
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.tokensr.modules import build_all

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.core.method import TokenPolicy
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import EXTRA
 from blink_exp.documents import LayerStep
 from blink_exp.figures.hero_kept import as_maps
-from blink_exp.methods.blink import BlinkPolicy
 from blink_exp.viewer import drawing
 from blink_exp.viewer.subject import Subject
 from blink_exp.viewer.trace import Stage, Trace
@@ -90,7 +88,7 @@ def kept(trace: Trace) -> dict[str, Any] | None:
         "last": count(trace.stages[-1].source),
         "of": {"base": n, "tiles": int(views.valid[1:].sum())},
         "newlines": trace.visual.newlines,
-        "inside": isinstance(trace.method.policy, TokenPolicy),
+        "inside": trace.method.drops_inside,
     }
 
 
@@ -113,7 +111,7 @@ def contents(
         "size": about.image.size,
         "grid": {"p": grid.p, "height": grid.height, "width": grid.width},
         "views": {"rows": trace.visual.views.rows, "columns": trace.visual.views.columns},
-        "thresholds": {"tau_exp": policy.tau_expand, "tau_drop": policy.tau_drop} if isinstance(policy, BlinkPolicy) else {},
+        "thresholds": policy.thresholds if policy is not None else {},
         "layers": layers(trace, grid),
         "kept": kept(trace),
         "answers": answers,

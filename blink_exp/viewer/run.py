@@ -10,7 +10,6 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.core.method import TokenPolicy
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation.evaluator import prepare_model
@@ -35,8 +34,8 @@ def view(settings: ViewSettings, out: Path) -> Path:
     names = compared(settings.compare or [])
     about = subject(settings)
     backbone, method = prepare_model(settings)
-    blinks = method.policy is not None and not isinstance(method.policy, TokenPolicy)
-    grid = PatchGrid(method.policy.p if blinks else settings.grid.p, *backbone.grid)  # type: ignore[union-attr]
+    scans = method.policy is not None and not method.drops_inside
+    grid = PatchGrid(method.policy.p if scans else settings.grid.p, *backbone.grid)  # type: ignore[union-attr]
     followed = trace(backbone, method, about.benchmark, about.sample, about.image)
     lines = answers(settings, names, backbone, about, followed)
     page = pages.contents(backbone, about, followed, grid, lines, command(settings))

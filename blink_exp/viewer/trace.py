@@ -11,7 +11,7 @@ from PIL import Image
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample
-from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid, saliency_ratio
 from blink_exp.core.sequence import Origin
 from blink_exp.core.views import Visual
@@ -94,7 +94,7 @@ class Trace:
     @property
     def drops(self) -> bool:
         """Whether this is a method that drops visual tokens."""
-        return self.method.pruner is not None or isinstance(self.method.policy, TokenPolicy)
+        return self.method.drops
 
     @property
     def presence(self) -> torch.Tensor:

@@ -10,9 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.least import Answered, course, least
 from bench.sharing import ended
-from blink_exp.core.method import Method, Scan
+from blink_exp.core.method import Method, Record, Scan
 from blink_exp.core.sequence import Drop, Expand, Keep
-from blink_exp.decoder.decode import Record
 from blink_exp.evaluation.cost import layer_flops
 from blink_exp.flops import CPU_ATTENTION
 from blink_exp.methods.blink import BlinkPolicy, blink

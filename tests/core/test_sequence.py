@@ -1,4 +1,4 @@
-"""The sequence: surgery, positions, and what random plans of expand, drop and keep leave behind."""
+"""The sequence: where its tokens stand, what decisions make of it, and what random plans of expand, drop and keep leave behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.core.sequence import Drop, Expand, Keep, Layout, Segment, Sequence
+from blink_exp.core.sequence import Drop, Expand, Keep, Layout, Origin, Retain, State, transition
+from blink_exp.decoder.branches import Text
+from blink_exp.decoder.segments import ExpansionKey, Segment, expand, starts
 
 VISUAL, WIDTH = 4, 3
 
@@ -18,93 +20,106 @@ def layout_of(rows: list[str]) -> Layout:
     return Layout.of(torch.tensor([[c == "v" for c in r] for r in rows]), torch.tensor([[c != "." for c in r] for r in rows]), VISUAL)
 
 
-def sequence_of(rows: list[str], inherit: bool = False) -> Sequence:
-    layout = layout_of(rows)
-    embeds = torch.arange(len(rows) * len(rows[0]) * WIDTH, dtype=torch.float).view(len(rows), -1, WIDTH)
-    return Sequence(layout, layout.split(embeds), inherit)
-
-
-def test_a_prompt_is_cut_behind_each_image_and_joined_again():
+def test_a_prompt_is_cut_behind_each_image_and_every_real_token_is_in_one_segment():
     rows = ["..tvvvvtt", "ttvvvvttt", "tvvvvvvvv"]
     layout = layout_of(rows)
-    assert layout.present.tolist() == [[True, False], [True, False], [True, True]]
-    embeds = torch.randn(3, 9, WIDTH)
-    segments = layout.split(embeds)
-    assert [len(r) for r in segments[0].rows()] == [5, 6, 5]  # system and first image
-    assert [len(r) for r in segments[1].rows()] == [0, 0, 4]  # the second image of the third row, adjacent to the first
-    assert [len(r) for r in segments[2].rows()] == [2, 3, 0]
-    joined = layout.join(segments, 9)
-    real = torch.tensor([[c != "." for c in r] for r in rows])
-    assert torch.equal(joined[real], embeds[real])
-    assert joined[~real].abs().sum() == 0
+    assert layout.visual == [[4], [4], [4, 4]]
+    assert [[len(index) for index in row] for row in layout.index] == [[5, 2], [6, 3], [5, 4, 0]]  # images of the third row are adjacent
+    for row, index in zip(rows, layout.index, strict=True):
+        assert torch.cat(index).tolist() == [n for n, c in enumerate(row) if c != "."]
+
+
+def places(front: list[Segment]) -> list[list[float]]:
+    return [segment.positions(start).tolist() for segment, start in zip(front, starts(front), strict=False)]
 
 
 def test_positions_by_hand():
-    # Row 0: pad, 1 system, 4 visual, 1 text; row 1: 1 system, 4 visual, 2 text. Row 0 gets 2 expanded tokens, row 1 none.
-    sequence = sequence_of([".tvvvvt", "tvvvvtt"])
-    sequence.apply(0, [Expand(0), Keep()], {0: (torch.ones(2, WIDTH), torch.tensor([0.25, 0.75]))}, layer=3)
-    block, expanded, text = sequence.positions()
-    assert block[:, -5:].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
-    assert expanded[0].tolist() == [5, 6]
-    assert text[0, -1:].tolist() == [7]  # text moves behind the expanded tokens
-    assert text[1].tolist() == [5, 6]  # and stays where nothing was put in front of it
+    block, expanded = Segment(torch.zeros(5, WIDTH), visual=4), Segment(torch.zeros(2, WIDTH))
+    assert places([block, expanded]) == [[0, 1, 2, 3, 4], [5, 6]]
+    assert starts([block, expanded])[-1] == 7  # text moves behind the expanded tokens
+    assert starts([block])[-1] == 5  # and stays where nothing was put in front of it
+    assert starts([]) == [0]
+
+
+def expanded_by(grid: PatchGrid, region: int, inherit: bool) -> tuple[Segment, Segment]:
+    """A block of two text tokens and a whole grid, and the copy of one of its patches as it is."""
+    block = Segment(torch.arange(float(2 + grid.height * grid.width))[:, None].expand(-1, WIDTH), visual=grid.height * grid.width)
+    key = ExpansionKey(block, 2, 0, region, grid, interpolate=False, inherit=inherit, module=None, before=())
+    return block, expand([key])[0]
 
 
 def test_inherited_positions_are_those_of_what_is_shown_and_text_stays():
-    sequence = sequence_of(["ttvvvvt"], inherit=True)
-    sequence.apply(0, [Expand(0)], {0: (torch.ones(2, WIDTH), torch.tensor([0.25, 2.5]))}, layer=3)
-    _, expanded, text = sequence.positions()
-    assert expanded.tolist() == [[2.25, 4.5]]  # the image starts at position 2
-    assert text.tolist() == [[6]]
+    block, part = expanded_by(PatchGrid(2, 4, 4), 3, inherit=True)
+    assert places([block, part])[1] == [12, 13, 16, 17]  # the image starts at position 2; without upsampling these are the patch's own
+    assert part.states[:, 0].tolist() == [12, 13, 16, 17]
+    assert starts([block, part])[-1] == starts([block])[-1] == 18
+    block, part = expanded_by(PatchGrid(2, 4, 4), 3, inherit=False)
+    assert places([block, part])[1] == [18, 19, 20, 21]
 
 
 def test_reexpansion_replaces_keeps_or_appends():
-    for how, tokens in (("replace", 3), ("keep", 2), ("append", 5)):
-        sequence = sequence_of(["tvvvvt"])
-        sequence.apply(0, [Expand(1)], {0: (torch.full((2, WIDTH), 1.0), torch.zeros(2))}, 1)
-        sequence.apply(0, [Expand(2, how)], {0: (torch.full((3, WIDTH), 2.0), torch.zeros(3))}, 2)
-        assert sequence.expanded_tokens(0, 0) == tokens
-        assert sequence.expanded[0].length == tokens
-    assert [(o.layer, o.region) for o in sequence.origins[0][0]] == [(1, 1), (2, 2)]  # append keeps the order
+    for how, parts in (("replace", ["b"]), ("keep", ["a"]), ("append", ["a", "b"])):
+        state: State[int, str] = transition(State.of(()), Expand(1), expand=lambda before: "a")
+        state = transition(state, Expand(2, how), expand=lambda before: "b")
+        assert list(state.expanded[0]) == parts  # append keeps the order
+
+
+def test_images_are_expanded_one_by_one_and_what_is_there_already_is_told():
+    seen = []
+    state: State[int, str] = transition(State.of((0,), (1,)), Expand(0), image=1, expand=lambda before: seen.append(before) or "a")
+    state = transition(state, Expand(0, "append"), image=1, expand=lambda before: seen.append(before) or "b")
+    assert state.expanded == ((), ("a", "b")) and seen == [(), ("a",)]
+    assert transition(state, Drop(), image=0) == state and transition(state, Drop(), image=1) == State.of((0,), (1,))
 
 
 decision = st.one_of(st.just(Keep()), st.just(Drop()), st.builds(Expand, st.integers(0, 3), st.sampled_from(["replace", "keep", "append"])))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(decision, min_size=3, max_size=3), max_size=8), st.randoms(use_true_random=False))
-def test_any_plan_keeps_the_prompt_and_ends_as_a_plain_simulation_says(plan, random):
-    """Against a model of a few lines: a list of (layer, region, size) a row. Then dropping everything restores the sequence exactly."""
-    rows = ["..tvvvvt", "ttvvvvtt", ".tvvvvtt"]
-    sequence, fresh = sequence_of(rows), sequence_of(rows)
-    model: list[list[tuple[int, int, int]]] = [[], [], []]
-    for layer, decisions in enumerate(plan):
-        made = {}
-        for b, d in enumerate(decisions):
-            if isinstance(d, Expand):
-                size = random.randint(1, 5)
-                made[b] = (torch.full((size, WIDTH), float(layer)), torch.zeros(size))
-                if d.on_reexpand == "append":
-                    model[b] = [*model[b], (layer, d.region, size)]
-                elif d.on_reexpand == "replace" or not model[b]:
-                    model[b] = [(layer, d.region, size)]
-            elif isinstance(d, Drop):
-                model[b] = []
-        sequence.apply(0, decisions, made, layer)
-        assert [[(o.layer, o.region, o.tokens) for o in row] for row in sequence.origins[0]] == model
-        assert sequence.expanded[0] is None or [len(r) for r in sequence.expanded[0].rows()] == [sum(s for *_, s in m) for m in model]
-        assert (sequence.expanded[0] is None) == (not any(model))
-    sequence.apply(0, [Drop()] * 3, {}, 99)
-    assert len(sequence.segments()) == len(fresh.segments())
-    for a, b, p, q in zip(sequence.segments(), fresh.segments(), sequence.positions(), fresh.positions(), strict=True):
-        assert torch.equal(a.states, b.states)
-        assert torch.equal(a.valid, b.valid)
-        assert torch.equal(p, q)
+@given(st.lists(decision, max_size=8), st.randoms(use_true_random=False))
+def test_any_plan_ends_as_a_plain_simulation_says_and_dropping_restores(plan, random):
+    """Against a model of a few lines: a list of (layer, region, size). Then dropping everything restores the state exactly."""
+    fresh: State[int, Origin] = State.of(range(VISUAL))
+    state, model = fresh, []
+    for layer, d in enumerate(plan):
+        size = random.randint(1, 5)
+        if isinstance(d, Expand):
+            if d.on_reexpand == "append":
+                model = [*model, (layer, d.region, size)]
+            elif d.on_reexpand == "replace" or not model:
+                model = [(layer, d.region, size)]
+        elif isinstance(d, Drop):
+            model = []
+        before = state
+        state = transition(state, d, expand=lambda _, d=d, layer=layer, size=size: Origin(layer, d.region, size))
+        assert [(o.layer, o.region, o.tokens) for o in state.expanded[0]] == model
+        assert state.visual == fresh.visual
+        assert state is before or not isinstance(d, Keep)
+    assert transition(state, Drop()) == fresh
 
 
-def test_padding_is_on_the_left_so_the_last_token_is_real():
-    segment = Segment.from_rows([torch.ones(1, WIDTH), torch.ones(3, WIDTH)])
-    assert segment.valid.tolist() == [[False, False, True], [True, True, True]]
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=3), st.randoms(use_true_random=False))
+def test_retaining_keeps_order_and_puts_what_is_merged_behind_the_last_image(sizes, random):
+    tokens = list(range(sum(sizes)))
+    visual, left = [], list(tokens)
+    for size in sizes:
+        visual.append(tuple(left[:size]))
+        left = left[size:]
+    kept = tuple(sorted(random.sample(tokens, random.randint(0, len(tokens)))))
+    gone = [t for t in tokens if t not in kept]
+    clusters = (tuple(gone),) if gone else ()
+    state = transition(State.of(*visual), Retain(kept, clusters), merge=lambda members: -1 - sum(members))
+    flat = [t for row in state.visual for t in row]
+    assert flat == [*kept, *(-1 - sum(c) for c in clusters)]
+    last = max((k for k, row in enumerate(visual) if row), default=0)
+    assert all(t in visual[k] or (k == last and t < 0) for k, row in enumerate(state.visual) for t in row)
+
+
+def test_padding_of_a_text_is_on_the_left_so_the_last_token_is_real():
+    text = Text.of([torch.ones(1, WIDTH), torch.ones(3, WIDTH)])
+    assert text.valid.tolist() == [[False, False, True], [True, True, True]]
+    assert text.states[0, :, 0].tolist() == [0, 0, 1]
 
 
 def test_places_of_a_patch_are_the_points_that_bilinear_interpolation_samples():

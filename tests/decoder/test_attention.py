@@ -6,13 +6,12 @@ import pytest
 import torch
 from support.models import prompts, random_llava
 
-from blink_exp.core.method import Scan
+from blink_exp.core.method import Record, Scan
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Drop, Expand, Keep, Origin, Retain
 from blink_exp.core.views import EXTRA, NEWLINE
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import recorded, replay
-from blink_exp.decoder.decode import Record
 from blink_exp.methods.blink import BlinkPolicy, blink
 
 

@@ -11,8 +11,9 @@ from support.shared_execution import LAYERS, modules, together
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core.method import Method
-from blink_exp.decoder import decode, prefixes
 from blink_exp.decoder.attach import attach
+from blink_exp.decoder.prefixes import run_prefixes
+from blink_exp.decoder.visual_states import visual_states
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.training.capture import Ranks, ready
 from blink_exp.training.module import TokenSRTraining
@@ -33,16 +34,17 @@ def test_a_token_behind_changes_no_state_in_front_of_it():
         llm, batch = model.model.language_model, prompts(model, [[9, 10]])
         hidden = model(**batch, output_hidden_states=True).hidden_states
         embeds = hidden[0][:, :38]
-        found = decode.visual_states(llm, embeds, 36, [0, 1, 3])
+        found = visual_states(llm, embeds, 36, [0, 1, 3])
         for layer, states in found.items():
             assert (states - hidden[layer][:, 2:38]).abs().max() < 1e-5
         changed = torch.cat([embeds[:, :-1], embeds[:, -1:] + 1], dim=1)
-        for layer, states in decode.visual_states(llm, changed, 36, [0, 1, 3]).items():
+        for layer, states in visual_states(llm, changed, 36, [0, 1, 3]).items():
             assert (states - found[layer])[:, :-1].abs().max() < 1e-5
             assert (states - found[layer])[:, -1].abs().max() > 1e-2
-        (prefix,) = prefixes.run(llm, [hidden[0][0, :38]], [36], [1, 3], 1)
-        for layer, states in prefix.states.items():
-            assert (states - hidden[layer][0, 2:38]).abs().max() < 1e-5
+        (prefix,) = run_prefixes(llm, [hidden[0][0, :38]], [36], [1, 3], [4], 1)
+        assert sorted(prefix.inputs) == [1, 3]
+        for layer in prefix.inputs:
+            assert (prefix.visual_at(layer) - hidden[layer][0, 2:38]).abs().max() < 1e-5
 
 
 def test_training_features_are_those_of_the_fused_kernel(scale, eager, tmp_path):

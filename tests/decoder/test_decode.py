@@ -5,6 +5,8 @@ On random models of several shapes, so that nothing is true by accident of one o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.models import one, prompts, random_llava
@@ -12,8 +14,8 @@ from support.models import one, prompts, random_llava
 from blink_exp.core.method import Method
 from blink_exp.core.saliency import SCORERS, PatchGrid
 from blink_exp.core.sequence import Expand, Keep, Layout
-from blink_exp.decoder import decode
 from blink_exp.decoder.attach import attach
+from blink_exp.decoder.visual_states import visual_states
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.none import none
 from blink_exp.tokensr.modules import build_all
@@ -196,7 +198,8 @@ def test_no_attention_matrix_is_made_and_sdpa_stays_in_use(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or stock(*a, **k))
     shapes = []
     for name, scorer in SCORERS.items():
-        monkeypatch.setitem(SCORERS, name, lambda seen, columns, scorer=scorer: shapes.append(seen.query.shape[2]) or scorer(seen, columns))
+        watched = replace(scorer, score=lambda seen, columns, scorer=scorer: shapes.append(seen.visible.shape[1]) or scorer(seen, columns))
+        monkeypatch.setitem(SCORERS, name, watched)
         with attach(model, blink(BlinkPolicy((0, 2), 0.25, saliency=name))):
             model.generate(**batch, max_new_tokens=2)
     assert calls
@@ -269,7 +272,7 @@ def test_visual_states_stop_early_and_are_those_of_the_full_model():
     embeds = hidden[0][:, :38]
     ran = []
     hooks = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(llm.layers)]
-    found = decode.visual_states(llm, embeds, 36, [0, 2])
+    found = visual_states(llm, embeds, 36, [0, 2])
     for hook in hooks:
         hook.remove()
     assert ran == [0, 1]  # the input of layer 2 needs no layer 2

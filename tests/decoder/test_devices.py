@@ -10,7 +10,7 @@ from support.pretend import pretend
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.decode import image_states
+from blink_exp.decoder.visual_states import image_states
 from blink_exp.errors import UserError
 
 SAMPLE = MosaicHR().samples()[0]

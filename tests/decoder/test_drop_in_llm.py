@@ -9,7 +9,6 @@ from support.models import IMAGE, PAD, one, prompts, random_llava, random_next
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.core.method import Method
-from blink_exp.core.sequence import Sequence
 from blink_exp.core.views import Views, everything, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
@@ -192,14 +191,15 @@ def test_rows_pruned_in_front_of_the_llm_and_rows_without_an_image(model, name):
 
 
 @torch.no_grad()
-def test_fastv_caches_positions_and_records(model, monkeypatch):
+def test_fastv_caches_positions_and_records(model):
     placed = []
-    stock = Sequence.positions
-    monkeypatch.setattr(Sequence, "positions", lambda self: placed.append(torch.cat(stock(self), dim=1)) or stock(self)[:])
+    rotary = model.model.language_model.rotary_emb
+    hook = rotary.register_forward_hook(lambda m, args, kwargs, out: placed.append(kwargs["position_ids"]), with_kwargs=True)
     batch = prompts(model, [[9, 10, 11]])
     n, v = batch["input_ids"].shape[1], 36
     with attach(model, Method(FastVPolicy(2, 0.3))) as run:
         cache = model(**batch, use_cache=True).past_key_values
+        hook.remove()
         assert [layer.keys.shape[2] for layer in cache.layers] == [n, n, n - v + 10, n - v + 10]
         assert [layer.next_position.tolist() for layer in cache.layers] == [[n]] * 4  # an answer goes on behind the full prompt
         model(input_ids=torch.tensor([[9]]), past_key_values=cache)
@@ -207,7 +207,7 @@ def test_fastv_caches_positions_and_records(model, monkeypatch):
     (record,) = run.records
     assert (record.visual_tokens, len(record.decision.indices)) == (10, 10)
     assert (record.scan.rho, record.scan.region, record.scan.distances) == (None, None, None)
-    first, second = (p[0].tolist() for p in placed)
+    first, _, second = (p[0].tolist() for p in placed)  # of the prompt, of the token that is asked by, of what is left
     assert first == list(range(n))
     assert second == [0, 1, *(2 + i for i in record.decision.indices), *range(n - 3, n)]  # gaps stay; the last is n - 1
 
@@ -261,7 +261,7 @@ def test_only_the_raters_queries_are_made_and_sdpa_stays_in_use(monkeypatch):
 
     monkeypatch.setattr(modeling_llama, "eager_attention_forward", refuse)
     shapes, stock = [], saliency.text_mean
-    monkeypatch.setattr(saliency, "text_mean", lambda seen, columns: shapes.append(seen.query.shape[2]) or stock(seen, columns))
+    monkeypatch.setattr(saliency, "text_mean", lambda seen, columns: shapes.append(seen.visible.shape[1]) or stock(seen, columns))
     with attach(model, method("fastv")):
         model.generate(**batch, max_new_tokens=2)
     assert shapes == [1]

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.cli import CONF
-from blink_exp.core.base_view import Shown
+from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import NEWLINE, Views, base_view, everything, pack
 from blink_exp.decoder.attach import attach
@@ -31,7 +31,7 @@ def pair(scale, *overrides: str):
 
 def test_a_missing_cell_takes_the_mean_of_its_nearest_kept_ones():
     # 3 x 3 cells; kept: 0 (value 1), 2 (value 3), 8 (value 7). A tile's token stands between them.
-    shown = Shown(torch.tensor([0, 2, -1, 8]))
+    shown = BaseViewMap(torch.tensor([0, 2, -1, 8]))
     states = torch.tensor([[1.0], [3.0], [99.0], [7.0]])
     #  cell 1: 0 and 2 at distance 1; 4: all three at sqrt 2; 3: 0; 5: 2 and 8; 6: 0 and 8 at 2; 7: 8
     assert shown.grid(states, 3, 3)[:, 0].tolist() == pytest.approx([1, 2, 3, 1, 11 / 3, 5, 4, 7, 7])
@@ -39,7 +39,7 @@ def test_a_missing_cell_takes_the_mean_of_its_nearest_kept_ones():
 
 def test_recall_brings_back_what_was_dropped_and_only_that():
     aside = torch.arange(100.0, 109.0)[:, None]
-    filled = Shown(torch.tensor([0, 2, -1, 8]), aside).grid(torch.tensor([[1.0], [3.0], [99.0], [7.0]]), 3, 3)
+    filled = BaseViewMap(torch.tensor([0, 2, -1, 8]), aside).grid(torch.tensor([[1.0], [3.0], [99.0], [7.0]]), 3, 3)
     assert filled[:, 0].tolist() == [1, 101, 3, 103, 104, 105, 106, 107, 7]
 
 
@@ -73,7 +73,7 @@ def test_with_every_cell_kept_it_is_blink_as_ever(policy):
     batch = _prompt([36, 36], [[9, 10, 11], [12, 13]])
     encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}
     said = []
-    for images in (None, [[Shown(torch.arange(36))], [Shown(torch.arange(36))]]):
+    for images in (None, [[BaseViewMap(torch.arange(36))], [BaseViewMap(torch.arange(36))]]):
         with attach(model, blink(policy)) as run, torch.no_grad():
             run.images = images
             said.append((model(**batch, mm_encoder_outputs=encoded).logits, [(r.scan.region, r.visual_tokens) for r in run.records]))
@@ -92,7 +92,7 @@ def test_rows_that_keep_different_cells_equal_single_runs_and_the_cache_changes_
         batch = _prompt([len(kept[r]) for r in rows], [text[r] for r in rows])
         encoded = {"image": BaseModelOutputWithPooling(pooler_output=[features[r] for r in rows])}
         with attach(model, blink(ALWAYS)) as run, torch.no_grad():
-            run.images = [[Shown(kept[r])] for r in rows]
+            run.images = [[BaseViewMap(kept[r])] for r in rows]
             out = model.generate(**batch, mm_encoder_outputs=encoded, use_cache=cache, **settings)
             assert all(r.visual_tokens == len(kept[rows[r.row]]) + 36 for r in run.records)
         return out[:, batch["input_ids"].shape[1] :].tolist()
@@ -147,8 +147,8 @@ def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale
 @pytest.mark.parametrize(
     ("shown", "policy", "word"),
     [
-        (Shown(torch.full((9,), -1)), ALWAYS, "keeps none of the 36 tokens of the base view"),
-        (Shown(torch.arange(9)), BlinkPolicy((1,), inherit_positions=True), "positions=inherit needs all 36 tokens"),
+        (BaseViewMap(torch.full((9,), -1)), ALWAYS, "keeps none of the 36 tokens of the base view"),
+        (BaseViewMap(torch.arange(9)), BlinkPolicy((1,), inherit_positions=True), "positions=inherit needs all 36 tokens"),
         (None, ALWAYS, "needs to know which of the 6 x 6 cells 9 visual tokens show"),
     ],
 )

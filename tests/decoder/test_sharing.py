@@ -17,10 +17,12 @@ from blink_exp.core.encoding import Needs
 from blink_exp.core.method import Method
 from blink_exp.decoder import answers as sharing
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.branches import Texts
+from blink_exp.decoder.branches import BranchDecoder, _Part
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import answers
 from blink_exp.methods.blink import BlinkPolicy, blink
+from blink_exp.methods.fastv import FastVPolicy
+from blink_exp.methods.sparsevlm import SparseVLMPolicy
 
 # By what could go wrong: which segments a text stands behind, where its tokens are numbered, what a scan reads, who shares with whom.
 POLICIES = {
@@ -46,7 +48,13 @@ def scale():
 
 def blinks(backbone) -> dict[str, Method]:
     found = {name: blink(BlinkPolicy(layers=LAYERS, **words), modules(backbone)) for name, words in POLICIES.items()}
-    return {"none": Method(), "interpolated": blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3)), **found}
+    dropping = {
+        "fastv": Method(FastVPolicy(2, 0.5), name="fastv"),
+        "fastv, few": Method(FastVPolicy(2, 0.1), name="fastv"),
+        "sparsevlm": Method(SparseVLMPolicy((2, 6, 15), (60, 30, 12)), name="sparsevlm"),
+        "sparsevlm, shares": Method(SparseVLMPolicy((6, 12), None, (0.5, 0.2)), name="sparsevlm"),
+    }
+    return {"none": Method(), "interpolated": blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3)), **found, **dropping}
 
 
 def alone(backbone, method: Method, samples, benchmark) -> list[tuple]:
@@ -80,14 +88,14 @@ def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypat
     ran: list[tuple[int, int]] = []
     if room:
         samples = samples[:2]
-        fits, layer = sharing.Fits.of, Texts._layer
-        monkeypatch.setattr(sharing.Fits, "of", lambda *a: replace(fits(*a), texts=3, room=room, decoding=2, prefixes=1))
+        budget, run = sharing.MemoryBudget.of, _Part._run
+        monkeypatch.setattr(sharing.MemoryBudget, "of", lambda *a: replace(budget(*a), texts=3, room=room, decoding=2, prefixes=1))
 
-        def watched(self, i, branches, text, rope):
-            ran.append((len(branches), self.needed(i, branches, text.length)))
-            return layer(self, i, branches, text, rope)
+        def watched(self, i, first):
+            ran.append((len(self.branches), self.decoder.needed(i, self.branches, self.text.length)))
+            return run(self, i, first)
 
-        monkeypatch.setattr(Texts, "_layer", watched)
+        monkeypatch.setattr(_Part, "_run", watched)
     found = together(scale, list(methods.values()), samples, MosaicMME(), batch_size=2)
     for (p, name), n in itertools.product(enumerate(methods), range(len(samples))):
         assert found[n, p] == wanted[name][n], (name, n)
@@ -100,10 +108,10 @@ def test_the_points_differ_so_the_test_above_tests_something(shared_run):
     methods, _, wanted = shared_run
     decided = {name: [[step[3] for step in steps] for _, steps in rows] for name, rows in wanted.items()}
     kinds = {type(d).__name__ for rows in decided.values() for steps in rows for d in steps}
-    assert kinds == {"Expand", "Drop", "Keep"}
+    assert kinds == {"Expand", "Drop", "Keep", "Retain"}
     assert len({repr(rows) for rows in decided.values()}) >= len(methods) - 3
     lengths = {step[4] for rows in wanted.values() for _, steps in rows for step in steps}
-    assert {144, 288, 180} <= lengths and max(lengths) > 288  # nothing, a patch, a small one, several
+    assert {144, 288, 180, 72, 14} <= lengths and max(lengths) > 288  # nothing, a patch, a small one; half, a tenth; several
 
 
 def test_pruned_images_and_base_views_with_gaps():
@@ -186,6 +194,54 @@ def test_an_expansion_stops_where_every_point_has_dropped_it(scale):
     assert counted.by_length[144] == 3  # layers 12, 13 and 14
 
 
+def test_methods_that_drop_inside_the_llm_share_their_layers_before_the_first_cut(scale):
+    """Three questions about one image, FastV twice and SparseVLM: what stands in front of a cut runs once, what is left by points and
+    questions that keep the same tokens too, and the prefix goes no further than somebody needs it."""
+    benchmark = MosaicMME()
+    every = benchmark.samples()
+    samples = [s for s in every if s.image_id == every[0].image_id][:3]
+    fastv = [Method(FastVPolicy(2, ratio), name="fastv") for ratio in (0.5, 0.5, 0.25)]
+    sparse = Method(SparseVLMPolicy((5,), (40,)), name="sparsevlm")
+    ahead = len(scale.around(["?"])[0][0])
+    for methods, depth in (([*fastv, sparse], 6), (fastv, 2), ([*fastv, Method()], 32)):
+        scale.forget()
+        with Counted(scale) as counted:
+            found = together(scale, methods, samples, benchmark)
+        assert counted.by_length[ahead + 144] == depth
+        for ratio, point in ((0.5, 0), (0.25, 2)):
+            kept = {found[n, point][1][0][3] for n in range(len(samples))}
+            assert counted.by_length[ahead + int(144 * ratio)] == len(kept) * 30
+        assert all(found[n, 0] == found[n, 1] for n in range(len(samples)))
+    with Counted(scale) as counted:  # the whole prefix is at hand now, and serves those that need less of it
+        together(scale, fastv, samples, benchmark)
+    assert ahead + 144 not in counted.by_length
+
+
+@torch.no_grad()
+def test_prefixes_of_near_lengths_run_as_one_batch(scale):
+    """Padded on the right, which changes nothing: against each alone."""
+    from blink_exp.decoder.prefixes import run_prefixes
+
+    def prefix(tokens: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(tokens)
+        return scale.model.get_input_embeddings()(torch.randint(5, 100, (tokens,), generator=generator))
+
+    lengths = (50, 55, 57, 90)
+    alone = [run_prefixes(scale.llm, [prefix(n)], [n - 2], (3,), [5], 4)[0] for n in lengths]
+    calls: list[tuple[int, ...]] = []
+    hook = scale.llm.layers[0].register_forward_pre_hook(lambda module, args: calls.append(tuple(args[0].shape[:2])))
+    batch = run_prefixes(scale.llm, [prefix(n) for n in lengths], [n - 2 for n in lengths], (3,), [5] * 4, 4)
+    hook.remove()
+    assert calls == [(3, 57), (1, 90)]
+    for one, same, n in zip(alone, batch, lengths, strict=True):
+        assert same.tokens == n and same.reached == 5 and same.visual_at(3).shape[0] == n - 2
+        for i in range(5):
+            assert same.keys[i].shape[1] == n
+            torch.testing.assert_close(same.keys[i], one.keys[i], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(same.values[i], one.values[i], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(same.at(3), one.at(3), atol=1e-4, rtol=1e-4)
+
+
 def test_prefixes_are_remembered_within_their_memory(scale):
     benchmark = MosaicMME()
     samples = list(benchmark.samples())[:4]
@@ -265,8 +321,7 @@ def test_what_is_kept_of_an_image_does_not_keep_its_batch(scale):
 def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     """The state that the first token is read from, against the stock forward: within 1e-4."""
     from blink_exp.decoder.branches import Question
-    from blink_exp.decoder.prefixes import run
-    from blink_exp.decoder.shared_attention import shared
+    from blink_exp.decoder.prefixes import run_prefixes
 
     benchmark = MosaicMME()
     samples = list(benchmark.samples())[:3]
@@ -276,13 +331,12 @@ def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     around = scale.around(asked)
     with torch.no_grad():
         openings = [torch.cat([embed(ahead), v.features]) for (ahead, _), v in zip(around, visual, strict=True)]
-        prefixes = run(scale.llm, openings, [144] * 3, (), 2)
-        questions = [Question(p, embed(behind), s.id, (0,)) for p, (_, behind), s in zip(prefixes, around, samples, strict=True)]
+        prefixes = run_prefixes(scale.llm, openings, [144] * 3, (), [32] * 3, 2)
+        questions = [Question((p,), embed(behind), s.id, (0,)) for p, (_, behind), s in zip(prefixes, around, samples, strict=True)]
         leaves = []
-        with shared(scale.llm):
-            Texts(scale.llm, questions, [Method()], [None], float("inf")).run(leaves.append)
+        BranchDecoder(scale.llm, questions, [Method()], [None]).run(leaves.append)
         (leaf,) = leaves
-        for branch, hidden in zip(leaf.branches, leaf.hidden, strict=True):
+        for branch, hidden in zip(leaf.branches, scale.llm.norm(leaf.text.states[:, -1]), strict=True):
             batch = scale.batch([visual[branch.question].features], [asked[branch.question]])
             whole = torch.cat([openings[branch.question], questions[branch.question].text])[None]
             stock = scale.llm(inputs_embeds=whole).last_hidden_state[0, -1]

@@ -9,12 +9,11 @@ from support.figure_studies import GRID, QUARTERS, study
 from support.models import prompts, random_llava
 
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
-from blink_exp.core.method import Method, Scan
+from blink_exp.core.method import Method, Record, Scan
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Drop, Expand, Keep, Origin, Retain
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import recorded
-from blink_exp.decoder.decode import Record
 from blink_exp.errors import UserError
 from blink_exp.figures import blink_layers, blink_redistribution
 from blink_exp.figures.base import written

@@ -9,7 +9,8 @@ import torch
 from support.drop import Depth, peaks_by_hand
 
 from blink_exp.core.method import Scan
-from blink_exp.core.sequence import Layout, Retain, Segment, Sequence
+from blink_exp.core.sequence import Layout, Retain
+from blink_exp.decoder.segments import Segment, retain, starts
 from blink_exp.errors import UserError
 from blink_exp.methods import fastv, sparsevlm
 from blink_exp.methods.fastv import FastVPolicy
@@ -95,48 +96,47 @@ def test_of_two_equally_dense_tokens_the_lower_index_is_the_centre():
 # --- surgery ----------------------------------------------------------------------------------------------------------------------
 
 
-def sequence_of(rows: list[str], inherit: bool = False) -> Sequence:
-    """'.' padding, 'v' a visual token, 't' text. The state of a token is its number in the row's text, from 1."""
-    layout = Layout.of(torch.tensor([[c == "v" for c in r] for r in rows]), torch.tensor([[c != "." for c in r] for r in rows]), None)
-    embeds = torch.tensor([[float(i + 1 - r[: i + 1].count(".")) for i in range(len(r))] for r in rows])[..., None]
-    return Sequence(layout, layout.split(embeds), inherit)
+def blocks_of(row: str) -> tuple[list[Segment], int]:
+    """The images' segments of a row ('v' a visual token, 't' text) and how many tokens stand behind them. A token's state is its number
+    in the row, from 1."""
+    layout = Layout.of(torch.tensor([[c == "v" for c in row]]), None, None)
+    *blocks, text = layout.index[0]
+    return [Segment(index[:, None] + 1.0, n, index=index) for index, n in zip(blocks, layout.visual[0], strict=True)], len(text)
 
 
-def tokens(sequence: Sequence, row: int) -> list[float]:
-    return torch.cat([s.rows()[row] for s in sequence.segments()])[:, 0].tolist()
+def tokens(blocks) -> list[float]:
+    return torch.cat([block.states for block in blocks])[:, 0].tolist()
+
+
+def places(blocks) -> list[float]:
+    return [n for block, start in zip(blocks, starts(blocks), strict=False) for n in block.positions(start).tolist()]
 
 
 def test_retain_cuts_all_images_as_one_range_and_puts_means_behind_the_last():
-    sequence = sequence_of(["..tvvvtvvt", "tvvvvvvttt", "tttttttttt"])
-    assert sequence.layout.visual == [[3, 2], [6, 0], [0, 0]]
-    sequence.retain([Retain((0, 3), ((1, 2), (4,))), Retain((0, 5), ((1, 2, 3, 4),)), None])
-    assert tokens(sequence, 0) == [1, 2, 5, 6, 3.5, 7, 8]  # visual tokens are numbers 2 3 4 | 6 7
-    assert tokens(sequence, 1) == [1, 2, 7, 4.5, 8, 9, 10]
-    assert tokens(sequence, 2) == list(range(1, 11))
-    assert sequence.layout.visual == [[1, 3], [3, 0], [0, 0]]
-    assert sequence.prompt.visual == [[3, 2], [6, 0], [0, 0]]
-    place = torch.cat(sequence.positions(), dim=1)
-    valid = torch.cat([s.valid for s in sequence.segments()], dim=1)
-    assert [place[b, valid[b]].tolist() for b in range(3)] == [list(range(7)), list(range(7)), list(range(10))]  # without gaps
-    joined = sequence.layout.join(sequence.blocks, 10)[..., 0]
-    assert joined[0].tolist() == [0, 0, 1, 2, 0, 0, 5, 6, 0, 8]  # dropped tokens are 0, merged ones have no place
-    columns = sequence.visual_columns(0)
-    assert torch.cat([s.states for s in sequence.segments()], dim=1)[0, columns, 0].tolist() == sequence.row_visual(0)[:, 0].tolist()
-    sequence.retain([Retain((3,)), Retain((0,), ((1, 2),)), None])  # and once more, over what is left
-    assert tokens(sequence, 0) == [1, 5, 7, 8]
-    assert tokens(sequence, 1) == [1, 2, 5.75, 8, 9, 10]
+    blocks, text = blocks_of("tvvvtvvt")
+    assert text == 1
+    left = retain(blocks, Retain((0, 3), ((1, 2), (4,))), 0, inherit=False)  # visual tokens are numbers 2 3 4 | 6 7
+    assert tokens(left) == [1, 2, 5, 6, 3.5, 7]
+    assert [block.visual for block in left] == [1, 3]
+    assert places(left) == list(range(6)) and starts(left)[-1] == 6  # without gaps
+    assert [block.index.tolist() for block in left] == [[0, 1], [4, 5, -1, -1]]  # merged tokens have no place in the prompt
+    again = retain(left, Retain((3,)), 0, inherit=False)  # and once more, over what is left
+    assert tokens(again) == [1, 5, 7] and [block.visual for block in again] == [0, 1]
+    one, _ = blocks_of("tvvvvvvttt")
+    left = retain(one, Retain((0, 5), ((1, 2, 3, 4),)), 0, inherit=False)
+    assert tokens(left) == [1, 2, 7, 4.5]
+    assert tokens(retain(left, Retain((0,), ((1, 2),)), 0, inherit=False)) == [1, 2, 5.75]
 
 
 def test_an_image_of_which_nothing_stays_leaves_its_text():
-    sequence = sequence_of(["tvvtvvt", "vvttvvt"], inherit=True)
-    sequence.retain([Retain((2, 3)), Retain((3,))])
-    assert [tokens(sequence, 0), tokens(sequence, 1)] == [[1, 4, 5, 6, 7], [3, 4, 6, 7]]
-    place, valid = torch.cat(sequence.positions(), dim=1), torch.cat([s.valid for s in sequence.segments()], dim=1)
-    assert [place[b, valid[b]].tolist() for b in range(2)] == [[0, 3, 4, 5, 6], [2, 3, 5, 6]]  # gaps stay
-    alone = sequence_of(["vvvvt"])
-    alone.blocks[0] = Segment.from_rows([torch.full((4, 1), 5.0)])
-    alone.retain([Retain((), ((0, 1, 2, 3),))])
-    assert tokens(alone, 0) == [5.0, 5.0]  # the mean of identical tokens is that token
+    blocks, _ = blocks_of("tvvtvvt")
+    left = retain(blocks, Retain((2, 3)), 0, inherit=True)
+    assert tokens(left) == [1, 4, 5, 6] and places(left) == [0, 3, 4, 5] and starts(left)[-1] == 6  # gaps stay
+    blocks, _ = blocks_of("vvttvvt")
+    left = retain(blocks, Retain((3,)), 0, inherit=True)
+    assert tokens(left) == [3, 4, 6] and places(left) == [2, 3, 5] and starts(left)[-1] == 6
+    alone = retain([Segment(torch.full((4, 1), 5.0), 4)], Retain((), ((0, 1, 2, 3),)), 0, inherit=False)
+    assert tokens(alone) == [5.0]  # the mean of identical tokens is that token
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""Generated tokens: further tokens behind what each layer holds, and greedy answers of branches, one for all points that decided alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import torch
+
+from blink_exp.backbone.logits import check_logits
+from blink_exp.decoder.branches import FinalBranches
+from blink_exp.decoder.cache import SegmentedLayer
+from blink_exp.decoder.layers import Rope, SegmentRun, run_layers
+from blink_exp.decoder.segments import shared_kv, starts
+from blink_exp.decoder.shared_attention import SharedKVCache
+
+
+class _Tokens:
+    """(rows, tokens, hidden) ``states`` behind what the cache ``layers`` hold; a ``Work``."""
+
+    over = False
+
+    def __init__(self, llm: Any, states: torch.Tensor, layers: Rows[SegmentedLayer], weights: bool):
+        self.llm, self.states, self.layers, self.weights = llm, states, layers, weights
+        # Layers between two decisions hold the same sequence: one mask and one RoPE serve them.
+        self.known: dict[tuple[int, int], tuple[Rope, torch.Tensor | None, torch.Tensor, torch.Tensor, Any]] = {}
+
+    def runs(self, i: int) -> Iterator[SegmentRun]:
+        held, tokens = self.layers[i], self.states.shape[1]
+        valid, position = held.key_valid, held.next_position
+        assert valid is not None and position is not None
+        key = (id(valid), id(position))
+        if key not in self.known:
+            steps = torch.arange(tokens, device=position.device)
+            rope = self.llm.rotary_emb(self.states, position_ids=position[:, None] + steps)
+            every = torch.cat([valid, valid.new_ones(len(valid), tokens)], dim=1)
+            mask = None
+            if not bool(valid.all()):
+                mask = every[:, None].expand(-1, tokens, -1) & every.new_ones(tokens, every.shape[1]).tril(valid.shape[1])
+            self.known[key] = (rope, mask, every, position + tokens, (valid, position))  # the last keep their ids from being reused
+        rope, mask, every, position, _ = self.known[key]
+        cache = SharedKVCache(shared_kv(i, held.fronts), (held.keys, held.values), mask, self.weights)
+        run = SegmentRun(self.states, rope, cache)
+        yield run
+        self.states = run.states
+        keys, values = cache.own
+        held.hold(keys, values, every, position, tokens)
+
+
+def extend(llm: Any, embeds: torch.Tensor, layers: Rows[Any], weights: bool = False) -> torch.Tensor:
+    """Runs (rows, tokens, hidden) further tokens behind what each cache layer holds, which takes them in. Returns their final states."""
+    work = _Tokens(llm, embeds, layers, weights)
+    run_layers(llm, work, 0, len(llm.layers))
+    return llm.norm(work.states)
+
+
+def greedy(model: Any, final: FinalBranches, max_new_tokens: int, ends: Collection[int], at_once: int) -> list[list[int]]:
+    """The tokens that each branch goes on with, up to one of ``ends`` or ``max_new_tokens``, as Hugging Face's greedy generate() says them.
+
+    ``at_once``: branches whose keys and values are held in one place.
+    """
+    first = _next(model, model.model.language_model.norm(final.text.states[:, -1]))
+    tokens = [[token] for token in first.tolist()]
+    left = [r for r, (token,) in enumerate(tokens) if token not in ends] if max_new_tokens > 1 else []
+    for start in range(0, len(left), at_once):
+        _go_on(model, final, left[start : start + at_once], tokens, max_new_tokens, ends)
+    return tokens
+
+
+def _next(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """(rows,) the likeliest token of each. Raises UserError where logits are nan or inf."""
+    best = model.lm_head(hidden).float().max(-1)
+    check_logits(best.values)
+    return best.indices
+
+
+def _go_on(model: Any, final: FinalBranches, rows: list[int], tokens: list[list[int]], most: int, ends: Collection[int]) -> None:
+    """Appends to ``tokens`` what branches ``rows`` go on with behind their first token."""
+    llm, layers = model.model.language_model, cached(final, rows)
+    while rows:
+        last = torch.tensor([tokens[r][-1] for r in rows], device=final.text.states.device)
+        hidden = extend(llm, model.get_input_embeddings()(last[:, None]), layers)
+        for r, token in zip(rows, _next(model, hidden[:, -1]).tolist(), strict=True):
+            tokens[r].append(token)
+        going = [n for n, r in enumerate(rows) if tokens[r][-1] not in ends and len(tokens[r]) < most]
+        if len(going) < len(rows):
+            rows = [rows[n] for n in going]
+            index = torch.tensor(going, dtype=torch.long, device=last.device)
+            picked: dict[int, Any] = {}
+            for layer in layers if rows else ():
+                layer.pick(index, picked)
+
+
+def cached(final: FinalBranches, rows: Rows[int]) -> list[SegmentedLayer]:
+    """By layer, what it holds of branches ``rows``: back through the forks, to the row that each of them was there."""
+    index = torch.tensor(list(rows), device=final.text.states.device)
+    valid = final.text.valid[index]
+    out: list[SegmentedLayer] = []
+    positions: dict[tuple[int, ...], torch.Tensor] = {}  # layers with the same sequence share the numbers of its tokens
+    for step in reversed(final.steps):
+        layer = SegmentedLayer()
+        layer.fronts = [step.fronts[n] for n in index.tolist()]
+        ahead = tuple(starts(front)[-1] for front in layer.fronts)
+        if ahead not in positions:
+            positions[ahead] = torch.tensor(ahead, device=valid.device) + valid.sum(1)
+        layer.hold(step.keys[index], step.values[index], valid, positions[ahead], valid.shape[1])
+        out.append(layer)
+        if step.parent is not None:
+            index = step.parent[index]
+    return out[::-1]

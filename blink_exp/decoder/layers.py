@@ -1,0 +1,144 @@
+"""The loop over the decoder's layers, for everything that runs through them: prefixes, prompts, generated tokens, training features."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from blink_exp.decoder.segments import Front, Segment, shared_kv, starts
+from blink_exp.decoder.shared_attention import SharedKVCache, shared, stacked
+
+NEAR = 1.15  # segments whose lengths are within this factor are padded to one batch
+
+Rope = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class SegmentRun:
+    """Rows that a layer runs at once: (rows, tokens, hidden) ``states``, before and then behind the layer; their positions as cos and sin;
+    what they stand behind, which takes their keys and values."""
+
+    states: torch.Tensor
+    rope: Rope
+    cache: SharedKVCache
+
+
+class Work(Protocol):
+    """What goes through the layers."""
+
+    def runs(self, i: int) -> Iterator[SegmentRun]:
+        """What layer i runs, one after the other: what is yielded has been run when the iterator goes on, so that decisions can be taken
+        in between."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop in front of the next layer."""
+        ...
+
+
+def run_layers(llm: Any, work: Work, first: int, last: int) -> None:
+    """Runs ``work`` through layers ``first`` to ``last`` - 1 of a decoder, whose layer modules stay as they are."""
+    with shared(llm):
+        for i in range(first, last):
+            for run in work.runs(i):
+                run.states = llm.layers[i](
+                    run.states,
+                    attention_mask=None,
+                    position_embeddings=run.rope,
+                    position_ids=None,
+                    past_key_values=run.cache,
+                    use_cache=True,
+                )
+            if work.over:
+                return
+
+
+@dataclass
+class LastRun:
+    """What segments that ran together need no second time if they run together again: their positions, and their states in one piece
+    as long as nobody has touched ``rows``, the parts of it."""
+
+    rope: Rope
+    states: torch.Tensor
+    rows: list[torch.Tensor]
+
+
+LastRuns = dict[tuple[Segment, ...], LastRun]
+
+
+def segment_runs(
+    llm: Any,
+    i: int,
+    pending: dict[Segment, Front],
+    last: LastRuns,
+    read: Collection[int] = (),
+    most: float = math.inf,
+    weights: bool = False,
+) -> Iterator[SegmentRun]:
+    """Runs of segments that have reached layer i, each with what it stands behind; those in front go first.
+
+    Segments of near lengths are one batch. They are padded on the right, where causal attention never sees the padding. ``last``: runs of
+    the layer before, in whose place this one's go; ``read``: see ``Segment.advance``; ``most``: tokens that run at once, one segment's at
+    least.
+    """
+    before = dict(last)
+    last.clear()
+    order = {segment: number for number, segment in enumerate(dict.fromkeys(front[0] for front in pending.values() if front))}
+    waiting = [(s, front) for s, front in pending.items() if s.reached == i and s.tokens]
+    waiting.sort(key=lambda pair: (len(pair[1]), pair[0].tokens, order[pair[1][0]] if pair[1] else 0))
+    for group in _batches(waiting, most):
+        segments, fronts = [s for s, _ in group], [front for _, front in group]
+        known = before.pop(tuple(segments), None)
+        if known is not None and all(s.states is row for s, row in zip(segments, known.rows, strict=True)):
+            states = known.states
+        else:
+            states = _padded([s.states for s in segments])
+        if known is None:
+            numbers = _padded([s.positions(starts(front)[-1]) for s, front in group])
+            rope = llm.rotary_emb(states, position_ids=numbers)
+        else:
+            rope = known.rope
+        run = SegmentRun(states, rope, SharedKVCache(shared_kv(i, fronts), weights=weights))
+        del states, known
+        yield run
+        for segment, row, keys, values in zip(segments, run.states, *run.cache.own, strict=True):
+            n = segment.tokens
+            segment.advance(i, row[:n], keys[:, :n], values[:, :n], read)
+        last[tuple(segments)] = LastRun(rope, run.states, [s.states for s in segments])
+
+
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    """(rows, tokens, ...), zeros on the right."""
+    if len(rows) == 1:
+        return rows[0][None]
+    tokens = max(map(len, rows))
+    if all(len(row) == tokens and row.dtype == rows[0].dtype for row in rows):
+        return stacked(rows)
+    dtype = next((row.dtype for row in rows if row.is_floating_point()), rows[0].dtype)  # position numbers may be fractional
+    return torch.stack([torch.cat([row.to(dtype), row.new_zeros(tokens - len(row), *row.shape[1:], dtype=dtype)]) for row in rows])
+
+
+def _batches(waiting: Rows[tuple[Segment, Front]], most: float) -> Iterator[list[tuple[Segment, Front]]]:
+    """Neighbours of near lengths behind as many segments, ``most`` tokens at once."""
+    for _, same in itertools.groupby(waiting, key=lambda pair: len(pair[1])):
+        group: list[tuple[Segment, Front]] = []
+        for pair in same:  # from the shortest to the longest
+            tokens = pair[0].tokens
+            if group and (tokens > NEAR * group[0][0].tokens or (len(group) + 1) * tokens > most):
+                yield group
+                group = []
+            group.append(pair)
+        if group:
+            yield group
+
+
+def fronts_of(chains: Rows[Front]) -> dict[Segment, Front]:
+    """{segment: what it stands behind} of all segments of some fronts."""
+    return {segment: chain[:n] for chain in chains for n, segment in enumerate(chain)}

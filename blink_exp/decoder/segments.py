@@ -1,0 +1,207 @@
+"""Segments: runs of tokens whose states depend on what stands in front of them and on nothing behind.
+
+``system | visual`` of an image is one, an expanded segment is one. Each knows its states at the layer that it has reached and its keys
+and values in the layers that it has run through, so that any number of texts can stand behind it. A text's front is a chain of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from blink_exp.core.base_view import BaseViewMap
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.sequence import Retain, State, transition
+from blink_exp.decoder.shared_attention import Part
+
+
+@dataclass(eq=False)
+class Segment:
+    """One segment of one row, or of several rows that have it in common.
+
+    Args:
+        states: (tokens, hidden) at the input of layer ``reached``.
+        visual: how many visual tokens stand at its end.
+        numbers: (tokens,) position numbers of its own, where these are not simply the next ones; fractional ones are allowed.
+        takes: how many position numbers it takes away from what stands behind it; None: one a token.
+        index: (tokens,) places of its tokens in the caller's prompt, -1 for a token that is not of it; None where nobody asks.
+        region: the patch that an expanded segment shows.
+        keys, values: {layer: (kv_heads, tokens, head_dim)} of the layers that it has run through, keys behind RoPE.
+        inputs: {layer: (tokens, hidden)}, its states at the input of layers that it has run through and that somebody may read.
+    """
+
+    states: torch.Tensor
+    visual: int = 0
+    numbers: torch.Tensor | None = None
+    takes: int | None = None
+    index: torch.Tensor | None = None
+    region: int = 0
+    reached: int = 0
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    stored = False  # whether it is held beyond the questions that it is run for
+
+    @property
+    def tokens(self) -> int:
+        return len(self.states)
+
+    @property
+    def taken(self) -> int:
+        return self.tokens if self.takes is None else self.takes
+
+    def at(self, layer: int) -> torch.Tensor:
+        """(tokens, hidden) states at the input of a layer, also of one that it has run through for other texts."""
+        return self.states if self.reached == layer else self.inputs[layer]
+
+    def visual_at(self, layer: int) -> torch.Tensor:
+        """(visual, hidden)."""
+        return self.at(layer)[self.tokens - self.visual :]
+
+    def positions(self, start: int) -> torch.Tensor:
+        """(tokens,) position numbers; ``start``: the first number that is free behind what stands in front."""
+        return torch.arange(start, start + self.tokens, device=self.states.device) if self.numbers is None else self.numbers
+
+    def advance(self, i: int, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, read: Collection[int]) -> None:
+        """Notes what layer ``i`` has made of it. ``read``: layers whose inputs may be read later."""
+        self.keys[i], self.values[i] = keys, values
+        self.pass_on(i, states, read)
+
+    def pass_on(self, i: int, states: torch.Tensor, read: Collection[int]) -> None:
+        """``advance`` where nobody stands behind it any more who would read its keys and values in this layer."""
+        if i in read:
+            self.inputs[i] = self.states
+        self.states, self.reached = states, i + 1
+
+
+Front = tuple[Segment, ...]  # what stands in front of a text, or of another segment, in its order
+
+
+def length(front: Rows[Segment]) -> int:
+    return sum(segment.tokens for segment in front)
+
+
+def starts(front: Rows[Segment]) -> list[int]:
+    """The first position number that is free in front of each segment, and, last, behind all of them."""
+    return list(itertools.accumulate((segment.taken for segment in front), initial=0))
+
+
+def shared_kv(i: int, fronts: Rows[Rows[Segment]]) -> list[Part]:
+    """What each row stands behind at layer i; neighbours that have a segment in common have one part."""
+    out = []
+    for depth in range(max(map(len, fronts), default=0)):
+        start = 0
+        for segment, same in itertools.groupby(front[depth] if depth < len(front) else None for front in fronts):
+            stop = start + len(list(same))
+            if segment is not None:
+                out.append(Part(start, stop, segment.keys[i], segment.values[i], depth))
+            start = stop
+    return out
+
+
+@dataclass(frozen=True)
+class ExpansionKey:
+    """All that an expanded segment depends on: equal keys, one segment.
+
+    Args:
+        block: the segment that ends with the image's visual tokens.
+        start: position number of the first visual token.
+        module: the layer's TokenSR module, or None for plain interpolation.
+        inherit: whether its tokens take the positions of what they show.
+        before: expanded segments that it stands behind (``on_reexpand=append``).
+        shown: what the visual tokens show, None where they are all of one view; ``recalls``: whether dropped ones are restored.
+    """
+
+    block: Segment
+    start: int
+    layer: int
+    region: int
+    grid: PatchGrid
+    interpolate: bool
+    inherit: bool
+    module: nn.Module | None
+    before: Front
+    shown: BaseViewMap | None = field(compare=False, default=None)
+    recalls: bool = False
+
+    def base_view(self) -> torch.Tensor:
+        """(H * W, hidden) states of the base view at the layer's input, from before its norm (Blink, Alg. 1)."""
+        states = self.block.visual_at(self.layer)
+        cells = self.grid.height * self.grid.width
+        return states[len(states) - cells :] if self.shown is None else self.shown.grid(states, self.grid.height, self.grid.width)
+
+
+def expand(keys: Rows[ExpansionKey]) -> list[Segment]:
+    """The expanded segments of some keys, those with one module as one batch. Blink, Eqs. (4)-(5)."""
+    made: dict[int, Segment] = {}
+    numbers = sorted(range(len(keys)), key=lambda n: _kind(keys[n]))
+    for _, same in itertools.groupby(numbers, key=lambda n: _kind(keys[n])):
+        group = list(same)
+        first = keys[group[0]]
+        grid, (h, w) = first.grid, first.grid.patch
+        patches = torch.stack([keys[n].base_view()[grid.indices(keys[n].region)] for n in group]).mT.unflatten(2, (h, w))
+        if first.interpolate:
+            patches = enlarge(patches, (grid.height, grid.width))
+        if first.module is not None:
+            patches = first.module(patches)
+        size = (patches.shape[-2], patches.shape[-1])
+        for n, states in zip(group, patches.flatten(2).mT, strict=True):
+            key = keys[n]
+            places = grid.places(key.region, size).to(states.device) + key.start if key.inherit else None
+            made[n] = Segment(states, 0, places, 0 if key.inherit else None, region=key.region, reached=key.layer)
+    return [made[n] for n in range(len(keys))]
+
+
+def _kind(key: ExpansionKey) -> tuple[int, int, bool]:
+    return id(key.module), key.grid.p, key.interpolate
+
+
+def enlarge(patch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(batch, hidden, h, w) to (batch, hidden, H, W), bilinear (Blink, Sec. 3.2.1), as inference and training both need it."""
+    return F.interpolate(patch, size=size, mode="bilinear", align_corners=False)
+
+
+def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -> Front:
+    """The blocks that go on where a decision, taken in front of ``layer``, drops and merges visual tokens (FastV, SparseVLM). Merged tokens
+    take the mean of their states. ``inherit``: tokens keep their position numbers and dropped ones leave gaps."""
+    assert not (inherit and decision.clusters), "a merged token has no position to inherit"
+    ends = list(itertools.accumulate((block.visual for block in blocks), initial=0))
+    ranges = [range(first, end) for first, end in itertools.pairwise(ends)]
+    merged: list[tuple[int, ...]] = []  # a merged token is known by a negative number, that of its members
+
+    def merge(members: tuple[int, ...]) -> int:
+        merged.append(members)
+        return -len(merged)
+
+    state: State[int, Segment] = transition(State.of(*ranges), decision, merge=merge)
+    means = _means(torch.cat([block.visual_at(layer) for block in blocks]), merged) if merged else None
+    out = []
+    for block, first, start, tokens in zip(blocks, ends, starts(blocks), state.visual, strict=False):
+        before = block.tokens - block.visual  # text in front of the image
+        device = block.states.device
+        stay = torch.tensor([*range(before), *(before + t - first for t in tokens if t >= 0)], dtype=torch.long, device=device)
+        states, added = block.at(layer)[stay], [-t - 1 for t in tokens if t < 0]
+        index = None if block.index is None else block.index[stay]
+        if added:
+            assert means is not None
+            states = torch.cat([states, means[added]])
+            index = None if index is None else torch.cat([index, index.new_full((len(added),), -1)])
+        numbers = block.positions(start)[stay] if inherit else None
+        out.append(Segment(states, len(tokens), numbers, block.taken if inherit else None, index, reached=layer))
+    return tuple(out)
+
+
+def _means(x: torch.Tensor, groups: Rows[Rows[int]]) -> torch.Tensor:
+    """(groups, hidden) means of some rows of (tokens, hidden)."""
+    sizes = torch.tensor([len(group) for group in groups], device=x.device)
+    rows = torch.tensor(list(itertools.chain.from_iterable(groups)), device=x.device)
+    owner = torch.arange(len(groups), device=x.device).repeat_interleave(sizes, output_size=len(rows))
+    sums = x.new_zeros(len(groups), x.shape[-1], dtype=torch.float32).index_add_(0, owner, x[rows].float())
+    return (sums / sizes[:, None]).to(x)

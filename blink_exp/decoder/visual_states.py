@@ -1,0 +1,47 @@
+"""Visual tokens' states at some layers, for TokenSR's training."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from blink_exp.backbone.encode import encode
+from blink_exp.core.encoding import Needs
+from blink_exp.core.views import Views
+from blink_exp.decoder.layers import run_layers
+from blink_exp.decoder.prefixes import PrefixBatch
+from blink_exp.decoder.segments import Segment
+
+
+def visual_states(llm: Any, embeds: torch.Tensor, visual: int, layers: Collection[int]) -> dict[int, torch.Tensor]:
+    """The visual tokens' states at the input of ``layers``, {layer: (batch, visual, hidden)}, for TokenSR's training.
+
+    ``embeds``: (batch, system + visual, hidden). No text is run, as the states depend on the image alone, and the forward stops at
+    the last layer asked for.
+    """
+    wanted = set(layers)
+    rows = [_Passing(row, visual) for row in embeds]
+    run_layers(llm, PrefixBatch(llm, rows, wanted), 0, max(wanted))
+    return {layer: torch.stack([row.visual_at(layer) for row in rows]) for layer in wanted}
+
+
+class _Passing(Segment):
+    """A segment that nothing stands behind, so that its keys and values need not be kept."""
+
+    def advance(self, i: int, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, read: Collection[int]) -> None:
+        self.pass_on(i, states, read)
+
+
+@torch.no_grad()
+def image_states(backbone: Any, pixels: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
+    """{layer: (images, H * W, width)} visual tokens of the base view at each layer's input, from (images, 3, size, size) pixels.
+
+    The prompt's opening stands before the image; no text behind it can change them.
+    """
+    encodings = encode(backbone.model, pixels, [Views(backbone.grid[0])] * len(pixels), Needs())
+    features = backbone.model.model.multi_modal_projector(torch.cat([encoding.hidden for encoding in encodings]))
+    opening = backbone.processor.tokenizer(backbone.prompt("").split(backbone.processor.image_token)[0], return_tensors="pt").input_ids
+    embeds = backbone.model.get_input_embeddings()(opening.to(features.device)).expand(len(features), -1, -1)
+    return visual_states(backbone.llm, torch.cat([embeds, features], dim=1), features.shape[1], layers)
