@@ -7,8 +7,8 @@ from blink_exp.cli import entry
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg):
+    from blink_exp.commands.train import run
     from blink_exp.studies.jobs import job
-    from blink_exp.training.run import run
 
     return job(run, cfg)
 

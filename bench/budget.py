@@ -21,7 +21,7 @@ def measure(size: str = "default", store: str = "outputs/points", questions: str
     from blink_exp.evaluation.evaluator import prepare
 
     small = size == "small"
-    made = [prepare(cfg.copy()) for cfg in composed([("table", "blink_table2")], store)]
+    made = [prepare(cfg) for cfg in composed([("table", "blink_table2")], store)]
     (backbone, _, benchmark), methods = made[0], [method for _, method, _ in made][: 2 if small else None]
     samples = spread(benchmark.samples(), int(questions or (2 if small else 16)))
     images = {s.image_id: s.image() for s in samples}

@@ -90,7 +90,7 @@ def points(what: str, experiments: list[tuple[str, str]], questions: int, store:
     from blink_exp.evaluation.answering import answers
     from blink_exp.evaluation.evaluator import prepare
 
-    made = [prepare(cfg.copy()) for cfg in composed(experiments, store)]
+    made = [prepare(cfg) for cfg in composed(experiments, store)]
     (backbone, _, benchmark), methods = made[0], [method for _, method, _ in made]
     samples = spread(benchmark.samples(), questions)
     images = {s.image_id: s.image() for s in samples}

@@ -23,14 +23,13 @@ from blink_exp.settings.compose import composed as compose
 begun = time.perf_counter()
 cfg = compose("evaluate", {overrides})
 composed = time.perf_counter()
-from blink_exp.evaluation import evaluator, identity, results
+from blink_exp.evaluation import evaluator, identity
 imported = time.perf_counter()
 evaluator.prepare(cfg)
 prepared = time.perf_counter()
 evaluator.prepare(cfg)
 again = time.perf_counter()
-settings = results.plain(cfg)
-identity.point_hash(settings, identity.digests(settings))
+identity.point_hash(cfg, identity.digests(cfg))
 hashed = time.perf_counter()
 print(composed - begun, prepared - imported, again - prepared, hashed - again)
 """

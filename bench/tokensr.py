@@ -20,8 +20,9 @@ from bench.meters import peak_bytes
 from bench.timing import interleaved, median_seconds, seconds
 from blink_exp.backbone.load import load
 from blink_exp.errors import UserError
+from blink_exp.training.canvases import BaseView
 from blink_exp.training.capture import Ranks, ready
-from blink_exp.training.data import BaseView, PairedCrops
+from blink_exp.training.data import SceneData
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.module import TokenSRTraining
 
@@ -84,8 +85,8 @@ class Scale:
         self.start = {k: v.clone() for k, v in self.module.amplifiers.state_dict().items()}
         self.opening = ""
 
-    def data(self, **settings: Any) -> PairedCrops:
-        made = PairedCrops(BaseView(self.backbone.processor.image_processor), train_size=8 * self.steps, held_out_size=8, **settings)
+    def data(self, **settings: Any) -> SceneData:
+        made = SceneData(BaseView(self.backbone.processor.image_processor), train_size=8 * self.steps, held_out_size=8, **settings)
         made.setup()
         return made
 
@@ -126,7 +127,7 @@ class Scale:
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
                 data = self.data(cache_features=True, cache_path=folder, cache_dtype=dtype)
 
-                def look(data: PairedCrops = data) -> None:
+                def look(data: SceneData = data) -> None:
                     data.stored = ready(self.backbone, self.layers, self.module.capture, data, "none", Ranks())
 
                 made, found = seconds(look), seconds(look)

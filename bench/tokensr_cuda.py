@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from bench.shapes import BEFORE, LLAVA_NEXT_7B, TINY, Shape, random_model
 from bench.timing import median_seconds
-from blink_exp.backbone.encode import encode
-from blink_exp.core.encoding import Needs
-from blink_exp.core.views import Views
-from blink_exp.decoder import visual_states
 from blink_exp.tokensr import arithmetic
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.module import TokenSRTraining
 from blink_exp.training.pairs import Batch
 
 COLUMNS = ["pairs/s", "GPU GB", "in backbone", "MFU", "of matmul"]
+IMAGE_TOKEN = "<image>"
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}  # dense bf16, of the makers' data sheets (SXM)
 CASES: tuple[tuple[str, list[int], dict[str, Any]], ...] = (
     ("layer 18", [18], {}),
@@ -37,15 +35,12 @@ class Frozen:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.shape, self.model = shape, random_model(shape, device, dtype)
         self.width, self.grid, self.identity = shape.width, (shape.side, shape.side), "random"
+        self.llm = self.model.model.language_model
+        opening = SimpleNamespace(input_ids=torch.arange(3, 3 + BEFORE)[None])
+        self.processor = SimpleNamespace(image_token=IMAGE_TOKEN, tokenizer=lambda text, return_tensors: opening)
 
-    @torch.no_grad()
-    def visual_states(self, pixels: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
-        found = encode(self.model, pixels, [Views(self.shape.side)] * len(pixels), Needs())
-        features = self.model.model.multi_modal_projector(torch.cat([one.hidden for one in found]))
-        opening = self.model.get_input_embeddings()(torch.arange(3, 3 + BEFORE, device=features.device)).expand(len(features), -1, -1)
-        return visual_states.visual_states(
-            self.model.model.language_model, torch.cat([opening, features], dim=1), features.shape[1], layers
-        )
+    def prompt(self, question: str) -> str:
+        return IMAGE_TOKEN + question
 
 
 def rows(device: str | None, size: str = "default", pairs: int = 8) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the three entry points share: every error that a user can cause is one line and exit code 2.
+"""What the entry points share: every error that a user can cause is one line and exit code 2.
 
 Imports nothing heavy, so that ``--help`` stays instant. HYDRA_FULL_ERROR=1 brings the traceback back.
 """
@@ -10,17 +10,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
+from blink_exp.settings.doors import usual
+from blink_exp.settings.presets import CONF, presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
-SCRIPT = "BLINK_EXP_SCRIPT"  # train, evaluate or sweep: what runs
+SCRIPT = "BLINK_EXP_SCRIPT"  # the config root of what runs: train, evaluate, sweep, view, ...
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def entry(main: Callable[[], object], config: str) -> None:
@@ -92,9 +92,10 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
 def going_on() -> str:
     """How a run that was stopped goes on: the folder to name, or that the store has what was finished."""
     script, folder = os.environ.get(SCRIPT), run_folder()
-    if script == "sweep":
-        return "to go on, run the same sweep again: finished points and all answers so far are in the store"
-    if folder is None:
+    if script in ("sweep", "parity"):
+        what = "sweep" if script == "sweep" else "command"
+        return f"to go on, run the same {what} again: finished points and all answers so far are in the store"
+    if folder is None or script not in ("evaluate", "train"):
         return "run the same command again; jobs of a multirun that were finished are in their folders"
     if script == "train" and not any((folder / name).exists() for name in ("last.ckpt", "last.ckpt.old")):
         return "no checkpoint was written yet; run the same command again"
@@ -120,10 +121,10 @@ def helped(config: str) -> str:
     """What ``--help`` says: groups with their presets, and the settings of conf/<config>.yaml with their comments. Read off the files:
     Hydra composes everything first, which takes over a second."""
     folders = sorted(p for p in CONF.rglob("*") if p.is_dir())
-    groups = {str(p.relative_to(CONF)): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
-    lines = [f"python {config}.py [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
+    groups = {name: presets(name) for name in (p.relative_to(CONF).as_posix() for p in folders)}
+    lines = [f"{usual(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
     lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
-    for name in dict.fromkeys((config, *(["evaluate"] if config == "sweep" else []))):
+    for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
         lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines())]
     return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
 

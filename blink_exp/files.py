@@ -7,7 +7,6 @@ where text is read, here and in the readers of data sets, so that ids and texts 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -73,24 +72,6 @@ def read_object(path: Path, needed: dict[str, type | tuple[type, ...]], cure: st
     return found
 
 
-def read_settings(path: Path, cure: str) -> dict[str, Any]:
-    """The mapping in a YAML file as plain Python. Raises UserError where the file is not there, damaged, empty or no mapping."""
-    import yaml  # for start-up time
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if not path.is_file():
-        raise UserError(f"{path} is not there; {cure}")
-    try:
-        text = read_text(path)
-        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if ":" in text else None  # it takes a lone word for a key
-    except (ValueError, RecursionError, OSError, yaml.YAMLError, OmegaConfBaseException) as error:  # OSError: a YAML number
-        raise UserError(f"{path} is damaged or cut off ({flat(error, 120)}); {cure}") from None
-    if not isinstance(found, dict) or not found:
-        raise UserError(f"{path} is empty or no mapping of settings; {cure}")
-    return {str(key): value for key, value in found.items()}
-
-
 def kind(value: Any) -> str:
     """What a value is, in the words of a data file."""
     if value is None:
@@ -106,18 +87,23 @@ def brief(value: Any) -> str:
     return "null" if value is None else flat(repr(value[:40] if isinstance(value, str | bytes) else value), 40)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """The whole file or nothing."""
     part = path.with_name(path.name + ".part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_text(encodable(text), encoding="utf-8")
+            part.write_bytes(data)
             os.replace(part, path)
         except BaseException:  # of a signal too
             with contextlib.suppress(OSError):
                 part.unlink()
             raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or nothing, as UTF-8."""
+    write_bytes(path, encodable(text).encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,10 +27,10 @@ CASES = [
         ["evaluate.py", "layers.indices=12..18"],
         "layers.indices must be a range of layers such as 12-18, a list such as [12,13], one layer, or all, got 12..18",
     ),
-    (["evaluate.py", "layers=single"], "layers=single needs the layer itself; add layer=12"),
-    (["train.py", "trainer.global_batch=6", "data.batch_size=4"], "data.batch_size=4 does not divide the 6 pairs"),
+    (["evaluate.py", "layers.indices=null"], "layers.indices=null names no layer; add layer=12"),
+    (["train.py", "data.global_batch=6", "data.batch_size=4"], "data.batch_size=4 does not divide the 6 pairs"),
     (["train.py", "data=llava_665k", "data.json=/nowhere.json", "data.images=/"], "/nowhere.json is not there"),
-    (["train.py", "trainer.epochs=0"], "trainer.epochs must be a whole number of at least 1, got 0"),
+    (["train.py", "trainer.max_epochs=0"], "trainer.max_epochs must be a whole number of at least 1, got 0"),
     (["train.py", "data=folder", "data.path="], "data.path must be a path, got nothing"),
     (
         ["train.py", "trainer.devices=0"],
@@ -44,7 +44,7 @@ CASES = [
     ),
     (["evaluate.py", "benchmark=mme", "benchmark.path=/"], "holds no *.parquet"),
     (["evaluate.py", "shard=3/2", "limit=4"], "shard must be a part k/n with k from 1 to n, e.g. 1/8, or null, got 3/2"),
-    (["evaluate.py", "predictions=/nowhere.jsonl"], "predictions=/nowhere.jsonl is not there"),
+    (["-m", "blink_exp", "rescore", "predictions=/nowhere.jsonl"], "predictions=/nowhere.jsonl is not there"),
     (["evaluate.py", "data_root=/nowhere", "benchmark=mme"], "data_root must be a folder, or null, got /nowhere; it is not a folder"),
     (["evaluate.py", "benchmark=mmvet", "judge=openai", "judge.key_variable=NO_SUCH_KEY"], "NO_SUCH_KEY"),
     (["evaluate.py", "batch_size=0"], "batch_size must be a whole number of at least 1, got 0"),
@@ -94,7 +94,7 @@ def test_the_traceback_is_there_for_who_asks():
 def test_a_tokensr_checkpoint_of_another_backbone(tmp_path):
     from blink_exp.tokensr import checkpoint, modules
 
-    checkpoint.save(modules.conv(64), checkpoint.Belonging("other@123", 12, 64, (12, 12), "conv"), tmp_path / "modules")
+    checkpoint.save(modules.conv(64), checkpoint.ModuleMetadata("other@123", 12, 64, (12, 12), "conv"), tmp_path / "modules")
     done = run(["evaluate.py", "layer=12", f"tokensr.path={tmp_path / 'modules'}", f"hydra.run.dir={tmp_path / 'run'}"])
     assert done.returncode == 2
     assert "was trained for backbone other@123, not scale-llava-1.5@" in done.stderr

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,13 @@ def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
     return done.stdout + done.stderr
 
 
-TRAIN = ("train.py", "layers.indices=[2,3]", "data.train_size=48", "data.held_out_size=16", "trainer.checkpoint_every=2")
+TRAIN = (
+    "train.py",
+    "layers.indices=[2,3]",
+    "data.train_size=32",
+    "data.held_out_size=8",
+    "trainer.callbacks.checkpoint.every_n_train_steps=2",
+)
 
 
 def test_evaluate_writes_config_records_and_metrics(tmp_path):
@@ -114,12 +121,13 @@ def test_a_locale_without_unicode_costs_no_result(tmp_path):
 
 def test_what_makes_another_point():
     from blink_exp.evaluation.identity import point_hash
+    from blink_exp.settings.compose import composed
 
-    settings = {"seed": 0, "method": {"tau_exp": 0.5}, "batch_size": 4, "store": "a", "force": False}
+    settings = composed("evaluate", ["method=blink"])
     known = point_hash(settings, {"tokensr": "x"})
-    assert point_hash(settings | {"batch_size": 8, "store": "b", "force": True}, {"tokensr": "x"}) == known
-    assert point_hash(settings | {"seed": 1}, {"tokensr": "x"}) != known
-    assert point_hash(settings | {"method": {"tau_exp": 0.6}}, {"tokensr": "x"}) != known
+    assert point_hash(replace(settings, batch_size=8, store="b", force=True), {"tokensr": "x"}) == known
+    assert point_hash(replace(settings, seed=1), {"tokensr": "x"}) != known
+    assert point_hash(replace(settings, method=settings.method | {"tau_exp": 0.6}), {"tokensr": "x"}) != known
     assert point_hash(settings, {"tokensr": "retrained"}) != known
 
 
@@ -189,8 +197,8 @@ def test_the_viewer_takes_any_picture_and_any_question(tmp_path):
 
     Image.new("RGB", (60, 40), "red").save(tmp_path / "photo.jpg")
     question = "What's this: red, or blue?"
-    words = ("evaluate.py", f"image={tmp_path / 'photo.jpg'}", f"question={question}", "compare=[none]", f"hydra.run.dir={tmp_path / 'a'}")
-    run(*words)
+    words = ("-m", "blink_exp", "view", f"image={tmp_path / 'photo.jpg'}", f"question={question}", "compare=[none]")
+    run(*words, f"hydra.run.dir={tmp_path / 'a'}")
     page = (tmp_path / "a" / "view.html").read_text(encoding="utf-8")
     assert "What&#39;s this: red, or blue?" in page
 

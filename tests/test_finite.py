@@ -25,7 +25,7 @@ from blink_exp.decoder.answers import Asking, answer
 from blink_exp.finite import first_nonfinite
 from blink_exp.methods.blink import tokensr_module
 from blink_exp.tokensr import checkpoint, modules
-from blink_exp.tokensr.checkpoint import Belonging
+from blink_exp.tokensr.checkpoint import ModuleMetadata
 from blink_exp.training.rotation import Rotation, WholeFiles
 
 
@@ -44,7 +44,7 @@ def test_the_first_tensor_with_nan_or_inf_is_named(dtype):
 
 
 def saved(folder: Path, architecture: str = "conv", layer: int = 12, backbone: str = "b@1", width: int = 16) -> Path:
-    return checkpoint.save(modules.build(architecture, width), Belonging(backbone, layer, width, (12, 12), architecture), folder)
+    return checkpoint.save(modules.build(architecture, width), ModuleMetadata(backbone, layer, width, (12, 12), architecture), folder)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -57,7 +57,7 @@ def test_a_module_that_is_not_finite_is_neither_loaded_nor_saved(tmp_path, value
     module = modules.build("conv", 16)
     module.load_state_dict(held)
     before = path.read_bytes()
-    assert "nothing is written" in refusal(lambda: checkpoint.save(module, Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path))
+    assert "nothing is written" in refusal(lambda: checkpoint.save(module, ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path))
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
 
@@ -71,7 +71,7 @@ def test_a_module_that_float16_cannot_hold(tmp_path):
 @pytest.mark.parametrize("broken", ["write", "rename"])
 @pytest.mark.parametrize("there", [False, True])
 def test_all_files_of_all_modules_or_none(tmp_path, monkeypatch, broken, there):
-    pairs = [(modules.build("mlp", 16), Belonging("b@1", layer, 16, (12, 12), "mlp", {"run": 2})) for layer in (3, 4)]
+    pairs = [(modules.build("mlp", 16), ModuleMetadata("b@1", layer, 16, (12, 12), "mlp", {"run": 2})) for layer in (3, 4)]
     if there:
         for layer in (3, 4):
             saved(tmp_path, layer=layer)

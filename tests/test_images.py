@@ -17,7 +17,7 @@ from blink_exp.benchmarks.duts import Duts
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.figures import shared
 from blink_exp.images import ImageOptions, grey_bytes, open_image, to_rgb
-from blink_exp.training import data
+from blink_exp.training import canvases
 
 ORIENTATION = 0x0112
 DROP, WHITE = ImageOptions(alpha="drop"), ImageOptions(alpha="white")
@@ -219,8 +219,8 @@ def test_thin_images_that_preprocessing_would_blow_up_are_refused(size):
 
 def test_a_square_around_a_long_image_is_bounded(monkeypatch):
     monkeypatch.setattr(images.within, "__defaults__", (64,))
-    assert data.square_canvas(Image.new("RGB", (640, 8), "red"), pad=True).size == (64, 64)
-    assert data.square_canvas(Image.new("RGB", (60, 8)), pad=True).size == (60, 60)
+    assert canvases.square_canvas(Image.new("RGB", (640, 8), "red"), pad=True).size == (64, 64)
+    assert canvases.square_canvas(Image.new("RGB", (60, 8)), pad=True).size == (60, 60)
 
 
 def test_padding_by_the_processor_is_bounded(monkeypatch):
@@ -383,7 +383,7 @@ def test_one_picture_everywhere(file, tmp_path):
     wanted = open_image(file).tobytes()
     assert EasyVQA(str(tmp_path)).samples()[0].image().tobytes() == wanted
     assert Duts(str(tmp_path)).samples()[0].image().tobytes() == wanted
-    assert data.Files(tmp_path, ["plain/0.png"], pad=False)(0).tobytes() == wanted
+    assert canvases.Files(tmp_path, ["plain/0.png"], pad=False)(0).tobytes() == wanted
     about = subject(config("method=none", image=str(tmp_path / "plain" / "0.png"), question="what?"))
     assert about.image.tobytes() == wanted
     assert drawing.picture(about.image) == drawing.png(about.image)
@@ -457,14 +457,10 @@ def test_options_are_typed_as_the_settings_are():
     assert "alpha=null" in refusal(lambda: ImageOptions(alpha=None))
 
 
-def compose(*words: str) -> dict:
-    from hydra import compose, initialize_config_dir
-    from support.viewing import CONF
+def settings_of(*words: str):
+    from blink_exp.settings.compose import composed
 
-    from blink_exp.evaluation import results
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return results.plain(compose("evaluate", list(words)))
+    return composed("evaluate", words)
 
 
 def test_a_point_is_another_one_where_images_are_opened_otherwise():
@@ -472,16 +468,16 @@ def test_a_point_is_another_one_where_images_are_opened_otherwise():
 
     changes = ("exif=false", "alpha=drop", "max_pixels=1000", "outside=true")
     for benchmark, other in (("easyvqa", True), ("duts", True), ("pope", True), ("mosaic_mme", False)):  # whose images are drawn
-        before = point_hash(compose(f"benchmark={benchmark}"), {})
-        hashes = {point_hash(compose(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
+        before = point_hash(settings_of(f"benchmark={benchmark}"), {})
+        hashes = {point_hash(settings_of(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
         assert (len(hashes), before in hashes) == ((4, False) if other else (1, True))
 
 
 def test_the_settings_reach_a_benchmark_and_its_own_exif_wins():
-    from hydra.utils import instantiate
+    from blink_exp.settings.build import build
 
     def options(*words: str) -> ImageOptions:
-        return instantiate(compose(*words)["benchmark"], _convert_="all").image_loading
+        return build(settings_of(*words).benchmark).image_loading
 
     assert options("benchmark=pope") == ImageOptions(alpha="drop")
     assert options("benchmark=pope", "benchmark.protocol=lmms_eval") == ImageOptions()

@@ -40,7 +40,7 @@ def stand_ins(words: list[str], tmp) -> list[str]:
     benchmark = next((w.removeprefix("benchmark=") for w in words if w.startswith("benchmark=")), None)
     if benchmark in hub.MAKERS:
         out += [f"benchmark.path={hub.MAKERS[benchmark](tmp / 'rows')}"]
-    if "table=parity" in words:
+    if "parity" in words:
         hub.MAKERS["mme"](tmp / "rows" / "MME")
         out += [f"data_root={tmp / 'rows'}", f"store={tmp / 'points'}"]
     if "tokensr.path=outputs/train/RUN/tokensr" in words:
@@ -63,8 +63,8 @@ ELSEWHERE = {  # beginnings of commands that other tests run, and which
     "python sweep.py table=blink_table2": "entry_points::test_table_2_runs_and_keeps_published_and_measured_apart",
     "python sweep.py table=blink_table3 logger=wandb": "entry_points::test_a_table_is_logged_point_by_point_and_as_a_whole",
     "python sweep.py dashboard=wandb": "entry_points::test_a_dashboard_is_built_without_an_account",
-    "python evaluate.py image=photo.jpg": "entry_points::test_the_viewer_takes_any_picture_and_any_question",
-    "python sweep.py table=all figure=all": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
+    "python -m blink_exp view image=photo.jpg": "entry_points::test_the_viewer_takes_any_picture_and_any_question",
+    "python sweep.py tables=all figures=all": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
     "python sweep.py -m search=blink": "sweeps::test_a_search_chooses_on_validation_reports_on_test_and_goes_on_from_the_store",
 }
 
@@ -99,7 +99,9 @@ def test_command(command, tmp_path):
         assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
         return
     assert words[0] == "python", command
-    if words[1] == "-m":
+    if words[1:3] == ["-m", "blink_exp"]:
+        words += [*stand_ins(words, tmp_path), f"hydra.run.dir={tmp_path / 'run'}"]
+    elif words[1] == "-m":
         words = [*words[:3], "--help"]
     else:
         words += stand_ins(words, tmp_path) or [w.format(tmp=tmp_path) for w in SHORT[words[1]]]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
+from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image
+
+R = TypeVar("R", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Benchmark(Protocol):
         """How right a prediction is, from 0 (False) to 1 (True); None where the sample has no answer to compare with."""
         ...
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         """Scores of records with ``id``, ``image_id``, ``category``, ``answer``, ``prediction``, ``correct`` and the sample's ``fields``.
         Neither their order nor the shards they come from may matter."""
         ...
@@ -117,7 +120,7 @@ class Benchmark(Protocol):
 class Submits(Protocol):
     """A benchmark that is scored elsewhere too: on a test server or by a judge."""
 
-    def submit(self, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+    def submit(self, records: list[Record], folder: Path) -> list[Path]:
         """Writes what the server or judge takes and returns the files."""
         ...
 
@@ -126,7 +129,7 @@ class Submits(Protocol):
 class Judged(Protocol):
     """A benchmark for which somebody must read the answers: a judge, or rules that say which option an answer means."""
 
-    def judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def judged(self, records: list[Record]) -> list[Record]:
         """The records with what was found written beside each, and ``correct`` with it. ``score`` does so itself where it was not done."""
         ...
 
@@ -135,7 +138,7 @@ class Judged(Protocol):
 class Compares(Protocol):
     """A benchmark whose scores come from setting two runs against each other."""
 
-    def compare(self, ours: list[dict[str, Any]], against: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def compare(self, ours: list[Record], against: list[Record]) -> list[Record]:
         """Records of the comparison, which ``score`` takes."""
         ...
 
@@ -144,7 +147,7 @@ class Compares(Protocol):
 class Probes(Protocol):
     """A benchmark of the vision tower: it asks no question and runs no method."""
 
-    def probe(self, backbone: Any, limit: int | None, advance: Callable[[int], None]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    def probe(self, backbone: Any, limit: int | None, advance: Callable[[int], None]) -> tuple[list[Record], list[Skipped]]:
         """(one record an image, images that could not be read). ``advance`` moves the progress bar."""
         ...
 
@@ -167,7 +170,7 @@ class ExactMatch:
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None if sample.answer is None else normalized(prediction) == normalized(sample.answer)
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         groups = by(records, "category")
         return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}
 
@@ -183,7 +186,7 @@ def mean(hits: Iterable[float], scale: float = 100.0) -> Score:
     return Score(scale * p, n, scale * (math.fsum((hit - p) ** 2 for hit in hits) / n / n) ** 0.5)
 
 
-def accuracies(records: list[dict[str, Any]]) -> dict[str, Score]:
+def accuracies(records: list[Record]) -> dict[str, Score]:
     """Accuracy in all and, where there are several, by category; ``without_answer`` counts records that have nothing to compare with."""
     answered = [r for r in records if r["correct"] is not None]
     groups = by(answered, "category")
@@ -202,9 +205,9 @@ def total(scores: Iterable[Score]) -> Score:
     return Score(sum(s.value for s in scores), sum(s.samples for s in scores), error)
 
 
-def by(records: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
+def by(records: Iterable[R], key: str) -> dict[str, list[R]]:
     """Records in groups, in the order of the sorted group names."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[R]] = defaultdict(list)
     for record in records:
         groups[record[key]].append(record)
     return dict(sorted(groups.items()))

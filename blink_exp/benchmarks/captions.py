@@ -1,7 +1,7 @@
 """Captions that a judge compares (HERO, Table III): which of two runs describes the images of MMStar better, by objects and as a whole.
 
     python evaluate.py benchmark=captions method=...                                             each of the two runs, then
-    python evaluate.py benchmark=captions predictions=A/records.jsonl against=B/records.jsonl judge=openai
+    python -m blink_exp compare predictions=A/records.jsonl against=B/records.jsonl judge=openai
 
 The judge is asked in the words of HERO's Figure 7, and for a table of a fixed form, which can be read. The paper does not give the prompt
 for captions; that is chosen here.
@@ -20,6 +20,7 @@ from PIL import Image
 from blink_exp.benchmarks.base import Sample, Score, mean
 from blink_exp.benchmarks.cells import WHOLE
 from blink_exp.benchmarks.rows import Published
+from blink_exp.documents import Record
 from blink_exp.errors import UserError
 from blink_exp.judge import UNPARSED, Judge, Messages, message
 
@@ -104,22 +105,22 @@ class Captions(Published):
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         """Of the records that ``compare`` makes; a single run's have no score."""
         return score_comparison([r for r in records if "judge" in r])
 
-    def compare(self, ours: list[dict[str, Any]], against: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def compare(self, ours: list[Record], against: list[Record]) -> list[Record]:
         """One record an image: the pair as the judge sees it, and with a judge its reply and marks."""
         return compare(ours, against, self.judge, {s.id: s.image for s in self.samples()}, self.seed)
 
 
 def compare(
-    ours: list[dict[str, Any]],
-    against: list[dict[str, Any]],
+    ours: list[Record],
+    against: list[Record],
     judge: Judge | None,
     images: dict[str, Callable[[], Image.Image]],
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Two runs' captions of the same images, set against each other. ``images`` opens the image of each record id.
 
     Raises UserError if the runs describe different images, or images that are not there.
@@ -136,7 +137,7 @@ def compare(
     return [r | {"judge": verdict.plain(judge.model)} for r, verdict in zip(records, verdicts, strict=True)]
 
 
-def pairs(ours: list[dict[str, Any]], against: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+def pairs(ours: list[Record], against: list[Record], seed: int) -> list[Record]:
     """Captions of one image side by side, by id. Which is A is drawn for each image, from ``seed`` and its id alone: ``A`` says whose."""
     one, other = ({r["id"]: r for r in records} for records in (ours, against))
     odd = sorted(one.keys() ^ other.keys())
@@ -156,9 +157,10 @@ def pairs(ours: list[dict[str, Any]], against: list[dict[str, Any]], seed: int) 
     ]
 
 
-def question_of(record: dict[str, Any], image: Callable[[], Image.Image]) -> Messages:
-    first, second = SIDES if record["A"] == SIDES[0] else SIDES[::-1]
-    return message(COMPARE.format(a=record[first], b=record[second]), image())
+def question_of(record: Record, image: Callable[[], Image.Image]) -> Messages:
+    said = record["ours"], record["against"]
+    first, second = said if record["A"] == SIDES[0] else said[::-1]
+    return message(COMPARE.format(a=first, b=second), image())
 
 
 def read_table(reply: str) -> dict[str, list[int]] | None:
@@ -172,7 +174,7 @@ def read_table(reply: str) -> dict[str, list[int]] | None:
     return found
 
 
-def score_comparison(records: list[dict[str, Any]]) -> dict[str, Score]:
+def score_comparison(records: list[Record]) -> dict[str, Score]:
     """Mean marks (1 to 5) of ``compare``'s records: ``<side>_<dimension>``, ``<side>_object_average``, ``<side>_global_average``, and how
     many pairs the judge answered in no readable form (``unparsed``) or not at all (``unjudged``)."""
     if not records:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, OPTIONAL_LABEL, TEXT
 from blink_exp.benchmarks.rows import Published, blank
+from blink_exp.documents import Record
 
 TOLERANCE = 0.05
 
@@ -34,7 +35,7 @@ class ChartQA(Published):
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None if sample.answer is None else relaxed(prediction.strip(), sample.answer)
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         return accuracies(records)
 
 

@@ -25,6 +25,7 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample, Score, mean, spread
 from blink_exp.core.encoding import Needs, check_layers
 from blink_exp.core.views import Views
+from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.images import ImageOptions, open_image
 from blink_exp.methods.budgets import top
@@ -93,9 +94,7 @@ class Duts:
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None
 
-    def probe(
-        self, backbone: Backbone, limit: int | None, advance: Callable[[int], None]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    def probe(self, backbone: Backbone, limit: int | None, advance: Callable[[int], None]) -> tuple[list[Record], list[Skipped]]:
         """One record an image, and the images or masks that could not be read. An image whose object does not show in the view (an empty
         mask, or one outside the crop) has no IoU."""
         layers = check_layers("benchmark.layers", self.layers, backbone.model.config.vision_config.num_hidden_layers)
@@ -103,8 +102,8 @@ class Duts:
         if self.top >= side**2:
             raise UserError(f"benchmark.top={self.top} does not choose among {side**2} patches; use less")
         samples = spread(self.samples(), limit)
-        records: list[dict[str, Any]] = []
-        skipped: list[dict[str, str]] = []
+        records: list[Record] = []
+        skipped: list[Skipped] = []
         for start in range(0, len(samples), self.batch):
             read = []
             for sample in samples[start : start + self.batch]:
@@ -124,26 +123,35 @@ class Duts:
             advance(min(self.batch, len(samples) - start))
         return records, skipped
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         """``iou_layer_<n>`` and ``patch_iou_layer_<n>``, their means over layers, and the count of images without a visible object."""
         out: dict[str, Score] = {}
         for kind in ("iou", "patch_iou"):
-            rows = [r[kind] for r in records if r[kind] is not None]
+            cells = [r["iou"] if kind == "iou" else r["patch_iou"] for r in records]
+            rows = [row for row in cells if row is not None]
             layers = sorted({layer for row in rows for layer in row}, key=int)
             out[kind] = mean(sum(row.values()) / len(row) for row in rows)
             out |= {f"{kind}_layer_{layer}": mean(row[layer] for row in rows) for layer in layers}
         return out | {"empty_masks": Score(sum(r["iou"] is None for r in records), len(records))}
 
 
-def record(sample: Sample, mask: torch.Tensor, chosen: dict[int, torch.Tensor], side: int) -> dict[str, Any]:
+def record(sample: Sample, mask: torch.Tensor, chosen: dict[int, torch.Tensor], side: int) -> Record:
     """``iou`` and ``patch_iou`` by layer (as text, which JSON keys are); None where the mask is empty on that grid. ``object``: the share
     of the view that the mask covers."""
     cells = cover(mask, side)
     grids = {"iou": cells, "patch_iou": (cells >= 0.5).float()}
     found = {name: {str(n): iou(grid, index) for n, index in chosen.items()} if bool(grid.any()) else None for name, grid in grids.items()}
     share = round(float(cells.mean()), 6)
-    base: dict[str, Any] = {"id": sample.id, "image_id": sample.image_id, "category": sample.category, "prediction": None, "layers": []}
-    return base | {"object": share, **found}
+    return {
+        "id": sample.id,
+        "image_id": sample.image_id,
+        "category": sample.category,
+        "prediction": None,
+        "layers": [],
+        "object": share,
+        "iou": found["iou"],
+        "patch_iou": found["patch_iou"],
+    }
 
 
 def cover(mask: torch.Tensor, side: int) -> torch.Tensor:

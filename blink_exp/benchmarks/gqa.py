@@ -13,6 +13,7 @@ from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWER, KEY, OBJECT, TEXT
 from blink_exp.benchmarks.rows import Published, blank, good_cells, load_rows, root_of
 from blink_exp.benchmarks.vqa import SHORT
+from blink_exp.documents import Record
 from blink_exp.errors import UserError
 from blink_exp.images import open_image
 
@@ -66,7 +67,7 @@ class GQA(Published):
             return prediction.rstrip(".").lower() == sample.answer
         return bare(prediction.strip()) == bare(sample.answer)
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         return accuracies(records)
 
 

@@ -16,6 +16,7 @@ from blink_exp.benchmarks.cells import LABEL, OPTIONAL_TEXT, TEXT, WHOLE, WORDS
 from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question, write_sheet
+from blink_exp.documents import Record
 from blink_exp.errors import UserError, nearest
 from blink_exp.judge import Judge, Messages, message
 
@@ -129,9 +130,9 @@ class MMBench(Published):
         return f"{f'{hint} ' if printed else ''}{sample.question} {listed}\n\n{instruction}"
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
-        return self.decided({"answer": sample.answer, "prediction": prediction, "fields": sample.fields})["correct"]
+        return self.decided({"id": sample.id, "answer": sample.answer, "prediction": prediction, "fields": sample.fields})["correct"]
 
-    def decided(self, record: dict[str, Any]) -> dict[str, Any]:
+    def decided(self, record: Record) -> Record:
         """A record with ``letter``, ``chosen_by`` (``rules``, ``extractor``, ``nobody``) and ``correct``, as far as no judge is needed."""
         choices = choices_of(record)
         said = record["prediction"].strip() if self.protocol == "lmms_eval" else record["prediction"]
@@ -143,7 +144,7 @@ class MMBench(Published):
         undecided = record["answer"] is None or (letter is None and self.choice == "judge")
         return record | {"letter": letter, "chosen_by": by_whom, "correct": None if undecided else letter == record["answer"]}
 
-    def judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def judged(self, records: list[Record]) -> list[Record]:
         """Records with ``letter``, ``chosen_by`` and ``correct``; the judge reads those whose question is not lost already."""
         found = [self.decided(record) for record in records]
         if self.judge is None or self.choice != "judge":
@@ -157,11 +158,11 @@ class MMBench(Published):
                 letters = sorted(found[i]["fields"]["options"]) or [*"ABCD", NONE]
                 letter, by_whom = random.Random(f"{self.seed}/{found[i]['id']}").choice(letters), "chance"
             right = None if letter is None else letter == found[i]["answer"]
-            whose = {"letter": letter, "chosen_by": by_whom if letter else "nobody", "correct": right}
-            found[i] = found[i] | whose | {"judge": verdict.plain(self.judge.model)}
+            whose: Record = {"id": found[i]["id"], "letter": letter, "chosen_by": by_whom if letter else "nobody", "correct": right}
+            found[i] = {**found[i], **whose, "judge": verdict.plain(self.judge.model)}
         return found
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         """Scores by question; a question that has an undecided rotation, or whose first rotation is not there, is left out and counted."""
         records = [r for r in self.judged(records) if r["answer"] is not None]
         if not records:
@@ -176,7 +177,7 @@ class MMBench(Published):
             **({"left_out": Score(len(questions) - len(whole), len(questions))} if len(whole) < len(questions) else {}),
         }
 
-    def submit(self, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+    def submit(self, records: list[Record], folder: Path) -> list[Path]:
         """The server's workbook: index, question, A to D, prediction. None for a split with answers."""
         if all(r["answer"] is not None for r in records):
             return []
@@ -197,18 +198,18 @@ def none_word(text: str) -> bool:
     return text.lower() in ("", "nan", "none")
 
 
-def choices_of(record: dict[str, Any]) -> dict[str, str]:
+def choices_of(record: Record) -> dict[str, str]:
     """What MMBench's rules look for in an answer."""
     fields = record["fields"]
     return fields.get("choices", fields["options"])
 
 
-def cells_of(record: dict[str, Any]) -> dict[str, str]:
+def cells_of(record: Record) -> dict[str, str]:
     """The options as the server's workbook has them, an empty cell for each that is missing."""
     return {letter: text for letter, text in choices_of(record).items() if text != "nan"}
 
 
-def circular(rotations: list[dict[str, Any]]) -> dict[str, Any] | None:
+def circular(rotations: list[Record]) -> dict[str, Any] | None:
     """A question of its rotations' records: right if all are, wrong if one is; None if that is open or the first rotation is not there."""
     first = [r for r in rotations if r["fields"]["index"] < CIRCLE]
     hits = [r["correct"] for r in rotations]
@@ -218,7 +219,7 @@ def circular(rotations: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"correct": not wrong, "category": first[0]["category"], "l2": first[0]["fields"]["l2"]}
 
 
-def question_of(record: dict[str, Any]) -> Messages:
+def question_of(record: Record) -> Messages:
     fields = record["fields"]
     return message(MATCH.format(question=fields["question"], options=option_lines(fields["options"]), answer=record["prediction"]))
 

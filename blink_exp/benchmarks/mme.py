@@ -10,6 +10,7 @@ from blink_exp.benchmarks.base import Sample, Score, by, mean, total, unasked
 from blink_exp.benchmarks.cells import KEY, LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
+from blink_exp.documents import Record
 from blink_exp.files import brief
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
@@ -40,7 +41,7 @@ class MME(Published):
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None if sample.answer is None else yes_or_no(prediction, letters=self.protocol == "lmms_eval") == sample.answer
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         return score_pairs(records, PERCEPTION, COGNITION)
 
 
@@ -58,7 +59,7 @@ def yes_or_no(text: str, letters: bool = False) -> str:
     return "yes" if "yes" in text[:4] else "no" if "no" in text[:4] else "other"
 
 
-def score_pairs(records: list[dict[str, Any]], perception: tuple[str, ...], cognition: tuple[str, ...]) -> dict[str, Score]:
+def score_pairs(records: list[Record], perception: tuple[str, ...], cognition: tuple[str, ...]) -> dict[str, Score]:
     """MME's scores. Images with one answer missing (a broken image, a limit) are left out of accuracy-plus and of accuracy alike."""
     images = by(records, "image_id")
     pairs = [pair for pair in images.values() if len(pair) == 2 and all(r["correct"] is not None for r in pair)]
@@ -76,7 +77,7 @@ def score_pairs(records: list[dict[str, Any]], perception: tuple[str, ...], cogn
     }
 
 
-def subtask_score(rows: list[dict[str, Any]]) -> Score:
+def subtask_score(rows: list[Record]) -> Score:
     """Accuracy + accuracy-plus; the standard error is that of the mean over images of what an image contributes."""
     gains = np.array(
         [50 * sum(r["correct"] for r in pair) + 100 * all(r["correct"] for r in pair) for pair in by(rows, "image_id").values()]

@@ -10,6 +10,7 @@ from blink_exp.benchmarks.cells import LABEL, OPTIONAL_TEXT, TEXT, WHOLE
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.mme import SUFFIX
 from blink_exp.benchmarks.rows import Published, missing
+from blink_exp.documents import Record
 from blink_exp.errors import UserError, nearest
 
 RULES = ("lmms_eval", "paper")
@@ -52,8 +53,8 @@ class MMStar(Published):
             return None
         return opens_with(prediction, sample.answer) if self.rule == "paper" else extract_letter(prediction) == sample.answer
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
-        records = [r | {"l2": r["fields"]["l2"]} for r in records if r["correct"] is not None]
+    def score(self, records: list[Record]) -> dict[str, Score]:
+        records = [{**r, "l2": r["fields"]["l2"]} for r in records if r["correct"] is not None]
         categories = by(records, "category")
         accuracy = {name: mean(r["correct"] for r in rows) for name, rows in categories.items()}
         axes = {

@@ -15,6 +15,7 @@ from blink_exp.benchmarks.base import Sample, Score, by, mean
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
+from blink_exp.documents import Record
 from blink_exp.errors import UserError
 from blink_exp.files import write_json
 from blink_exp.judge import Judge, Messages, message
@@ -79,7 +80,7 @@ class MMVet(Published):
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None  # a judge says
 
-    def judged(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def judged(self, records: list[Record]) -> list[Record]:
         """Records with the judge's reply, and its mark as ``correct``. Without a judge they stay as they are."""
         judge = self.judge
         if judge is None:
@@ -91,7 +92,7 @@ class MMVet(Published):
             found[i] = found[i] | {"correct": verdict.value, "judge": verdict.plain(judge.model)}
         return found
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         """Empty without a judge, or marks from an earlier one. ``unjudged``: answers without a mark, which no mean contains."""
         tried = [r for r in self.judged(records) if "judge" in r]
         marked = [r | {"correct": r["judge"]["value"]} for r in tried if r["judge"]["value"] is not None]
@@ -105,7 +106,7 @@ class MMVet(Published):
             "unjudged": Score(len(tried) - len(marked), len(tried)),
         }
 
-    def submit(self, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+    def submit(self, records: list[Record], folder: Path) -> list[Path]:
         """What the official evaluator takes: {"v1_0": answer, ...}."""
         ids = [str(question_id) for question_id in self.column("question_id")]
         wanted = sorted(filter(NUMBERED.fullmatch, ids) if any(map(NUMBERED.fullmatch, ids)) else ids, key=number)
@@ -128,7 +129,7 @@ def number(question_id: str) -> int:
     return int(found[1])
 
 
-def question_of(record: dict[str, Any]) -> Messages:
+def question_of(record: Record) -> Messages:
     """The table that asks for the mark of a record. Line breaks and bars would break it."""
 
     def cell(text: str) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import operator
 import zlib
-from typing import Any
 
 import numpy as np
 
 from blink_exp.benchmarks.base import Sample, Score
 from blink_exp.benchmarks.mme import score_pairs, yes_or_no
+from blink_exp.documents import Record
 from blink_exp.scenes.questions import YES_NO, Question
 from blink_exp.scenes.scenes import Scene, random_scene
 
@@ -71,7 +71,7 @@ class MosaicMME:
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return yes_or_no(prediction) == sample.answer
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         return score_pairs(records, tuple(PERCEPTION), tuple(COGNITION))
 
 

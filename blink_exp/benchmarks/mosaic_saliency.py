@@ -10,13 +10,13 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.duts import Duts
+from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError
 from blink_exp.scenes.scenes import Scene, random_scene
 
@@ -55,9 +55,7 @@ class MosaicSaliency(Duts):
                 out.append(Sample(name, name, image, "", None, kind, mask=functools.partial(_foreground, scene)))
         return out
 
-    def probe(
-        self, backbone: Backbone, limit: int | None, advance: Callable[[int], None]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    def probe(self, backbone: Backbone, limit: int | None, advance: Callable[[int], None]) -> tuple[list[Record], list[Skipped]]:
         scaled = copy.copy(self)
         scaled.top = patches(self.top, self.of, math.prod(backbone.grid))
         return Duts.probe(scaled, backbone, limit, advance)

@@ -8,6 +8,7 @@ from blink_exp.benchmarks.base import Sample, Score, by, mean
 from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 from blink_exp.benchmarks.vqa import SHORT
+from blink_exp.documents import Record
 
 RECOGNITION = (
     "Regular Text Recognition",
@@ -47,7 +48,7 @@ class OCRBench(Published):
         formulas, fold = sample.fields["dataset"] == "HME100k", self.protocol == "lmms_eval"
         return hit(prediction, answers, formulas, fold) if answers else None
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         answered = [r for r in records if r["correct"] is not None]
         hits = {kind: Score(sum(r["correct"] for r in rows), len(rows)) for kind, rows in by(answered, "category").items()}
         left_out = {"without_answer": Score(len(records) - len(answered), len(records))} if len(answered) < len(records) else {}

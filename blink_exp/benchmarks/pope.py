@@ -9,6 +9,7 @@ from blink_exp.benchmarks.base import Sample, Score, by, mean, unasked
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
+from blink_exp.documents import Record
 from blink_exp.files import brief
 
 CATEGORIES = ("random", "popular", "adversarial")
@@ -46,7 +47,7 @@ class POPE(Published):
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return None if sample.answer is None else yes_or_no(prediction, self.protocol) == sample.answer
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         answered = [r for r in records if r["answer"] is not None]
         parts = {category: self.statistics(rows) for category, rows in by(answered, "category").items()}
         count = len(answered)
@@ -57,7 +58,7 @@ class POPE(Published):
         left_out = {"without_answer": Score(len(records) - count, len(records))} if count < len(records) else {}
         return {**means, **pooled, **by_category, **left_out}
 
-    def statistics(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def statistics(self, records: list[Record]) -> dict[str, Score]:
         return statistics([(yes_or_no(r["prediction"], self.protocol), r["answer"]) for r in records])
 
 

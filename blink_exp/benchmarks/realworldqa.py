@@ -8,6 +8,7 @@ from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWER, TEXT
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.rows import Published, blank
+from blink_exp.documents import Record
 
 
 class RealWorldQA(Published):
@@ -33,7 +34,7 @@ class RealWorldQA(Published):
             return extract_letter(prediction) == sample.answer.upper()
         return prediction.lower().strip().rstrip(".") == sample.answer.lower()  # the reference keeps its full stop
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         return accuracies(records)
 
 

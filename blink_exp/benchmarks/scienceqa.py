@@ -10,6 +10,7 @@ from blink_exp.benchmarks.base import Sample, Score, by, mean
 from blink_exp.benchmarks.cells import OPTIONAL_LABEL, OPTIONAL_NUMBER, OPTIONAL_TEXT, TEXT, TEXTS
 from blink_exp.benchmarks.letters import option_lines
 from blink_exp.benchmarks.rows import Published
+from blink_exp.documents import Record
 
 LETTERS = "ABCDE"  # that llava reads; lmms_eval goes on as far as there are options
 
@@ -46,7 +47,7 @@ class ScienceQA(Published):
         said, gold = prediction.strip(), sample.answer.lower()
         return said.lower() == gold or (said[:1].isupper() and said[1:2] == "." and said[0].lower() == gold)
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         records = [r for r in records if r["correct"] is not None]
         return {
             "accuracy": mean(r["correct"] for r in records),

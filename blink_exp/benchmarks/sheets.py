@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from blink_exp.documents import Record
 from blink_exp.errors import UserError
 
 Cell = int | str | None
 
 
-def by_question(records: Iterable[dict[str, Any]], wanted: Iterable[str], of: str) -> tuple[dict[str, dict[str, Any]], str]:
+def by_question(records: Iterable[Record], wanted: Iterable[str], of: str) -> tuple[dict[str, Record], str]:
     """({sample id: record} in the order of ``wanted``, ``submission`` or ``partial_<n>_missing``). ``wanted``: the ids of the split's
     questions; ``of``: what messages call the split.
 
     Raises UserError if a record is of another split, a question has two, or a prediction is no text.
     """
     wanted = list(wanted)
-    known, found = set(wanted), {}
+    known, found = set(wanted), dict[str, Record]()
     for r in records:
         key = r["id"]
         if key not in known:

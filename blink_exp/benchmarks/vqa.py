@@ -11,6 +11,7 @@ from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 from blink_exp.benchmarks.sheets import by_question
+from blink_exp.documents import Record
 from blink_exp.errors import UserError
 from blink_exp.files import write_json
 
@@ -110,7 +111,7 @@ class TenAnswers(Published):
         answers = sample.fields["answers"]
         return vqa_accuracy(prediction, answers, self.normalization, self.protocol not in self.untokenized) if answers else None
 
-    def score(self, records: list[dict[str, Any]]) -> dict[str, Score]:
+    def score(self, records: list[Record]) -> dict[str, Score]:
         return accuracies(records)
 
 
@@ -123,7 +124,7 @@ class Served(TenAnswers):
         """One element of the server's list."""
         raise TypeError(f"{type(self).__name__} has no entry()")
 
-    def submit(self, records: list[dict[str, Any]], folder: Path) -> list[Path]:
+    def submit(self, records: list[Record], folder: Path) -> list[Path]:
         """Writes the server's JSON list with every question of the split once; a run that is not whole says so in the file's name.
 
         Nothing is written for a split that has answers. Raises UserError if a record is of another split, or a question has two.

@@ -1,20 +1,24 @@
-"""sweep.py: which of its jobs a configuration asks for."""
+"""``python sweep.py``: the points of tables and figures, one job of a multirun, or a dashboard."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from blink_exp.errors import UserError
 from blink_exp.files import write_json
+from blink_exp.settings.messages import HYDRA_ERRORS
+from blink_exp.settings.values import typed
 from blink_exp.studies import dashboards
 from blink_exp.studies.catalog import run_experiments
 from blink_exp.studies.jobs import note
 from blink_exp.studies.multirun import check_settings
-from blink_exp.studies.point import guarded
+from blink_exp.studies.point import failed, guarded
 from blink_exp.studies.tuning import prepared, returned
+
+EXPERIMENTS = ("table", "tables", "figure", "figures")
 
 
 def run(cfg: DictConfig) -> Any:
@@ -26,23 +30,29 @@ def run(cfg: DictConfig) -> Any:
     out = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
         check_settings(cfg)
-        if cfg.dashboard is not None:
-            dashboards.run(cfg, out)
+        settings = typed(cfg)
+        if settings.dashboard is not None:
+            dashboards.run(settings, out)
             return None
-        if OmegaConf.select(cfg, "table.name") == "parity":
-            raise UserError("table=parity has rules of its own; python evaluate.py table=parity model=llava_1_5_7b")
-        if all(OmegaConf.select(cfg, kind) is None for kind in ("table", "figure")):
+        if all(getattr(settings, key) is None for key in EXPERIMENTS):
             raise UserError(
-                "nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop), a table (table=blink_table2, table=list for all)"
-                " or a figure (figure=blink_fig3, figure=list)"
+                "nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop), a table (table=blink_table2, tables=list: which)"
+                " or a figure (figure=blink_fig3, figures=list)"
             )
-        return run_experiments(cfg, out)
-    chosen = next((kind for kind in ("table", "figure") if OmegaConf.select(cfg, kind) is not None), None)
+        return run_experiments(settings, out)
+    chosen = next((key for key in EXPERIMENTS if cfg[key] is not None), None)
     if chosen is not None:
-        raise UserError(f"{chosen}={cfg[chosen].name} brings its own points; leave -m away")
-    cfg = prepared(cfg)
+        name = cfg[chosen] if chosen.endswith("s") else cfg[chosen].name
+        raise UserError(f"{chosen}={name} brings its own points; leave -m away")
     words = list(hydra.overrides.task)
-    row = guarded(cfg, " ".join(words)) | {"overrides": words}
+    label = " ".join(words)
+    try:
+        settings = typed(cfg)
+    except (UserError, *HYDRA_ERRORS) as error:
+        row = failed(label, error)
+    else:
+        row = guarded(prepared(settings), label)
+    row |= {"overrides": words}
     write_json(out / "job.json", row)
     note(row)
-    return returned(row, cfg)
+    return returned(row, cfg.objective, cfg.token_price)

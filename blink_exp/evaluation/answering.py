@@ -18,6 +18,7 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import Visual
 from blink_exp.decoder.answers import Asking, answer, shareable
 from blink_exp.decoder.attach import attach
+from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.evaluation.records import Kept, record
 
@@ -28,7 +29,7 @@ class Point:
 
     method: Method
     kept: Kept | None = None
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    done: dict[str, Record] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def ask(
     batch_size: int,
     advance: Callable[[int], None],
     workers: int = 0,
-) -> list[dict[str, str]]:
+) -> list[Skipped]:
     """Fills ``done`` of every point, and returns the samples skipped because their row or image could not be read.
 
     What is in a point's ``kept`` is not asked again, and every batch is added to it. Samples go image by image, so that what an image's
@@ -137,7 +138,7 @@ def _answered(
     wanted: list[list[int]],
     images: Pictures,
     batch_size: int,
-) -> dict[int, list[dict[str, Any]]]:
+) -> dict[int, list[Record]]:
     """{number of the point: records} of a batch; ``wanted``: the points that each sample is asked by."""
     source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # one id, two folders: two images
     keys = [f"{source}:{sample.image_id}" for sample in batch]
@@ -148,11 +149,12 @@ def _answered(
         Asking(key, prompt, sample.id, tuple(p for p in asking if p in together))
         for key, prompt, sample, asking in zip(keys, prompts, batch, wanted, strict=True)
     ]
-    out: dict[int, list[dict[str, Any]]] = {}
+    out: dict[int, list[Record]] = {}
 
     def note(p: int, n: int, said: str, visual: Visual, decisions: list[Any]) -> None:
-        entering = {"visual_tokens": len(visual.source) - visual.newlines, "newline_tokens": visual.newlines}
-        out.setdefault(p, []).append(record(benchmark, batch[n], said, decisions) | entering)
+        made = record(benchmark, batch[n], said, decisions)
+        made["visual_tokens"], made["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
+        out.setdefault(p, []).append(made)
 
     if any(a.points for a in asked):
         found = answer(backbone, [point.method for point in points], seen, asked, benchmark.max_new_tokens, batch_size)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blink_exp.backbone.memory import check_batch, shared_bytes
 from blink_exp.backbone.model import Backbone
@@ -16,6 +14,7 @@ from blink_exp.backbone.pictures import check_workers
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.core.method import Method
+from blink_exp.documents import Metrics, Record, Skipped
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import identity, results
 from blink_exp.evaluation.answering import Point, ask, prompt_of
@@ -24,46 +23,45 @@ from blink_exp.evaluation.records import Kept, summary, write_lines
 from blink_exp.evaluation.store import pop_shared_note
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import json_ready, write_json, write_text
+from blink_exp.settings.build import build
+from blink_exp.settings.roots import PointSettings
+from blink_exp.settings.values import to_yaml
 
 
-def prepare(cfg: DictConfig) -> tuple[Backbone, Method, Benchmark]:
-    """The three objects of an evaluation, with every user error said before any work is done."""
-    workers_of(cfg)
-    benchmark = prepare_benchmark(cfg)
-    backbone, method = prepare_model(cfg)
-    check_batch(backbone.model.config, backbone.settings["dtype"], backbone.settings["device"], cfg.batch_size)
+def prepare(settings: PointSettings) -> tuple[Backbone, Method, Benchmark]:
+    """The three objects of an evaluation. Raises UserError for whatever cannot be, before any work is done."""
+    workers_of(settings)
+    benchmark = prepare_benchmark(settings)
+    backbone, method = prepare_model(settings)
+    check_batch(backbone.model.config, backbone.settings["dtype"], backbone.settings["device"], settings.batch_size)
     return backbone, method, benchmark
 
 
-def workers_of(cfg: DictConfig) -> int:
-    """Processes that open images, by ``cfg.workers``."""
-    return check_workers(cfg.get("workers"), cfg.model.get("device") or "cpu")
+def workers_of(settings: PointSettings) -> int:
+    """Processes that open images."""
+    return check_workers(settings.workers, settings.model.get("device") or "cpu")
 
 
-def prepare_model(cfg: DictConfig) -> tuple[Backbone, Method]:
-    """The backbone of ``cfg.model``, and ``cfg.method`` made for it."""
-    from hydra.utils import instantiate
-
-    backbone = instantiate(cfg.model, _convert_="all")
-    backbone.shared_bytes = shared_bytes(cfg.get("shared_gb"), backbone.settings["device"])
-    return backbone, instantiate(cfg.method, _partial_=True, _convert_="all")(backbone)  # as an argument: Hydra would make a dict of it
+def prepare_model(settings: PointSettings) -> tuple[Backbone, Method]:
+    """The backbone, and the method made for it."""
+    backbone = build(settings.model)
+    backbone.shared_bytes = shared_bytes(settings.shared_gb, backbone.settings["device"])
+    return backbone, build(settings.method, backbone)
 
 
-def prepare_benchmark(cfg: DictConfig) -> Benchmark:
+def prepare_benchmark(settings: PointSettings) -> Benchmark:
     """The benchmark, its data taken from ``data_root`` where a copy is there."""
-    from hydra.utils import instantiate
-
-    locate(cfg)
-    benchmark = instantiate(cfg.benchmark, _convert_="all")
-    check_part(cfg.part, benchmark)
+    benchmark: Benchmark = build(with_local_data(settings).benchmark)
+    check_part(settings.part, benchmark)
     return benchmark
 
 
-def locate(cfg: DictConfig) -> None:
-    """Replaces a hub id in ``cfg.benchmark.path`` by the copy below ``cfg.data_root``, in place."""
-    if cfg.data_root is not None and cfg.benchmark.get("path") is not None:
-        with open_dict(cfg):
-            cfg.benchmark.path = located(cfg.benchmark.path, Path(cfg.data_root))
+def with_local_data(settings: PointSettings) -> PointSettings:
+    """``settings`` with the copy of the data below ``data_root`` in place of a hub id: another copy is another point."""
+    path = settings.benchmark.get("path")
+    if settings.data_root is None or path is None:
+        return settings
+    return replace(settings, benchmark=settings.benchmark | {"path": located(path, Path(settings.data_root))})
 
 
 def located(path: str, root: Path) -> str:
@@ -83,32 +81,32 @@ def incomplete(skipped: int, samples: int, limit: float) -> bool:
     return skipped > (max(1.0, limit * (skipped + samples)) if limit else 0)
 
 
-def measure(cfg: DictConfig, out: Path, parts: Path | None = None) -> dict[str, Any]:
+def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Metrics:
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns what
     the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there.
 
     ``parts``: the folder of ``records.part``, if it is not ``out``.
 
     Raises:
-        Incomplete: where more than ``cfg.skip_limit`` of the samples were skipped. The answers stay in ``records.part``.
+        Incomplete: where more than ``skip_limit`` of the samples were skipped. The answers stay in ``records.part``.
     """
     started = time.time()
-    backbone, method, benchmark = prepare(cfg)
+    settings = with_local_data(settings)
+    backbone, method, benchmark = prepare(settings)
     parts = out if parts is None else parts
-    write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    settings = results.plain(cfg)
+    write_text(out / results.CONFIG, to_yaml(settings))
     kept = Kept(parts / "records.part", identity.point_hash(settings, identity.without_images(settings)))
     if isinstance(benchmark, Probes):
         with bar(None, benchmark.name, True) as advance:
-            records, skipped = benchmark.probe(backbone, cfg.limit, advance)
+            records, skipped = benchmark.probe(backbone, settings.limit, advance)
         samples: list[Sample] = []
     else:
-        samples = chosen(benchmark, cfg)
+        samples = chosen(benchmark, settings)
         records, skipped = evaluate(
-            backbone, method, benchmark, cfg.batch_size, samples=samples, progress=True, kept=kept, workers=workers_of(cfg)
+            backbone, method, benchmark, settings.batch_size, samples=samples, progress=True, kept=kept, workers=workers_of(settings)
         )
-    check_complete(records, skipped, cfg.skip_limit)
-    cost = cost_of(backbone, method, benchmark, samples, cfg.cost) if cfg.cost else None
+    check_complete(records, skipped, settings.skip_limit)
+    cost = cost_of(backbone, method, benchmark, samples, settings.cost) if settings.cost else None
     together = pop_shared_note(parts)
     seconds = time.time() - started + (together["seconds"] / together["points"] if together else 0)
     finished = {
@@ -121,9 +119,9 @@ def measure(cfg: DictConfig, out: Path, parts: Path | None = None) -> dict[str, 
         "skipped": skipped,
         "kept": len(kept.records),  # answered before: not in "seconds"
         "together": together,  # with how many other points, how long that took
-        "batch_size": cfg.batch_size,
+        "batch_size": settings.batch_size,
         **backbone.settings,
-        **results.provenance(cfg.seed, seconds),
+        **results.provenance(settings.seed, seconds),
     }
     finished = json_ready(finished)
     write_json(out / "metrics.json", finished)
@@ -131,7 +129,7 @@ def measure(cfg: DictConfig, out: Path, parts: Path | None = None) -> dict[str, 
     return finished
 
 
-def check_complete(records: list[dict[str, Any]], skipped: list[dict[str, str]], limit: float) -> None:
+def check_complete(records: list[Record], skipped: list[Skipped], limit: float) -> None:
     """Raises Incomplete where no sample could be read, or more than ``limit`` of them were skipped."""
     first = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
     total = len(skipped) + len(records)
@@ -142,7 +140,7 @@ def check_complete(records: list[dict[str, Any]], skipped: list[dict[str, str]],
         raise Incomplete(f"{share}, more than skip_limit={limit:g} allows{first}; bring the data back, or raise skip_limit")
 
 
-def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+def scored(benchmark: Benchmark, records: list[Record], out: Path) -> dict[str, Any]:
     """Scores and what they are scores of; writes ``records.jsonl`` and what a test server or judge takes."""
     write_text(out / "records.jsonl", write_lines(records))  # first: a judge may fail, and what was predicted must not be lost
     if isinstance(benchmark, Judged) and records:
@@ -161,13 +159,13 @@ def scored(benchmark: Benchmark, records: list[dict[str, Any]], out: Path) -> di
     }
 
 
-def chosen(benchmark: Benchmark, cfg: DictConfig) -> list[Sample]:
-    """The samples of a run: about ``cfg.limit`` of them, of which this is one shard. Raises UserError if none is left."""
-    samples = spread(part_of(benchmark.samples(), cfg.part), cfg.limit)
-    part = samples if cfg.shard is None else shard(samples, str(cfg.shard))
+def chosen(benchmark: Benchmark, settings: PointSettings) -> list[Sample]:
+    """The samples of a run: about ``limit`` of them, of which this is one shard. Raises UserError if none is left."""
+    samples = spread(part_of(benchmark.samples(), settings.part), settings.limit)
+    part = samples if settings.shard is None else shard(samples, str(settings.shard))
     if not part:
         cure = "use fewer shards (one takes whole images)" if samples else "give a copy of the data that has rows"
-        raise UserError(f"shard={cfg.shard} of the {len(samples)} samples of {benchmark.name} is empty; {cure}")
+        raise UserError(f"shard={settings.shard} of the {len(samples)} samples of {benchmark.name} is empty; {cure}")
     return part
 
 
@@ -192,7 +190,7 @@ def evaluate(
     samples: list[Sample] | None = None,
     kept: Kept | None = None,
     workers: int = 0,
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+) -> tuple[list[Record], list[Skipped]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
     row or image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``pictures.opened``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.backbone.shipped import SHIPPED, shipped
+from blink_exp.settings.roots import PointSettings
 
 # settings that a result depends on; ``method`` holds the values of the groups that it takes (thresholds, layers, ...), no others count
 PART_OF_A_POINT = ("model", "method", "benchmark", "judge", "part", "limit", "shard", "seed")
@@ -31,17 +32,17 @@ _stamps: dict[Path, tuple[str, float]] = {}  # of large folders: the stamp, and 
 DATA = ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt")
 
 
-MEANING = 2  # raised when the same settings come to mean another result: points of before are then not taken for today's
+MEANING = 3  # raised when the same settings come to mean another result: points of before are then not taken for today's
 
 
-def point_hash(settings: dict[str, Any], digests: dict[str, str]) -> str:
-    """A point's name: a hash of the resolved settings that it depends on, the versions of this package and of the data that it carries,
+def point_hash(settings: PointSettings, digests: dict[str, str]) -> str:
+    """A point's name: a hash of the settings that it depends on, the versions of this package and of the data that it carries,
     and ``digests`` of its files."""
-    kept = {k: settings[k] for k in PART_OF_A_POINT if k in settings}
-    kept["method"] = canonical(kept.get("method"))
-    kept["judge"] = {k: v for k, v in (kept.get("judge") or {}).items() if k not in OF_ASKING}
-    if settings.get("model", {}).get("dtype", "float32") != "float32":
-        kept["batch_size"] = settings.get("batch_size")  # padding flips a few answers in half precision
+    kept = {k: getattr(settings, k) for k in PART_OF_A_POINT}
+    kept["method"] = canonical(settings.method)
+    kept["judge"] = {k: v for k, v in settings.judge.items() if k not in OF_ASKING}
+    if settings.model.get("dtype", "float32") != "float32":
+        kept["batch_size"] = settings.batch_size  # padding flips a few answers in half precision
     versions = [importlib.metadata.version(package) for package in ("blink_exp", "easy-vqa")]
     return hashlib.sha256(json.dumps([kept, digests, versions, MEANING], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -52,8 +53,7 @@ def canonical(method: Any) -> Any:
         return method
     out = {k: canonical(v) for k, v in method.items()}
     if isinstance(out.get("layers"), dict) and "indices" in out["layers"]:
-        single = out.pop("layer", None)
-        out["layers"] = {"only": single} if single is not None else out["layers"] | {"indices": listed(out["layers"]["indices"])}
+        out["layers"] |= {"indices": listed(out["layers"]["indices"])}
     if isinstance(out.get("tokensr"), dict) and "amplify" in out:
         out["tokensr"] = {k: v for k, v in out["tokensr"].items() if k != "path"} if out["amplify"] else None
     return out
@@ -69,34 +69,40 @@ def listed(indices: Any) -> Any:
     return list(range(int(first), int(last or first) + 1)) if first.isdigit() and (last or first).isdigit() else indices
 
 
-def digests(settings: dict[str, Any]) -> dict[str, str]:
+def digests(settings: PointSettings) -> dict[str, str]:
     """Digests of the files that a point uses: its model, TokenSR modules, CLIP and a local copy of its data. Those of the hub are known by
     their names and revisions, which stand in the settings."""
     return without_images(settings) | images(settings)
 
 
-def images(settings: dict[str, Any]) -> dict[str, str]:
+def images(settings: PointSettings) -> dict[str, str]:
     """The stamp of the image files in a local copy of the data, where it has any: files that are brought back make another point."""
-    data = (settings.get("benchmark") or {}).get("path")
+    data = settings.benchmark.get("path")
     found = image_stamp(Path(data)) if data else ""
     return {"images": found} if found else {}
 
 
-def without_images(settings: dict[str, Any]) -> dict[str, str]:
+def without_images(settings: PointSettings) -> dict[str, str]:
     """``digests`` less ``images``: what answers depend on that are there already, as an image that was read does not change by another
     that was not. Where rows of parquet files name the images, ``file_stamp`` cannot tell which was read, so ``images`` stays."""
-    path, clip = settings["model"]["path"], settings["model"].get("clip")
-    own, found = shipped(path), modules(settings.get("method"))
+    path, clip = settings.model["path"], settings.model.get("clip")
+    own, found = shipped(path), modules(settings.method)
     weights = found["path"] or (own[1] if own else None) if found else None
-    data = (settings.get("benchmark") or {}).get("path")
+    data = settings.benchmark.get("path")
     named_by_rows = image_stamp(Path(data)) if data and Path(data).is_dir() and files_of(Path(data), ("*.parquet",)) else ""
     return {
         **({"images": named_by_rows} if named_by_rows else {}),
-        "model": of_folder(own[0], FILES) if own else stamp(Path(path), FILES),
+        "model": of_model(path),
         "tokensr": of_folder(Path(weights), WEIGHTS) if weights else "",
         "clip": of_folder(SHIPPED / "clip", FILES) if clip == "scale" else stamp(Path(clip), FILES) if clip else "",
         "data": stamp(Path(data), DATA) if data else "",
     }
+
+
+def of_model(path: str) -> str:
+    """The digest of a model's files: of what is in them where it ships with this project, else of their names, sizes and times."""
+    own = shipped(path)
+    return of_folder(own[0], FILES) if own else stamp(Path(path), FILES)
 
 
 def modules(method: Any) -> dict[str, Any] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.sequence import Drop, Expand
 from blink_exp.disk import writing
+from blink_exp.documents import LayerStep, Record
 from blink_exp.errors import UserError, flat
 from blink_exp.evaluation.identity import file_stamp
 from blink_exp.files import brief, encodable, kind, parse_json, read_text
@@ -18,7 +19,7 @@ FILE = "image_file"  # beside a record while it is kept: size and time of the fi
 LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # str.splitlines would end a record at them, JSON does not
 
 
-def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: list[Any]) -> dict[str, Any]:
+def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: list[Any]) -> Record:
     """A sample's line in records.jsonl. ``decisions``: what a policy recorded of it, by layer."""
     return graded(benchmark, sample, prediction) | {
         "layers": [
@@ -36,7 +37,7 @@ def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: lis
     }
 
 
-def graded(benchmark: Benchmark, sample: Sample, prediction: str) -> dict[str, Any]:
+def graded(benchmark: Benchmark, sample: Sample, prediction: str) -> Record:
     """What a benchmark says of a prediction."""
     return {
         "id": sample.id,
@@ -51,9 +52,9 @@ def graded(benchmark: Benchmark, sample: Sample, prediction: str) -> dict[str, A
     }
 
 
-def summary(records: list[dict[str, Any]], visual: int) -> dict[str, Any]:
+def summary(records: list[Record], visual: int) -> dict[str, Any]:
     """By layer: mean rho, shares of expansions and of drops that had something to drop, mean visual tokens."""
-    layers: dict[int, list[dict[str, Any]]] = {}
+    layers: dict[int, list[LayerStep]] = {}
     for r in records:
         for step in r["layers"]:
             layers.setdefault(step["layer"], []).append(step)
@@ -69,12 +70,12 @@ def summary(records: list[dict[str, Any]], visual: int) -> dict[str, Any]:
     return {"visual_tokens_of_the_image": visual, "layers": out}
 
 
-def write_lines(records: list[dict[str, Any]]) -> str:
+def write_lines(records: Sequence[Mapping[str, Any]]) -> str:
     """One line of JSON a record."""
     return "".join(encodable(json.dumps(r, ensure_ascii=False)).translate(LINE_ENDS) + "\n" for r in records)
 
 
-def read(folder: str | Path) -> list[dict[str, Any]]:
+def read(folder: str | Path) -> list[Record]:
     """The records of a finished point, by its folder. Raises UserError where the file is not there, cut off, or a line is damaged."""
     path = Path(folder) / "records.jsonl"
     if not path.is_file():
@@ -82,7 +83,7 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     return [record for _, record in numbered(path, wrong_layers, "measure the point again")]
 
 
-def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> Iterator[tuple[int, Record]]:
     """(line, record) of a JSON lines file of records, blank lines passed over. Raises UserError, with the line, what is wrong with it and
     ``cure``, where ``wrong_with`` says so of one."""
     try:
@@ -148,7 +149,8 @@ class Kept:
     def __init__(self, path: Path, settings: str):
         self.path, self.head = path, json.dumps({"settings": settings}).encode() + b"\n"
         self.files: dict[str, list[int] | None] = {}  # {id of a sample: what ``file_stamp`` says of its image}
-        self.records: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, Record] = {}
+        self.stamps: dict[str, list[int] | None] = {}  # {id: of the image file that its record was made from}
         self.whole = 0  # bytes up to the end of the last whole line
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         if not lines or lines[0] != self.head:
@@ -161,19 +163,20 @@ class Kept:
                 return
             if not line.endswith(b"\n") or wrong_prediction(found) or not isinstance(found.get("question"), str):
                 return
+            self.stamps[found["id"]] = found.pop(FILE, None)
             self.records[found["id"]] = found
             self.whole += len(line)
 
-    def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, dict[str, Any]]:
+    def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, Record]:
         """{id: record} of the samples that were asked as they would be now, on an image whose file has not changed."""
         self.files = {s.id: file_stamp(s.image) for s in samples}
-        known = [(s, dict(self.records[s.id])) for s in samples if s.id in self.records]
-        same = [(s, r) for s, r in known if r.pop(FILE, None) == self.files[s.id] and r["question"] == benchmark.prompt(s)]
-        return {s.id: r | graded(benchmark, s, r["prediction"]) for s, r in same}
+        known = [(s, self.records[s.id]) for s in samples if s.id in self.records and self.stamps[s.id] == self.files[s.id]]
+        same = [(s, r) for s, r in known if r["question"] == benchmark.prompt(s)]
+        return {s.id: {**r, **graded(benchmark, s, r["prediction"])} for s, r in same}
 
-    def add(self, records: list[dict[str, Any]]) -> None:
+    def add(self, records: list[Record]) -> None:
         """Appends; on the disk when this returns. The first call makes the file."""
-        lines = write_lines([r | ({FILE: stamp} if (stamp := self.files.get(r["id"])) else {}) for r in records])
+        lines = write_lines([{**r, **({FILE: stamp} if (stamp := self.files.get(r["id"])) else {})} for r in records])
         data = (b"" if self.whole else self.head) + lines.encode()
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

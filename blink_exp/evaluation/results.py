@@ -8,12 +8,22 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from blink_exp.errors import UserError
+from blink_exp.settings.roots import PointSettings
+from blink_exp.settings.values import from_plain, read_settings
+
+CONFIG = "config.yaml"  # the settings of a run, in its folder
+CURE = "measure the point again"
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config as resolved plain Python, which is what everything but Hydra gets."""
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+def settings_of(folder: str | Path) -> PointSettings:
+    """The settings that a finished run was made with. Raises UserError where its config.yaml is not there or damaged."""
+    path = Path(folder) / CONFIG
+    try:
+        settings: PointSettings = from_plain(PointSettings, read_settings(path, CURE))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} has no {error}; {CURE}") from None
+    return settings
 
 
 def provenance(seed: int, seconds: float) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from blink_exp.documents import Metrics, Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.records import read
-from blink_exp.files import read_object, read_settings
+from blink_exp.files import read_object
+from blink_exp.settings.values import read_settings
 
 log = logging.getLogger(__name__)
 NUMBER = (int, float)
@@ -42,23 +44,23 @@ def finished(folder: Path, cure: str) -> bool:
         return False
 
 
-def metrics_of(folder: Path, needed: dict[str, type | tuple[type, ...]] = METRICS) -> dict[str, Any] | None:
+def metrics_of(folder: Path, needed: dict[str, type | tuple[type, ...]] = METRICS) -> Metrics | None:
     """What a finished point's metrics.json holds; None where there is none, or a damaged one. ``needed``: what is read of it."""
     path = folder / "metrics.json"
     if not path.is_file():
         return None
     try:
-        found = read_object(path, needed, "the point is measured again")
+        found: Any = read_object(path, needed, "the point is measured again")
         for name, score in found.get("scores", {}).items():
             if not isinstance(score, dict) or not all(isinstance(score.get(key), (*NUMBER, EMPTY)) for key in ("value", "stderr")):
                 raise UserError(f"{path} has no value and standard error of {name}; the point is measured again")
     except UserError as error:
         name_once(str(error))
         return None
-    return found
+    return found  # type: ignore[no-any-return]
 
 
-def point_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+def point_of(folder: Path) -> tuple[Metrics, list[Record]] | None:
     """(metrics, records) of a finished point; None where its metrics.json, records.jsonl or config.yaml is damaged."""
     found = metrics_of(folder)
     if found is None:
@@ -75,7 +77,7 @@ def point_of(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]] | None
     return found, records
 
 
-def paces(paths: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
+def paces(paths: Iterable[Path]) -> list[tuple[Path, Metrics]]:
     """(folder, metrics) of the finished points among metrics.json ``paths``, as far as they say how long they took."""
     found = ((path.parent, metrics_of(path.parent, PACE)) for path in paths)
     return [(folder, metrics) for folder, metrics in found if metrics is not None]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from blink_exp.documents import Metrics
 from blink_exp.errors import flat, printable
 from blink_exp.reports.console import wide_console
 from blink_exp.reports.entries import duration
@@ -15,7 +17,16 @@ from blink_exp.stopping import stopping
 EVERY = 30.0  # seconds from one line of progress to the next
 
 
-def show(finished: dict[str, Any]) -> None:
+def show_run(finished: Metrics, out: Path) -> dict[str, float]:
+    """Shows a finished run and where its files are. Returns its scores by name."""
+    show(finished)
+    for file in finished["files"]:
+        print(f"to be scored elsewhere: {out / file}")
+    print(f"written to {out}")
+    return {name: score["value"] for name, score in finished["scores"].items()}
+
+
+def show(finished: Metrics) -> None:
     """The scores as a table on the terminal."""
     from rich.table import Table
 
@@ -26,8 +37,8 @@ def show(finished: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in finished["scores"].items():
         table.add_row(shown(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
-    loaded = {k: finished[k] for k in ("dtype", "pad", "system_prompt") if finished.get(k) not in (None, "none")}
-    table.caption = printable(", ".join(f"{k} {v}".lower() for k, v in loaded.items())) or None
+    loaded = {"dtype": finished.get("dtype"), "pad": finished.get("pad"), "system_prompt": finished.get("system_prompt")}
+    table.caption = printable(", ".join(f"{k} {v}".lower() for k, v in loaded.items() if v not in (None, "none"))) or None
     console = wide_console()
     console.print(table if finished["scores"] else f"{finished['samples']} predictions on {printable(finished['benchmark'])}, no score yet")
     if finished["without_answer"]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 from blink_exp.backbone.shipped import shipped
+from blink_exp.documents import Record
 
 
-def realised(records: list[dict[str, Any]], depth: int | None) -> dict[str, float | None]:
+def realised(records: list[Record], depth: int | None) -> dict[str, float | None]:
     """Means over ``records``, the evaluator's own.
 
     ``entering``: visual tokens that enter the LLM, without newlines; ``newlines``: newline tokens beside them; ``layer``: visual tokens
@@ -26,7 +26,7 @@ def realised(records: list[dict[str, Any]], depth: int | None) -> dict[str, floa
     }
 
 
-def layer_average(record: dict[str, Any], depth: int | None) -> float | None:
+def layer_average(record: Record, depth: int | None) -> float | None:
     """Visual tokens that a layer works on for one sample, averaged over ``depth`` layers."""
     steps, entering = record["layers"], record["visual_tokens"]
     if not steps:

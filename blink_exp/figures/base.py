@@ -14,18 +14,19 @@ from xml.etree import ElementTree
 
 import matplotlib
 
+from blink_exp.documents import PointRun, Record
 from blink_exp.files import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark
 from blink_exp.core.method import Method
 from blink_exp.evaluation.evaluator import prepare
 from blink_exp.evaluation.records import read
+from blink_exp.settings.roots import EvaluateSettings
 
 FORMATS = ("png", "svg", "pdf")
 COLUMN = 3.4  # inches: the width of one column of a paper
@@ -53,26 +54,26 @@ SVG = "{http://www.w3.org/2000/svg}"
 class Study:
     """What a figure is drawn from.
 
-    ``cfg``: the figure's settings (its overrides, then the user's), as evaluate.py takes them. ``rows``: its points, measured, in their
+    ``settings``: the figure's own (its overrides, then the user's), as evaluate.py takes them. ``rows``: its points, measured, in their
     order: ``point`` (label), ``series`` and ``x`` where the figure gives them, ``status``, and, where that is "done", what a table's rows
     hold (``scores``, ``stderr``, ``tokens``, ``folder`` with records.jsonl, ...).
     """
 
     name: str
-    cfg: DictConfig
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    settings: EvaluateSettings
+    rows: list[PointRun] = field(default_factory=list)
 
     def opened(self) -> tuple[Backbone, Method, Benchmark]:
         """The model, method and benchmark of the figure's own settings."""
-        return prepare(self.cfg)
+        return prepare(self.settings)
 
     @property
-    def done(self) -> list[dict[str, Any]]:
+    def done(self) -> list[PointRun]:
         """The points that were measured."""
         return [row for row in self.rows if row["status"] == "done"]
 
 
-def records_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+def records_of(row: PointRun) -> list[Record]:
     """Per-sample records of a measured point."""
     return read(row["folder"])
 

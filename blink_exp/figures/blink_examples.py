@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
-from omegaconf import OmegaConf
 from PIL import Image
 
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.documents import LayerStep, Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import prepare
+from blink_exp.evaluation.results import settings_of
 from blink_exp.figures.base import Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import measured_on, square, styled, tip
-from blink_exp.files import read_settings
 
 EDGE = {"expand": "#009E73", "drop": "#D55E00", "keep": "#777777"}  # of Okabe and Ito's, as the other figures'
 WIDTH = 1.05  # inches a panel
 
-Shown = tuple[Image.Image, dict[str, Any]]
+Shown = tuple[Image.Image, Record]
 
 
 def decisions(study: Study, images: int = 3) -> Drawing:
@@ -30,7 +28,7 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     row = next((r for r in study.done if r["method"] in ("blink", "blink_interp")), None)
     if row is None:
         raise UserError(f"figure={study.name} needs a measured point with method=blink; see the points that failed")
-    backbone, method, benchmark = prepare(OmegaConf.create(read_settings(Path(row["folder"]) / "config.yaml", "measure the point again")))
+    backbone, method, benchmark = prepare(settings_of(row["folder"]))
     assert method.policy is not None
     grid = PatchGrid(method.policy.p, *backbone.grid)
     records = records_of(row)
@@ -49,10 +47,10 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     )
 
 
-def examples(records: list[dict[str, Any]], interest: Callable[[dict[str, Any]], tuple], images: int) -> list[dict[str, Any]]:
+def examples(records: list[Record], interest: Callable[[Record], tuple], images: int) -> list[Record]:
     """``images`` records of different images, the most interesting first and, as far as they go, of different kinds of question."""
     ordered = sorted(records, key=interest, reverse=True)
-    chosen: list[dict[str, Any]] = []
+    chosen: list[Record] = []
     for new_kind in (True, False):
         for r in ordered:
             known = r["category"] in {c["category"] for c in chosen}
@@ -61,18 +59,18 @@ def examples(records: list[dict[str, Any]], interest: Callable[[dict[str, Any]],
     return chosen[:images]
 
 
-def worked_on(r: dict[str, Any]) -> tuple:
+def worked_on(r: Record) -> tuple:
     """Right answers in whose course an expansion was made and taken back, first."""
     kinds = [done(s) for s in r["layers"]]
     return ("expand" in kinds and "drop" in kinds, "expand" in kinds, bool(r["correct"]))
 
 
-def done(step: dict[str, Any]) -> str:
+def done(step: LayerStep) -> str:
     """expand, drop or keep: what became of a decision."""
     return step["decision"] if step["effective"] else "keep"
 
 
-def by_decision(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def by_decision(records: list[Record]) -> dict[str, dict[str, float]]:
     """By layer: the share of questions for which each decision was carried out."""
     steps: dict[int, list[str]] = {}
     for r in records:
@@ -81,7 +79,7 @@ def by_decision(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {str(layer): {kind: kinds.count(kind) / len(kinds) for kind in EDGE} for layer, kinds in sorted(steps.items())}
 
 
-def at_work(records: list[dict[str, Any]]) -> Claim:
+def at_work(records: list[Record]) -> Claim:
     """That a focus comes and goes within one forward pass, which is the idea of the method."""
     kinds = [[done(s) for s in r["layers"]] for r in records]
     n = max(1, len(kinds))
@@ -107,7 +105,7 @@ def sheet(shown: list[Shown], grid: PatchGrid) -> Figure:
     return figure
 
 
-def draw_one(part: SubFigure, image: Image.Image, record: dict[str, Any], grid: PatchGrid, number: int) -> None:
+def draw_one(part: SubFigure, image: Image.Image, record: Record, grid: PatchGrid, number: int) -> None:
     """One question: the image, then a panel a layer with its top patch, rho, decision and tokens."""
     steps = record["layers"]
     axes = part.subplots(1, len(steps) + 1, squeeze=False)[0]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Sample, spread
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.documents import Record
 from blink_exp.evaluation.evaluator import chosen, evaluate
 from blink_exp.evaluation.profile import patch_of
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
@@ -20,13 +21,13 @@ from blink_exp.methods.blink import BlinkPolicy, blink, relative_layers
 
 def scanned(
     backbone: Backbone, benchmark: Benchmark, samples: list[Sample], batch_size: int, p: int = 2, saliency: str = "attention"
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Records of the untouched model with every layer scanned: the thresholds are never met, so nothing is expanded or dropped."""
     policy = BlinkPolicy(tuple(range(backbone.depth)), tau_expand=1.0, tau_drop=0.0, p=p, saliency=saliency)
     return evaluate(backbone, blink(policy), benchmark, batch_size, samples=samples, progress=True)[0]
 
 
-def targets(record: dict[str, Any], grid: PatchGrid) -> set[int]:
+def targets(record: Record, grid: PatchGrid) -> set[int]:
     """The patches that hold the annotated regions of a question; none where a region lies across several patches."""
     found = [patch_of(box, grid) for box in record["regions"]]
     return set() if None in found else {patch for patch in found if patch is not None}
@@ -41,9 +42,9 @@ def between(first: int, last: int, depth: int) -> set[int]:
 def rho_by_layer(study: Study, middle: tuple[int, int] = (12, 26), samples: int | None = None) -> Drawing:
     """Fig. 3. ``middle``: the layers, of 32, where the paper finds correct and sharp attention; ``samples``: about so many, at most."""
     backbone, _, benchmark = study.opened()
-    asked = spread(chosen(benchmark, study.cfg), samples)
-    p, scorer = study.cfg.grid.p, study.cfg.saliency.scorer
-    records = scanned(backbone, benchmark, asked, study.cfg.batch_size, p, "attention" if scorer == "random" else scorer)
+    asked = spread(chosen(benchmark, study.settings), samples)
+    p, scorer = study.settings.grid.p, study.settings.saliency.scorer
+    records = scanned(backbone, benchmark, asked, study.settings.batch_size, p, "attention" if scorer == "random" else scorer)
     grid = PatchGrid(p, *backbone.grid)
     found = by_layer(records, grid, backbone.depth)
     inside = between(*middle, backbone.depth)
@@ -63,7 +64,7 @@ def rho_by_layer(study: Study, middle: tuple[int, int] = (12, 26), samples: int 
     )
 
 
-def by_layer(records: list[dict[str, Any]], grid: PatchGrid, depth: int) -> dict[str, Any]:
+def by_layer(records: list[Record], grid: PatchGrid, depth: int) -> dict[str, Any]:
     """``rho``: mean by layer; ``hit``: by layer, the share of questions about one patch whose top patch is that one (None where no
     question says so); ``annotated``: how many do; ``questions``."""
     rho: list[list[float]] = [[] for _ in range(depth)]
@@ -78,7 +79,7 @@ def by_layer(records: list[dict[str, Any]], grid: PatchGrid, depth: int) -> dict
     return {"rho": listed(means[0]), "hit": listed(means[1]), "annotated": len(hit[0]), "questions": len(records)}
 
 
-def claims(records: list[dict[str, Any]], grid: PatchGrid, inside: set[int]) -> list[Claim]:
+def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Claim]:
     """Both halves of what the paper says of the middle layers ``inside``, each as a mean within less the mean over the other layers."""
     name = f"layers {min(inside)}-{max(inside)}"
     aimed = [r for r in records if len(targets(r, grid)) == 1]

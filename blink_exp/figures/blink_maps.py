@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import Box, spread
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.documents import Record
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
@@ -36,10 +36,10 @@ def by_layer(
     """Fig. 2. ``layers``: those that are drawn, of 32; ``images``: cases; ``samples``: about so many questions behind the claims, at most;
     ``middle``: the layers that the claims look at, of 32."""
     backbone, _, benchmark = study.opened()
-    asked = {s.id: s for s in spread(chosen(benchmark, study.cfg), samples)}
-    p = study.cfg.grid.p
+    asked = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
+    p = study.settings.grid.p
     grid = PatchGrid(p, *backbone.grid)
-    records = scanned(backbone, benchmark, list(asked.values()), study.cfg.batch_size, p)
+    records = scanned(backbone, benchmark, list(asked.values()), study.settings.batch_size, p)
     shown, inside = relative_layers(list(layers), backbone.depth), between(*middle, backbone.depth)
     rows, data = [], []
     for record in cases(records, grid, shown, images):
@@ -61,27 +61,27 @@ def by_layer(
     )
 
 
-def visited(record: dict[str, Any], layers: set[int]) -> list[int]:
+def visited(record: Record, layers: set[int]) -> list[int]:
     """The top patch of each of ``layers``, in order."""
     return [step["region"] for step in record["layers"] if step["layer"] in layers]
 
 
-def cases(records: list[dict[str, Any]], grid: PatchGrid, shown: tuple[int, ...], images: int) -> list[dict[str, Any]]:
+def cases(records: list[Record], grid: PatchGrid, shown: tuple[int, ...], images: int) -> list[Record]:
     """Questions to draw, on different images: right answers first, and those whose top patch takes most of several targets (most patches,
     where no question has several)."""
     several = [r for r in records if len(targets(r, grid)) > 1]
 
-    def moves(r: dict[str, Any]) -> tuple[int, bool]:
+    def moves(r: Record) -> tuple[int, bool]:
         top = set(visited(r, set(shown)))
         return len(top & targets(r, grid) if several else top), bool(r["correct"])
 
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Record] = {}
     for r in sorted(several or records, key=moves, reverse=True):
         found.setdefault(r["image_id"], r)
     return list(found.values())[:images]
 
 
-def claims(records: list[dict[str, Any]], grid: PatchGrid, inside: set[int]) -> list[Claim]:
+def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Claim]:
     """That the top patch does not stay the same over the layers ``inside``, and that it goes from one target to another."""
     name = f"layers {min(inside)}-{max(inside)}"
     tops = [visited(r, inside) for r in records]
@@ -135,7 +135,7 @@ def boxed(axis: Axes, box: Box, color: str, style: str = "-", gid: str | None = 
     axis.add_patch(Rectangle((left, top), right - left, bottom - top, **frame))  # type: ignore[arg-type]
 
 
-def pictured(axis: Axes, image: Image.Image, record: dict[str, Any], title: str) -> None:
+def pictured(axis: Axes, image: Image.Image, record: Record, title: str) -> None:
     """The image with what its question is about, and the question below it."""
     axis.imshow(image, extent=(0, 1, 1, 0))
     for box in record["regions"]:
@@ -157,7 +157,7 @@ def heat(axis: Axes, values: torch.Tensor, side: tuple[int, int], top: float | N
     axis.imshow(shown, norm=scale, cmap="viridis", interpolation="nearest", extent=(0, 1, 1, 0))
 
 
-def drawn(rows: list[tuple[Image.Image, dict[str, Any], dict[int, torch.Tensor]]], grid: PatchGrid) -> Figure:
+def drawn(rows: list[tuple[Image.Image, Record, dict[int, torch.Tensor]]], grid: PatchGrid) -> Figure:
     """A row a case: the image, then a map a layer with a box on its top patch."""
     width = len(rows[0][2]) + 1
     with styled():

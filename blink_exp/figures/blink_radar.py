@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from blink_exp.benchmarks import mme, mosaic_mme
+from blink_exp.documents import Record
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import point_measured_on, styled, tip
 from blink_exp.figures.verdicts import RULE, Gains, all_told, gains, headline, point, told
@@ -49,7 +50,7 @@ def copied(study: Study, baseline: str) -> Drawing:
     )
 
 
-def by_subtask(records: list[dict[str, Any]], score: str) -> Gains:
+def by_subtask(records: list[Record], score: str) -> Gains:
     """What each question (pair of them, where a benchmark has pairs) adds to the score of its subtask."""
     if score == "total":
         return gains(records, score)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import spread
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.documents import Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.evaluation.evaluator import chosen
@@ -30,7 +31,7 @@ SAMPLES = 128  # questions behind the claims: each is run alone
 class Case:
     """One question under the expansion: what was looked at, at each layer, and the annotated patches (none where unknown)."""
 
-    record: dict[str, Any]  # id, image_id, question, regions
+    record: Record  # id, image_id, question, regions
     looked: dict[int, Looked]
     right: frozenset[int]
 
@@ -50,7 +51,7 @@ def after_expansion(
     ``even``: judge Fig. 8's claims instead of Fig. 6's.
     """
     backbone, method, benchmark = study.opened()
-    asked = {s.id: s for s in spread(chosen(benchmark, study.cfg), samples)}
+    asked = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
     found = relative_layers(list(layers), backbone.depth)
     if len(found) < 2:
         raise UserError(f"figure={study.name} needs two layers, but layers {layers} of 32 are one of {backbone.depth}; set draw.layers")
@@ -65,7 +66,7 @@ def after_expansion(
                 image, question = sample.image(), prompt_of(backbone, benchmark, sample)
             except (OSError, UserError):  # an evaluation skips and names it
                 continue
-            record: dict[str, Any] = {"id": sample.id, "image_id": sample.image_id, "question": question, "regions": sample.regions}
+            record: Record = {"id": sample.id, "image_id": sample.image_id, "question": question, "regions": sample.regions}
             looked, _ = look(backbone, method, image, f"{benchmark.name}:{sample.image_id}", question, found)
             cases.append(Case(record, looked, frozenset(targets(record, grid))))
     cases = [case for case in cases if all(seen.parts for seen in case.looked.values())]

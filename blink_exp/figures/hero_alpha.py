@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from hydra.utils import get_class
 
+from blink_exp.documents import Record
 from blink_exp.errors import UserError
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
@@ -35,7 +36,7 @@ class Scored:
         balanced: whether the average is that of the categories' accuracies (MMStar) and not of all questions.
     """
 
-    def __init__(self, points: dict[float, list[dict[str, Any]]], balanced: bool):
+    def __init__(self, points: dict[float, list[Record]], balanced: bool):
         answers = {x: {r["id"]: r for r in rows if r["correct"] is not None} for x, rows in sorted(points.items())}
         ids = sorted(set.intersection(*(set(rows) for rows in answers.values())))
         self.x = list(answers)
@@ -162,6 +163,6 @@ def categories(study: Study) -> Drawing:
         f"Accuracy of HERO against alpha, a line a category; black: the average, {kind}, with a band of a standard error over images."
         + (f" {failed} points were not measured and are left out." if failed else "")
     )
-    name = get_class(study.cfg.benchmark._target_).name  # type: ignore[attr-defined]
+    name = get_class(study.settings.benchmark["_target_"]).name  # type: ignore[attr-defined]
     measured_on = draw.measured_on(one["backbone"], name, scored.count(AVERAGE))
     return Drawing({study.name: figure}, data, claims(scored), caption, measured_on)

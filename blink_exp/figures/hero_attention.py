@@ -134,7 +134,7 @@ def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
     if kind not in KINDS:
         raise UserError(f"figure.draw.kind={kind} is no kind of image; use {' or '.join(KINDS)}")
     backbone, _, benchmark = study.opened()
-    images = seen(backbone, pictures_of(benchmark, study.cfg))
+    images = seen(backbone, pictures_of(benchmark, study.settings))
     groups = {k: [one for one in images if one.kind == k] for k in KINDS}
     shown = groups[kind][0] if groups[kind] else images[0 if kind == CLEAR else -1]
     claims = stages(groups[kind] if any(groups.values()) else images, kind if any(groups.values()) else "all")

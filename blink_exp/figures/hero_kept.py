@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from PIL import Image
 
 from blink_exp.backbone.model import Backbone
@@ -19,14 +17,15 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import Views
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import replay
+from blink_exp.documents import PointRun, Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import prompt_of, prompts_of
 from blink_exp.evaluation.evaluator import chosen, prepare
+from blink_exp.evaluation.results import settings_of
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLUMN, PAGE, Claim, Drawing, Study, records_of
 from blink_exp.figures.hero_measures import asked, objects, token_cover
 from blink_exp.figures.verdicts import RULES, differences, mean
-from blink_exp.files import read_settings
 from blink_exp.methods.controls import RandomTokens
 
 REGION, SALIENT, ALL = "what is asked about", "all annotated objects", "all tokens"
@@ -40,7 +39,7 @@ class Shown:
     method: Method
 
 
-def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[dict[str, Any]]]:
+def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[Record]]:
     """Backbone, benchmark, the methods whose tokens are drawn, and records of the first: on a table's page each method of the table that
     drops tokens, at the last of its points; alone the figure's own method."""
     rows = {row["method"]: row for row in study.done}
@@ -53,17 +52,17 @@ def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[dict[str
         backbone, method, benchmark = study.opened()
         if not method.drops:
             raise UserError(f"{study.name} shows which tokens stay, and method={method.name} drops none; use method=hero")
-        return backbone, benchmark, [Shown(f"{method.name.upper()} ({100 * study.cfg.retention_ratio:g} %)", method)], []
+        return backbone, benchmark, [Shown(f"{method.name.upper()} ({100 * study.settings.retention_ratio:g} %)", method)], []
     first = next((f for f in found if f[0]["method"] == "hero"), found[-1])
     backbone, _, benchmark = _prepared(first[0])
     return backbone, benchmark, [one for _, one in found], records_of(first[0])
 
 
-def _prepared(row: dict[str, Any]) -> tuple[Backbone, Method, Benchmark]:
-    return prepare(OmegaConf.create(read_settings(Path(row["folder"]) / "config.yaml", "measure the point again")))
+def _prepared(row: PointRun) -> tuple[Backbone, Method, Benchmark]:
+    return prepare(settings_of(row["folder"]))
 
 
-def drawn_first(samples: Sequence[Sample], records: Sequence[dict[str, Any]], count: int) -> list[Sample]:
+def drawn_first(samples: Sequence[Sample], records: Sequence[Record], count: int) -> list[Sample]:
     """``count`` samples of different images and, as far as they go, categories: first those about one region, then those answered right."""
     right = {r["id"]: float(r["correct"] or 0) for r in records}
     pool = [s for s in samples if s.id in right] if right else list(samples)
@@ -165,7 +164,7 @@ def claims(found: dict[str, dict[str, list[float]]], label: str) -> list[Claim]:
 def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
     """Fig. 6: ``count`` images with the tokens that stay, and the claim over ``asked`` questions."""
     backbone, benchmark, methods, records = shown(study)
-    samples = chosen(benchmark, study.cfg)
+    samples = chosen(benchmark, study.settings)
     pictures, drawn = {}, []
     for k, sample in enumerate(drawn_first(samples, records, count)):
         image = sample.image()
@@ -177,7 +176,7 @@ def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
         drawn.append(sample.id)
     label = next((one.label for one in methods if one.method.name == "hero"), methods[-1].label)
     names = {one.method.name for one in methods}
-    control = Shown("random tokens", Method(name="random", pruner=RandomTokens(study.cfg.retention_ratio)))
+    control = Shown("random tokens", Method(name="random", pruner=RandomTokens(study.settings.retention_ratio)))
     found = recalls(backbone, benchmark, [*methods, *([] if "random" in names else [control])], spread(samples, asked))
     images = len(found[label][ALL])
     picked = f" and, of these, those that {label} answered right; the claims count right and wrong alike" if records else ""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_saliency import patches
+from blink_exp.documents import Record
 from blink_exp.errors import UserError, flat
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
@@ -84,7 +85,7 @@ def heat(study: Study, second: str | None = None, heads_first: bool = True) -> D
     """Fig. 2: cosine similarity of CLS attention, layer by layer. ``second``: folder or hub id of a CLIP to draw beside the backbone's;
     ``heads_first``: see ``similarity``."""
     backbone, _, benchmark = study.opened()
-    samples = pictures_of(benchmark, study.cfg)
+    samples = pictures_of(benchmark, study.settings)
     encoders = [(f"CLIP of {backbone.name}", backbone)] + ([(second.rstrip("/").split("/")[-1], other_clip(second))] if second else [])
     figure, axes = draw.canvas(COLUMN * len(encoders), 0.85 * COLUMN, 1, len(encoders))
     claims, data, count = [], {}, 0
@@ -138,7 +139,7 @@ def other_clip(path: str) -> Any:
     )
 
 
-def object_layers(records: list[dict[str, Any]], depth: int) -> Claim:
+def object_layers(records: list[Record], depth: int) -> Claim:
     """The claim of Fig. 4 on records with ``iou`` by layer: layers 6-10 above the others of 1-12, at relative depth."""
     seen = [{int(k): v for k, v in r["iou"].items()} for r in records if r["iou"] is not None]
     there = set.intersection(*(set(row) for row in seen)) if seen else set()

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from PIL import Image
 from torch.nn import functional as F
 
@@ -19,13 +18,14 @@ from blink_exp.core.encoding import Needs
 from blink_exp.core.views import Views
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import chosen
+from blink_exp.settings.roots import PointSettings
 
 # images
 
 
-def pictures_of(benchmark: Benchmark, cfg: DictConfig) -> list[Sample]:
-    """The first sample of each image that ``cfg`` asks about: its part, limit and shard of the benchmark."""
-    return [group[0] for group in by_image(chosen(benchmark, cfg))]
+def pictures_of(benchmark: Benchmark, settings: PointSettings) -> list[Sample]:
+    """The first sample of each image that ``settings`` ask about: its part, limit and shard of the benchmark."""
+    return [group[0] for group in by_image(chosen(benchmark, settings))]
 
 
 def looks(backbone: Backbone, samples: Sequence[Sample], batch: int = 16) -> Iterator[tuple[Sample, Image.Image, torch.Tensor]]:

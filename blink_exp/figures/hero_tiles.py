@@ -120,7 +120,7 @@ def scores(study: Study) -> Drawing:
     backbone, _, benchmark = study.opened()
     if not backbone.tiled:
         raise UserError(f"{study.name} is about tiles, and {backbone.name} has one view; use model=scale_llava_next or model=llava_next_7b")
-    rows = ranked(backbone, benchmark, chosen(benchmark, study.cfg))
+    rows = ranked(backbone, benchmark, chosen(benchmark, study.settings))
     if not rows:
         raise UserError(f"{study.name}: no image of {benchmark.name} has tiles; use another benchmark or a higher limit")
     # an image whose two rankings differ shows what the figure is about; it is the first such one, not the best

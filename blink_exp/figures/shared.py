@@ -16,6 +16,7 @@ from PIL import Image
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Box
+from blink_exp.documents import PointRun
 from blink_exp.figures.base import STYLE, TIP
 from blink_exp.files import read_object
 from blink_exp.images import CANVAS_SIDE
@@ -128,7 +129,7 @@ def measured_on(backbone: str, benchmark: str, count: int, what: str = "question
     return f"{backbone}, {benchmark}, {count} {what}"
 
 
-def point_measured_on(row: dict[str, Any]) -> str:
+def point_measured_on(row: PointRun) -> str:
     """The same of a measured point."""
     benchmark = read_object(Path(row["folder"]) / "metrics.json", {"benchmark": str}, "measure the point again")["benchmark"]
     return measured_on(row["backbone"], benchmark, row["samples"])

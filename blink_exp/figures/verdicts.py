@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
 from blink_exp.benchmarks.base import by
+from blink_exp.documents import PointRun, Record
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study
 
@@ -120,7 +120,7 @@ def differences(gaps: dict[str, Mean]) -> dict[str, float | None]:
 # runs that answer the same questions
 
 
-def gains(records: list[dict[str, Any]], score: str) -> Gains:
+def gains(records: list[Record], score: str) -> Gains:
     """What each question adds to a score. ``total``: MME's accuracy + accuracy-plus of each subtask, both questions on an image as one
     (pairs with both answers only); else the per cent of right answers. The score is the sum over subtasks of the mean."""
     answered = [r for r in records if r["correct"] is not None]
@@ -154,7 +154,7 @@ def contrast(first: Sequence[Gains], second: Sequence[Gains]) -> Mean:
     return Mean(sum(gap.value or 0.0 for gap in gaps), math.hypot(*errors) if len(errors) == len(gaps) else None, count)
 
 
-def headline(rows: list[dict[str, Any]], name: str) -> str:
+def headline(rows: list[PointRun], name: str) -> str:
     """The score that a figure over MME's total plots: ``total``, or accuracy on a benchmark that has no total."""
     found = next((s for s in ("total", "accuracy") if all(s in row["scores"] for row in rows)), None)
     if found is None:
@@ -162,7 +162,7 @@ def headline(rows: list[dict[str, Any]], name: str) -> str:
     return found
 
 
-def point(study: Study, label: str) -> dict[str, Any]:
+def point(study: Study, label: str) -> PointRun:
     """The measured point that others are compared with."""
     row = next((r for r in study.done if r["point"] == label), None)
     if row is None:

@@ -7,6 +7,7 @@ opens what the task shows with it.
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -38,11 +39,11 @@ class BlinkExp(lmms):
 
     def __init__(self, batch_size: int | str = 1, device: str | None = None, max_batch_size: int | None = None, **settings: Any):
         super().__init__()
-        cfg = configure(settings, batch_size, device)
-        cfg.model.device = own_device(cfg.model.device, os.environ)
-        self.batch_size = cfg.batch_size
-        self.image_options = ImageOptions.of(cfg.image_loading)
-        self.backbone, self.method = build(cfg)
+        made = configure(settings, batch_size, device)
+        made = replace(made, model=made.model | {"device": own_device(made.model["device"], os.environ)})
+        self.batch_size = made.batch_size
+        self.image_options = ImageOptions.of(asdict(made.image_loading))
+        self.backbone, self.method = build(made)
         logger.info(f"{self.method.name} on {self.backbone.identity}, {self.backbone.settings}")
 
     @property

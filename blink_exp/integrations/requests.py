@@ -22,10 +22,9 @@ from blink_exp.evaluation.answering import answers
 from blink_exp.evaluation.evaluator import prepare_model
 from blink_exp.images import DEFAULT, ImageOptions, to_rgb
 from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import EvaluateSettings
 
 if TYPE_CHECKING:  # a harness loads this for every one of its commands, so what takes seconds to import waits for the first model
-    from omegaconf import DictConfig
-
     from blink_exp.backbone.model import Backbone
     from blink_exp.core.method import Method
 
@@ -72,7 +71,7 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{k}={words[v] if v is None or isinstance(v, bool) else v}" for k, v in settings.items()]
 
 
-def configure(settings: Mapping[str, Any], batch_size: int | str = 1, device: str | None = None) -> DictConfig:
+def configure(settings: Mapping[str, Any], batch_size: int | str = 1, device: str | None = None) -> EvaluateSettings:
     """conf/evaluate.yaml with ``settings``, as ``python evaluate.py key=value ...`` has it.
 
     Args:
@@ -88,17 +87,17 @@ def configure(settings: Mapping[str, Any], batch_size: int | str = 1, device: st
         if str(settings.get("model.device", device)) != device:
             raise UserError(f"model.device={settings['model.device']} and --device {device} contradict each other; give one of them")
         words.append(f"model.device={device}")
-    return composed("evaluate", words)
+    made: EvaluateSettings = composed("evaluate", words)
+    return made
 
 
-def build(cfg: DictConfig) -> tuple[Backbone, Method]:
+def build(settings: EvaluateSettings) -> tuple[Backbone, Method]:
     """The model and the method of a configuration."""
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return prepare_model(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
+        return prepare_model(settings)
+    except HydraException as error:
         raise UserError(one_line(error)) from error
 
 

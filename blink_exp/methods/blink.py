@@ -173,7 +173,6 @@ def configure(
     tau_exp: float,
     tau_drop: float,
     layers: dict,
-    layer: int | None,
     resolution: dict,
     tokensr: dict,
     seed: int,
@@ -181,7 +180,7 @@ def configure(
     """Blink on ``backbone`` from the values of the config groups (see conf/method/blink.yaml)."""
     check_threshold("tau_exp", tau_exp)  # as given: scaling could bring a wrong one back into range
     check_threshold("tau_drop", tau_drop)
-    chosen = selected_layers(backbone.depth, layer=layer, **layers)
+    chosen = selected_layers(backbone.depth, **layers)
     scale = scaled_threshold if scale_thresholds else lambda tau, p: tau
     policy = BlinkPolicy(
         layers=chosen,
@@ -206,7 +205,7 @@ def configure(
         raise UserError("tokensr.path= is empty; give a folder of trained modules, or null for those that ship with the model")
     folder = given or backbone.tokensr
     model = "" if backbone.name == "scale-llava-1.5" else "model=... "  # which train.py has by default
-    command = f"python train.py {model}{training_words(architecture, layer, layers, chosen)} output=FOLDER, then tokensr.path=FOLDER"
+    command = f"python train.py {model}{training_words(architecture, layers, chosen)} output=FOLDER, then tokensr.path=FOLDER"
     if folder is None:
         raise UserError(f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them for this model: {command}")
     for number in chosen:
@@ -217,11 +216,11 @@ def configure(
     return blink(policy, nn.ModuleDict({str(number): tokensr_module(backbone, Path(folder), number) for number in chosen}))
 
 
-def training_words(architecture: str, layer: int | None, layers: dict, chosen: Rows[int]) -> str:
-    """What train.py is told to train modules of an architecture for these layers. ``layer``, ``layers``: as ``configure`` takes them."""
+def training_words(architecture: str, layers: dict, chosen: Rows[int]) -> str:
+    """What train.py is told to train modules of an architecture for these layers. ``layers``: as ``configure`` takes them."""
     indices, plain = layers["indices"], (layers["base"], layers["relative"]) == (0, True)
-    if layer is not None:
-        words = f"layer={layer}" if layers["base"] == 0 else f"layer={layer} layers.base={layers['base']}"
+    if isinstance(indices, list) and len(indices) == 1 and not layers["relative"]:
+        words = f"layer={indices[0]}" if layers["base"] == 0 else f"layer={indices[0]} layers.base={layers['base']}"
     elif plain and isinstance(indices, str) and indices in PRESETS:
         words = f"layers={indices}"
     else:
@@ -246,10 +245,8 @@ def _module(folder: Path, layer: int, _stat, backbone: str, width: int, device: 
     return module
 
 
-def selected_layers(depth: int, *, layer: int | None, indices, base: int, relative: bool) -> tuple[int, ...]:
-    """Layers of an LLM of ``depth`` layers from the group `layers`: a list, "12-18", "12", or "all"; ``layer`` goes before them."""
-    if layer is not None:
-        return relative_layers([layer], depth, base, relative=False)
+def selected_layers(depth: int, *, indices, base: int, relative: bool) -> tuple[int, ...]:
+    """Layers of an LLM of ``depth`` layers from the group `layers`: a list, "12-18", "12", or "all"."""
     if indices == "all":
         return tuple(range(depth))
     if isinstance(indices, str):
@@ -258,7 +255,7 @@ def selected_layers(depth: int, *, layer: int | None, indices, base: int, relati
             raise UserError(f"layers.indices={indices} is no range; write 12-18, [12,13] or all")
         indices = list(range(int(first), int(last or first) + 1))
     if indices is None:
-        raise UserError("layers=single needs the layer itself; add layer=12")
+        raise UserError("layers.indices=null names no layer; add layer=12")
     if isinstance(indices, int):
         indices = [indices]
     if not indices:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from blink_exp.documents import PointRun, TableDocument, TableRow
+
 PUBLISHED, SETTINGS = "published", "settings"  # groups that are no benchmark
 DERIVED, SIGNIFICANT = "*", "†"
 LEVEL = 0.05  # a delta whose p is below carries SIGNIFICANT
@@ -39,7 +41,7 @@ class Cell:
     command: str = ""
 
 
-def columns(document: dict[str, Any]) -> list[Column]:
+def columns(document: TableDocument) -> list[Column]:
     """Published columns, then settings, then those of each benchmark, in the document's order."""
     return [
         *(Column(heading, PUBLISHED) for heading in document["published_columns"]),
@@ -48,7 +50,7 @@ def columns(document: dict[str, Any]) -> list[Column]:
     ]
 
 
-def rows(document: dict[str, Any]) -> list[tuple[str, list[Cell]]]:
+def rows(document: TableDocument) -> list[tuple[str, list[Cell]]]:
     """(label, a cell for each of ``columns``) of every row."""
     best = {(g["benchmark"], h): _best(document, g["benchmark"], c) for g in document["groups"] for h, c in g["columns"].items()}
     return [
@@ -68,7 +70,7 @@ def rows(document: dict[str, Any]) -> list[tuple[str, list[Cell]]]:
     ]
 
 
-def group_label(document: dict[str, Any], group: str) -> str:
+def group_label(document: TableDocument, group: str) -> str:
     """A column's ``group`` in words: which model, benchmark and how many questions."""
     if group == PUBLISHED:
         return f"published: {document['published_on']}" if document.get("published_on") else "published"
@@ -78,14 +80,14 @@ def group_label(document: dict[str, Any], group: str) -> str:
     return f"measured: {label}"
 
 
-def tag(document: dict[str, Any], column: Column) -> str:
+def tag(document: TableDocument, column: Column) -> str:
     """A column's group in a word or two, for headings: published, this project, measured, or "measured, gqa" where there are several."""
     if column.group in (PUBLISHED, SETTINGS):
         return {PUBLISHED: "published", SETTINGS: "this project"}[column.group]
     return "measured" if len(document["groups"]) == 1 else f"measured, {column.group}"
 
 
-def value(run: dict[str, Any] | None, where: str) -> float | None:
+def value(run: PointRun | None, where: str) -> float | None:
     """The number at "scores.accuracy" of a run; None where the run failed, or has no such number or NaN there."""
     if run is None or run.get("status") != "done":
         return None
@@ -97,13 +99,13 @@ def value(run: dict[str, Any] | None, where: str) -> float | None:
     return None if not isinstance(found, Real) or math.isnan(found) else float(found)
 
 
-def error(run: dict[str, Any], where: str) -> float | None:
+def error(run: PointRun, where: str) -> float | None:
     """The standard error of the score at ``where``; None where it is not known. 0 is not known: too few questions to have differed."""
     found = _stderr(run, where)
     return None if found is None or found < NOTHING else found
 
 
-def _stderr(run: dict[str, Any], where: str) -> float | None:
+def _stderr(run: PointRun, where: str) -> float | None:
     kind, _, name = where.partition(".")
     found = (run.get("stderr") or {}).get(name) if kind == "scores" else None
     return None if found is None or math.isnan(found) else float(found)
@@ -124,17 +126,17 @@ def signed(delta: float | None, digits: int | None) -> str:
     return said.replace("-", "+") if float(said) == 0 else said
 
 
-def _has_settings(document: dict[str, Any]) -> bool:
+def _has_settings(document: TableDocument) -> bool:
     return any(row.get("settings") for row in document["rows"])
 
 
-def _setting(row: dict[str, Any]) -> Cell:
+def _setting(row: TableRow) -> Cell:
     """What our configuration says in this row's place, and where it says so."""
     found = {where: v for where, v in (row.get("settings") or {}).items() if v is not None}
     return Cell(text=", ".join(str(v) for v in found.values()), note=", ".join(f"{where}={v}" for where, v in found.items()))
 
 
-def _published(row: dict[str, Any], heading: str, column: dict[str, Any]) -> Cell:
+def _published(row: TableRow, heading: str, column: dict[str, Any]) -> Cell:
     number, digits = (row.get("published") or {}).get(heading), column.get("digits")
     if number is None:
         return Cell(note=_why(row, heading))
@@ -144,7 +146,7 @@ def _published(row: dict[str, Any], heading: str, column: dict[str, Any]) -> Cel
     return Cell(printed(number, digits), delta=delta, mark=DERIVED * derived, note="; ".join(filter(None, notes)))
 
 
-def _why(row: dict[str, Any], heading: str) -> str:
+def _why(row: TableRow, heading: str) -> str:
     """Why a published cell is empty. A conjecture is told here and nowhere else."""
     missing, conjecture = (row.get("missing") or {}).get(heading), row.get("conjecture") or {}
     guess = conjecture.get(heading)
@@ -154,7 +156,7 @@ def _why(row: dict[str, Any], heading: str) -> str:
     )
 
 
-def _measured(row: dict[str, Any], benchmark: str, heading: str, column: dict[str, Any], best: float | None) -> Cell:
+def _measured(row: TableRow, benchmark: str, heading: str, column: dict[str, Any], best: float | None) -> Cell:
     run = (row.get("runs") or {}).get(benchmark)
     if run is None:
         return Cell(note="not measured")
@@ -191,14 +193,14 @@ def _spread(stderr: float, digits: int) -> str:
     return next((said for said in tries if float(said)), "")
 
 
-def _error_in_words(run: dict[str, Any], where: str) -> str:
+def _error_in_words(run: PointRun, where: str) -> str:
     """Why a number has no standard error; costs never have one."""
     if not where.startswith("scores."):
         return ""
     return "standard error not known" + ("" if _stderr(run, where) is None else " from so few questions")
 
 
-def _against(row: dict[str, Any], delta: str) -> str:
+def _against(row: TableRow, delta: str) -> str:
     return f"{delta} against {row['baseline']}" if delta and row.get("baseline") else ""
 
 
@@ -212,7 +214,7 @@ def _tested(test: dict[str, Any], per: float, digits: int | None) -> str:
     return f"{interval}{p} ({test['test']}, {test['n']} shared samples)"
 
 
-def _best(document: dict[str, Any], benchmark: str, column: dict[str, Any]) -> float | None:
+def _best(document: TableDocument, benchmark: str, column: dict[str, Any]) -> float | None:
     """The best of a column's measured values as they are printed, so that what looks equal is equal; None where fewer than two differ.
 
     Scores are the better the higher. Costs have no best unless the column says ``better: low`` or ``high``: dropping more tokens always

@@ -10,10 +10,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from blink_exp.documents import ColumnGroup, Document, FigureDocument, PointRun, TableDocument
 from blink_exp.reports import cells, legend
 from blink_exp.reports.inline import picture
 
-Embedded = list[tuple[dict[str, Any], Path]]  # documents of figures and their folders
+Embedded = list[tuple[FigureDocument, Path]]  # documents of figures and their folders
 
 PAPERS = {"blink": "Blink", "hero": "HERO"}  # in their order on a page; what has no paper comes last
 FILES = ("page.html", "table.md", "table.csv", "table.tex", "table.json", "figure.json", "data.json")  # linked where they are
@@ -23,15 +24,15 @@ SIDES = {True: ("scale", "scale model"), False: ("backbone", "named backbone"), 
 
 
 def entry(
-    document: dict[str, Any], folder: Path, root: Path, embedded: Embedded, here: Mapping[str, str] | None = None, within: str = ""
+    document: Document, folder: Path, root: Path, embedded: Embedded, here: Mapping[str, str] | None = None, within: str = ""
 ) -> dict[str, Any]:
     """A table or figure for the templates. ``root``: the folder of the page; ``here``: titles of the page's sections by id, to be linked;
     ``within``: id of the table that the figure is shown below. "variant": what the user set beside the model, which the report's folders
     name behind it."""
     name = (f"{within}--" if within else "") + anchor(document["name"], folder)
-    kind, runs = document.get("kind", "table"), _runs(document)
+    kind, runs = document["kind"], _runs(document.get("rows", []))
     if within:  # what it was drawn from stands with the table, unless it has points of its own
-        runs = _runs({"rows": [row for row in document.get("rows") or [] if "series" in row or "x" in row]})
+        runs = [run for row in document.get("rows") or [] if "series" in row or "x" in row for run in _runs([row])]
     model = document.get("model") or "" if runs or kind == "figure" else ""  # a recipe is measured on nothing
     side, word = SIDES[document.get("scale") if model else None]
     linked = [anchor(figure, folder) for figure in document.get("figures") or []]
@@ -55,10 +56,10 @@ def entry(
         "provenance": _provenance(document.get("provenance") or {}),
         "files": _linked(FILES if folder != root else FILES[1:], folder, root),  # no page links to itself
         "runs": runs,
-        "figures": [entry({"model": model} | figure, where, root, [], within=name) for figure, where in embedded],
+        "figures": [entry({**figure, "model": figure.get("model") or model}, where, root, [], within=name) for figure, where in embedded],
         "links": [(target, here[target]) for target in linked if here and target in here and target.partition("--")[0] not in taken],
     }
-    return common | (_figure(document, folder, root, name) if kind == "figure" else _table(document))
+    return common | (_figure(document, folder, root, name) if document["kind"] == "figure" else _table(document))
 
 
 def anchor(name: str, folder: Path) -> str:
@@ -71,7 +72,7 @@ def _linked(names: Iterable[str], folder: Path, root: Path) -> list[tuple[str, s
     return [(name, Path(os.path.relpath(folder / name, root)).as_posix()) for name in names if (folder / name).is_file()]
 
 
-def _table(document: dict[str, Any]) -> dict[str, Any]:
+def _table(document: TableDocument) -> dict[str, Any]:
     """Columns, cells and all that stands around them."""
     columns = cells.columns(document)
     side, _ = SIDES[document.get("scale")]
@@ -114,16 +115,16 @@ def _cell(cell: cells.Cell, kind: str, first: bool) -> dict[str, Any]:
     }
 
 
-def _runs(document: dict[str, Any]) -> list[dict[str, Any]]:
+def _runs(rows: Iterable[Any]) -> list[dict[str, Any]]:
     """A line for each run behind the numbers: of a table's rows by benchmark, of a figure's points."""
     out = []
-    for row in document.get("rows") or []:
+    for row in rows:
         runs = row.get("runs") or ({"": row} if "status" in row else {})
         out += [{"point": row.get("point", ""), "benchmark": benchmark} | _run(run) for benchmark, run in runs.items()]
     return out
 
 
-def _run(run: dict[str, Any]) -> dict[str, Any]:
+def _run(run: PointRun) -> dict[str, Any]:
     return {
         "failed": run.get("status") != "done",
         "error": run.get("error") or "no reason known",
@@ -136,7 +137,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tests(document: dict[str, Any], group: dict[str, Any], heading: str, column: dict[str, Any]) -> list[dict[str, Any]]:
+def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: dict[str, Any]) -> list[dict[str, Any]]:
     """A line for each delta of a column, its interval placed (0 to 100, no difference at 50) on a scale that these lines share."""
     per, digits = column.get("per", 1), column.get("digits", 2)
     found = [(row, ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}) for row in document["rows"]]
@@ -160,7 +161,7 @@ def _tests(document: dict[str, Any], group: dict[str, Any], heading: str, column
     ]
 
 
-def _figure(document: dict[str, Any], folder: Path, root: Path, name: str) -> dict[str, Any]:
+def _figure(document: FigureDocument, folder: Path, root: Path, name: str) -> dict[str, Any]:
     """Pictures, and the paper's claim beside what was computed."""
     alt = f"{document['title']}. {document.get('caption') or ''}".strip()
     shown = [

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blink_exp import reference
+from blink_exp.documents import Document, FigureDocument
 from blink_exp.errors import UserError, flat
 from blink_exp.files import read_object, write_text
 from blink_exp.reports.entries import PAPERS, Embedded, anchor, cited, entry
@@ -26,7 +27,7 @@ ABOUT = {
 }
 
 
-def page(document: dict[str, Any], folder: Path, embedded: Iterable[tuple[dict[str, Any], Path]] = ()) -> Path:
+def page(document: Document, folder: Path, embedded: Iterable[tuple[FigureDocument, Path]] = ()) -> Path:
     """Writes page.html of one table or figure to its folder and returns its path.
 
     ``embedded``: (document, folder) of figures that are shown below a table; one that could not be drawn says why under "error".
@@ -42,7 +43,8 @@ def gather(root: Path) -> Path:
     What cannot be read is named on the page and left out: a file of another version must not cost the rest. Raises UserError where
     nothing is left.
     """
-    found, lost = [], []
+    found: list[tuple[Any, Path]] = []
+    lost: list[str] = []
     for path in sorted(root.glob("*/*/table.json")) + sorted(root.glob("*/*/figure.json")):
         try:
             found.append((_read(path), path.parent))
@@ -70,7 +72,8 @@ def gather(root: Path) -> Path:
     return _written(root / "report.html", text)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
+    """The document in a file, as far as a page reads its head."""
     needed: dict[str, type | tuple[type, ...]] = {"name": str, "title": str}
     needed |= {"published_columns": dict, "groups": list, "rows": list} if path.stem == "table" else {}
     try:
@@ -79,13 +82,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no {path.stem} of this version; remove it, or measure it again with the same command") from None
 
 
-def _inside(document: dict[str, Any], folder: Path) -> Embedded:
+def _inside(document: Document, folder: Path) -> Embedded:
     """Figures that were drawn from a table's own points: they lie in the table's folder."""
     paths = [folder / figure / "figure.json" for figure in document.get("figures") or []]
     return [(_read(path), path.parent) for path in paths if path.is_file()]
 
 
-def _order(document: dict[str, Any], folder: Path) -> tuple[Any, ...]:
+def _order(document: Document, folder: Path) -> tuple[Any, ...]:
     """By paper, tables before figures, by number, the scale model before other backbones."""
     papers, paper = list(PAPERS), document.get("paper") or ""
     place = papers.index(paper) if paper in papers else len(papers)

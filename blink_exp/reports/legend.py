@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
 from blink_exp.reports.cells import DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, rows
 
 TESTS = {  # of ``statistics``
@@ -13,7 +12,7 @@ TESTS = {  # of ``statistics``
 }
 
 
-def gaps(document: dict[str, Any]) -> list[str]:
+def gaps(document: TableDocument) -> list[str]:
     """What is not there, for readers without a pointer: what the paper does not print and for which reason, runs on fewer questions than
     the others of their group, and what failed."""
     reasons: dict[str, list[str]] = {}
@@ -31,7 +30,7 @@ def gaps(document: dict[str, Any]) -> list[str]:
     return [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()] + fewer(document) + skipped(document) + failed
 
 
-def skipped(document: dict[str, Any]) -> list[str]:
+def skipped(document: TableDocument) -> list[str]:
     """A sentence for each benchmark some of whose samples could not be read: which rows lack how many, and why the first of them."""
     out = []
     for group in document["groups"]:
@@ -42,7 +41,7 @@ def skipped(document: dict[str, Any]) -> list[str]:
     return out
 
 
-def fewer(document: dict[str, Any]) -> list[str]:
+def fewer(document: TableDocument) -> list[str]:
     """A sentence for each benchmark that some rows answered only in part, as where an image could not be read or a run was limited."""
     out = []
     for group in document["groups"]:
@@ -54,7 +53,7 @@ def fewer(document: dict[str, Any]) -> list[str]:
     return out
 
 
-def commits(document: dict[str, Any]) -> list[str]:
+def commits(document: TableDocument) -> list[str]:
     """The commits behind a table's measured numbers, in its order. Points are kept, so they may be older than the table."""
     found = [run.get("commit") for group in document["groups"] for _, run in _done(document, group)]
     return list(dict.fromkeys(short(commit) for commit in found if commit))
@@ -66,7 +65,7 @@ def short(commit: str) -> str:
     return digest[:10] + plus + changes
 
 
-def lines(document: dict[str, Any]) -> list[str]:
+def lines(document: TableDocument) -> list[str]:
     """What the groups and marks mean and which commits measured: one sentence for each that occurs."""
     heads, body = columns(document), [cells for _, cells in rows(document)]
     groups = {column.group for column in heads}
@@ -101,7 +100,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _measured_on(document: dict[str, Any], group: dict[str, Any]) -> str:
+def _measured_on(document: TableDocument, group: ColumnGroup) -> str:
     if not _done(document, group):
         return f"{group['benchmark']}: nothing measured."
     if document.get("scale") and "scale model" not in group["label"]:
@@ -109,23 +108,23 @@ def _measured_on(document: dict[str, Any], group: dict[str, Any]) -> str:
     return f"Measured here: {group['label']}."
 
 
-def _done(document: dict[str, Any], group: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _done(document: TableDocument, group: ColumnGroup) -> list[tuple[TableRow, PointRun]]:
     """(row, run) of what was measured on a group's benchmark."""
     runs = [(row, (row.get("runs") or {}).get(group["benchmark"]) or {}) for row in document["rows"]]
     return [(row, run) for row, run in runs if run.get("status") == "done"]
 
 
-def _apart(document: dict[str, Any]) -> str:
+def _apart(document: TableDocument) -> str:
     if document.get("scale"):
         return "Published and measured are two different models and benchmarks: compare differences within a group, never levels across."
     return "Published and measured may differ in model, split and rules: read the labels before comparing levels."
 
 
-def _baselines(document: dict[str, Any]) -> str:
+def _baselines(document: TableDocument) -> str:
     names = list(dict.fromkeys(row["baseline"] for row in document["rows"] if row.get("baseline")))
     return names[0] if len(names) == 1 else "the row's baseline" + (f" ({', '.join(names)})" if names else "")
 
 
-def _tests(document: dict[str, Any]) -> str:
+def _tests(document: TableDocument) -> str:
     found = [d.get("test") for row in document["rows"] for group in (row.get("deltas") or {}).values() for d in group.values()]
     return "; ".join(dict.fromkeys(TESTS.get(name, name) for name in found if name))

@@ -21,8 +21,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 from blink_exp.benchmarks.base import Benchmark, Judged, by
+from blink_exp.documents import Record
 
-Records = list[dict[str, Any]]
+Records = list[Record]
 BOTH = "McNemar and image bootstrap"  # the larger p of the two
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -32,8 +33,8 @@ ASIDE = ("id", "image_id", "question", "regions", "layers", "visual_tokens", "ne
 
 def compare(
     benchmark: Benchmark,
-    records: dict[str, dict[str, Any]],
-    baseline: dict[str, dict[str, Any]],
+    records: dict[str, Record],
+    baseline: dict[str, Record],
     names: Iterable[str],
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -192,7 +193,7 @@ def _linear(benchmark: Benchmark, pairs: Pairs, names: list[str], weights: np.nd
 def drawn(run: list[Records], weight: np.ndarray) -> Records:
     """The records of a draw. An image that is drawn again is another image: with the same id its pairs would fall together."""
     return [
-        r if k == 0 else r | {"id": f"{r['id']}/again{k}", "image_id": f"{r['image_id']}/again{k}"}
+        r if k == 0 else {**r, "id": f"{r['id']}/again{k}", "image_id": f"{r['image_id']}/again{k}"}
         for image, times in zip(run, weight.tolist(), strict=True)
         for k in range(times)
         for r in image

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from blink_exp.documents import TableDocument
 from blink_exp.reports import cells, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell, Column
 from blink_exp.reports.console import wide_console
@@ -12,7 +11,7 @@ WIDE = 10  # columns of numbers; above, every group gets tables of its own
 FILE_WIDTH = 190  # letters of a line in a file or a pipe, where a table is wide
 
 
-def show(document: dict[str, Any]) -> None:
+def show(document: TableDocument) -> None:
     """Prints the table, its legend and what is missing; a wide table as several, none of which holds published and measured numbers."""
     from rich.table import Table
     from rich.text import Text

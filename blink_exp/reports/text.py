@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp import markdown as md
+from blink_exp.documents import TableDocument, TableRow
 from blink_exp.files import write_text
 from blink_exp.reports import cells, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell
@@ -39,7 +40,7 @@ LATEX = {
 }
 
 
-def write(document: dict[str, Any], folder: Path) -> list[Path]:
+def write(document: TableDocument, folder: Path) -> list[Path]:
     """Writes table.md, table.csv and table.tex to ``folder`` and returns them."""
     made = {"table.md": markdown(document), "table.csv": csv(document), "table.tex": latex(document)}
     for name, content in made.items():
@@ -47,15 +48,16 @@ def write(document: dict[str, Any], folder: Path) -> list[Path]:
     return [folder / name for name in made]
 
 
-def markdown(document: dict[str, Any]) -> str:
+def markdown(document: TableDocument) -> str:
     """The table with its legend above, footnotes and command below. Best values bold, differences in brackets behind the value."""
+    note = document.get("note")
     heads = [f"{_plain(c.heading)} ({cells.tag(document, c)})" for c in cells.columns(document)]
-    footnotes = [_plain(f"{note['kind']}: {note['text']}") for note in document.get("footnotes") or []]
+    footnotes = [_plain(f"{footnote['kind']}: {footnote['text']}") for footnote in document.get("footnotes") or []]
     lines = [
         f"**{_plain(document['title'])}**",
         "",
         *(f"- {_plain(line)}" for line in legend.lines(document)),
-        *(["", document["note"]] if document.get("note") else []),
+        *(["", note] if note else []),
         "",
         md.table(["", *heads], ([_plain(label), *map(_marked_down, found)] for label, found in cells.rows(document))),
         "",
@@ -81,7 +83,7 @@ def _dagger(cell: Cell) -> str:
     return SIGNIFICANT * (SIGNIFICANT in cell.mark)
 
 
-def csv(document: dict[str, Any]) -> str:
+def csv(document: TableDocument) -> str:
     """One line for each point, group and column, unrounded and in the column's unit.
 
     ``published`` and ``measured`` are columns of their own. A line of a benchmark also has the published value that its column belongs
@@ -102,7 +104,7 @@ CSV = [
 ]
 
 
-def _published_lines(document: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+def _published_lines(document: TableDocument, row: TableRow) -> list[dict[str, Any]]:
     return [
         {"table": document["name"], "point": row["point"], "group": PUBLISHED, "column": heading, "baseline": row.get("baseline")}
         | _said(row, heading)
@@ -110,7 +112,7 @@ def _published_lines(document: dict[str, Any], row: dict[str, Any]) -> list[dict
     ]
 
 
-def _said(row: dict[str, Any], heading: str | None) -> dict[str, Any]:
+def _said(row: TableRow, heading: str | None) -> dict[str, Any]:
     if heading is None:
         return {}
     return {
@@ -121,7 +123,7 @@ def _said(row: dict[str, Any], heading: str | None) -> dict[str, Any]:
     }
 
 
-def _measured_lines(document: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+def _measured_lines(document: TableDocument, row: TableRow) -> list[dict[str, Any]]:
     out = []
     for group in document["groups"]:
         run = (row.get("runs") or {}).get(group["benchmark"])
@@ -144,7 +146,7 @@ def _measured_lines(document: dict[str, Any], row: dict[str, Any]) -> list[dict[
     return out
 
 
-def latex(document: dict[str, Any]) -> str:
+def latex(document: TableDocument) -> str:
     """A table environment for booktabs: groups of columns under rules of their own, best in bold, differences small, notes below.
 
     It needs booktabs, and graphicx where the table is wide; its first line says so.
@@ -163,8 +165,9 @@ def latex(document: dict[str, Any]) -> str:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    notes = [*legend.lines(document), *([document["note"]] if document.get("note") else []), *legend.gaps(document)]
-    notes += [f"{note['kind']}: {note['text']}" for note in document.get("footnotes") or []]
+    note = document.get("note")
+    notes = [*legend.lines(document), *([note] if note else []), *legend.gaps(document)]
+    notes += [f"{footnote['kind']}: {footnote['text']}" for footnote in document.get("footnotes") or []]
     kind = "table*" if wide else "table"
     lines = [
         f"% {document['command']}".replace("\n", " "),

@@ -61,7 +61,7 @@ def train_tokensr(name: str, model: Path, output: Path, layers: str, seed: int, 
     """Runs train.py as a user would."""
     root = Path(__file__).resolve().parent.parent.parent
     words = [f"model.path={model}", f"model.name={name}", f"layers.indices={layers}", f"output={output}", f"seed={seed}"]
-    words += ["trainer.epochs=2", f"data.train_size={pairs}", *placed(device)]
+    words += ["trainer.max_epochs=2", f"data.train_size={pairs}", *placed(device)]
     subprocess.run([sys.executable, "train.py", *words], cwd=root, check=True, env={**os.environ, "NVIDIA_TF32_OVERRIDE": "0"})
 
 

@@ -18,22 +18,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings.limits import Between, Limit
-from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Data, Logger
+from blink_exp.settings.moved import moved
+from blink_exp.settings.targets import BY_TARGET
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, which it checks itself
+SHORT_FOR = {"layer": "layers"}  # a setting that stands for a group
 REFUSED = "refused"  # in a job of a multirun whose words do not compose: why (``job_loader``)
 
 
 def check(cfg: DictConfig, whole: bool = True) -> None:
-    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits. Values given as text for
-    a number ("0.5") become numbers, in place. ``whole``: whether every setting that must be given has to be there."""
+    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits.
+
+    In place, values given as text for a number ("0.5") become numbers, and ``layer`` becomes what it is short for. ``whole``: whether
+    settings that must be given have to be there.
+    """
     if REFUSED in cfg:
         raise UserError(cfg[REFUSED])
     for prefix, node in _nodes(cfg, ""):
-        schema = schema_of(node, prefix)
+        schema = schema_of(node)
         if schema is not None:
             _check_node(node, prefix, schema, whole)
+    if cfg.get("layer") is not None:
+        cfg.layers.indices, cfg.layers.relative = [cfg.layer], False
+        cfg.layer = None
 
 
 def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,16 +51,13 @@ def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[s
     return {str(key): node[key] for key in node}
 
 
-def schema_of(node: DictConfig, prefix: str) -> type | None:
-    """The dataclass that says what ``node``, at the key ``prefix``, may hold; None for what comes from other packages."""
+def schema_of(node: DictConfig) -> type | None:
+    """The dataclass that says what ``node`` may hold; None for what comes from other packages."""
     own = OmegaConf.get_type(node)
     if dataclasses.is_dataclass(own):
         return own
     if "_target_" in node:
         return BY_TARGET.get(str(node["_target_"]))
-    for place, key, schemas, base in (("data.", "source", BY_SOURCE, Data), ("logger.", "kind", BY_KIND, Logger)):
-        if prefix == place and key in node and not OmegaConf.is_missing(node, key):
-            return schemas.get(str(node[key]), base)
     return None
 
 
@@ -136,6 +141,8 @@ def rule(schema: type, key: str) -> str:
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """One line for a setting that is not there, with the nearest of those ``known`` at its place."""
+    if line := moved(name):
+        return line
     settings = [key for key in known if not key.startswith("_")]
     return f"{name} is not a setting; " + (nearest(name.rpartition(".")[2], settings) if settings else "what holds it has none")
 

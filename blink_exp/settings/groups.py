@@ -5,9 +5,11 @@ A field without a default must be in the preset. What a setting means stands bes
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from blink_exp import plugins
 from blink_exp.settings import limits
 
 MOST_PIXELS = 178_956_970  # of an image: Pillow's own limit, above which it opens nothing
@@ -71,17 +73,14 @@ class TokenSR:
     path: str | None = limits.path()
 
 
-@dataclass
-class LossWeights:
-    kl: float = limits.number(0)
-    kl_spatial: float = limits.number(0)
-    mse: float = limits.number(0)
-    cosine: float = limits.number(0)
+# the project's own losses and those of installed packages: a weight for each
+LOSSES = tuple(dict.fromkeys(["kl", "kl_spatial", "mse", "cosine", *filter(str.isidentifier, plugins.installed(plugins.LOSSES))]))
+LossWeights = dataclasses.make_dataclass("LossWeights", [(name, float, limits.number(0, default=0.0)) for name in LOSSES])
 
 
 @dataclass
 class Loss:
-    weights: LossWeights = field(default_factory=LossWeights)
+    weights: LossWeights = field(default_factory=LossWeights)  # type: ignore[valid-type]
 
 
 def _devices(value: Any) -> bool:
@@ -91,23 +90,30 @@ def _devices(value: Any) -> bool:
 
 @dataclass
 class Trainer:
+    _target_: str = "pytorch_lightning.Trainer"
     accelerator: str = limits.words("cpu", "gpu", "cuda", "mps", "auto")
     strategy: str = limits.text("the name of a strategy")
     devices: Any = limits.such("auto, a number of devices of at least 1, or a list of distinct numbers of GPUs", _devices)
     num_nodes: int = limits.whole(1)
     precision: str = limits.words("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "32", "64", "16", "bf16")
-    global_batch: int = limits.whole(1)
-    epochs: int = limits.whole(1)
+    max_epochs: int = limits.whole(1)
+    log_every_n_steps: int = limits.whole(1)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+
+
+def _betas(value: Any) -> bool:
+    return value is None or (limits.is_list(value, lambda beta: isinstance(beta, int | float) and 0 <= beta < 1) and len(value) == 2)
+
+
+@dataclass
+class Optim:
     lr: float = limits.number(0, above=True)
-    warmup: float = limits.number(0, 1, below=True)
     weight_decay: float = limits.number(0)
-    checkpoint_activations: bool = limits.flag()
-    channels_last: bool = limits.flag()
-    checkpoint_every: int = limits.whole(1)
-    log_every: int = limits.whole(1)
-    optimizer: str = limits.words("adamw", default="adamw")
-    scheduler: str = limits.words("cosine", default="cosine")
-    sequence_length: int | None = limits.whole(1, default=None)
+    betas: Any = limits.such("two numbers in [0, 1), or null", _betas)
+    eps: float | None = limits.number(0, above=True)
+    warmup: float = limits.number(0, 1, below=True)
+    optimizer: Any = limits.such("a group of settings with a _target_", limits.is_target)
+    schedule: Any = limits.such("a group of settings with a _target_", limits.is_target)
 
 
 @dataclass

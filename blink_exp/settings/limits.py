@@ -193,6 +193,11 @@ def group() -> Any:
     return such("a group of settings, or null", lambda value: value is None or OmegaConf.is_dict(value), None)
 
 
+def is_target(value: Any) -> bool:
+    """Whether Hydra can make something of it."""
+    return OmegaConf.is_dict(value) and "_target_" in value
+
+
 def is_whole(value: Any, low: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 

@@ -1,4 +1,4 @@
-"""Schemas of evaluate.py's, sweep.py's and train.py's settings. Hydra composes conf/ into them, so that a wrong type never gets further.
+"""Schemas of the settings of every command. Hydra composes conf/ into them, so that a wrong type never gets further.
 
 Importing this module makes them known to Hydra, without which conf/ does not compose.
 """
@@ -6,7 +6,7 @@ Importing this module makes them known to Hydra, without which conf/ does not co
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -23,15 +23,13 @@ def _shard(value: Any) -> bool:
 
 
 def _files(value: Any) -> bool:
-    return (
-        value is None
-        or (isinstance(value, str) and bool(value))
-        or (limits.is_list(value, lambda v: isinstance(v, str)) and len(value) > 0)
-    )
+    return (isinstance(value, str) and bool(value)) or (limits.is_list(value, lambda v: isinstance(v, str)) and len(value) > 0)
 
 
 @dataclass
-class Evaluate:
+class PointSettings:
+    """An evaluation of one configuration: what evaluate.py runs, and what every point of a table or sweep is."""
+
     model: Any = MISSING
     method: Any = MISSING
     benchmark: Any = MISSING
@@ -50,19 +48,10 @@ class Evaluate:
     judge: Any = MISSING
     image_loading: groups.ImageLoading = MISSING
     logger: Any = MISSING
-    table: Any = None
     layer: int | None = limits.whole(0)
     retention_ratio: float = limits.number(0, 1, above=True)
     data_root: str | None = limits.folder()
-    predictions: Any = limits.such("a file, a folder, a pattern or a list of them, or null", _files)
-    against: str | None = limits.path()
-    view: str | None = limits.text("a sample's id")
-    image: str | None = limits.path()
-    question: str | None = limits.text("a question")
-    compare: list[str] | None = limits.preset_list()
     shard: Any = limits.such("a part k/n with k from 1 to n, e.g. 1/8, or null", _shard)
-    store: str = limits.path()
-    force: bool = limits.flag()
     part: str = limits.words("all", "validation", "test")
     limit: int | None = limits.whole(1)
     skip_limit: float = limits.number(0, 1)
@@ -74,8 +63,42 @@ class Evaluate:
 
 
 @dataclass
-class Sweep(Evaluate):
+class EvaluateSettings(PointSettings):
+    store: str = limits.path()
+    force: bool = limits.flag()
+
+
+@dataclass
+class ViewSettings(EvaluateSettings):
+    sample: str | None = limits.text("a sample's id")
+    image: str | None = limits.path()
+    question: str | None = limits.text("a question")
+    compare: list[str] | None = limits.preset_list()
+
+
+@dataclass
+class RescoreSettings(EvaluateSettings):
+    predictions: Any = limits.such("a file, a folder, a pattern or a list of them", _files)
+
+
+@dataclass
+class CompareSettings(RescoreSettings):
+    against: str = limits.path()
+
+
+@dataclass
+class ParitySettings(EvaluateSettings):
+    title: str = limits.text("a title")
+    overrides: list[str] = limits.preset_list()
+    points: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class SweepSettings(EvaluateSettings):
+    table: Any = None
+    tables: str | None = limits.words("list", "all")
     figure: Any = None
+    figures: str | None = limits.words("list", "all")
     search: Any = None
     share: bool = limits.flag()
     objective: str | None = limits.text("the name of a score")
@@ -86,22 +109,28 @@ class Sweep(Evaluate):
 
 
 @dataclass
-class Train:
+class TrainSettings:
     model: Any = MISSING
     layers: groups.Layers = MISSING
     tokensr: groups.TokenSR = MISSING
     loss: groups.Loss = MISSING
     trainer: groups.Trainer = MISSING
+    optim: groups.Optim = MISSING
     data: Any = MISSING
     image_loading: groups.ImageLoading = MISSING
     logger: Any = MISSING
     layer: int | None = limits.whole(0)
     seed: int = limits.seed()
+    checkpoint_activations: bool = limits.flag()
+    channels_last: bool = limits.flag()
     output: str | None = limits.path()
     resume: str | None = limits.path()
 
 
-ROOTS: dict[str, type] = {"evaluate": Evaluate, "sweep": Sweep, "train": Train}
+ROOTS: dict[str, type] = {
+    **{"evaluate": EvaluateSettings, "sweep": SweepSettings, "train": TrainSettings},
+    **{"view": ViewSettings, "rescore": RescoreSettings, "compare": CompareSettings, "parity": ParitySettings},
+}
 GROUP = "settings"  # of Hydra's config store: conf/<root>.yaml names its schema as the first of its defaults
 
 

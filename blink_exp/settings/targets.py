@@ -1,5 +1,5 @@
-"""Schemas of the config groups whose presets differ: a model, a method, a benchmark, a judge is what its ``_target_`` says, a data source
-what its ``source`` says, a logger what its ``kind`` says.
+"""Schemas of the config groups whose presets differ: a model, a method, a benchmark, a judge, training data, a logger are what their
+``_target_`` says.
 
 What a package outside of this one brings has no schema here; its own constructor checks it.
 """
@@ -44,7 +44,6 @@ class Blink:
     tau_exp: float = limits.number(0, 1)
     tau_drop: float = limits.number(0, 1)
     layers: Any = limits.group()
-    layer: int | None = limits.whole(0)
     resolution: Any = limits.group()
     tokensr: Any = limits.group()
     seed: int = limits.seed()
@@ -250,13 +249,12 @@ class OpenAIJudge:
 
 
 @dataclass
-class Data:
-    source: str = limits.words("scenes", "folder", "llava_665k")
-    train_size: int | None = limits.whole(1)
-    held_out_size: int | None = limits.whole(1)
+class SceneData:
+    train_size: int = limits.whole(1)
+    held_out_size: int = limits.whole(1)
+    global_batch: int = limits.whole(1)
     batch_size: int | None = limits.whole(1)
     workers: int = limits.whole(0)
-    pad: bool = limits.flag()
     quadrants: str = limits.words("one", "all")
     cache_features: bool = limits.flag()
     cache_path: str = limits.path()
@@ -264,35 +262,45 @@ class Data:
 
 
 @dataclass
-class SceneData(Data):
-    path: Any = limits.such("null", lambda value: value is None)
-    train_size: int = limits.whole(1)
-    held_out_size: int = limits.whole(1)
-
-
-@dataclass
-class FolderData(Data):
+class FolderData(SceneData):
     path: str = limits.path()
-    train_size: int = limits.whole(1)
-    held_out_size: int = limits.whole(1)
+    pad: bool = limits.flag()
     image_loading: Any = limits.group()
 
 
 @dataclass
-class LlavaData(Data):
+class LlavaData(SceneData):
     json: str = limits.path()
     images: str = limits.path()
+    train_size: int | None = limits.whole(1)  # type: ignore[assignment]
+    held_out_size: int | None = limits.whole(1)  # type: ignore[assignment]
     held_out_share: float = limits.number(0, 1, above=True, below=True)
+    pad: bool = limits.flag()
     image_loading: Any = limits.group()
 
 
 @dataclass
-class Logger:
-    kind: str = limits.words("csv", "wandb", "tensorboard", "mlflow")
+class Checkpoints:
+    """Lightning's ModelCheckpoint, as far as a training that goes on takes it."""
+
+    every_n_train_steps: int = limits.whole(1)
+    save_last: bool = limits.flag()
+    save_top_k: int = limits.whole(-1)
+    enable_version_counter: bool = limits.flag()
 
 
 @dataclass
-class TensorBoard(Logger):
+class NoSettings:
+    """A callback that takes none."""
+
+
+@dataclass
+class NoLogger:
+    """logger=csv has no settings."""
+
+
+@dataclass
+class TensorBoard:
     rows: int = limits.whole(0)
     images: int = limits.whole(0)
 
@@ -310,10 +318,22 @@ class WandB(TensorBoard):
     mode: str = limits.words("online", "offline", "disabled")
 
 
+_DATA = "blink_exp.training.data."
+_LOGGERS = "blink_exp.tracking.loggers."
 _METHODS = "blink_exp.methods."
 _BENCHMARKS = "blink_exp.benchmarks."
 BY_TARGET: dict[str, type] = {
     "blink_exp.backbone.load.load": Model,
+    _DATA + "SceneData": SceneData,
+    _DATA + "FolderData": FolderData,
+    _DATA + "LlavaData": LlavaData,
+    _LOGGERS + "Csv": NoLogger,
+    _LOGGERS + "TensorBoard": TensorBoard,
+    _LOGGERS + "MLflow": MLflow,
+    _LOGGERS + "Wandb": WandB,
+    "pytorch_lightning.callbacks.ModelCheckpoint": Checkpoints,
+    "blink_exp.training.progress.progress": NoSettings,
+    "blink_exp.training.signals.OwnSignals": NoSettings,
     "blink_exp.judge.nobody": NoJudge,
     "blink_exp.judge.Judge": OpenAIJudge,
     **{
@@ -362,5 +382,3 @@ BY_TARGET: dict[str, type] = {
         }.items()
     },
 }
-BY_SOURCE: dict[str, type] = {"scenes": SceneData, "folder": FolderData, "llava_665k": LlavaData}
-BY_KIND: dict[str, type] = {"csv": Logger, "tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}

@@ -17,10 +17,11 @@ from typing import Any
 
 from blink_exp.errors import UserError, nearest
 from blink_exp.settings.check import fields, refusal, shown, value_type
+from blink_exp.settings.doors import redirection
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
-from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET, Pair
+from blink_exp.settings.targets import BY_TARGET, Pair
 
 WITH_VALUE = {  # Hydra's flags that take a value, and one
     **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "FOLDER"),
@@ -35,7 +36,7 @@ ALONE = (
 )
 MULTIRUN = ("-m", "--multirun")
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-LETTER_BY_LETTER = ("view", "image", "question")  # what looks like a reference, ${...}, is none in them
+LETTER_BY_LETTER = ("sample", "image", "question")  # what looks like a reference, ${...}, is none in them
 FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra's way to say several values
 OPTIONAL_GROUPS = ("table", "figure", "search")
 NOTHING_CHOSEN = tuple(f"{group}=null" for group in OPTIONAL_GROUPS)  # what they are anyway, and no choice that Hydra takes
@@ -44,6 +45,8 @@ NOTHING_CHOSEN = tuple(f"{group}=null" for group in OPTIONAL_GROUPS)  # what the
 def prepared(argv: Sequence[str], root: str) -> list[str]:
     """The words for Hydra's main function of config ``root``. Raises UserError for those that it would misread."""
     words = [word for word in arranged(argv) if word not in NOTHING_CHOSEN]
+    if root != "train" and (line := redirection(words, root, fields(ROOTS[root]))) is not None:
+        raise UserError(line)
     words = quoted(words)
     check_words(words, root)
     return words
@@ -196,14 +199,21 @@ def _walk(schema: Any, prefix: str) -> Iterator[tuple[str, type, str]]:
 @functools.cache
 def _variants() -> dict[str, list[type]]:
     """The schemas of each group whose presets differ."""
-    homes = {"model": "backbone.", "method": "methods.", "benchmark": "benchmarks.", "judge": "judge."}
+    homes = {
+        "model": "backbone.",
+        "method": "methods.",
+        "benchmark": "benchmarks.",
+        "judge": "judge.",
+        "data": "training.data.",
+        "logger": "tracking.loggers.",
+    }
     found = {
         group: list(dict.fromkeys(schema for target, schema in BY_TARGET.items() if target.startswith(f"blink_exp.{home}")))
         for group, home in homes.items()
     }
     alone = [schema for schema in found["method"] if schema is not Pair]
     paired = {"method.pruner": alone, "method.policy": alone}
-    return found | paired | {"data": list(BY_SOURCE.values()), "logger": list(BY_KIND.values())}
+    return found | paired
 
 
 @functools.cache

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from blink_exp import tracking
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError, flat, nearest
-from blink_exp.evaluation import results
 from blink_exp.files import write_text
-from blink_exp.studies.experiments import ELSEWHERE, natural
+from blink_exp.settings.roots import SweepSettings
+from blink_exp.settings.values import read_yaml
+from blink_exp.studies.experiments import natural
 
 NAME = "Blink and HERO ablations"
 KINDS = ("wandb",)
@@ -24,21 +24,20 @@ PICTURES = 4  # of a figure that are shown
 CURVES = ("rho", "expand", "drop", "tokens")  # blink/NAME_by_layer
 
 
-def run(cfg: DictConfig, out: Path) -> Path:
+def run(settings: SweepSettings, out: Path) -> Path:
     """Writes the workspace to ``out``/workspace.json and, where W&B can be reached with a key, saves it there. Returns the file.
 
     Args:
-        cfg: ``dashboard``: wandb. ``logger``, if it is W&B's, says project, entity and mode; any other mode than online asks nobody.
+        settings: ``dashboard``: wandb. ``logger``, if it is W&B's, says project, entity and mode; any other mode than online asks nobody.
 
     Raises:
         UserError: for another dashboard, or without wandb-workspaces.
     """
-    settings = results.plain(cfg)
-    if settings["dashboard"] not in KINDS:
-        raise UserError(f"dashboard={settings['dashboard']} is not known; {nearest(str(settings['dashboard']), KINDS)}")
+    if settings.dashboard not in KINDS:
+        raise UserError(f"dashboard={settings.dashboard} is not known; {nearest(str(settings.dashboard), KINDS)}")
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("dashboard=wandb needs wandb-workspaces; pip install wandb-workspaces")
-    logger = settings["logger"] if settings["logger"]["kind"] == "wandb" else {}
+    logger = settings.logger if tracking.logger_of({"logger": settings.logger}).name == "wandb" else {}
     made = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
     path = out / "workspace.json"
     write_text(path, as_json(made))
@@ -69,7 +68,7 @@ def experiments() -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for kind in ("table", "figure"):
         paths = sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem))
-        found[kind] = [results.plain(OmegaConf.load(p)) for p in paths if p.stem not in ELSEWHERE]  # type: ignore[arg-type]
+        found[kind] = [read_yaml(p) for p in paths]
     return found
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from blink_exp.documents import PointRun, Record, TableDocument
 from blink_exp.errors import UserError
-from blink_exp.evaluation import store
+from blink_exp.evaluation import results, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.evaluation.records import read
-from blink_exp.files import read_settings
 from blink_exp.reports.statistics import compare
 
 
-def add_deltas(document: dict[str, Any]) -> None:
+def add_deltas(document: TableDocument) -> None:
     """Fills ``published_deltas`` and ``deltas`` of every row that has a baseline, in place."""
     by_label = {row["point"]: row for row in document["rows"]}
     for row in document["rows"]:
@@ -25,7 +22,7 @@ def add_deltas(document: dict[str, Any]) -> None:
         name = group["benchmark"]
         scores = [c["value"].removeprefix("scores.") for c in group["columns"].values() if c["value"].startswith("scores.")]
         pairs = [(row, by_label[row["baseline"]]) for row in document["rows"] if row["baseline"] in by_label]
-        pairs = [(a, b) for a, b in pairs if a is not b and all(r["runs"].get(name, {}).get("status") == "done" for r in (a, b))]
+        pairs = [(a, b) for a, b in pairs if a is not b and all(name in r["runs"] and r["runs"][name]["status"] == "done" for r in (a, b))]
         if not pairs:
             continue
         try:
@@ -47,11 +44,11 @@ def printed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
     return {h: round(values[h] - base[h], 4) for h in both}
 
 
-def records_of(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def records_of(run: PointRun) -> dict[str, Record]:
     """{id: record} of a measured point."""
     return {r["id"]: r for r in read(run["folder"])}
 
 
-def benchmark_of(run: dict[str, Any]) -> Any:
+def benchmark_of(run: PointRun) -> Any:
     """The benchmark that a point was measured on."""
-    return prepare_benchmark(OmegaConf.create(read_settings(Path(run["folder"]) / "config.yaml", "measure the point again")))
+    return prepare_benchmark(results.settings_of(run["folder"]))

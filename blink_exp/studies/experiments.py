@@ -6,25 +6,21 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from blink_exp.cli import CONF
-from blink_exp.evaluation import results
+from blink_exp.settings.values import read_yaml
 
 KINDS = ("table", "figure")
-ELSEWHERE = ("all", "list", "parity")  # presets that are no experiment of their own
 
 
 def experiments(kind: str) -> Iterator[dict[str, Any]]:
     """Every experiment of conf/table or conf/figure."""
     for path in sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem)):
-        if path.stem not in ELSEWHERE:
-            yield load_experiment(kind, path.stem)
+        yield load_experiment(kind, path.stem)
 
 
 def load_experiment(kind: str, name: str) -> dict[str, Any]:
     """The experiment in conf/<kind>/<name>.yaml."""
-    return results.plain(OmegaConf.load(CONF / kind / f"{name}.yaml"))  # type: ignore[arg-type]
+    return read_yaml(CONF / kind / f"{name}.yaml")
 
 
 def natural(name: str) -> list[Any]:

@@ -5,29 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from blink_exp import reference
+from blink_exp.documents import FigureDocument, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study, written
+from blink_exp.settings.build import build
 from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
-
-KEPT = ("name", "title", "paper", "source", "note")  # of a figure in its document
 
 
 def measure_figure(
-    cfg: DictConfig,
+    sweep: SweepSettings,
     figure: dict[str, Any],
     own: list[str],
     out: Path,
-    table: dict[str, Any] | None = None,
+    table: TableDocument | None = None,
     of: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> FigureDocument:
     """The document of a figure, whose pictures are in ``out``. ``table``, ``of``: the document and experiment of the table on whose page
     it stands: it is then drawn on that table's model and benchmark, and from its points where it has none of its own."""
-    from hydra.utils import instantiate
-
     plan.refuse_collisions(figure, own)
     base = of if of is not None else figure
     first = [*figure.get("overrides", []), *(base.get("overrides", []) if of is not None else [])]
@@ -38,22 +35,30 @@ def measure_figure(
         raise UserError(f"{figure['name']} names no benchmark for {where}; choose one: benchmark=mosaic_open")
     name = names[0]
     points = plan.points(figure)
-    modules = plan.trained(cfg, figure, own)
+    modules = plan.trained(sweep, figure, own)
     rows = [row["runs"][name] for row in table["rows"] if name in row["runs"]] if table is not None and not points else []
     for k, point in enumerate(points):
         print(f"[{k + 1}/{len(points)}] {point['label']}, {name}", flush=True)
         run = plan.measured_run(
-            cfg, [*plan.words(figure, point, name), *modules], own, point["label"], experiment=figure["name"], x=point.get("x")
+            sweep, [*plan.words(figure, point, name), *modules], own, point["label"], experiment=figure["name"], x=point.get("x")
         )
-        rows.append(run | {k: point[k] for k in ("series", "x") if k in point})
+        if "series" in point:
+            run["series"] = point["series"]
+        if "x" in point:
+            run["x"] = point["x"]
+        rows.append(run)
     at = (figure.get("at") or {}).get(name, [])
     settings = composed("sweep", [*first, f"benchmark={name}", *at, *modules, *own])
-    drawing = instantiate(figure["draw"])(Study(figure["name"], settings, rows))
+    drawing = build(figure["draw"], Study(figure["name"], settings, rows))
     files = written(drawing, out)
     source = reference.figure(figure["paper"], figure["source"]) if figure.get("source") else {}
     return {
         "kind": "figure",
-        **{k: figure.get(k) for k in KEPT},
+        "name": figure["name"],
+        "title": figure["title"],
+        "paper": figure.get("paper"),
+        "source": figure.get("source"),
+        "note": figure.get("note"),
         "scale": scale,
         "command": plan.command([f"figure={figure['name']}", *own], "sweep.py"),
         "plots": source.get("plots"),

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.cli import SCRIPT, TRACEBACK, guard, one_line
 from blink_exp.disk import FOLDERS, WriteError
+from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store
 from blink_exp.files import read_object, write_json
@@ -107,7 +108,7 @@ def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def noting(cfg: DictConfig) -> Any:
         words = list(HydraConfig.get().overrides.task)
         label = " ".join(words)
-        row: dict[str, Any] = {"point": label, "status": "done", "overrides": words}
+        row: PointRun = {"point": label, "status": "done", "overrides": words}
         value = None
         try:
             value = run(cfg)
@@ -123,7 +124,7 @@ def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return noting
 
 
-def note(row: dict[str, Any]) -> None:
+def note(row: PointRun) -> None:
     """Keeps what became of the job that Hydra runs."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -131,12 +132,12 @@ def note(row: dict[str, Any]) -> None:
     write_json(Path(hydra.sweep.dir) / NOTES / f"{hydra.job.num}.json", row)
 
 
-def noted(config: DictConfig) -> list[dict[str, Any]]:
+def noted(config: DictConfig) -> list[PointRun]:
     """The rows of a multirun's jobs, in the order of their numbers. Raises UserError where there is none."""
-    rows = []
+    rows: list[PointRun] = []
     for file in sorted((Path(config.hydra.sweep.dir) / NOTES).glob("*.json"), key=lambda file: int(file.stem)):
         try:
-            row = read_object(file, store.JOB, "it is left out of the summary")
+            row: Any = read_object(file, store.JOB, "it is left out of the summary")
             read_object(file, store.DONE if row["status"] == "done" and "scores" in row else {}, "it is left out of the summary")
             rows.append(row)
         except UserError as error:  # cut off on its way from another machine
@@ -151,7 +152,7 @@ def forget(config: DictConfig) -> None:
     shutil.rmtree(Path(config.hydra.sweep.dir) / NOTES, ignore_errors=True)
 
 
-def end(rows: list[dict[str, Any]], what: str = "jobs") -> None:
+def end(rows: list[PointRun], what: str = "jobs") -> None:
     """Ends the program with 2 and one line where a job failed."""
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:
@@ -159,7 +160,7 @@ def end(rows: list[dict[str, Any]], what: str = "jobs") -> None:
         sys.exit(2)
 
 
-def name_points(rows: list[dict[str, Any]]) -> list[str]:
+def name_points(rows: list[PointRun]) -> list[str]:
     """Names each row by the words that not all of them have, and returns the others."""
     common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
     for row in rows:

@@ -1,4 +1,4 @@
-"""sweep.py table=list and figure=list: what there is, what is done, and how long the rest will take."""
+"""sweep.py tables=list and figures=list: what there is, what is done, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from blink_exp import reference
 from blink_exp.errors import UserError
-from blink_exp.evaluation import identity, results, store
-from blink_exp.evaluation.evaluator import incomplete, locate
+from blink_exp.evaluation import store
+from blink_exp.evaluation.evaluator import incomplete
+from blink_exp.evaluation.shared_runs import point_folder
 from blink_exp.evaluation.terminal import bar
 from blink_exp.reports.console import wide_console
 from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import matching, plan
 
 
-def show_list(cfg: DictConfig, experiments: list[dict[str, Any]], own: list[str]) -> None:
+def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], own: list[str]) -> None:
     """Prints a table: id, what varies, points, how many of them are in the store, and how long the others will take by those."""
     from rich.table import Table
 
     shown = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
     for column in ("id", "title", "what varies", "points", "done", "left"):
         shown.add_column(column, justify="right" if column in ("points", "done", "left") else "left", overflow="fold")
-    known = Store(cfg)
+    known = Store(sweep)
     with bar(len(experiments), "looking into the store", True) as advance:
         for experiment in experiments:
             folders = known.folders(experiment, own)
@@ -46,10 +46,10 @@ def varies(experiment: dict[str, Any]) -> str:
 
 
 class Store:
-    """What is done: the finished points of ``cfg.store``."""
+    """What is done: the finished points of a sweep's store."""
 
-    def __init__(self, cfg: DictConfig):
-        self.cfg, self.root = cfg, Path(cfg.store)
+    def __init__(self, sweep: SweepSettings):
+        self.sweep, self.root = sweep, Path(sweep.store)
         self.asked: dict[Path, tuple[str, str, int | None]] = {}  # of a point's folder: model, benchmark and limit
         self.pace: dict[tuple[str, str], list[float]] = {}  # seconds a sample, by backbone and benchmark
         self.samples: dict[str, int] = {}  # most samples seen of a benchmark
@@ -64,7 +64,7 @@ class Store:
         """The folder of every point on every benchmark, whether it is there or not."""
         names = plan.benchmarks(experiment, own, plan.on_scale_model(experiment, own))
         try:
-            found = plan.training(self.cfg, experiment, own) if names else None
+            found = plan.training(self.sweep, experiment, own) if names else None
         except UserError:
             found = None
         modules = [f"tokensr.path={found[1] / 'tokensr'}"] if found else []
@@ -72,19 +72,17 @@ class Store:
         return [self.folder(first, own, name, point.get("match")) for point, first, name in points]
 
     def folder(self, first: list[str], own: list[str], benchmark: str, match: str | None = None) -> Path:
-        cfg = composed("sweep", [*first, *own, f"store={self.root}"])
-        locate(cfg)
-        if match and (known := matching.known(matching.place(cfg, match))) is not None:
-            cfg = composed("sweep", [*first, f"{match}={known['value']:.6g}", *own])
-            locate(cfg)
-        settings = results.plain(cfg)
-        folder = self.root / identity.point_hash(settings, identity.digests(settings))
-        self.asked[folder] = str(cfg.model.name), benchmark, cfg.limit
+        words = [*own, f"store={self.root}"]
+        settings = composed("sweep", [*first, *words])
+        if match and (known := matching.known(matching.place(settings, match))) is not None:
+            settings = composed("sweep", [*first, f"{match}={known['value']:.6g}", *words])
+        folder = point_folder(settings)
+        self.asked[folder] = str(settings.model["name"]), benchmark, settings.limit
         return folder
 
     def done(self, folder: Path) -> bool:
         found = store.metrics_of(folder) if folder in self.finished else None
-        return found is not None and not incomplete(len(found["skipped"]), found["samples"], self.cfg.skip_limit)
+        return found is not None and not incomplete(len(found["skipped"]), found["samples"], self.sweep.skip_limit)
 
     def seconds(self, folders: list[Path]) -> float | None:
         """How long points will take; None where nothing like one of them has been measured."""

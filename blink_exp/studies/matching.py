@@ -10,37 +10,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.benchmarks.base import by_image
 from blink_exp.core.method import LayerPolicy, Method
 from blink_exp.core.views import NEWLINE, Views, everything, pack
 from blink_exp.errors import UserError
-from blink_exp.evaluation import evaluator, identity, locks, results, store
+from blink_exp.evaluation import evaluator, identity, locks, store
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.files import read_object, write_json
+from blink_exp.settings.build import build
+from blink_exp.settings.roots import EvaluateSettings, PointSettings
 
 RANGES = {"iqr_factor": (50.0, 0.0)}  # of a setting, from the value that keeps least to the one that keeps most
 RATIO = (0.005, 1.0)  # of every other setting, all shares
 STEPS = 16  # halvings: the value is known to 2 ** -16 of its range
 
 
-def matched(cfg: DictConfig, key: str) -> list[str]:
-    """The override that makes ``cfg``'s method work on ``cfg.retention_ratio`` of the visual tokens by its setting ``key``
-    ("method.iqr_factor"). Kept in the store. Raises UserError where no value of the setting does."""
-    cfg = cfg.copy()
-    cfg.shard = None  # the shards of a run must not differ in a setting
-    path = place(cfg, key)
-    found = None if cfg.force else known(path)
+def matched(settings: EvaluateSettings, key: str) -> list[str]:
+    """The override that makes a method work on ``retention_ratio`` of the visual tokens by its setting ``key`` ("method.iqr_factor").
+    Kept in the store. Raises UserError where no value of the setting does."""
+    settings = replace(settings, shard=None)  # the shards of a run must not differ in a setting
+    path = place(settings, key)
+    found = None if settings.force else known(path)
     if found is None:
         with locks.waited(path):
-            found = None if cfg.force else known(path)  # another run may have found it meanwhile
+            found = None if settings.force else known(path)  # another run may have found it meanwhile
             if found is None:
-                value, share = search(share_by(cfg, key), cfg.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key)
-                found = {"key": key, "value": value, "wanted": cfg.retention_ratio, "share": share}
+                value, share = search(
+                    share_by(settings, key), settings.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key
+                )
+                found = {"key": key, "value": value, "wanted": settings.retention_ratio, "share": share}
                 write_json(path, found)
     print(f"matched: {key}={found['value']:.6g} keeps {100 * found['share']:.2f} % of the visual tokens", flush=True)
     return [f"{key}={found['value']:.6g}"]
@@ -57,11 +59,10 @@ def known(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def place(cfg: DictConfig, key: str) -> Path:
+def place(settings: EvaluateSettings, key: str) -> Path:
     """The file of the store that holds what was found."""
-    settings = results.plain(cfg)
-    asked = {"match": key, "wanted": str(cfg.retention_ratio)}
-    return Path(cfg.store) / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
+    asked = {"match": key, "wanted": str(settings.retention_ratio)}
+    return Path(settings.store) / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
 
 
 def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:
@@ -81,14 +82,12 @@ def search(share_of: Callable[[float], float], wanted: float, least: float, most
     return min(below, above, key=lambda found: abs(found[1] - wanted))
 
 
-def share_by(cfg: DictConfig, key: str) -> Callable[[float], float]:
-    """The share of visual tokens that ``cfg``'s method works on, as a function of its setting ``key``; 0 where it refuses the value
+def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
+    """The share of visual tokens that a method works on, as a function of its setting ``key``; 0 where it refuses the value
     because nothing would stay. Errors of the other settings are raised here."""
-    from hydra.utils import instantiate
-
-    backbone, _, benchmark = evaluator.prepare(cfg)
+    backbone, _, benchmark = evaluator.prepare(settings)
     asked: list[tuple[Any, str]] = []
-    for first, *_ in by_image(evaluator.chosen(benchmark, cfg)):
+    for first, *_ in by_image(evaluator.chosen(benchmark, settings)):
         with contextlib.suppress(OSError, UserError):  # an evaluation skips and names it
             asked.append((first.image(), prompt_of(backbone, benchmark, first)))
     if not asked:
@@ -100,10 +99,8 @@ def share_by(cfg: DictConfig, key: str) -> Callable[[float], float]:
         return Views.of(backbone.model.config, (image.height, image.width))
 
     def share_of(value: float) -> float:
-        changed = cfg.copy()
-        OmegaConf.update(changed, key, value)
         try:
-            method: Method = instantiate(changed.method, _partial_=True, _convert_="all")(backbone)
+            method: Method = build(settings.method | {key.removeprefix("method."): value}, backbone)
             if method.policy is not None:
                 sizes = [len(pack(views(k), everything(views(k)))) for k in range(len(asked))]
                 return sum(policy_tokens(method.policy, n, backbone.depth) for n in sizes) / sum(sizes)

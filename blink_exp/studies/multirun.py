@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp import tracking
-from blink_exp.cli import guard
-from blink_exp.evaluation import results
+from blink_exp.cli import guard, one_line
+from blink_exp.errors import UserError
 from blink_exp.evaluation.shared_runs import run_together
 from blink_exp.settings.check import check
+from blink_exp.settings.messages import HYDRA_ERRORS
+from blink_exp.settings.values import plain, typed
 from blink_exp.studies.jobs import Jobs, end, name_points, noted
 from blink_exp.studies.summary import write_summary
-from blink_exp.studies.tuning import on_part, searches
+from blink_exp.studies.tuning import CHOOSING, searches
+
+log = logging.getLogger(__name__)
 
 
 def check_settings(cfg: DictConfig) -> None:
     """Raises UserError for what would fail every point: settings outside their limits, and what a logger refuses."""
     check(cfg, whole=False)
-    tracking.check({"logger": OmegaConf.to_container(cfg.logger, resolve=True)})
+    tracking.check({"logger": plain(cfg.logger)})
 
 
 class Summary(Jobs):
@@ -39,7 +45,7 @@ class Summary(Jobs):
         common = name_points(rows)
         write_summary(rows, folder)
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
-        tracking.log_summary(rows, folder, results.plain(own))
+        tracking.log_summary(rows, folder, plain(own))
         if common:
             print("at every point: " + " ".join(common))
         end(rows, "points")
@@ -49,8 +55,12 @@ def run_jobs(configs: Iterable[DictConfig]) -> None:
     """``run_together`` for the jobs of a multirun; ``configs``: as Hydra composes them, its own settings included."""
     wanted = []
     for cfg in configs:
-        if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in ("table", "figure", "dashboard")):
+        if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in ("table", "tables", "figure", "figures", "dashboard")):
             continue
-        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        wanted.append(on_part(own, "validation") if searches(cfg.hydra) else own)
+        try:
+            settings = typed(cfg)
+        except (UserError, *HYDRA_ERRORS) as error:
+            log.info("left alone: %s", one_line(error))
+            continue
+        wanted.append(replace(settings, part=CHOOSING) if searches(cfg.hydra) else settings)
     run_together(wanted)

@@ -1,4 +1,4 @@
-"""evaluate.py table=parity: the untouched model on every benchmark beside what others print for it, with a verdict a row.
+"""``python -m blink_exp parity``: the untouched model on every benchmark beside what others print for it, with a verdict a row.
 
 The first thing to run on a published backbone: a method's gain of a point means nothing where the untouched model is two points off.
 """
@@ -8,40 +8,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from blink_exp import reference
+from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, nearest
-from blink_exp.evaluation import results
 from blink_exp.files import write_json, write_text
 from blink_exp.reports.console import wide_console
+from blink_exp.settings.doors import usual
+from blink_exp.settings.roots import ParitySettings
 from blink_exp.studies.plan import measured_run, own_words
 
 CHECK = "system prompt, pad or crop, OCR tokens, dtype, token ids around the image, image processor"  # in this order
 
 
-def run_parity(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Measures every row of ``cfg.table`` and writes parity.md and parity.json to ``out``. Rows that are done are not run again."""
+def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
+    """Measures every one of ``points`` and writes parity.md and parity.json to ``out``. Rows that are done are not run again."""
     from hydra.core.hydra_config import HydraConfig
 
-    hydra = HydraConfig.get()
-    table, model = results.plain(cfg)["table"], hydra.runtime.choices["model"]
+    model = HydraConfig.get().runtime.choices["model"]
     known = reference.published("vanilla")
     if model not in known["models"]:
         raise UserError(f"nobody prints numbers for model={model}; {nearest(model, known['models'])} (a folder: add model.path=...)")
     own = own_words()
     rows: list[dict[str, Any]] = []
-    for point in table["points"]:
+    for point in settings.points:
         said = known["models"][model].get(point["id"], {})
-        print(f"[{len(rows) + 1}/{len(table['points'])}] {point['label']}", flush=True)
-        words = [*table["overrides"], *point["overrides"], *point.get("only", {}).get(model, [])]
-        row = measured_run(cfg, words, own, point["label"])
+        print(f"[{len(rows) + 1}/{len(settings.points)}] {point['label']}", flush=True)
+        words = [*settings.overrides, *point["overrides"], *point.get("only", {}).get(model, [])]
+        row = measured_run(settings, words, own, point["label"])
         rows.append({"id": point["id"], "published": {s: said[s] for s in known["sources"] if s in said}} | judged(row, point, said))
     document = {
-        "title": table["title"],
+        "title": settings.title,
         "model": model,
         "backbone": next((r["backbone"] for r in rows if "backbone" in r), None),
-        "command": " ".join(["python evaluate.py table=parity", *own]),
+        "command": " ".join([usual("parity"), *own]),
         "rows": rows,
     }
     write_json(out / "parity.json", document)
@@ -53,7 +52,7 @@ def run_parity(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return document
 
 
-def judged(row: dict[str, Any], point: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+def judged(row: PointRun, point: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """``row`` with ``measured``, ``stderr``, ``difference`` from the first source (or the band's center) and ``verdict``."""
     if row["status"] == "failed":
         return row | {"measured": None, "verdict": f"not measured: {row['error']}"}

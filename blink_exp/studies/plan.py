@@ -15,30 +15,29 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 import shlex
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from blink_exp.backbone.shipped import shipped
-from blink_exp.cli import one_line
+from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
-from blink_exp.evaluation import identity, locks, results, store
-from blink_exp.settings.compose import composed
+from blink_exp.evaluation import identity, locks, store
+from blink_exp.settings.check import SHORT_FOR
+from blink_exp.settings.compose import composed, composed_plain
+from blink_exp.settings.roots import EvaluateSettings, SweepSettings
 from blink_exp.studies.matching import matched
-from blink_exp.studies.point import guarded
+from blink_exp.studies.point import failed, guarded
 
-log = logging.getLogger(__name__)
 # of the sweep, not of its points
 OWN_SETTINGS = (
     "table=",
+    "tables=",
     "table.",
     "figure=",
+    "figures=",
     "figure.",
     "store=",
     "force=",
@@ -81,7 +80,7 @@ def benchmarks(experiment: dict[str, Any], own: list[str], scale: bool) -> list[
 
 def on_scale_model(experiment: dict[str, Any], own: list[str]) -> bool:
     """Whether it runs on a model that ships with this project."""
-    return shipped(composed("sweep", [*experiment.get("overrides", []), *own]).model.path) is not None
+    return shipped(composed("sweep", [*experiment.get("overrides", []), *own]).model["path"]) is not None
 
 
 def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> list[str]:
@@ -100,63 +99,61 @@ def refuse_collisions(experiment: dict[str, Any], own: list[str]) -> None:
     """Raises UserError where the user sets what the points vary: rows would carry labels that they have not earned."""
     varied = {key(word): point["label"] for point in points(experiment) for word in point["overrides"]}
     for word in own:
-        mine = key(word)
-        for theirs, label in varied.items():
+        mine = SHORT_FOR.get(key(word), key(word))
+        for name, label in varied.items():
+            theirs = SHORT_FOR.get(name, name)
             inner = mine.partition(".")[0] == theirs and mine.partition(".")[0] not in ("method", "model", "benchmark")
-            if (
-                mine == theirs
-                or theirs.startswith(mine + ".")
-                or inner
-                or {mine.partition(".")[0], theirs.partition(".")[0]} == {"layer", "layers"}
-            ):
+            if mine == theirs or theirs.startswith(mine + ".") or inner:
                 raise UserError(
-                    f"{word} would replace {theirs} of {experiment['name']}'s point {label}; leave it away, or run that point alone"
+                    f"{word} would replace {name} of {experiment['name']}'s point {label}; leave it away, or run that point alone"
                 )
 
 
-def point_settings(cfg: DictConfig, first: list[str], own: list[str], match: str | None = None) -> tuple[DictConfig, list[str]]:
-    """The settings of a point and the overrides that make them. ``cfg``: the sweep's own settings; ``match``: see ``matching``."""
-    sweep = (f"store={cfg.store}", f"force={cfg.force}")
+def point_settings(
+    sweep: EvaluateSettings, first: list[str], own: list[str], match: str | None = None
+) -> tuple[EvaluateSettings, list[str]]:
+    """The settings of a point and the overrides that make them. ``sweep``: what it is a point of; ``match``: see ``matching``."""
+    kept = (f"store={sweep.store}", f"force={sweep.force}")
     if match:
-        first = [*first, *matched(_compose((*first, *own, *sweep)).copy(), match)]
-    return _compose((*first, *own, *sweep)).copy(), [*first, *own]
+        first = [*first, *matched(_compose((*first, *own, *kept)), match)]
+    return _compose((*first, *own, *kept)), [*first, *own]
 
 
 @functools.lru_cache(maxsize=1024)
-def _compose(overrides: tuple[str, ...]) -> DictConfig:
-    return composed("sweep", overrides)
+def _compose(overrides: tuple[str, ...]) -> EvaluateSettings:
+    return composed("sweep", overrides)  # type: ignore[no-any-return]
 
 
-def measured_run(cfg: DictConfig, first: list[str], own: list[str], label: str, match: str | None = None, **logged: Any) -> dict[str, Any]:
-    """A point measured, or why it could not be. ``cfg``: the sweep's own settings. ``match``: see ``matching``; ``logged``: ``experiment``
-    and ``x``, see ``sweep.guarded``."""
+def measured_run(
+    sweep: EvaluateSettings, first: list[str], own: list[str], label: str, match: str | None = None, **logged: Any
+) -> PointRun:
+    """A point measured, or why it could not be. ``sweep``, ``match``: see ``point_settings``; ``logged``: ``experiment`` and ``x``, see
+    ``point.guarded``."""
     said = [*first, *own]
     try:
-        settings, said = point_settings(cfg, first, own, match)
+        settings, said = point_settings(sweep, first, own, match)
     except Exception as error:  # also what Hydra wraps, and what a model or a data set says while it is matched
-        if not isinstance(error, UserError):
-            log.error("%s failed:\n%s", label, traceback.format_exc())
-        run = {"point": label, "status": "failed", "error": one_line(error)}
+        run = failed(label, error)
     else:
         run = guarded(settings, label, **logged)
     return run | {"command": command(said)}
 
 
-def settings_of(cfg: DictConfig, kind: str, experiment: dict[str, Any], own: list[str]) -> list[DictConfig]:
+def settings_of(sweep: SweepSettings, kind: str, experiment: dict[str, Any], own: list[str]) -> list[EvaluateSettings]:
     """The settings of every point of a table, or of a figure, which is measured on one benchmark; a point that cannot be composed is left
     out. The modules that they need are trained first."""
     refuse_collisions(experiment, own)
     names = benchmarks(experiment, own, on_scale_model(experiment, own))[: None if kind == "table" else 1]
-    modules = trained(cfg, experiment, own) if names else []
+    modules = trained(sweep, experiment, own) if names else []
     out = []
     for name in names:
         for point in points(experiment):
             with contextlib.suppress(Exception):  # it is said when the point is measured
-                out.append(point_settings(cfg, [*words(experiment, point, name), *modules], own, point.get("match"))[0])
+                out.append(point_settings(sweep, [*words(experiment, point, name), *modules], own, point.get("match"))[0])
     return out
 
 
-def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tuple[list[str], Path] | None:
+def training(sweep: SweepSettings, experiment: dict[str, Any], own: list[str]) -> tuple[list[str], Path] | None:
     """The words of train.py for the modules that an experiment ``trains``, on the user's model and with the user's ``train`` words, and the
     folder of the store where they are kept. None where it trains none, or the user names modules.
 
@@ -164,23 +161,23 @@ def training(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> tup
     if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in own):
         return None
     models = [word for word in (*experiment.get("overrides", []), *own) if key(word).partition(".")[0] in ("model", "seed")]
-    given = shlex.split(cfg.get("train") or "")
+    given = shlex.split(sweep.train)
     overrides = [*models, *experiment["trains"], *given]
-    settings = results.plain(composed("train", overrides, whole=False))
+    settings = composed_plain("train", overrides)
     if shipped(settings["model"]["path"]) is None and not given:
         needed = " ".join(experiment["trains"])
         raise UserError(
             f"{experiment['name']} needs TokenSR modules ({needed}) of {settings['model']['path']}; give tokensr.path=FOLDER, or"
             " \"train='trainer=paper data=llava_665k data.json=... data.images=...'\""
         )
-    text = json.dumps([settings | {"logger": None}, identity.digests(settings)["model"]], sort_keys=True)
-    folder = (Path(cfg.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
+    text = json.dumps([settings | {"logger": None}, identity.of_model(settings["model"]["path"])], sort_keys=True)
+    folder = (Path(sweep.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
     return [*overrides, *(word for word in own if key(word).partition(".")[0] == "logger")], folder
 
 
-def trained(cfg: DictConfig, experiment: dict[str, Any], own: list[str]) -> list[str]:
+def trained(sweep: SweepSettings, experiment: dict[str, Any], own: list[str]) -> list[str]:
     """The override that names the modules which an experiment ``trains``; the training is run now unless the store has it."""
-    found = training(cfg, experiment, own)
+    found = training(sweep, experiment, own)
     if found is None:
         return []
     overrides, folder = found

@@ -5,72 +5,74 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from blink_exp import tracking
 from blink_exp.backbone.shipped import shipped
 from blink_exp.cli import one_line
+from blink_exp.documents import Metrics, PointRun
 from blink_exp.errors import UserError
-from blink_exp.evaluation import locks, results, store, tokens
+from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark
 from blink_exp.evaluation.records import read
 from blink_exp.evaluation.shared_runs import parts_of, place
 from blink_exp.evaluation.store import SHARED_NOTE
-from blink_exp.settings.check import check
+from blink_exp.settings.roots import EvaluateSettings, PointSettings
+from blink_exp.settings.values import as_type
 
 log = logging.getLogger(__name__)
 
 
-def guarded(cfg: DictConfig, label: str, experiment: str | None = None, x: float | None = None) -> dict[str, Any]:
+def guarded(settings: EvaluateSettings, label: str, experiment: str | None = None, x: float | None = None) -> PointRun:
     """``measured_point``, logged, with a failure as a row of the table (its traceback logged) instead of the end of the sweep.
 
     ``experiment``: id of the table or figure, ``x``: where the point stands on the figure's axis."""
     try:
-        check(cfg)
-        row = {"point": label, "status": "done"} | measured_point(cfg)
-    except (UserError, OSError) as error:
-        log.error("%s failed: %s", label, one_line(error))
-        return {"point": label, "status": "failed", "error": one_line(error)}
+        row = {"point": label, "status": "done"} | measured_point(settings)
     except Exception as error:
-        log.error("%s failed:\n%s", label, traceback.format_exc())
-        return {"point": label, "status": "failed", "error": one_line(error)}
+        return failed(label, error)
     out, group = tracking.place()
     tracking.log_point(
-        results.plain(cfg),
+        asdict(settings),
         Path(row["folder"]),
         out,
         name=f"{label}, {row['benchmark']}",
         group=f"{experiment} {group}" if experiment else group,
         experiment=experiment,
         x=x,
-        benchmark=partial(prepare_benchmark, cfg.copy()),
+        benchmark=partial(prepare_benchmark, settings),
     )
     return row
 
 
-def measured_point(cfg: DictConfig) -> dict[str, Any]:
-    """Measures a configuration, unless its folder in the store says that this has been done, its cost included where that is wanted."""
-    folder, stored = in_store(cfg)
+def failed(label: str, error: Exception) -> PointRun:
+    """The row of a point that failed; logged, with its traceback where the user cannot cure it."""
+    expected = isinstance(error, UserError | OSError)
+    log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")
+    return {"point": label, "status": "failed", "error": one_line(error)}
+
+
+def measured_point(settings: EvaluateSettings) -> PointRun:
+    """Measures a point, unless its folder in the store says that this has been done, its cost included where that is wanted."""
+    folder, stored = in_store(settings)
     finished = stored
-    parts = parts_of(cfg)
+    parts = parts_of(settings)
     if finished is None:
         with locks.waited(parts):
-            folder, stored, finished = measured(cfg, parts)
+            folder, stored, finished = measured(settings, parts)
     else:
         tidy(parts)
     print(f"{'already done' if stored else 'measured'}: {folder}", flush=True)
     records = read(folder)
-    model = cfg.model
+    model = settings.model
     decided = any(r["layers"] for r in records)
     return {
         "method": finished["method"],
         "scores": {k: v["value"] for k, v in finished["scores"].items()},
         "stderr": {k: v["stderr"] for k, v in finished["scores"].items()},
-        "tokens": tokens.realised(records, tokens.llm_depth(model.path, model.get("revision")) if decided else None),
+        "tokens": tokens.realised(records, tokens.llm_depth(model["path"], model.get("revision")) if decided else None),
         "cost": finished.get("cost"),
         "headline": finished["headline"],
         "benchmark": finished["benchmark"],
@@ -82,7 +84,7 @@ def measured_point(cfg: DictConfig) -> dict[str, Any]:
         "seconds": finished["seconds"],
         "together": finished.get("together"),
         "backbone": finished["backbone"],
-        "scale": shipped(model.path) is not None,
+        "scale": shipped(model["path"]) is not None,
         "commit": finished["commit"],
         "blink": finished["blink"],
         "folder": str(folder),
@@ -90,20 +92,20 @@ def measured_point(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def in_store(cfg: DictConfig) -> tuple[Path, dict[str, Any] | None]:
+def in_store(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
     """``place``, where a point that is there without the cost that is wanted counts as not there: the cost is no part of its hash."""
-    folder, stored = place(cfg)
+    folder, stored = place(settings)
     whole = store.point_of(folder) if stored is not None else None
     stored = whole[0] if whole is not None else None
-    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(cfg.cost, stored["samples"]):
+    if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(settings.cost, stored["samples"]):
         stored = None
     return folder, stored
 
 
-def measured(cfg: DictConfig, parts: Path) -> tuple[Path, dict[str, Any] | None, dict[str, Any]]:
+def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, Metrics | None, Metrics]:
     """(folder, what the store has of the point by now, what it has in the end): another run may have finished it meanwhile."""
-    folder, stored = in_store(cfg)
-    finished = stored or measure(without_sweep_settings(cfg), folder, parts)
+    folder, stored = in_store(settings)
+    finished = stored or measure(as_type(PointSettings, settings), folder, parts)
     if parts != folder:
         with contextlib.suppress(OSError):
             parts.rmdir()
@@ -117,8 +119,3 @@ def tidy(parts: Path) -> None:
         with contextlib.suppress(OSError), locks.free([parts]) as mine:
             for path in left if mine else []:
                 path.unlink(missing_ok=True)
-
-
-def without_sweep_settings(cfg: DictConfig) -> DictConfig:
-    own = ("store", "force", "table", "figure", "report", "dashboard", "train", "objective", "token_price", "share")
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in own])

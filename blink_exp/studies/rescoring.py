@@ -1,4 +1,4 @@
-"""evaluate.py predictions=...: scores the records of earlier runs again, without a model; puts the shards of a run together."""
+"""The records of earlier runs, scored again without a model, or against those of another run."""
 
 from __future__ import annotations
 
@@ -7,43 +7,45 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from blink_exp.benchmarks.base import Benchmark, Compares, Sample
+from blink_exp.documents import Metrics, Record
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_benchmark, scored
 from blink_exp.evaluation.records import graded, numbered, summary, wrong_prediction
 from blink_exp.files import brief, json_ready, read_object, write_json, write_text
+from blink_exp.settings.roots import CompareSettings, RescoreSettings
+from blink_exp.settings.values import to_yaml
 
 # of a metrics.json: what changes predictions; not where and how fast they were made (device, batch_size), so that shards may differ in it
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
 
 
-def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Scores ``cfg.predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
+def score_again(settings: RescoreSettings, out: Path) -> Metrics:
+    """Scores ``predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
     started = time.time()
-    benchmark = prepare_benchmark(cfg)
+    benchmark = prepare_benchmark(settings)
     samples = benchmark.samples()
-    made = made_with(cfg.predictions)
-    records = scored_again(benchmark, samples, predicted(cfg.predictions))
+    made = made_with(settings.predictions)
+    records = scored_again(benchmark, samples, predicted(settings.predictions))
     visual = made.pop("visual_tokens_of_the_image", None)
     blink = {} if visual is None else {"blink": summary(records, visual)}
-    if cfg.against is not None:
+    against = settings.against if isinstance(settings, CompareSettings) else None
+    if against is not None:
         if not isinstance(benchmark, Compares):
-            raise UserError(f"against={cfg.against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
-        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(cfg.against, "against")))
-    write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            raise UserError(f"against={against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
+        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(against, "against")))
+    write_text(out / results.CONFIG, to_yaml(settings))
     finished = {
         "backbone": "predictions of an earlier run",
         "method": "as predicted",
-        "predictions": results.plain(cfg)["predictions"],
-        "against": results.plain(cfg)["against"],
+        "predictions": settings.predictions,
+        "against": against,
         "layers": [],
         **scored(benchmark, records, out),
         "cost": None,
         "skipped": [],
-        **results.provenance(cfg.seed, time.time() - started),
+        **results.provenance(settings.seed, time.time() - started),
         **made,
         **blink,
     }
@@ -52,14 +54,14 @@ def score_again(cfg: DictConfig, out: Path) -> dict[str, Any]:
     return finished
 
 
-def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, dict[str, Any]]:
+def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, Record]:
     """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a pattern with * names many (the shards of a
     run).
 
     Raises UserError if there is no such file, none holds a record, a line is damaged or holds no prediction, a question is answered twice
     in one file, or differently in two. ``setting``: the one that names the files.
     """
-    out: dict[str, dict[str, Any]] = {}
+    out: dict[str, Record] = {}
     files = files_of(paths, setting)
     for file in files:
         lines: dict[str, int] = {}
@@ -115,7 +117,7 @@ def _made_with(metrics: Path) -> dict[str, Any]:
     return made if tokens is None else made | {"visual_tokens_of_the_image": tokens}
 
 
-def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str, Record]) -> list[Record]:
     """Earlier predictions as records under the benchmark's rule of today. Raises UserError if they answer other samples, or the
     same ones asked in other words."""
     known = {sample.id for sample in samples}

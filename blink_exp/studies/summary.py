@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from blink_exp.documents import PointRun
 from blink_exp.files import write_text
 from blink_exp.reports.console import wide_console
 
 
-def write_summary(rows: list[dict[str, Any]], folder: Path) -> None:
+def write_summary(rows: list[PointRun], folder: Path) -> None:
     """One line a point: what is its own among its overrides, status, scores, samples, seconds and folder."""
     import pandas as pd
     from rich.table import Table

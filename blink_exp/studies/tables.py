@@ -15,44 +15,49 @@ A table is an experiment of conf/table (see ``plan``) with a layout:
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 from blink_exp import reference
 from blink_exp.benchmarks.base import mean
+from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
 from blink_exp.evaluation.records import read
-from blink_exp.settings.compose import composed
+from blink_exp.settings.compose import composed_plain
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
 from blink_exp.studies.deltas import add_deltas
 
-KEPT = ("name", "title", "paper", "source", "published_on", "note", "error_over", "split_by")  # of a table in its document
 
-
-def measure_table(cfg: DictConfig, table: dict[str, Any], own: list[str]) -> dict[str, Any]:
-    """The document of a table: every point measured on every benchmark, beside what is published. ``cfg``: the sweep's own settings."""
+def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -> TableDocument:
+    """The document of a table: every point measured on every benchmark, beside what is published."""
     plan.refuse_collisions(table, own)
     scale = plan.on_scale_model(table, own)
     names = plan.benchmarks(table, own, scale)
     points = plan.points(table)
-    modules = plan.trained(cfg, table, own)
+    modules = plan.trained(sweep, table, own)
     rows = [new_row(table, point) for point in points] if points else recipe_rows(table)
     for n, name in enumerate(names):
         for k, (point, row) in enumerate(zip(points, rows, strict=False)):
             print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
             first = [*plan.words(table, point, name), *modules]
             row["runs"][name] = hopeless(rows, name, point["label"]) or plan.measured_run(
-                cfg, first, own, point["label"], point.get("match"), experiment=table["name"]
+                sweep, first, own, point["label"], point.get("match"), experiment=table["name"]
             )
         if table.get("split_by"):
             split([row["runs"][name] for row in rows], table["split_by"])
-    document = {
+    document: TableDocument = {
         "kind": "table",
-        **{k: table.get(k) for k in KEPT},
+        "name": table["name"],
+        "title": table["title"],
+        "paper": table.get("paper"),
+        "source": table.get("source"),
+        "published_on": table.get("published_on"),
+        "note": table.get("note"),
+        "error_over": table.get("error_over"),
+        "split_by": table.get("split_by"),
         "scale": scale,
         "command": plan.command([f"table={table['name']}", *own], "sweep.py"),
-    }
-    document |= {
         "footnotes": reference.footnotes(table["paper"], table["source"]) if table.get("source") else [],
         "published_columns": published_columns(table),
         "groups": [group(table, name, rows) for name in names],
@@ -62,7 +67,7 @@ def measure_table(cfg: DictConfig, table: dict[str, Any], own: list[str]) -> dic
     return document
 
 
-def hopeless(rows: list[dict[str, Any]], benchmark: str, label: str) -> dict[str, Any] | None:
+def hopeless(rows: list[TableRow], benchmark: str, label: str) -> PointRun | None:
     """A failed run for a point that need not be tried, where the first two points failed in the same words: a model that cannot be loaded
     need not be asked for once a point."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
@@ -70,20 +75,20 @@ def hopeless(rows: list[dict[str, Any]], benchmark: str, label: str) -> dict[str
     return {**runs[0], "point": label} if len(runs) >= 2 and len(errors) == 1 and None not in errors else None
 
 
-def new_row(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    return {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}} | published(table, point)
+def new_row(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
+    return {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}, **published(table, point)}
 
 
-def recipe_rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
     """The rows of a table that measures nothing: what is published, and what our own configuration says."""
     recipe = table.get("recipe")
     if recipe is None:
         return []
-    cfg = composed(recipe["config"], recipe["overrides"], whole=False)
-    rows = []
+    settings = composed_plain(recipe["config"], recipe["overrides"])
+    rows: list[TableRow] = []
     for label, path in recipe["values"].items():
         point = {"label": label, "published": {"table": table["source"], "row": label}}
-        rows.append(new_row(table, point) | {"settings": {path: OmegaConf.select(cfg, path)}})
+        rows.append({**new_row(table, point), "settings": {path: functools.reduce(operator.getitem, path.split("."), settings)}})
     return rows
 
 
@@ -91,7 +96,7 @@ def published_columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {h: {"column": c, "digits": table.get("published_digits", 2)} for h, c in (table.get("published") or {}).items()}
 
 
-def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
     """The paper's row for a point by heading, None where it has no number: ``published``, and ``derived`` (headings that follow from
     printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
     source, columns = dict(point.get("published") or {}), table.get("published") or {}
@@ -118,7 +123,7 @@ def published(table: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def group(table: dict[str, Any], benchmark: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> ColumnGroup:
     """The measured columns of one benchmark, and their label: which model they come from, and on how many questions."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
     done = [run for run in runs if run["status"] == "done"]
@@ -137,7 +142,7 @@ def group(table: dict[str, Any], benchmark: str, rows: list[dict[str, Any]]) -> 
     }
 
 
-def label(benchmark: str, done: list[dict[str, Any]]) -> str:
+def label(benchmark: str, done: list[PointRun]) -> str:
     """ "scale-llava-1.5 (scale model) on mosaic_mme, 640 questions"."""
     if not done:
         return f"{benchmark}: nothing measured"
@@ -148,7 +153,7 @@ def label(benchmark: str, done: list[dict[str, Any]]) -> str:
     )
 
 
-def split(runs: list[dict[str, Any]], label: str) -> None:
+def split(runs: list[PointRun], label: str) -> None:
     """Adds to the scores of the runs ``right_too`` and ``wrong_there``: their accuracy in per cent among the questions that the point
     ``label`` answers right, and among those it answers wrong. That point's own would be 100 and 0 and are left out.
 
@@ -168,6 +173,6 @@ def split(runs: list[dict[str, Any]], label: str) -> None:
                 run["scores"][name], run["stderr"][name] = score.value, score.stderr
 
 
-def _right(run: dict[str, Any]) -> dict[str, bool]:
+def _right(run: PointRun) -> dict[str, bool]:
     """{sample id: whether it was answered right} of a measured point."""
     return {r["id"]: bool(r["correct"]) for r in read(run["folder"])}

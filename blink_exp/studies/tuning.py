@@ -12,19 +12,23 @@ from __future__ import annotations
 import logging
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.cli import guard
+from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation import results
 from blink_exp.files import write_json, write_text
 from blink_exp.reports.search import show, text
 from blink_exp.reports.statistics import compare
+from blink_exp.settings import compose
 from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies.deltas import benchmark_of, records_of
 from blink_exp.studies.jobs import forget, noted
 from blink_exp.studies.plan import key
@@ -34,6 +38,7 @@ from blink_exp.studies.summary import write_summary
 PRESETS = ("model", "method", "benchmark")  # the groups that a file of conf/search may choose
 OWN = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
 SETTINGS = ("default", "best")
+CHOOSING = "validation"  # the part that a search chooses on
 
 
 class Search(Callback):
@@ -61,7 +66,7 @@ def check(config: DictConfig) -> None:
     from hydra.utils import get_object
 
     folder = Path(config.hydra.sweep.dir)
-    refuse_test(config)
+    refuse_test(config.part)
     sweeper = config.hydra.sweeper
     if not sweeper.get("params") and not swept(config):
         raise UserError("hydra/sweeper=optuna has nothing to search; add search=blink, or thresholds.tau_exp=interval(0.3,0.9)")
@@ -80,40 +85,33 @@ def check(config: DictConfig) -> None:
     print("searching on the validation part; the test part is looked at once, at the end", flush=True)
 
 
-def refuse_test(cfg: DictConfig) -> None:
-    if cfg.part == "test":
+def refuse_test(part: str) -> None:
+    if part == "test":
         raise UserError("part=test is what a search is reported on, so it cannot choose there; leave part away")
 
 
-def prepared(cfg: DictConfig) -> DictConfig:
-    """The configuration of this job: in a search, on the validation part."""
+def prepared(settings: SweepSettings) -> SweepSettings:
+    """The settings of this job: in a search, on the validation part."""
     from hydra.core.hydra_config import HydraConfig
 
     if not searches(HydraConfig.get()):
-        return cfg
-    refuse_test(cfg)
-    return on_part(cfg, "validation")
+        return settings
+    refuse_test(settings.part)
+    return replace(settings, part=CHOOSING)
 
 
-def on_part(cfg: DictConfig, part: str) -> DictConfig:
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        cfg.part = part
-    return cfg
-
-
-def returned(row: dict[str, Any], cfg: DictConfig) -> Any:
+def returned(row: PointRun, objective: str | None, price: float) -> Any:
     """What a job gives to Hydra: its row; in a search what the point is worth, the worst there is for one that failed."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
     if not searches(hydra):
         return row
-    value = worth(row, cfg.objective, cfg.token_price) if row["status"] == "done" else -math.inf
+    value = worth(row, objective, price) if row["status"] == "done" else -math.inf
     return -value if str(hydra.sweeper.direction).endswith("minimize") else value
 
 
-def worth(row: dict[str, Any], objective: str | None, price: float) -> float:
+def worth(row: PointRun, objective: str | None, price: float) -> float:
     """The score ``objective`` (None: the headline) of a measured row, less ``price`` a visual token of a layer."""
     value = row["scores"].get(aim(row, objective))
     if value is None:
@@ -128,7 +126,7 @@ def worth(row: dict[str, Any], objective: str | None, price: float) -> float:
     return float(value) - price * tokens
 
 
-def aim(row: dict[str, Any], objective: str | None) -> str:
+def aim(row: PointRun, objective: str | None) -> str:
     return str(objective or row["headline"])
 
 
@@ -170,10 +168,10 @@ def finish(config: DictConfig) -> None:
     print(f"best: {document['settings']['best']['command']}\nwritten to {folder}/tuning.md and tuning.json")
 
 
-def chosen(config: DictConfig, done: list[dict[str, Any]], fixed: list[str]) -> dict[str, Any]:
+def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[str, Any]:
     """The best of the points ``done`` and the command without its search (``fixed``), both on both parts."""
 
-    def value(row: dict[str, Any]) -> float:
+    def value(row: PointRun) -> float:
         return worth(row, config.objective, config.token_price)
 
     best = max(done, key=value)
@@ -202,16 +200,16 @@ def chosen(config: DictConfig, done: list[dict[str, Any]], fixed: list[str]) -> 
     }
 
 
-def measured(words: list[str], part: str) -> dict[str, Any]:
+def measured(words: list[str], part: str) -> PointRun:
     """A point on a part. Raises UserError if it fails."""
     label = f"part={part} {' '.join(words)}"
-    row = guarded(on_part(composed("sweep", words), part), label)
+    row = guarded(replace(composed("sweep", words), part=part), label)
     if row["status"] == "failed":
         raise UserError(f"{label} failed: {row['error']}")
     return row
 
 
-def seen(row: dict[str, Any], score: str, value: float) -> dict[str, Any]:
+def seen(row: PointRun, score: str, value: float) -> dict[str, Any]:
     """What the report says of a point on a part."""
     return {
         "score": row["scores"][score],
@@ -226,7 +224,7 @@ def seen(row: dict[str, Any], score: str, value: float) -> dict[str, Any]:
 
 def alone(config: DictConfig, words: list[str]) -> list[str]:
     """The command that runs a point of a search without it, on the test part."""
-    cfg = composed("sweep", words)
+    cfg = compose.config("sweep", words)
     presets = {group: f"{group}={config.hydra.runtime.choices[group]}" for group in PRESETS}
     own = {key(word): word for word in words if key(word).partition(".")[0] not in OWN}
     stands_for = {path: f"{path}={OmegaConf.select(cfg, path)}" for path in _reads_search(OmegaConf.to_container(cfg, resolve=False))}

@@ -24,8 +24,8 @@ from blink_exp.tokensr.modules import ARCHITECTURES, build
 
 
 @dataclass(frozen=True)
-class Belonging:
-    """What a module was trained for. ``backbone``: id and weights digest; ``grid``: (H, W) visual tokens; ``width``: hidden size."""
+class ModuleMetadata:
+    """Metadata stored beside a module. ``backbone``: id and weights digest; ``grid``: (H, W) visual tokens; ``width``: hidden size."""
 
     backbone: str
     layer: int
@@ -35,12 +35,12 @@ class Belonging:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def save(module: nn.Module, belonging: Belonging, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def save(module: nn.Module, metadata: ModuleMetadata, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Writes both files of one module; see ``save_all``."""
-    return save_all([(module, belonging)], folder, dtype)[0]
+    return save_all([(module, metadata)], folder, dtype)[0]
 
 
-def save_all(modules: Iterable[tuple[nn.Module, Belonging]], folder: Path, dtype: torch.dtype = torch.float32) -> list[Path]:
+def save_all(modules: Iterable[tuple[nn.Module, ModuleMetadata]], folder: Path, dtype: torch.dtype = torch.float32) -> list[Path]:
     """Writes modules and what they belong to: all files are written beside their places first, so that a disk which fills up or a process
     that is killed meanwhile leaves the folder as it was.
 
@@ -50,14 +50,14 @@ def save_all(modules: Iterable[tuple[nn.Module, Belonging]], folder: Path, dtype
     parts: list[Path] = []
     paths = []
     try:
-        for module, belonging in modules:
-            path = folder / f"layer_{belonging.layer:02d}.safetensors"
+        for module, metadata in modules:
+            path = folder / f"layer_{metadata.layer:02d}.safetensors"
             weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
             bad = first_nonfinite(weights.items())
             if bad is not None:
-                raise UserError(f"the TokenSR module of layer {belonging.layer} holds nan or inf in {bad}; nothing is written to {folder}")
+                raise UserError(f"the TokenSR module of layer {metadata.layer} holds nan or inf in {bad}; nothing is written to {folder}")
             for target, data in (
-                (path.with_suffix(".json"), json.dumps(asdict(belonging), indent=2).encode() + b"\n"),
+                (path.with_suffix(".json"), json.dumps(asdict(metadata), indent=2).encode() + b"\n"),
                 (path, safetensors.torch.save(weights)),
             ):
                 parts.append(target.with_name(target.name + ".part"))
@@ -122,22 +122,22 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
             " or do without: method=blink_interp"
         )
     try:
-        belonging = Belonging(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        metadata = ModuleMetadata(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path} lacks its {path.stem}.json, which says what it belongs to; copy both files") from None
     except (ValueError, RecursionError, TypeError) as error:  # no JSON, no UTF-8, other keys
         raise UserError(f"{path.with_suffix('.json')} is damaged ({type(error).__name__}); copy or train it again") from None
     fits: tuple[tuple[str, Any, Any], ...] = (
-        ("backbone", belonging.backbone, backbone),
-        ("width", belonging.width, width),
-        ("layer", belonging.layer, layer),
+        ("backbone", metadata.backbone, backbone),
+        ("width", metadata.width, width),
+        ("layer", metadata.layer, layer),
     )
     for name, have, want in fits:
         if have != want:
             raise UserError(f"{path} was trained for {name} {have}, not {want}; train one for it: python train.py layer={layer}")
-    if not isinstance(belonging.architecture, str) or belonging.architecture not in ARCHITECTURES:
-        raise UserError(f"{path.with_suffix('.json')} names the architecture {belonging.architecture}, which is not known; train it again")
-    module = build(belonging.architecture, width)
+    if not isinstance(metadata.architecture, str) or metadata.architecture not in ARCHITECTURES:
+        raise UserError(f"{path.with_suffix('.json')} names the architecture {metadata.architecture}, which is not known; train it again")
+    module = build(metadata.architecture, width)
     try:
         weights = safetensors.torch.load_file(path)
         bad = first_nonfinite(weights.items())

@@ -1,17 +1,20 @@
 """TokenSR: the trained amplifier that refines an enlarged patch of visual tokens (Blink, Sec. 3.2.1 and App. A).
 
-Every architecture maps (batch, width, H, W) to the same shape and works on any H and W, so a module trained on quadrants also serves
-3 x 3 and 4 x 4 patches and Table 7's "w/o interp".
+An architecture is a function of the width; installed packages add some by entry points (``blink_exp.plugins``). Each maps
+(batch, width, H, W) to the same shape and works on any H and W, so a module trained on quadrants also serves 3 x 3 and 4 x 4 patches and
+Table 7's "w/o interp".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
+from blink_exp import plugins
 from blink_exp.errors import UserError, nearest
+from blink_exp.plugins import Registry
 
 
 def conv(width: int) -> nn.Module:
@@ -98,7 +101,9 @@ def interp(width: int) -> nn.Module:
     return nn.Identity()
 
 
-ARCHITECTURES = {f.__name__: f for f in (conv, residual_conv, mlp, depthwise, pixel_shuffle, interp)}
+ARCHITECTURES: Registry[Callable[[int], nn.Module]] = Registry(
+    plugins.ARCHITECTURES, conv, residual_conv, mlp, depthwise, pixel_shuffle, interp
+)
 
 
 def build(architecture: str, width: int) -> nn.Module:

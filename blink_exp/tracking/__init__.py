@@ -3,9 +3,9 @@
 Nothing here is needed for a result: metrics.json and records.jsonl are written first, and a logger that fails costs one line.
 """
 
-from blink_exp.tracking.base import check, tracker
-from blink_exp.tracking.interface import Track
+from blink_exp.tracking.base import check, logger_of, tracker
+from blink_exp.tracking.interface import Tracker
 from blink_exp.tracking.points import log_point, log_summary, place
 from blink_exp.tracking.training import finish, keep_rows, lightning_logger
 
-__all__ = ["Track", "check", "finish", "keep_rows", "lightning_logger", "log_point", "log_summary", "place", "tracker"]
+__all__ = ["Tracker", "check", "finish", "keep_rows", "lightning_logger", "log_point", "log_summary", "logger_of", "place", "tracker"]

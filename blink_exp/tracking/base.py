@@ -1,27 +1,28 @@
-"""Trackers by ``logger.kind``: what each needs, checked before any work, and a block that closes it whatever happens."""
+"""The logger of a run, made of its settings; and a block that closes its tracker whatever happens."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from blink_exp.errors import UserError
-from blink_exp.settings.check import check_values
-from blink_exp.settings.targets import BY_KIND, Logger
-from blink_exp.tracking import lightning
-from blink_exp.tracking.interface import Careful, Nothing, Run, Track
-from blink_exp.tracking.lightning import check_mlflow
-from blink_exp.tracking.weights_and_biases import WandbTrack, check_key, check_names
+from hydra.utils import instantiate
 
-NEEDED = {  # packages of a kind of logger, and what installs them
-    "csv": ((), ""),
-    "wandb": (("wandb",), "wandb"),
-    "tensorboard": (("tensorboard",), "tensorboard"),
-    "mlflow": (("mlflow", "sqlalchemy", "alembic"), "mlflow-skinny sqlalchemy alembic"),
-}
+from blink_exp.settings.check import check_values
+from blink_exp.settings.targets import BY_TARGET
+from blink_exp.tracking.interface import NullTracker, Run, SafeTracker, Tracker
+from blink_exp.tracking.loggers import Csv, Logger
+
+
+def logger_of(settings: dict[str, Any]) -> Logger:
+    """The logger that ``settings["logger"]`` describes."""
+    return instantiate(settings["logger"])
+
+
+def silent(settings: dict[str, Any]) -> bool:
+    """Whether the output folder has it all (`logger=csv`)."""
+    return isinstance(logger_of(settings), Csv)
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -29,35 +30,28 @@ def check(settings: dict[str, Any]) -> None:
     holds that the logger would refuse at its first run, as far as that can be told without a network.
 
     Raises:
-        UserError: for a kind that is not known, a package that is not installed, a name or number that is refused, or no key.
+        UserError: for a package that is not installed, a name or number that is refused, or no key.
     """
-    logger = settings["logger"]
-    kind = logger["kind"]
-    check_values(Logger, "logger.", {"kind": kind})
-    check_values(BY_KIND[kind], "logger.", logger)
-    modules, install = NEEDED[kind]
-    absent = [m for m in modules if importlib.util.find_spec(m) is None]
-    if absent:
-        raise UserError(f"logger={kind} needs {', '.join(absent)}; pip install {install}, or use logger=csv")
-    if kind == "wandb":
-        check_names(logger)
-        check_key(logger)
-    if kind == "mlflow":
-        check_mlflow(logger)
+    schema = BY_TARGET.get(settings["logger"]["_target_"])
+    if schema is not None:
+        check_values(schema, "logger.", settings["logger"])
+    logger_of(settings).check(settings)
 
 
 @contextlib.contextmanager
 def tracker(
     settings: dict[str, Any], out: Path, name: str, group: str | None = None, tags: Sequence[str] = (), job: str = "point"
-) -> Iterator[Track]:
+) -> Iterator[Tracker]:
     """A run of the logger in ``settings["logger"]``, its files below ``out``, the rest of ``settings`` its configuration.
 
     It is closed with the block, whatever happens in it: otherwise the next job of a sweep would go on writing to this job's run. What
     fails in a logger is said and never raised; what fails in the block is raised.
     """
-    kind = settings["logger"]["kind"]
     run = Run(name, group, tuple(tags), job)
-    track: Track = Nothing() if kind == "csv" else Careful(kind, lambda: opened(settings, Path(out), run))
+    logger = logger_of(settings)
+    track: Tracker = (
+        NullTracker() if isinstance(logger, Csv) else SafeTracker(logger.name, lambda: opened(logger, settings, Path(out), run))
+    )
     failed = True
     try:
         yield track
@@ -66,10 +60,7 @@ def tracker(
         track.close(failed)
 
 
-def opened(settings: dict[str, Any], out: Path, run: Run) -> Track:
-    check(settings)
+def opened(logger: Logger, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+    logger.check(settings)
     out.mkdir(parents=True, exist_ok=True)
-    kind = settings["logger"]["kind"]
-    if kind == "wandb":
-        return WandbTrack(settings, out, run)
-    return (lightning.TensorBoardTrack if kind == "tensorboard" else lightning.MLflowTrack)(settings, out, run)
+    return logger.tracker(settings, out, run)

@@ -25,7 +25,7 @@ class Run:
     job: str = "point"
 
 
-class Track(Protocol):
+class Tracker(Protocol):
     """A run of a logger. Names are stable and have slashes ("scores/total"); None and values that are no number are left out before."""
 
     def metrics(self, values: dict[str, float]) -> None:
@@ -47,7 +47,7 @@ class Track(Protocol):
     def close(self, failed: bool = False) -> None: ...
 
 
-class Nothing:
+class NullTracker:
     """The logger of `logger=csv`: the output folder has it all."""
 
     def metrics(self, values: dict[str, float]) -> None: ...
@@ -72,13 +72,13 @@ def attempt(kind: str, act: Callable[[], Any], silent: bool = False) -> tuple[bo
         return False, None
 
 
-class Careful:
+class SafeTracker:
     """A track that falls silent at its first failure. It is closed all the same."""
 
-    def __init__(self, kind: str, make: Callable[[], Track]):
+    def __init__(self, kind: str, make: Callable[[], Tracker]):
         self.kind = kind
         self.working, made = attempt(kind, make)
-        self.inner: Track = made if self.working else Nothing()
+        self.inner: Tracker = made if self.working else NullTracker()
 
     def metrics(self, values: dict[str, float]) -> None:
         self._say(lambda: self.inner.metrics(values))

@@ -78,8 +78,8 @@ def quiet(name: str) -> Iterator[None]:
         noisy.setLevel(before)
 
 
-class LightningTrack:
-    """The numbers of a ``Track``, which every logger of Lightning takes alike."""
+class LightningTracker:
+    """The numbers of a ``Tracker``, which every logger of Lightning takes alike."""
 
     logger: Any
 
@@ -91,8 +91,8 @@ class LightningTrack:
             self.logger.log_metrics(values, step=step)
 
 
-class TensorBoardTrack(LightningTrack):
-    """A ``Track`` that is a folder of event files. Tables are text, so only their first rows are readable there."""
+class TensorBoardTracker(LightningTracker):
+    """A ``Tracker`` that is a folder of event files. Tables are text, so only their first rows are readable there."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
         self.logger = tensorboard(out, run.name)
@@ -116,8 +116,8 @@ class TensorBoardTrack(LightningTrack):
         self.logger.experiment.close()
 
 
-class MLflowTrack(LightningTrack):
-    """A ``Track`` that is an MLflow run. Tables and pictures are its artifacts."""
+class MLflowTracker(LightningTracker):
+    """A ``Tracker`` that is an MLflow run. Tables and pictures are its artifacts."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
         self.logger = mlflow(settings, out, run)

@@ -6,7 +6,9 @@ import math
 import re
 from typing import Any
 
-LEFT_OUT = ("logger", "table", "figure", "dashboard", "store", "force", "report", "predictions", "against")  # of a run's configuration
+from blink_exp.documents import LayerStep, Metrics, Record
+
+LEFT_OUT = ("logger", "table", "tables", "figure", "figures", "dashboard", "store", "force", "report")  # of a run's configuration
 LAYER = "layer"  # the axis of what is known by layer, 0-based
 BY_LAYER = {"rho": "rho", "expand": "expand", "drop": "drop", "visual_tokens": "tokens"}  # of metrics.json's "blink"
 COLUMNS = ("id", "image", "category", "question", "answer", "prediction", "correct", "decisions", "tokens")
@@ -25,7 +27,7 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def tags_of(settings: dict[str, Any], finished: dict[str, Any], experiment: str | None) -> list[str]:
+def tags_of(settings: dict[str, Any], finished: Metrics, experiment: str | None) -> list[str]:
     """Of a measured point: its table or figure, method, model and benchmark."""
     model = settings.get("model", {}).get("name") or finished["backbone"]
     of = {"experiment": experiment, "method": finished["method"], "model": model, "benchmark": finished["benchmark"]}
@@ -42,7 +44,7 @@ def key(name: str) -> str:
     return re.sub(r"[^\w -]", "_", name)
 
 
-def metrics_of(finished: dict[str, Any], tokens: dict[str, float | None], experiment: str | None = None) -> dict[str, float]:
+def metrics_of(finished: Metrics, tokens: dict[str, float | None], experiment: str | None = None) -> dict[str, float]:
     """{name: number} of a measured point.
 
     ``finished``: metrics.json; ``tokens``: ``experiments.tokens.realised``. Names: ``scores/NAME``, ``stderr/NAME``, ``tokens/entering``,
@@ -63,13 +65,13 @@ def metrics_of(finished: dict[str, Any], tokens: dict[str, float | None], experi
     return numbers(out)
 
 
-def headline(finished: dict[str, Any]) -> str | None:
+def headline(finished: Metrics) -> str | None:
     """The one score that stands for a run: where a benchmark names several, the last, which is their total."""
     said = finished.get("headline")
     return said if isinstance(said, str) or not said else said[-1]
 
 
-def by_layer(finished: dict[str, Any], experiment: str | None = None) -> list[dict[str, float]]:
+def by_layer(finished: Metrics, experiment: str | None = None) -> list[dict[str, float]]:
     """A row a layer: ``layer``, ``blink/rho_by_layer``, ``blink/expand_by_layer`` and ``blink/drop_by_layer`` (shares of the samples),
     ``blink/tokens_by_layer``, ``cost/tokens_by_layer`` (the whole prompt), ``EXPERIMENT/rho_by_layer``; what is not known is absent."""
     rows: dict[int, dict[str, Any]] = {}
@@ -82,7 +84,7 @@ def by_layer(finished: dict[str, Any], experiment: str | None = None) -> list[di
     return [{LAYER: layer} | numbers(row) for layer, row in sorted(rows.items())]
 
 
-def record_row(record: dict[str, Any]) -> list[Any]:
+def record_row(record: Record) -> list[Any]:
     """A record's cells under ``COLUMNS``. Text that is not there is None."""
     said = [record.get(k) for k in ("id", "image_id", "category", "question", "answer", "prediction")]
     correct = record.get("correct")
@@ -94,7 +96,7 @@ def record_row(record: dict[str, Any]) -> list[Any]:
     ]
 
 
-def decisions(steps: list[dict[str, Any]]) -> str:
+def decisions(steps: list[LayerStep]) -> str:
     """What a policy did to a sample, as short text: "12 expand r2 (0.61), 15 drop, 16 retain 60". What changed nothing is left out."""
     said = []
     for step in steps:

@@ -9,9 +9,10 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
+from blink_exp.documents import Document, FigureDocument, PointRun, Record
 from blink_exp.evaluation import tokens
 from blink_exp.files import read_object
-from blink_exp.tracking.base import tracker
+from blink_exp.tracking.base import logger_of, silent, tracker
 from blink_exp.tracking.interface import attempt
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
@@ -51,10 +52,10 @@ def log_point(
         x: where the point stands on the figure's axis.
         benchmark: opens the benchmark, for the images of some records; None: no images.
     """
-    if settings["logger"]["kind"] == "csv":
+    if silent(settings):
         return
     named = {"name": name, "group": group, "tags": tags}
-    attempt(settings["logger"]["kind"], lambda: point_logged(settings, folder, out, named, experiment, x, benchmark))
+    attempt(logger_of(settings).name, lambda: point_logged(settings, folder, out, named, experiment, x, benchmark))
 
 
 def point_logged(
@@ -68,7 +69,7 @@ def point_logged(
 ) -> None:
     from blink_exp.evaluation.records import read  # torch comes with it: a wrong logger is to be named before
 
-    finished = read_object(folder / "metrics.json", {}, "measure the point again")
+    finished: Any = read_object(folder / "metrics.json", {}, "measure the point again")
     records = read(folder)
     model, logger = settings["model"], settings["logger"]
     decided = any(r.get("layers") for r in records)
@@ -89,7 +90,7 @@ def point_logged(
 
 
 def examples(
-    benchmark: Callable[[], Benchmark], records: list[dict[str, Any]], count: int
+    benchmark: Callable[[], Benchmark], records: list[Record], count: int
 ) -> Iterator[tuple[str, Image.Image, str, tuple[Box, ...]]]:
     """("examples/1", image, what was asked and answered, regions where the answer is) of ``count`` records of different images, those with
     regions first. Images that cannot be read are passed over; so is all where the benchmark's data has gone."""
@@ -115,7 +116,7 @@ def examples(
 
 
 def log_summary(
-    document: dict[str, Any] | list[dict[str, Any]],
+    document: Document | list[PointRun],
     folder: Path,
     settings: dict[str, Any],
     group: str | None = None,
@@ -132,12 +133,12 @@ def log_summary(
         group: as of the points; None: the folder's name.
         out: where the run's files go; None: ``folder``.
     """
-    if settings["logger"]["kind"] != "csv":
-        attempt(settings["logger"]["kind"], lambda: summary_logged(document, folder, settings, group or folder.name, out or folder))
+    if not silent(settings):
+        attempt(logger_of(settings).name, lambda: summary_logged(document, folder, settings, group or folder.name, out or folder))
 
 
-def summary_logged(document: dict[str, Any] | list[dict[str, Any]], folder: Path, settings: dict[str, Any], group: str, out: Path) -> None:
-    head: dict[str, Any] = {} if isinstance(document, list) else document
+def summary_logged(document: Document | list[PointRun], folder: Path, settings: dict[str, Any], group: str, out: Path) -> None:
+    head: dict[str, Any] = {} if isinstance(document, list) else {**document}
     name = head.get("name") or "sweep"
     tags = [f"experiment:{name}"] + ([f"model:{head['model']}"] if head.get("model") else [])
     about = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
@@ -155,7 +156,7 @@ def summary_logged(document: dict[str, Any] | list[dict[str, Any]], folder: Path
             track.image(picture, path, path.stem)
 
 
-def curves(document: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, float]]]]:
+def curves(document: FigureDocument) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """(axis, rows) of each series of a figure: ``ID/x``, and every score as ``ID/SERIES/SCORE``."""
     axis = f"{document['name']}/x"
     series: dict[str, list[dict[str, float]]] = {}

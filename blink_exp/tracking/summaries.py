@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from blink_exp.documents import FigureDocument, PointRun, TableDocument
 from blink_exp.reports import cells
 
 Table = tuple[list[str], list[list[Any]]]
 
 
-def table_rows(document: dict[str, Any]) -> Table:
+def table_rows(document: TableDocument) -> Table:
     """The columns and rows of a table's document: point; published values, each with a column that says where it was derived and not
     printed; the measured values of each benchmark, with standard errors, changes against the baseline and their p, all but p in the
     column's unit. Not known: None."""
@@ -25,8 +26,8 @@ def table_rows(document: dict[str, Any]) -> Table:
     for row in document["rows"]:
         line: list[Any] = [row["point"], *(number(row["published"].get(h)) for h in said), ", ".join(row.get("derived", [])) or None]
         for group in document["groups"]:
-            run = row.get("runs", {}).get(group["benchmark"], {})
-            changes = row.get("deltas", {}).get(group["benchmark"], {})
+            run = row["runs"].get(group["benchmark"])
+            changes = row["deltas"].get(group["benchmark"], {})
             for heading, column in group["columns"].items():
                 change = changes.get(heading, {})
                 line += [*measured(run, column), in_unit(number(change.get("delta")), column), number(change.get("p"))]
@@ -34,10 +35,10 @@ def table_rows(document: dict[str, Any]) -> Table:
     return columns, rows
 
 
-def measured(run: dict[str, Any], column: dict[str, Any]) -> tuple[float | None, float | None]:
+def measured(run: PointRun | None, column: dict[str, Any]) -> tuple[float | None, float | None]:
     """(value, standard error) of a column in a run, in the column's unit."""
     value = cells.value(run, column["value"])
-    error = None if value is None else cells.error(run, column["value"])
+    error = None if run is None or value is None else cells.error(run, column["value"])
     return in_unit(value, column), in_unit(error, column)
 
 
@@ -49,7 +50,7 @@ def number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def sweep_table(rows: list[dict[str, Any]]) -> Table:
+def sweep_table(rows: list[PointRun]) -> Table:
     """A row a point of a multirun: what is its own among its overrides, status, scores with errors, samples, skipped ones, seconds."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
     columns = ["point", "status", *(f"{n}{part}" for n in names for part in ("", " ±")), "samples", "skipped", "seconds", "error"]
@@ -57,7 +58,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
         [
             str(row["point"]),
             row["status"],
-            *(number(row.get(kind, {}).get(n)) for n in names for kind in ("scores", "stderr")),
+            *(number(values.get(n)) for n in names for values in (row.get("scores", {}), row.get("stderr", {}))),
             number(row.get("samples")),
             number(row.get("skipped_samples")),
             number(row.get("seconds")),
@@ -67,7 +68,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
     ]
 
 
-def figure_tables(document: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
+def figure_tables(document: FigureDocument) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
     """(key, columns, rows) of what a figure says: each claim with its numbers and whether it holds here."""
     claims = document.get("claims") or []
     if claims:

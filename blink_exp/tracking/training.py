@@ -8,13 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blink_exp.tracking import lightning
-from blink_exp.tracking.base import check
+from blink_exp.tracking.base import logger_of
 from blink_exp.tracking.interface import Run, attempt
-from blink_exp.tracking.names import config_of
-from blink_exp.tracking.weights_and_biases import started
-
-STEP = "trainer/global_step"  # Lightning's name for the axis of everything that it logs to W&B
+from blink_exp.tracking.loggers import Csv
 
 
 def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str | None = None) -> list[Any]:
@@ -27,16 +23,17 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str 
     from pytorch_lightning.loggers import CSVLogger
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    found: list[Any] = [CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1)]  # a killed run has its rows
-    kind = settings["logger"]["kind"]
-    if kind == "csv":
-        return found
-    check(settings)
+    loggers: list[Any] = [CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1)]  # a killed run has its rows
+    logger = logger_of(settings)
+    if isinstance(logger, Csv):
+        return loggers
+    logger.check(settings)
     if getattr(rank_zero_only, "rank", 0) == 0:  # one run for all devices
         tags = (f"tokensr:{settings['tokensr']['architecture']}", f"model:{settings['model'].get('name') or settings['model']['path']}")
-        ok, logger = attempt(kind, lambda: opened(settings, Path(out), Run(name, group, tags, "train")))
-        found += [logger] if ok else []
-    return found
+        out.mkdir(parents=True, exist_ok=True)
+        opened, beside = attempt(logger.name, lambda: logger.lightning(settings, out, Run(name, group, tags, "train")))
+        loggers += [beside] if opened else []
+    return loggers
 
 
 def keep_rows(loggers: list[Any], step: int) -> None:
@@ -71,21 +68,6 @@ def rows_before(path: Path, step: int) -> tuple[list[dict[str, Any]], list[str]]
         reader = csv.DictReader(file)
         rows = [row for row in reader if None not in row.values() and (row.get("step") or "").isdigit() and int(row["step"]) < step]
     return [{k: v for k, v in row.items() if k is not None} for row in rows], list(reader.fieldnames or [])
-
-
-def opened(settings: dict[str, Any], out: Path, run: Run) -> Any:
-    """The Lightning logger of ``settings["logger"]``, its configuration logged."""
-    from pytorch_lightning.loggers import WandbLogger
-
-    out.mkdir(parents=True, exist_ok=True)
-    if settings["logger"]["kind"] == "wandb":
-        run_ = started(settings, out, run)  # ours, because it can fall back to offline
-        run_.define_metric(STEP)
-        run_.define_metric("*", step_metric=STEP, step_sync=True)
-        return WandbLogger(experiment=run_)
-    logger = lightning.tensorboard(out, run.name) if settings["logger"]["kind"] == "tensorboard" else lightning.mlflow(settings, out, run)
-    logger.log_hyperparams(config_of(settings))
-    return logger
 
 
 def finish(loggers: list[Any], failed: bool = False) -> None:

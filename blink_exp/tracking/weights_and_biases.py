@@ -82,8 +82,8 @@ def started(settings: dict[str, Any], out: Path, run: Run) -> Any:
         return wandb.init(**words, mode="offline")
 
 
-class WandbTrack:
-    """A ``Track`` that is a W&B run. Tables and pictures are below ``out``/wandb/RUN/files/media."""
+class WandbTracker:
+    """A ``Tracker`` that is a W&B run. Tables and pictures are below ``out``/wandb/RUN/files/media."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
         self.run = started(settings, out, run)

@@ -22,7 +22,7 @@ def share_out(global_batch: int, devices: int, batch_size: int | None = None) ->
     if global_batch < 1 or global_batch % devices:
         fitting = ", ".join(str(n) for n in range(1, max(global_batch, 1) + 1) if global_batch % n == 0)
         raise UserError(
-            f"trainer.global_batch={global_batch} cannot be shared out evenly over {devices} devices;"
+            f"data.global_batch={global_batch} cannot be shared out evenly over {devices} devices;"
             + (f" use {fitting} devices or a multiple of {devices}" if global_batch > 0 else f" use a multiple of {devices}")
         )
     share = global_batch // devices
@@ -32,7 +32,7 @@ def share_out(global_batch: int, devices: int, batch_size: int | None = None) ->
         fitting = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
         raise UserError(
             f"data.batch_size={batch_size} does not divide the {share} pairs that each of {devices} devices gets of"
-            f" trainer.global_batch={global_batch}; use {fitting}, or another trainer.global_batch"
+            f" data.global_batch={global_batch}; use {fitting}, or another data.global_batch"
         )
     return batch_size, share // batch_size
 

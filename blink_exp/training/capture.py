@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError
+from blink_exp.evaluation import locks
 from blink_exp.finite import first_nonfinite
 from blink_exp.training.batches import share_out
 from blink_exp.training.feature_cache import Features, Plan, Stored, shard_path, write_shard
@@ -41,11 +42,11 @@ class Ranks:
     world: int = 1
     strategy: Any = None
 
-    def tell(self, value: Any) -> Any:
-        """What the first process gives, to all."""
+    def broadcast(self, value: Any) -> Any:
+        """``value`` of the first process, on all."""
         return self.strategy.broadcast(value) if self.world > 1 else value
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.world > 1:
             self.strategy.barrier()
 
@@ -94,7 +95,7 @@ def shards(images: list[int], batch: int, row_bytes: int, most: int) -> list[int
 
 @contextlib.contextmanager
 def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keeps other runs from making the same cache meanwhile. Where a disk knows no locks, both make it, each file whole.
+    """Keeps other runs from making the same cache meanwhile.
 
     Raises UserError for what the disk refuses inside the block.
     """
@@ -102,7 +103,7 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
         try:
             if ranks.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
-                alone(stack.enter_context(open(folder / ".lock", "w", encoding="utf-8")), folder)
+                stack.enter_context(locks.waited(folder))
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -110,20 +111,6 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
                 raise UserError(f"{folder} cannot be written ({error.strerror}); choose another folder with data.cache_path=...") from error
             raise
-
-
-def alone(lock: IO[str], folder: Path) -> None:
-    """Waits until no other process has locked the file."""
-    try:
-        import fcntl
-
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another run makes the features in {folder}; waiting for it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-    except (ImportError, OSError):  # no such call, no such disk
-        return
 
 
 def ready(backbone: Any, layers: list[int], capture: Capture, data: Any, precision: str, ranks: Ranks) -> dict[str, Stored]:
@@ -143,14 +130,14 @@ def ready(backbone: Any, layers: list[int], capture: Capture, data: Any, precisi
         wanted = Plan(*described(backbone, layers, data, precision), laid)
         folder = place(data.cache_path, wanted.settings)
     with locked(folder, ranks):
-        folder, plan, missing = ranks.tell(None if wanted is None else begin(data, wanted, size))
+        folder, plan, missing = ranks.broadcast(None if wanted is None else begin(data, wanted, size))
         make(folder, plan, missing[ranks.rank :: ranks.world], pairs, orders, capture, data, batch)
-        ranks.wait()
+        ranks.barrier()
         for file in missing:
             if not shard_path(folder, *file).is_file():
                 raise UserError(f"{folder} is not one folder for all processes; set data.cache_path to a disk that they share")
         stored = {split: Stored(folder, plan, split, list(layers), orders[split].row) for split in SPLITS}
-        ranks.wait()
+        ranks.barrier()
     if missing and ranks.rank == 0:
         print(f"features are ready after {time.monotonic() - began:.0f} s", flush=True)
     return stored

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import functools
+import io
 import os
-import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,13 +23,15 @@ from blink_exp.errors import UserError, nearest
 from blink_exp.training.rotation import Rotation, whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
+TAG = "checkpoint"  # what Lightning calls the folder in a checkpoint of DeepSpeed
+UNIVERSAL = "universal"  # folder in the run folder that is there while a checkpoint of another number of processes is loaded
 
 
 class Zero(DeepSpeedStrategy):
     """DeepSpeed's ZeRO, stages 1 and 2: every device holds all weights in bf16, and its share of the float32 copy and of Adam's state.
 
-    Beyond Lightning's: it also runs on CPUs, over gloo; a checkpoint can be gone on with by another number of processes; and a job
-    that is killed while it writes one still has the one before (see ``Rotation``).
+    Beyond Lightning's: it also runs on CPUs, over gloo; a checkpoint can be gone on with by another number of processes, through
+    DeepSpeed's universal one; and a job that is killed while it writes one still has the one before (see ``Rotation``).
     """
 
     def __init__(self, stage: int, rotation: Rotation | None = None):
@@ -72,37 +75,42 @@ class Zero(DeepSpeedStrategy):
             self.rotation.put(path)
         self.barrier()
 
+    def goes_on_from(self, path: Path | None) -> None:
+        """Prepares for the checkpoint ``path`` that a training goes on from; None: it starts anew. Call it before the training begins:
+        DeepSpeed is told when it starts whether it will load the checkpoint of another number of processes."""
+        if path is not None and len(parts_of(path)) != self.world_size:
+            self.config["checkpoint"] = {"load_universal": True}
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        files = list(Path(checkpoint_path, "checkpoint").glob("*zero_pp_rank_*_optim_states.pt"))
-        if len(files) == self.world_size:
+        if "checkpoint" not in self.config:
             return super().load_checkpoint(checkpoint_path, weights_only)
-        # DeepSpeed refuses the optimizer's state of another number of processes, so it is shared out anew here.
-        _, known = self.deepspeed_engine.load_checkpoint(checkpoint_path, load_optimizer_states=False, load_lr_scheduler_states=False)
-        files.sort(key=lambda f: int(re.findall(r"pp_rank_(\d+)", f.name)[0]))
-        self._restore([torch.load(f, map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"] for f in files])
+        universal = Path(self.broadcast(self.lightning_module.trainer.default_root_dir), UNIVERSAL)
+        try:
+            if self.is_global_zero:
+                shutil.rmtree(universal, ignore_errors=True)  # of a run that was killed here
+                convert(Path(checkpoint_path), universal)
+            self.barrier()
+            _, known = self.deepspeed_engine.load_checkpoint(universal, tag=TAG, load_lr_scheduler_states=False)
+            self.barrier()
+        finally:
+            if self.is_global_zero:
+                shutil.rmtree(universal, ignore_errors=True)
         return known
 
-    def _restore(self, parts: list[dict[str, Any]]) -> None:
-        """Puts what ``parts`` of another number of processes say of float32 weights and Adam's state into this process's share."""
-        zero = self.deepspeed_engine.optimizer
-        base = [part["base_optimizer_state"] for part in parts]
-        state = {}
-        for group, own in enumerate(zero.single_partition_of_fp32_groups):
-            used = [part["single_partition_of_fp32_groups"][group].numel() for part in parts]  # the last one's padding is cut off
-            share = functools.partial(repartition, lengths=used, size=own.numel(), rank=self.global_rank)
-            own.data.copy_(share([part["single_partition_of_fp32_groups"][group] for part in parts]))
-            index = base[0]["param_groups"][group]["params"][0]
-            saved = [b["state"][index] for b in base]
-            state[index] = {k: share([s[k] for s in saved]) if v.dim() else v for k, v in saved[0].items()}
-        zero.optimizer.load_state_dict({"state": state, "param_groups": base[0]["param_groups"]})
-        zero._link_all_hp_params()
+
+def parts_of(path: Path) -> list[Path]:
+    """The files with the optimizer's state in a checkpoint of DeepSpeed, one of each process that wrote it."""
+    return sorted((path / TAG).glob("*zero_pp_rank_*_optim_states.pt"))
 
 
-def repartition(parts: list[torch.Tensor], lengths: list[int], size: int, rank: int) -> torch.Tensor:
-    """The share, (size,), of process ``rank`` in a flat tensor that other processes held in ``parts``, of which the first ``lengths``
-    values are no padding. What lies behind the whole is 0."""
-    whole = torch.cat([part.flatten()[:length] for part, length in zip(parts, lengths, strict=True)])
-    return torch.nn.functional.pad(whole, (0, max(0, (rank + 1) * size - len(whole))))[rank * size : (rank + 1) * size]
+def convert(path: Path, universal: Path) -> None:
+    """Writes a checkpoint as DeepSpeed's universal one, which any number of processes can load, to the folder ``universal``. It holds
+    float32 weights and moments, 12 bytes a parameter."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    words = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        ds_to_universal.main(argparse.Namespace(input_folder=str(path / TAG), output_folder=str(universal / TAG), **words))
 
 
 def strategy(name: str, accelerator: str, rotation: Rotation | None = None) -> Any:
@@ -137,7 +145,7 @@ def check_devices(accelerator: str, devices: Any) -> None:
 
 
 @contextlib.contextmanager
-def together(trainer: Any, grace: float = 10.0) -> Iterator[None]:
+def terminate_children_on_failure(trainer: Any, grace: float = 10.0) -> Iterator[None]:
     """Ends the processes that Lightning started from this one when this one fails in the block, so that none waits for it forever.
 
     ``grace``: seconds for them to end by themselves and say why; where this one was stopped, they are told to.

@@ -15,26 +15,28 @@ from torch import nn
 
 from blink_exp.cli import guard
 from blink_exp.errors import UserError
-from blink_exp.files import read_settings
+from blink_exp.settings.values import read_settings
 from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import build_all
 from blink_exp.training import resume
 
+RECORDED = ("loss", "optim", "trainer", "data", "seed")  # settings that a module's file keeps
+
 
 def save_modules(
-    modules: nn.ModuleDict, belonging: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
+    modules: nn.ModuleDict, metadata: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
 ) -> None:
     """Writes the module of each layer in our format. ``more``: what is known about the training of single layers."""
     known = {
-        layer: checkpoint.Belonging(
-            backbone=belonging["backbone"],
+        layer: checkpoint.ModuleMetadata(
+            backbone=metadata["backbone"],
             layer=layer,
-            width=belonging["width"],
-            grid=tuple(belonging["grid"]),
-            architecture=belonging["architecture"],
+            width=metadata["width"],
+            grid=tuple(metadata["grid"]),
+            architecture=metadata["architecture"],
             training=training | more.get(layer, {}),
         )
-        for layer in belonging["layers"]
+        for layer in metadata["layers"]
     }
     checkpoint.save_all(((modules[str(layer)], one) for layer, one in known.items()), folder)
 
@@ -48,9 +50,9 @@ def export(run: Path, output: Path | None = None) -> Path:
     _, state, note = newest
     if note:
         print(note)
-    belonging, steps = state["blink_exp"], int(state["global_step"])
+    metadata, steps = state["blink_exp"], int(state["global_step"])
     with torch.device("meta"):
-        modules = build_all(belonging["architecture"], belonging["width"], belonging["layers"])
+        modules = build_all(metadata["architecture"], metadata["width"], metadata["layers"])
     weights = {k.removeprefix("amplifiers."): v for k, v in state["state_dict"].items() if k.startswith("amplifiers.")}
     try:
         modules.load_state_dict(weights, assign=True)
@@ -58,10 +60,10 @@ def export(run: Path, output: Path | None = None) -> Path:
         raise UserError(f"{newest[0]} holds other weights than its layers and architecture have; give the folder of another run") from None
     config = run / "config.yaml"
     settings = read_settings(config, "copy it again, or remove it and the modules say less of their training") if config.is_file() else {}
-    training = {str(k): settings[k] for k in ("loss", "trainer", "data", "seed") if k in settings} | {"steps": steps}
+    training = {str(k): settings[k] for k in RECORDED if k in settings} | {"steps": steps}
     target = output or run / "tokensr"
-    save_modules(modules, belonging, training, target, {})
-    print(f"{len(belonging['layers'])} modules of step {steps} written to {target}")
+    save_modules(modules, metadata, training, target, {})
+    print(f"{len(metadata['layers'])} modules of step {steps} written to {target}")
     return target
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import torch
 from torch.utils.data import Dataset
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.files import write_bytes
 
 FORMAT = 1
 PLAN = "cache.json"
@@ -82,7 +82,7 @@ class Plan:
         return range(self.shards[split][k], self.shards[split][k + 1])
 
     def save(self, folder: Path) -> None:
-        _write(folder / PLAN, json.dumps(asdict(self), indent=2).encode() + b"\n")
+        write_bytes(folder / PLAN, json.dumps(asdict(self), indent=2).encode() + b"\n")
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
@@ -99,16 +99,6 @@ def shard_path(folder: Path, split: str, k: int) -> Path:
     return folder / f"{split}-{k:05d}.safetensors"
 
 
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except BaseException:  # also where the process is told to end
-        part.unlink(missing_ok=True)
-        raise
-
-
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     """CRC-32 of the tensors' bytes, by name: it tells a torn or rotten file at the speed of the disk, and is no proof against malice."""
     value = 0
@@ -121,7 +111,7 @@ def write_shard(path: Path, key: str, features: Features, states: torch.dtype, u
     """Writes some rows. ``states``: the type in which the backbone gave them; ``unreadable``: numbers of files that could not be read."""
     tensors = features._asdict()
     said = {"key": key, "file": path.name, "states": str(states).removeprefix("torch."), "crc32": _checksum(tensors)}
-    _write(path, safetensors.torch.save(tensors, said | {"unreadable": json.dumps(unreadable)}))
+    write_bytes(path, safetensors.torch.save(tensors, said | {"unreadable": json.dumps(unreadable)}))
 
 
 def _read(path: Path) -> tuple[dict[str, str], Features]:

@@ -6,7 +6,6 @@ each split.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 import zlib
@@ -57,8 +56,7 @@ def described(backbone: Any, layers: list[int], data: Any, precision: str) -> tu
         "layers": list(layers),
         "precision": precision,
         "dtype": data.cache_dtype,
-        "data": {name: getattr(data, name) for name in ("source", "path", "json", "images", "held_out_share", "pad", "seed", "quadrants")}
-        | {"image_loading": dataclasses.asdict(data.image_loading)},
+        "data": data.identity,
         "pairs": [len(pairs) for pairs in splits],
     }
     processor = getattr(data.transform, "image_processor", None)

@@ -1,6 +1,7 @@
 """What makes expanded tokens like those of a real close-up (Blink, Sec. 3.2.1: KL to the crop's hidden states).
 
-All take student and teacher as (batch, tokens, width) and give a scalar. The paper states neither direction, normalisation nor
+All take student and teacher as (batch, tokens, width) and give a scalar. Installed packages add some by entry points
+(``blink_exp.plugins``). The paper states neither direction, normalisation nor
 temperature; chosen: KL(teacher || student), softmax over the hidden dimension of each token, temperature 1, mean over tokens.
 """
 
@@ -11,7 +12,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from blink_exp import plugins
 from blink_exp.errors import UserError, nearest
+from blink_exp.plugins import Registry
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -36,7 +39,7 @@ def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean()
 
 
-LOSSES: dict[str, Loss] = {f.__name__: f for f in (kl, kl_spatial, mse, cosine)}
+LOSSES: Registry[Loss] = Registry(plugins.LOSSES, kl, kl_spatial, mse, cosine)
 
 
 def weighted(weights: dict[str, float]) -> Loss:
@@ -44,11 +47,11 @@ def weighted(weights: dict[str, float]) -> Loss:
     for name in weights:
         if name not in LOSSES:
             raise UserError(f"loss.weights.{name} is not a loss; {nearest(name, LOSSES)}")
-    chosen = {name: w for name, w in weights.items() if w}
+    chosen = [(LOSSES[name], weight) for name, weight in weights.items() if weight]
     if not chosen:
         raise UserError(f"loss.weights={weights} gives every loss the weight 0; give at least one a positive weight")
 
     def total(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        return torch.stack([w * LOSSES[name](student, teacher) for name, w in chosen.items()]).sum()
+        return torch.stack([weight * loss(student, teacher) for loss, weight in chosen]).sum()
 
     return total

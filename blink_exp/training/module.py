@@ -22,6 +22,7 @@ from blink_exp.training.batches import rescale
 from blink_exp.training.capture import Ranks, ready
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.losses import Loss, weighted
+from blink_exp.training.optimization import Optimization
 from blink_exp.training.pairs import Batch
 
 
@@ -35,7 +36,7 @@ class TokenSRTraining(pl.LightningModule):
         layers: 0-based layers to train modules for.
         architecture: one of ``tokensr.modules.ARCHITECTURES``.
         loss: weights of ``tokensr.losses``.
-        lr, warmup, weight_decay: AdamW at ``lr``, warm-up over a ``warmup`` share of the steps, cosine to 0 (App. A, Table 4).
+        optimization: optimizer and schedule; None: those of Blink's recipe.
         checkpoint_activations: keeps of each module's forward pass its input only and runs it again for the gradients.
         channels_last: lays the convolutions' weights out as their inputs lie in memory, the channels of a token side by side.
     """
@@ -46,15 +47,13 @@ class TokenSRTraining(pl.LightningModule):
         layers: list[int],
         architecture: str = "conv",
         loss: dict[str, float] | None = None,
-        lr: float = 1e-4,
-        warmup: float = 0.03,
-        weight_decay: float = 0.0,
+        optimization: Optimization | None = None,
         checkpoint_activations: bool = False,
         channels_last: bool = False,
     ):
         super().__init__()
         self._frozen = [backbone]  # in a list, so that Lightning neither saves nor moves nor counts it
-        self.layers, self.lr, self.warmup, self.weight_decay = list(layers), lr, warmup, weight_decay
+        self.layers, self.optimization = list(layers), optimization or Optimization()
         self.checkpoint_activations = checkpoint_activations
         self.amplifiers = build_all(architecture, backbone.width, layers)
         if channels_last:
@@ -66,7 +65,7 @@ class TokenSRTraining(pl.LightningModule):
         self._step_losses: list[torch.Tensor] = []  # (layers,) of each part of an optimizer step
         self._held_out: dict[str, list[tuple[float, float, int]]] = {}
         self.result: dict[int, dict[str, float]] = {}
-        self.belonging = {
+        self.metadata = {
             "backbone": backbone.identity,
             "layers": self.layers,
             "width": backbone.width,
@@ -191,8 +190,8 @@ class TokenSRTraining(pl.LightningModule):
 
     def _diverged(self, what: str) -> str:
         return (
-            f"training stopped at step {self.trainer.global_step}: {what}; use a smaller trainer.lr (now {self.lr:g}), or another"
-            f" model.dtype or trainer.precision; checkpoints before it are kept in {self.trainer.default_root_dir}"
+            f"training stopped at step {self.trainer.global_step}: {what}; use a smaller optim.lr (now {self.optimization.lr:g}), or"
+            f" another model.dtype or trainer.precision; checkpoints before it are kept in {self.trainer.default_root_dir}"
         )
 
     def _check_state(self, checkpoint: dict[str, Any]) -> None:
@@ -213,28 +212,21 @@ class TokenSRTraining(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_state(checkpoint)
-        checkpoint["blink_exp"] = self.belonging | {"parts": self.trainer.accumulate_grad_batches}
+        checkpoint["blink_exp"] = self.metadata | {"parts": self.trainer.accumulate_grad_batches}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["blink_exp"]
-        if saved["backbone"] != self.belonging["backbone"]:
-            raise UserError(f"the checkpoint was trained on {saved['backbone']}, not {self.belonging['backbone']}; give that model")
+        if saved["backbone"] != self.metadata["backbone"]:
+            raise UserError(f"the checkpoint was trained on {saved['backbone']}, not {self.metadata['backbone']}; give that model")
         for name in ("layers", "architecture", "width", "grid"):
-            if saved[name] != self.belonging[name]:
-                raise UserError(f"the checkpoint was trained for {name} {saved[name]}, not {self.belonging[name]}; start a new run")
+            if saved[name] != self.metadata[name]:
+                raise UserError(f"the checkpoint was trained for {name} {saved[name]}, not {self.metadata[name]}; start a new run")
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         rescale(progress, saved["parts"], self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
         weights = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=self.lr, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        warm = max(1, round(self.warmup * steps))
-
-        def scale(step: int) -> float:
-            return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        optimizer, schedule = self.optimization.build(weights, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from blink_exp.evaluation.terminal import Lines
+from blink_exp.reports.console import wide_console
+
+
+def progress() -> Callback:
+    """A bar on a terminal, lines elsewhere."""
+    if wide_console().is_terminal:
+        return RichProgressBar(theme=RichProgressBarTheme(metrics_format=".4f"))
+    return ProgressLines()
 
 
 class ProgressLines(Callback):

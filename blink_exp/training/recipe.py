@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from blink_exp.errors import UserError
+from blink_exp.settings.roots import TrainSettings
 
 SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # what Lightning also takes
 
 
-def check_recipe(recipe: dict[str, Any]) -> None:
-    """Raises UserError for values of the group ``trainer`` that do not go together."""
-    if (
-        recipe["accelerator"] == "cpu" and SHORT.get(recipe["precision"], recipe["precision"]) == "16-mixed"
-    ):  # Lightning would take bfloat16
-        raise UserError(f"trainer.precision={recipe['precision']} needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
-    if recipe["channels_last"] and recipe["strategy"].startswith("deepspeed"):
-        raise UserError("trainer.channels_last=true has no effect under ZeRO, which lays the weights out itself; use false, or trainer=ddp")
+def check_recipe(settings: TrainSettings) -> None:
+    """Raises UserError for settings that do not go together."""
+    trainer = settings.trainer
+    if trainer.accelerator == "cpu" and SHORT.get(trainer.precision, trainer.precision) == "16-mixed":  # Lightning would take bfloat16
+        raise UserError(f"trainer.precision={trainer.precision} needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
+    if settings.tokensr.architecture == "interp":
+        raise UserError("tokensr=interp has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle")
+    if settings.channels_last and trainer.strategy.startswith("deepspeed"):
+        raise UserError("channels_last=true has no effect under ZeRO, which lays the weights out itself; use false, or trainer=ddp")
 
 
 def check_output(folder: str | None) -> None:

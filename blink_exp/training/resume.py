@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from blink_exp.errors import UserError
-from blink_exp.files import read_settings
 from blink_exp.finite import first_nonfinite
+from blink_exp.settings.values import read_settings
 
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
 NAMES = (CHECKPOINT, OLD)  # newest first
@@ -20,7 +20,7 @@ WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all 
 # What may differ from the training that is gone on with: where it runs and how fast, but no number of its recipe.
 FREE = {
     "": ("resume", "output", "logger", "image_loading"),  # of the latter, data has its own where it opens files
-    "trainer": ("accelerator", "devices", "num_nodes", "checkpoint_every", "log_every"),
+    "trainer": ("accelerator", "devices", "num_nodes", "callbacks", "log_every_n_steps"),
     "data": ("workers", "batch_size", "path", "json", "images", "cache_path"),  # the checkpoint knows the images by their names
     "model": ("device", "device_map"),
 }

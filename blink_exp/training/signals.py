@@ -75,5 +75,5 @@ def code_of(error: BaseException) -> int | None:
 
 def how_to_go_on(out: Path) -> str:
     if find(out) is None:
-        return "there is no checkpoint yet, so start it again (earlier ones: trainer.checkpoint_every)"
+        return "there is no checkpoint yet, so start it again (earlier ones: trainer.callbacks.checkpoint.every_n_train_steps)"
     return f"go on from its last checkpoint with the same settings and resume={out}"

@@ -8,6 +8,7 @@ from typing import Any
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import EXTRA
+from blink_exp.documents import LayerStep
 from blink_exp.figures.hero_kept import as_maps
 from blink_exp.viewer import drawing
 from blink_exp.viewer.subject import Subject
@@ -64,7 +65,7 @@ def layers(trace: Trace, grid: PatchGrid) -> list[dict[str, Any]]:
     return out
 
 
-def decision(step: dict[str, Any]) -> str:
+def decision(step: LayerStep) -> str:
     return step["decision"] if step["effective"] else f"{step['decision']} (nothing was there)"
 
 

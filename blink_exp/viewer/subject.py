@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from PIL import Image
 
 from blink_exp.benchmarks.base import ExactMatch, Probes, Sample, Unasked
 from blink_exp.errors import UserError, flat, reason
 from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.images import ImageOptions, open_image
+from blink_exp.settings.roots import ViewSettings
 
 
 @dataclass(frozen=True)
@@ -34,36 +34,38 @@ class OwnQuestion(ExactMatch):
     max_new_tokens = 64
 
 
-def subject(cfg: DictConfig) -> Subject:
-    """The picture and question that ``cfg`` names. Raises UserError where it names none, two, or one that is not there."""
-    view, image, question = (cfg.get(key) for key in ("view", "image", "question"))
-    if view is not None and image is not None:
-        raise UserError(f"view={view} and image={image} are two pictures; give one of them")
-    if view is not None and question is not None:
-        raise UserError(f"question={flat(question, 60)} needs image=...; view={view} asks the sample's own question")
-    if view is not None:
-        return _sample(cfg, str(view))
+def subject(settings: ViewSettings) -> Subject:
+    """The picture and question that ``settings`` name. Raises UserError where it names none, two, or one that is not there."""
+    sample, image, question = settings.sample, settings.image, settings.question
+    if sample is not None and image is not None:
+        raise UserError(f"sample={sample} and image={image} are two pictures; give one of them")
+    if sample is not None and question is not None:
+        raise UserError(f"question={flat(question, 60)} needs image=...; sample={sample} asks its own question")
+    if sample is not None:
+        return _sample(settings, sample)
+    if image is None and question is None:
+        raise UserError('nothing to show; add sample=ID, or image=photo.jpg question="What is in the picture?"')
     if image is None:
         raise UserError(f"question={flat(question, 60)} has no picture; add image=photo.jpg")
     if question is None or not str(question).strip():
         raise UserError(f'image={image} has no question; add question="What is in the picture?"')
-    return _own(Path(str(image)), str(question).strip(), ImageOptions.of(cfg.get("image_loading")))
+    return _own(Path(str(image)), str(question).strip(), ImageOptions.of(asdict(settings.image_loading)))
 
 
-def _sample(cfg: DictConfig, wanted: str) -> Subject:
-    benchmark = prepare_benchmark(cfg)
+def _sample(settings: ViewSettings, wanted: str) -> Subject:
+    benchmark = prepare_benchmark(settings)
     if isinstance(benchmark, Probes):
-        raise UserError(f"view={wanted} needs a question, and benchmark={benchmark.name} asks none; use another, e.g. mosaic_mme")
+        raise UserError(f"sample={wanted} needs a question, and benchmark={benchmark.name} asks none; use another, e.g. mosaic_mme")
     samples = {sample.id: sample for sample in benchmark.samples()}
     if wanted not in samples:
         known = f"the {len(samples)} samples of {benchmark.name}"
-        raise UserError(f"view={flat(wanted, 80)} is not among {known}; {nearest_ids(wanted, samples)}")
+        raise UserError(f"sample={flat(wanted, 80)} is not among {known}; {nearest_ids(wanted, samples)}")
     sample = samples[wanted]
     try:
         return Subject(sample, sample.image(), benchmark)
     except OSError as error:
         what = "is a row that cannot be asked" if isinstance(sample.image, Unasked) else "has an image that cannot be read"
-        raise UserError(f"view={wanted} {what} ({reason(error)}); choose another sample") from None
+        raise UserError(f"sample={wanted} {what} ({reason(error)}); choose another sample") from None
 
 
 def nearest_ids(wanted: str, ids: Iterable[str], most: int = 400) -> str:

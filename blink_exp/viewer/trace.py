@@ -17,6 +17,7 @@ from blink_exp.core.sequence import Origin
 from blink_exp.core.views import Visual
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import recorded, replay
+from blink_exp.documents import Record
 from blink_exp.evaluation.answering import answers, prompt_of
 from blink_exp.evaluation.records import record
 from blink_exp.figures.hero_kept import lasting
@@ -80,7 +81,7 @@ class Trace:
     """``record``: the sample's record, as an evaluation writes it; ``visual``: what entered the LLM; ``stages``: a layer each."""
 
     method: Method
-    record: dict[str, Any]
+    record: Record
     visual: Visual
     stages: list[Stage]
 

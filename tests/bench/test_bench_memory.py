@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import os
 
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from bench import budget, loading
-from blink_exp.cli import CONF
+from blink_exp.settings.compose import composed
 
 
 def test_less_memory_holds_less_and_says_the_same(monkeypatch):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        points = [compose("evaluate", [f"method={name}"]) for name in ("none", "blink_interp")]
+    points = [composed("evaluate", [f"method={name}"]) for name in ("none", "blink_interp")]
     monkeypatch.setattr(budget, "composed", lambda *_: points)
     monkeypatch.setattr(budget, "MEBIBYTES", (64, 1))
     found = budget.measure(size="small", questions="4")

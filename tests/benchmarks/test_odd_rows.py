@@ -176,9 +176,9 @@ def test_a_page_takes_the_placeholder_out_and_escapes_what_is_markup(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (["", "red", 0], "view=easyvqa/test/00001 is a row that cannot be asked (the row has no question); choose another sample"),
-        (["what?"], "view=easyvqa/test/00001 is a row that cannot be asked (the row is ['what?'], not [question, answer, image id])"),
-        (["what?", "red", 1], "view=easyvqa/test/00001 has an image that cannot be read ("),
+        (["", "red", 0], "sample=easyvqa/test/00001 is a row that cannot be asked (the row has no question); choose another sample"),
+        (["what?"], "sample=easyvqa/test/00001 is a row that cannot be asked (the row is ['what?'], not [question, answer, image id])"),
+        (["what?", "red", 1], "sample=easyvqa/test/00001 has an image that cannot be read ("),
         (["<image> <image>", "red", 0], "the question names 2 images (<image>)"),
         (["<image>", "red", 0], "the question is empty"),
         (["why? " * 2**18, "red", 0], "tokens, more than the LLM's 2,048 positions"),
@@ -186,7 +186,7 @@ def test_a_page_takes_the_placeholder_out_and_escapes_what_is_markup(tmp_path):
 )
 def test_a_page_of_a_row_that_cannot_be_shown_is_one_line(row, said, tmp_path):
     path = easyvqa(tmp_path, [GOOD, row]).path
-    cfg = config("method=none", "benchmark=easyvqa", f"benchmark.path={path}", view="easyvqa/test/00001")
+    cfg = config("method=none", "benchmark=easyvqa", f"benchmark.path={path}", sample="easyvqa/test/00001")
     assert said in refusal(lambda: viewer.view(cfg, tmp_path))
     assert not (tmp_path / "view.html").exists()
 

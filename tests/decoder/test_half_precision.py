@@ -6,15 +6,14 @@ import functools
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from support.methods import METHODS, method_of
 
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
-from blink_exp.cli import CONF
 from blink_exp.decoder.attach import attach
 from blink_exp.evaluation.evaluator import evaluate
+from blink_exp.settings.build import build
+from blink_exp.settings.compose import composed
 
 QUESTIONS = 8
 # CPUs are slow in float16, so one method from each side of the LLM's door must do.
@@ -52,9 +51,8 @@ def test_a_method_in_half_precision(name, dtype, whole, halves):
 def test_places_of_expanded_tokens_are_not_rounded_to_bfloat16(halves):
     """576 places need more than bfloat16's 8 bits: of 12 x 12 halved places it keeps too few apart."""
     backbone = halves["bfloat16"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("evaluate", ["method=blink", "resolution.positions=inherit", "thresholds=always_expand", "layer=12"])
-        method = instantiate(cfg.method, _partial_=True, _convert_="all")(backbone)
+    words = ["method=blink", "resolution.positions=inherit", "thresholds=always_expand", "layer=12"]
+    method = build(composed("evaluate", words).method, backbone)
     sample = MosaicOpen().samples()[0]
     with attach(backbone.model, method) as run:
         (visual,) = backbone.visual({"a": sample.image()}, [("a", sample.question)], None)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import easy_vqa
@@ -22,6 +23,7 @@ from blink_exp.evaluation.evaluator import check_complete, incomplete
 from blink_exp.evaluation.records import read
 from blink_exp.evaluation.terminal import Lines
 from blink_exp.files import write_json
+from blink_exp.settings.compose import composed
 from blink_exp.studies.point import guarded, measured_point
 
 SOURCE = Path(easy_vqa.__file__).parent / "data" / "test"
@@ -226,7 +228,7 @@ def back(data: Path, files: list[Path]) -> None:
 
 
 def point(data: Path, *words: str):
-    return compose("sweep", [f"benchmark.path={data}", "benchmark=easyvqa", "method=none", f"store={data.parent / 'points'}", *words])
+    return composed("sweep", [f"benchmark.path={data}", "benchmark=easyvqa", "method=none", f"store={data.parent / 'points'}", *words])
 
 
 def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, hydra, capsys):
@@ -316,7 +318,7 @@ def test_the_line_of_an_incomplete_run_counts_and_names_the_first():
 
 def test_image_files_are_part_of_what_a_point_is_known_by(tmp_path):
     def digests() -> dict[str, str]:
-        return identity.digests({"model": {"path": "scale"}, "benchmark": {"path": str(tmp_path)}})
+        return identity.digests(replace(composed("evaluate", ["method=none"]), benchmark={"path": str(tmp_path)}))
 
     (tmp_path / "questions.json").write_text("[]", encoding="utf-8")
     assert "images" not in digests()
@@ -371,8 +373,8 @@ def test_progress_in_a_file_is_a_line_a_tenth_and_one_after_thirty_seconds(capsy
     assert capsys.readouterr().out == "duts: 16, 31.0 s\n"
 
 
-WANDB = {"kind": "wandb", "project": "p", "entity": None, "mode": "offline", "rows": 1, "images": 1}
-MLFLOW = {"kind": "mlflow", "project": "p", "uri": None, "rows": 1, "images": 1}
+WANDB = {"_target_": "blink_exp.tracking.loggers.Wandb", "project": "p", "entity": None, "mode": "offline", "rows": 1, "images": 1}
+MLFLOW = {"_target_": "blink_exp.tracking.loggers.MLflow", "project": "p", "uri": None, "rows": 1, "images": 1}
 
 
 @pytest.mark.parametrize(
@@ -389,7 +391,10 @@ MLFLOW = {"kind": "mlflow", "project": "p", "uri": None, "rows": 1, "images": 1}
         (MLFLOW | {"project": "x" * 501}, "is no name of an experiment; use 1 to 500 characters"),
         (MLFLOW | {"uri": "localhost:5000"}, "logger.uri=localhost:5000 is no address of MLflow"),
         (MLFLOW | {"uri": "sqlite"}, "logger.uri=sqlite is no address of MLflow"),
-        ({"kind": "tensorboard", "rows": "many", "images": 1}, "logger.rows must be a whole number of at least 0, got many"),
+        (
+            {"_target_": "blink_exp.tracking.loggers.TensorBoard", "rows": "many", "images": 1},
+            "logger.rows must be a whole number of at least 0, got many",
+        ),
     ],
 )
 def test_what_a_logger_would_refuse_is_said_before_any_work(logger, said):

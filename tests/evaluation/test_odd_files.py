@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from support.instruction_data import picture
 from support.refusals import refusal
@@ -23,7 +23,9 @@ from blink_exp.evaluation.store import SHARED_NOTE, pop_shared_note
 from blink_exp.files import write_json, write_text
 from blink_exp.reports import html
 from blink_exp.reports.console import wide_console
-from blink_exp.studies import jobs, listing, matching
+from blink_exp.settings.compose import composed
+from blink_exp.settings.values import read_settings, to_yaml
+from blink_exp.studies import jobs, listing, matching, point
 from blink_exp.studies.point import measured_point
 from blink_exp.studies.rescoring import made_with, predicted
 from blink_exp.training import llava_665k, resume
@@ -152,19 +154,17 @@ STORED = {
 
 @pytest.mark.parametrize("name", STORED)
 def test_a_broken_entry_of_the_store_is_named_and_measured_again(name, tmp_path, monkeypatch, caplog):
-    from blink_exp.evaluation import evaluator
-
     calls = []
 
     def measure(cfg, folder, parts):
         calls.append(folder)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_text(folder / "config.yaml", to_yaml(cfg))
         write_text(folder / "records.jsonl", write_lines([{"id": "a", "visual_tokens": 7, "newline_tokens": 1, "layers": []}]))
         write_json(folder / "metrics.json", FINISHED)
         return FINISHED
 
-    monkeypatch.setattr(evaluator, "measure", measure)
-    cfg = compose("sweep", overrides=["method=none", f"store={tmp_path}", "cost=0"])
+    monkeypatch.setattr(point, "measure", measure)
+    cfg = composed("sweep", ["method=none", f"store={tmp_path}", "cost=0"])
     assert not measured_point(cfg)["reused"] and measured_point(cfg)["reused"]
     for data in STORED[name]:
         store.name_once.cache_clear()
@@ -199,7 +199,7 @@ def test_a_broken_config_of_a_training_is_one_line(data, tmp_path, monkeypatch):
     said = refusal(lambda: resume.resume_from({"resume": str(tmp_path)}, tmp_path))
     assert str(tmp_path / "config.yaml") in said and "copy it again or start a new run" in said
     (tmp_path / "config.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
-    assert files.read_settings(tmp_path / "config.yaml", "") == {"a": 1}
+    assert read_settings(tmp_path / "config.yaml", "") == {"a": 1}
 
 
 def test_a_report_names_what_it_cannot_show_and_shows_the_rest(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_a_sheet_has_a_row_a_question_and_a_panel_a_layer():
 
 def test_examples_need_a_blink_point():
     with pytest.raises(UserError, match="needs a measured point with method=blink"):
-        blink_examples.decisions(Study("f", OmegaConf.create({}), [{"point": "x", "status": "failed", "error": "e"}]))
+        blink_examples.decisions(Study("f", SimpleNamespace(), [{"point": "x", "status": "failed", "error": "e"}]))
 
 
 def test_every_figure_of_the_paper_that_plots_something_is_there():
@@ -156,10 +157,10 @@ def test_figure_7_measures_the_sixty_layer_sets_and_trains_all_their_layers():
         layers = OmegaConf.to_container(compose("sweep", overrides=[*figure["overrides"], *points[1]["overrides"]]).layers)
         trained = compose("train", overrides=figure["trains"]).layers
     said = [[w.removeprefix("layers.indices=") for w in p["overrides"]] for p in points[1:]]
-    sets = [selected_layers(32, layer=None, **(layers | {"indices": indices})) for (indices,) in said]
+    sets = [selected_layers(32, **(layers | {"indices": indices})) for (indices,) in said]
     assert (len(sets), len(set(sets))) == (63, 60)
     assert layers["indices"] == said[0][0] == "4-18"
-    assert set().union(*sets) == set(selected_layers(32, layer=None, **trained)) == set(range(4, 32))
+    assert set().union(*sets) == set(selected_layers(32, **trained)) == set(range(4, 32))
     assert sets[0] == tuple(range(4, 19)) and sets[15] == (12,) and sets[-1] == (31,)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from omegaconf import OmegaConf
 from support.figure_studies import ONE, TWO, pairs, stored, tips
 
 from blink_exp.errors import UserError
@@ -62,9 +63,7 @@ def test_figure_7_draws_two_panels_with_the_single_layers_in_each(tmp_path):
     rows += [stored(tmp_path, f"e{x}", ONE, series="end", x=x) for x in (18, 19)]
     rows += [stored(tmp_path, f"l{x}", TWO, series="single", x=x) for x in (11, 12, 19)]
     rows += [{"point": "broken", "status": "failed", "error": "e", "series": "end", "x": 20}]
-    drawing = blink_ranges.layer_ranges(
-        Study("f", OmegaConf.create(), rows), "Vanilla", "start", "end", "single", OmegaConf.create([12, 18])
-    )
+    drawing = blink_ranges.layer_ranges(Study("f", SimpleNamespace(), rows), "Vanilla", "start", "end", "single", [12, 18])
     (figure,) = drawing.pictures.values()
     change = contrast(*([gains(pairs(r), "total")] for r in (TWO, ONE)))
     assert len(figure.axes) == 2
@@ -76,7 +75,7 @@ def test_figure_7_draws_two_panels_with_the_single_layers_in_each(tmp_path):
     assert "1 points failed" in drawing.caption
     assert drawing.measured_on == "b, mosaic_mme, 10 questions"
     with pytest.raises(UserError, match="its point Vanilla, which was not measured"):
-        blink_ranges.layer_ranges(Study("f", OmegaConf.create(), rows[1:]), "Vanilla", "start", "end", "single")
+        blink_ranges.layer_ranges(Study("f", SimpleNamespace(), rows[1:]), "Vanilla", "start", "end", "single")
 
 
 def test_area_by_hand():
@@ -113,7 +112,7 @@ def test_the_error_of_an_area_counts_images_and_not_questions():
 def test_figure_4_has_a_radar_where_subtasks_enclose_something_and_dots_elsewhere(tmp_path):
     right = {s: [(1, 1), (1, 0)] for s in ("existence", "count", "position", "comparison", "arithmetic")}
     rows = [stored(tmp_path, "Copy @14", right), stored(tmp_path, "Vanilla", right)]
-    drawing = blink_radar.copied(Study("f", OmegaConf.create(), rows), "Vanilla")
+    drawing = blink_radar.copied(Study("f", SimpleNamespace(), rows), "Vanilla")
     (figure,) = drawing.pictures.values()
     assert [axis.name for axis in figure.axes] == ["polar", "rectilinear"]
     assert drawing.data["subtasks"] == {"perception": ["existence", "count", "position"], "cognition": ["comparison", "arithmetic"]}

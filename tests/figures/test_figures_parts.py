@@ -5,9 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
-from support.figure_studies import SETTINGS, study
+from support.figure_studies import settings_of, study
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.benchmarks.parts import in_validation
@@ -82,5 +81,6 @@ def test_matching_looks_at_one_question_on_each_image_of_its_part(what, monkeypa
     settings, wanted = ASKED[what]
     benchmark = Flat()
     monkeypatch.setattr(evaluator, "prepare", lambda cfg: (BACKBONE, None, benchmark))
-    matching.share_by(OmegaConf.create(SETTINGS | settings), "method.ratio")
+    monkeypatch.setattr(matching, "prompt_of", lambda backbone, asking, sample: asking.prompt(sample))
+    matching.share_by(settings_of(**settings), "method.ratio")
     assert benchmark.prompted == wanted

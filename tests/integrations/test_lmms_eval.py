@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.refusals import refusal
-from support.stand_ins import BLUE, RED, Calls, stand_in
+from support.stand_ins import BLUE, RED, Calls, attach, stand_in
 
-from blink_exp.evaluation import answering, evaluator
+from blink_exp.evaluation import evaluator
 from blink_exp.integrations import requests
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
@@ -28,7 +28,8 @@ INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
-    monkeypatch.setattr(answering, "answers", found := Calls())
+    monkeypatch.setattr(requests, "answers", found := Calls())
+    monkeypatch.setattr(requests, "attach", attach)
     return found
 
 
@@ -55,8 +56,9 @@ def adapter(monkeypatch):
             module = types.ModuleType(part)
             module.__dict__.update(inside)
             monkeypatch.setitem(sys.modules, part, module)
-    monkeypatch.setattr(answering, "build", lambda cfg: stand_in())
-    yield importlib.import_module(name)
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "build", lambda settings: stand_in())
+    yield module
     if not INSTALLED:
         del sys.modules[name]
 

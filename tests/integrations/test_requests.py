@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from PIL import Image
 from support.refusals import refusal
-from support.stand_ins import BLUE, RED, Calls, stand_in
+from support.stand_ins import BLUE, RED, Calls, attach, stand_in
 
-from blink_exp.cli import CONF
 from blink_exp.evaluation import answering, evaluator
 from blink_exp.integrations import requests
 from blink_exp.integrations.requests import Question
+from blink_exp.settings.compose import composed
 
 # Settings
 
@@ -29,11 +27,10 @@ def test_words_that_lmms_eval_turned_into_python_become_hydra_s_again():
 def test_settings_mean_what_they_mean_to_evaluate_py():
     settings = {"method": "hero", "model": "scale_llava_next", "thresholds": "high_exp", "hero_low.layers": "[4,5]", "seed": 3}
     words = ["method=hero", "model=scale_llava_next", "thresholds=high_exp", "hero_low.layers=[4,5]", "seed=3"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        wanted = OmegaConf.to_container(compose("evaluate", [*words, "batch_size=4", "model.device=cuda:1"]), resolve=True)
-    found = OmegaConf.to_container(requests.configure(settings, "4", "cuda:1"), resolve=True)
+    wanted = composed("evaluate", [*words, "batch_size=4", "model.device=cuda:1"])
+    found = requests.configure(settings, "4", "cuda:1")
     assert found == wanted
-    assert found["method"]["low"] == [4, 5]  # the comma did not end the word
+    assert found.method["low"] == [4, 5]  # the comma did not end the word
 
 
 @pytest.mark.parametrize(
@@ -142,7 +139,7 @@ def test_an_image_that_the_harness_cannot_open_names_its_document(error):
     def broken():
         raise error
 
-    assert f"t/test/3 cannot be read ({error})" in refusal(lambda: answering.image_of(Question("t/test/3", "?", broken)))
+    assert f"t/test/3 cannot be read ({error})" in refusal(lambda: requests.image_of(Question("t/test/3", "?", broken)))
 
 
 @pytest.mark.parametrize("error", [KeyError("tag"), EOFError("no more"), IndexError("index out of range")])
@@ -152,7 +149,7 @@ def test_a_decoder_that_fails_late_names_its_document(error, monkeypatch):
 
     late = Image.new("L", (2, 3))
     monkeypatch.setattr(late, "load", lambda: load(late))
-    assert "t/test/3 cannot be read" in refusal(lambda: answering.image_of(shows([late])))
+    assert "t/test/3 cannot be read" in refusal(lambda: requests.image_of(shows([late])))
 
 
 def test_the_placeholder_leaves_the_text_and_two_are_refused():
@@ -173,7 +170,8 @@ def test_batches_share_a_limit_and_keep_the_order():
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
-    monkeypatch.setattr(answering, "answers", found := Calls())
+    monkeypatch.setattr(requests, "answers", found := Calls())
+    monkeypatch.setattr(requests, "attach", attach)
     return found
 
 
@@ -212,7 +210,7 @@ def decided(monkeypatch) -> list[list]:
             found.append([(r.scan.layer, type(r.decision).__name__.lower(), r.visual_tokens) for r in attached.records if r.row == row])
         return out
 
-    monkeypatch.setattr(answering, "answers", answers)
+    monkeypatch.setattr(requests, "answers", answers)
     return found
 
 

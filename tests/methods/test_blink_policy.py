@@ -56,17 +56,17 @@ def test_thresholds_scale_with_the_grid_as_appendix_e_prints_them():
 
 
 def test_layers():
-    assert selected_layers(32, layer=None, indices="12-18", base=0, relative=True) == tuple(range(12, 19))
-    assert selected_layers(32, layer=None, indices="12-18", base=1, relative=True) == tuple(range(11, 18))
-    assert selected_layers(32, layer=18, indices="12-14", base=0, relative=True) == (18,)
-    assert selected_layers(8, layer=None, indices="all", base=0, relative=True) == tuple(range(8))
-    assert selected_layers(40, layer=None, indices=[12, 18], base=0, relative=True) == (15, 22)
-    assert selected_layers(40, layer=None, indices=[12, 18], base=0, relative=False) == (12, 18)
-    assert selected_layers(32, layer=None, indices=[], base=0, relative=True) == ()
+    assert selected_layers(32, indices="12-18", base=0, relative=True) == tuple(range(12, 19))
+    assert selected_layers(32, indices="12-18", base=1, relative=True) == tuple(range(11, 18))
+    assert selected_layers(8, indices=[7], base=1, relative=False) == (6,)
+    assert selected_layers(8, indices="all", base=0, relative=True) == tuple(range(8))
+    assert selected_layers(40, indices=[12, 18], base=0, relative=True) == (15, 22)
+    assert selected_layers(40, indices=[12, 18], base=0, relative=False) == (12, 18)
+    assert selected_layers(32, indices=[], base=0, relative=True) == ()
     with pytest.raises(UserError, match="layer=32 is outside the backbone's 32 layers; use 0 to 31"):
         relative_layers([32], 32)
-    with pytest.raises(UserError, match="layers=single needs the layer"):
-        selected_layers(32, layer=None, indices=None, base=0, relative=True)
+    with pytest.raises(UserError, match="layers.indices=null names no layer"):
+        selected_layers(32, indices=None, base=0, relative=True)
 
 
 @pytest.mark.parametrize(

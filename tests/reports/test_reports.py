@@ -230,13 +230,13 @@ def test_two_benchmarks_are_told_apart(document):
 def test_a_recipe_has_one_column_of_our_settings():
     recipe = {"published_on": None, "published_columns": {"value": {"column": "value", "digits": None}}, "groups": []}
     rows = [
-        row("Learning rate", published={"value": 1.0e-4}, settings={"trainer.lr": 0.0001}),
-        row("Optimizer", published={"value": "adamw"}, settings={"trainer.optimizer": "adamw"}),
+        row("Learning rate", published={"value": 1.0e-4}, settings={"optim.lr": 0.0001}),
+        row("Optimizer", published={"value": "adamw"}, settings={"optim.optimizer._target_": "torch.optim.AdamW"}),
     ]
     recipe |= {"rows": rows}
     assert [c.group for c in cells.columns(recipe)] == ["published", "settings"]
-    assert [[c.text for c in found] for _, found in cells.rows(recipe)] == [["0.0001", "0.0001"], ["adamw", "adamw"]]
-    assert dict(cells.rows(recipe))["Learning rate"][1].note == "trainer.lr=0.0001"
+    assert [[c.text for c in found] for _, found in cells.rows(recipe)] == [["0.0001", "0.0001"], ["adamw", "torch.optim.AdamW"]]
+    assert dict(cells.rows(recipe))["Learning rate"][1].note == "optim.lr=0.0001"
 
 
 # Markdown and CSV

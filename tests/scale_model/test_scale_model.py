@@ -117,8 +117,8 @@ def test_thresholds_never_met_change_no_prediction(scale):
 def test_shipped_modules_beat_interpolation_at_every_layer():
     """By what their training wrote down, on 256 held-out pairs."""
     for layer in range(11, 21):
-        belonging = json.loads((SHIPPED / "tokensr" / f"layer_{layer}.json").read_text(encoding="utf-8"))
-        assert belonging["training"]["held_out"]["gain"] > 0.05, layer
+        metadata = json.loads((SHIPPED / "tokensr" / f"layer_{layer}.json").read_text(encoding="utf-8"))
+        assert metadata["training"]["held_out"]["gain"] > 0.05, layer
 
 
 def test_deepening_changes_no_output():

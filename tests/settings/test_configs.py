@@ -7,6 +7,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from support.scripts import ROOT
 
+from blink_exp.settings.compose import composed
+from blink_exp.settings.groups import Layers
+
 CONF = ROOT / "conf"
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
 ROOTS = {
@@ -14,13 +17,12 @@ ROOTS = {
         *("model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"),
         *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "blink", "judge", "image_loading"),
     },
-    "train": {"model", "layers", "tokensr", "loss", "trainer", "data", "logger", "image_loading"},
+    "train": {"model", "layers", "tokensr", "loss", "optim", "trainer", "data", "logger", "image_loading"},
 }
 NESTED = [("evaluate", f"method/{p.parent.name}={p.stem}") for p in sorted((CONF / "method").glob("*/*.yaml"))]
 NEEDED = {
     "model=folder": ["model.path=x"],
     "data=folder": ["data.path=x"],
-    "layers=single": ["layer=12"],
     "data=llava_665k": ["data.json=x", "data.images=y"],
 }
 
@@ -71,7 +73,16 @@ def test_threshold_presets_are_the_paper_s():
 
 
 def test_the_documented_keys_reach_the_method():
-    words = ["thresholds.tau_exp=0.61", "thresholds.tau_drop=0.11", "grid.p=3", "layers.indices=[12,13]", "layer=7", "seed=5"]
-    method = OmegaConf.to_container(compose("evaluate", words), resolve=True)["method"]
-    assert (method["tau_exp"], method["tau_drop"], method["p"], method["layer"], method["seed"]) == (0.61, 0.11, 3, 7, 5)
-    assert method["layers"]["indices"] == [12, 13]
+    words = ["thresholds.tau_exp=0.61", "thresholds.tau_drop=0.11", "grid.p=3", "layers.indices=[12,13]", "seed=5"]
+    method = composed("evaluate", words).method
+    assert (method["tau_exp"], method["tau_drop"], method["p"], method["seed"]) == (0.61, 0.11, 3, 5)
+    assert method["layers"] == {"indices": [12, 13], "base": 0, "relative": True}
+
+
+def test_layer_stands_for_one_of_the_layers():
+    """Whatever the group says; below the command there is nothing but the group."""
+    one = {"indices": [7], "base": 0, "relative": False}
+    for words in (["layer=7"], ["layer=7", "layers=11-17"], ["layers.indices=[1,2]", "layer=7"]):
+        settings = composed("evaluate", words)
+        assert settings.layer is None and vars(settings.layers) == settings.method["layers"] == one
+    assert composed("train", ["layer=7", "layers.base=1"]).layers == Layers([7], base=1, relative=False)

@@ -16,7 +16,7 @@ from support.scripts import ROOT
 from blink_exp.errors import UserError
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
-from blink_exp.settings.targets import BY_KIND, BY_SOURCE, BY_TARGET
+from blink_exp.settings.targets import BY_TARGET
 from blink_exp.settings.words import prepared
 
 CONF = ROOT / "conf"
@@ -30,9 +30,9 @@ MEANT: dict[str, set[str]] = {
     "layer": OR_NULL,
     "retention_ratio": {"float"},
     "data_root": OR_NULL,  # a folder that is there
-    "predictions": {"word", "float", "null", "negative", "nan"},  # a list is one of files
-    "against": TEXT | OR_NULL,
-    "view": TEXT | OR_NULL,
+    "predictions": {"word", "float", "negative", "nan"},  # a list is one of files
+    "against": TEXT,
+    "sample": TEXT | OR_NULL,
     "image": TEXT | OR_NULL,
     "question": TEXT | OR_NULL,
     "compare": {"list", "null"},
@@ -49,6 +49,11 @@ MEANT: dict[str, set[str]] = {
     "cost": NOTHING,
     "seed": NOTHING,
     "share": NOTHING,
+    "tables": OR_NULL,
+    "figures": OR_NULL,
+    "title": TEXT,
+    "overrides": {"list"},
+    "points": {"list"},
     "objective": TEXT | OR_NULL,
     "token_price": {"float"},
     "dashboard": OR_NULL,
@@ -100,18 +105,19 @@ MEANT: dict[str, set[str]] = {
     "trainer.devices": {"list"},
     "trainer.num_nodes": NOTHING,
     "trainer.precision": NOTHING,
-    "trainer.global_batch": NOTHING,
-    "trainer.epochs": NOTHING,
-    "trainer.lr": {"float"},
-    "trainer.warmup": {"float"},
-    "trainer.weight_decay": {"float"},
-    "trainer.checkpoint_activations": NOTHING,
-    "trainer.channels_last": NOTHING,
-    "trainer.checkpoint_every": NOTHING,
-    "trainer.log_every": NOTHING,
-    "trainer.optimizer": NOTHING,
-    "trainer.scheduler": NOTHING,
-    "trainer.sequence_length": OR_NULL,
+    "trainer.max_epochs": NOTHING,
+    "trainer.log_every_n_steps": NOTHING,
+    "trainer.callbacks.checkpoint.every_n_train_steps": NOTHING,
+    "trainer.callbacks.checkpoint.save_last": NOTHING,
+    "trainer.callbacks.checkpoint.save_top_k": NOTHING,
+    "trainer.callbacks.checkpoint.enable_version_counter": NOTHING,
+    "optim.lr": {"float"},
+    "optim.weight_decay": {"float"},
+    "optim.betas": OR_NULL,
+    "optim.eps": {"float", "null"},
+    "optim.warmup": {"float"},
+    "checkpoint_activations": NOTHING,
+    "channels_last": NOTHING,
     "model.path": TEXT,
     "model.name": TEXT | OR_NULL,
     "model.revision": TEXT | OR_NULL,
@@ -153,7 +159,7 @@ MEANT: dict[str, set[str]] = {
     "judge.timeout": {"float"},
     "judge.threads": NOTHING,
     "judge.give_up": NOTHING,
-    "data.source": NOTHING,
+    "data.global_batch": NOTHING,
     "data.path": TEXT,
     "data.json": TEXT,
     "data.images": TEXT,
@@ -167,7 +173,6 @@ MEANT: dict[str, set[str]] = {
     "data.cache_features": NOTHING,
     "data.cache_path": TEXT,
     "data.cache_dtype": NOTHING,
-    "logger.kind": NOTHING,
     "logger.project": TEXT,
     "logger.entity": TEXT | OR_NULL,
     "logger.uri": TEXT | OR_NULL,
@@ -180,7 +185,6 @@ BUT = {
     ("benchmark=duts", "benchmark.path"): TEXT | OR_NULL,
     ("benchmark=easyvqa", "benchmark.path"): TEXT | OR_NULL,
     ("benchmark=duts", "benchmark.split"): NOTHING,
-    ("data=scenes", "data.path"): OR_NULL,
     ("data=llava_665k", "data.train_size"): OR_NULL,
     ("data=llava_665k", "data.held_out_size"): OR_NULL,
 }
@@ -230,7 +234,7 @@ MIXED = {"evaluate": ["model", "benchmark", "method", "logger", "judge"], "train
 
 def made_of(file: Path) -> str | None:
     """What a preset says that it is; None for one that takes it from another."""
-    match = re.search(r"^(?:_target_|source|kind): (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    match = re.search(r"^_target_: (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     return match[1] if match else None
 
 
@@ -239,7 +243,7 @@ def one_of_each_schema(group: str) -> list[str]:
     first: dict[type, Path] = {}
     for file in sorted((CONF / group).glob("*.yaml")):
         if kind := made_of(file):
-            first.setdefault((BY_TARGET | BY_SOURCE | BY_KIND)[kind], file)
+            first.setdefault(BY_TARGET[kind], file)
     return [f"{group}={file.stem}" for file in first.values()]
 
 
@@ -333,8 +337,9 @@ def test_every_setting_takes_what_is_meant_and_refuses_the_rest_in_one_line(root
 
 
 def test_everything_that_ships_has_a_schema():
-    files = [file for group in ("model", "benchmark", "method", "judge") for file in (CONF / group).glob("*.yaml")]
-    assert {kind for file in files if (kind := made_of(file))} == set(BY_TARGET)
+    files = [file for group in ("model", "benchmark", "method", "judge", "data", "logger") for file in (CONF / group).glob("*.yaml")]
+    callbacks = composed("train", "").trainer.callbacks.values()
+    assert {kind for file in files if (kind := made_of(file))} | {callback["_target_"] for callback in callbacks} == set(BY_TARGET)
 
 
 def test_the_rows_name_settings_that_are_there():
@@ -367,8 +372,13 @@ def test_the_rows_name_settings_that_are_there():
         ("evaluate", "layers.indices=[1", "layers.indices=[1 is not understood; quote a value"),
         ("evaluate", "+foo=1", "foo is not a setting"),
         ("train", "+limit=3", "limit is not a setting"),
-        ("train", "trainer.lr=1e999", "trainer.lr must be a number above 0, got inf"),
-        ("train", "trainer.warmup=2", "trainer.warmup must be a number in [0, 1), got 2"),
+        ("train", "optim.lr=1e999", "optim.lr must be a number above 0, got inf"),
+        ("train", "optim.warmup=2", "optim.warmup must be a number in [0, 1), got 2"),
+        ("train", "optim.betas=[0.9,1]", "optim.betas must be two numbers in [0, 1), or null, got [0.9,1]"),
+        ("train", "optim.optimizer=adam", "optim.optimizer must be a group of settings with a _target_, got adam"),
+        ("train", "trainer.lr=1e-4", "trainer.lr is now optim.lr; write optim.lr=..."),
+        ("train", "trainer.epochs=2", "trainer.epochs is now trainer.max_epochs; write trainer.max_epochs=..."),
+        ("train", "trainer.callbacks.checkpoint.every_n_train_steps=0", "every_n_train_steps must be a whole number of at least 1, got 0"),
         ("evaluate", "layers.indices=0-99999999999", "layers.indices must be a range of layers such as 12-18"),
         ("evaluate", "method.layers=5", "method.layers must be a group of settings, or null, got 5"),
         ("evaluate", "method.resolution=abc", "method.resolution must be a group of settings, or null, got abc"),

@@ -51,7 +51,7 @@ def test_text_settings_arrive_letter_by_letter(hydra, text):
 
 def test_every_path_and_every_name_is_text():
     wanted = {
-        *("store", "report", "output", "resume", "against", "data_root", "view", "image", "question", "predictions", "train"),
+        *("store", "report", "output", "resume", "against", "data_root", "sample", "image", "question", "predictions", "train"),
         *("model.path", "model.revision", "model.name", "model.clip", "benchmark.path", "benchmark.revision", "benchmark.split"),
         *("tokensr.path", "data.path", "data.json", "data.images", "data.cache_path", "judge.cache", "judge.base_url"),
         *("logger.project", "logger.uri", "hydra.run.dir", "hydra.sweep.dir"),
@@ -78,7 +78,7 @@ def test_references_work_in_paths_and_a_tilde_is_the_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert composed("evaluate", ["store=${data_root}/x", "data_root=/"]).store == "//x"
     assert composed("evaluate", ["store=~/points"]).store == "/home/somebody/points"
-    assert composed("evaluate", ["question=~/points ${x}"]).question == "~/points ${x}"
+    assert composed("view", ["question=~/points ${x}"]).question == "~/points ${x}"
 
 
 def test_nothing_chosen_is_what_optional_groups_are_anyway():

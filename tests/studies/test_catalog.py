@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra import initialize_config_dir
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
-from blink_exp.evaluation import shared_runs
 from blink_exp.figures.base import Claim, Drawing
 from blink_exp.files import write_json
 from blink_exp.reports import html
+from blink_exp.settings.compose import composed
 from blink_exp.studies import catalog, figure_runs, listing, plan
 from blink_exp.studies.experiments import KINDS, experiments
 
@@ -37,20 +36,21 @@ def asked(monkeypatch, tmp_path):
         if experiment["name"] == "blink_table3":
             raise UserError("no such weights")
         return {
+            "kind": kind,
             "rows": [{"runs": {"mme": {"point": "p", "status": "failed", "error": "broken"}}}]
             if experiment["name"] == "hero_table2"
-            else []
+            else [],
         }
 
     monkeypatch.setattr(catalog, "measure", measure)
     monkeypatch.setattr(plan, "own_words", lambda: [])
     monkeypatch.setattr(plan, "settings_of", lambda cfg, kind, experiment, own: [(kind, experiment["name"])])
-    monkeypatch.setattr(shared_runs, "run_together", lambda configs: found.append(("together", list(configs), len(found))))
+    monkeypatch.setattr(catalog, "run_together", lambda configs: found.append(("together", list(configs), len(found))))
     return found
 
 
 def sweep_of(*words: str):
-    return compose("sweep", overrides=list(words))
+    return composed("sweep", list(words))
 
 
 def test_one_table_goes_to_the_command_s_own_folder(asked, tmp_path):
@@ -62,7 +62,7 @@ def test_one_table_goes_to_the_command_s_own_folder(asked, tmp_path):
 
 def test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure(asked, tmp_path):
     with pytest.raises(UserError, match="2 points failed, first blink_table3: no such weights"):
-        catalog.run_experiments(sweep_of("table=all", "figure=all"), tmp_path)
+        catalog.run_experiments(sweep_of("tables=all", "figures=all"), tmp_path)
     (_, points, first), *asked = asked
     assert first == 0 and points == [(kind, name) for kind, name, _ in asked]  # all points answer before the first is measured
     assert [name for kind, name, _ in asked if kind == "table"] == [e["name"] for e in experiments("table")]
@@ -79,7 +79,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_on_the_page_of_its_table(monkeypa
     def refuse(*_):
         raise UserError("no CLS token")
 
-    monkeypatch.setattr(figure_runs, "measure_figure", refuse)
+    monkeypatch.setattr(catalog, "measure_figure", refuse)
     found, folder = catalog.drawn(None, {"name": "hero_fig6", "title": "Kept"}, [], tmp_path / "hero_fig6", {}, {})
     assert json.loads((folder / "figure.json").read_text(encoding="utf-8")) == found
     document = {"kind": "table", "name": "toy", "title": "Toy", "published_columns": {}, "groups": [], "rows": [], "command": "c"}
@@ -107,14 +107,14 @@ def test_a_figure_is_drawn_from_its_points_with_its_claim_beside_the_paper_s(mon
         "sweeps": sweeps,
     }
     figure |= {"here": "mosaic_mme", "draw": {"_target_": "blink_exp.figures.base.toy", "_partial_": True}}
-    document = figure_runs.measure_figure(OmegaConf.create({"store": str(tmp_path)}), figure, ["limit=3"], tmp_path)
+    document = figure_runs.measure_figure(sweep_of(f"store={tmp_path}"), figure, ["limit=3"], tmp_path)
     assert [(row["series"], row["x"], row["words"][-1]) for row in document["rows"]] == [("s", 4, "layer=4"), ("s", 5, "layer=5")]
-    assert seen[0].cfg.limit == 3 and seen[0].cfg.benchmark._target_.endswith("MosaicMME") and len(seen[0].done) == 2
+    assert seen[0].settings.limit == 3 and seen[0].settings.benchmark["_target_"].endswith("MosaicMME") and len(seen[0].done) == 2
     assert document["claims"] == [{"said": "rises", "how": "by eye", "numbers": {"slope": 1.0}, "holds": True}]
     assert "Single layers" in document["claim"] and document["pictures"] == {"curve": ["curve.png", "curve.svg", "curve.pdf"]}
     assert all((tmp_path / name).is_file() for name in document["pictures"]["curve"])
     with pytest.raises(UserError, match="blink_fig7 names no benchmark for a published backbone; choose one: benchmark="):
-        figure_runs.measure_figure(OmegaConf.create({"store": str(tmp_path)}), figure, ["model=llava_1_5_7b"], tmp_path)
+        figure_runs.measure_figure(sweep_of(f"store={tmp_path}"), figure, ["model=llava_1_5_7b"], tmp_path)
 
 
 def test_a_run_with_settings_of_its_own_has_a_folder_of_its_own_in_the_report():
@@ -140,7 +140,7 @@ def test_every_table_and_figure_of_the_papers_is_there():
 
 
 def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
-    cfg = OmegaConf.create({"store": str(tmp_path), "train": "", "skip_limit": 0.5})
+    cfg = sweep_of(f"store={tmp_path}", "skip_limit=0.5")
     first = listing.Store(cfg).folder(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"], "mosaic_mme")
     found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}
     found |= {"skipped": [{}] * 10, "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
@@ -149,14 +149,21 @@ def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     line = next(line for line in capsys.readouterr().out.splitlines() if "toy" in line)
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "layers", "3", "1", "4 min"]  # 2 points of 30 at 4.5 s
     assert listing.Store(cfg).typical("scale-llava-1.5", "mosaic_mme", None) == 90.0
-    assert listing.Store(OmegaConf.create({"store": str(tmp_path / "empty")})).typical("scale-llava-1.5", "mosaic_mme", 3) is None
+    assert listing.Store(sweep_of(f"store={tmp_path / 'empty'}")).typical("scale-llava-1.5", "mosaic_mme", 3) is None
 
 
 def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path):
     ok, bad = {"status": "done"}, {"status": "failed"}
-    assert catalog.worth_keeping({"rows": [{"runs": {"a": bad, "b": ok}}]}) and catalog.worth_keeping({"rows": [ok, bad]})
-    assert not catalog.worth_keeping({"rows": [{"runs": {"a": bad}}]}) and not catalog.worth_keeping({"rows": [bad]})
-    assert catalog.worth_keeping({"rows": [{"runs": {}}]}) and catalog.worth_keeping({"rows": []})  # a recipe, a map of attention
+
+    def table(*runs):
+        return {"kind": "table", "rows": [{"runs": dict(enumerate(runs))}]}
+
+    def figure(*runs):
+        return {"kind": "figure", "rows": list(runs)}
+
+    assert catalog.worth_keeping(table(bad, ok)) and catalog.worth_keeping(figure(ok, bad))
+    assert not catalog.worth_keeping(table(bad)) and not catalog.worth_keeping(figure(bad))
+    assert catalog.worth_keeping(table()) and catalog.worth_keeping(figure())  # a recipe, a map of attention
     for text in ("old", "new"):
         (tmp_path / text).mkdir()
         (tmp_path / text / "table.json").write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from support.logged import FINISHED
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
+from blink_exp.settings.compose import composed
 from blink_exp.tracking import names
 
 
@@ -70,16 +72,14 @@ def test_panels_do_not_lie_on_each_other(no_network):
 
 def test_the_command_writes_a_workspace_with_every_table_and_figure(no_network, tmp_path, capsys):
     pytest.importorskip("wandb_workspaces")
-    from omegaconf import OmegaConf
-
     from blink_exp.studies import dashboards
 
-    cfg = OmegaConf.create({"dashboard": "wandb", "logger": {"kind": "csv"}})
+    cfg = composed("sweep", ["dashboard=wandb"])
     path = dashboards.run(cfg, tmp_path)
     found = panels(json.loads(path.read_text(encoding="utf-8")))
-    presets = [p for kind in ("table", "figure") for p in (CONF / kind).glob("*.yaml") if p.stem not in ("all", "list", "parity")]
+    presets = [p for kind in ("table", "figure") for p in (CONF / kind).glob("*.yaml")]
     titles = {yaml.safe_load(p.read_text(encoding="utf-8"))["title"] for p in presets}
     assert titles == found.keys() - {"All runs", "TokenSR training"} and len(titles) == len(presets)
     assert "not sent anywhere" in capsys.readouterr().out
     with pytest.raises(UserError, match="dashboard=wnb is not known"):
-        dashboards.run(OmegaConf.create({"dashboard": "wnb", "logger": {"kind": "csv"}}), tmp_path)
+        dashboards.run(replace(cfg, dashboard="wnb"), tmp_path)

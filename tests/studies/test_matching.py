@@ -7,8 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra import initialize_config_dir
 from PIL import Image
 from support.models import random_next
 
@@ -19,6 +18,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, tokens
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts, scaled_schedule
+from blink_exp.settings import compose
 from blink_exp.studies import matching, plan
 from blink_exp.studies.experiments import load_experiment
 
@@ -27,7 +27,7 @@ def composed(label: str, *own: str):
     """A point of the matched table, as sweep.py composes it."""
     table = load_experiment("table", "hero_table4_matched")
     point = next(p for p in table["points"] if p["label"] == label)
-    return compose("sweep", overrides=[*plan.words(table, point, "mosaic_hr"), *own])
+    return compose.composed("sweep", [*plan.words(table, point, "mosaic_hr"), *own])
 
 
 @pytest.fixture(autouse=True)
@@ -148,5 +148,5 @@ def test_every_method_of_the_matched_table_but_the_untouched_one_is_matched():
     points = load_experiment("table", "hero_table4_matched")["points"]
     assert [p["label"] for p in points if not p.get("match")] == ["none"]
     for point in points[1:]:
-        cfg = composed(point["label"])
-        assert OmegaConf.select(cfg, point["match"], default="absent") != "absent"
+        group, key = point["match"].split(".")
+        assert group == "method" and key in composed(point["label"]).method

@@ -1,4 +1,4 @@
-"""table=parity: which numbers are set beside which, and what the verdict says."""
+"""Parity: which numbers are set beside which, and what the verdict says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.scripts import ROOT, run
 from blink_exp import reference
 from blink_exp.studies.parity import judged
 
-TABLE = yaml.safe_load((ROOT / "conf" / "table" / "parity.yaml").read_text(encoding="utf-8"))
+TABLE = yaml.safe_load((ROOT / "conf" / "parity.yaml").read_text(encoding="utf-8"))
 POINT = {"id": "gqa", "score": "accuracy", "rows": 100}
 BLINK = {"llava-1.5-7b": "blink-table-1", "llava-next-7b": "blink-table-5"}
 SAID = {"zoo": 62.0, "blink": 61.93, "band": 0.3}
@@ -80,7 +80,7 @@ def test_parity_runs_what_is_there_and_says_why_the_rest_is_not(tmp_path):
     words = ["model=llava_1_5_7b", "model.path=scale", "model.dtype=float32", "model.device=cpu"]
     words += ["model.pad=false", "model.system_prompt=none"]
     words += [f"data_root={tmp_path / 'data'}", f"store={tmp_path / 'points'}", f"hydra.run.dir={tmp_path / 'out'}"]
-    done = run(["evaluate.py", "table=parity", *words])
+    done = run(["-m", "blink_exp", "parity", *words])
     assert done.returncode == 0, done.stderr
     rows = {r["id"]: r for r in json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8"))["rows"]}
     assert {k for k, r in rows.items() if r["status"] == "done"} == {"mme_perception", "mme_cognition", "gqa"}
@@ -100,9 +100,10 @@ def test_parity_runs_what_is_there_and_says_why_the_rest_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["evaluate.py", "table=parity"], "model=scale_llava"),
+        (["-m", "blink_exp", "parity"], "model=scale_llava"),
         (["evaluate.py", "table=blink_table2"], "python sweep.py table=blink_table2"),
-        (["sweep.py", "table=parity"], "python evaluate.py table=parity"),
+        (["evaluate.py", "table=parity", "limit=3"], "python -m blink_exp parity limit=3"),
+        (["sweep.py", "table=parity"], "python -m blink_exp parity"),
     ],
 )
 def test_a_table_in_the_wrong_place_is_one_line(words, said, tmp_path):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra import initialize_config_dir
-from omegaconf import OmegaConf
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity
-from blink_exp.studies import matching, plan
+from blink_exp.settings.compose import composed
+from blink_exp.studies import plan
 
 
 @pytest.fixture(autouse=True)
@@ -73,25 +74,23 @@ def test_a_command_has_each_setting_once_and_can_be_copied_to_a_shell():
 
 
 def test_a_point_s_command_composes_to_what_was_measured(monkeypatch, tmp_path):
-    from hydra import compose
-
     seen = []
     monkeypatch.setattr(plan, "guarded", lambda cfg, label: seen.append(cfg) or {"point": label, "status": "done"})
-    base = OmegaConf.create({"store": str(tmp_path), "force": False})
+    base = composed("sweep", [f"store={tmp_path}"])
     first = plan.words(EXPERIMENT, plan.points(EXPERIMENT)[1], "mosaic_mme")
     run = plan.measured_run(base, first, ["limit=7", "thresholds=high_exp"], "start..18: 4")
-    alone = compose("evaluate", overrides=shlex.split(run["command"])[2:])
-    one, other = (OmegaConf.to_container(cfg, resolve=True) for cfg in (alone, seen[0]))
-    assert {k: one[k] for k in identity.PART_OF_A_POINT} == {k: other[k] for k in identity.PART_OF_A_POINT}
-    assert seen[0].store == str(tmp_path) and alone.method.tau_exp == 0.7
+    alone = composed("evaluate", shlex.split(run["command"])[2:])
+    one, other = ({k: getattr(cfg, k) for k in identity.PART_OF_A_POINT} for cfg in (alone, seen[0]))
+    assert one == other
+    assert seen[0].store == str(tmp_path) and alone.method["tau_exp"] == 0.7
 
 
 def test_a_setting_that_cannot_be_matched_is_a_failed_run(monkeypatch, tmp_path):
     def matched(cfg, key):
         raise UserError("cannot be met")
 
-    monkeypatch.setattr(matching, "matched", matched)
-    base = OmegaConf.create({"store": str(tmp_path), "force": False})
+    monkeypatch.setattr(plan, "matched", matched)
+    base = composed("sweep", [f"store={tmp_path}"])
     run = plan.measured_run(base, ["method=hero"], [], "HERO", match="method.retention_ratio")
     assert (run["point"], run["status"], run["error"]) == ("HERO", "failed", "cannot be met")
 
@@ -107,7 +106,7 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
         return SimpleNamespace(returncode=int(len(calls) == 1))
 
     monkeypatch.setattr(subprocess, "run", run)
-    base = OmegaConf.create({"store": str(tmp_path), "train": ""})
+    base = composed("sweep", [f"store={tmp_path}"])
     figure = {"name": "f", "overrides": ["model=scale_llava"], "trains": ["layers.indices=4-5"]}
     with pytest.raises(UserError, match=r"python train.py .*layers.indices=4-5"):
         plan.trained(base, figure, [])
@@ -121,14 +120,12 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
 
 
 def test_modules_of_a_published_backbone_are_never_trained_by_a_scale_model_s_recipe(tmp_path):
-    base = OmegaConf.create({"store": str(tmp_path), "train": ""})
+    base = composed("sweep", [f"store={tmp_path}"])
     figure = {"name": "f", "trains": ["layers.indices=4-5"]}
     own = ["model=llava_1_5_7b"]
     with pytest.raises(UserError, match=r"^f needs TokenSR modules \(layers.indices=4-5\) of llava-hf/llava-1.5-7b-hf; give tokensr.path="):
         plan.training(base, figure, own)
-    from hydra import compose
-
-    base.train = compose("sweep", overrides=["train='trainer=paper data=llava_665k'"]).train  # as the message says it
+    base = replace(base, train=composed("sweep", ["train=trainer=paper data=llava_665k"]).train)  # as the message says it
     assert plan.training(base, figure, [])[0][-2:] == ["trainer=paper", "data=llava_665k"]
     base.train = "trainer=paper data=llava_665k data.json=j data.images='/my images'"
     words, _ = plan.training(base, figure, own)

@@ -8,12 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from support import hub
-from support.scripts import ROOT, run
+from support.scripts import run
 
 from blink_exp.benchmarks.base import Sample, mean, shard, spread
 from blink_exp.errors import UserError
@@ -22,6 +21,7 @@ from blink_exp.evaluation.evaluator import located
 from blink_exp.evaluation.records import Kept, write_lines
 from blink_exp.files import write_json
 from blink_exp.methods.none import none
+from blink_exp.settings import compose
 from blink_exp.studies.rescoring import made_with, predicted, score_again, scored_again
 
 
@@ -107,7 +107,7 @@ def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_
     """model.path names nothing: a run that loaded it would fail."""
     path = lines(tmp_path / "records.jsonl", [{"id": s.id, "prediction": s.answer} for s in mme.samples()])
     words = ["benchmark=mme", f"data_root={tmp_path}", f"predictions={path}", "model=folder", "model.path=nowhere"]
-    done = run(["evaluate.py", *words, f"benchmark.path={mme.path}", f"hydra.run.dir={tmp_path / 'out'}"])
+    done = run(["-m", "blink_exp", "rescore", *words, f"benchmark.path={mme.path}", f"hydra.run.dir={tmp_path / 'out'}"])
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["scores"]["accuracy"]["value"], metrics["protocol"], metrics["split"]) == (100.0, "llava", "test")
@@ -168,9 +168,8 @@ def test_what_shards_were_made_with_is_that_of_all(tmp_path):
         made_with(str(tmp_path / "d" / "0"))
 
 
-def composed(*words: str):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("evaluate", overrides=["method=none", "benchmark=easyvqa", "cost=0", "skip_limit=0.9", *words])
+def composed(*words: str, root: str = "evaluate"):
+    return compose.composed(root, ["method=none", "benchmark=easyvqa", "cost=0", "skip_limit=0.9", *words])
 
 
 def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, capsys):
@@ -178,7 +177,7 @@ def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, cap
     said = [{"id": s.id, "prediction": s.answer, "layers": [step]} for s in mme.samples()]
     path = lines(tmp_path / "run" / "records.jsonl", said)
     write_json(tmp_path / "run" / "metrics.json", MADE | {"blink": {"visual_tokens_of_the_image": 144}, "skipped": [{"id": "x"}]})
-    finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}"), tmp_path / "out")
+    finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}", root="rescore"), tmp_path / "out")
     assert {k: finished[k] for k in MADE} == MADE  # the seed too, which is not this command's
     assert finished["blink"]["layers"][12]["visual_tokens"] == 288
     assert finished["skipped"] == [] and finished["scores"]["accuracy"]["value"] == 100

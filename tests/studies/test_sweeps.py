@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.benchmarks.parts import check_part, first_ids, in_validation, part_of
 from blink_exp.errors import UserError
-from blink_exp.evaluation import identity, results
+from blink_exp.evaluation import identity
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.reports import search as report
+from blink_exp.settings.compose import composed
 from blink_exp.studies import tuning
 
 SEARCHES = sorted(p.stem for p in (ROOT / "conf" / "search").glob("*.yaml"))
@@ -123,12 +125,12 @@ def test_no_picture_of_a_shipped_benchmark_is_in_both_parts(make):
 
 
 def test_the_limit_counts_within_the_part_and_the_part_makes_another_point(conf):
-    cfgs = {part: compose("evaluate", [f"part={part}", "limit=12"]) for part in ("all", "validation", "test")}
+    cfgs = {part: composed("evaluate", [f"part={part}", "limit=12"]) for part in ("all", "validation", "test")}
     benchmark = MosaicMME(6)
     for part in ("validation", "test"):
         taken = chosen(benchmark, cfgs[part])
         assert len(taken) == 12 and set(taken) <= set(part_of(benchmark.samples(), part))
-    assert len({identity.point_hash(results.plain(cfg), {}) for cfg in cfgs.values()}) == 3
+    assert len({identity.point_hash(cfg, {}) for cfg in cfgs.values()}) == 3
 
 
 # what a point is worth, by hand
@@ -162,12 +164,11 @@ def test_a_search_raises_the_score_whatever_the_direction_and_a_failure_is_the_w
     """The plugin's own default is minimize."""
     from hydra.core.hydra_config import HydraConfig
 
-    cfg = OmegaConf.create({"objective": None, "token_price": 0.1})
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra_cfg(direction=direction)))
-    assert tuning.returned(ROW, cfg) == sign * 70
-    assert tuning.returned({"status": "failed"}, cfg) == sign * -math.inf
+    assert tuning.returned(ROW, None, 0.1) == sign * 70
+    assert tuning.returned({"status": "failed"}, None, 0.1) == sign * -math.inf
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra_cfg("hydra._internal.core_plugins.basic_sweeper.BasicSweeper")))
-    assert tuning.returned(ROW, cfg) is ROW
+    assert tuning.returned(ROW, None, 0.1) is ROW
 
 
 # what a search may not do
@@ -206,12 +207,13 @@ def test_every_job_of_a_search_runs_on_the_validation_part(monkeypatch):
     from hydra.core.hydra_config import HydraConfig
 
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra_cfg()))
+    settings = composed("sweep", [])
     for said in ("all", "validation"):
-        assert tuning.prepared(OmegaConf.create({"part": said})).part == "validation"
+        assert tuning.prepared(replace(settings, part=said)).part == "validation"
     with pytest.raises(UserError, match="part=test"):  # part=choice(all,test) gets as far as a job
-        tuning.prepared(OmegaConf.create({"part": "test"}))
+        tuning.prepared(replace(settings, part="test"))
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra_cfg("basic")))
-    assert tuning.prepared(OmegaConf.create({"part": "test"})).part == "test"
+    assert tuning.prepared(replace(settings, part="test")).part == "test"
 
 
 # the presets
@@ -233,7 +235,7 @@ def test_every_point_of_a_preset_is_one_that_can_run(conf, name):
     ends = [d.choices if hasattr(d, "choices") else (d.low, d.high) for d in space.values()]
     for k in range(max(map(len, ends), default=1)):
         words = [f"{key}={values[k % len(values)]}" for key, values in zip(space, ends, strict=True)]
-        found = results.plain(compose("sweep", [f"search={name}", *words]))["method"]
+        found = composed("sweep", [f"search={name}", *words]).method
         assert all(0 <= found[tau] <= 1 for tau in ("tau_exp", "tau_drop") if tau in found)
         assert 0 < found.get("retention_ratio", 1) <= 1
         assert 0 <= found.get("alpha", 0) <= 1
@@ -242,7 +244,7 @@ def test_every_point_of_a_preset_is_one_that_can_run(conf, name):
         assert all(isinstance(v, int) for d in (first, last) for v in (d.low, d.high))
         assert 0 <= first.low <= first.high <= last.low <= last.high <= 31
         words = [f"search={name}", f"search.first_layer={first.low}", f"search.last_layer={last.high}"]
-        found = results.plain(compose("sweep", words))["method"]
+        found = composed("sweep", words).method
         assert found["layers"]["indices"] == f"{first.low}-{last.high}"
         if found["amplify"]:
             there = {p.stem for p in (ROOT / "blink_exp/scale_model/assets/tokensr").glob("*.safetensors")}
@@ -257,8 +259,8 @@ def test_the_command_of_a_point_runs_that_point_without_its_search(conf, name):
     said = tuning.alone(OmegaConf.create({"hydra": {"runtime": {"choices": choices}}}), words)
     script, *overrides = said[1:]
     assert script == "evaluate.py" and not any("search" in w for w in overrides)
-    wanted = results.plain(tuning.on_part(compose("sweep", words), "test"))
-    assert identity.point_hash(results.plain(compose("evaluate", overrides)), {}) == identity.point_hash(wanted, {})
+    wanted = replace(composed("sweep", words), part="test")
+    assert identity.point_hash(composed("evaluate", overrides), {}) == identity.point_hash(wanted, {})
 
 
 # the report
@@ -293,7 +295,7 @@ def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_wit
     printed = run("sweep.py", "-m", *words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     wanted = {(layer, tau) for layer in (4, 6) for tau in (0.4, 0.5)}
     found = [yaml.safe_load(p.read_text(encoding="utf-8"))["method"] for p in tmp_path.glob("points/*/config.yaml")]
-    assert {(m["layer"], m["tau_exp"]) for m in found} == wanted and len(found) == 4
+    assert {(*m["layers"]["indices"], m["tau_exp"]) for m in found} == wanted and len(found) == 4
     summary = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
     for layer, tau in wanted:
         assert f"| layer={layer} thresholds.tau_exp={tau} | done |" in summary

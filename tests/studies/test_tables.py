@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra import initialize_config_dir
 
 from blink_exp.cli import CONF
-from blink_exp.evaluation import evaluator, identity, results
+from blink_exp.evaluation import identity
 from blink_exp.files import write_json
-from blink_exp.studies import catalog, deltas, plan, tables
+from blink_exp.settings import compose
+from blink_exp.studies import catalog, deltas, plan, point, tables
 from blink_exp.studies.experiments import load_experiment
 from blink_exp.studies.point import measured_point
 
@@ -24,7 +24,7 @@ def hydra():
 
 
 def composed(*words: str):
-    return compose("sweep", overrides=list(words))
+    return compose.composed("sweep", list(words))
 
 
 # points
@@ -32,7 +32,7 @@ def composed(*words: str):
 
 def test_the_batch_size_makes_another_point_in_half_precision_only():
     def point_at(dtype, size):
-        return identity.point_hash({"model": {"dtype": dtype}, "batch_size": size}, {})
+        return identity.point_hash(composed(f"model.dtype={dtype}", f"batch_size={size}"), {})
 
     assert point_at("float32", 1) == point_at("float32", 32)
     assert point_at("float16", 1) != point_at("float16", 32)
@@ -40,7 +40,7 @@ def test_the_batch_size_makes_another_point_in_half_precision_only():
 
 def test_other_weights_in_a_folder_are_another_point(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    settings = {"model": {"path": str(tmp_path)}, "method": {}}
+    settings = composed("method=none", f"model.path={tmp_path}")
     before = identity.digests(settings)
     assert identity.digests(settings) == before
     (tmp_path / "model.safetensors").write_bytes(b"another")
@@ -52,14 +52,14 @@ def identity_of_layers(said: str) -> str:
 
 
 def point_named(*words: str) -> str:
-    settings = results.plain(composed(*words))
+    settings = composed(*words)
     return identity.point_hash(settings, identity.digests(settings))
 
 
 def test_settings_that_a_method_does_not_read_make_no_other_point():
     """So that the untouched model is measured once for a table that sets thresholds for each benchmark."""
     none = point_named("method=none")
-    assert point_named("method=none", "thresholds=gqa", "layers=single", "layer=18", "hero_alpha=no_text", "retention_ratio=0.5") == none
+    assert point_named("method=none", "thresholds=gqa", "layer=18", "hero_alpha=no_text", "retention_ratio=0.5") == none
     assert point_named("method=none", "store=elsewhere", "cost=2", "logger=wandb", "batch_size=4", "tokensr.path=/elsewhere") == none
     assert (
         len(
@@ -82,7 +82,7 @@ def test_trained_modules_make_another_point_of_methods_that_use_them(tmp_path):
         (tmp_path / "layer_12.safetensors").write_bytes(f"retrained for {method}".encode())
         assert point_named(*words) != before, method
     assert identity_of_layers("12") == identity_of_layers("12-12") == identity_of_layers("[12]") != identity_of_layers("12-13")
-    one = identity.digests(results.plain(composed("method=blink_interp", f"tokensr.path={tmp_path}")))
+    one = identity.digests(composed("method=blink_interp", f"tokensr.path={tmp_path}"))
     assert one["tokensr"] == ""
 
 
@@ -128,7 +128,7 @@ def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(t
         write_json(folder / "metrics.json", finished)
         return finished
 
-    monkeypatch.setattr(evaluator, "measure", measure)
+    monkeypatch.setattr(point, "measure", measure)
     rows = [measured_point(composed("method=hero", f"store={tmp_path}", f"cost={cost}")) for cost in (0, 0, 2, 2, 1, 0, 3)]
     assert asked == [0, 2, 3]
     assert [row["reused"] for row in rows] == [False, True, False, True, True, True, False]
@@ -166,7 +166,7 @@ def done(folder: Path, label: str, correct: dict[str, bool], **more) -> dict:
 
 @pytest.fixture
 def base(tmp_path):
-    return OmegaConf.create({"store": str(tmp_path), "force": False})
+    return composed(f"store={tmp_path}")
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_recipe_has_our_settings_beside_the_published_ones(base):
     table = load_experiment("table", "blink_table4")
     document = tables.measure_table(base, table, [])
     rows = {row["point"]: row for row in document["rows"]}
-    assert rows["Learning rate"]["published"] == {"value": 1e-4} and rows["Learning rate"]["settings"] == {"trainer.lr": 1e-4}
+    assert rows["Learning rate"]["published"] == {"value": 1e-4} and rows["Learning rate"]["settings"] == {"optim.lr": 1e-4}
     assert len(rows) == 10 and document["groups"] == [] and all(row["runs"] == {} for row in rows.values())
 
 

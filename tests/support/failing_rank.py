@@ -12,8 +12,8 @@ import blink_exp.settings.roots  # noqa: F401
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(cfg):
     from blink_exp.cli import guard
+    from blink_exp.commands.train import run
     from blink_exp.training.module import TokenSRTraining
-    from blink_exp.training.run import run
 
     step = TokenSRTraining.training_step
 

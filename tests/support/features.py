@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from blink_exp.training import capture, data
+from blink_exp.training import canvases, capture, data
 from blink_exp.training.feature_cache import Features, Stored
 from blink_exp.training.pairs import Batch, collate
 from support.instruction_data import picture
@@ -71,7 +71,7 @@ def folder(root: Path, images: int = 31) -> Path:
 def module(root: Path, **more: Any) -> data.PairedCrops:
     """Its pairs, 4 a step; the cache beside it."""
     words = {"train_size": 20, "held_out_size": 4, "global_batch": 4, "cache_features": True, "cache_path": str(root / "cache")} | more
-    made = data.PairedCrops(words.pop("transform", Shrink()), "folder", str(root / "images"), **words)
+    made = data.FolderData(words.pop("transform", Shrink()), str(root / "images"), **words)
     made.setup()
     return made
 
@@ -89,16 +89,21 @@ def equal(a: Features, b: Features) -> bool:
 
 def only(root: Path) -> Path:
     """The one cache below ``root``."""
-    (found,) = (root / "cache").iterdir()
+    (found,) = caches(root)
     return found
+
+
+def caches(root: Path) -> list[Path]:
+    """All of them; beside them lie their locks."""
+    return [path for path in (root / "cache").iterdir() if path.name != ".locks"]
 
 
 def files(root: Path) -> list[Path]:
     return sorted(only(root).glob("*.safetensors"))
 
 
-def scenes(backbone, **more) -> data.PairedCrops:
+def scenes(backbone, **more) -> data.SceneData:
     words = {"train_size": 8, "held_out_size": 4, "global_batch": 8} | more
-    made = data.PairedCrops(data.BaseView(backbone.processor.image_processor), **words)
+    made = data.SceneData(canvases.BaseView(backbone.processor.image_processor), **words)
     made.setup()
     return made

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from blink_exp.benchmarks.mme import score_pairs
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.figures.base import TIP, Study
+from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import EvaluateSettings
 from support.scripts import ROOT
 
 CONF = ROOT / "conf"
@@ -19,10 +20,16 @@ QUARTERS = [GRID.box(region) for region in range(4)]
 # {subtask: (right on yes, right on no) of each image}
 ONE = {"color": [(1, 1), (1, 0), (0, 0)], "count": [(1, 1), (0, 1)]}
 TWO = {"color": [(1, 1), (1, 1), (1, 1)], "count": [(0, 1), (1, 1)]}
-SETTINGS = {
-    **{"limit": None, "shard": None, "part": "all", "batch_size": 8, "retention_ratio": 0.2},
-    **{"grid": {"p": 2}, "saliency": {"scorer": "attention"}, "benchmark": {"_target_": "blink_exp.benchmarks.mmstar.MMStar"}},
-}
+
+
+@functools.cache
+def _settings() -> EvaluateSettings:
+    return composed("evaluate", ["method=random", "benchmark=mmstar", "batch_size=8"])
+
+
+def settings_of(**changes) -> EvaluateSettings:
+    """Settings of a figure without a model of its own."""
+    return dataclasses.replace(_settings(), **changes)
 
 
 def tips(figure) -> list[str]:
@@ -41,7 +48,7 @@ class Opened(Study):
 
 
 def study(name, three=(), rows=(), **settings):
-    return Opened(name, OmegaConf.create(SETTINGS | settings), list(rows), three)
+    return Opened(name, settings_of(**settings), list(rows), three)
 
 
 def point(folder, records, **row):

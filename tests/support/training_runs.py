@@ -11,9 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from blink_exp.cli import CONF
-from blink_exp.training.run import run
+from blink_exp.commands.train import run
 
-SMALL = ("layers.indices=[1]", "data.train_size=24", "data.held_out_size=1", "trainer.checkpoint_every=1", "trainer.log_every=1")
+EVERY_STEP = ("trainer.callbacks.checkpoint.every_n_train_steps=1", "trainer.log_every_n_steps=1")
+SMALL = ("layers.indices=[1]", "data.train_size=6", "data.global_batch=2", "data.held_out_size=1", *EVERY_STEP)
 
 
 def composed(config: str, *words: str):

@@ -5,30 +5,27 @@ from __future__ import annotations
 import base64
 import functools
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
 from PIL import Image
 
+from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import ViewSettings
 from support.scripts import ROOT
 
 CONF = ROOT / "conf"
 
 
 @functools.cache
-def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("evaluate", overrides=list(overrides))
+def _settings(*overrides) -> ViewSettings:
+    return composed("view", overrides)
 
 
-def config(*overrides, **keys):
-    cfg = composed(*overrides).copy()
-    with open_dict(cfg):
-        for key in ("view", "image", "question", "compare"):
-            cfg[key] = keys.get(key)
-    return cfg
+def config(*overrides, **keys) -> ViewSettings:
+    """Settings of the viewer; ``keys``: of the page, which compares no methods unless it says so."""
+    return replace(_settings(*overrides), **({"compare": None} | keys))
 
 
 class Tables(HTMLParser):

@@ -12,8 +12,9 @@ from PIL import Image
 
 from blink_exp.errors import UserError
 from blink_exp.tokensr import checkpoint, modules
-from blink_exp.tokensr.checkpoint import Belonging
-from blink_exp.training import data, losses
+from blink_exp.tokensr.checkpoint import ModuleMetadata
+from blink_exp.training import canvases, data, losses
+from blink_exp.training.pairs import Pairs, quadrant_box
 
 
 @pytest.mark.parametrize("name", modules.ARCHITECTURES)
@@ -63,8 +64,8 @@ def test_a_weighted_sum_and_its_errors():
 def test_a_crop_shows_the_place_that_its_quadrant_names():
     canvas = Image.new("RGB", (64, 64))
     for q in range(4):
-        canvas.paste((50 * q + 20, 0, 0), data.quadrant_box(q, 64))
-    pairs = data.Pairs(lambda i: canvas, 40, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), seed=0)
+        canvas.paste((50 * q + 20, 0, 0), quadrant_box(q, 64))
+    pairs = Pairs(lambda i: canvas, 40, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), seed=0)
     seen = set()
     for full, crop, quadrant in pairs:
         r, c = divmod(quadrant, 2)
@@ -76,19 +77,17 @@ def test_a_crop_shows_the_place_that_its_quadrant_names():
 
 def test_square_canvas_by_crop_and_by_padding():
     wide = Image.new("RGB", (100, 60), (255, 0, 0))
-    assert data.square_canvas(wide).size == (60, 60)
-    padded = data.square_canvas(wide, pad=True)
+    assert canvases.square_canvas(wide).size == (60, 60)
+    padded = canvases.square_canvas(wide, pad=True)
     assert padded.size == (100, 100)
     assert padded.getpixel((50, 0)) == (122, 116, 104)
     assert padded.getpixel((50, 50)) == (255, 0, 0)
 
 
 def test_training_draws_train_images_and_holding_out_draws_test_images(monkeypatch):
-    from blink_exp.scenes import scenes
-
-    drawn, real = [], scenes.random_scene
-    monkeypatch.setattr(scenes, "random_scene", lambda rng, split, n: drawn.append(split) or real(rng, split, n))
-    module = data.PairedCrops(lambda image: torch.zeros(1), train_size=8, held_out_size=8)
+    drawn, real = [], canvases.random_scene
+    monkeypatch.setattr(canvases, "random_scene", lambda rng, split, n: drawn.append(split) or real(rng, split, n))
+    module = data.SceneData(lambda image: torch.zeros(1), train_size=8, held_out_size=8)
     module.setup()
     _ = module.train[0], module.held_out[0]
     assert drawn == ["train", "test"]
@@ -107,18 +106,18 @@ def test_broken_images_of_a_folder_are_counted_and_left_out(tmp_path):
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "link.png").symlink_to("/dev/zero")
     no_image = ["bomb.png", "cut.png", "fifo.png", "folder.png", "large.png", "line.png", "link.png", "one.png", "text.jpg"]
-    module = data.PairedCrops(lambda image: torch.zeros(1), "folder", str(tmp_path), train_size=8, held_out_size=2)
+    module = data.FolderData(lambda image: torch.zeros(1), str(tmp_path), train_size=8, held_out_size=2)
     module.setup()
     assert sorted(p.name for p in module.broken) == no_image
-    assert sorted(p.name for p in data.folder_images(str(tmp_path), pad=True)[1]) == [name for name in no_image if name != "line.png"]
+    assert sorted(p.name for p in canvases.folder_images(str(tmp_path), pad=True)[1]) == [name for name in no_image if name != "line.png"]
     assert len(list(module.train_dataloader())) == 1
     with pytest.raises(UserError, match="is not a folder"):
-        data.folder_images(str(tmp_path / "nowhere"))
+        canvases.folder_images(str(tmp_path / "nowhere"))
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     module = modules.conv(16)
-    checkpoint.save(module, Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    checkpoint.save(module, ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
     again = checkpoint.load(tmp_path, 12, "b@1", 16)
     x = torch.randn(1, 16, 5, 5)
     assert torch.equal(module(x), again(x))
@@ -126,7 +125,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 
 
 def test_a_checkpoint_refuses_what_it_does_not_fit(tmp_path):
-    path = checkpoint.save(modules.conv(16), Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    path = checkpoint.save(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
     for layer, backbone, width, message in (
         (13, "b@1", 16, r"no TokenSR module for layer 13 .* \(it has layers 12-12\); train it: python train.py layer=13"),
         (12, "other@2", 16, "trained for backbone b@1, not other@2"),
@@ -143,7 +142,7 @@ def test_a_checkpoint_refuses_what_it_does_not_fit(tmp_path):
 
 @pytest.mark.parametrize("how", ["cut off", "flipped header", "empty", "other tensors", "no json", "bad json"])
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, how):
-    path = checkpoint.save(modules.conv(16), Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    path = checkpoint.save(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
     raw = path.read_bytes()
     if how == "cut off":
         path.write_bytes(raw[: len(raw) // 2])
@@ -152,7 +151,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, how):
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "other tensors":
-        checkpoint.save(modules.mlp(16), Belonging("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+        checkpoint.save(modules.mlp(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
     elif how == "no json":
         path.with_suffix(".json").unlink()
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ from support.scripts import ROOT
 from blink_exp import tracking
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
-from blink_exp.tracking import base
-from blink_exp.tracking.interface import Careful, Nothing, Run
+from blink_exp.tracking import base, loggers
+from blink_exp.tracking.interface import NullTracker, Run, SafeTracker
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def point(tmp_path) -> Path:
 def test_a_failing_logger_is_one_line_and_is_closed(capsys):
     said = []
 
-    class Broken(Nothing):
+    class Broken(NullTracker):
         def metrics(self, values):
             said.append(values)
             raise ConnectionError("the network\nis gone")
@@ -36,7 +37,7 @@ def test_a_failing_logger_is_one_line_and_is_closed(capsys):
             said.append(failed)
             raise ConnectionError("still gone")
 
-    track = Careful("wandb", Broken)
+    track = SafeTracker("wandb", Broken)
     track.metrics({"a": 1})
     track.metrics({"a": 2})
     track.close()
@@ -72,11 +73,9 @@ def test_a_point_that_cannot_be_read_is_no_error(tmp_path, capsys):
 
 
 def test_check_names_what_is_missing_before_any_work(monkeypatch):
-    with pytest.raises(UserError, match=r"logger.kind must be one of csv, wandb, tensorboard, mlflow, got mlflwo; did you mean mlflow"):
-        tracking.check({"logger": {"kind": "mlflwo"}})
     with pytest.raises(UserError, match=r"logger.mode must be one of online, offline, disabled, got on"):
         tracking.check(settings("wandb", mode="on"))
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else True)
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else True)
     with pytest.raises(UserError, match=r"logger=mlflow needs sqlalchemy; pip install mlflow-skinny sqlalchemy alembic"):
         tracking.check(settings("mlflow"))
     tracking.check(settings("csv"))
@@ -136,5 +135,30 @@ print("FOUND", sorted({{"wandb", "tensorboard", "mlflow", "torch", "pytorch_ligh
 
 
 def test_every_logger_of_conf_is_one_that_is_known():
-    kinds = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8"))["kind"] for p in (CONF / "logger").glob("*.yaml")}
-    assert kinds == {kind: kind for kind in base.NEEDED}
+    known = {
+        path.stem: base.logger_of({"logger": yaml.safe_load(path.read_text(encoding="utf-8"))}).name
+        for path in (CONF / "logger").glob("*.yaml")
+    }
+    assert known == {name: name for name in ("csv", "wandb", "tensorboard", "mlflow")}
+
+
+def test_a_logger_of_another_package_needs_its_target_alone(tmp_path, monkeypatch):
+    """The settings of a preset are the fields of its class."""
+    written = []
+
+    @dataclass(frozen=True)
+    class Listed(loggers.Logger):
+        path: str = ""
+        name = "listed"
+
+        def tracker(self, settings, out, run):
+            track = NullTracker()
+            track.metrics = lambda values: written.append((self.path, run.name, values))
+            return track
+
+    monkeypatch.setattr(loggers, "Listed", Listed, raising=False)
+    own = {"logger": {"_target_": "blink_exp.tracking.loggers.Listed", "path": "x"}}
+    tracking.check(own)
+    with tracking.tracker(own, tmp_path, "n") as track:
+        track.metrics({"a": 1})
+    assert written == [("x", "n", {"a": 1})]

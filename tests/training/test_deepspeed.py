@@ -26,12 +26,13 @@ STEPS, SAVED = 6, 4
 TRAIN = (
     "trainer=deepspeed_zero2",
     "trainer.accelerator=cpu",
-    "trainer.lr=3e-3",
-    f"trainer.checkpoint_every={SAVED}",
-    "trainer.log_every=1",
+    "optim.lr=3e-3",
+    f"trainer.callbacks.checkpoint.every_n_train_steps={SAVED}",
+    "trainer.log_every_n_steps=1",
     "layers.indices=[1,2]",
-    f"data.train_size={8 * STEPS}",
-    "data.held_out_size=9",  # 5 for one process and 4 for the other
+    "data.global_batch=4",
+    f"data.train_size={4 * STEPS}",
+    "data.held_out_size=5",  # 3 for one process and 2 for the other
     "data=llava_665k",
     "data.held_out_share=0.2",
     "data.workers=0",
@@ -76,22 +77,29 @@ def both(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("zero") / "two"
     first, second = scripts.run_ranks(["train.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={out}", *data], 2, timeout=500)
     assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stdout + second.stderr
-    assert "2 devices x 4 pairs x 1" in first.stdout
+    assert "2 devices x 2 pairs x 1" in first.stdout
     assert second.stdout == ""
     return out
 
 
-def test_one_process_follows_the_loss_curve_of_two(both, data, tmp_path):
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory) -> Path:
+    """The same on one process, which takes the step in two parts."""
+    out = tmp_path_factory.mktemp("zero") / "one"
+    alone(f"hydra.run.dir={out}", "data.batch_size=2", *data)
+    return out
+
+
+def test_one_process_follows_the_loss_curve_of_two(both, one):
     """Catches a rank that sees another's items, gradients summed for averaged, a loss divided twice by the parts of a step, and a log
-    of one rank's loss alone. One process takes the step in two parts."""
-    alone(f"hydra.run.dir={tmp_path / 'one'}", "data.batch_size=4", *data)
-    one, pair = losses(tmp_path / "one"), losses(both)
-    assert len(one) == len(pair) == STEPS
-    assert one == pytest.approx(pair, rel=2**-7)  # bf16 keeps 8 bits
-    assert one[0] > 1.02 * one[-1]  # it does learn, so the curves do not agree for being flat
-    a, b = result(tmp_path / "one"), result(both)
+    of one rank's loss alone."""
+    single, pair = losses(one), losses(both)
+    assert len(single) == len(pair) == STEPS
+    assert single == pytest.approx(pair, rel=2**-7)  # bf16 keeps 8 bits
+    assert single[0] > 1.02 * single[-1]  # it does learn, so the curves do not agree for being flat
+    a, b = result(one), result(both)
     for layer in ("1", "2"):
-        assert a["layers"][layer]["samples"] == b["layers"][layer]["samples"] == 9
+        assert a["layers"][layer]["samples"] == b["layers"][layer]["samples"] == 5
         assert a["layers"][layer]["interpolation"] == pytest.approx(b["layers"][layer]["interpolation"], rel=1e-5)
         assert a["layers"][layer]["tokensr"] == pytest.approx(b["layers"][layer]["tokensr"], rel=2**-7)
     assert a["images"] == b["images"]
@@ -101,17 +109,31 @@ def test_one_process_follows_the_loss_curve_of_two(both, data, tmp_path):
     assert (b["devices"], b["parts_of_a_step"]) == (2, 1)
 
 
-def test_a_checkpoint_of_two_processes_goes_on_in_one(both, data, tmp_path):
-    """Catches optimizer state that is lost, read from the first part only or put together in another order, and a data order that depends
-    on the device count. The bound on the weights stands below what each of these makes (1.4 and more, in the same run)."""
-    printed = alone(f"hydra.run.dir={tmp_path / 'on'}", f"resume={both}", "data.batch_size=2", *data)
-    assert "going on from" in printed
-    rest = losses(tmp_path / "on")
+def goes_on(on: Path, before: Path, folder: Path) -> None:
+    """That the run ``on`` took the steps behind the checkpoint of ``before`` as that took them itself.
+
+    Catches optimizer state that is lost, read from the first part only or put together in another order, and a data order that depends on
+    the device count. The bound on the weights stands below what each of these makes (1.4 and more, in the same run)."""
+    rest = losses(on)
     assert len(rest) == STEPS - SAVED
-    assert rest == pytest.approx(losses(both)[SAVED:], rel=2**-7)
-    export.export(both, tmp_path / "saved")
-    saved, end, on = (weights(folder) for folder in (tmp_path / "saved", both / "tokensr", tmp_path / "on" / "tokensr"))
-    assert (on - end).abs().mean() < 0.5 * (end - saved).abs().mean()
+    assert rest == pytest.approx(losses(before)[SAVED:], rel=2**-7)
+    export.export(before, folder / "saved")
+    saved, end, again = (weights(part) for part in (folder / "saved", before / "tokensr", on / "tokensr"))
+    assert (again - end).abs().mean() < 0.5 * (end - saved).abs().mean()
+    assert not (on / "universal").exists()  # what is there while a checkpoint is loaded
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one(both, data, tmp_path):
+    printed = alone(f"hydra.run.dir={tmp_path / 'on'}", f"resume={both}", "data.batch_size=1", *data)
+    assert "going on from" in printed
+    goes_on(tmp_path / "on", both, tmp_path)
+
+
+def test_a_checkpoint_of_one_process_goes_on_in_two(one, data, tmp_path):
+    words = ["train.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'on'}", f"resume={one}", *data]
+    first, second = scripts.run_ranks(words, 2, timeout=500)
+    assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stdout + second.stderr
+    goes_on(tmp_path / "on", one, tmp_path)
 
 
 def test_a_checkpoint_of_two_processes_exports_to_modules_that_load(both, tmp_path):
@@ -144,7 +166,7 @@ def test_one_failing_process_ends_the_job_with_its_own_traceback(data, tmp_path)
     words = ["tests/support/failing_rank.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}", *data]
     done = scripts.run(words, timeout=500)
     assert done.returncode != 0
-    assert "2 devices x 4 pairs x 1" in done.stdout
+    assert "2 devices x 2 pairs x 1" in done.stdout
     assert 'raise RuntimeError("the second process fails here")' in done.stderr
     assert "RuntimeError: the second process fails here" in done.stderr
     assert not (tmp_path / "run" / "metrics.json").exists()

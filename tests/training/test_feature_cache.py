@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from support.features import LAYERS, Pixels, Shrink, equal, files, folder, module, wanted
+from support.features import LAYERS, Pixels, Shrink, caches, equal, files, folder, module, wanted
 from support.instruction_data import instruction_data
 
 from blink_exp.errors import UserError
@@ -78,7 +78,7 @@ def test_other_settings_have_a_cache_of_their_own(tmp_path):
     for more in ({}, *others, {"image_loading": {"alpha": "drop"}}):
         Pixels(LAYERS).ready(module(tmp_path, **more))
     Pixels([4]).ready(module(tmp_path))
-    assert len(list((tmp_path / "cache").iterdir())) == 8
+    assert len(caches(tmp_path)) == 8
     again = Pixels(LAYERS)
     again.ready(module(tmp_path))
     assert again.batches == 0
@@ -113,7 +113,7 @@ def test_unreadable_images_are_reported_by_runs_that_only_read(tmp_path):
     lost = []
     for _ in range(2):
         settings = {"train_size": None, "held_out_share": 0.1, "cache_path": str(tmp_path / "cache"), "global_batch": 4}
-        made = data.PairedCrops(Shrink(), "llava_665k", json=str(path), images=str(images), **settings)
+        made = data.LlavaData(Shrink(), json=str(path), images=str(images), **settings)
         made.setup()
         frozen = Pixels(LAYERS)
         frozen.ready(made)

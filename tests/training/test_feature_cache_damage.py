@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_torn_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"the disk is full \(writing .*\); free some, choose another disk with data.cache_path") as error:
         Pixels(LAYERS).ready(made)
     assert len(str(error.value).splitlines()) == 1
-    assert sorted(p.name for p in only(tmp_path).iterdir()) == [".lock", "cache.json", *(f"train-0000{i}.safetensors" for i in range(3))]
+    assert sorted(p.name for p in only(tmp_path).iterdir()) == ["cache.json", *(f"train-0000{i}.safetensors" for i in range(3))]
     monkeypatch.undo()
     monkeypatch.setattr(capture.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 0, 100))
     nothing = Pixels(LAYERS)

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from safetensors.torch import load_file
 from support.features import scenes
+from support.training_runs import composed, train
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import tokensr, tokensr_cuda
 from bench.shapes import TINY
-from blink_exp.cli import CONF
+from blink_exp.commands.train import job_of
 from blink_exp.errors import UserError
-from blink_exp.training import module
+from blink_exp.training import module as training_module
 from blink_exp.training.capture import Ranks, ready
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.module import TokenSRTraining
 from blink_exp.training.pairs import Batch
-from blink_exp.training.run import check_recipe, run
+from blink_exp.training.recipe import check_recipe
 
 
 @pytest.mark.parametrize(("quadrants", "views"), [("all", 2 + 8), ("one", 8 + 8)])
@@ -101,7 +98,7 @@ def test_a_step_from_the_cache_is_the_step_without(scale, tmp_path, monkeypatch,
     plain, cached = scenes(scale, workers=0), scenes(scale, cache_features=True, cache_path=str(tmp_path), cache_dtype=dtype)
     cached.stored = ready(scale, module.layers, module.capture, cached, "32-true", Ranks())
     wanted = [module.losses(batch) for loader in (plain.train_dataloader(), plain.val_dataloader()) for batch in loader]
-    monkeypatch.setattr(module, "image_states", lambda *args: pytest.fail("the backbone was run"))
+    monkeypatch.setattr(training_module, "image_states", lambda *args: pytest.fail("the backbone was run"))
     found = [module.losses(batch) for loader in (cached.train_dataloader(), cached.val_dataloader()) for batch in loader]
     assert len(found) == len(wanted) == 2
     for a, b in zip(found, wanted, strict=True):
@@ -144,30 +141,21 @@ def test_channels_last_changes_the_layout_and_not_the_loss():
 
 
 def test_words_of_a_recipe_that_nothing_follows_are_refused():
-    recipe = {"accelerator": "gpu", "precision": "bf16-mixed", "strategy": "auto", "channels_last": True}
-    check_recipe(recipe)
-    with pytest.raises(UserError, match="trainer.channels_last=true has no effect under ZeRO"):
-        check_recipe(recipe | {"strategy": "deepspeed_zero2"})
-
-
-def train(out: Path, monkeypatch, *words: str) -> None:
-    """train.py's work with these overrides, in this process."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides=list(words))
-    runtime = SimpleNamespace(mode=RunMode.RUN, runtime=SimpleNamespace(output_dir=str(out)))
-    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: runtime))
-    run(cfg)
+    words = ("channels_last=true", "trainer.strategy=deepspeed_zero2")
+    check_recipe(job_of(composed("train", words[0]), Path("run")).settings)
+    with pytest.raises(UserError, match="channels_last=true has no effect under ZeRO"):
+        check_recipe(job_of(composed("train", *words), Path("run")).settings)
 
 
 def test_trainings_are_the_same_without_a_cache_from_a_new_one_and_from_one_that_was_there(tmp_path, monkeypatch, capsys):
     """Two epochs each, by the Trainer that train.py makes. The third run's backbone is not there to be run."""
-    words = ["layers.indices=[1,2]", "data.train_size=8", "data.held_out_size=4", "trainer.epochs=2", "trainer.log_every=1"]
+    words = ["layers.indices=[1,2]", "data.train_size=8", "data.held_out_size=4", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
     kept = ["data.cache_features=true", "data.cache_dtype=float32", f"data.cache_path={tmp_path / 'cache'}"]
     said = []
     for name, more in (("plain", []), ("made", kept), ("read", kept)):
         if name == "read":
-            monkeypatch.setattr(module, "image_states", lambda *args: pytest.fail("the backbone was run"))
-        train(tmp_path / name, monkeypatch, *words, *more)
+            monkeypatch.setattr(training_module, "image_states", lambda *args: pytest.fail("the backbone was run"))
+        train(tmp_path / name, *words, *more)
         said.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("features are")])
     assert [len(lines) for lines in said] == [0, 2, 1]
     assert "made in" in said[1][0] and "read from" in said[2][0]

@@ -17,7 +17,7 @@ from support import scripts
 from support.instruction_data import FOLDERS, instruction_data, picture
 
 from blink_exp.errors import UserError
-from blink_exp.training import data, llava_665k
+from blink_exp.training import canvases, data, llava_665k
 from blink_exp.training.batches import GlobalBatches, rescale, share_out
 
 # ---- the instruction data
@@ -104,25 +104,23 @@ def test_images_that_lead_out_of_the_folder_are_left_out_and_named(tmp_path):
     assert "4 images lead out of data.images and are left out, first ../away/a.png" in str(found)
     everything = llava_665k.find(path, images, outside=True)
     assert everything.names == [*names, "own.jpg"] and not everything.refused
-    made = data.PairedCrops(
-        Thumbnail(), "llava_665k", json=str(path), images=str(images), held_out_share=0.5, image_loading={"outside": True}
-    )
-    files = data.Files(images, everything.names, False, made.image_loading)
+    made = data.LlavaData(Thumbnail(), json=str(path), images=str(images), held_out_share=0.5, image_loading={"outside": True})
+    files = canvases.Files(images, everything.names, False, made.image_loading)
     assert {files(i).size for i in range(4)} == {(8, 8)} and not files.unreadable.any()
     with pytest.raises(UserError, match="4 images in a row cannot be read"):
-        data.Files(images, names, False)(0)
+        canvases.Files(images, names, False)(0)
 
 
 def test_an_image_that_is_missing_moves_no_other(tmp_path):
     names = [f"coco/{i}.jpg" for i in range(4000)]
-    train, held = data.hold_out(names, 0.1, seed=0)
+    train, held = canvases.hold_out(names, 0.1, seed=0)
     assert set(train) | set(held) == set(names)
     assert not set(train) & set(held)
     assert 320 <= len(held) <= 480  # 400 expected, 4 standard deviations of 19
-    fewer_train, fewer_held = data.hold_out([n for n in reversed(names) if n not in (train[5], held[3])], 0.1, seed=0)
+    fewer_train, fewer_held = canvases.hold_out([n for n in reversed(names) if n not in (train[5], held[3])], 0.1, seed=0)
     assert fewer_train == train[:5] + train[6:]
     assert fewer_held == held[:3] + held[4:]
-    assert data.hold_out(names, 0.1, seed=1)[1] != held
+    assert canvases.hold_out(names, 0.1, seed=1)[1] != held
     assert train != sorted(train)
 
 
@@ -130,13 +128,13 @@ def test_an_image_that_is_missing_moves_no_other(tmp_path):
 
 
 @pytest.fixture
-def five(tmp_path) -> data.Files:
+def five(tmp_path) -> canvases.Files:
     """Five files, the third and fourth broken in different ways."""
     for i in range(5):
         picture(tmp_path / f"{i}.png", i)
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:50])
     (tmp_path / "3.png").write_text("no image", encoding="utf-8")
-    return data.Files(tmp_path, [f"{i}.png" for i in range(5)], pad=True)
+    return canvases.Files(tmp_path, [f"{i}.png" for i in range(5)], pad=True)
 
 
 def red(image: Image.Image) -> int:
@@ -156,7 +154,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_counted(five):
 def module(root: Path, **more) -> data.PairedCrops:
     path, images = root / "llava_v1_5_mix665k.json", root / "images"
     size = {"train_size": 16, "held_out_share": 0.1} | more
-    made = data.PairedCrops(Thumbnail(), "llava_665k", json=str(path), images=str(images), pad=True, **size)
+    made = data.LlavaData(Thumbnail(), json=str(path), images=str(images), pad=True, **size)
     return made
 
 
@@ -205,7 +203,7 @@ def test_every_image_is_used_once_where_no_size_is_given(tmp_path):
     made = module(tmp_path, train_size=None, held_out_size=None)
     made.setup()
     assert len(made.train) + len(made.held_out) == 23
-    assert made.found["trained_on"] == len(made.train)
+    assert made.summary["trained_on"] == len(made.train)
     seen = sorted(str(files.path(i)) for files in made.files for i in range(len(files.names)))
     assert len(set(seen)) == 23
 
@@ -227,7 +225,7 @@ def test_going_on_with_other_images_is_refused(tmp_path):
 def test_the_base_view_is_the_backbone_s_own(name, request):
     backbone = request.getfixturevalue(name)
     image = Image.effect_noise((90, 60), 80).convert("RGB")
-    assert torch.equal(data.BaseView(backbone.processor.image_processor)(image), backbone.transform(image))
+    assert torch.equal(canvases.BaseView(backbone.processor.image_processor)(image), backbone.transform(image))
 
 
 # ---- batches
@@ -287,8 +285,8 @@ def test_train_py_on_the_instruction_data_counts_and_goes_on_exactly(tmp_path):
     """A run over 6 steps whose checkpoint is that of step 4, and one that goes on from there with workers and in two parts a step: the same
     modules."""
     path, images = instruction_data(tmp_path)
-    words = ["train.py", "data=llava_665k", f"data.json={path}", f"data.images={images}", "layers.indices=[1,2]", "data.train_size=48"]
-    words += ["data.held_out_share=0.1", "trainer.checkpoint_every=4"]
+    words = ["train.py", "data=llava_665k", f"data.json={path}", f"data.images={images}", "layers.indices=[1,2]", "data.train_size=24"]
+    words += ["data.global_batch=4", "data.held_out_share=0.1", "trainer.callbacks.checkpoint.every_n_train_steps=4"]
     whole, rest = tmp_path / "whole", tmp_path / "rest"
     done = scripts.run([*words, "data.workers=0", f"hydra.run.dir={whole}"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -297,7 +295,7 @@ def test_train_py_on_the_instruction_data_counts_and_goes_on_exactly(tmp_path):
     assert metrics["images"]["missing"] == {"ocr_vqa/images": 1}
     assert metrics["images"]["unreadable"] == 1
     assert metrics["skipped_images"] == [str(images / "vg/VG_100K/000003.jpg")]
-    on = ["data.workers=2", f"resume={whole}", "data.batch_size=4", "trainer.checkpoint_every=2"]
+    on = ["data.workers=2", f"resume={whole}", "data.batch_size=2", "trainer.callbacks.checkpoint.every_n_train_steps=2"]
     done = scripts.run([*words, *on, f"hydra.run.dir={rest}"])
     assert done.returncode == 0, done.stdout + done.stderr
     again = json.loads((rest / "metrics.json").read_text(encoding="utf-8"))

@@ -33,21 +33,21 @@ def whole(tmp_path_factory):
 
 
 def test_a_learning_rate_that_diverges_ends_with_step_and_layer_and_keeps_the_checkpoint(tmp_path):
-    line = refusal(lambda: train(tmp_path / "run", "trainer.lr=1e30", f"output={tmp_path / 'modules'}"))
-    assert "stopped at step 2: the loss of layer 1 is" in line and "trainer.lr (now 1e+30)" in line
+    line = refusal(lambda: train(tmp_path / "run", "optim.lr=1e30", f"output={tmp_path / 'modules'}"))
+    assert "stopped at step 2: the loss of layer 1 is" in line and "optim.lr (now 1e+30)" in line
     assert resume.read(tmp_path / "run" / "last.ckpt")["global_step"] == 1
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("metrics.json"))
 
 
 def test_a_held_out_loss_that_is_not_finite_writes_no_modules(tmp_path):
-    line = refusal(lambda: train(tmp_path / "run", "trainer.lr=1e30", "data.train_size=8", f"output={tmp_path / 'modules'}"))
+    line = refusal(lambda: train(tmp_path / "run", "optim.lr=1e30", "data.train_size=2", f"output={tmp_path / 'modules'}"))
     assert "the held-out loss of layer 1 is" in line
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_step_too_large_for_the_optimizer_is_one_line(tmp_path):
-    line = refusal(lambda: train(tmp_path / "run", "trainer.lr=1e300", f"output={tmp_path / 'modules'}"))
-    assert "the step is larger than the weights can hold; use a smaller trainer.lr (now 1e+300)" in line
+    line = refusal(lambda: train(tmp_path / "run", "optim.lr=1e300", f"output={tmp_path / 'modules'}"))
+    assert "the step is larger than the weights can hold; use a smaller optim.lr (now 1e+300)" in line
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -204,7 +204,7 @@ def test_what_resume_may_name(whole, tmp_path):
 
 def test_a_float16_backbone_trains_under_a_bfloat16_trainer(tmp_path, capsys):
     """As `trainer=paper model=llava_1_5_7b` has it, whose model is float16."""
-    words = ("model.dtype=float16", "trainer.precision=bf16-mixed", "data.train_size=8")
+    words = ("model.dtype=float16", "trainer.precision=bf16-mixed", "data.train_size=2")
     train(tmp_path / "run", *words)
     assert "the frozen backbone runs in bfloat16: trainer.precision=bf16-mixed" in capsys.readouterr().out
     assert '"dtype": "bfloat16"' in (tmp_path / "run" / "metrics.json").read_text(encoding="utf-8")

@@ -3,35 +3,45 @@ each setting alone: test_settings."""
 
 from __future__ import annotations
 
+import ast
 import os
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 from support.refusals import refusal
 from support.training_runs import composed, train
 
-from blink_exp.evaluation import results
+from blink_exp.backbone import load
+from blink_exp.commands.train import job_of
+from blink_exp.settings.roots import TrainSettings
 from blink_exp.training import recipe
-from blink_exp.training.run import make_trainer
+from blink_exp.training.data import FolderData
+from blink_exp.training.progress import ProgressLines
+from blink_exp.training.signals import OwnSignals
+from blink_exp.training.trainer import make_trainer
 
 
 def test_every_preset_of_the_recipe_passes():
     for path in sorted((Path(recipe.__file__).parent.parent.parent / "conf" / "trainer").glob("*.yaml")):
-        recipe.check_recipe(results.plain(composed("train", f"trainer={path.stem}"))["trainer"])
+        recipe.check_recipe(settings(f"trainer={path.stem}"))
+
+
+def settings(*words: str) -> TrainSettings:
+    return job_of(composed("train", *words), Path("run")).settings
 
 
 def test_float16_autocast_needs_a_gpu():
     """Lightning would take bfloat16 instead."""
-    settings = {"accelerator": "cpu", "channels_last": False}
     for word in ("16-mixed", "16"):
-        assert "needs a GPU; on a CPU use" in refusal(lambda word=word: recipe.check_recipe(settings | {"precision": word}))
-    recipe.check_recipe(settings | {"accelerator": "gpu", "precision": "16-mixed"})
+        assert "needs a GPU; on a CPU use" in refusal(lambda word=word: recipe.check_recipe(settings(f"trainer.precision={word}")))
+    recipe.check_recipe(settings("trainer.accelerator=gpu", "trainer.precision=16-mixed"))
 
 
 @pytest.mark.parametrize("words", [("trainer.precision=64-true", "trainer.strategy=deepspeed_zero2"), ("trainer.accelerator=mps",)])
 def test_what_lightning_refuses_is_one_line(tmp_path, words):
-    settings = results.plain(composed("train", *words))
-    assert "trainer.accelerator=" in refusal(lambda: make_trainer(settings, tmp_path))
+    assert "trainer.accelerator=" in refusal(lambda: make_trainer(job_of(composed("train", *words), tmp_path)))
 
 
 def test_modules_that_could_not_be_written_are_refused_before_training(tmp_path):
@@ -49,11 +59,9 @@ def test_modules_that_could_not_be_written_are_refused_before_training(tmp_path)
 
 
 def test_refusals_come_before_the_model_is_loaded(tmp_path, monkeypatch):
-    import hydra.utils
-
-    monkeypatch.setattr(hydra.utils, "instantiate", lambda *a, **k: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(load, "load", lambda *a, **k: pytest.fail("the model was loaded"))
     for words in (
-        "trainer.epochs=0",
+        "trainer.max_epochs=0",
         "data.workers=-1",
         "loss.weights.kl=-1",
         "data.batch_size=abc",
@@ -61,3 +69,27 @@ def test_refusals_come_before_the_model_is_loaded(tmp_path, monkeypatch):
     ):
         refusal(lambda words=words: train(tmp_path / "run", words))
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+@pytest.mark.parametrize("folder", ["training", "tracking", "tokensr"])
+def test_settings_are_typed_at_the_door(folder):
+    """Below blink_exp/commands nothing knows OmegaConf."""
+    files = sorted((Path(recipe.__file__).parent.parent / folder).glob("*.py"))
+    names = {
+        (str(file), name)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    assert len(names) > 20
+    assert not [pair for pair in names if pair[1] and pair[1].partition(".")[0] == "omegaconf"]
+
+
+def test_a_job_is_what_its_presets_name(tmp_path):
+    job = job_of(composed("train", "trainer=ddp", "trainer.devices=1", "data=folder", f"data.path={tmp_path}", "layer=12"), tmp_path)
+    assert (job.settings.layers.indices, job.settings.trainer.precision, job.settings.trainer.strategy) == ([12], "bf16-mixed", "ddp")
+    assert job.trainer.func is pl.Trainer and job.trainer.keywords["max_epochs"] == 1
+    assert [type(callback) for callback in job.callbacks] == [ModelCheckpoint, ProgressLines, OwnSignals]
+    assert type(job.data(transform=None)) is FolderData and job.data(transform=None).global_batch == 8
+    assert job.record["data"]["path"] == str(tmp_path) and "trainer:" in job.text

@@ -23,15 +23,23 @@ from blink_exp.training import distributed, export, resume
 
 def test_what_may_differ_from_the_training_that_is_gone_on_with():
     before = {
-        "trainer": {"devices": 2, "lr": 1e-4},
+        "trainer": {"devices": 2},
+        "optim": {"lr": 1e-4},
         "data": {"workers": 0, "seed": 1},
         "seed": 0,
         "model": {"device": "cuda"},
         "output": None,
     }
-    same = {"trainer": {"devices": 1, "lr": 1e-4}, "data": {"workers": 8, "seed": 1}, "seed": 0, "model": {"device": "cpu"}, "output": "x"}
+    same = {
+        "trainer": {"devices": 1},
+        "optim": {"lr": 1e-4},
+        "data": {"workers": 8, "seed": 1},
+        "seed": 0,
+        "model": {"device": "cpu"},
+        "output": "x",
+    }
     assert resume.differences(same, before) == []
-    assert resume.differences(same | {"trainer": {"devices": 2, "lr": 2}, "seed": 1}, before) == ["trainer", "seed"]
+    assert resume.differences(same | {"optim": {"lr": 2}, "seed": 1}, before) == ["optim", "seed"]
     assert resume.differences(same | {"data": {"workers": 0}}, before) == ["data"]
     one, many = (same | {"trainer": {"strategy": name}} for name in ("auto", "ddp"))
     assert resume.differences(one, many) == resume.differences(many, one) == []
@@ -52,9 +60,9 @@ def test_a_checkpoint_file_exports_to_modules_that_load(tmp_path, capsys):
     torch.manual_seed(0)
     trained = modules.build_all("residual_conv", 16, [3, 5])
     torch.nn.init.normal_(trained["5"].body[-1].weight)
-    belonging = {"backbone": "b@1", "layers": [3, 5], "width": 16, "grid": [12, 12], "architecture": "residual_conv", "parts": 1}
+    metadata = {"backbone": "b@1", "layers": [3, 5], "width": 16, "grid": [12, 12], "architecture": "residual_conv", "parts": 1}
     state = {f"amplifiers.{k}": v for k, v in trained.state_dict().items()}
-    torch.save({"state_dict": state, "blink_exp": belonging, "global_step": 7}, tmp_path / "last.ckpt")
+    torch.save({"state_dict": state, "blink_exp": metadata, "global_step": 7}, tmp_path / "last.ckpt")
     (tmp_path / "config.yaml").write_text("seed: 3\nmodel: {path: x}\n", encoding="utf-8")
     export.main([str(tmp_path), "--output", str(tmp_path / "out")])
     assert "2 modules of step 7 written to" in capsys.readouterr().out
@@ -102,27 +110,13 @@ def test_strategies_and_devices_that_are_not_there_are_one_line(monkeypatch):
         distributed.check_devices("gpu", [2])
 
 
-@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (2, 3), (3, 2), (4, 8)])
-def test_optimizer_state_is_shared_out_anew(before, now):
-    """Ten values in even shares, the last ones padded with 9s that must not come back as values."""
-    values = torch.arange(1.0, 11)
-    a, b = -(-10 // before), -(-10 // now)
-    lengths = [max(0, min(a, 10 - a * r)) for r in range(before)]
-    parts = [torch.cat([values[a * r : a * r + n], torch.full((a - n,), 9.0)]) for r, n in enumerate(lengths)]
-    shares = [distributed.repartition(parts, lengths, b, rank) for rank in range(now)]
-    assert all(len(share) == b for share in shares)
-    whole = torch.cat(shares)
-    assert torch.equal(whole[:10], values)
-    assert not whole[10:].any()
-
-
 def test_processes_end_with_the_one_that_started_them():
     """And not before they had time to say why; the list that Lightning's watcher looks at is emptied first."""
     stuck = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     ending = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3); raise SystemExit(5)"])
     procs = [stuck, ending]
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=procs)))
-    with pytest.raises(RuntimeError, match="mine"), distributed.together(trainer, grace=5):
+    with pytest.raises(RuntimeError, match="mine"), distributed.terminate_children_on_failure(trainer, grace=5):
         raise RuntimeError("mine")
     assert procs == []
     assert (stuck.wait(5), ending.wait(5)) == (-9, 5)
@@ -172,15 +166,22 @@ def test_the_tables_of_the_docs_are_the_computed_ones():
 def test_two_processes_train_what_one_does(tmp_path):
     """DDP in float32, the second process started by the first: the same modules as one process makes, written once. Catches gradients
     that are summed, a sampler that gives both the same pairs, and held-out pairs counted twice."""
-    words = ["train.py", "trainer.log_every=1", "layers.indices=[1]", "data.train_size=24", "data.held_out_size=9"]
-    many = ["trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=2"]
+    words = [
+        "train.py",
+        "trainer.log_every_n_steps=1",
+        "layers.indices=[1]",
+        "data.train_size=12",
+        "data.held_out_size=5",
+        "data.global_batch=4",
+    ]
+    many = ["trainer.strategy=ddp", "trainer.devices=2", "data.batch_size=1"]
     for name, more in (("one", []), ("two", many)):
         done = scripts.run([*words, *more, f"hydra.run.dir={tmp_path / name}"])
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("modules written to") == 1
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8")) for name in ("one", "two"))
     assert (two["devices"], two["parts_of_a_step"]) == (2, 2)
-    assert two["layers"]["1"]["samples"] == one["layers"]["1"]["samples"] == 9
+    assert two["layers"]["1"]["samples"] == one["layers"]["1"]["samples"] == 5
     for value in ("interpolation", "tokensr"):
         assert two["layers"]["1"][value] == pytest.approx(one["layers"]["1"][value], rel=1e-4)
     a, b = (load_file(tmp_path / name / "tokensr" / "layer_01.safetensors") for name in ("one", "two"))

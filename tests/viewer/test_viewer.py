@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
-from omegaconf import open_dict
 from support.browser import CONTRAST, OVERFLOW, WIDTHS, chromium, opened
 from support.viewing import Tables, config
 
 from blink_exp.evaluation.evaluator import evaluate, prepare
+from blink_exp.settings.compose import method_preset
 from blink_exp.viewer import page as pages
 from blink_exp.viewer import run as viewer
-from blink_exp.viewer import wanted
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,7 @@ def measured():
 def page(measured, tmp_path_factory):
     """(what the page says, its HTML, the sample's record)."""
     cfg, record = measured
-    with open_dict(cfg):
-        cfg.view, cfg.compare = record["id"], ["none", "blink", "hero"]
+    cfg = replace(cfg, sample=record["id"], compare=["none", "blink", "hero"])
     path = viewer.view(cfg, tmp_path_factory.mktemp("view"))
     return json.loads((path.parent / "view.json").read_text(encoding="utf-8")), path, record
 
@@ -91,7 +90,7 @@ def test_answers_of_other_methods_are_those_of_their_evaluations(page, measured)
     said, _, record = page
     cfg, _ = measured
     for line in said["answers"]:
-        backbone, method, benchmark = prepare(viewer.preset(cfg, line["label"]))
+        backbone, method, benchmark = prepare(replace(cfg, method=method_preset(line["label"], cfg)))
         (found,), _ = evaluate(backbone, method, benchmark, samples=[s for s in benchmark.samples() if s.id == record["id"]])
         assert (line["said"], line["verdict"]) == (found["prediction"], "right" if found["correct"] else "wrong")
         assert line["entering"] == found["visual_tokens"] == (28 if line["label"] == "hero" else 144)
@@ -126,10 +125,3 @@ def test_methods_that_drop_nothing_have_no_kept_tokens(page):
 
 def test_verdicts():
     assert [pages.verdict(v) for v in (True, False, 1.0, 0.0, 0.3, None)] == ["right", "wrong", "right", "wrong", "30 % right", None]
-
-
-def test_a_page_is_wanted_only_where_a_key_asks_for_it():
-    assert [wanted(config(**keys)) for keys in ({}, {"compare": ["none"]}, {"view": "x"}, {"image": "x"}, {"question": "x"})] == [
-        *(False, False),
-        *(True, True, True),
-    ]

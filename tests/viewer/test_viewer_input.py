@@ -17,15 +17,16 @@ from blink_exp.viewer import subject
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"view": "x", "image": "y.png", "question": "q"}, "view=x and image=y.png are two pictures; give one of them"),
-        ({"view": "x", "question": "q"}, "question=q needs image=...; view=x asks the sample's own question"),
+        ({"sample": "x", "image": "y.png", "question": "q"}, "sample=x and image=y.png are two pictures; give one of them"),
+        ({"sample": "x", "question": "q"}, "question=q needs image=...; sample=x asks its own question"),
+        ({}, "nothing to show; add sample=ID, or image=photo.jpg question="),
         ({"question": "q"}, "question=q has no picture; add image=photo.jpg"),
         ({"image": "y.png"}, 'image=y.png has no question; add question="What is in the picture?"'),
         ({"image": "y.png", "question": "  "}, 'image=y.png has no question; add question="What is in the picture?"'),
         ({"image": "no/y.png", "question": "q"}, "image=no/y.png is not there; give the file of a picture"),
         ({"image": ".", "question": "q"}, "image=. is a folder; give the file of a picture"),
         (
-            {"view": "mosaic_mme/v1/color/0007/no", "compare": ["blink", "herro"]},
+            {"sample": "mosaic_mme/v1/color/0007/no", "compare": ["blink", "herro"]},
             "compare=herro is no preset of method; did you mean hero or ",
         ),
     ],
@@ -48,9 +49,9 @@ def test_a_broken_picture_is_one_line(data, tmp_path):
 
 def test_an_unknown_sample_names_the_nearest():
     with pytest.raises(UserError) as error:
-        subject.subject(config(view="mosaic_mme/v1/colr/0007/no"))
+        subject.subject(config(sample="mosaic_mme/v1/colr/0007/no"))
     said = str(error.value)
-    assert said.startswith("view=mosaic_mme/v1/colr/0007/no is not among the 640 samples of mosaic_mme; did you mean ")
+    assert said.startswith("sample=mosaic_mme/v1/colr/0007/no is not among the 640 samples of mosaic_mme; did you mean ")
     assert "mosaic_mme/v1/color/0007/no" in said and "\n" not in said and len(said) < 250
     many = [f"split/{k:06d}" for k in range(30000)]
     assert "split/012345" in subject.nearest_ids("12345", many) and "split/012340" in subject.nearest_ids("split/01234x", many)
@@ -72,12 +73,12 @@ def test_benchmarks_without_questions_and_samples_without_image_are_refused(monk
             return [Sample("7", "7", gone, "q", "a", "")]
 
     for benchmark, said in (
-        (Probing(), "view=7 needs a question, and benchmark=duts asks none; use another, e.g. mosaic_mme"),
-        (Broken(), "view=7 has an image that cannot be read (cut off); choose another sample"),
+        (Probing(), "sample=7 needs a question, and benchmark=duts asks none; use another, e.g. mosaic_mme"),
+        (Broken(), "sample=7 has an image that cannot be read (cut off); choose another sample"),
     ):
         monkeypatch.setattr(subject, "prepare_benchmark", lambda cfg, found=benchmark: found)
         with pytest.raises(UserError) as error:
-            subject.subject(config(view=7))
+            subject.subject(config(sample="7"))
         assert str(error.value) == said
 
 
@@ -97,7 +98,7 @@ def test_benchmarks_without_questions_and_samples_without_image_are_refused(monk
     ],
 )
 def test_questions_arrive_letter_by_letter(text):
-    for key in ("question", "image", "view"):
+    for key in ("question", "image", "sample"):
         (word,) = quoted([f"{key}={text}"])
         parsed = OverridesParser.create().parse_override(word)
         cfg = OmegaConf.create({key: None})
@@ -106,6 +107,6 @@ def test_questions_arrive_letter_by_letter(text):
 
 
 def test_other_words_are_left_alone():
-    words = ["method=a,b", "question=null", "image=", "question='as it is'", 'view="x"', "--cfg", "job"]
+    words = ["method=a,b", "question=null", "image=", "question='as it is'", 'sample="x"', "--cfg", "job"]
     assert quoted(words) == words
-    assert quoted(["-m", "view=a,b"]) == ["-m", "view='a','b'"]  # two values of a sweep
+    assert quoted(["-m", "sample=a,b"]) == ["-m", "sample='a','b'"]  # two values of a sweep

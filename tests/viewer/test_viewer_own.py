@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
 from PIL import Image
 from support.viewing import CONF, Tables, config, wide_photo
 
+from blink_exp.methods.none import none
+from blink_exp.settings.compose import method_preset
 from blink_exp.viewer import run as viewer
 from blink_exp.viewer import subject
 from blink_exp.viewer.trace import trace
@@ -41,15 +43,14 @@ def test_pictures_with_one_name_and_size_are_not_taken_for_each_other(scale, tmp
         (tmp_path / "photo.png").unlink(missing_ok=True)
         Image.new("RGB", (96, 96), colour).save(tmp_path / "photo.png")
         about = subject.subject(config(image=str(tmp_path / "photo.png"), question="q"))
-        found.append(trace(scale, viewer.made(config("method=none"), scale), about.benchmark, about.sample, about.image))
+        found.append(trace(scale, none(), about.benchmark, about.sample, about.image))
     assert not torch.equal(found[0].visual.features, found[1].visual.features)
 
 
 def test_a_compared_method_that_cannot_run_says_why_and_a_changed_one_stands_beside_its_preset(photo, tmp_path):
     overrides = ["method=fastv", "method.full_layers=3", "retention_ratio=0.3"]
     cfg = config(*overrides, image=str(photo), question="q", compare=["fastv", "hero"])
-    with open_dict(cfg):
-        cfg.hero.options.score = "nonsense"
+    cfg = replace(cfg, hero=replace(cfg.hero, options=replace(cfg.hero.options, score="nonsense")))
     viewer.view(cfg, tmp_path)
     lines = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))["answers"]
     assert [(a["label"], a["shown"]) for a in lines] == [("fastv", True), ("fastv", False), ("hero", False)]
@@ -62,9 +63,9 @@ def test_a_compared_method_that_cannot_run_says_why_and_a_changed_one_stands_bes
 def test_presets_keep_the_user_s_values_with_and_without_hydra_running():
     """Under hydra.main Hydra is there already and allows no second."""
     cfg = config("method=none", "retention_ratio=0.3", "thresholds=high_exp")
-    outside = viewer.preset(cfg, "blink_hero").method
+    outside = method_preset("blink_hero", cfg)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        inside = viewer.preset(cfg, "blink_hero").method
+        inside = method_preset("blink_hero", cfg)
         assert compose("evaluate").retention_ratio == 0.2  # and it is still there
     assert outside == inside
-    assert (inside.pruner.retention_ratio, inside.policy.tau_exp) == (0.3, 0.7)
+    assert (inside["pruner"]["retention_ratio"], inside["policy"]["tau_exp"]) == (0.3, 0.7)

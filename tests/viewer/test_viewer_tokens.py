@@ -11,9 +11,9 @@ from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Origin
 from blink_exp.core.views import EXTRA, NEWLINE
 from blink_exp.figures.hero_kept import presence
+from blink_exp.settings.build import build
 from blink_exp.viewer import drawing, subject
 from blink_exp.viewer import page as pages
-from blink_exp.viewer import run as viewer
 from blink_exp.viewer.trace import Stage, trace
 
 
@@ -39,7 +39,7 @@ def test_attention_is_put_where_its_tokens_stand():
 def test_kept_tokens_of_a_pruner_are_counted_and_darkened(scale_next, photo):
     cfg = config("model=scale_llava_next", "method=hero")
     about = subject.subject(config(image=str(photo), question="is there a circle?"))
-    found = trace(scale_next, viewer.made(cfg, scale_next), about.benchmark, about.sample, about.image)
+    found = trace(scale_next, build(cfg.method, scale_next), about.benchmark, about.sample, about.image)
     kept = pages.kept(found)
     views = found.visual.views
     assert kept["of"] == {"base": 144, "tiles": int(views.valid[1:].sum())}
@@ -63,7 +63,7 @@ def test_kept_tokens_of_a_method_in_the_llm(scale, method):
     cfg = config(f"method={method}", "benchmark.images=1")
     benchmark = subject.prepare_benchmark(cfg)
     one = benchmark.samples()[3]
-    chosen = viewer.made(cfg, scale)
+    chosen = build(cfg.method, scale)
     found = trace(scale, chosen, benchmark, one, one.image())
     share, _ = presence(scale, chosen, one.image_id, one.image(), benchmark.prompt(one))
     assert torch.equal(found.presence, share)

@@ -1,0 +1,50 @@
+"""train.py: its settings as typed values, read once, and the training that they ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from blink_exp.settings.roots import TrainSettings
+from blink_exp.settings.values import plain, typed
+from blink_exp.training import training
+from blink_exp.training.job import Job
+from blink_exp.training.optimization import Optimization
+
+
+def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
+    """train.py: trains for ``cfg``. Returns {layer: held-out losses and gain}."""
+    hydra = HydraConfig.get()
+    folder = "hydra.sweep.dir" if hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
+    return training.run(job_of(cfg, Path(hydra.runtime.output_dir), folder))
+
+
+def job_of(cfg: DictConfig, out: Path, folder: str = "hydra.run.dir") -> Job:
+    """The training of the settings ``cfg`` in the run folder ``out``, which the setting ``folder`` names."""
+    settings: TrainSettings = typed(cfg)
+    optim = settings.optim
+    trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")
+    return Job(
+        settings=settings,
+        record=plain(cfg),
+        text=OmegaConf.to_yaml(cfg, resolve=True),
+        out=out,
+        backbone=instantiate(cfg.model, _partial_=True, _convert_="all"),
+        data=instantiate(cfg.data, seed=cfg.seed, _partial_=True, _convert_="all"),
+        trainer=trainer,
+        callbacks=list(trainer.keywords["callbacks"].values()),
+        optimization=Optimization(
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            betas=None if optim.betas is None else tuple(optim.betas),
+            eps=optim.eps,
+            warmup=optim.warmup,
+            optimizer=instantiate(cfg.optim.optimizer, _convert_="all"),
+            schedule=instantiate(cfg.optim.schedule, _convert_="all"),
+        ),
+        folder=folder,
+    )

@@ -1,0 +1,22 @@
+"""Settings that have another name today: whoever types the old one is told the new one."""
+
+from __future__ import annotations
+
+OPTIM = {f"trainer.{name}": f"optim.{name}" for name in ("lr", "warmup", "weight_decay")}
+MOVED = OPTIM | {
+    "trainer.optimizer": "optim.optimizer",
+    "trainer.scheduler": "optim.schedule",
+    "trainer.epochs": "trainer.max_epochs",
+    "trainer.log_every": "trainer.log_every_n_steps",
+    "trainer.checkpoint_every": "trainer.callbacks.checkpoint.every_n_train_steps",
+    "trainer.global_batch": "data.global_batch",
+    "trainer.checkpoint_activations": "checkpoint_activations",
+    "trainer.channels_last": "channels_last",
+    "data.source": "data",
+    "logger.kind": "logger",
+}
+
+
+def moved(name: str) -> str | None:
+    """One line for an old name; None for any other."""
+    return f"{name} is now {MOVED[name]}; write {MOVED[name]}=..." if name in MOVED else None

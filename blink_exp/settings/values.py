@@ -1,0 +1,76 @@
+"""Settings as values: what Hydra composed, checked and resolved, as the dataclass of its root. Below the commands nothing else is
+known of it.
+
+Groups with a schema of their own are dataclasses too; what has a ``_target_`` (model, method, benchmark, judge) and the logger are plain
+dicts, which ``settings.build`` makes objects of. A change is ``dataclasses.replace``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from blink_exp.errors import UserError, flat
+from blink_exp.files import read_text
+from blink_exp.settings.check import HYDRA, check, fields, value_type
+
+T = TypeVar("T")
+
+
+def typed(cfg: DictConfig) -> Any:
+    """A composed config as the dataclass of its root, of which it is checked to be. Hydra's own settings are left out."""
+    check(cfg)
+    schema = OmegaConf.get_type(cfg)
+    assert dataclasses.is_dataclass(schema)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != HYDRA])
+    return from_plain(schema, plain(own))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain Python, its references resolved; what is missing is "???"."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def from_plain(schema: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass of ``schema`` from plain Python; keys that it does not have are left out. Raises KeyError for one that is missing."""
+    made = {}
+    for name in fields(schema):
+        kind = value_type(schema, name)[0]
+        made[name] = from_plain(kind, values[name]) if dataclasses.is_dataclass(kind) else values[name]
+    return schema(**made)
+
+
+def as_type(schema: type[T], settings: Any) -> T:
+    """``settings`` as the dataclass that it is derived from: what a point of a sweep is, less what the sweep itself has."""
+    names = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    return schema(**{name: getattr(settings, name) for name in names})
+
+
+def to_yaml(settings: Any) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(settings)))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file of conf/ as plain Python, its references resolved."""
+    return plain(OmegaConf.load(path))  # type: ignore[arg-type]
+
+
+def read_settings(path: Path, cure: str) -> dict[str, Any]:
+    """The mapping in a YAML file as plain Python. Raises UserError where the file is not there, damaged, empty or no mapping."""
+    if not path.is_file():
+        raise UserError(f"{path} is not there; {cure}")
+    try:
+        text = read_text(path)
+        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if ":" in text else None  # it takes a lone word for a key
+    except (ValueError, RecursionError, OSError, yaml.YAMLError, OmegaConfBaseException) as error:  # OSError: a YAML number
+        raise UserError(f"{path} is damaged or cut off ({flat(error, 120)}); {cure}") from None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{path} is empty or no mapping of settings; {cure}")
+    return {str(key): value for key, value in found.items()}

@@ -1,0 +1,124 @@
+"""The loggers of conf/logger, by ``_target_``: what each needs, the tracker of a run of an evaluation, and the logger of a training.
+
+What else is to be logged to brings a class like these. Its fields are its settings. See ``Logger``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from blink_exp.errors import UserError
+from blink_exp.tracking import lightning
+from blink_exp.tracking.interface import NullTracker, Run, Tracker
+from blink_exp.tracking.names import config_of
+from blink_exp.tracking.weights_and_biases import WandbTracker, check_key, check_names, started
+
+STEP = "trainer/global_step"  # Lightning's name for the axis of everything that it logs to W&B
+
+
+@dataclass(frozen=True)
+class Logger:
+    """A logger beside the files of the output folder. ``rows``: records of a point in its table; ``images``: examples of a point.
+
+    ``settings`` of the methods are those of the whole run, which hold the logger's own under "logger"; files go below ``out``.
+    """
+
+    rows: int = 0
+    images: int = 0
+
+    name: ClassVar[str]  # of its preset, for messages
+    packages: ClassVar[tuple[str, ...]] = ()  # that must be installed
+    install: ClassVar[str] = ""  # what installs them
+
+    def check(self, settings: dict[str, Any]) -> None:
+        """Raises UserError for a package that is not installed, and for a name that the logger would refuse at its first run."""
+        absent = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        if absent:
+            raise UserError(f"logger={self.name} needs {', '.join(absent)}; pip install {self.install}, or use logger=csv")
+
+    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+        """A run of an evaluation."""
+        raise NotImplementedError
+
+    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+        """Lightning's logger of a training, its configuration logged."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Csv(Logger):
+    """The files of the output folder, and nothing beside them."""
+
+    name = "csv"
+
+    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+        return NullTracker()
+
+
+@dataclass(frozen=True)
+class Wandb(Logger):
+    """Weights & Biases."""
+
+    project: str = "blink-exp"
+    entity: str | None = None
+    mode: str = "online"
+
+    name = "wandb"
+    packages = ("wandb",)
+    install = "wandb"
+
+    def check(self, settings: dict[str, Any]) -> None:
+        super().check(settings)
+        check_names(settings["logger"])
+        check_key(settings["logger"])
+
+    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+        return WandbTracker(settings, out, run)
+
+    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+        from pytorch_lightning.loggers import WandbLogger
+
+        experiment = started(settings, out, run)  # ours, because it can fall back to offline
+        experiment.define_metric(STEP)
+        experiment.define_metric("*", step_metric=STEP, step_sync=True)
+        return WandbLogger(experiment=experiment)
+
+
+@dataclass(frozen=True)
+class TensorBoard(Logger):
+    name = "tensorboard"
+    packages = ("tensorboard",)
+    install = "tensorboard"
+
+    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+        return lightning.TensorBoardTracker(settings, out, run)
+
+    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+        logger = lightning.tensorboard(out, run.name)
+        logger.log_hyperparams(config_of(settings))
+        return logger
+
+
+@dataclass(frozen=True)
+class MLflow(Logger):
+    project: str = "blink-exp"
+    uri: str | None = None
+
+    name = "mlflow"
+    packages = ("mlflow", "sqlalchemy", "alembic")
+    install = "mlflow-skinny sqlalchemy alembic"
+
+    def check(self, settings: dict[str, Any]) -> None:
+        super().check(settings)
+        lightning.check_mlflow(settings["logger"])
+
+    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+        return lightning.MLflowTracker(settings, out, run)
+
+    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+        logger = lightning.mlflow(settings, out, run)
+        logger.log_hyperparams(config_of(settings))
+        return logger

@@ -1,0 +1,134 @@
+"""The square canvases that training pairs are cut from: of scenes that are drawn, and of image files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from blink_exp.errors import UserError
+from blink_exp.images import DEFAULT, ImageOptions, open_image, within
+from blink_exp.scenes.scenes import random_scene
+
+PATIENCE = 100  # images in a row that cannot be read, after which it is the disk and not the images
+
+
+def square_canvas(image: Image.Image, pad: bool = False) -> Image.Image:
+    """The largest centred square, or with ``pad`` the smallest square around the image, filled with CLIP's mean colour."""
+    image = within(image) if pad else image
+    w, h = image.size
+    side = max(w, h) if pad else min(w, h)
+    if not pad:
+        left, top = (w - side) // 2, (h - side) // 2
+        return image.crop((left, top, left + side, top + side))
+    canvas = Image.new("RGB", (side, side), (122, 116, 104))
+    canvas.paste(image, ((side - w) // 2, (side - h) // 2))
+    return canvas
+
+
+def open_canvas(name: str, root: Path, pad: bool, options: ImageOptions = DEFAULT) -> Image.Image:
+    """The square canvas of an image file below ``root``. Raises OSError where it cannot be opened, or is too small to have quadrants."""
+    canvas = square_canvas(open_image(name, options, root), pad)
+    if canvas.width < 2:
+        raise OSError(f"{name} makes a canvas of one pixel, which has no quadrants")
+    return canvas
+
+
+def scene_canvases(split: str, seed: int, sizes: tuple[int, ...] = (2, 3, 4)) -> Callable[[int], Image.Image]:
+    """Scenes of real easy-VQA images (see scale_model.scenes), 2 x 2 to 4 x 4."""
+
+    def canvas(i: int) -> Image.Image:
+        rng = np.random.default_rng((seed, 5, i))
+        return random_scene(rng, split, sizes[int(rng.integers(len(sizes)))]).canvas
+
+    return canvas
+
+
+def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAULT) -> tuple[list[Path], list[Path]]:
+    """(images that can be trained on, others) of a folder and those below it, each opened once, so that training meets no surprise."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"data.path={folder} is not a folder; give one that holds images")
+    good: list[Path] = []
+    broken: dict[Path, str] = {}
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp", ".bmp"}):
+        try:
+            open_canvas(str(path.relative_to(root)), root, pad, options)
+            good.append(path)
+        except OSError as error:
+            broken[path] = str(error)
+    if len(good) < 2:
+        first = f" (of {len(broken)} others the first: {next(iter(broken.values()))})" if broken else ""
+        raise UserError(
+            f"data.path={folder} holds {len(good)} readable images{first}; at least 2 are needed, one to train and one to hold out"
+        )
+    return good, list(broken)
+
+
+@dataclass(frozen=True)
+class BaseView:
+    """A backbone's own preprocessing of the base view, without the backbone: worker processes get a copy of it."""
+
+    image_processor: Any
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """(3, size, size) pixels."""
+        pixels = self.image_processor(images=image, return_tensors="pt").pixel_values[0]
+        return pixels if pixels.ndim == 3 else pixels[0]  # LLaVA-NeXT: the thumbnail stands first
+
+
+class Files:
+    """Canvases of image files: number i is file i % len(names), and where that cannot be read, the next one that can.
+
+    ``unreadable``: (files,) uint8, 1 where reading failed; in shared memory, so that what worker processes meet is seen here.
+    """
+
+    def __init__(self, root: Path, names: list[str], pad: bool, options: ImageOptions = DEFAULT):
+        self.root, self.pad, self.options = root, pad, options
+        self.names = np.array([os.fsencode(name) for name in names])  # one block: half a million str would be copied into every worker
+        self.unreadable = torch.zeros(len(names), dtype=torch.uint8).share_memory_()
+
+    def path(self, i: int) -> Path:
+        return self.root / os.fsdecode(bytes(self.names[i]))
+
+    def __call__(self, i: int) -> Image.Image:
+        for k in range(i, i + min(PATIENCE, len(self.names))):
+            try:
+                return open_canvas(os.fsdecode(bytes(self.names[k % len(self.names)])), self.root, self.pad, self.options)
+            except OSError:
+                self.unreadable[k % len(self.names)] = 1
+        first = self.path(i % len(self.names))
+        raise UserError(f"{min(PATIENCE, len(self.names))} images in a row cannot be read, first {first}; check the disk and the copy")
+
+    def digest(self) -> str:
+        """Of the names and their order, which say what number i is."""
+        return hashlib.sha256(b"\n".join(bytes(name) for name in self.names)).hexdigest()[:16]
+
+    def stamp(self) -> str:
+        """Of the names, lengths and times of change: another one where a file was written anew."""
+        known = hashlib.sha256()
+        for i in range(len(self.names)):
+            try:
+                found = self.path(i).stat()
+                said = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError:
+                said = "gone"
+            known.update(bytes(self.names[i]) + f"\n{said}\n".encode())
+        return known.hexdigest()[:16]
+
+
+def hold_out(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """(names to train on, names held out) in an order and by a choice that a hash of seed and name makes: an image that is missing from
+    a copy of the data moves no other one."""
+    numbers = {name: hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names}
+    limit = int(share * 2**64)
+    ordered = sorted(names, key=lambda name: (numbers[name][::-1], name))
+    held = [name for name in ordered if int.from_bytes(numbers[name]) < limit]
+    return [name for name in ordered if int.from_bytes(numbers[name]) >= limit], held

@@ -1,0 +1,146 @@
+"""Trains TokenSR modules, saves them, and says what they gain over interpolation on held-out images."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytorch_lightning as pl
+from rich.table import Table
+
+from blink_exp.backbone.model import Backbone
+from blink_exp.errors import UserError
+from blink_exp.evaluation import locks, results
+from blink_exp.files import write_json, write_text
+from blink_exp.methods.blink import selected_layers
+from blink_exp.reports.console import wide_console
+from blink_exp.tracking import finish, keep_rows
+from blink_exp.training.batches import share_out
+from blink_exp.training.canvases import BaseView
+from blink_exp.training.data import PairedCrops
+from blink_exp.training.distributed import Zero, terminate_children_on_failure
+from blink_exp.training.export import RECORDED, save_modules
+from blink_exp.training.job import Job
+from blink_exp.training.losses import weighted
+from blink_exp.training.module import TokenSRTraining, parameters
+from blink_exp.training.recipe import backbone_type, check_output, check_recipe
+from blink_exp.training.resume import OLD, Start, resume_from
+from blink_exp.training.signals import stoppable
+from blink_exp.training.trainer import make_trainer, quieten
+
+
+def run(job: Job) -> dict[int, dict[str, float]]:
+    """Trains, going on from a checkpoint where there is one. Returns {layer: held-out losses and gain}.
+
+    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``signals``.
+    """
+    quieten()
+    check_recipe(job.settings)
+    check_output(job.settings.output)
+    trainers: list[pl.Trainer] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            stoppable(job.out, lambda: trainers[0].global_step if trainers else 0, lambda: trainers[0].is_global_zero if trainers else True)
+        )
+        start = resume_from(job.record, job.out)
+        trainer = make_trainer(job, sound=not (start.path and start.path.resolve() == (job.out / OLD).resolve()))
+        trainers.append(trainer)
+        if trainer.is_global_zero:
+            locks.claim(job.out, job.folder)
+            if job.settings.output:
+                locks.claim(job.settings.output, "output")
+        return train(job, trainer, start)
+
+
+def load_backbone(job: Job, trainer: pl.Trainer) -> Backbone:
+    """The frozen model on this process's device. Raises UserError for settings that do not go together with the trainer's."""
+    model, precision = job.record["model"], job.settings.trainer.precision
+    if trainer.world_size > 1 and model.get("device_map"):
+        raise UserError("model.device_map spreads one backbone over the devices that train; set model.device_map=null with several devices")
+    dtype = backbone_type(precision, model.get("dtype"))
+    if dtype and trainer.is_global_zero:
+        print(f"the frozen backbone runs in {dtype}: trainer.precision={precision} cannot mix with model.dtype=float16")
+    device = trainer.strategy.root_device
+    return job.backbone(device="cpu" if device.type == "cpu" else str(device), **({"dtype": dtype} if dtype else {}))
+
+
+def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, float]]:
+    started, settings, speaks = time.time(), job.settings, trainer.is_global_zero
+    weights = asdict(settings.loss)["weights"]
+    weighted(weights)
+    data = job.data(transform=BaseView(None), steps_done=start.step)  # before the model is loaded: it says which of its settings cannot be
+    batch_size, trainer.accumulate_grad_batches = share_out(data.global_batch, trainer.world_size, data.batch_size)
+    backbone = load_backbone(job, trainer)
+    layers = list(selected_layers(backbone.depth, **asdict(settings.layers)))
+    pl.seed_everything(settings.seed, workers=True, verbose=False)
+    data.transform = BaseView(backbone.processor.image_processor)
+    module = TokenSRTraining(
+        backbone,
+        layers,
+        settings.tokensr.architecture,
+        weights,
+        job.optimization,
+        checkpoint_activations=settings.checkpoint_activations,
+        channels_last=settings.channels_last,
+    )
+    if speaks:
+        keep_rows(trainer.loggers, start.step)
+        write_text(job.out / "config.yaml", job.text)
+        if start.note:
+            print(start.note)
+        many = f", {trainer.world_size} devices x {batch_size} pairs x {trainer.accumulate_grad_batches}" if trainer.world_size > 1 else ""
+        print(
+            f"layers {layers} of {backbone.depth}, {parameters(module.amplifiers):,} parameters{many}"
+            + (f", going on from {start.path}" if start.path else "")
+        )
+    if isinstance(trainer.strategy, Zero):
+        trainer.strategy.goes_on_from(start.path)
+    failed = True
+    with terminate_children_on_failure(trainer):
+        try:
+            trainer.fit(module, data, ckpt_path=start.path and str(start.path), weights_only=True if start.path else None)
+            if not module.result:  # it was killed behind its last step
+                trainer.validate(module, data, verbose=False)
+            unreadable = data.unreadable_everywhere()
+            failed = False
+        except UserError as error:  # a worker process wraps its own in a traceback
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("blink_exp.errors.UserError: ")) from error
+        finally:
+            finish(trainer.loggers, failed)
+    if speaks:
+        write(job, module, data, unreadable, time.time() - started)
+    return module.result
+
+
+def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list[str], seconds: float) -> None:
+    """The modules and what is known about their training."""
+    target = Path(job.settings.output) if job.settings.output else job.out / "tokensr"
+    training = {name: job.record[name] for name in RECORDED}
+    held_out = {layer: {"held_out": row} for layer, row in module.result.items()}
+    save_modules(module.amplifiers, module.metadata, training, target, held_out)
+    finished = {
+        "layers": module.result,
+        "images": data.summary | {"unreadable": len(unreadable)},
+        "skipped_images": [str(p) for p in data.broken] + unreadable,
+        "backbone": module.backbone.settings,
+        "devices": module.trainer.world_size,
+        "parts_of_a_step": module.trainer.accumulate_grad_batches,
+    }
+    write_json(job.out / "metrics.json", finished | results.provenance(job.settings.seed, seconds))
+    show(module.result, int(next(iter(module.result.values()))["samples"]), seconds)
+    if data.broken:
+        print(f"{len(data.broken)} images could not be read and were left out, first {data.broken[0]}")
+    if unreadable:
+        print(f"{len(unreadable)} images could not be read and were replaced by the next ones, first {unreadable[0]}")
+    print(f"modules written to {target}")
+
+
+def show(result: dict[int, dict[str, float]], held_out: int, seconds: float) -> None:
+    table = Table(title=f"held-out loss on {held_out} images not trained on ({seconds:.0f} s)")
+    for column in ("layer", "interpolation", "TokenSR", "gain"):
+        table.add_column(column, justify="right")
+    for layer, row in sorted(result.items()):
+        table.add_row(str(layer), f"{row['interpolation']:.4f}", f"{row['tokensr']:.4f}", f"{100 * row['gain']:.1f} %")
+    wide_console().print(table)
