@@ -98,8 +98,8 @@ class SharedKVCache:
             else:
                 for part in parts:
                     for row in range(part.start, part.stop):
-                        columns = slice(filled[row], filled[row] + tokens)
-                        every[0][row, :, columns], every[1][row, :, columns] = part.keys, part.values
+                        own_place = slice(filled[row], filled[row] + tokens)
+                        every[0][row, :, own_place], every[1][row, :, own_place] = part.keys, part.values
             for part in parts:
                 filled[part.start : part.stop] = [column + tokens for column in filled[part.start : part.stop]]
         for whole, part_of_it in zip(every, self.own, strict=True):
@@ -136,7 +136,7 @@ def shared(llm: Any) -> Iterator[None]:
 
 
 def attend(
-    module: Any, query: torch.Tensor, key: SharedKVCache, value: SharedKVCache, attention_mask: None, scaling: float, **_: Any
+    module: Any, query: torch.Tensor, key: SharedKVCache, value: SharedKVCache, attention_mask: None, scaling: float, **_unused: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(rows, queries, heads, head_dim) of a (rows, heads, queries, head_dim) ``query``; an attention function of transformers."""
     cache = key
@@ -146,7 +146,7 @@ def attend(
     if not cache.front:
         return _own_alone(query, keys, values, cache, scaling).transpose(1, 2), None
     if cache.alone:
-        keys, values, _ = cache.dense()
+        keys, values, _valid = cache.dense()
         out = F.scaled_dot_product_attention(
             query, *_repeated(query, keys, values), attn_mask=cache.visible(query.shape[2])[:, None], scale=scaling
         )
