@@ -14,7 +14,7 @@ from bench.meters import peak_bytes
 from bench.shapes import Prompt, attention_by, prefill
 from bench.timing import Clock, Work, compared, rounds
 from bench.ways import Ground, lengths
-from blink_exp.core.encoding import Needs
+from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.method import Method
 
 TOKENS = 2673  # of the prompt at which the usual way is measured (HERO, Table VIII)
@@ -30,7 +30,7 @@ def scoring(ground: Ground, rows: Rows, pruners: dict[str, Any], repeats: int, c
         return lambda: pruner.select(ground.encoding(pruner.needs), "")
 
     works = {name: scores(pruner) for name, pruner in pruners.items()}
-    taken = rounds({"tower": lambda: ground.encoding(Needs(), real=True)} | works, repeats, warm=0, clock=clock)
+    taken = rounds({"tower": lambda: ground.encoding(EncoderRequirements(), real=True)} | works, repeats, warm=0, clock=clock)
     bars = []
     for name in pruners:
         rows[name]["scoring / tower"] = share = compared(taken[name], taken["tower"]).ratio

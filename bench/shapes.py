@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNe
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.core.encoding import Encoding
-from blink_exp.core.views import NEWLINE, Kept, Views, pack
+from blink_exp.core.views import NEWLINE, TokenSelection, ViewGeometry, pack
 
 BEFORE, BEHIND = 35, 26  # text tokens around an image: 61, as HERO's Table VIII counts them
 
@@ -89,19 +89,19 @@ def attention_by(model: Any, implementation: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def square(shape: Shape) -> Views:
+def square(shape: Shape) -> ViewGeometry:
     """The geometry of an image that fills 2 x 2 tiles: 2,928 visual tokens, newlines included, at CLIP-L's 336 pixels."""
-    return Views.of(shape.config(), (2 * shape.image_size, 2 * shape.image_size))
+    return ViewGeometry.of(shape.config(), (2 * shape.image_size, 2 * shape.image_size))
 
 
-def pixels(model: Any, views: Views, seed: int = 0) -> torch.Tensor:
+def pixels(model: Any, views: ViewGeometry, seed: int = 0) -> torch.Tensor:
     """(views, 3, size, size) random pixels."""
     size = model.config.vision_config.image_size
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(views.count, 3, size, size, generator=generator).to(model.device, model.dtype)
 
 
-def packed(model: Any, encoding: Encoding, kept: Kept, newline_policy: str = "valid_rows") -> tuple[torch.Tensor, torch.Tensor]:
+def packed(model: Any, encoding: Encoding, kept: TokenSelection, newline_policy: str = "valid_rows") -> tuple[torch.Tensor, torch.Tensor]:
     """((tokens, width) projected features of what a pruner kept, their sources), as they enter the LLM."""
     source = pack(encoding.views, kept, newline_policy).to(encoding.hidden.device)
     patches = source != NEWLINE

@@ -29,7 +29,7 @@ evaluator.prepare(cfg)
 prepared = time.perf_counter()
 evaluator.prepare(cfg)
 again = time.perf_counter()
-identity.point_hash(cfg, identity.digests(cfg))
+identity.config_hash(cfg, identity.digests(cfg))
 hashed = time.perf_counter()
 print(composed - begun, prepared - imported, again - prepared, hashed - again)
 """

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from bench.shapes import Prompt, attention_by
 from blink_exp.core.encoding import Encoding
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 
 Choose = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
@@ -78,7 +78,7 @@ def nothing(layer: int, attention: torch.Tensor, visual: torch.Tensor) -> None:
 
 @torch.no_grad()
 def tower_with_attentions(
-    model: Any, pixels: torch.Tensor, views: Views, layers: frozenset[int]
+    model: Any, pixels: torch.Tensor, views: ViewGeometry, layers: frozenset[int]
 ) -> tuple[Encoding, dict[int, torch.Tensor]]:
     """The tower in eager attention, all its matrices kept: (features, {layer: (views, heads, N) CLS-to-patch attention})."""
     with attention_by(model, "eager"):

@@ -15,10 +15,10 @@ from transformers.cache_utils import DynamicCache
 from bench.shapes import Prompt, Shape, packed, pixels, prefill, random_model, square
 from bench.usual import embeddings
 from blink_exp.backbone.encode import encode, tower_layers
-from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
 from blink_exp.core.pruner import ViewPruner
-from blink_exp.core.views import Views, base_view, everything, pack
+from blink_exp.core.views import ViewGeometry, base_view, everything, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.fastervlm import FasterVLM
@@ -107,7 +107,7 @@ class Ground:
 
     shape: Shape
     model: Any
-    views: Views = field(init=False)
+    views: ViewGeometry = field(init=False)
     pixels: torch.Tensor = field(init=False)
     replay: Replay = field(init=False)
     replayed: Any = field(init=False)
@@ -130,14 +130,14 @@ class Ground:
     def depth(self) -> int:
         return self.shape.layers
 
-    def encoding(self, needs: Needs, real: bool = False) -> Encoding:
+    def encoding(self, needs: EncoderRequirements, real: bool = False) -> Encoding:
         """Of the image, by the tower itself (``real``) or by what it gave before."""
         return encode(self.model if real else self.replayed, self.pixels, [self.views], needs)[0]
 
     def whole(self, real: bool = False) -> Prompt:
         """All visual tokens, projected now. ``real``: the tower runs as well."""
         with torch.no_grad():
-            features, _ = packed(self.model, self.encoding(Needs(), real), everything(self.views))
+            features, _ = packed(self.model, self.encoding(EncoderRequirements(), real), everything(self.views))
         return Prompt.around(self.model, features)
 
     @property

@@ -217,7 +217,7 @@ class Judge:
                 raise UserError(f"{self._in_a_row} requests in a row had no answer ({why}); replies so far are kept, run it again to go on")
 
 
-def nobody() -> None:
+def no_judge() -> None:
     """No judge (judge=none): what only a judge can score stays unscored."""
     return None
 

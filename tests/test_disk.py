@@ -14,7 +14,7 @@ from support import scripts
 from blink_exp import disk
 from blink_exp.cli import one_line
 from blink_exp.disk import WriteError, disk_line, writing
-from blink_exp.evaluation.records import Kept
+from blink_exp.evaluation.records import RecordLog
 from blink_exp.files import write_text
 
 
@@ -73,7 +73,7 @@ def test_a_write_that_is_interrupted_leaves_no_part(tmp_path, monkeypatch):
 
 
 def test_records_on_a_full_disk_name_their_file_and_what_was_whole_stays(tmp_path, monkeypatch):
-    kept = Kept(tmp_path / "records.part", "settings")
+    kept = RecordLog(tmp_path / "records.part", "settings")
     kept.add([{"id": "a", "prediction": "x", "question": "q"}])
 
     class Full:
@@ -99,9 +99,9 @@ def test_records_on_a_full_disk_name_their_file_and_what_was_whole_stays(tmp_pat
         kept.add([{"id": "b", "prediction": "y", "question": "q"}])
     assert f"the disk is full (writing {tmp_path / 'records.part'})" in disk_line(error.value)
     monkeypatch.undo()
-    assert set(Kept(tmp_path / "records.part", "settings").records) == {"a"}
+    assert set(RecordLog(tmp_path / "records.part", "settings").records) == {"a"}
     kept.add([{"id": "c", "prediction": "z", "question": "q"}])
-    assert set(Kept(tmp_path / "records.part", "settings").records) == {"a", "c"}
+    assert set(RecordLog(tmp_path / "records.part", "settings").records) == {"a", "c"}
 
 
 @pytest.fixture

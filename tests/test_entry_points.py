@@ -120,15 +120,15 @@ def test_a_locale_without_unicode_costs_no_result(tmp_path):
 
 
 def test_what_makes_another_point():
-    from blink_exp.evaluation.identity import point_hash
+    from blink_exp.evaluation.identity import config_hash
     from blink_exp.settings.compose import composed
 
     settings = composed("evaluate", ["method=blink"])
-    known = point_hash(settings, {"tokensr": "x"})
-    assert point_hash(replace(settings, batch_size=8, store="b", force=True), {"tokensr": "x"}) == known
-    assert point_hash(replace(settings, seed=1), {"tokensr": "x"}) != known
-    assert point_hash(replace(settings, method=settings.method | {"tau_exp": 0.6}), {"tokensr": "x"}) != known
-    assert point_hash(settings, {"tokensr": "retrained"}) != known
+    known = config_hash(settings, {"tokensr": "x"})
+    assert config_hash(replace(settings, batch_size=8, store="b", force=True), {"tokensr": "x"}) == known
+    assert config_hash(replace(settings, seed=1), {"tokensr": "x"}) != known
+    assert config_hash(replace(settings, method=settings.method | {"tau_exp": 0.6}), {"tokensr": "x"}) != known
+    assert config_hash(settings, {"tokensr": "retrained"}) != known
 
 
 def test_a_failing_point_is_a_row_and_does_not_end_the_sweep(tmp_path):

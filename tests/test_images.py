@@ -464,12 +464,12 @@ def settings_of(*words: str):
 
 
 def test_a_point_is_another_one_where_images_are_opened_otherwise():
-    from blink_exp.evaluation.identity import point_hash
+    from blink_exp.evaluation.identity import config_hash
 
     changes = ("exif=false", "alpha=drop", "max_pixels=1000", "outside=true")
     for benchmark, other in (("easyvqa", True), ("duts", True), ("pope", True), ("mosaic_mme", False)):  # whose images are drawn
-        before = point_hash(settings_of(f"benchmark={benchmark}"), {})
-        hashes = {point_hash(settings_of(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
+        before = config_hash(settings_of(f"benchmark={benchmark}"), {})
+        hashes = {config_hash(settings_of(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
         assert (len(hashes), before in hashes) == ((4, False) if other else (1, True))
 
 

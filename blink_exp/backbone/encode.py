@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from blink_exp.core.encoding import Encoding, Needs, check_layers
-from blink_exp.core.views import Views
+from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
+from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError
 
 
@@ -31,7 +31,7 @@ def check_cls_token(tower: Any) -> None:
 
 
 @contextlib.contextmanager
-def recording(tower: Any, needs: Needs) -> Iterator[tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]]:
+def recording(tower: Any, needs: EncoderRequirements) -> Iterator[tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]]:
     """Inside the block, a pass of ``tower`` fills two dicts by needed layer: CLS queries (views, C) and keys (views, N + 1, C)."""
     layers = tower_layers(tower)
     if needs.attention | needs.keys:
@@ -53,7 +53,7 @@ def recording(tower: Any, needs: Needs) -> Iterator[tuple[dict[int, torch.Tensor
 
 
 @torch.no_grad()
-def encode(model: Any, pixels: torch.Tensor, views: list[Views], needs: Needs, clip: Any = None) -> list[Encoding]:
+def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: EncoderRequirements, clip: Any = None) -> list[Encoding]:
     """Runs the tower of a LLaVA model once over all views.
 
     Args:

@@ -21,9 +21,9 @@ from blink_exp.backbone.encode import check_cls_token, encode, owned
 from blink_exp.backbone.logits import Checked
 from blink_exp.backbone.pictures import Picture, Pictures, picture
 from blink_exp.backbone.processor import chat_prompt
-from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.pruner import ViewPruner
-from blink_exp.core.views import EXTRA, NEWLINE, Kept, Views, Visual, everything, pack
+from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, VisualTokens, everything, pack
 from blink_exp.errors import UserError
 
 
@@ -51,7 +51,7 @@ class Backbone:
     files: Path | None = None
     prefixes: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False)  # see ``sharing.answers.recalled``
     _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
-    _encodings: OrderedDict[tuple[str, Needs], Encoding] = field(default_factory=OrderedDict, repr=False)
+    _encodings: OrderedDict[tuple[str, EncoderRequirements], Encoding] = field(default_factory=OrderedDict, repr=False)
 
     @property
     def llm(self) -> Any:
@@ -112,7 +112,7 @@ class Backbone:
     def clip(self) -> ClipText:
         return load_clip_text(self.clip_path, self)
 
-    def check(self, needs: Needs) -> None:
+    def check(self, needs: EncoderRequirements) -> None:
         """Raises UserError where this backbone cannot show a method what it needs to see, before any work is done."""
         if needs.attention or needs.keys or needs.cls:
             check_cls_token(self.model.model.vision_tower)
@@ -132,7 +132,7 @@ class Backbone:
         return self.recall(self._features, list(images), self.tower_bytes)
 
     @torch.no_grad()
-    def encodings(self, images: Pictures, needs: Needs) -> dict[str, Encoding]:
+    def encodings(self, images: Pictures, needs: EncoderRequirements) -> dict[str, Encoding]:
         """{id: Encoding} of images by id."""
         wider = next((n for _, n in reversed(self._encodings) if n.covers(needs) and all((k, n) in self._encodings for k in images)), needs)
         needs = wider  # what was made for somebody who looks at more serves as well
@@ -140,7 +140,7 @@ class Backbone:
         if new:
             found: list[Encoding] = []
             for pictures in self._at_once(new.values()):
-                views = [Views.of(self.model.config, (p.height, p.width)) for p in pictures]
+                views = [ViewGeometry.of(self.model.config, (p.height, p.width)) for p in pictures]
                 found += encode(self.model, self._pixels(pictures), views, needs, self.clip if needs.text and self.tiled else None)
             self._encodings.update(zip([(k, needs) for k in new], found, strict=True))
         return {k: encoding for (k, _), encoding in self.recall(self._encodings, [(k, needs) for k in images], self.tower_bytes).items()}
@@ -193,7 +193,7 @@ class Backbone:
         return out
 
     @torch.no_grad()
-    def prune(self, encoding: Encoding, kept: Kept, newline_policy: str, aside: bool = False) -> Visual:
+    def prune(self, encoding: Encoding, kept: TokenSelection, newline_policy: str, aside: bool = False) -> VisualTokens:
         """Projects the kept tokens only: dropping before the projector keeps the same features and spares it the others. ``aside``:
         projects all of the base view as well and keeps that aside."""
         flat = encoding.hidden.flatten(0, 1)
@@ -210,9 +210,9 @@ class Backbone:
         if bool((source == NEWLINE).any()):
             out[source == NEWLINE] = self.model.model.image_newline.to(out)
         whole = self.model.model.multi_modal_projector(encoding.hidden[0]) if aside else None
-        return Visual(out, source, encoding.views, whole)
+        return VisualTokens(out, source, encoding.views, whole)
 
-    def visual(self, images: Pictures, asked: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False) -> list[Visual]:
+    def visual(self, images: Pictures, asked: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False) -> list[VisualTokens]:
         """The visual tokens of each (image id, question), after ``pruner``. ``aside``: see ``prune``."""
         encodings = self.encodings(images, pruner.needs) if pruner is not None else {}
         kept = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in asked]
@@ -222,8 +222,8 @@ class Backbone:
             if chosen is not None and pruner is not None:
                 out.append(self.prune(encodings[key], chosen, pruner.newline_policy, aside))
             else:
-                views = Views.of(self.model.config, (images[key].height, images[key].width))
-                out.append(Visual(stock[key], pack(views, everything(views)), views))
+                views = ViewGeometry.of(self.model.config, (images[key].height, images[key].width))
+                out.append(VisualTokens(stock[key], pack(views, everything(views)), views))
         return out
 
     def forget(self) -> None:

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from blink_exp.backbone.memory import TEXT, visual_tokens
 from blink_exp.backbone.pictures import picture
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError, flat
 
 LLMS = ("llama", "mistral", "qwen2")  # decoders whose layers differ in nothing that ``decode`` and ``scan`` do themselves
@@ -160,7 +160,7 @@ def check_images(image_processor: Any, config: Any, path: str) -> None:
     for width, height in ((2 * size + 10, size // 2), (size // 3, size), (7, 5)):
         with read_by_library(path, f"{IMAGES} that prepares an image of {width} x {height} pixels"):
             found = picture(Image.new("RGB", (width, height), (120, 60, 30)), image_processor).views
-        wanted = (Views.of(config, (height, width)).count, 3, size, size)
+        wanted = (ViewGeometry.of(config, (height, width)).count, 3, size, size)
         if tuple(found.shape) != wanted:
             limit = f"the model takes {wanted}; give the image processor and config of one checkpoint"
             raise refusal(path, IMAGES, f"views of an image of {width} x {height} pixels", tuple(found.shape), limit)

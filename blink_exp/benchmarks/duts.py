@@ -23,8 +23,8 @@ from PIL import Image
 from blink_exp.backbone.encode import encode
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample, Score, mean, spread
-from blink_exp.core.encoding import Needs, check_layers
-from blink_exp.core.views import Views
+from blink_exp.core.encoding import EncoderRequirements, check_layers
+from blink_exp.core.views import ViewGeometry
 from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.images import ImageOptions, open_image
@@ -116,7 +116,7 @@ class Duts:
                     skipped.append({"id": sample.id, "why": reason(error)})
             if read:
                 pixels = torch.stack([p for _, p, _ in read])
-                found = encode(backbone.model, pixels, [Views(side)] * len(read), Needs(attention=layers))
+                found = encode(backbone.model, pixels, [ViewGeometry(side)] * len(read), EncoderRequirements(attention=layers))
                 for (sample, _, mask), encoding in zip(read, found, strict=True):
                     chosen = {layer: top(encoding.cls_attention((layer,))[0], self.top) for layer in sorted(layers)}
                     records.append(record(sample, mask, chosen, side))

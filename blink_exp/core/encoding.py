@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError
 
 
 @dataclass(frozen=True)
-class Needs:
+class EncoderRequirements:
     """What a pruner looks at. ``attention``: CLIP layers (1-based) whose CLS row it reads; ``keys``: layers whose CLS query and keys it
     reads; ``cls``: whether it reads CLS embeddings; ``text``: whether it reads the text tower's embedding of the question."""
 
@@ -24,13 +24,13 @@ class Needs:
     cls: bool = False
     text: bool = False
 
-    def union(self, *others: Needs) -> Needs:
+    def union(self, *others: EncoderRequirements) -> EncoderRequirements:
         """All that any of them looks at."""
         every = (self, *others)
         attention, keys = (frozenset().union(*(getattr(n, what) for n in every)) for what in ("attention", "keys"))
-        return Needs(attention, keys, any(n.cls for n in every), any(n.text for n in every))
+        return EncoderRequirements(attention, keys, any(n.cls for n in every), any(n.text for n in every))
 
-    def covers(self, other: Needs) -> bool:
+    def covers(self, other: EncoderRequirements) -> bool:
         return self.union(other) == self
 
 
@@ -48,7 +48,7 @@ class Encoding:
         embed_text: the text tower: a question to (projection,); None where there is none.
     """
 
-    views: Views
+    views: ViewGeometry
     hidden: torch.Tensor
     logits: dict[int, torch.Tensor] = field(default_factory=dict)
     queries: dict[int, torch.Tensor] = field(default_factory=dict)

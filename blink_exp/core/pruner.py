@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from blink_exp.core.encoding import Encoding, Needs
-from blink_exp.core.views import Kept
+from blink_exp.core.encoding import EncoderRequirements, Encoding
+from blink_exp.core.views import TokenSelection
 
 
 class ViewPruner(Protocol):
@@ -22,10 +22,10 @@ class ViewPruner(Protocol):
         ...
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> EncoderRequirements:
         """What of the encoder it looks at."""
         ...
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """The kept tokens, or None for all of them (the untouched model, bit for bit)."""
         ...

@@ -20,7 +20,7 @@ NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are no patch: a newline
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewGeometry:
     """The geometry of one image's views. View 0 is the thumbnail, or the image itself where there are no tiles.
 
     Args:
@@ -37,7 +37,7 @@ class Views:
     newline: bool = False
 
     @classmethod
-    def of(cls, config, size: tuple[int, int]) -> Views:
+    def of(cls, config, size: tuple[int, int]) -> ViewGeometry:
         """Those of an image of ``size`` (height, width) pixels under a LLaVA-1.5 or LLaVA-NeXT ``config``, by the backbone's own rule."""
         side = config.vision_config.image_size // config.vision_config.patch_size
         if not hasattr(config, "image_grid_pinpoints"):
@@ -96,7 +96,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Kept:
+class TokenSelection:
     """What a pruner keeps of one image.
 
     Args:
@@ -115,9 +115,9 @@ class Kept:
     padding: bool = False
 
 
-def everything(views: Views) -> Kept:
+def everything(views: ViewGeometry) -> TokenSelection:
     """All tokens that show the image: the untouched model."""
-    return Kept(tuple(valid.nonzero()[:, 0] for valid in views.valid))
+    return TokenSelection(tuple(valid.nonzero()[:, 0] for valid in views.valid))
 
 
 def check_newline_policy(policy: str) -> str:
@@ -126,7 +126,7 @@ def check_newline_policy(policy: str) -> str:
     return policy
 
 
-def pack(views: Views, kept: Kept, newline_policy: str = "valid_rows") -> torch.Tensor:
+def pack(views: ViewGeometry, kept: TokenSelection, newline_policy: str = "valid_rows") -> torch.Tensor:
     """(tokens,) sources in the order in which they enter the LLM: view * N + patch, or NEWLINE, or EXTRA (the next of kept.extra).
 
     ``newline_policy``: ``valid_rows`` ends every unpadded row of tiles with a newline, also where no token of it was
@@ -158,13 +158,13 @@ def pack(views: Views, kept: Kept, newline_policy: str = "valid_rows") -> torch.
 
 
 @dataclass(frozen=True)
-class Visual:
+class VisualTokens:
     """What enters the LLM for one image: (tokens, hidden) projected features and where each comes from (see ``pack``). ``aside``:
     (N, hidden), all of the projected base view, for methods that recall what was dropped of it."""
 
     features: torch.Tensor
     source: torch.Tensor
-    views: Views
+    views: ViewGeometry
     aside: torch.Tensor | None = None
 
     @property
@@ -176,6 +176,6 @@ class Visual:
         return base_view(self.source, self.views, self.aside)
 
 
-def base_view(source: torch.Tensor, views: Views, aside: torch.Tensor | None = None) -> BaseViewMap:
+def base_view(source: torch.Tensor, views: ViewGeometry, aside: torch.Tensor | None = None) -> BaseViewMap:
     """Which cell of the base view each token of a packed image shows."""
     return BaseViewMap(torch.where((source >= 0) & (source < views.tokens), source, -1), aside)

@@ -15,7 +15,7 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import Pictures
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.core.views import Visual
+from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.branches import BranchDecoder, FinalBranches, Question, decoded_layers, read_layers
 from blink_exp.decoder.generated import greedy
 from blink_exp.decoder.layers import NEAR
@@ -41,7 +41,7 @@ class Answer:
 
     text: str
     tokens: int
-    visual: Visual
+    visual: VisualTokens
     decisions: list[Record]
 
 
@@ -110,7 +110,7 @@ def _by_key(units: Rows[_Unit]) -> dict[str, list[_Unit]]:
     return out
 
 
-def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking]) -> dict[tuple[int, int], Visual]:
+def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking]) -> dict[tuple[int, int], VisualTokens]:
     """What each method lets into the LLM for each question; methods with one pruner share it."""
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):
@@ -118,7 +118,7 @@ def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: 
     needs = [m.pruner.needs for m in methods if m.pruner is not None]
     if needs:
         backbone.encodings(images, needs[0].union(*needs[1:]))  # the tower once, for all that any of them looks at
-    out: dict[tuple[int, int], Visual] = {}
+    out: dict[tuple[int, int], VisualTokens] = {}
     for (pruner, recall), points in alike.items():
         numbers = [n for n, a in enumerate(asked) if set(points) & set(a.points)]
         if numbers:
@@ -128,7 +128,7 @@ def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: 
     return out
 
 
-def _units(backbone: Backbone, methods: Rows[Method], asked: Rows[Asking], visual: dict[tuple[int, int], Visual]) -> list[_Unit]:
+def _units(backbone: Backbone, methods: Rows[Method], asked: Rows[Asking], visual: dict[tuple[int, int], VisualTokens]) -> list[_Unit]:
     embed = backbone.model.get_input_embeddings()
     cells = backbone.grid[0] * backbone.grid[1]
     digests: dict[tuple, str] = {}

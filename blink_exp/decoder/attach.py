@@ -19,7 +19,7 @@ from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Layout
-from blink_exp.core.views import Views, base_view, everything, pack
+from blink_exp.core.views import ViewGeometry, base_view, everything, pack
 from blink_exp.decoder.branches import BranchDecoder, FinalBranches, Question
 from blink_exp.decoder.cache import SegmentedLayer, segmented
 from blink_exp.decoder.generated import extend
@@ -186,7 +186,7 @@ class Attachment:
             if b % max(1, beams):
                 out.append(out[-1])
                 continue
-            geometry = [Views.of(self.model.config, next(sizes)) for _ in counts]
+            geometry = [ViewGeometry.of(self.model.config, next(sizes)) for _ in counts]
             out.append([base_view(pack(views, everything(views)), views) for views in geometry])
         return out
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from blink_exp.backbone.encode import encode
-from blink_exp.core.encoding import Needs
-from blink_exp.core.views import Views
+from blink_exp.core.encoding import EncoderRequirements
+from blink_exp.core.views import ViewGeometry
 from blink_exp.decoder.layers import run_layers
 from blink_exp.decoder.prefixes import PrefixBatch
 from blink_exp.decoder.segments import Segment
@@ -40,7 +40,7 @@ def image_states(backbone: Any, pixels: torch.Tensor, layers: list[int]) -> dict
 
     The prompt's opening stands before the image; no text behind it can change them.
     """
-    encodings = encode(backbone.model, pixels, [Views(backbone.grid[0])] * len(pixels), Needs())
+    encodings = encode(backbone.model, pixels, [ViewGeometry(backbone.grid[0])] * len(pixels), EncoderRequirements())
     features = backbone.model.model.multi_modal_projector(torch.cat([encoding.hidden for encoding in encodings]))
     opening = backbone.processor.tokenizer(backbone.prompt("").split(backbone.processor.image_token)[0], return_tensors="pt").input_ids
     embeds = backbone.model.get_input_embeddings()(opening.to(features.device)).expand(len(features), -1, -1)

@@ -15,12 +15,12 @@ from blink_exp.backbone.pictures import Opened, Pictures, Unreadable, opened
 from blink_exp.backbone.processor import without_placeholder
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.method import Method
-from blink_exp.core.views import Visual
+from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.answers import Asking, answer, shareable
 from blink_exp.decoder.attach import attach
 from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
-from blink_exp.evaluation.records import Kept, record
+from blink_exp.evaluation.records import RecordLog, record
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Point:
     """A method that is evaluated. ``kept``: where its records go as they come, and what is there already; ``done``: {id: record}."""
 
     method: Method
-    kept: Kept | None = None
+    kept: RecordLog | None = None
     done: dict[str, Record] = field(default_factory=dict)
 
 
@@ -151,7 +151,7 @@ def _answered(
     ]
     out: dict[int, list[Record]] = {}
 
-    def note(p: int, n: int, said: str, visual: Visual, decisions: list[Any]) -> None:
+    def note(p: int, n: int, said: str, visual: VisualTokens, decisions: list[Any]) -> None:
         made = record(benchmark, batch[n], said, decisions)
         made["visual_tokens"], made["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
         out.setdefault(p, []).append(made)
@@ -181,7 +181,7 @@ def answers(
     images: Pictures,
     asked: list[tuple[str, str]],
     max_new_tokens: int,
-) -> tuple[list[str], list[Visual]]:
+) -> tuple[list[str], list[VisualTokens]]:
     """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens that each was given.
     ``attach``: what the ``with`` statement of ``method.attach`` gave."""
     visual = backbone.visual(images, asked, method.pruner, method.recall)

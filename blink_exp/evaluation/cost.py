@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
-from blink_exp.core.views import Visual
+from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.flops import CPU_ATTENTION
@@ -90,11 +90,11 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
     }
 
 
-def _output(visual: Visual) -> dict[str, Any]:
+def _output(visual: VisualTokens) -> dict[str, Any]:
     return {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}  # type: ignore[arg-type]
 
 
-def _forward(model: Any, batch: dict[str, torch.Tensor], visual: Visual) -> Any:
+def _forward(model: Any, batch: dict[str, torch.Tensor], visual: VisualTokens) -> Any:
     return model(**batch, mm_encoder_outputs=_output(visual), use_cache=True, logits_to_keep=1)
 
 

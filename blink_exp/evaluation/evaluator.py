@@ -19,7 +19,7 @@ from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import identity, results
 from blink_exp.evaluation.answering import Point, ask, prompt_of
 from blink_exp.evaluation.cost import measure_cost
-from blink_exp.evaluation.records import Kept, summary, write_lines
+from blink_exp.evaluation.records import RecordLog, summary, write_lines
 from blink_exp.evaluation.store import pop_shared_note
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import json_ready, write_json, write_text
@@ -95,7 +95,7 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
     backbone, method, benchmark = prepare(settings)
     parts = out if parts is None else parts
     write_text(out / results.CONFIG, to_yaml(settings))
-    kept = Kept(parts / "records.part", identity.point_hash(settings, identity.without_images(settings)))
+    kept = RecordLog(parts / "records.part", identity.config_hash(settings, identity.without_images(settings)))
     if isinstance(benchmark, Probes):
         with bar(None, benchmark.name, True) as advance:
             records, skipped = benchmark.probe(backbone, settings.limit, advance)
@@ -188,7 +188,7 @@ def evaluate(
     limit: int | None = None,
     progress: bool = False,
     samples: list[Sample] | None = None,
-    kept: Kept | None = None,
+    kept: RecordLog | None = None,
     workers: int = 0,
 ) -> tuple[list[Record], list[Skipped]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their

@@ -35,7 +35,7 @@ DATA = ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt")
 MEANING = 3  # raised when the same settings come to mean another result: points of before are then not taken for today's
 
 
-def point_hash(settings: PointSettings, digests: dict[str, str]) -> str:
+def config_hash(settings: PointSettings, digests: dict[str, str]) -> str:
     """A point's name: a hash of the settings that it depends on, the versions of this package and of the data that it carries,
     and ``digests`` of its files."""
     kept = {k: getattr(settings, k) for k in PART_OF_A_POINT}

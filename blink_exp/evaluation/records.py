@@ -140,7 +140,7 @@ def _is_step(step: Any) -> bool:
     )
 
 
-class Kept:
+class RecordLog:
     """The records of an evaluation in ``path`` as they come, so that one that was killed goes on.
 
     ``settings``: a digest of all that they depend on. It is the file's first line; a file with another one is started anew. ``records``:

@@ -19,7 +19,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.answering import Point, ask
 from blink_exp.evaluation.evaluator import chosen, incomplete, prepare, with_local_data, workers_of
-from blink_exp.evaluation.records import Kept
+from blink_exp.evaluation.records import RecordLog
 from blink_exp.evaluation.store import SHARED_NOTE
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import write_json
@@ -41,14 +41,14 @@ def place(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
 def point_folder(settings: EvaluateSettings) -> Path:
     """The folder of a point in the store, whether it is there or not."""
     point = with_local_data(settings)
-    return Path(settings.store) / identity.point_hash(point, identity.digests(point))
+    return Path(settings.store) / identity.config_hash(point, identity.digests(point))
 
 
 def parts_of(settings: EvaluateSettings) -> Path:
     """The folder of a point's answers until it is finished, which is also what a run locks. It is the point's own, but where its data has
     image files: there it does not depend on which of them are there, so that a point goes on when those that were missing are back."""
     point = with_local_data(settings)
-    return Path(settings.store) / identity.point_hash(point, identity.without_images(point))
+    return Path(settings.store) / identity.config_hash(point, identity.without_images(point))
 
 
 def run_together(points: Iterable[EvaluateSettings]) -> None:
@@ -87,7 +87,9 @@ def _run_group(group: dict[Path, EvaluateSettings]) -> None:
             continue
         if isinstance(benchmark, Probes):
             return
-        points[folder] = Point(method, Kept(folder / "records.part", identity.point_hash(settings, identity.without_images(settings))))
+        points[folder] = Point(
+            method, RecordLog(folder / "records.part", identity.config_hash(settings, identity.without_images(settings)))
+        )
     if len(points) < 2:
         return
     samples = chosen(benchmark, settings)

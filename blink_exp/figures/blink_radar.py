@@ -16,7 +16,7 @@ from blink_exp.benchmarks import mme, mosaic_mme
 from blink_exp.documents import Record
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import point_measured_on, styled, tip
-from blink_exp.figures.verdicts import RULE, Gains, all_told, gains, headline, point, told
+from blink_exp.figures.verdicts import RULE, Gains, combined_verdict, gains, headline, point, verdict
 
 GROUPS = {  # as MME has them, then what the scenes of this project ask in their place
     "perception": tuple(dict.fromkeys((*mme.PERCEPTION, *mosaic_mme.PERCEPTION))),
@@ -99,13 +99,13 @@ def claim(panel: str, runs: list[Gains], labels: list[str]) -> Claim:
         )
         stderr = stderr if min(images_) > 1 else None
         numbers |= {f"{label}: change": change, f"{label}: standard error": stderr}
-        verdicts.append(told(change, stderr))
+        verdicts.append(verdict(change, stderr))
     how = (
         f"{enclosed} over {labels[0]}'s, less 1, on {len(runs[0])} subtasks, {sum(images_)} images; standard error from {DRAWS} draws of "
         f"the images. {RULE} Holds if it does for every copy."
     )
     return Claim(
-        f"Copying the most attended patch at any of the layers encloses a larger area ({panel}).", how, numbers, all_told(verdicts)
+        f"Copying the most attended patch at any of the layers encloses a larger area ({panel}).", how, numbers, combined_verdict(verdicts)
     )
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import point_measured_on, styled, tip
-from blink_exp.figures.verdicts import RULE, Gains, Mean, contrast, gains, headline, point, told
+from blink_exp.figures.verdicts import RULE, Gains, Mean, contrast, gains, headline, point, verdict
 
 Curve = dict[int, Gains]  # by start, end or single layer
 
@@ -55,7 +55,7 @@ def claims(start: Curve, end: Curve, single: Curve, untouched: Gains, default: t
             "points": float(len(a) + len(b)),
         }
         how = f"mean over points: {first} less {second}, the same questions; standard error over images. {RULE}"
-        return Claim(said, how, numbers, told(None if gap.value is None else sign * gap.value, gap.stderr))
+        return Claim(said, how, numbers, verdict(None if gap.value is None else sign * gap.value, gap.stderr))
 
     def of(curve: Curve, first: int, last: int) -> list[Gains]:
         return [curve[x] for x in sorted(curve) if first <= x <= last]
@@ -79,7 +79,7 @@ def claims(start: Curve, end: Curve, single: Curve, untouched: Gains, default: t
             f"The range {default[0]}-{default[1]} is effective, though not the best.",
             f"change against the untouched model, and the best of {ranges} ranges. Holds by the change alone. {RULE}",
             best,
-            told(best["change"], best["standard error"]),
+            verdict(best["change"], best["standard error"]),
         ),
     ]
 

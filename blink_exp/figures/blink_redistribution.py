@@ -21,7 +21,7 @@ from blink_exp.figures.blink_attention import Looked, evenness, look
 from blink_exp.figures.blink_layers import targets
 from blink_exp.figures.blink_maps import TOP, boxed, heat, pictured
 from blink_exp.figures.shared import listed, measured_on, square, styled, tip
-from blink_exp.figures.verdicts import RULE, all_told, mean
+from blink_exp.figures.verdicts import RULE, combined_verdict, mean
 from blink_exp.methods.blink import relative_layers
 
 SAMPLES = 128  # questions behind the claims: each is run alone
@@ -144,7 +144,7 @@ def compared(said: str, cases: list[Case], first: str, second: str, what: str) -
     how = (
         f"{what}, mean over {len(cases)} questions; standard error over {len(set(images))} images. {RULE} Holds if it does at both layers."
     )
-    return Claim(said, how, numbers, all_told(verdicts))
+    return Claim(said, how, numbers, combined_verdict(verdicts))
 
 
 def claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]:

@@ -12,7 +12,7 @@ from blink_exp.documents import Record
 from blink_exp.errors import UserError
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
-from blink_exp.figures.verdicts import HOLM, Mean, all_told, holm
+from blink_exp.figures.verdicts import HOLM, Mean, combined_verdict, holm
 
 AVERAGE = "average"
 BEST = 0.5  # alpha at which the paper's average peaks
@@ -128,7 +128,7 @@ def claims(scored: Scored) -> list[Claim]:
             "above every one elsewhere, and does not where one elsewhere is above all there; the claim holds where all six do. Lead: the "
             "best there less the best elsewhere, picked afterwards."
         )
-        found.append(Claim(f"Categories peak apart: {where}", how, numbers, all_told(verdicts.values())))
+        found.append(Claim(f"Categories peak apart: {where}", how, numbers, combined_verdict(verdicts.values())))
     elif scored.categories:
         how = f"Alpha of the highest accuracy, if one alone has it, {scored.count(AVERAGE)} questions in all. The paper's are MMStar's."
         found.append(Claim("Categories peak at alphas of their own", how, numbers, None))

@@ -21,7 +21,7 @@ from blink_exp.errors import UserError
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
 from blink_exp.figures.hero_measures import asked, block, looks, named, pictures_of
-from blink_exp.figures.verdicts import RULES, Mean, all_told, differences, mean, values
+from blink_exp.figures.verdicts import RULES, Mean, combined_verdict, differences, mean, values
 from blink_exp.methods.budgets import top
 
 MEASURES = {"entropy": "entropy of CLS attention\n(1: even)", "peak": "share of the top 10 %\nof tokens", "iou": "IoU with\nthe foreground"}
@@ -98,7 +98,7 @@ def stages(images: Sequence[Seen], kind: str) -> list[Claim]:
             found[f"{measure}, {named(more)} less {named(less)}"] = mean(a - b)
         count = min(gap.n for gap in found.values())
         how = f"Means over layers within an image, {count} {kind} images; peak: share of the top 10 % of tokens. {RULES}"
-        return Claim(what, how, values(numbers) | differences(found), all_told(gap.above for gap in found.values()))
+        return Claim(what, how, values(numbers) | differences(found), combined_verdict(gap.above for gap in found.values()))
 
     return [
         claim(f"{kind} images: attention is broad at {named(initial)} and then narrows", ("entropy", initial, focused)),

@@ -14,7 +14,7 @@ from PIL import Image
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Sample, by_image, spread
 from blink_exp.core.method import Method
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import replay
 from blink_exp.documents import PointRun, Record
@@ -77,7 +77,7 @@ def drawn_first(samples: Sequence[Sample], records: Sequence[Record], count: int
 
 
 @torch.no_grad()
-def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, question: str) -> tuple[torch.Tensor, Views]:
+def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, question: str) -> tuple[torch.Tensor, ViewGeometry]:
     """((views, N) share of the LLM's layers in which each visual token of an image is there, the image's geometry). ``key``: the image's
     own, by which the backbone knows it again."""
     visual = backbone.visual({key: image}, [(key, question)], method.pruner)[0]
@@ -90,7 +90,7 @@ def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, q
     return lasting([source for source, _ in stages], visual.views), visual.views
 
 
-def lasting(sources: Sequence[torch.Tensor], views: Views) -> torch.Tensor:
+def lasting(sources: Sequence[torch.Tensor], views: ViewGeometry) -> torch.Tensor:
     """(views, N) share of the layers in which each visual token is there. ``sources``: a layer each, the (tokens,) that it works on."""
     share = torch.zeros(views.count * views.tokens)
     for source in sources:
@@ -98,7 +98,7 @@ def lasting(sources: Sequence[torch.Tensor], views: Views) -> torch.Tensor:
     return (share / len(sources)).view(views.count, views.tokens)
 
 
-def as_maps(share: torch.Tensor, views: Views) -> tuple[torch.Tensor | None, torch.Tensor]:
+def as_maps(share: torch.Tensor, views: ViewGeometry) -> tuple[torch.Tensor | None, torch.Tensor]:
     """(tiles, thumbnail): (views, N) values as maps that both show the whole image, (rows, columns) or None without tiles, (side, side)."""
     tiles = share.flatten()[views.unpadded] if views.shown_tiles else None
     return tiles, share[0].view(views.side, views.side)
@@ -124,7 +124,7 @@ def recalls(
         everything = objects(group, image.size)
         if everything is None:
             continue
-        views = Views.of(backbone.model.config, (image.height, image.width))
+        views = ViewGeometry.of(backbone.model.config, (image.height, image.width))
         salient, valid = token_cover(backbone, views, everything), views.valid.double()
         regions = {k: token_cover(backbone, views, m) for k, m in masks.items() if m is not None}
         for one in methods:

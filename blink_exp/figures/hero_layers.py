@@ -18,7 +18,7 @@ from blink_exp.errors import UserError, flat
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
 from blink_exp.figures.hero_measures import block, looks, named, pictures_of
-from blink_exp.figures.verdicts import RULES, all_told, differences, mean, values
+from blink_exp.figures.verdicts import RULES, combined_verdict, differences, mean, values
 from blink_exp.methods.hero import relative_layers
 
 HALVES, LAST = ((1, 12), (13, 24)), (22, 24)  # of 24 layers, as HERO says them
@@ -59,7 +59,7 @@ def blocks(matrices: Sequence[np.ndarray], name: str) -> list[Claim]:
             f"{name}: CLS attention is alike inside {named(early)} and inside {named(late)}, not between them",
             f"Mean cosine similarity over pairs of different layers, {n} images. Differences: each block less what is between. {RULES}",
             values(alike) | differences(dict(zip(("first block", "second block"), gaps, strict=True))),
-            all_told(gap.above for gap in gaps),
+            combined_verdict(gap.above for gap in gaps),
         )
     ]
     if len(rest) > 1:

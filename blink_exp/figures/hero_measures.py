@@ -14,8 +14,8 @@ from blink_exp.backbone.encode import encode
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Sample, by_image
 from blink_exp.benchmarks.duts import cover, on_view
-from blink_exp.core.encoding import Needs
-from blink_exp.core.views import Views
+from blink_exp.core.encoding import EncoderRequirements
+from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.settings.roots import PointSettings
@@ -32,7 +32,7 @@ def looks(backbone: Backbone, samples: Sequence[Sample], batch: int = 16) -> Ite
     """(sample, image, (layers, heads, N) CLS-to-patch attention of the base view) of every sample whose image opens. Raises UserError if
     none does."""
     depth = backbone.model.config.vision_config.num_hidden_layers
-    needs = Needs(attention=frozenset(range(1, depth + 1)))
+    needs = EncoderRequirements(attention=frozenset(range(1, depth + 1)))
     backbone.check(needs)
     shown = 0
     for start in range(0, len(samples), batch):
@@ -45,7 +45,7 @@ def looks(backbone: Backbone, samples: Sequence[Sample], batch: int = 16) -> Ite
         if not opened:
             continue
         pixels = torch.stack([backbone.transform(image) for _, image in opened])
-        found = encode(backbone.model, pixels, [Views(backbone.grid[0])] * len(opened), needs)
+        found = encode(backbone.model, pixels, [ViewGeometry(backbone.grid[0])] * len(opened), needs)
         for (sample, image), encoding in zip(opened, found, strict=True):
             shown += 1
             yield sample, image, torch.stack([encoding.attention(layer)[0] for layer in range(1, depth + 1)]).cpu()
@@ -75,7 +75,7 @@ def objects(samples: Iterable[Sample], size: tuple[int, int]) -> np.ndarray | No
     return np.any(found, axis=0) if found else None
 
 
-def token_cover(backbone: Backbone, views: Views, mask: np.ndarray) -> torch.Tensor:
+def token_cover(backbone: Backbone, views: ViewGeometry, mask: np.ndarray) -> torch.Tensor:
     """(views, N) share of each token's cell that a (height, width) mask covers; 0 on padding."""
     out = torch.zeros(views.count * views.tokens, dtype=torch.float64)
     out[: views.tokens] = cover(on_view(backbone, mask), views.side)

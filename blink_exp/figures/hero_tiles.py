@@ -13,15 +13,15 @@ from PIL import Image
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Box, Sample, by_image
-from blink_exp.core.encoding import Encoding, Needs
-from blink_exp.core.views import Views
+from blink_exp.core.encoding import EncoderRequirements, Encoding
+from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import prompt_of, prompts_of
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
 from blink_exp.figures.hero_measures import asked, objects, token_cover
-from blink_exp.figures.verdicts import RULES, all_told, differences, mean, values
+from blink_exp.figures.verdicts import RULES, combined_verdict, differences, mean, values
 from blink_exp.methods.hero import clip_score, cls_similarity
 
 CLS, CLIP = "CLSsim", "CLIPscore"
@@ -67,7 +67,7 @@ def outstanding(area: torch.Tensor, majority: bool) -> int | None:
 
 def ranked(backbone: Backbone, benchmark: Benchmark, samples: Sequence[Sample]) -> list[Ranked]:
     """Every question on an image of two or more tiles that opens."""
-    needs = Needs(cls=True, text=True)
+    needs = EncoderRequirements(cls=True, text=True)
     backbone.check(needs)
     found = []
     for group in by_image(list(samples)):
@@ -75,7 +75,7 @@ def ranked(backbone: Backbone, benchmark: Benchmark, samples: Sequence[Sample]) 
             image = group[0].image()
         except OSError:
             continue
-        views = Views.of(backbone.model.config, (image.height, image.width))
+        views = ViewGeometry.of(backbone.model.config, (image.height, image.width))
         if views.tiles < 2:
             continue
         key = f"figure:{benchmark.name}:{getattr(benchmark, 'path', None)}:{group[0].image_id}"
@@ -90,7 +90,7 @@ def ranked(backbone: Backbone, benchmark: Benchmark, samples: Sequence[Sample]) 
     return found
 
 
-def held(backbone: Backbone, views: Views, mask: np.ndarray) -> torch.Tensor:
+def held(backbone: Backbone, views: ViewGeometry, mask: np.ndarray) -> torch.Tensor:
     """(K,) area of a mask in each tile, in tokens."""
     return token_cover(backbone, views, mask)[1:].sum(1)
 
@@ -110,7 +110,7 @@ def preferred(rows: Sequence[Ranked], where: str, ours: str, theirs: str, what: 
         f"{ours} favours {what}",
         f"How often it ranks first {count}, mean over {len(images)} images with {len(known)} such questions; chance: 1 / tiles. {RULES}",
         values({f"first by {ours}": mean(own), f"first by {theirs}": mean(other), "chance": mean(chance)}) | differences(gaps),
-        all_told(gap.above for gap in gaps.values()),
+        combined_verdict(gap.above for gap in gaps.values()),
     )
 
 
@@ -127,7 +127,7 @@ def scores(study: Study) -> Drawing:
     apart = [row for row in rows if row.first(CLS) != row.first(CLIP)]
     example = max(apart or rows, key=lambda row: (row.region is not None, row.tiles >= 4))
     image = example.sample.image()
-    views = Views.of(backbone.model.config, (image.height, image.width))
+    views = ViewGeometry.of(backbone.model.config, (image.height, image.width))
     figure = tiles(image, example, tile_boxes(views), prompt_of(backbone, benchmark, example.sample))
     claims = [
         preferred(rows, "main", CLS, CLIP, "the main structure", "the tile with the largest area of annotated objects"),
@@ -149,7 +149,7 @@ def scores(study: Study) -> Drawing:
     return Drawing({study.name: figure}, data, claims, caption, measured_on)
 
 
-def tile_boxes(views: Views) -> list[Box]:
+def tile_boxes(views: ViewGeometry) -> list[Box]:
     """What each tile shows of the image, as fractions of it."""
     owner = views.unpadded // views.tokens - 1
     height, width = owner.shape

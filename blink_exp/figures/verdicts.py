@@ -23,7 +23,7 @@ HOLM = f"Holm-corrected to the error that {SURE:g} standard errors leave to one 
 Gains = dict[str, dict[tuple[str, str], float]]  # by subtask, then image and question: what the question adds to the subtask's score
 
 
-def told(difference: float | None, stderr: float | None) -> bool | None:
+def verdict(difference: float | None, stderr: float | None) -> bool | None:
     """Whether a difference is above 0; None where it is within ``SURE`` standard errors of it, or where there is none."""
     if difference is None or stderr is None or abs(difference) <= SURE * stderr:
         return None
@@ -31,7 +31,7 @@ def told(difference: float | None, stderr: float | None) -> bool | None:
 
 
 def holm(gaps: Sequence[Mean]) -> list[bool | None]:
-    """``told`` of several differences at once: Holm's step-down at the two-sided error that ``SURE`` standard errors leave to one, so
+    """``verdict`` of several differences at once: Holm's step-down at the two-sided error that ``SURE`` standard errors leave to one, so
     that the chance of any wrong verdict among them is no larger than that. One without an error cannot be told, and counts."""
     normal = NormalDist()
     error = 2 * normal.cdf(-SURE)
@@ -50,7 +50,7 @@ def _in_errors(gap: Mean) -> float:
     return abs(gap.value) / gap.stderr if gap.stderr else math.inf
 
 
-def all_told(verdicts: Iterable[bool | None]) -> bool | None:
+def combined_verdict(verdicts: Iterable[bool | None]) -> bool | None:
     """Whether every one holds: False as soon as one does not, None while one cannot be told, or of none at all."""
     found = list(verdicts)
     if not found or (None in found and False not in found):
@@ -69,7 +69,7 @@ class Mean:
     @property
     def above(self) -> bool | None:
         """Whether what it is the mean of is above 0."""
-        return told(self.value, self.stderr)
+        return verdict(self.value, self.stderr)
 
     def said(self, digits: int) -> str:
         """ "0.50 ± 0.01", or "0.50" where there is no error."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from blink_exp.core.views import Views, check_newline_policy
+from blink_exp.core.views import ViewGeometry, check_newline_policy
 from blink_exp.errors import UserError, nearest
 
 
@@ -18,19 +18,19 @@ def check_ratio(name: str, ratio: float) -> float:
     return float(ratio)
 
 
-def own_newlines(method: str, mode: str, policy: str, of_mode: dict[str, str]) -> str:
+def resolve_newline_policy(method: str, mode: str, policy: str, of_mode: dict[str, str]) -> str:
     """The newline policy of a pruner with modes: ``policy``, or where that is empty the mode's own in ``of_mode``. Checks both words."""
     if mode not in of_mode:
         raise UserError(f"{method}.mode={mode} is not known; {nearest(str(mode), of_mode)}")
     return check_newline_policy(policy or of_mode[mode])
 
 
-def untouched(ratio: float, views: Views, newline_policy: str) -> bool:
+def untouched(ratio: float, views: ViewGeometry, newline_policy: str) -> bool:
     """Whether keeping ``ratio`` of the tokens under a newline policy is the stock sequence."""
     return ratio == 1 and (newline_policy == "valid_rows" or not views.newline)
 
 
-def floored(x: float) -> int:
+def floor_tolerant(x: float) -> int:
     """floor(x), forgiving what floats lose: 2880 * 0.7 is 2016 here, not 2015."""
     return math.floor(x + 1e-9)
 
@@ -50,7 +50,7 @@ def top(scores: torch.Tensor, k: int, allowed: torch.Tensor | None = None) -> to
     return order[: max(0, k)].sort().values
 
 
-def capped(budgets: Rows[int], limits: Rows[int], shares: Rows[float], redistribute: bool) -> list[int]:
+def cap_and_redistribute(budgets: Rows[int], limits: Rows[int], shares: Rows[float], redistribute: bool) -> list[int]:
     """Budgets cut to what each tile can keep. With ``redistribute`` the excess goes to the others in proportion to ``shares`` (rounded
     down, the rest to the largest fractions, lower index first) until it is spent or all are full."""
     out = [min(b, m) for b, m in zip(budgets, limits, strict=True)]
@@ -61,7 +61,7 @@ def capped(budgets: Rows[int], limits: Rows[int], shares: Rows[float], redistrib
         if not free:
             break
         wanted = [excess * (shares[i] / weight if weight > 0 else 1 / len(free)) for i in free]
-        given = [min(floored(w), limits[i] - out[i]) for i, w in zip(free, wanted, strict=True)]
+        given = [min(floor_tolerant(w), limits[i] - out[i]) for i, w in zip(free, wanted, strict=True)]
         if not any(given):
             order = sorted(range(len(free)), key=lambda j: (-(wanted[j] - math.floor(wanted[j])), free[j]))
             for j in order[:excess]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch.nn import functional as F
 
-from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
-from blink_exp.core.views import Kept, Views, check_newline_policy
-from blink_exp.methods.budgets import at_least_one, check_ratio, floored, untouched
+from blink_exp.core.views import TokenSelection, ViewGeometry, check_newline_policy
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, untouched
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class _Control(ABC):
         check_newline_policy(self.newline_policy)
 
     @property
-    def needs(self) -> Needs:
-        return Needs()
+    def needs(self) -> EncoderRequirements:
+        return EncoderRequirements()
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         views = encoding.views
         if untouched(self.ratio, views, self.newline_policy):
             return None
-        return Kept(tuple(self.choose(views, v, budget, question) for v, budget in enumerate(budgets(views, self.ratio))))
+        return TokenSelection(tuple(self.choose(views, v, budget, question) for v, budget in enumerate(budgets(views, self.ratio))))
 
     @abstractmethod
-    def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
+    def choose(self, views: ViewGeometry, view: int, budget: int, question: str) -> torch.Tensor:
         """(budget or fewer,) ascending indices of what view ``view`` keeps."""
 
 
@@ -56,7 +56,7 @@ class RandomTokens(_Control):
     seed: int = 0
     name: str = "random"
 
-    def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
+    def choose(self, views: ViewGeometry, view: int, budget: int, question: str) -> torch.Tensor:
         place = views.valid[view].nonzero()[:, 0]
         word = f"{self.seed}|{question}|{view}|{views.size}"
         draw = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") >> 1  # a generator's seed has 63 bits
@@ -71,7 +71,7 @@ class UniformGrid(_Control):
 
     name: str = "uniform"
 
-    def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
+    def choose(self, views: ViewGeometry, view: int, budget: int, question: str) -> torch.Tensor:
         index = centres(views, view, budget)
         free = views.valid[view].clone()
         free[index] = False
@@ -90,7 +90,7 @@ class Downsample(_Control):
     name: str = "downsample"
     merges = True
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         kept = super().select(encoding, question)
         if kept is None:
             return None
@@ -106,19 +106,19 @@ class Downsample(_Control):
             merged.append(pooled.flatten(1).T.to(encoding.hidden.dtype))
         return replace(kept, merged=tuple(merged))
 
-    def choose(self, views: Views, view: int, budget: int, question: str) -> torch.Tensor:
+    def choose(self, views: ViewGeometry, view: int, budget: int, question: str) -> torch.Tensor:
         return centres(views, view, budget)
 
 
-def budgets(views: Views, ratio: float) -> list[int]:
+def budgets(views: ViewGeometry, ratio: float) -> list[int]:
     """Tokens that each view keeps: floor(ratio * its unpadded tokens). Raises UserError if that is none at all."""
     shown = views.valid.sum(1).tolist()
-    out = [floored(n * ratio) for n in shown]
+    out = [floor_tolerant(n * ratio) for n in shown]
     at_least_one(f"retention_ratio={ratio}", sum(out), max(shown))
     return out
 
 
-def rectangle(views: Views, view: int) -> tuple[int, int, int, int]:
+def rectangle(views: ViewGeometry, view: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) in tokens of what a view shows of the image; zeros where it shows none."""
     shown = views.valid[view].view(views.side, views.side)
     rows, columns = shown.any(1).nonzero()[:, 0], shown.any(0).nonzero()[:, 0]
@@ -137,7 +137,7 @@ def spread(length: int, count: int) -> torch.Tensor:
     return (2 * torch.arange(count) + 1) * length // (2 * max(1, count))
 
 
-def centres(views: Views, view: int, budget: int) -> torch.Tensor:
+def centres(views: ViewGeometry, view: int, budget: int) -> torch.Tensor:
     """(rows * columns,) ascending indices of the tokens at the centres of a view's ``cells``."""
     if not budget:
         return torch.zeros(0, dtype=torch.long)

@@ -17,11 +17,11 @@ from typing import ClassVar
 
 import torch
 
-from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
-from blink_exp.core.views import Kept
+from blink_exp.core.views import TokenSelection
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floored, own_newlines, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, resolve_newline_policy, top, untouched
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
 
@@ -50,18 +50,18 @@ class FasterVLM:
         check_ratio("retention_ratio", self.ratio)
         if self.layer < 1:
             raise UserError(f"fastervlm.layer={self.layer} is no encoder layer; they are counted from 1, so use 1 or more")
-        object.__setattr__(self, "newline_policy", own_newlines("fastervlm", self.mode, self.newline_policy, NEWLINES))
+        object.__setattr__(self, "newline_policy", resolve_newline_policy("fastervlm", self.mode, self.newline_policy, NEWLINES))
 
     @property
-    def needs(self) -> Needs:
-        return Needs(attention=frozenset({self.layer}))
+    def needs(self) -> EncoderRequirements:
+        return EncoderRequirements(attention=frozenset({self.layer}))
 
     def budget(self, tokens: int) -> int:
         """k of a view of ``tokens`` patches."""
-        k = floored(tokens * self.ratio) if self.mode == "paper" else int(tokens * self.ratio)
+        k = floor_tolerant(tokens * self.ratio) if self.mode == "paper" else int(tokens * self.ratio)
         return at_least_one(f"retention_ratio={self.ratio}", k, tokens)
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched."""
         views = encoding.views
         pads = self.mode == "reference"
@@ -70,7 +70,7 @@ class FasterVLM:
         scores = encoding.cls_attention((self.layer,)).cpu()  # (views, N)
         allowed = torch.ones_like(views.valid) if pads else views.valid
         k = self.budget(views.tokens)
-        return Kept(tuple(top(s, k, a) for s, a in zip(scores, allowed, strict=True)), padding=pads)
+        return TokenSelection(tuple(top(s, k, a) for s, a in zip(scores, allowed, strict=True)), padding=pads)
 
 
 def configure(

@@ -23,7 +23,7 @@ import torch
 from blink_exp.core.method import Method, Scan, TokenPolicy
 from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.budgets import check_ratio, floored, top
+from blink_exp.methods.budgets import check_ratio, floor_tolerant, top
 
 MODES = ("paper", "reference")
 
@@ -64,7 +64,7 @@ class FastVPolicy(TokenPolicy):
     def budget(self, visual: int) -> int:
         """How many of ``visual`` tokens are kept."""
         share = visual * self.retention_ratio
-        return max(1, floored(share) if self.mode == "paper" else round(share))
+        return max(1, floor_tolerant(share) if self.mode == "paper" else round(share))
 
     def kept(self, visual: int) -> list[int]:
         return [self.budget(visual)] * len(self.layers)

@@ -32,11 +32,11 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
-from blink_exp.core.views import Kept, Views
+from blink_exp.core.views import TokenSelection, ViewGeometry
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floored, own_newlines, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, resolve_newline_policy, top, untouched
 
 NEWLINES = {"paper": "valid_rows", "reference": "all_rows"}  # newline policy of each mode
 
@@ -69,11 +69,11 @@ class GlobalCom2:
             raise UserError(f"globalcom2.temperature={self.temperature} is not a number above 0; use one, e.g. 10")
         if self.layer < 1:
             raise UserError(f"globalcom2.layer={self.layer} is no encoder layer; they are counted from 1, so use 1 or more")
-        object.__setattr__(self, "newline_policy", own_newlines("globalcom2", self.mode, self.newline_policy, NEWLINES))
+        object.__setattr__(self, "newline_policy", resolve_newline_policy("globalcom2", self.mode, self.newline_policy, NEWLINES))
 
     @property
-    def needs(self) -> Needs:
-        return Needs(attention=frozenset({self.layer}))
+    def needs(self) -> EncoderRequirements:
+        return EncoderRequirements(attention=frozenset({self.layer}))
 
     def scores(self, encoding: Encoding) -> torch.Tensor:
         """(views, N) float32 CLS scores s: attention in paper mode, its logits in reference mode."""
@@ -84,7 +84,7 @@ class GlobalCom2:
     def budgets(self, encoding: Encoding) -> list[int]:
         """(K + 1) token budgets, the thumbnail's first."""
         views, scores = encoding.views, self.scores(encoding)
-        floor = floored if self.mode == "paper" else int
+        floor = floor_tolerant if self.mode == "paper" else int
         out = [floor(views.tokens * self.ratio)]
         if views.tiles:
             # In float64: in float32, equal tiles could miss a whole number of tokens by more than floored() forgives.
@@ -94,7 +94,7 @@ class GlobalCom2:
         at_least_one(f"retention_ratio={self.ratio}", sum(out), views.tokens)
         return out
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched, which takes an image without tiles."""
         views = encoding.views
         if not views.tiles and untouched(self.ratio, views, self.newline_policy):
@@ -107,7 +107,7 @@ class GlobalCom2:
                 valid = views.valid[i].nonzero()[:, 0]
                 ranks = F.normalize(scores[i, valid], dim=0) + F.normalize(guide[i, valid], dim=0)
                 chosen.append(valid[top(ranks, budgets[i])])
-        return Kept(tuple(chosen))
+        return TokenSelection(tuple(chosen))
 
 
 def tile_shares(weights: Rows[float], ratio: float, temperature: float) -> list[float]:
@@ -118,7 +118,7 @@ def tile_shares(weights: Rows[float], ratio: float, temperature: float) -> list[
     return [min(1.0, ratio * (1 + s - mean)) for s in sigma]
 
 
-def commanded(views: Views, scores: torch.Tensor) -> torch.Tensor:
+def commanded(views: ViewGeometry, scores: torch.Tensor) -> torch.Tensor:
     """(views, N): the thumbnail's ``scores``, (N,), at the place that each tile token shows; 0 at padding and in the thumbnail's row."""
     out = torch.zeros(views.count * views.tokens)
     if views.unpadded.numel():  # a very long image can be cut to nothing

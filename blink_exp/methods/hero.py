@@ -23,11 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
-from blink_exp.core.views import Kept, check_newline_policy, everything
+from blink_exp.core.views import TokenSelection, check_newline_policy, everything
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.budgets import at_least_one, capped, check_ratio, floored, top, untouched
+from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, top, untouched
 
 OPTIONS = {
     "allocation": ("scores", "uniform"),
@@ -95,15 +95,15 @@ class Hero:
         check_newline_policy(self.newline_policy)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> EncoderRequirements:
         shares = self.allocation == "scores"
-        return Needs(
+        return EncoderRequirements(
             attention=self.low | self.high,
             cls=shares and self.alpha > 0,
             text=shares and (self.alpha < 1 or self.cls_source == "projected"),
         )
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         views = encoding.views
         if self.ratio == 1:
             return None if untouched(self.ratio, views, self.newline_policy) else everything(views)
@@ -113,7 +113,7 @@ class Hero:
         low = self.importance(encoding, self.low) if views.tiles else high
         kept = [top(high[0], thumbnail)]
         kept += [top(low[i + 1], k, views.valid[i + 1]) for i, k in enumerate(tiles)]
-        return Kept(tuple(kept))
+        return TokenSelection(tuple(kept))
 
     def importance(self, encoding: Encoding, layers: frozenset[int]) -> torch.Tensor:
         """(views, N): CLS-to-patch attention, mean over heads, mean over ``layers``."""
@@ -125,19 +125,19 @@ class Hero:
         """(tokens of the thumbnail, tokens of each tile); Sec. IV-B-1."""
         views = encoding.views
         n, k = views.tokens, views.tiles
-        thumbnail = floored(n * self.ratio)
+        thumbnail = floor_tolerant(n * self.ratio)
         if not k:
             return thumbnail, []
-        total = floored((k + 1) * n * self.ratio) - thumbnail if self.tile_budget == "rest" else floored(k * n * self.ratio)
+        total = floor_tolerant((k + 1) * n * self.ratio) - thumbnail if self.tile_budget == "rest" else floor_tolerant(k * n * self.ratio)
         shares = self.shares(encoding, question)
         wanted = [total * s for s in shares]
-        given = [floored(w) for w in wanted]
+        given = [floor_tolerant(w) for w in wanted]
         if self.remainder == "largest_remainder":
             order = sorted(range(k), key=lambda i: (-(wanted[i] - given[i]), i))
             for i in order[: total - sum(given)]:
                 given[i] += 1
         limits = [int(valid.sum()) for valid in views.valid[1:]]
-        return thumbnail, capped(given, limits, shares, self.overflow == "redistribute")
+        return thumbnail, cap_and_redistribute(given, limits, shares, self.overflow == "redistribute")
 
     def shares(self, encoding: Encoding, question: str) -> list[float]:
         """s_i of each tile; they sum to 1."""

@@ -25,11 +25,11 @@ from typing import ClassVar
 
 import torch
 
-from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
-from blink_exp.core.views import Kept, Views, everything
+from blink_exp.core.views import TokenSelection, ViewGeometry, everything
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floored, own_newlines, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, resolve_newline_policy, top, untouched
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
 
@@ -66,11 +66,11 @@ class HiRED:
         for name in ("allocation_layer", "selection_layer"):
             if getattr(self, name) < 1:
                 raise UserError(f"hired.{name}={getattr(self, name)} is no encoder layer; they are counted from 1, so use 1 or more")
-        object.__setattr__(self, "newline_policy", own_newlines("hired", self.mode, self.newline_policy, NEWLINES))
+        object.__setattr__(self, "newline_policy", resolve_newline_policy("hired", self.mode, self.newline_policy, NEWLINES))
 
     @property
-    def needs(self) -> Needs:
-        return Needs(attention=frozenset({self.allocation_layer, self.selection_layer}))
+    def needs(self) -> EncoderRequirements:
+        return EncoderRequirements(attention=frozenset({self.allocation_layer, self.selection_layer}))
 
     def budgets(self, encoding: Encoding) -> list[int]:
         """(K + 1) token budgets, the thumbnail's first. Without tiles the one view gets all."""
@@ -85,7 +85,7 @@ class HiRED:
         counts = torch.bincount(self._areas(views)[marked], minlength=k).tolist()
         return [thumbnail, *tile_budgets(counts, min(total - thumbnail, k * n), n)]
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched."""
         views, reference = encoding.views, self.mode == "reference"
         if untouched(self.ratio, views, self.newline_policy):
@@ -99,13 +99,13 @@ class HiRED:
             chosen.append(index[valid[index]])
         if not any(map(len, chosen)):  # a budget of a few tokens can be lost to rounding or padding as a whole
             chosen[0] = top(scores[0], 1)
-        return Kept(tuple(chosen))
+        return TokenSelection(tuple(chosen))
 
     @property
     def _floor(self):
-        return floored if self.mode == "paper" else int
+        return floor_tolerant if self.mode == "paper" else int
 
-    def _areas(self, views: Views) -> torch.Tensor:
+    def _areas(self, views: ViewGeometry) -> torch.Tensor:
         """(N,): the tile whose area each thumbnail patch counts for."""
         if self.mode == "paper":
             return views.blocks

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from blink_exp.core.encoding import Encoding, Needs
+from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
-from blink_exp.core.views import Kept, check_newline_policy
+from blink_exp.core.views import TokenSelection, check_newline_policy
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.hero import OPTIONS, clip_score, cls_similarity
 
@@ -58,18 +58,18 @@ class OneTile:
         return "thumbnail" if self.rank is None else "thumbnail_plus_tile"
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> EncoderRequirements:
         if self.rank is None:
-            return Needs()
+            return EncoderRequirements()
         projected = self.metric == "clip_score" or self.cls_source == "projected"
-        return Needs(cls=self.metric == "cls_similarity", text=projected)
+        return EncoderRequirements(cls=self.metric == "cls_similarity", text=projected)
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         views = encoding.views
         if not views.tiles:
             return None
         chosen = {0, self.tile(encoding, question)}
-        return Kept(tuple((valid & (v in chosen)).nonzero()[:, 0] for v, valid in enumerate(views.valid)))
+        return TokenSelection(tuple((valid & (v in chosen)).nonzero()[:, 0] for v, valid in enumerate(views.valid)))
 
     def tile(self, encoding: Encoding, question: str) -> int | None:
         """The view (1 to K) of the tile that stays; None where none does."""

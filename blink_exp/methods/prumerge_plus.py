@@ -33,9 +33,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from blink_exp.core.encoding import Encoding, Needs, check_layers
+from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
-from blink_exp.core.views import Kept, check_newline_policy
+from blink_exp.core.views import TokenSelection, check_newline_policy
 from blink_exp.errors import UserError, nearest
 
 MODES = ("paper", "reference")
@@ -74,15 +74,15 @@ class PruMergePlus:
         check_newline_policy(self.newline_policy)
 
     @property
-    def needs(self) -> Needs:
-        return Needs(keys=frozenset({self.layer}))
+    def needs(self) -> EncoderRequirements:
+        return EncoderRequirements(keys=frozenset({self.layer}))
 
-    def select(self, encoding: Encoding, question: str) -> Kept | None:
+    def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """Kept patches of each view with merged features, and one extra token a view. The question is not looked at."""
         found = [self._view(encoding, v) for v in range(encoding.views.count)]
         indices, merged, extra = (tuple(parts) for parts in zip(*found, strict=True))
         reference = self.mode == "reference"
-        return Kept(indices, merged, extra, by_view=reference, padding=reference)
+        return TokenSelection(indices, merged, extra, by_view=reference, padding=reference)
 
     def _view(self, encoding: Encoding, view: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(kept,) indices, (kept, C) merged features and the (1, C) extra token of one view; all empty where it is padding only."""

@@ -27,7 +27,7 @@ from blink_exp.core.method import Method, Scan, TokenPolicy
 from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError
 from blink_exp.methods.blink import relative_layers
-from blink_exp.methods.budgets import check_ratio, floored, top
+from blink_exp.methods.budgets import check_ratio, floor_tolerant, top
 
 LAYERS = (2, 6, 15)
 TOKENS = 576  # of LLaVA-1.5, which the lists are made for
@@ -53,12 +53,12 @@ class SparseVLMPolicy(TokenPolicy):
         return text_raters(visual, text)
 
     def kept(self, visual: int) -> list[int]:
-        return counts(visual, self.schedule or [max(1, floored(share * visual)) for share in self.shares or ()])
+        return counts(visual, self.schedule or [max(1, floor_tolerant(share * visual)) for share in self.shares or ()])
 
     def decide(self, layer: int, scan: Scan) -> Retain:
         assert scan.distances is not None
         step, scores = self.layers.index(layer), torch.tensor(scan.token_scores)
-        wanted = self.schedule[step] if self.schedule else max(1, floored(self.shares[step] * scan.visual))  # type: ignore[index]
+        wanted = self.schedule[step] if self.schedule else max(1, floor_tolerant(self.shares[step] * scan.visual))  # type: ignore[index]
         keep, candidates, clusters = budgets(len(scores), wanted)
         kept = top(scores, keep)
         left = torch.ones(len(scores), dtype=torch.bool).index_fill(0, kept, False)
@@ -82,8 +82,8 @@ def budgets(present: int, wanted: int) -> tuple[int, int, int]:
     """How many of ``present`` visual tokens are kept, how many of the others are candidates for recycling, and to how many clusters they
     are merged. At least one token is always pruned."""
     keep = min(wanted, present - 1)
-    candidates = floored(RECYCLED * (present - keep)) + 1
-    return keep, candidates, floored(CLUSTERED * candidates) + 1
+    candidates = floor_tolerant(RECYCLED * (present - keep)) + 1
+    return keep, candidates, floor_tolerant(CLUSTERED * candidates) + 1
 
 
 def counts(visual: int, schedule: Rows[int]) -> list[int]:

@@ -14,7 +14,7 @@ from blink_exp.backbone.clip_text import ClipText, load_clip
 from blink_exp.backbone.load import load
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.shipped import SHIPPED
-from blink_exp.core.encoding import Needs
+from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.scale_model import train_next
 from blink_exp.scenes import hr_questions
 
@@ -43,7 +43,7 @@ def clipscore(backbone: Backbone, scenes: int = SCENES, seed: int = 2) -> dict[s
         rng = np.random.default_rng((seed, 78, k))
         batch = train_next.batch_of(rng, backbone.processor, "test", 8, 10)
         images = {str(i): scene.canvas for i, scene in enumerate(batch.scenes)}
-        found = backbone.encodings(images, Needs(text=True))
+        found = backbone.encodings(images, EncoderRequirements(text=True))
         for i, (scene, asked) in enumerate(zip(batch.scenes, batch.asked, strict=True)):
             encoding = found[str(i)]
             assert encoding.projected is not None and encoding.embed_text is not None

@@ -22,7 +22,7 @@ from blink_exp.backbone.encode import encode
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.published import NAMES, published_config
 from blink_exp.core.method import Method
-from blink_exp.core.views import Views, Visual, everything
+from blink_exp.core.views import ViewGeometry, VisualTokens, everything
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.blink import BlinkPolicy, blink
@@ -63,7 +63,7 @@ def check(backbone: Backbone) -> Iterator[str]:
     """Yields a line for each stage with its shapes and seconds. Asserts the shapes."""
     model, config, tokens = backbone.model, backbone.model.config, backbone.grid[0] * backbone.grid[1]
     size = config.vision_config.image_size
-    views = Views.of(config, (size, size))
+    views = ViewGeometry.of(config, (size, size))
     hero = Hero(0.2, frozenset(range(6, 11)), frozenset({22}), 1.0)
     started = time.time()
     pixels = torch.rand(views.count, 3, size, size)
@@ -91,7 +91,7 @@ def check(backbone: Backbone) -> Iterator[str]:
         yield f"{title}: {len(visual.source)} visual tokens{more}, {time.time() - started:.1f} s"
 
 
-def prompt(model: Any, visual: Visual, method: Method) -> tuple[torch.Tensor, list[int]]:
+def prompt(model: Any, visual: VisualTokens, method: Method) -> tuple[torch.Tensor, list[int]]:
     """The next token's logits, (vocabulary,), behind 5 tokens, an image and 20 tokens, and the expanded tokens of each selected layer."""
     count = len(visual.source)
     image = torch.full((count,), model.config.image_token_id)

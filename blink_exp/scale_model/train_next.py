@@ -18,7 +18,7 @@ from transformers.image_processing_utils import get_patch_output_size
 from transformers.image_utils import ChannelDimension
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from blink_exp.core.views import NEWLINE, Views, everything
+from blink_exp.core.views import NEWLINE, ViewGeometry, everything
 from blink_exp.core.views import pack as pack_views
 from blink_exp.scale_model import build_models, packing
 from blink_exp.scale_model.packing import answer_loss, hidden_of, look_loss, show
@@ -54,7 +54,7 @@ PHASES = (
 )
 
 
-def coverage(scene: Scene, views: Views) -> torch.Tensor:
+def coverage(scene: Scene, views: ViewGeometry) -> torch.Tensor:
     """(objects, views, N) bool: the visual tokens that show each object, at least half as much as the one that shows most of it."""
     masks = torch.from_numpy(scene.masks()).float()[None]
     size = views.side * build_models.PATCH_SIZE
@@ -78,7 +78,7 @@ class Batch:
     scenes: list[Scene]
     asked: list[list]
     pixels: torch.Tensor
-    views: Views
+    views: ViewGeometry
     source: torch.Tensor
 
 
@@ -88,7 +88,7 @@ def batch_of(rng: np.random.Generator, processor, split: str, scenes: int, asked
     pixels = processor.image_processor(images=[s.canvas for s in drawn], return_tensors="pt").pixel_values
     size = (rows * TILE, columns * TILE)
     r, c = get_anyres_image_grid_shape(size, build_models.PINPOINTS, build_models.IMAGE_SIZE)
-    views = Views(build_models.IMAGE_SIZE // build_models.PATCH_SIZE, r, c, size, newline=True)
+    views = ViewGeometry(build_models.IMAGE_SIZE // build_models.PATCH_SIZE, r, c, size, newline=True)
     return Batch(drawn, [hr_questions.draw(rng, s, asked, shares) for s in drawn], pixels, views, pack_views(views, everything(views)))
 
 
@@ -143,7 +143,7 @@ class Example(Movable):
     ``targets_of`` says, None where the phase does not teach where to look."""
 
     pixels: torch.Tensor
-    views: Views
+    views: ViewGeometry
     packed: packing.Pack
     seen: torch.Tensor | None
     at: torch.Tensor | None

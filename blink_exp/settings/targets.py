@@ -334,7 +334,7 @@ BY_TARGET: dict[str, type] = {
     "pytorch_lightning.callbacks.ModelCheckpoint": Checkpoints,
     "blink_exp.training.progress.progress": NoSettings,
     "blink_exp.training.signals.OwnSignals": NoSettings,
-    "blink_exp.judge.nobody": NoJudge,
+    "blink_exp.judge.no_judge": NoJudge,
     "blink_exp.judge.Judge": OpenAIJudge,
     **{
         _METHODS + name: schema

@@ -16,7 +16,7 @@ from typing import Any
 
 from blink_exp.benchmarks.base import by_image
 from blink_exp.core.method import LayerPolicy, Method
-from blink_exp.core.views import NEWLINE, Views, everything, pack
+from blink_exp.core.views import NEWLINE, ViewGeometry, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, identity, locks, store
 from blink_exp.evaluation.answering import prompt_of
@@ -62,7 +62,7 @@ def known(path: Path) -> dict[str, Any] | None:
 def place(settings: EvaluateSettings, key: str) -> Path:
     """The file of the store that holds what was found."""
     asked = {"match": key, "wanted": str(settings.retention_ratio)}
-    return Path(settings.store) / "matched" / f"{identity.point_hash(settings, identity.digests(settings) | asked)}.json"
+    return Path(settings.store) / "matched" / f"{identity.config_hash(settings, identity.digests(settings) | asked)}.json"
 
 
 def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:
@@ -94,9 +94,9 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
         raise UserError(f"{key} cannot be matched: nothing of {benchmark.name} can be asked; evaluate the method alone to see why")
     encodings: dict[int, Any] = {}
 
-    def views(k: int) -> Views:
+    def views(k: int) -> ViewGeometry:
         image = asked[k][0]
-        return Views.of(backbone.model.config, (image.height, image.width))
+        return ViewGeometry.of(backbone.model.config, (image.height, image.width))
 
     def share_of(value: float) -> float:
         try:

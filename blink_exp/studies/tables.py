@@ -41,7 +41,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -
         for k, (point, row) in enumerate(zip(points, rows, strict=False)):
             print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
             first = [*plan.words(table, point, name), *modules]
-            row["runs"][name] = hopeless(rows, name, point["label"]) or plan.measured_run(
+            row["runs"][name] = repeated_failure(rows, name, point["label"]) or plan.measured_run(
                 sweep, first, own, point["label"], point.get("match"), experiment=table["name"]
             )
         if table.get("split_by"):
@@ -67,7 +67,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -
     return document
 
 
-def hopeless(rows: list[TableRow], benchmark: str, label: str) -> PointRun | None:
+def repeated_failure(rows: list[TableRow], benchmark: str, label: str) -> PointRun | None:
     """A failed run for a point that need not be tried, where the first two points failed in the same words: a model that cannot be loaded
     need not be asked for once a point."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]

@@ -19,7 +19,7 @@ from PIL import Image
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Box
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.figures import shared
 from blink_exp.viewer.trace import PARTS, Stage
 
@@ -99,7 +99,7 @@ def patches(grid: PatchGrid) -> Markup:
     return _overlay(grid.width, grid.height, fine + bold + words)
 
 
-def tiles(views: Views) -> Markup:
+def tiles(views: ViewGeometry) -> Markup:
     """The tiles of an image with any, over the image itself: the stitched grid is cut free of padding first, as the backbone does."""
     rows, columns = views.unpadded.shape
     top, left = ((views.stitched == views.unpadded[0, 0]).nonzero()[0]).tolist()

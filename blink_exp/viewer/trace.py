@@ -14,7 +14,7 @@ from blink_exp.benchmarks.base import Sample
 from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid, saliency_ratio
 from blink_exp.core.sequence import Origin
-from blink_exp.core.views import Visual
+from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import recorded, replay
 from blink_exp.documents import Record
@@ -82,7 +82,7 @@ class Trace:
 
     method: Method
     record: Record
-    visual: Visual
+    visual: VisualTokens
     stages: list[Stage]
 
     @property

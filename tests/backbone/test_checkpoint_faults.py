@@ -221,15 +221,15 @@ def test_several_layers_of_the_tower_are_read_as_the_stock_model_reads_them():
     from transformers import LlavaForConditionalGeneration
 
     from blink_exp.backbone.encode import encode
-    from blink_exp.core.encoding import Needs
-    from blink_exp.core.views import Views
+    from blink_exp.core.encoding import EncoderRequirements
+    from blink_exp.core.views import ViewGeometry
 
     config = random_llava().config
     config.vision_feature_layer = [-1, 0]
     model = LlavaForConditionalGeneration(config).eval()
     pixels = torch.randn(2, 3, 24, 24)
     with torch.no_grad():
-        found = encode(model, pixels, [Views(6)] * 2, Needs())
+        found = encode(model, pixels, [ViewGeometry(6)] * 2, EncoderRequirements())
         wanted = model.get_image_features(pixel_values=pixels).pooler_output
         assert found[0].hidden.shape == (1, 36, 2 * 16)
         for one, stock in zip(found, wanted, strict=True):
@@ -245,8 +245,8 @@ def test_what_is_supported_runs_as_the_stock_model_does(kind, tower):
     from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
     from blink_exp.backbone.encode import encode
-    from blink_exp.core.encoding import Needs
-    from blink_exp.core.views import Views
+    from blink_exp.core.encoding import EncoderRequirements
+    from blink_exp.core.views import ViewGeometry
     from blink_exp.methods.blink import BlinkPolicy, blink
 
     known = random_llava().config
@@ -277,7 +277,7 @@ def test_what_is_supported_runs_as_the_stock_model_does(kind, tower):
         assert len(run.records) == 4
     assert torch.allclose(ours, stock, atol=1e-4 * float(stock.abs().max()))
     for found, wanted in zip(
-        encode(model, batch["pixel_values"], [Views(6)] * 2, Needs()),
+        encode(model, batch["pixel_values"], [ViewGeometry(6)] * 2, EncoderRequirements()),
         model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output,
         strict=True,
     ):

@@ -8,7 +8,7 @@ from transformers import CLIPModel, LlavaConfig, LlavaForConditionalGeneration, 
 
 from blink_exp.backbone.clip_text import load_clip, load_clip_text
 from blink_exp.backbone.model import Backbone
-from blink_exp.core.encoding import Needs
+from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.errors import UserError
 
 
@@ -60,5 +60,5 @@ def test_a_siglip_encoder_has_no_cls_token_to_score_by(scale):
     finally:
         config.text_config.num_hidden_layers = depth
     with pytest.raises(UserError, match="SiglipVisionModel has no CLS token, which this method scores tokens by; use a CLIP encoder"):
-        backbone.check(Needs(attention=frozenset({1})))
-    backbone.check(Needs())  # controls look at nothing
+        backbone.check(EncoderRequirements(attention=frozenset({1})))
+    backbone.check(EncoderRequirements())  # controls look at nothing

@@ -18,8 +18,8 @@ from blink_exp.backbone.load import load
 from blink_exp.backbone.published import NAMES
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.cli import CONF
-from blink_exp.core.encoding import Needs
-from blink_exp.core.views import Views, everything, pack
+from blink_exp.core.encoding import EncoderRequirements
+from blink_exp.core.views import ViewGeometry, everything, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import evaluate
@@ -175,7 +175,7 @@ def test_padding_reaches_the_features_and_without_it_two_thirds_of_a_wide_image_
     by_hand = cropped.features({"square": squared(wide)})["square"]
     assert by_padding.shape == (576, 64)
     assert torch.allclose(by_padding, by_hand, atol=1e-5)
-    (a,), (b,) = (x.encodings({"i": image}, Needs()).values() for x, image in ((padded, wide), (cropped, squared(wide))))
+    (a,), (b,) = (x.encodings({"i": image}, EncoderRequirements()).values() for x, image in ((padded, wide), (cropped, squared(wide))))
     assert torch.allclose(a.hidden, b.hidden, atol=1e-5)
 
 
@@ -193,7 +193,7 @@ COUNTS = {  # (width, height) of an image: its visual tokens
 def test_llava_next_s_token_counts(backbone):
     known = backbone("llava_next_7b")
     for (width, height), wanted in COUNTS.items():
-        views = Views.of(known.model.config, (height, width))
+        views = ViewGeometry.of(known.model.config, (height, width))
         assert len(pack(views, everything(views))) == wanted, (width, height)
         assert known.processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"] == [wanted]
     batch = model_inputs(known, [photo(1000, 300), photo(200, 200)], [QUESTION] * 2)
@@ -231,7 +231,7 @@ def test_blink_and_hero_on_one_question(name, words, backbone):
         methods = [compose("evaluate", [f"method={m}", *words]).method for m in ("blink_interp", "hero")]
     blink, hero = (instantiate(method, _partial_=True, _convert_="all")(known) for method in methods)
     image = benchmark.samples()[0].image()
-    views = Views.of(known.model.config, (image.height, image.width))
+    views = ViewGeometry.of(known.model.config, (image.height, image.width))
     (looked,), _ = evaluate(known, blink, benchmark, batch_size=1)
     assert [step["layer"] for step in looked["layers"]] == list(range(12, 19))
     assert all(0.25 <= step["rho"] <= 1 for step in looked["layers"])

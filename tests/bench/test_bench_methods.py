@@ -10,7 +10,7 @@ from support.models import prompts, random_llava
 
 from bench import methods, reading, shapes, throughput, usual, ways
 from bench.meters import HostReads, arithmetic, layer_flops
-from blink_exp.core.encoding import Needs
+from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.scan import by_products
 from blink_exp.methods.blink import BlinkPolicy, blink
@@ -109,7 +109,7 @@ def test_the_usual_way_of_fastv_says_what_ours_says(ground):
 
 
 def test_the_usual_tower_gives_the_rows_that_ours_makes(ground):
-    ours = ground.encoding(Needs(attention=frozenset({6, 22})), real=True)
+    ours = ground.encoding(EncoderRequirements(attention=frozenset({6, 22})), real=True)
     encoding, rows = usual.tower_with_attentions(ground.model, ground.pixels, ground.views, frozenset({6, 22}))
     torch.testing.assert_close(encoding.hidden, ours.hidden, atol=1e-5, rtol=1e-4)
     for layer, found in rows.items():

@@ -9,7 +9,7 @@ from support.models import IMAGE, PAD, one, prompts, random_llava, random_next
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.core.method import Method
-from blink_exp.core.views import Views, everything, pack
+from blink_exp.core.views import ViewGeometry, everything, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.methods import fastv
@@ -63,7 +63,7 @@ def test_logits_are_those_of_full_attention_maps(shape, name):
 
 def next_prompts(model, sizes: list[list[tuple[int, int]]], texts: list[list[int]]) -> dict[str, torch.Tensor]:
     """A left-padded LLaVA-NeXT batch; ``sizes``: (height, width) of the images of each row."""
-    views = [[Views.of(model.config, size) for size in row] for row in sizes]
+    views = [[ViewGeometry.of(model.config, size) for size in row] for row in sizes]
     rows = []
     for row, text in zip(views, texts, strict=True):
         rows.append([1, 5] + [t for v in row for t in [IMAGE] * len(pack(v, everything(v))) + [7]] + text)

@@ -14,7 +14,7 @@ from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.cli import CONF
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.core.views import NEWLINE, Views, base_view, everything, pack
+from blink_exp.core.views import NEWLINE, ViewGeometry, base_view, everything, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import evaluate
@@ -51,7 +51,7 @@ def test_scores_of_scattered_tokens_go_to_the_patches_that_they_stand_in():
 
 
 def test_cells_are_those_of_the_thumbnail_in_whatever_order():
-    views = Views(2, 1, 2, (2, 4), newline=True)
+    views = ViewGeometry(2, 1, 2, (2, 4), newline=True)
     source = torch.tensor([3, 1, 5, 9, NEWLINE, 2])
     assert base_view(source, views).cells.tolist() == [3, 1, -1, -1, -1, 2]
 
@@ -105,7 +105,7 @@ def test_rows_that_keep_different_cells_equal_single_runs_and_the_cache_changes_
 def test_on_llava_next_the_thumbnail_is_scanned_also_without_being_told():
     """From pixels and image_sizes alone the cells are those of the stock model's own packing."""
     model = random_next()
-    views = Views.of(model.config, (24, 48))
+    views = ViewGeometry.of(model.config, (24, 48))
     source = pack(views, everything(views))
     batch = _prompt([len(source)], [[9, 10]]) | {
         "pixel_values": torch.randn(1, 3, 3, 24, 24, generator=torch.Generator().manual_seed(0)),
@@ -136,7 +136,7 @@ def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale
             said[beams, cache] = scale_next.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         features = scale_next.features({s.image_id: s.image() for s in samples})
         for s, answer in zip(samples, said[1, True], strict=True):
-            views = Views.of(scale_next.model.config, s.image().size[::-1])
+            views = ViewGeometry.of(scale_next.model.config, s.image().size[::-1])
             source = pack(views, everything(views))
             run.images = [[base_view(source, views)]]
             assert scale_next.generate([features[s.image_id]], [s.question], 3) == [answer.strip()]

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
-from blink_exp.core.encoding import Needs
+from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.method import Method
 from blink_exp.decoder import answers as sharing
 from blink_exp.decoder.attach import attach
@@ -309,7 +309,7 @@ def test_the_worst_moment_stays_within_a_quarter_of_the_budget(scale, shared_run
 def test_what_is_kept_of_an_image_does_not_keep_its_batch(scale):
     images = {s.image_id: s.image() for s in MosaicMME(images=1).samples()}
     scale.forget()
-    needs = Needs(attention=frozenset({3}), keys=frozenset({4}), cls=True)
+    needs = EncoderRequirements(attention=frozenset({3}), keys=frozenset({4}), cls=True)
     encodings = scale.encodings(images, needs).values()
     tensors = [(e.hidden, *e.logits.values(), *e.queries.values(), *e.keys.values(), e.last_hidden, e.pooled) for e in encodings]
     assert len(tensors) > 4

@@ -18,7 +18,7 @@ from support.scripts import ROOT
 from blink_exp import files
 from blink_exp.cli import lenient_output
 from blink_exp.evaluation import store
-from blink_exp.evaluation.records import Kept, read, write_lines
+from blink_exp.evaluation.records import RecordLog, read, write_lines
 from blink_exp.evaluation.store import SHARED_NOTE, pop_shared_note
 from blink_exp.files import write_json, write_text
 from blink_exp.reports import html
@@ -100,12 +100,12 @@ def test_a_broken_metrics_json_beside_predictions_is_one_line(how, tmp_path):
 
 def test_records_that_cannot_be_gone_on_with_are_asked_again(tmp_path):
     path = tmp_path / "records.part"
-    kept = Kept(path, "s")
+    kept = RecordLog(path, "s")
     kept.add([{"id": "a", "question": "?", "prediction": "x", "layers": []}])
     whole = path.read_bytes()
     for line in (*BROKEN.values(), b'{"id": "b"}', b'{"id": "b", "question": 3, "prediction": "x"}', b'{"id": 3}'):
         path.write_bytes(whole + line + b"\n")
-        found = Kept(path, "s")
+        found = RecordLog(path, "s")
         assert list(found.records) == ["a"] and found.whole == len(whole)
 
 

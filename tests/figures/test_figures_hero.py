@@ -14,7 +14,7 @@ from support.figure_studies import CONF, point, study
 
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError
 from blink_exp.figures import hero_alpha, hero_measures, hero_tiles
 from blink_exp.methods.hero import Hero
@@ -28,7 +28,7 @@ def test_masks_cover_tokens_of_tiles_and_thumbnail(monkeypatch):
     monkeypatch.setattr(hero_measures, "on_view", lambda backbone, mask: torch.eye(4).bool())
     mask = np.zeros((10, 20), dtype=bool)
     mask[:, 15:] = True
-    found = hero_measures.token_cover(None, Views(side=2, rows=1, columns=2, size=(10, 20)), mask)
+    found = hero_measures.token_cover(None, ViewGeometry(side=2, rows=1, columns=2, size=(10, 20)), mask)
     assert found.tolist() == [[0.5, 0, 0, 0.5], [0, 0, 0, 0], [0, 1, 0, 1]]
 
 
@@ -48,7 +48,7 @@ def test_scores_of_tiles_by_hand():
     half = torch.tensor([1.0, 2.0, 1.0])
     assert hero_tiles.outstanding(half, True) is None and hero_tiles.outstanding(half, False) == 1
     assert hero_tiles.outstanding(torch.zeros(3), False) is None and hero_tiles.outstanding(torch.tensor([2.0, 2.0]), False) is None
-    boxes = hero_tiles.tile_boxes(Views(side=2, rows=1, columns=2, size=(10, 20)))
+    boxes = hero_tiles.tile_boxes(ViewGeometry(side=2, rows=1, columns=2, size=(10, 20)))
     assert boxes == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
 
 

@@ -14,7 +14,7 @@ from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.core.method import Method
 from blink_exp.core.sequence import Retain
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError
 from blink_exp.figures import hero_kept
 from blink_exp.methods.hero import Hero
@@ -23,13 +23,13 @@ from blink_exp.methods.none import none
 
 def test_what_stays_is_mapped_onto_the_image():
     """A 1 x 2 grid of tiles of 2 x 2 tokens, all shown: the right tile's lower left token stays, and the thumbnail's first, half."""
-    views = Views(side=2, rows=1, columns=2, size=(10, 20))
+    views = ViewGeometry(side=2, rows=1, columns=2, size=(10, 20))
     share = torch.zeros(3, 4)
     share[2, 2], share[0, 0] = 1, 0.5
     tiles, thumbnail = hero_kept.as_maps(share, views)
     assert tiles.tolist() == [[0, 0, 0, 0], [0, 0, 1, 0]]
     assert thumbnail.tolist() == [[0.5, 0], [0, 0]]
-    assert hero_kept.as_maps(torch.zeros(1, 4), Views(side=2))[0] is None
+    assert hero_kept.as_maps(torch.zeros(1, 4), ViewGeometry(side=2))[0] is None
     weight = torch.zeros(3, 4)
     weight[2, 2], weight[0, 0], weight[1, 1] = 0.25, 0.5, 0.25
     assert hero_kept.recall(share, weight) == pytest.approx(0.5)
@@ -40,7 +40,7 @@ def test_how_long_tokens_are_there_under_a_policy_by_hand():
     merged one goes."""
     from blink_exp.methods.fastv import FastVPolicy
 
-    visual = SimpleNamespace(source=torch.tensor([0, 1, 2, 3, -1]), views=Views(side=2), features=None)
+    visual = SimpleNamespace(source=torch.tensor([0, 1, 2, 3, -1]), views=ViewGeometry(side=2), features=None)
     steps = [(0, Retain((1, 3), ((0, 2),))), (2, Retain((1,)))]
     taken = [SimpleNamespace(decision=d, scan=SimpleNamespace(layer=layer)) for layer, d in steps]
     backbone = SimpleNamespace(depth=4, model=None, visual=lambda *_: [visual], generate=lambda *_: None)

@@ -9,16 +9,16 @@ from support.figure_studies import ONE, TWO, pairs
 
 from blink_exp.benchmarks.mme import score_pairs
 from blink_exp.errors import UserError
-from blink_exp.figures.verdicts import Mean, all_told, contrast, gains, headline, holm, mean, told
+from blink_exp.figures.verdicts import Mean, combined_verdict, contrast, gains, headline, holm, mean, verdict
 
 
 def test_a_verdict_needs_two_standard_errors():
-    assert (told(2.1, 1.0), told(-2.1, 1.0)) == (True, False)
-    assert told(2.0, 1.0) is told(-1.0, 1.0) is told(0.0, 0.0) is told(1.0, None) is None
-    assert told(0.1, 0.0) is True
-    assert all_told([True, True]) is True
-    assert all_told([True, None]) is all_told([]) is None
-    assert all_told([None, False]) is False
+    assert (verdict(2.1, 1.0), verdict(-2.1, 1.0)) == (True, False)
+    assert verdict(2.0, 1.0) is verdict(-1.0, 1.0) is verdict(0.0, 0.0) is verdict(1.0, None) is None
+    assert verdict(0.1, 0.0) is True
+    assert combined_verdict([True, True]) is True
+    assert combined_verdict([True, None]) is combined_verdict([]) is None
+    assert combined_verdict([None, False]) is False
     assert (Mean(0.75, 0.1, 4).less(0.5), Mean(None, None, 0).less(0.5)) == (Mean(0.25, 0.1, 4), Mean(None, None, 0))
 
 

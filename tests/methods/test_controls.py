@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.layouts import LETTERBOX, PILLARBOX, layouts
 from support.models import random_encoding
 
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError
 from blink_exp.methods import controls
 from blink_exp.methods.controls import Downsample, RandomTokens, UniformGrid
@@ -44,9 +44,9 @@ def test_controls_keep_their_share_of_what_shows_the_image(control, views, ratio
 
 @every_control
 def test_budgets_at_the_edges(control):
-    encoding = random_encoding(Views(10))
+    encoding = random_encoding(ViewGeometry(10))
     assert control(1.0).select(encoding, "") is None
-    assert sum(controls.budgets(Views(10), 0.29)) == 29  # 100 * 0.29 is 28.999999999999996
+    assert sum(controls.budgets(ViewGeometry(10), 0.29)) == 29  # 100 * 0.29 is 28.999999999999996
     with pytest.raises(UserError, match=r"use at least 0\.01$"):
         control(0.009).select(encoding, "")
     assert len(control(0.01).select(encoding, "").indices[0]) == 1
@@ -69,7 +69,7 @@ def test_random_tokens_depend_on_seed_question_view_and_image_size_and_nothing_e
 
 
 def test_random_tokens_are_spread_evenly_over_draws():
-    encoding = random_encoding(Views(4))
+    encoding = random_encoding(ViewGeometry(4))
     seen = torch.zeros(16)
     for i in range(200):
         seen[RandomTokens(0.5).select(encoding, f"question {i}").indices[0]] += 1
@@ -80,21 +80,21 @@ def test_uniform_grid_by_hand():
     def kept(views, ratio, v=0):
         return UniformGrid(ratio).select(random_encoding(views), "").indices[v].tolist()
 
-    assert kept(Views(6), 4 / 36) == [7, 10, 25, 28]  # rows 1 and 4, columns 1 and 4
+    assert kept(ViewGeometry(6), 4 / 36) == [7, 10, 25, 28]  # rows 1 and 4, columns 1 and 4
     # A fifth token stands in the middle of the 32 that are left: the 17th of 0-6, 8, 9, 11-24, ...
-    assert kept(Views(6), 5 / 36) == [7, 10, 18, 25, 28]
+    assert kept(ViewGeometry(6), 5 / 36) == [7, 10, 18, 25, 28]
     # The first tile shows rows 2-5: 6 of 24 tokens are 2 x 3, on its rows 1 and 3 from there, columns 1, 3, 5.
     assert kept(LETTERBOX, 0.25, 1) == [19, 21, 23, 31, 33, 35]
     assert kept(LETTERBOX, 0.25, 3) == [7, 9, 11, 19, 21, 23]  # the tile below it shows rows 0-3
     assert kept(PILLARBOX, 0.25, 1) == [9, 11, 21, 23, 33, 35]  # columns 2-5: its columns 1 and 3 from there, rows 1, 3, 5
-    assert kept(Views(24), 0.25) == [24 * r + c for r in range(1, 24, 2) for c in range(1, 24, 2)]
+    assert kept(ViewGeometry(24), 0.25) == [24 * r + c for r in range(1, 24, 2) for c in range(1, 24, 2)]
 
 
 @few
 @given(st.integers(3, 12), st.data())
 def test_uniform_grid_leaves_no_quadrant_empty(side, data):
     budget = data.draw(st.integers(4, side**2 - 1))
-    index = UniformGrid(budget / side**2).select(random_encoding(Views(side)), "").indices[0]
+    index = UniformGrid(budget / side**2).select(random_encoding(ViewGeometry(side)), "").indices[0]
     assert len(index) == budget
     rows, columns, half = index // side, index % side, side // 2
     for r in (rows < half, rows >= side - half):
@@ -116,7 +116,7 @@ def test_cells_are_as_square_as_the_budget_allows(height, width, data):
 
 
 def test_downsampling_by_hand():
-    encoding = random_encoding(Views(4), width=2)
+    encoding = random_encoding(ViewGeometry(4), width=2)
     encoding.hidden[0, :, 0] = torch.arange(16.0)
     encoding.hidden[0, :, 1] = -torch.arange(16.0)
     kept = Downsample(5 / 16).select(encoding, "")  # five tokens are 2 x 2 cells

@@ -24,7 +24,7 @@ from support.view_pruners import (
     with_logits,
 )
 
-from blink_exp.core.views import Views, pack
+from blink_exp.core.views import ViewGeometry, pack
 
 
 @few
@@ -38,7 +38,7 @@ def test_fastervlm_reference_counts_k_for_every_view_padding_or_not(views, ratio
 
 
 def test_fastervlm_reference_keeps_padding_that_scores_well():
-    views = Views(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4
+    views = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4
     rows = [[0.0] * 16, [9.0] * 4 + [0.0] * 12, [0.0] * 12 + [9.0] * 4]
     encoding = with_logits(views, rows, layer=3)
     assert lists(faster(0.25, "reference").select(encoding, "q"))[1:] == [[0, 1, 2, 3], [12, 13, 14, 15]]
@@ -56,8 +56,8 @@ def test_fastervlm_keeps_the_same_number_in_every_full_view(grid, ratio, seed): 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_fastervlm_at_ratio_1(mode):
-    assert faster(1.0, mode).select(random_encoding(Views(6)), "q") is None  # (b)
-    padded = Views(6, 2, 2, (640, 480), newline=True)
+    assert faster(1.0, mode).select(random_encoding(ViewGeometry(6)), "q") is None  # (b)
+    padded = ViewGeometry(6, 2, 2, (640, 480), newline=True)
     kept = faster(1.0, mode).select(random_encoding(padded), "q")
     assert (kept is None) == (mode == "paper")
     if kept:

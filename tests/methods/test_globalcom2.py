@@ -23,7 +23,7 @@ from support.view_pruners import (
     with_logits,
 )
 
-from blink_exp.core.views import NEWLINE, Views, pack
+from blink_exp.core.views import NEWLINE, ViewGeometry, pack
 from blink_exp.methods.globalcom2 import commanded, tile_shares
 
 weights = st.lists(st.floats(-50, 50), min_size=2, max_size=4)
@@ -72,7 +72,7 @@ def test_globalcom2_budgets_by_hand():
 
 
 def test_globalcom2_a_tile_is_compressed_from_the_tokens_that_show_the_image():
-    views = Views(4, 1, 2, (100, 400), newline=True)  # rows 1 and 2 of 4
+    views = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # rows 1 and 2 of 4
     assert command(0.5).budgets(with_logits(views, [[0.0] * 16] * 3)) == [8, 4, 4]
 
 
@@ -139,7 +139,7 @@ def test_globalcom2_ranks_by_the_sum_of_both_normed_scores():
 
 
 def test_globalcom2_the_thumbnail_is_laid_over_the_image_without_its_padding():
-    views = Views(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4
+    views = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4
     rows = torch.tensor([0.0, 2.0, 10.0, 20.0]).repeat_interleave(4)
     wanted = [0.0] * 4 + [1.0] * 4 + [15.0] * 4 + [0.0] * 4  # a row of the image shows the mean of two rows of the thumbnail
     assert commanded(views, rows).tolist() == [[0.0] * 16, wanted, wanted]
@@ -149,6 +149,6 @@ def test_globalcom2_the_thumbnail_is_laid_over_the_image_without_its_padding():
 
 
 def test_globalcom2_an_image_cut_to_nothing_keeps_its_thumbnail():
-    views = Views(6, 1, 2, (1, 400), newline=True)
+    views = ViewGeometry(6, 1, 2, (1, 400), newline=True)
     assert not views.valid[1:].any()
     assert [len(index) for index in command(0.5).select(random_encoding(views), "q").indices] == [18, 0, 0]

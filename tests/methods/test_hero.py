@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from support.models import random_encoding, random_next
 
 from blink_exp.backbone.encode import encode, tower_layers
-from blink_exp.core.encoding import Needs
-from blink_exp.core.views import NEWLINE, Views, everything, pack
+from blink_exp.core.encoding import EncoderRequirements
+from blink_exp.core.views import NEWLINE, ViewGeometry, everything, pack
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import capped
+from blink_exp.methods.budgets import cap_and_redistribute
 from blink_exp.methods.hero import Hero, relative_layers
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
@@ -28,7 +28,7 @@ def hero(ratio, **options) -> Hero:
 @st.composite
 def images(draw, side=6):
     rows, columns = draw(st.sampled_from(GRIDS))
-    return Views(side, rows, columns, (draw(st.integers(1, 400)), draw(st.integers(1, 400))), newline=True)
+    return ViewGeometry(side, rows, columns, (draw(st.integers(1, 400)), draw(st.integers(1, 400))), newline=True)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def images(draw, side=6):
 def test_the_published_budgets(k, ratio, total, thumbnail):
     rows, columns = {4: (2, 2), 3: (1, 3), 2: (1, 2)}[k]
     size = {4: (672, 672), 3: (336, 1008), 2: (336, 672)}[k]
-    views = Views(24, rows, columns, size, newline=True)
+    views = ViewGeometry(24, rows, columns, size, newline=True)
     encoding = random_encoding(views, layers=(1, 2, 4), width=4)
     got, tiles = hero(ratio, remainder="largest_remainder").budgets(encoding, "q")
     assert got == thumbnail
@@ -49,7 +49,7 @@ def test_the_published_budgets(k, ratio, total, thumbnail):
 
 
 def test_the_authors_code_rounds_the_tiles_budget_by_itself():
-    encoding = random_encoding(Views(24, 2, 2, (672, 672), newline=True), layers=(1, 2, 4), width=4)
+    encoding = random_encoding(ViewGeometry(24, 2, 2, (672, 672), newline=True), layers=(1, 2, 4), width=4)
     for ratio, own in ((0.4, 921), (0.2, 460)):
         _, tiles = hero(ratio, remainder="largest_remainder", tile_budget="own").budgets(encoding, "q")
         assert sum(tiles) == own
@@ -93,7 +93,7 @@ def test_what_is_kept(views, ratio, seed):
 
 
 def test_identical_tiles_get_equal_budgets_and_heat_makes_them_uniform():
-    views = Views(6, 2, 2, (100, 100), newline=True)
+    views = ViewGeometry(6, 2, 2, (100, 100), newline=True)
     encoding = random_encoding(views)
     hot = hero(0.5, temperature_cls=1e6, temperature_clip=1e6)
     assert hot.shares(encoding, "q") == pytest.approx([0.25] * 4, abs=1e-5)
@@ -106,7 +106,7 @@ def test_identical_tiles_get_equal_budgets_and_heat_makes_them_uniform():
 
 
 def test_alpha_decides_who_is_heard():
-    views = Views(6, 2, 2, (100, 100), newline=True)
+    views = ViewGeometry(6, 2, 2, (100, 100), newline=True)
     encoding = random_encoding(views)
     image, text = (hero(0.5, alpha=a, temperature_cls=0.1, temperature_clip=0.1) for a in (1.0, 0.0))
     before = image.shares(encoding, "q"), text.shares(encoding, "q")
@@ -124,7 +124,7 @@ def test_alpha_decides_who_is_heard():
 
 def test_shares_by_hand():
     """Two tiles whose CLS has cosine 1 and 0 with the thumbnail's, and cosines 0 and 0.6 with the text."""
-    views = Views(6, 1, 2, (24, 48), newline=True)
+    views = ViewGeometry(6, 1, 2, (24, 48), newline=True)
     encoding = random_encoding(views, width=2, text=torch.tensor([0.0, 2.0]))
     encoding.pooled = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
     encoding.projected = torch.tensor([[1.0, 1.0], [5.0, 0.0], [0.8, 0.6]])
@@ -135,7 +135,7 @@ def test_shares_by_hand():
 
 
 def test_the_thumbnail_does_not_depend_on_l_nor_the_tiles_on_h():
-    encoding = random_encoding(Views(6, 2, 2, (100, 100), newline=True))
+    encoding = random_encoding(ViewGeometry(6, 2, 2, (100, 100), newline=True))
     base = hero(0.3).select(encoding, "q").indices
     other_low = Hero(0.3, frozenset({3}), HIGH).select(encoding, "q").indices
     other_high = Hero(0.3, LOW, frozenset({3})).select(encoding, "q").indices
@@ -146,8 +146,8 @@ def test_the_thumbnail_does_not_depend_on_l_nor_the_tiles_on_h():
 
 
 def test_padding_moves_budget_away_with_density_and_excess_is_redistributed():
-    views = Views(6, 2, 2, (30, 100), newline=True)  # half the rows are padding, the same in all tiles
-    lopsided = Views(6, 1, 3, (20, 24), newline=True)  # the outer tiles are padding only
+    views = ViewGeometry(6, 2, 2, (30, 100), newline=True)  # half the rows are padding, the same in all tiles
+    lopsided = ViewGeometry(6, 1, 3, (20, 24), newline=True)  # the outer tiles are padding only
     encoding = random_encoding(lopsided)
     shown = [int(v.sum()) for v in lopsided.valid[1:]]
     assert shown[0] < 36
@@ -161,14 +161,14 @@ def test_padding_moves_budget_away_with_density_and_excess_is_redistributed():
 
 
 def test_capped_by_hand():
-    assert capped([10, 2, 3], [4, 9, 9], [0.5, 0.25, 0.25], redistribute=True) == [4, 5, 6]
-    assert capped([10, 2, 3], [4, 9, 9], [0.5, 0.25, 0.25], redistribute=False) == [4, 2, 3]
-    assert capped([10, 2, 3], [4, 3, 4], [0.5, 0.25, 0.25], redistribute=True) == [4, 3, 4]
-    assert capped([5, 0, 0], [4, 9, 9], [1.0, 0.0, 0.0], redistribute=True) in ([4, 1, 0], [4, 0, 1])
+    assert cap_and_redistribute([10, 2, 3], [4, 9, 9], [0.5, 0.25, 0.25], redistribute=True) == [4, 5, 6]
+    assert cap_and_redistribute([10, 2, 3], [4, 9, 9], [0.5, 0.25, 0.25], redistribute=False) == [4, 2, 3]
+    assert cap_and_redistribute([10, 2, 3], [4, 3, 4], [0.5, 0.25, 0.25], redistribute=True) == [4, 3, 4]
+    assert cap_and_redistribute([5, 0, 0], [4, 9, 9], [1.0, 0.0, 0.0], redistribute=True) in ([4, 1, 0], [4, 0, 1])
 
 
 def test_ratio_1_is_the_untouched_model_and_llava_1_5_has_no_allocation():
-    single = random_encoding(Views(6))
+    single = random_encoding(ViewGeometry(6))
     assert hero(1.0).select(single, "q") is None
     kept = hero(0.25).select(single, "q")
     assert [len(i) for i in kept.indices] == [9]
@@ -185,7 +185,10 @@ def test_ratio_1_is_the_untouched_model_and_llava_1_5_has_no_allocation():
         (lambda: hero(0.2, newline_policy="rows"), "newline_policy=rows is not known"),
         (lambda: relative_layers("hero_low.layers", [], 24), "hero_low.layers=[] names no layer; use layers from 1 to 24"),
         (lambda: relative_layers("hero_high.layers", [25], 24), "hero_high.layers holds layer 25, outside the encoder's 1 to 24"),
-        (lambda: hero(0.001).select(random_encoding(Views(6)), "q"), "retention_ratio=0.001 rounds to no token of 36; use at least 0.0278"),
+        (
+            lambda: hero(0.001).select(random_encoding(ViewGeometry(6)), "q"),
+            "retention_ratio=0.001 rounds to no token of 36; use at least 0.0278",
+        ),
     ],
 )
 def test_bad_values_say_what_to_do(call, message):
@@ -209,7 +212,7 @@ def model():
     return random_next(side=6)
 
 
-def pixels(views: Views, seed=0) -> torch.Tensor:
+def pixels(views: ViewGeometry, seed=0) -> torch.Tensor:
     return torch.randn(views.count, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
 
 
@@ -218,9 +221,9 @@ SIZES = [(24, 24), (40, 60), (20, 90), (100, 30), (77, 50), (1, 1), (4, 80)]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_packing_everything_is_the_stock_sequence_bit_for_bit(model, size):
-    views = Views.of(model.config, size)
+    views = ViewGeometry.of(model.config, size)
     stock = model.get_image_features(pixel_values=pixels(views)[None], image_sizes=torch.tensor([size])).pooler_output[0]
-    encoding = encode(model, pixels(views), [views], Needs(frozenset({1, 2})))[0]
+    encoding = encode(model, pixels(views), [views], EncoderRequirements(frozenset({1, 2})))[0]
     source = pack(views, everything(views))
     projected = model.model.multi_modal_projector(encoding.hidden.flatten(0, 1)[source.clamp(min=0)])
     ours = torch.where((source == NEWLINE)[:, None], model.model.image_newline, projected)
@@ -230,7 +233,7 @@ def test_packing_everything_is_the_stock_sequence_bit_for_bit(model, size):
 @pytest.mark.parametrize("policy", ["valid_rows", "none", "all_rows"])
 def test_newlines_by_policy(model, policy):
     for size in ((20, 40), (30, 100)):  # nothing padded; a part of the rows
-        views = Views.of(model.config, size)
+        views = ViewGeometry.of(model.config, size)
         kept = hero(0.3).select(random_encoding(views), "q")
         source = pack(views, kept, policy)
         rows = {"valid_rows": views.unpadded.shape[0], "none": 0, "all_rows": 6 * views.rows}[policy]
@@ -243,8 +246,8 @@ def test_newlines_by_policy(model, policy):
 
 
 def test_the_recorded_cls_row_is_the_eager_attention_of_the_tower(model):
-    views = Views.of(model.config, (40, 60))
-    encoding = encode(model, pixels(views), [views], Needs(frozenset({1, 2})))[0]
+    views = ViewGeometry.of(model.config, (40, 60))
+    encoding = encode(model, pixels(views), [views], EncoderRequirements(frozenset({1, 2})))[0]
     tower = model.model.vision_tower
     tower.set_attn_implementation("eager")
     maps = tower(pixels(views), output_attentions=True).attentions
@@ -260,7 +263,7 @@ def test_the_tower_runs_once_on_sdpa_and_only_needed_layers_are_hooked(model, mo
         raise AssertionError("the eager path makes a full attention matrix")
 
     monkeypatch.setattr(modeling_clip, "eager_attention_forward", never)
-    views = Views.of(model.config, (40, 60))
+    views = ViewGeometry.of(model.config, (40, 60))
     tower = model.model.vision_tower
     runs, hooked = [], []
     inner = getattr(tower, "vision_model", tower)
@@ -268,7 +271,7 @@ def test_the_tower_runs_once_on_sdpa_and_only_needed_layers_are_hooked(model, mo
     watch = inner.embeddings.register_forward_hook(
         lambda *a: hooked.extend(len(layer.self_attn.q_proj._forward_hooks) for layer in tower_layers(tower))
     )
-    encode(model, pixels(views), [views], Needs(frozenset({1}), cls=True))
+    encode(model, pixels(views), [views], EncoderRequirements(frozenset({1}), cls=True))
     count.remove()
     watch.remove()
     assert runs == [5]  # one pass over thumbnail and tiles
@@ -278,9 +281,9 @@ def test_the_tower_runs_once_on_sdpa_and_only_needed_layers_are_hooked(model, mo
 
 def test_several_images_in_one_pass_are_each_what_they_are_alone(model):
     sizes = [(40, 60), (20, 90)]
-    views = [Views.of(model.config, s) for s in sizes]
+    views = [ViewGeometry.of(model.config, s) for s in sizes]
     x = [pixels(v, seed=i) for i, v in enumerate(views)]
-    needs = Needs(frozenset({1, 2}), cls=True)
+    needs = EncoderRequirements(frozenset({1, 2}), cls=True)
     together = encode(model, torch.cat(x), views, needs)
     for both, v, p in zip(together, views, x, strict=True):
         alone = encode(model, p, [v], needs)[0]

@@ -24,7 +24,7 @@ from support.view_pruners import (
     with_logits,
 )
 
-from blink_exp.core.views import Views, pack
+from blink_exp.core.views import ViewGeometry, pack
 from blink_exp.methods.hired import tile_budgets
 
 
@@ -90,7 +90,7 @@ def test_hired_keeps_at_most_its_budgets_and_all_of_them_without_padding(views, 
 
 
 def test_hired_reference_wastes_budget_on_padding():
-    views = Views(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4
+    views = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4
     rows = [[0.0] * 16, [9.0] * 4 + [0.0] * 12, [9.0] * 3 + [0.0, 5.0] + [0.0] * 11]
     encoding = with_logits(views, rows, layer=3)
     encoding.logits[1] = torch.zeros(3, 1, 17)
@@ -168,16 +168,16 @@ def test_hired_floors_forgive_floats_in_the_paper_mode_only():
 
 
 def test_hired_at_ratio_1():
-    views = Views(6, 2, 2, (640, 480), newline=True)
+    views = ViewGeometry(6, 2, 2, (640, 480), newline=True)
     assert hi(1.0).select(random_encoding(views), "q") is None
     kept = hi(1.0, "reference").select(random_encoding(views), "q")  # the code skips the selection, and the newlines with it
     assert torch.equal(pack(views, kept, "none"), torch.cat([torch.arange(36), views.unpadded.flatten()]))
 
 
 def test_hired_reference_leaves_a_single_view_of_llava_next_whole():
-    kept = hi(0.2, "reference").select(random_encoding(Views(6, newline=True)), "q")
+    kept = hi(0.2, "reference").select(random_encoding(ViewGeometry(6, newline=True)), "q")
     assert lists(kept) == [list(range(36))]
-    assert len(hi(0.2).select(random_encoding(Views(6, newline=True)), "q").indices[0]) == 7
+    assert len(hi(0.2).select(random_encoding(ViewGeometry(6, newline=True)), "q").indices[0]) == 7
 
 
 def test_hired_keeps_a_token_where_rounding_loses_all():

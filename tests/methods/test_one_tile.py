@@ -10,14 +10,14 @@ import torch
 from support.layouts import LETTERBOX, NARROW, layouts
 from support.models import random_encoding
 
-from blink_exp.core.encoding import Needs
-from blink_exp.core.views import NEWLINE, Views, pack
+from blink_exp.core.encoding import EncoderRequirements
+from blink_exp.core.views import NEWLINE, ViewGeometry, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import one_tile
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.one_tile import OneTile
 
-SQUARE = Views(6, 2, 2, (100, 100), newline=True)  # four tiles, no padding
+SQUARE = ViewGeometry(6, 2, 2, (100, 100), newline=True)  # four tiles, no padding
 METRICS = ("clip_score", "cls_similarity")
 
 
@@ -53,9 +53,9 @@ def test_the_kth_tile_stays_whole_and_no_other(metric, order):
 
 def test_the_thumbnail_alone():
     assert sizes(OneTile(), scored()) == [36, 0, 0, 0, 0]
-    assert OneTile().needs == Needs()  # nothing of the encoder is recorded, no text tower loaded
-    assert OneTile().select(random_encoding(Views(6)), "") is None  # a single view is all there is
-    assert OneTile(1).select(random_encoding(Views(6)), "") is None
+    assert OneTile().needs == EncoderRequirements()  # nothing of the encoder is recorded, no text tower loaded
+    assert OneTile().select(random_encoding(ViewGeometry(6)), "") is None  # a single view is all there is
+    assert OneTile(1).select(random_encoding(ViewGeometry(6)), "") is None
 
 
 def test_equal_tiles_go_to_the_lower_index():
@@ -65,7 +65,7 @@ def test_equal_tiles_go_to_the_lower_index():
 
 
 def test_an_image_without_a_kth_tile():
-    two = scored(Views(6, 1, 2, (50, 100), newline=True), clip=(0.2, 0.7), cls=(0.5, 0.1))
+    two = scored(ViewGeometry(6, 1, 2, (50, 100), newline=True), clip=(0.2, 0.7), cls=(0.5, 0.1))
     assert [OneTile(k).tile(two, "") for k in (1, 2, 3, 4)] == [2, 1, None, None]
     assert [OneTile(k, fewer="last").tile(two, "") for k in (1, 2, 3, 4)] == [2, 1, 1, 1]
     assert sizes(OneTile(3), two) == [36, 0, 0] and sizes(OneTile(3, fewer="last"), two) == [36, 36, 0]
@@ -105,9 +105,9 @@ def test_newlines_are_pack_s_and_can_be_left_out():
 
 
 def test_what_it_asks_the_encoder_for():
-    assert OneTile(1).needs == Needs(text=True)
-    assert OneTile(1, "cls_similarity").needs == Needs(cls=True)
-    assert OneTile(1, "cls_similarity", cls_source="projected").needs == Needs(cls=True, text=True)
+    assert OneTile(1).needs == EncoderRequirements(text=True)
+    assert OneTile(1, "cls_similarity").needs == EncoderRequirements(cls=True)
+    assert OneTile(1, "cls_similarity", cls_source="projected").needs == EncoderRequirements(cls=True, text=True)
     assert OneTile(1, "cls_similarity", cls_source="last_hidden").tile(scored(), "") == 4
 
 
@@ -115,7 +115,7 @@ def test_it_is_built_by_name_and_refuses_what_it_does_not_know():
     asked = []
     backbone = SimpleNamespace(check=asked.append)
     method = one_tile.thumbnail_plus_tile(backbone, metric="cls_similarity", rank=2, fewer="last", newline_policy="none")
-    assert method.name == method.pruner.name == "thumbnail_plus_tile" and asked == [Needs(cls=True)]
+    assert method.name == method.pruner.name == "thumbnail_plus_tile" and asked == [EncoderRequirements(cls=True)]
     assert method.pruner == OneTile(2, "cls_similarity", "last", newline_policy="none")
     alone = one_tile.thumbnail(backbone, newline_policy="none")
     assert alone.name == alone.pruner.name == "thumbnail" and alone.pruner == OneTile(newline_policy="none")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.layouts import LETTERBOX, layouts
 from support.models import random_encoding
 
-from blink_exp.core.views import EXTRA, NEWLINE, Views, pack
+from blink_exp.core.views import EXTRA, NEWLINE, ViewGeometry, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import prumerge_plus
 from blink_exp.methods.prumerge_plus import PruMergePlus, choose, grid, merge, outliers, single_head_attention
@@ -129,7 +129,7 @@ def test_a_quarter_are_outliers_at_most(a):
 
 
 def test_attention_is_one_head_over_the_full_width_and_counts_cls():
-    encoding = random_encoding(Views(3), width=16)
+    encoding = random_encoding(ViewGeometry(3), width=16)
     query, keys = encoding.queries[4][0], encoding.keys[4][0]
     torch.testing.assert_close(single_head_attention(query, keys), torch.tensor(attention_by_hand(query, keys)[1:]))
 
@@ -199,7 +199,7 @@ def test_each_view_agrees_with_the_written_out_method(views, mode):
 
 
 def test_one_hot_attention_keeps_that_patch_and_three_of_the_grid():
-    encoding = random_encoding(Views(6), width=4)
+    encoding = random_encoding(ViewGeometry(6), width=4)
     encoding.queries[4][0] = torch.tensor([100.0, 0, 0, 0])
     encoding.keys[4][0, :, 0] = 0
     encoding.keys[4][0, 1 + 7, 0] = 100  # r = 1 / 36: step int(36 / 3) = 12
@@ -231,7 +231,7 @@ def test_padding_has_no_say_in_the_paper_mode():
 
 
 def test_it_reads_its_own_layer_only():
-    encoding = random_encoding(Views(6))
+    encoding = random_encoding(ViewGeometry(6))
     assert PruMergePlus(2).needs.keys == {2} and not PruMergePlus(2).needs.attention
     pruner = PruMergePlus(2)
     before = pruner.select(encoding, "")
@@ -241,7 +241,7 @@ def test_it_reads_its_own_layer_only():
 
 
 def test_features_keep_their_precision():
-    encoding = random_encoding(Views(6))
+    encoding = random_encoding(ViewGeometry(6))
     encoding.hidden = encoding.hidden.bfloat16()
     kept = PruMergePlus(4).select(encoding, "")
     assert kept.merged[0].dtype == kept.extra[0].dtype == torch.bfloat16

@@ -28,8 +28,8 @@ from support.view_pruners import (
 )
 
 from blink_exp.backbone.encode import encode
-from blink_exp.core.encoding import Needs
-from blink_exp.core.views import NEWLINE, Views, pack
+from blink_exp.core.encoding import EncoderRequirements
+from blink_exp.core.views import NEWLINE, ViewGeometry, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import fastervlm, globalcom2, hired
 from blink_exp.methods.fastervlm import FasterVLM
@@ -65,7 +65,7 @@ def test_padding_is_never_kept(views, ratio, seed, which):
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("mode", MODES)
 def test_ties_go_to_the_first_patch(make, mode):
-    views = Views(6)
+    views = ViewGeometry(6)
     encoding = random_encoding(views)
     for layer in encoding.logits:
         encoding.logits[layer] = torch.zeros(1, 2, 37)
@@ -75,7 +75,7 @@ def test_ties_go_to_the_first_patch(make, mode):
 @few
 @given(ratios, seeds, modes)
 def test_one_view_keeps_its_best_patches(ratio, seed, mode):
-    encoding = random_encoding(Views(6), seed=seed)
+    encoding = random_encoding(ViewGeometry(6), seed=seed)
     k = math.floor(36 * ratio + (1e-9 if mode == "paper" else 0))
     if ratio == 1:
         assert all(make(1.0, mode).select(encoding, "q") is None for make in ALL)
@@ -89,16 +89,16 @@ def test_one_view_keeps_its_best_patches(ratio, seed, mode):
 
 def test_one_view_at_ratio_1_is_untouched_unless_newlines_differ():
     for make in ALL:
-        assert make(1.0).select(random_encoding(Views(6)), "q") is None
-        assert make(1.0).select(random_encoding(Views(6, newline=True)), "q") is None
-        kept = make(1.0, newline_policy="none").select(random_encoding(Views(6, newline=True)), "q")
+        assert make(1.0).select(random_encoding(ViewGeometry(6)), "q") is None
+        assert make(1.0).select(random_encoding(ViewGeometry(6, newline=True)), "q") is None
+        kept = make(1.0, newline_policy="none").select(random_encoding(ViewGeometry(6, newline=True)), "q")
         assert lists(kept) == [list(range(36))]  # the untouched model would end the view with a newline
 
 
 def test_each_reads_its_layers_only():
-    assert faster(0.5).needs == Needs(attention=frozenset({3}))
-    assert hi(0.5).needs == Needs(attention=frozenset({1, 3}))
-    assert command(0.5).needs == Needs(attention=frozenset({4}))
+    assert faster(0.5).needs == EncoderRequirements(attention=frozenset({3}))
+    assert hi(0.5).needs == EncoderRequirements(attention=frozenset({1, 3}))
+    assert command(0.5).needs == EncoderRequirements(attention=frozenset({4}))
     for make in ALL:
         encoding = random_encoding(full(2, 2))
         encoding.logits = {layer: encoding.logits[layer] for layer in make(0.5).needs.attention}
@@ -135,7 +135,7 @@ def test_layers_follow_the_depth_of_the_encoder():
 def test_on_a_tower():
     model = random_next()
     on = SimpleNamespace(model=model, check=lambda needs: None)
-    views = Views.of(model.config, (40, 30))
+    views = ViewGeometry.of(model.config, (40, 30))
     pixels = torch.randn(views.count, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     for module in (fastervlm, hired, globalcom2):
         pruner = module.configure(on, retention_ratio=0.5).pruner
@@ -167,7 +167,10 @@ BAD = [
     (lambda: hired.configure(backbone(4), retention_ratio=0.5, allocation_layer=0), "hired.allocation_layer holds layer 0"),
     (lambda: hired.configure(backbone(4), retention_ratio=0.5, selection_layer=23), "hired.selection_layer holds layer 23"),
     (lambda: globalcom2.configure(backbone(4), retention_ratio=0.5, layer=5), "globalcom2.layer holds layer 5"),
-    (lambda: faster(0.02).select(random_encoding(Views(6)), "q"), "retention_ratio=0.02 rounds to no token of 36; use at least 0.0278"),
+    (
+        lambda: faster(0.02).select(random_encoding(ViewGeometry(6)), "q"),
+        "retention_ratio=0.02 rounds to no token of 36; use at least 0.0278",
+    ),
     (lambda: hi(0.001).select(random_encoding(full(2, 2)), "q"), "retention_ratio=0.001 rounds to no token of 180; use at least 0.0056"),
     (lambda: command(0.01).select(random_encoding(full(2, 2)), "q"), "retention_ratio=0.01 rounds to no token of 36; use at least 0.0278"),
 ]

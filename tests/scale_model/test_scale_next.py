@@ -67,14 +67,14 @@ def test_packed_questions_are_each_what_a_single_prompt_is(scale_next, batch):
 
 def test_coverage_finds_the_object_where_it_is_drawn():
     """One bright square in a grey 2 x 4 scene, at row 1, column 2: in the thumbnail and in the second tile of a 1 x 2 grid."""
-    from blink_exp.core.views import Views
+    from blink_exp.core.views import ViewGeometry
 
     plain = np.full((64, 64, 3), 200, np.uint8)
     square = plain.copy()
     square[24:40, 24:40] = 0
     tiles = [Tile(i, plain, "circle", "red") for i in range(8)]
     tiles[6] = Tile(6, square, "rectangle", "black")
-    views = Views(12, 1, 2, (128, 256), newline=True)
+    views = ViewGeometry(12, 1, 2, (128, 256), newline=True)
     shown = train_next.coverage(Scene(tuple(tiles), 4), views)[6].view(3, 12, 12)
     assert shown[0].nonzero()[:, 0].float().mean() == pytest.approx(8.5, abs=0.6)  # (1 + 1/2) / 2 of 12 rows, centre of cells 8 and 9
     assert shown[0].nonzero()[:, 1].float().mean() == pytest.approx(7, abs=0.6)

@@ -13,7 +13,7 @@ from support.models import random_next
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.cli import CONF
-from blink_exp.core.views import Views, everything, pack
+from blink_exp.core.views import ViewGeometry, everything, pack
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, tokens
 from blink_exp.methods.fastv import FastVPolicy
@@ -69,7 +69,7 @@ def stub(monkeypatch):
 def test_matched_fastv_has_a_layer_average_of_a_fifth(stub, tmp_path):
     (word,) = matching.matched(composed("FastV", f"store={tmp_path}"), "method.retention_ratio")
     ratio = float(word.removeprefix("method.retention_ratio="))
-    views = [Views.of(stub.model.config, size) for size in ((40, 40), (80, 40), (30, 90))]
+    views = [ViewGeometry.of(stub.model.config, size) for size in ((40, 40), (80, 40), (30, 90))]
     sizes = [len(pack(v, everything(v))) for v in views]
     worked_on = sum(2 * n + 30 * int(n * ratio) for n in sizes) / 32
     assert worked_on / sum(sizes) == pytest.approx(0.2, abs=1 / min(sizes))
@@ -87,7 +87,7 @@ def test_matched_controls_keep_a_fifth_of_what_is_shown(stub, tmp_path):
 
     def encodings(images, needs):
         for key, image in images.items():
-            encoding[key] = SimpleNamespace(views=Views.of(stub.model.config, (image.height, image.width)))
+            encoding[key] = SimpleNamespace(views=ViewGeometry.of(stub.model.config, (image.height, image.width)))
         return {key: encoding[key] for key in images}
 
     stub.encodings = encodings
@@ -117,7 +117,7 @@ def test_a_question_is_matched_as_it_is_asked(stub, monkeypatch):
     pruner = SimpleNamespace(needs=None, newline_policy="none", select=select)
     method = SimpleNamespace(policy=None, pruner=pruner)
     stub.encodings = lambda images, needs: {
-        key: SimpleNamespace(views=Views.of(stub.model.config, (image.height, image.width))) for key, image in images.items()
+        key: SimpleNamespace(views=ViewGeometry.of(stub.model.config, (image.height, image.width))) for key, image in images.items()
     }
     monkeypatch.setattr(evaluator, "prepare", lambda cfg: (stub, None, Placed()))
     monkeypatch.setattr("hydra.utils.instantiate", lambda *_, **__: lambda backbone: method)

@@ -18,7 +18,7 @@ from blink_exp.benchmarks.base import Sample, mean, shard, spread
 from blink_exp.errors import UserError
 from blink_exp.evaluation import answering, evaluator, terminal
 from blink_exp.evaluation.evaluator import located
-from blink_exp.evaluation.records import Kept, write_lines
+from blink_exp.evaluation.records import RecordLog, write_lines
 from blink_exp.files import write_json
 from blink_exp.methods.none import none
 from blink_exp.settings import compose
@@ -273,13 +273,13 @@ def test_other_settings_or_weights_in_the_folder_start_anew(easy, tmp_path, monk
 
 def test_a_kept_record_counts_only_for_the_question_it_answered(mme, tmp_path):
     a, b = mme.samples()[:2]
-    kept = Kept(tmp_path / "records.part", "s")
+    kept = RecordLog(tmp_path / "records.part", "s")
     assert not kept.path.exists()  # nothing done, nothing left behind
     kept.add([{"id": a.id, "question": mme.prompt(a), "prediction": "Yes", "layers": []}])
     kept.add([{"id": b.id, "question": "another", "prediction": "Yes", "layers": []}])
-    found = Kept(kept.path, "s").done(mme, mme.samples())
+    found = RecordLog(kept.path, "s").done(mme, mme.samples())
     assert list(found) == [a.id] and found[a.id]["correct"] == (a.answer == "yes")
-    assert Kept(kept.path, "t").records == {}
+    assert RecordLog(kept.path, "t").records == {}
 
 
 def test_no_sample_left_is_said_with_the_reason(easy, tmp_path):

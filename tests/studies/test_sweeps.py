@@ -130,7 +130,7 @@ def test_the_limit_counts_within_the_part_and_the_part_makes_another_point(conf)
     for part in ("validation", "test"):
         taken = chosen(benchmark, cfgs[part])
         assert len(taken) == 12 and set(taken) <= set(part_of(benchmark.samples(), part))
-    assert len({identity.point_hash(cfg, {}) for cfg in cfgs.values()}) == 3
+    assert len({identity.config_hash(cfg, {}) for cfg in cfgs.values()}) == 3
 
 
 # what a point is worth, by hand
@@ -260,7 +260,7 @@ def test_the_command_of_a_point_runs_that_point_without_its_search(conf, name):
     script, *overrides = said[1:]
     assert script == "evaluate.py" and not any("search" in w for w in overrides)
     wanted = replace(composed("sweep", words), part="test")
-    assert identity.point_hash(composed("evaluate", overrides), {}) == identity.point_hash(wanted, {})
+    assert identity.config_hash(composed("evaluate", overrides), {}) == identity.config_hash(wanted, {})
 
 
 # the report

@@ -32,7 +32,7 @@ def composed(*words: str):
 
 def test_the_batch_size_makes_another_point_in_half_precision_only():
     def point_at(dtype, size):
-        return identity.point_hash(composed(f"model.dtype={dtype}", f"batch_size={size}"), {})
+        return identity.config_hash(composed(f"model.dtype={dtype}", f"batch_size={size}"), {})
 
     assert point_at("float32", 1) == point_at("float32", 32)
     assert point_at("float16", 1) != point_at("float16", 32)
@@ -53,7 +53,7 @@ def identity_of_layers(said: str) -> str:
 
 def point_named(*words: str) -> str:
     settings = composed(*words)
-    return identity.point_hash(settings, identity.digests(settings))
+    return identity.config_hash(settings, identity.digests(settings))
 
 
 def test_settings_that_a_method_does_not_read_make_no_other_point():

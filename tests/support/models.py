@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
     from blink_exp.core.encoding import Encoding
-    from blink_exp.core.views import Views
+    from blink_exp.core.views import ViewGeometry
 IMAGE, PAD = 3, 0
 
 
@@ -88,7 +88,7 @@ def random_next(layers=4, width=32, side=6, seed=0) -> LlavaNextForConditionalGe
     return LlavaNextForConditionalGeneration(config).eval().requires_grad_(False)
 
 
-def random_encoding(views: Views, layers=range(1, 5), heads=2, width=8, seed=0, text=None) -> Encoding:
+def random_encoding(views: ViewGeometry, layers=range(1, 5), heads=2, width=8, seed=0, text=None) -> Encoding:
     """An Encoding of random tensors for a geometry, as a pruner sees it; no model is run. ``text``: a (width,) text embedding."""
     import torch
 

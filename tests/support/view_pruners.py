@@ -6,7 +6,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.methods.fastervlm import FasterVLM
 from blink_exp.methods.globalcom2 import GlobalCom2
 from blink_exp.methods.hired import HiRED
@@ -33,15 +33,15 @@ def command(ratio, mode="paper", temperature=10.0, **options) -> GlobalCom2:
 ALL = (faster, hi, command)
 
 
-def full(rows, columns, side=6) -> Views:
+def full(rows, columns, side=6) -> ViewGeometry:
     """A grid of tiles that an image fills."""
-    return Views(side, rows, columns, (100 * rows, 100 * columns), newline=True)
+    return ViewGeometry(side, rows, columns, (100 * rows, 100 * columns), newline=True)
 
 
 @st.composite
 def images(draw, grids=GRIDS, side=6):
     rows, columns = draw(st.sampled_from(grids))
-    return Views(side, rows, columns, (draw(st.integers(1, 400)), draw(st.integers(1, 400))), newline=True)
+    return ViewGeometry(side, rows, columns, (draw(st.integers(1, 400)), draw(st.integers(1, 400))), newline=True)
 
 
 def with_logits(views, rows, layer=4):

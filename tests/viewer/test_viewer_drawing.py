@@ -8,7 +8,7 @@ from PIL import Image
 from support.viewing import pixels, wide_photo
 
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.core.views import Views
+from blink_exp.core.views import ViewGeometry
 from blink_exp.viewer import drawing
 
 
@@ -43,5 +43,5 @@ def test_a_piece_shows_its_patch():
 
 def test_tiles_are_drawn_over_the_part_of_the_grid_that_shows_the_image():
     """640 x 360 on 2 x 2 tiles of 12 x 12: 24 columns, and 14 of 24 rows, 5 cut off above."""
-    found = drawing.tiles(Views(12, 2, 2, (360, 640), newline=True))
+    found = drawing.tiles(ViewGeometry(12, 2, 2, (360, 640), newline=True))
     assert 'viewBox="0 0 24 14"' in found and "M12 0V14" in found and "M0 7H24" in found
