@@ -72,8 +72,8 @@ CASES = [
     ),
     (["evaluate.py", "method=pair", "method/pruner=fastv"], "method/pruner=fastv is not a preset"),
     (
-        ["evaluate.py", "method=blink_hero", "blink.fill=recal"],
-        "blink.fill must be one of neighbours, recall, got recal; did you mean recall?",
+        ["evaluate.py", "method=blink_hero", "fill.policy=recal"],
+        "fill.policy must be one of neighbours, recall, got recal; did you mean recall?",
     ),
     (["sweep.py"], "nothing to sweep; add -m and comma lists"),
 ]

@@ -35,7 +35,7 @@ def hydra():
 
 
 def benchmarks(table: dict) -> list[str]:
-    return [*table["here"], *table["there"]]
+    return [*table["benchmarks"]["scale"], *table["benchmarks"]["published"]]
 
 
 def point_of(name: str, label: str) -> dict:
@@ -92,12 +92,12 @@ def without_benchmark(words: list[str]) -> tuple[str, ...]:
 def test_a_point_does_what_its_published_row_did(name, label):
     """On every benchmark of the table: the paper may have settings for each."""
     row, table = row_of(name, label), FILES[name]
-    for benchmark in table["there"]:
+    for benchmark in table["benchmarks"]["published"]:
         ours = without_benchmark(plan.words(table, point_of(name, label), benchmark))
         theirs = tuple(reference.overrides(reference.params_on(row, benchmark), scale=True))
         assert settled(ours) == settled(theirs), benchmark
     if "per_benchmark" not in row:  # what replaces the paper's benchmarks on a scale model must not change the settings
-        for benchmark in table["here"]:
+        for benchmark in table["benchmarks"]["scale"]:
             ours = without_benchmark(plan.words(table, point_of(name, label), benchmark))
             assert settled(ours) == settled(tuple(reference.overrides(row["params"], scale=True))), benchmark
 
@@ -124,7 +124,10 @@ def test_on_a_published_backbone_a_point_runs_the_backbone_of_its_row():
 
 def test_values_behind_presets_are_those_that_hydra_composes():
     """On the longest words of a point, and on a key that is not there."""
-    found = [without_benchmark(plan.words(FILES[name], point_of(name, label), FILES[name]["there"][0])) for name, label in PUBLISHED]
+    found = [
+        without_benchmark(plan.words(FILES[name], point_of(name, label), FILES[name]["benchmarks"]["published"][0]))
+        for name, label in PUBLISHED
+    ]
     for words in (max(found, key=len), max((w for w in found if "method=hero" in w), key=len)):
         assert composed(words) == OmegaConf.to_container(compose("sweep", overrides=list(words)), resolve=True)
     with pytest.raises(ConfigAttributeError, match="tau_ex"):
@@ -235,7 +238,7 @@ def test_published_headings_stand_beside_a_measured_column_on_the_paper_s_benchm
     alone = {"hero_table3": {*FILES["hero_table3"]["published"]}}  # graded in a second step
     alone |= {name: {"VQAv2", "VizWiz"} for name in ("hero_table4", "hero_table4_13b")}  # printed on test splits, which have no answers
     for name, table in FILES.items():
-        measured = {heading for b in table["there"] for heading in table["measured"][b]}
+        measured = {heading for b in table["benchmarks"]["published"] for heading in table["measured"][b]}
         if not table.get("recipe"):
             assert {*table.get("published", {})} - measured == alone.get(name, set()), name
 

@@ -28,7 +28,7 @@ Maker = Callable[[Any], Method]
 def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, name: str | None = None) -> Method:
     """The pair of ``pruner(backbone)`` and ``policy(backbone)``. ``fill``: see above, for Blink."""
     if fill not in FILLS:
-        raise UserError(f"blink.fill={fill} is not known; {nearest(str(fill), FILLS)}")
+        raise UserError(f"fill.policy={fill} is not known; {nearest(str(fill), FILLS)}")
     first, second = pruner(backbone), policy(backbone)
     if first.pruner is None or first.policy is not None:
         raise UserError(f"method/pruner={first.name} drops nothing in front of the LLM; use one of those that do, e.g. hero")

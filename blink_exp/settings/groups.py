@@ -118,7 +118,7 @@ class Optim:
 
 @dataclass
 class Fill:
-    fill: str = limits.words("neighbours", "recall")
+    policy: str = limits.words("neighbours", "recall")
 
 
 @dataclass

@@ -14,6 +14,8 @@ MOVED = OPTIM | {
     "trainer.channels_last": "channels_last",
     "data.source": "data",
     "logger.kind": "logger",
+    "blink": "fill",
+    "blink.fill": "fill.policy",
 }
 
 

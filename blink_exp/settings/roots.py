@@ -39,7 +39,7 @@ class PointSettings:
     layers: groups.Layers = MISSING
     resolution: groups.Resolution = MISSING
     tokensr: groups.TokenSR = MISSING
-    blink: groups.Fill = MISSING
+    fill: groups.Fill = MISSING
     hero: groups.Hero = MISSING
     hero_alpha: groups.HeroAlpha = MISSING
     hero_low: groups.EncoderLayers = MISSING

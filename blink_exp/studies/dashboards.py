@@ -159,8 +159,8 @@ def benchmarks(experiment: dict[str, Any]) -> list[str]:
     """The benchmarks that an experiment with points runs on, those of the scale model first."""
     if not (experiment.get("points") or experiment.get("sweeps")):
         return []
-    said = [[b] if isinstance(b, str) else list(b or []) for b in (experiment.get("here"), experiment.get("there"))]
-    return list(dict.fromkeys([*said[0], *said[1]]))
+    presets = [experiment.get("benchmarks", {}).get(kind) or [] for kind in ("scale", "published")]
+    return list(dict.fromkeys(name for names in presets for name in ([names] if isinstance(names, str) else names)))
 
 
 def series(experiment: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """What an experiment runs. A file of conf/table or conf/figure is data:
 
 overrides       of every point, before its own, as evaluate.py takes them; what the user says on the command line comes last and wins
-here, there     the benchmarks that it runs on: on a model that ships with this project, on any other. The user's ``benchmark=`` wins
+benchmarks      those that it runs on: ``scale`` on a model that ships with this project, ``published`` on any other. The user's
+                ``benchmark=`` wins
 at              {benchmark: overrides of every point on that one}
 points          label, overrides; optionally ``published`` ({table, row, ...}, see ``reference.entry``), ``baseline`` (label of the
                 point that it is compared with), ``match`` (see ``matching``), and for figures ``series`` and ``x``
@@ -72,9 +73,9 @@ def points(experiment: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def benchmarks(experiment: dict[str, Any], own: list[str], scale: bool) -> list[str]:
-    """The benchmark presets that it runs on; the user's own, else ``here`` for a scale model and ``there`` for another."""
+    """The benchmark presets that it runs on; the user's own, else those of ``benchmarks`` for this kind of model."""
     said = [word.partition("=")[2] for word in own if key(word) == "benchmark"]
-    listed = said[-1:] or experiment.get("here" if scale else "there") or []
+    listed = said[-1:] or (experiment.get("benchmarks") or {}).get("scale" if scale else "published") or []
     return [listed] if isinstance(listed, str) else list(listed)
 
 

@@ -142,8 +142,8 @@ def test_a_figure_composes_and_its_maker_takes_what_is_given(name):
     figure = FIGURES[name]
     assert figure["name"] == name
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for where, point in (("here", plan.points(figure)[-1:]), ("there", [])):
-            cfg = compose("sweep", overrides=plan.words(figure, *(point or [{"overrides": []}]), figure[where]))
+        for where, point in (("scale", plan.points(figure)[-1:]), ("published", [])):
+            cfg = compose("sweep", overrides=plan.words(figure, *(point or [{"overrides": []}]), figure["benchmarks"][where]))
             OmegaConf.to_container(cfg.method, resolve=True, throw_on_missing=True)
     arguments = {k: v for k, v in figure["draw"].items() if not k.startswith("_")}
     inspect.signature(get_method(figure["draw"]["_target_"])).bind(None, **arguments)

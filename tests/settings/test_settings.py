@@ -79,7 +79,7 @@ MEANT: dict[str, set[str]] = {
     "resolution.positions": NOTHING,
     "tokensr.architecture": TEXT,  # as scorers
     "tokensr.path": TEXT | OR_NULL,
-    "blink.fill": NOTHING,
+    "fill.policy": NOTHING,
     "hero.tokens_per_view": OR_NULL,
     "hero.relative": NOTHING,
     "hero.options.allocation": NOTHING,

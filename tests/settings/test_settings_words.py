@@ -129,7 +129,7 @@ def test_schemas_list_the_words_that_the_code_takes():
     assert {name: words(targets.Model, name) for name in WORDS} == {name: set(known) for name, known in WORDS.items()}
     assert words(targets.Model, "system_prompt") == set(SYSTEM_PROMPTS)
     assert words(groups.Resolution, "policy") == set(POLICIES)
-    assert words(groups.Fill, "fill") == words(targets.Pair, "fill") == set(FILLS)
+    assert words(groups.Fill, "policy") == words(targets.Pair, "fill") == set(FILLS)
 
 
 @pytest.mark.parametrize(

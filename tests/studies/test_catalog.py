@@ -16,7 +16,7 @@ from blink_exp.settings.compose import composed
 from blink_exp.studies import catalog, figure_runs, listing, plan
 from blink_exp.studies.experiments import KINDS, experiments
 
-TOY = {"name": "toy", "title": "Toy", "overrides": ["model=scale_llava"], "here": ["mosaic_mme"]}
+TOY = {"name": "toy", "title": "Toy", "overrides": ["model=scale_llava"], "benchmarks": {"scale": ["mosaic_mme"]}}
 TOY["points"] = [{"label": label, "overrides": [f"layers={label}"]} for label in ("11-17", "12-18", "13-19")]
 
 
@@ -106,7 +106,7 @@ def test_a_figure_is_drawn_from_its_points_with_its_claim_beside_the_paper_s(mon
         "overrides": ["method=blink_interp"],
         "sweeps": sweeps,
     }
-    figure |= {"here": "mosaic_mme", "draw": {"_target_": "blink_exp.figures.base.toy", "_partial_": True}}
+    figure |= {"benchmarks": {"scale": "mosaic_mme"}, "draw": {"_target_": "blink_exp.figures.base.toy", "_partial_": True}}
     document = figure_runs.measure_figure(sweep_of(f"store={tmp_path}"), figure, ["limit=3"], tmp_path)
     assert [(row["series"], row["x"], row["words"][-1]) for row in document["rows"]] == [("s", 4, "layer=4"), ("s", 5, "layer=5")]
     assert seen[0].settings.limit == 3 and seen[0].settings.benchmark["_target_"].endswith("MosaicMME") and len(seen[0].done) == 2

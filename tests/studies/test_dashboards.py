@@ -36,8 +36,15 @@ def test_a_workspace_shows_the_metrics_that_points_log(no_network):
     pytest.importorskip("wandb_workspaces")
     from blink_exp.studies import dashboards
 
-    own = {"name": "blink_table2", "title": "Table 2", "paper": "blink", "here": "mosaic_mme", "points": [{}], "figures": ["fig"]}
-    drawn = {"name": "fig7", "title": "Figure 7", "here": ["mosaic_mme"], "sweeps": [{"series": "start..18", "x": [4, 5]}]}
+    own = {
+        "name": "blink_table2",
+        "title": "Table 2",
+        "paper": "blink",
+        "benchmarks": {"scale": "mosaic_mme"},
+        "points": [{}],
+        "figures": ["fig"],
+    }
+    drawn = {"name": "fig7", "title": "Figure 7", "benchmarks": {"scale": ["mosaic_mme"]}, "sweeps": [{"series": "start..18", "x": [4, 5]}]}
     made = dashboards.workspace({"table": [own], "figure": [drawn]}, "blink-exp", None)
     found = panels(json.loads(dashboards.as_json(made)))
     tokens = {"entering": 1.0, "layer": 1.0}

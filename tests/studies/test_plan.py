@@ -27,8 +27,7 @@ def hydra():
 
 EXPERIMENT = {
     "overrides": ["model=scale_llava", "method=blink"],
-    "here": ["mosaic_mme"],
-    "there": ["mme", "gqa"],
+    "benchmarks": {"scale": ["mosaic_mme"], "published": ["mme", "gqa"]},
     "at": {"gqa": ["thresholds=gqa"]},
     "points": [{"label": "a", "overrides": ["saliency=random"]}],
     "sweeps": [{"series": "start..18", "x": [4, 18], "overrides": ["layers.indices={x}-18"]}],
@@ -46,7 +45,7 @@ def test_the_user_s_benchmark_goes_before_those_of_the_experiment():
     assert plan.benchmarks(EXPERIMENT, [], scale=True) == ["mosaic_mme"]
     assert plan.benchmarks(EXPERIMENT, ["limit=3"], scale=False) == ["mme", "gqa"]
     assert plan.benchmarks(EXPERIMENT, ["benchmark=pope", "benchmark.split=adversarial"], scale=False) == ["pope"]
-    assert plan.benchmarks({"here": "mosaic_open"}, [], scale=True) == ["mosaic_open"]
+    assert plan.benchmarks({"benchmarks": {"scale": "mosaic_open"}}, [], scale=True) == ["mosaic_open"]
     assert plan.benchmarks({}, [], scale=True) == []
 
 

@@ -145,8 +145,7 @@ TABLE = {
     "source": "blink-table-3",
     "published_on": "LLaVA-1.5-7B, MME",
     "published": {"perception": "mme_perception", "total": "mme_total"},
-    "here": ["mosaic_mme"],
-    "there": ["mme", "pope"],
+    "benchmarks": {"scale": ["mosaic_mme"], "published": ["mme", "pope"]},
     "measured": {"mosaic_mme": {"total": "scores.total", "GFLOPs": {"value": "cost.flops", "per": 1e9, "published": "perception"}}},
     "points": [
         {"label": "11-17", "baseline": "12-18", "published": {"table": "blink-table-3", "row": "11-17"}, "overrides": ["layers=11-17"]},
