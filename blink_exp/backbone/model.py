@@ -49,7 +49,7 @@ class Backbone:
     quantization: str | None = None
     revision: str | None = None
     files: Path | None = None
-    prefixes: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False)  # see ``sharing.answers.recalled``
+    prefixes: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False)  # see ``decoder.answers.stored_prefixes``
     _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
     _encodings: OrderedDict[tuple[str, EncoderRequirements], Encoding] = field(default_factory=OrderedDict, repr=False)
 

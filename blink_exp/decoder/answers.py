@@ -16,7 +16,8 @@ from blink_exp.backbone.pictures import Pictures
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import VisualTokens
-from blink_exp.decoder.branches import BranchDecoder, FinalBranches, Question, decoded_layers, read_layers
+from blink_exp.decoder.branch_decoder import BranchDecoder
+from blink_exp.decoder.branches import FinalBranches, QuestionInputs, decoded_layers, read_layers
 from blink_exp.decoder.generated import greedy
 from blink_exp.decoder.layers import NEAR
 from blink_exp.decoder.prefixes import Prefix, PrefixInputs, run_prefixes
@@ -25,7 +26,7 @@ USUAL = 64  # tokens that an answer is expected to take, whatever it may
 
 
 @dataclass(frozen=True)
-class Asking:
+class PointQuestion:
     """One question to some methods. ``image``: its key among the images; ``sample``: see ``Scan``; ``points``: which methods."""
 
     image: str
@@ -68,7 +69,7 @@ class _Unit:
 
 @torch.no_grad()
 def answer(
-    backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking], max_new_tokens: int, batch_size: int
+    backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[PointQuestion], max_new_tokens: int, batch_size: int
 ) -> dict[tuple[int, int], Answer]:
     """{(number of the question, number of the method): its answer}. What is held stays within ``backbone.shared_bytes``, down to one text
     behind one prefix; ``batch_size``: texts that start together, and are parted where they come to need more."""
@@ -80,10 +81,10 @@ def answer(
     out: dict[tuple[int, int], Answer] = {}
     budget = MemoryBudget.of(backbone, units, layers, batch_size, max_new_tokens)
     for part in _parts(units, budget):
-        prefixes = recalled(backbone, part, layers, depths, budget)
+        prefixes = stored_prefixes(backbone, part, layers, depths, budget)
         held = {id(p): p.nbytes for p in (*prefixes.values(), *backbone.prefixes.values())}
         questions = [
-            Question((prefixes[u.key],), u.text, asked[u.asking].sample, tuple(u.points), (u.inputs.shown,), u.inputs.features)
+            QuestionInputs((prefixes[u.key],), u.text, asked[u.asking].sample, tuple(u.points), (u.inputs.shown,), u.inputs.features)
             for u in part
         ]
         decoder = BranchDecoder(backbone.llm, questions, methods, grids, budget.left(sum(held.values())))
@@ -110,7 +111,7 @@ def _by_key(units: Rows[_Unit]) -> dict[str, list[_Unit]]:
     return out
 
 
-def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking]) -> dict[tuple[int, int], VisualTokens]:
+def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[PointQuestion]) -> dict[tuple[int, int], VisualTokens]:
     """What each method lets into the LLM for each question; methods with one pruner share it."""
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):
@@ -128,7 +129,9 @@ def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: 
     return out
 
 
-def _units(backbone: Backbone, methods: Rows[Method], asked: Rows[Asking], visual: dict[tuple[int, int], VisualTokens]) -> list[_Unit]:
+def _units(
+    backbone: Backbone, methods: Rows[Method], asked: Rows[PointQuestion], visual: dict[tuple[int, int], VisualTokens]
+) -> list[_Unit]:
     embed = backbone.model.get_input_embeddings()
     cells = backbone.grid[0] * backbone.grid[1]
     digests: dict[tuple, str] = {}
@@ -207,7 +210,7 @@ def _parts(units: list[_Unit], budget: MemoryBudget) -> Iterator[list[_Unit]]:
         yield part
 
 
-def recalled(
+def stored_prefixes(
     backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], depths: dict[str, int], budget: MemoryBudget
 ) -> dict[str, Prefix]:
     """{key: prefix} of units, those run that the backbone does not hold with all layers and states that are wanted."""

@@ -20,7 +20,8 @@ from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Layout
 from blink_exp.core.views import ViewGeometry, base_view, everything, pack
-from blink_exp.decoder.branches import BranchDecoder, FinalBranches, Question
+from blink_exp.decoder.branch_decoder import BranchDecoder
+from blink_exp.decoder.branches import FinalBranches, QuestionInputs
 from blink_exp.decoder.cache import SegmentedLayer, segmented
 from blink_exp.decoder.generated import extend
 from blink_exp.decoder.segments import Front, Segment, starts
@@ -240,13 +241,13 @@ class Attachment:
             self._prompt = None
 
 
-def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> Question:
+def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> QuestionInputs:
     """A row of a prompt as a question of its own."""
     index, visual = layout.index[row], layout.visual[row]
     blocks = tuple(Segment(embeds[row, own], n, index=own) for own, n in zip(index, visual, strict=False))
     shown = tuple(layout.shown[row]) if layout.shown is not None else (None,) * len(blocks)
     seen = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
-    return Question(blocks, embeds[row, index[-1]], sample, (0,), shown, seen)
+    return QuestionInputs(blocks, embeds[row, index[-1]], sample, (0,), shown, seen)
 
 
 def _forget(*_: Any) -> None:

@@ -24,7 +24,7 @@ from blink_exp.decoder.shared_attention import stacked
 
 
 @dataclass(frozen=True)
-class Looked:
+class ScanRow:
     """What stands in front of a text, as a scan needs it; see ``Branch`` and ``Question``."""
 
     blocks: Front
@@ -82,7 +82,7 @@ class Products:
 def scan_patches(
     llm: Any,
     i: int,
-    rows: Rows[Looked],
+    rows: Rows[ScanRow],
     states: torch.Tensor,
     valid: torch.Tensor,
     positions: torch.Tensor,
@@ -114,7 +114,7 @@ def scan_patches(
     return {pair: {"rho": r, "region": int(best), "patch_scores": tuple(rest)} for pair, (r, best, *rest) in zip(found, read, strict=True)}
 
 
-def row_patches(scorer: Scorer, grid: PatchGrid, seen: Seen, row: Looked, image: int, end: int, scan_expanded: bool) -> torch.Tensor:
+def row_patches(scorer: Scorer, grid: PatchGrid, seen: Seen, row: ScanRow, image: int, end: int, scan_expanded: bool) -> torch.Tensor:
     """(patches,) sums over the base view's tokens of one row and image, wherever they stand in front of column ``end``; behind that stand
     the expanded ones."""
     shown = row.shown[image]
@@ -133,7 +133,7 @@ def row_patches(scorer: Scorer, grid: PatchGrid, seen: Seen, row: Looked, image:
 def scan_tokens(
     llm: Any,
     i: int,
-    rows: Rows[Looked],
+    rows: Rows[ScanRow],
     states: torch.Tensor,
     valid: torch.Tensor,
     positions: torch.Tensor,
@@ -161,7 +161,7 @@ def scan_tokens(
 def products_of(
     llm: Any,
     i: int,
-    rows: Rows[Looked],
+    rows: Rows[ScanRow],
     states: torch.Tensor,
     valid: torch.Tensor,
     positions: torch.Tensor,

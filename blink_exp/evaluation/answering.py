@@ -16,7 +16,7 @@ from blink_exp.backbone.processor import without_placeholder
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
-from blink_exp.decoder.answers import Asking, answer, shareable
+from blink_exp.decoder.answers import PointQuestion, answer, shareable
 from blink_exp.decoder.attach import attach
 from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
@@ -146,7 +146,7 @@ def _answered(
     prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
     together = range(len(points)) if shareable(backbone) else range(0)
     asked = [
-        Asking(key, prompt, sample.id, tuple(p for p in asking if p in together))
+        PointQuestion(key, prompt, sample.id, tuple(p for p in asking if p in together))
         for key, prompt, sample, asking in zip(keys, prompts, batch, wanted, strict=True)
     ]
     out: dict[int, list[Record]] = {}

@@ -14,7 +14,7 @@ each of a few middle layers it
 
 Layers behind the last selected one keep what is there. Decisions are taken once, on the prompt; generated tokens find the sequence as
 each layer left it. What a decision makes of the sequence is ``blink_exp.core.sequence`` (``transition``); what carries it out on hidden
-states is ``blink_exp.decoder.branches``.
+states is ``blink_exp.decoder.branch_decoder``.
 
 Options that the paper does not settle are arguments here, with the reading that this project takes as default.
 """
