@@ -87,13 +87,13 @@ def opened(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int 
 def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Picture], most: int) -> Opened:
     """``most``: pixels of an image that is not prepared."""
     try:
-        found = image()
-        found.load()  # a file that is cut off says so here, whoever prepares it
-        return prepare(found) if found.width * found.height > most else found
+        opened_image = image()
+        opened_image.load()  # a file that is cut off says so here, whoever prepares it
+        return prepare(opened_image) if opened_image.width * opened_image.height > most else opened_image
     except OSError as error:
         return Unreadable(reason(error))
 
 
 def _prepared(image: Image.Image, image_processor: Any, dtype: torch.dtype) -> Picture:
-    found = picture(image, image_processor)
-    return found._replace(views=found.views.to(dtype))
+    prepared = picture(image, image_processor)
+    return prepared._replace(views=prepared.views.to(dtype))

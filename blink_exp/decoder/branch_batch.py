@@ -65,8 +65,8 @@ class BranchBatch:
             decoder.ran(i, fronts, run.cache, self.text.valid)
             self.steps.clear()
             for segment in fronts_of(fronts):
-                for held in (segment.keys, segment.values, segment.inputs):
-                    held.clear()
+                for states_by_layer in (segment.keys, segment.values, segment.inputs):
+                    states_by_layer.clear()
         if forked is not None:
             self.fork(*forked)
 
@@ -86,27 +86,27 @@ class BranchBatch:
     def _run(self, i: int, first: int | None) -> SegmentRun:
         """The texts, and with them the segments of their fronts from number ``first`` on; None: the texts alone."""
         decoder, text = self.decoder, self.text
-        own = [() if first is None else b.front[first:] for b in self.branches]
-        ahead = [b.front[: len(b.front) - len(o)] for b, o in zip(self.branches, own, strict=True)]
-        known = self.joint.get((first, len(own[0])))
+        joined = [() if first is None else b.front[first:] for b in self.branches]
+        ahead = [b.front[: len(b.front) - len(o)] for b, o in zip(self.branches, joined, strict=True)]
+        last_run = self.joint.get((first, len(joined[0])))
         states = text.states
-        if own[0]:
-            rows = [s.states for row in own for s in row]
-            if known is not None and known.rows[-1] is text.states and all(a is b for a, b in zip(known.rows, rows, strict=False)):
-                states = known.states
+        if joined[0]:
+            rows = [s.states for row in joined for s in row]
+            if last_run is not None and last_run.rows[-1] is text.states and all(a is b for a, b in zip(last_run.rows, rows, strict=False)):
+                states = last_run.states
             else:
-                states = torch.cat([torch.stack([torch.cat([s.states for s in row]) for row in own]), states], dim=1)
-        if known is not None:
-            rope = known.rope
+                states = torch.cat([torch.stack([torch.cat([s.states for s in row]) for row in joined]), states], dim=1)
+        if last_run is not None:
+            rope = last_run.rope
         else:
-            numbers = text_positions(self.branches, text.valid)
-            if own[0]:
+            positions = text_positions(self.branches, text.valid)
+            if joined[0]:
                 pieces = [
                     torch.cat([s.positions(start) for s, start in zip(o, starts(b.front)[first:], strict=False)])
-                    for o, b in zip(own, self.branches, strict=True)
+                    for o, b in zip(joined, self.branches, strict=True)
                 ]
-                numbers = torch.cat([torch.stack(pieces), numbers], dim=1)
-            rope = decoder.llm.rotary_emb(states, position_ids=numbers)
+                positions = torch.cat([torch.stack(pieces), positions], dim=1)
+            rope = decoder.llm.rotary_emb(states, position_ids=positions)
         mask = text.mask() if decoder.padded else None
         return SegmentRun(states, rope, SharedKVCache(shared_kv(i, ahead), mask=mask, alone=decoder.alone, weights=decoder.weights))
 
@@ -145,7 +145,7 @@ class BranchBatch:
         """Puts two halves in the place of this part, to be run one after the other."""
         self.over = True
         for half in torch.arange(len(self.branches), device=self.text.states.device).chunk(2)[::-1]:
-            own = [self.branches[r] for r in half.tolist()]
+            branches = [self.branches[r] for r in half.tolist()]
             rows = half if self.parent is None else self.parent[half]
             steps = steps_of_rows(self.steps, rows)
-            self.decoder.waiting.append(BranchBatch(self.decoder, i, own, self.text.rows(half), steps, rows, decided=True))
+            self.decoder.waiting.append(BranchBatch(self.decoder, i, branches, self.text.rows(half), steps, rows, decided=True))

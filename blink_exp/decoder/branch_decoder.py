@@ -58,7 +58,7 @@ class BranchDecoder:
     ):
         self.llm, self.questions, self.methods, self.grids, self.room = llm, questions, methods, grids, room
         self.alone, self.weights, self.ran = alone, weights, ran
-        self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, asked in enumerate(questions) for p in asked.points}
+        self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, question in enumerate(questions) for p in question.points}
         self.padded = len({len(question.text) for question in questions}) > 1
         self.read = frozenset(layer for method in methods for layer in read_layers(method))
         self.waiting: list[BranchBatch] = []
@@ -89,19 +89,19 @@ class BranchDecoder:
         """What these branches come to hold, as ``room`` counts it, if none of their segments is dropped from layer i on: keys and values,
         states that may be read, and what one layer takes, its attention and its MLP."""
         depth, segments = len(self.llm.layers), unstored_segments(branches)
-        made = sum(e.tokens * (len(e.keys) + depth - max(i, e.reached) + self.state * len(e.inputs)) for e in segments)
+        stored = sum(e.tokens * (len(e.keys) + depth - max(i, e.reached) + self.state * len(e.inputs)) for e in segments)
         starting = sum(e.tokens for e in segments if e.reached == i)
         to_read = self.state * starting * sum(layer >= i for layer in self.read)
         row = max(length(b.front) for b in branches) + text
         running = min(starting * self.work, self.room / 4)  # see ``segment_runs``
-        return len(branches) * (text * (depth + self.work) + row) + made + to_read + running
+        return len(branches) * (text * (depth + self.work) + row) + stored + to_read + running
 
     def held(self, branches: Rows[Branch], steps: Rows[Step], text: int) -> float:
         """What is held beside ``needed`` of ``branches``: by parts that wait, and by texts' keys and values that parts have in common."""
         others = {e for part in self.waiting for e in unstored_segments(part.branches)} - unstored_segments(branches)
         segments = sum(e.tokens * (len(e.keys) + self.state * (1 + len(e.inputs))) for e in others)
-        known = {id(step.keys): len(step.keys) for part in (steps, *(w.steps for w in self.waiting)) for step in part}
-        texts = max(0, sum(known.values()) - len(branches) * len(steps)) + self.state * sum(len(w.branches) for w in self.waiting)
+        rows_by_tensor = {id(step.keys): len(step.keys) for part in (steps, *(w.steps for w in self.waiting)) for step in part}
+        texts = max(0, sum(rows_by_tensor.values()) - len(branches) * len(steps)) + self.state * sum(len(w.branches) for w in self.waiting)
         return segments + texts * text
 
     # --- decisions --------------------------------------------------------------------------------------------------------------------
@@ -118,46 +118,46 @@ class BranchDecoder:
     ) -> tuple[list[Branch], torch.Tensor | None]:
         """The branches behind the decisions before layer i, and which one each comes from; see ``BranchBatch.fork``."""
         scans = self.scanner.patches(i, branches, text, deciding)
-        wanted: dict[tuple[int, int], State] = {}
-        taken: list[tuple[tuple[int, int], Scan, Decision]] = []
-        for (r, p), found in scans.items():
+        states: dict[tuple[int, int], State] = {}
+        decisions: list[tuple[tuple[int, int], Scan, Decision]] = []
+        for (r, p), image_scans in scans.items():
             policy: Any = self.methods[p].policy
             state: State[int, Segment | ExpansionKey] = State(tuple(range(b.visual) for b in branches[r].blocks), branches[r].expanded)
-            for seen in found:
-                decision = policy.decide(i, seen)
-                key = functools.partial(self._key, i, branches[r], p, seen.image, decision)
-                state = transition(state, decision, seen.image, expand=key)
-                taken.append(((r, p), seen, decision))
-            wanted[r, p] = state
-        new = list(dict.fromkeys(part for state in wanted.values() for parts in state.expanded for part in parts if _is_key(part)))
-        made = dict(zip(new, expand(new), strict=True))  # held by the branches alone: what none of them has is forgotten
+            for image_scan in image_scans:
+                decision = policy.decide(i, image_scan)
+                key = functools.partial(self._key, i, branches[r], p, image_scan.image, decision)
+                state = transition(state, decision, image_scan.image, expand=key)
+                decisions.append(((r, p), image_scan, decision))
+            states[r, p] = state
+        new = list(dict.fromkeys(part for state in states.values() for parts in state.expanded for part in parts if _is_key(part)))
+        segment_of = dict(zip(new, expand(new), strict=True))  # held by the branches alone: what none of them has is forgotten
         fronts = {
-            pair: (branches[pair[0]].blocks, tuple(tuple(made.get(part, part) for part in parts) for parts in state.expanded))
-            for pair, state in wanted.items()
+            pair: (branches[pair[0]].blocks, tuple(tuple(segment_of.get(part, part) for part in parts) for parts in state.expanded))
+            for pair, state in states.items()
         }
-        for (r, p), seen, decision in taken:
+        for (r, p), image_scan, decision in decisions:
             blocks, expanded = fronts[r, p]
-            tokens = blocks[seen.image].visual + length(expanded[seen.image])
-            self.records[branches[r].question, p].append(Record(branches[r].question, seen, decision, tokens))
+            tokens = blocks[image_scan.image].visual + length(expanded[image_scan.image])
+            self.records[branches[r].question, p].append(Record(branches[r].question, image_scan, decision, tokens))
         return self._forked(branches, fronts, text.states.device)
 
     def drop(
         self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
     ) -> tuple[list[Branch], torch.Tensor | None]:
         """The branches behind the decisions behind layer i, which ``text`` has gone into and run to ``keys``."""
-        made: dict[tuple, Front] = {}
+        retained: dict[tuple, Front] = {}
         fronts: dict[tuple[int, int], tuple[Front, tuple[Front, ...]]] = {}
-        for (r, p), seen in self.scanner.tokens(i, branches, text, keys, deciding).items():
+        for (r, p), row_scan in self.scanner.tokens(i, branches, text, keys, deciding).items():
             policy: Any = self.methods[p].policy
-            decision = policy.decide(i, seen)
+            decision = policy.decide(i, row_scan)
             blocks = branches[r].blocks
             key = (blocks, decision, policy.inherit_positions)
-            if key not in made:
-                made[key] = retain(blocks, decision, i + 1, policy.inherit_positions)
-            fronts[r, p] = made[key], branches[r].expanded
-            tokens = sum(block.visual for block in made[key])
-            seen = replace(seen, distances=None)  # a record must not keep the states alive
-            self.records[branches[r].question, p].append(Record(branches[r].question, seen, decision, tokens))
+            if key not in retained:
+                retained[key] = retain(blocks, decision, i + 1, policy.inherit_positions)
+            fronts[r, p] = retained[key], branches[r].expanded
+            tokens = sum(block.visual for block in retained[key])
+            row_scan = replace(row_scan, distances=None)  # a record must not keep the states alive
+            self.records[branches[r].question, p].append(Record(branches[r].question, row_scan, decision, tokens))
         return self._forked(branches, fronts, text.states.device)
 
     def _forked(
@@ -188,11 +188,11 @@ class BranchDecoder:
         policy: Any = method.policy
         assert grid is not None
         module = method.amplifiers[str(i)] if decision.amplify and method.amplifiers is not None else None
-        shown = question.shown[image]
+        base_map = question.shown[image]
         start = starts(branch.front)[branch.front.index(block) + 1] - block.visual
-        recalls = shown is not None and shown.dropped_embeddings is not None
+        recalls = base_map is not None and base_map.dropped_embeddings is not None
         return ExpansionKey(
-            block, start, i, decision.region, grid, policy.interpolate, policy.inherit_positions, module, before, shown, recalls
+            block, start, i, decision.region, grid, policy.interpolate, policy.inherit_positions, module, before, base_map, recalls
         )
 
 

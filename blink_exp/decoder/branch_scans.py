@@ -34,23 +34,25 @@ class BranchScanner:
 
     def patches(self, i: int, branches: list[Branch], text: Text, deciding: list[tuple[int, int]]) -> dict[tuple[int, int], list[Scan]]:
         """What each point of each branch sees of each image; points that look alike share one scan."""
-        alike: dict[tuple, list[tuple[int, int]]] = {}
+        groups: dict[tuple, list[tuple[int, int]]] = {}
         for r, p in deciding:
             policy: Any = self.methods[p].policy
-            alike.setdefault((policy.scorer, policy.scan_expanded, self.grids[p]), []).append((r, p))
+            groups.setdefault((policy.scorer, policy.scan_expanded, self.grids[p]), []).append((r, p))
         out: dict[tuple[int, int], list[Scan]] = {}
-        for (scorer, scan_expanded, grid), pairs in alike.items():
+        for (scorer, scan_expanded, grid), pairs in groups.items():
             rows = list(dict.fromkeys(r for r, _ in pairs))
-            seen: dict[tuple[int, int], dict[str, Any]] = {}
+            scores: dict[tuple[int, int], dict[str, Any]] = {}
             if scorer is not None:
-                part, numbers = self._prompt(text, branches, rows)
-                looked = [scan.ScanRow(branches[r].blocks, branches[r].expanded, self.questions[branches[r].question].shown) for r in rows]
-                found = scan.scan_patches(self.llm, i, looked, part.states, part.valid, numbers, scorer, grid, scan_expanded)
-                seen = {(rows[n], k): words for (n, k), words in found.items()}
+                part, positions = self._prompt(text, branches, rows)
+                scan_rows = [
+                    scan.ScanRow(branches[r].blocks, branches[r].expanded, self.questions[branches[r].question].shown) for r in rows
+                ]
+                scored = scan.scan_patches(self.llm, i, scan_rows, part.states, part.valid, positions, scorer, grid, scan_expanded)
+                scores = {(rows[n], k): fields for (n, k), fields in scored.items()}
             for r, p in pairs:
                 sample = self.questions[branches[r].question].sample
                 out[r, p] = [
-                    Scan(i, sample, k, bool(branches[r].expanded[k]), **seen.get((r, k), {}))
+                    Scan(i, sample, k, bool(branches[r].expanded[k]), **scores.get((r, k), {}))
                     for k, block in enumerate(branches[r].blocks)
                     if block.visual
                 ]
@@ -60,34 +62,34 @@ class BranchScanner:
         self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
     ) -> dict[tuple[int, int], Scan]:
         """What each point of each branch sees behind layer i; points that have the same raters share one scan."""
-        alike: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
-        chosen: dict[tuple[int, bytes], torch.Tensor] = {}
+        groups: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
+        raters_of: dict[tuple[int, bytes], torch.Tensor] = {}
         for r, p in deciding:
             raters = self._chosen_raters(branches[r].question, p, text.length - self.generated)
-            known = (r, raters.cpu().numpy().tobytes())
-            chosen[known] = raters
-            alike.setdefault(known, []).append((r, p))
-        rows = [r for r, _ in alike]
-        part, numbers = self._prompt(text, branches, rows)
+            group = (r, raters.cpu().numpy().tobytes())
+            raters_of[group] = raters
+            groups.setdefault(group, []).append((r, p))
+        rows = [r for r, _ in groups]
+        part, positions = self._prompt(text, branches, rows)
         index = torch.tensor(rows, device=keys.device)
-        own = keys[index][:, :, : part.length]
-        looked = [scan.ScanRow(branches[r].blocks, branches[r].expanded, ()) for r in rows]
-        raters = torch.stack([chosen[known] for known in alike])
-        scores = scan.scan_tokens(self.llm, i, looked, part.states, part.valid, numbers, own, raters)
+        text_keys = keys[index][:, :, : part.length]
+        scan_rows = [scan.ScanRow(branches[r].blocks, branches[r].expanded, ()) for r in rows]
+        raters = torch.stack([raters_of[group] for group in groups])
+        scores = scan.scan_tokens(self.llm, i, scan_rows, part.states, part.valid, positions, text_keys, raters)
         out: dict[tuple[int, int], Scan] = {}
-        for (r, _), pairs, found in zip(alike, alike.values(), scores, strict=True):
+        for (r, _), pairs, row_scores in zip(groups, groups.values(), scores, strict=True):
             question = self.questions[branches[r].question]
             visual = torch.cat([block.visual_at(i + 1) for block in branches[r].blocks])
-            seen = Scan(
+            row_scan = Scan(
                 i,
                 question.sample,
                 0,
                 False,
                 visual=sum(block.visual for block in question.blocks),
-                token_scores=found,
+                token_scores=row_scores,
                 distances=functools.partial(scan.distances, visual),
             )
-            out |= dict.fromkeys(pairs, seen)
+            out |= dict.fromkeys(pairs, row_scan)
         return {pair: out[pair] for pair in deciding}
 
     def _chosen_raters(self, q: int, p: int, prompt: int) -> torch.Tensor:
@@ -96,8 +98,8 @@ class BranchScanner:
         if (q, policy) not in self._raters:
             question = self.questions[q]
             assert question.visual is not None
-            own = question.text[: len(question.text) - self.generated]
-            chosen = torch.zeros(prompt, dtype=torch.bool, device=own.device)
-            chosen[prompt - len(own) :] = policy.raters(question.visual, own)
-            self._raters[q, policy] = chosen
+            prompt_text = question.text[: len(question.text) - self.generated]
+            mask = torch.zeros(prompt, dtype=torch.bool, device=prompt_text.device)
+            mask[prompt - len(prompt_text) :] = policy.raters(question.visual, prompt_text)
+            self._raters[q, policy] = mask
         return self._raters[q, policy]

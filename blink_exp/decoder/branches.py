@@ -122,8 +122,8 @@ def steps_of_rows(steps: Rows[Step], rows: torch.Tensor) -> list[Step]:
     them is held. Their keys and values stay, as one tensor has them all."""
     out: list[Step] = []
     for step in reversed(steps):
-        own = set(rows.tolist())
-        fronts = [front if r in own else () for r, front in enumerate(step.fronts)]
+        kept_rows = set(rows.tolist())
+        fronts = [front if r in kept_rows else () for r, front in enumerate(step.fronts)]
         out.append(Step(fronts, step.keys, step.values, step.parent))
         rows = rows if step.parent is None else step.parent[rows]
     return out[::-1]

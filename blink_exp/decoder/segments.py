@@ -140,10 +140,10 @@ class ExpansionKey:
 
 def expand(keys: Rows[ExpansionKey]) -> list[Segment]:
     """The expanded segments of some keys, those with one module as one batch. Blink, Eqs. (4)-(5)."""
-    made: dict[int, Segment] = {}
+    segments: dict[int, Segment] = {}
     numbers = sorted(range(len(keys)), key=lambda n: _kind(keys[n]))
-    for _, same in itertools.groupby(numbers, key=lambda n: _kind(keys[n])):
-        group = list(same)
+    for _, group_numbers in itertools.groupby(numbers, key=lambda n: _kind(keys[n])):
+        group = list(group_numbers)
         first = keys[group[0]]
         grid, (h, w) = first.grid, first.grid.patch
         patches = torch.stack([keys[n].base_view()[grid.indices(keys[n].region)] for n in group]).mT.unflatten(2, (h, w))
@@ -155,8 +155,8 @@ def expand(keys: Rows[ExpansionKey]) -> list[Segment]:
         for n, states in zip(group, patches.flatten(2).mT, strict=True):
             key = keys[n]
             places = grid.places(key.region, size).to(states.device) + key.start if key.inherit else None
-            made[n] = Segment(states, 0, places, 0 if key.inherit else None, region=key.region, reached=key.layer)
-    return [made[n] for n in range(len(keys))]
+            segments[n] = Segment(states, 0, places, 0 if key.inherit else None, region=key.region, reached=key.layer)
+    return [segments[n] for n in range(len(keys))]
 
 
 def _kind(key: ExpansionKey) -> tuple[int, int, bool]:

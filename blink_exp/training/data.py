@@ -141,11 +141,11 @@ class PairedCrops(pl.LightningDataModule):
         assert self.trainer is not None
         lost = []
         for files in self.files:
-            seen = files.unreadable
+            unreadable = files.unreadable
             if self.trainer.world_size > 1:
                 device = self.trainer.strategy.root_device
-                seen = self.trainer.strategy.reduce(seen.to(device, torch.int32), reduce_op="sum").cpu()
-            lost += [str(files.path(int(i))) for i in seen.nonzero()[:, 0]]
+                unreadable = self.trainer.strategy.reduce(unreadable.to(device, torch.int32), reduce_op="sum").cpu()
+            lost += [str(files.path(int(i))) for i in unreadable.nonzero()[:, 0]]
         return lost
 
 
@@ -190,10 +190,10 @@ class FileData(PairedCrops):
         root, *parts = self.names()
         self.files = [Files(root, part, self.pad, self.image_loading) for part in parts]
         pairs = 4 if self.quadrants == "all" else 1
-        wanted = (self.train_size, self.held_out_size)
+        sizes = (self.train_size, self.held_out_size)
         train, held_out = (
             Split(files, pairs * len(part) if size is None else size, len(part))
-            for files, part, size in zip(self.files, parts, wanted, strict=True)
+            for files, part, size in zip(self.files, parts, sizes, strict=True)
         )
         return train, held_out
 

@@ -101,18 +101,18 @@ class TokenSRTraining(pl.LightningModule):
 
     def capture(self, batch: Batch) -> Features:
         """The same of a batch that lies in main memory, with the layers as one dimension."""
-        found = self.frozen(Batch(*(x.to(self.device) for x in batch)))
-        patches, teachers = zip(*(found[layer] for layer in self.layers), strict=True)
+        features = self.frozen(Batch(*(x.to(self.device) for x in batch)))
+        patches, teachers = zip(*(features[layer] for layer in self.layers), strict=True)
         return Features(torch.stack(patches, dim=1), torch.stack(teachers, dim=1))
 
     def pairs(self, batch: Batch | Features) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """{layer: (interpolated student (batch, width, H, W), teacher (batch, H * W, width))} of a batch of training pairs."""
         if isinstance(batch, Features):
-            found = {layer: (batch.patch[:, k].contiguous(), batch.teacher[:, k]) for k, layer in enumerate(self.layers)}
+            pairs = {layer: (batch.patch[:, k].contiguous(), batch.teacher[:, k]) for k, layer in enumerate(self.layers)}
         else:
-            found = self.frozen(batch)
+            pairs = self.frozen(batch)
         size = (self.grid.height, self.grid.width)
-        return {layer: (enlarge(patch.mT.unflatten(-1, self.grid.patch), size), teacher) for layer, (patch, teacher) in found.items()}
+        return {layer: (enlarge(patch.mT.unflatten(-1, self.grid.patch), size), teacher) for layer, (patch, teacher) in pairs.items()}
 
     def refine(self, layer: int, patch: torch.Tensor) -> torch.Tensor:
         """(batch, H * W, width) what the module of a layer makes of (batch, width, H, W). Under ZeRO its weights are bf16."""
@@ -188,9 +188,9 @@ class TokenSRTraining(pl.LightningModule):
             layer, value = next((n, v) for n, v in zip(self.layers, losses.tolist(), strict=True) if not math.isfinite(v))
             raise UserError(self._diverged(f"the loss of layer {layer} is {value}"))
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, reason: str) -> str:
         return (
-            f"training stopped at step {self.trainer.global_step}: {what}; use a smaller optim.lr (now {self.optimization.lr:g}), or"
+            f"training stopped at step {self.trainer.global_step}: {reason}; use a smaller optim.lr (now {self.optimization.lr:g}), or"
             f" another model.dtype or trainer.precision; checkpoints before it are kept in {self.trainer.default_root_dir}"
         )
 
@@ -204,8 +204,10 @@ class TokenSRTraining(pl.LightningModule):
                 raise UserError(self._diverged(f"the weights {bad} of layer {layer} are nan or inf"))
         names = [name.removeprefix("amplifiers.") for name, p in self.named_parameters() if p.requires_grad]
         for optimizer in checkpoint.get("optimizer_states", []):
-            held = [(str(k), v) for k, state in optimizer.get("state", {}).items() for v in state.values() if isinstance(v, torch.Tensor)]
-            bad = first_nonfinite(held)
+            moments = [
+                (str(k), v) for k, state in optimizer.get("state", {}).items() for v in state.values() if isinstance(v, torch.Tensor)
+            ]
+            bad = first_nonfinite(moments)
             if bad is not None:
                 layer = names[int(bad)].split(".")[0]
                 raise UserError(self._diverged(f"the optimizer's moments of layer {layer} are nan or inf"))
