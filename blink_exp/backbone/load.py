@@ -20,7 +20,7 @@ from blink_exp.settings.check import fields, value_type
 from blink_exp.settings.targets import Model
 
 
-def _keeping_one(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
+def _cache_last(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
     """Like lru_cache(1), but what is kept goes before another is loaded: a GPU may not hold two."""
     loaded: dict[tuple, Backbone] = {}
 
@@ -37,7 +37,7 @@ def _keeping_one(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
     return load
 
 
-@_keeping_one
+@_cache_last
 def load(
     path: str = "scale",
     name: str | None = None,

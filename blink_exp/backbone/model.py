@@ -17,13 +17,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone import weights
 from blink_exp.backbone.clip_text import ClipText, load_clip_text
-from blink_exp.backbone.encode import check_cls_token, encode, owned
+from blink_exp.backbone.encode import check_cls_token, compact, encode
 from blink_exp.backbone.logits import Checked
-from blink_exp.backbone.pictures import Picture, Pictures, picture
+from blink_exp.backbone.pictures import ImagesById, PreparedImage, prepare_image
 from blink_exp.backbone.processor import chat_prompt
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.pruner import ViewPruner
-from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, VisualTokens, everything, pack
+from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, VisualTokens, all_tokens, pack
 from blink_exp.errors import UserError
 
 
@@ -98,7 +98,7 @@ class Backbone:
 
     def transform(self, image: Image.Image) -> torch.Tensor:
         """(3, size, size) pixels of the base view by the backbone's own image processor."""
-        return picture(image, self.processor.image_processor).views[0]
+        return prepare_image(image, self.processor.image_processor).views[0]
 
     def prompt(self, question: str) -> str:
         return chat_prompt(self.processor, question, self.system_prompt)
@@ -120,7 +120,7 @@ class Backbone:
             _ = self.clip
 
     @torch.no_grad()
-    def features(self, images: Pictures) -> dict[str, torch.Tensor]:
+    def features(self, images: ImagesById) -> dict[str, torch.Tensor]:
         """{id: (tokens, width)} projected visual tokens of images by id, as the stock model makes them, newlines included."""
         new = {k: v for k, v in images.items() if k not in self._features}
         if new:
@@ -128,11 +128,11 @@ class Backbone:
             for pictures in self._at_once(new.values()):
                 sizes = {"image_sizes": torch.tensor([[p.height, p.width] for p in pictures])} if self.tiled else {}
                 tokens += self.model.get_image_features(pixel_values=self._pixels(pictures), **sizes).pooler_output
-            self._features.update(zip(new, map(owned, tokens), strict=True))
+            self._features.update(zip(new, map(compact, tokens), strict=True))
         return self.recall(self._features, list(images), self.tower_bytes)
 
     @torch.no_grad()
-    def encodings(self, images: Pictures, needs: EncoderRequirements) -> dict[str, Encoding]:
+    def encodings(self, images: ImagesById, needs: EncoderRequirements) -> dict[str, Encoding]:
         """{id: Encoding} of images by id."""
         wider = next((n for _, n in reversed(self._encodings) if n.covers(needs) and all((k, n) in self._encodings for k in images)), needs)
         needs = wider  # what was made for somebody who looks at more serves as well
@@ -155,14 +155,14 @@ class Backbone:
         """Bytes that features and encodings of images seen before hold."""
         return sum(f.nbytes for f in self._features.values()) + sum(e.nbytes for e in self._encodings.values())
 
-    def _at_once(self, images: Iterable[Image.Image | Picture]) -> Iterator[list[Picture]]:
+    def _at_once(self, images: Iterable[Image.Image | PreparedImage]) -> Iterator[list[PreparedImage]]:
         """Prepared images by the passes of the tower that run them: as many as ``tower_bytes`` holds with all layers' states."""
         vision, views = self.model.config.vision_config, 0
-        pictures: list[Picture] = []
+        pictures: list[PreparedImage] = []
         view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: inside a layer, its MLP and its heads
         most = max(1, self.tower_bytes // (view * self.model.dtype.itemsize))
         for image in images:
-            one = picture(image, self.processor.image_processor)
+            one = prepare_image(image, self.processor.image_processor)
             if pictures and views + len(one.views) > most:
                 yield pictures
                 pictures, views = [], 0
@@ -170,7 +170,7 @@ class Backbone:
             views += len(one.views)
         yield pictures
 
-    def _pixels(self, pictures: list[Picture]) -> torch.Tensor:
+    def _pixels(self, pictures: list[PreparedImage]) -> torch.Tensor:
         """(all views, 3, size, size) on the tower's device, the views of the images one after another."""
         return torch.cat([p.views.to(self.model.device, self.model.dtype, non_blocking=True) for p in pictures])
 
@@ -193,9 +193,9 @@ class Backbone:
         return out
 
     @torch.no_grad()
-    def prune(self, encoding: Encoding, selection: TokenSelection, newline_policy: str, aside: bool = False) -> VisualTokens:
-        """Projects the kept tokens only: dropping before the projector keeps the same features and spares it the others. ``aside``:
-        projects all of the base view as well and keeps that aside."""
+    def prune(self, encoding: Encoding, selection: TokenSelection, newline_policy: str, keep_dropped: bool = False) -> VisualTokens:
+        """Projects the kept tokens only, which gives the same features as dropping behind the projector. ``keep_dropped``: also projects
+        the whole base view, for ``VisualTokens.dropped_embeddings``."""
         flat = encoding.hidden.flatten(0, 1)
         if selection.merged is not None:
             flat = flat.clone()
@@ -209,23 +209,23 @@ class Backbone:
         out[source != NEWLINE] = self.model.model.multi_modal_projector(rows[source != NEWLINE]).to(out)
         if bool((source == NEWLINE).any()):
             out[source == NEWLINE] = self.model.model.image_newline.to(out)
-        whole = self.model.model.multi_modal_projector(encoding.hidden[0]) if aside else None
-        return VisualTokens(out, source, encoding.views, whole)
+        base_view_embeddings = self.model.model.multi_modal_projector(encoding.hidden[0]) if keep_dropped else None
+        return VisualTokens(out, source, encoding.views, base_view_embeddings)
 
     def visual(
-        self, images: Pictures, questions: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False
+        self, images: ImagesById, questions: list[tuple[str, str]], pruner: ViewPruner | None, keep_dropped: bool = False
     ) -> list[VisualTokens]:
-        """The visual tokens of each (image id, question), after ``pruner``. ``aside``: see ``prune``."""
+        """The visual tokens of each (image id, question), after ``pruner``. ``keep_dropped``: see ``prune``."""
         encodings = self.encodings(images, pruner.needs) if pruner is not None else {}
         selections = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in questions]
         stock = self.features({key: images[key] for (key, _), k in zip(questions, selections, strict=True) if k is None})
         out = []
         for (key, _), selection in zip(questions, selections, strict=True):
             if selection is not None and pruner is not None:
-                out.append(self.prune(encodings[key], selection, pruner.newline_policy, aside))
+                out.append(self.prune(encodings[key], selection, pruner.newline_policy, keep_dropped))
             else:
                 views = ViewGeometry.of(self.model.config, (images[key].height, images[key].width))
-                out.append(VisualTokens(stock[key], pack(views, everything(views)), views))
+                out.append(VisualTokens(stock[key], pack(views, all_tokens(views)), views))
         return out
 
     def forget(self) -> None:

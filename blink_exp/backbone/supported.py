@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from blink_exp.backbone.memory import TEXT, visual_tokens
-from blink_exp.backbone.pictures import picture
+from blink_exp.backbone.pictures import prepare_image
 from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError, flat
 
@@ -159,7 +159,7 @@ def check_images(image_processor: Any, config: Any, path: str) -> None:
             raise refusal(path, IMAGES, "image_grid_pinpoints", pinpoints, limit)
     for width, height in ((2 * size + 10, size // 2), (size // 3, size), (7, 5)):
         with read_by_library(path, f"{IMAGES} that prepares an image of {width} x {height} pixels"):
-            views = picture(Image.new("RGB", (width, height), (120, 60, 30)), image_processor).views
+            views = prepare_image(Image.new("RGB", (width, height), (120, 60, 30)), image_processor).views
         shape = (ViewGeometry.of(config, (height, width)).count, 3, size, size)
         if tuple(views.shape) != shape:
             limit = f"the model takes {shape}; give the image processor and config of one checkpoint"

@@ -132,12 +132,12 @@ class Layout:
     tokens) and, last, the text.
 
     ``index[row][k]``: (tokens,) positions in the prompt of segment k's tokens; ``visual[row][image]``: visual tokens of each image;
-    ``shown[row][image]``: what visual tokens show, None where every image has the H x W tokens of one view.
+    ``base_maps[row][image]``: cells that the visual tokens show; None where every image has the H x W tokens of one view.
     """
 
     index: list[list[torch.Tensor]]
     visual: list[list[int]]
-    shown: list[list[BaseViewMap]] | None = None
+    base_maps: list[list[BaseViewMap]] | None = None
 
     @classmethod
     def of(cls, image_mask: torch.Tensor, attention_mask: torch.Tensor | None, visual: int | None) -> Layout:

@@ -115,7 +115,7 @@ class TokenSelection:
     padding: bool = False
 
 
-def everything(views: ViewGeometry) -> TokenSelection:
+def all_tokens(views: ViewGeometry) -> TokenSelection:
     """All tokens that show the image: the untouched model."""
     return TokenSelection(tuple(valid.nonzero()[:, 0] for valid in views.valid))
 
@@ -127,7 +127,7 @@ def check_newline_policy(policy: str) -> str:
 
 
 def pack(views: ViewGeometry, selection: TokenSelection, newline_policy: str = "valid_rows") -> torch.Tensor:
-    """(tokens,) sources in the order in which they enter the LLM: view * N + patch, or NEWLINE, or EXTRA (the next of kept.extra).
+    """(tokens,) sources in the order in which they enter the LLM: view * N + patch, or NEWLINE, or EXTRA (the next of ``selection.extra``).
 
     ``newline_policy``: ``valid_rows`` ends every unpadded row of tiles with a newline, also where no token of it was
     kept; ``all_rows`` every row of the padded grid; ``none`` no row. Newlines are not part of any budget.
@@ -159,23 +159,25 @@ def pack(views: ViewGeometry, selection: TokenSelection, newline_policy: str = "
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """What enters the LLM for one image: (tokens, hidden) projected features and where each comes from (see ``pack``). ``aside``:
-    (N, hidden), all of the projected base view, for methods that recall what was dropped of it."""
+    """The visual tokens of one image that enter the LLM: (tokens, hidden) projected features and their sources (see ``pack``).
+
+    ``dropped_embeddings``: (N, hidden), the whole projected base view, for methods that restore dropped tokens.
+    """
 
     features: torch.Tensor
     source: torch.Tensor
     views: ViewGeometry
-    aside: torch.Tensor | None = None
+    dropped_embeddings: torch.Tensor | None = None
 
     @property
     def newlines(self) -> int:
         return int((self.source == NEWLINE).sum())
 
     @property
-    def shown(self) -> BaseViewMap:
-        return base_view(self.source, self.views, self.aside)
+    def base_map(self) -> BaseViewMap:
+        return base_view(self.source, self.views, self.dropped_embeddings)
 
 
-def base_view(source: torch.Tensor, views: ViewGeometry, aside: torch.Tensor | None = None) -> BaseViewMap:
+def base_view(source: torch.Tensor, views: ViewGeometry, dropped_embeddings: torch.Tensor | None = None) -> BaseViewMap:
     """Which cell of the base view each token of a packed image shows."""
-    return BaseViewMap(torch.where((source >= 0) & (source < views.tokens), source, -1), aside)
+    return BaseViewMap(torch.where((source >= 0) & (source < views.tokens), source, -1), dropped_embeddings)

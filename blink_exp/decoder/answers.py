@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.pictures import Pictures
+from blink_exp.backbone.pictures import ImagesById
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import VisualTokens
@@ -36,7 +36,7 @@ class PointQuestion:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GeneratedAnswer:
     """``tokens``: that were generated, the one that ends it included; ``visual``: what entered the LLM; ``decisions``: what the policy
     decided, by layer."""
 
@@ -69,8 +69,8 @@ class _Unit:
 
 @torch.no_grad()
 def answer(
-    backbone: Backbone, methods: Rows[Method], images: Pictures, questions: Rows[PointQuestion], max_new_tokens: int, batch_size: int
-) -> dict[tuple[int, int], Answer]:
+    backbone: Backbone, methods: Rows[Method], images: ImagesById, questions: Rows[PointQuestion], max_new_tokens: int, batch_size: int
+) -> dict[tuple[int, int], GeneratedAnswer]:
     """{(number of the question, number of the method): its answer}. What is held stays within ``backbone.shared_bytes``, down to one text
     behind one prefix; ``batch_size``: texts that start together, and are parted where they come to need more."""
     visual = _visual(backbone, methods, images, questions)
@@ -78,13 +78,13 @@ def answer(
     layers = frozenset(layer for method in methods for layer in read_layers(method))
     grids = [PatchGrid(m.policy.p, *backbone.grid) if m.policy is not None else None for m in methods]
     depths = {key: max(decoded_layers(methods[p], backbone.depth) for u in same for p in u.points) for key, same in _by_key(units).items()}
-    out: dict[tuple[int, int], Answer] = {}
+    out: dict[tuple[int, int], GeneratedAnswer] = {}
     budget = MemoryBudget.of(backbone, units, layers, batch_size, max_new_tokens)
     for part in _parts(units, budget):
         prefixes = stored_prefixes(backbone, part, layers, depths, budget)
         prefix_bytes = {id(p): p.nbytes for p in (*prefixes.values(), *backbone.prefixes.values())}
         inputs = [
-            QuestionInputs((prefixes[u.key],), u.text, questions[u.asking].sample, tuple(u.points), (u.inputs.shown,), u.inputs.features)
+            QuestionInputs((prefixes[u.key],), u.text, questions[u.asking].sample, tuple(u.points), (u.inputs.base_map,), u.inputs.features)
             for u in part
         ]
         decoder = BranchDecoder(backbone.llm, inputs, methods, grids, budget.left(sum(prefix_bytes.values())))
@@ -100,7 +100,7 @@ def answer(
         texts = backbone.processor.batch_decode(list(tokens.values()), skip_special_tokens=True)
         for (q, p), text in zip(tokens, texts, strict=True):
             asking = part[q].asking
-            out[asking, p] = Answer(text.strip(), len(tokens[q, p]), visual[asking, p], decoder.records[q, p])
+            out[asking, p] = GeneratedAnswer(text.strip(), len(tokens[q, p]), visual[asking, p], decoder.records[q, p])
     return out
 
 
@@ -112,21 +112,23 @@ def _by_key(units: Rows[_Unit]) -> dict[str, list[_Unit]]:
 
 
 def _visual(
-    backbone: Backbone, methods: Rows[Method], images: Pictures, questions: Rows[PointQuestion]
+    backbone: Backbone, methods: Rows[Method], images: ImagesById, questions: Rows[PointQuestion]
 ) -> dict[tuple[int, int], VisualTokens]:
     """What each method lets into the LLM for each question; methods with one pruner share it."""
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):
-        alike.setdefault((method.pruner, method.recall), []).append(p)
+        alike.setdefault((method.pruner, method.restore_dropped), []).append(p)
     needs = [m.pruner.needs for m in methods if m.pruner is not None]
     if needs:
         backbone.encodings(images, needs[0].union(*needs[1:]))  # the tower once, for all that any of them looks at
     out: dict[tuple[int, int], VisualTokens] = {}
-    for (pruner, recall), points in alike.items():
+    for (pruner, restore_dropped), points in alike.items():
         numbers = [n for n, a in enumerate(questions) if set(points) & set(a.points)]
         if numbers:
             needed_images = {questions[n].image: images[questions[n].image] for n in numbers}
-            selected = backbone.visual(needed_images, [(questions[n].image, questions[n].question) for n in numbers], pruner, recall)
+            selected = backbone.visual(
+                needed_images, [(questions[n].image, questions[n].question) for n in numbers], pruner, restore_dropped
+            )
             out |= {(n, p): v for n, v in zip(numbers, selected, strict=True) for p in points if p in questions[n].points}
     return out
 
@@ -142,13 +144,13 @@ def _units(
         text = embed(behind)
         for p in a.points:
             tokens = visual[n, p]
-            base_map = None if tokens.aside is None and tokens.shown.whole(cells) else tokens.shown
+            base_map = None if tokens.dropped_embeddings is None and tokens.base_map.whole(cells) else tokens.base_map
             inputs = PrefixInputs(ahead, tokens.features, base_map)
             content = (id(tokens.features), tuple(ahead.tolist()), base_map is None)  # of one call: the tensors live as long as ``visual``
             if content not in digests:
                 digests[content] = inputs.digest()
-            recalls = base_map is not None and base_map.dropped_embeddings is not None
-            out.setdefault((n, digests[content], recalls), _Unit(n, inputs, digests[content], text, [])).points.append(p)
+            restore_dropped = base_map is not None and base_map.dropped_embeddings is not None
+            out.setdefault((n, digests[content], restore_dropped), _Unit(n, inputs, digests[content], text, [])).points.append(p)
     return list(out.values())
 
 

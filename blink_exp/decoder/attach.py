@@ -19,7 +19,7 @@ from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Layout
-from blink_exp.core.views import ViewGeometry, base_view, everything, pack
+from blink_exp.core.views import ViewGeometry, all_tokens, base_view, pack
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs
 from blink_exp.decoder.cache import SegmentedLayer, segmented
@@ -164,7 +164,7 @@ class Attachment:
             for count, base_map in zip(counts, row, strict=False):
                 self._check(count, base_map)
         if not all(base_map.whole(visual) for row in rows for base_map in row):
-            layout.shown = rows  # whole grids are scanned all rows at once
+            layout.base_maps = rows  # whole grids are scanned all rows at once
         return layout
 
     def _with_text(self, layout: Layout) -> Layout:
@@ -188,7 +188,7 @@ class Attachment:
                 out.append(out[-1])
                 continue
             geometry = [ViewGeometry.of(self.model.config, next(sizes)) for _ in counts]
-            out.append([base_view(pack(views, everything(views)), views) for views in geometry])
+            out.append([base_view(pack(views, all_tokens(views)), views) for views in geometry])
         return out
 
     def _check(self, tokens: int, base_map: BaseViewMap) -> None:
@@ -245,7 +245,7 @@ def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> Qu
     """A row of a prompt as a question of its own."""
     index, visual = layout.index[row], layout.visual[row]
     blocks = tuple(Segment(embeds[row, positions], n, index=positions) for positions, n in zip(index, visual, strict=False))
-    base_maps = tuple(layout.shown[row]) if layout.shown is not None else (None,) * len(blocks)
+    base_maps = tuple(layout.base_maps[row]) if layout.base_maps is not None else (None,) * len(blocks)
     visual_embeds = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
     return QuestionInputs(blocks, embeds[row, index[-1]], sample, (0,), base_maps, visual_embeds)
 

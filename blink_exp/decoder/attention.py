@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
 from blink_exp.core.method import Record
-from blink_exp.core.saliency import Attended
+from blink_exp.core.saliency import AttentionInputs
 from blink_exp.core.sequence import Expand, Origin, Retain, State, transition
 from blink_exp.core.views import EXTRA
 from blink_exp.decoder.scan import heads_of
@@ -26,7 +26,7 @@ from blink_exp.decoder.shared_attention import SharedKVCache
 
 
 @contextlib.contextmanager
-def recorded(llm: Any, layers: Collection[int] | None = None) -> Iterator[dict[int, torch.Tensor]]:
+def record_attention(llm: Any, layers: Collection[int] | None = None) -> Iterator[dict[int, torch.Tensor]]:
     """Records the first forward of a decoder inside the block, which is that of the prompt: {layer: (batch, keys)} float32 on the CPU,
     softmax over all keys that the token may see (0 elsewhere), mean over heads.
 
@@ -79,7 +79,7 @@ def last_row(
             keys = past_key_values.layers[attention.layer_idx].keys
         visible = _visible(attention_mask, len(keys), keys.shape[2]).to(keys.device)
     text = visible.new_ones(len(keys), 1)
-    inputs = Attended(query, keys, visible, text, attention.scaling, lambda: query, lambda: keys)
+    inputs = AttentionInputs(query, keys, visible, text, attention.scaling, lambda: query, lambda: keys)
     return saliency.attention(inputs, torch.arange(keys.shape[2], device=keys.device)).float().cpu()
 
 

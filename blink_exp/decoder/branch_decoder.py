@@ -188,11 +188,11 @@ class BranchDecoder:
         policy: Any = method.policy
         assert grid is not None
         module = method.amplifiers[str(i)] if decision.amplify and method.amplifiers is not None else None
-        base_map = question.shown[image]
+        base_map = question.base_maps[image]
         start = starts(branch.front)[branch.front.index(block) + 1] - block.visual
-        recalls = base_map is not None and base_map.dropped_embeddings is not None
+        restore_dropped = base_map is not None and base_map.dropped_embeddings is not None
         return ExpansionKey(
-            block, start, i, decision.region, grid, policy.interpolate, policy.inherit_positions, module, before, base_map, recalls
+            block, start, i, decision.region, grid, policy.interpolate, policy.inherit_positions, module, before, base_map, restore_dropped
         )
 
 

@@ -45,7 +45,7 @@ class BranchScanner:
             if scorer is not None:
                 part, positions = self._prompt(text, branches, rows)
                 scan_rows = [
-                    scan.ScanRow(branches[r].blocks, branches[r].expanded, self.questions[branches[r].question].shown) for r in rows
+                    scan.ScanRow(branches[r].blocks, branches[r].expanded, self.questions[branches[r].question].base_maps) for r in rows
                 ]
                 scored = scan.scan_patches(self.llm, i, scan_rows, part.states, part.valid, positions, scorer, grid, scan_expanded)
                 scores = {(rows[n], k): fields for (n, k), fields in scored.items()}

@@ -23,7 +23,7 @@ class QuestionInputs:
         text: (tokens, hidden) embeddings of what stands behind the last image.
         sample: see ``Scan``.
         points: which methods answer it.
-        shown: what the visual tokens of each image show, None where they are all of one view.
+        base_maps: for each image, the cells of the base view that its visual tokens show; None: all of one view.
         visual: (visual, hidden) embeddings of all visual tokens, for policies that choose their raters by them.
     """
 
@@ -31,7 +31,7 @@ class QuestionInputs:
     text: torch.Tensor
     sample: str
     points: tuple[int, ...]
-    shown: tuple[BaseViewMap | None, ...] = (None,)
+    base_maps: tuple[BaseViewMap | None, ...] = (None,)
     visual: torch.Tensor | None = None
 
 

@@ -18,17 +18,17 @@ from blink_exp.decoder.segments import Segment
 
 @dataclass(frozen=True)
 class PrefixInputs:
-    """What a prefix is made of. ``ids``: (before,) token ids before the image; ``features``: (visual, hidden); ``shown``: which cells of
-    the base view these show, None where they are all of one view."""
+    """Inputs of a prefix. ``ids``: (before,) token ids before the image; ``features``: (visual, hidden); ``base_map``: cells
+    of the base view that these show; None: all of one view."""
 
     ids: torch.Tensor
     features: torch.Tensor
-    shown: BaseViewMap | None = None
+    base_map: BaseViewMap | None = None
 
     def digest(self) -> str:
         """Equal for equal content, wherever it comes from: two points that keep the same tokens have one prefix."""
-        cells = self.ids if self.shown is None else self.shown.cells
-        digest = hashlib.sha256(repr((self.features.dtype, len(self.ids), len(cells), self.shown is None)).encode())
+        cells = self.ids if self.base_map is None else self.base_map.cells
+        digest = hashlib.sha256(repr((self.features.dtype, len(self.ids), len(cells), self.base_map is None)).encode())
         for part in (self.ids, cells, self.features):
             digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()

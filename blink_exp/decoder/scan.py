@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
 from blink_exp.core.base_view import BaseViewMap
-from blink_exp.core.saliency import PatchGrid, Scorer, Seen, products
+from blink_exp.core.saliency import PatchGrid, Scorer, ScorerInputs, products
 from blink_exp.decoder.segments import Front, Segment, length, shared_kv, starts
 from blink_exp.decoder.shared_attention import stacked
 
@@ -29,7 +29,7 @@ class ScanRow:
 
     blocks: Front
     expanded: tuple[Front, ...]
-    shown: tuple[BaseViewMap | None, ...]
+    base_maps: tuple[BaseViewMap | None, ...]
 
     @property
     def front(self) -> Front:
@@ -42,8 +42,8 @@ class ScanRow:
         )
 
 
-class Products:
-    """``Seen`` from products of queries with keys, made when they are read.
+class LazyScorerInputs:
+    """``ScorerInputs`` from products of queries with keys, made when they are read.
 
     ``make``: gives (batch, heads, queries, keys) float32; ``make_raw``: gives (batch, heads, keys), None where the scorer has not declared
     that it reads them.
@@ -72,11 +72,11 @@ class Products:
             self._raw = self._make_raw()
         return self._raw
 
-    def row(self, b: int) -> Products:
+    def row(self, b: int) -> LazyScorerInputs:
         """One row as a batch of its own."""
         one = slice(b, b + 1)
         raw = (lambda: self.raw_logits()[one]) if self._make_raw is not None else None
-        return Products(self.visible[one], self.text[one], lambda: self.logits(slice(None))[one], raw)
+        return LazyScorerInputs(self.visible[one], self.text[one], lambda: self.logits(slice(None))[one], raw)
 
 
 def scan_patches(
@@ -96,13 +96,13 @@ def scan_patches(
     ``scan_expanded``: whether expanded tokens count towards the patch that they show.
     """
     queries = slice(0 if scorer.queries == "text" else states.shape[1] - 1, states.shape[1])
-    inputs, ahead = products_of(llm, i, rows, states, valid, positions, queries, raw=scorer.raw)
+    inputs, ahead = scorer_inputs(llm, i, rows, states, valid, positions, queries, raw=scorer.raw)
     cells = grid.height * grid.width
     patches_of: dict[tuple[int, int], torch.Tensor] = {}
     for k in range(max(len(row.blocks) for row in rows)):
         with_image = [b for b, row in enumerate(rows) if k < len(row.blocks) and row.blocks[k].visual]
         ends = {b: ahead - length(rows[b].front) + rows[b].visual_end(k) for b in with_image}
-        if all(rows[b].shown[k] is None and not (scan_expanded and rows[b].expanded[k]) for b in with_image):
+        if all(rows[b].base_maps[k] is None and not (scan_expanded and rows[b].expanded[k]) for b in with_image):
             columns = torch.tensor([[ends.get(b, cells) - cells] for b in range(len(rows))]) + torch.arange(cells)
             patches = grid.sums(scorer(inputs, columns.to(states.device, non_blocking=True)))
             patches_of |= {(b, k): patches[b] for b in with_image}
@@ -117,10 +117,12 @@ def scan_patches(
     }
 
 
-def row_patches(scorer: Scorer, grid: PatchGrid, inputs: Seen, row: ScanRow, image: int, end: int, scan_expanded: bool) -> torch.Tensor:
+def row_patches(
+    scorer: Scorer, grid: PatchGrid, inputs: ScorerInputs, row: ScanRow, image: int, end: int, scan_expanded: bool
+) -> torch.Tensor:
     """(patches,) sums over the base view's tokens of one row and image, wherever they stand in front of column ``end``; behind that stand
     the expanded ones."""
-    base_map = row.shown[image]
+    base_map = row.base_maps[image]
     cells = torch.arange(grid.height * grid.width) if base_map is None else base_map.cells.cpu()
     columns = torch.arange(end - len(cells), end)[cells >= 0]
     cells = cells[cells >= 0]
@@ -149,7 +151,7 @@ def scan_tokens(
     ``raters``: (rows, tokens) bool.
     """
     queries = raters.any(0).nonzero()[:, 0]
-    inputs, ahead = products_of(llm, i, rows, states, valid, positions, queries, keys)
+    inputs, ahead = scorer_inputs(llm, i, rows, states, valid, positions, queries, keys)
     inputs.text = raters[:, queries]
     scores = saliency.text_mean(inputs, torch.arange(inputs.visible.shape[2], device=states.device))
     out = []
@@ -161,7 +163,7 @@ def scan_tokens(
     return out
 
 
-def products_of(
+def scorer_inputs(
     llm: Any,
     i: int,
     rows: Rows[ScanRow],
@@ -171,7 +173,7 @@ def products_of(
     queries: slice | torch.Tensor,
     keys: torch.Tensor | None = None,
     raw: bool = False,
-) -> tuple[Products, int]:
+) -> tuple[LazyScorerInputs, int]:
     """What scorers see at layer i, and how many columns stand in front of the texts. Columns: what each row stands behind, padded on the
     left, then its text. ``queries``: which tokens of the texts ask; ``keys``: of the texts, None: projected here."""
     layer = llm.layers[i]
@@ -202,7 +204,7 @@ def products_of(
         query = heads_of(attention, attention.q_proj(states[:, -1:]))
         return _spread(query, [[keys_of[s] for s in front] for front in fronts], ahead, text_keys).float()[:, :, 0]
 
-    return Products(visible, valid[:, queries], make, make_raw if raw else None), ahead
+    return LazyScorerInputs(visible, valid[:, queries], make, make_raw if raw else None), ahead
 
 
 def heads_of(attention: Any, x: torch.Tensor) -> torch.Tensor:
@@ -260,11 +262,11 @@ def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, text_keys:
 def distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """(n, n) L2 distances between rows of (tokens, hidden) ``states``, over sqrt(hidden), on the CPU. Exact: equal rows are 0 apart."""
     x = states[indices.to(states.device)].float()
-    result = by_products(x) if x.device.type == "cpu" else torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    result = pairwise_distances(x) if x.device.type == "cpu" else torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     return result.cpu() / math.sqrt(x.shape[1])
 
 
-def by_products(x: torch.Tensor) -> torch.Tensor:
+def pairwise_distances(x: torch.Tensor) -> torch.Tensor:
     """(n, n) L2 distances of (n, width) rows by one matrix product, on a CPU 18 times as fast as differences one by one. In float64, as
     the difference of two large numbers is a small one; what is left there of rows that are equal is rounding, and becomes 0."""
     centred = x.double()

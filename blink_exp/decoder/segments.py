@@ -116,7 +116,8 @@ class ExpansionKey:
         module: the layer's TokenSR module, or None for plain interpolation.
         inherit: whether its tokens take the positions of what they show.
         before: expanded segments that it stands behind (``on_reexpand=append``).
-        shown: what the visual tokens show, None where they are all of one view; ``recalls``: whether dropped ones are restored.
+        base_map: cells of the base view that the visual tokens show; None: all of one view. restore_dropped: whether dropped cells are
+            restored.
     """
 
     block: Segment
@@ -128,14 +129,14 @@ class ExpansionKey:
     inherit: bool
     module: nn.Module | None
     before: Front
-    shown: BaseViewMap | None = field(compare=False, default=None)
-    recalls: bool = False
+    base_map: BaseViewMap | None = field(compare=False, default=None)
+    restore_dropped: bool = False
 
     def base_view(self) -> torch.Tensor:
         """(H * W, hidden) states of the base view at the layer's input, from before its norm (Blink, Alg. 1)."""
         states = self.block.visual_at(self.layer)
         cells = self.grid.height * self.grid.width
-        return states[len(states) - cells :] if self.shown is None else self.shown.grid(states, self.grid.height, self.grid.width)
+        return states[len(states) - cells :] if self.base_map is None else self.base_map.grid(states, self.grid.height, self.grid.width)
 
 
 def expand(keys: Rows[ExpansionKey]) -> list[Segment]:

@@ -25,7 +25,7 @@ def resolve_newline_policy(method: str, mode: str, policy: str, of_mode: dict[st
     return check_newline_policy(policy or of_mode[mode])
 
 
-def untouched(ratio: float, views: ViewGeometry, newline_policy: str) -> bool:
+def keeps_everything(ratio: float, views: ViewGeometry, newline_policy: str) -> bool:
     """Whether keeping ``ratio`` of the tokens under a newline policy is the stock sequence."""
     return ratio == 1 and (newline_policy == "valid_rows" or not views.newline)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry, check_newline_policy
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Control(ABC):
 
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         views = encoding.views
-        if untouched(self.ratio, views, self.newline_policy):
+        if keeps_everything(self.ratio, views, self.newline_policy):
             return None
         return TokenSelection(tuple(self.choose(views, v, budget, question) for v, budget in enumerate(budgets(views, self.ratio))))
 

@@ -25,9 +25,9 @@ from torch.nn import functional as F
 
 from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
-from blink_exp.core.views import TokenSelection, check_newline_policy, everything
+from blink_exp.core.views import TokenSelection, all_tokens, check_newline_policy
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, top, untouched
+from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, keeps_everything, top
 
 OPTIONS = {
     "allocation": ("scores", "uniform"),
@@ -106,7 +106,7 @@ class Hero:
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         views = encoding.views
         if self.ratio == 1:
-            return None if untouched(self.ratio, views, self.newline_policy) else everything(views)
+            return None if keeps_everything(self.ratio, views, self.newline_policy) else all_tokens(views)
         thumbnail, tiles = self.budgets(encoding, question)
         at_least_one(f"retention_ratio={self.ratio}", thumbnail + sum(tiles), views.count * views.tokens)
         high = self.importance(encoding, self.high)

@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from blink_exp.scenes.questions import Kind, Question, _pick, _unique
+from blink_exp.scenes.questions import Kind, SceneQuestion, _pick, _unique
 from blink_exp.scenes.scenes import COLORS, SHAPES, Scene
 
 MOST = 3  # the largest number that is asked for
@@ -30,11 +30,11 @@ def small_object(rng, scene, answer):
     """For "no" some object has the colour and another the shape wherever possible, only not one both."""
     if answer == "yes":
         i = _pick(rng, _alone(scene))
-        return None if i is None else Question("small_object", f"is there a {_name(scene.tiles[i])}?", "yes", (i,))
+        return None if i is None else SceneQuestion("small_object", f"is there a {_name(scene.tiles[i])}?", "yes", (i,))
     present = {(t.color, t.shape) for t in scene.tiles}
     mixed = {(c, s) for c, _ in present for _, s in present} - present
     pair = _pick(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
-    return pair and Question("small_object", f"is there a {pair[0]} {pair[1]}?", "no")
+    return pair and SceneQuestion("small_object", f"is there a {pair[0]} {pair[1]}?", "no")
 
 
 def count(rng, scene, answer):
@@ -43,7 +43,7 @@ def count(rng, scene, answer):
     number = _pick(rng, sorted({counts[name] for name in names if counts[name] <= MOST}))
     name = _pick(rng, [name for name in names if counts[name] == number])
     objects = tuple(i for i, tile in enumerate(scene.tiles) if _name(tile) == name)
-    return Question("count", f"how many {name}s are there?", str(number), objects)
+    return SceneQuestion("count", f"how many {name}s are there?", str(number), objects)
 
 
 def position(rng, scene, answer):
@@ -59,7 +59,7 @@ def position(rng, scene, answer):
         return None
     i, sides, answer = option
     text = f"is the {_name(scene.tiles[i])} {sides[0]} or {sides[1]}?"
-    return Question("position", text, answer, (i,), ((f"is the {_name(scene.tiles[i])}", i),))
+    return SceneQuestion("position", text, answer, (i,), ((f"is the {_name(scene.tiles[i])}", i),))
 
 
 def attribute(rng, scene, answer):
@@ -69,7 +69,7 @@ def attribute(rng, scene, answer):
     if option is None:
         return None
     text, value, attribute_name, i = option
-    return Question("attribute", text.format(value), getattr(scene.tiles[i], attribute_name), (i,))
+    return SceneQuestion("attribute", text.format(value), getattr(scene.tiles[i], attribute_name), (i,))
 
 
 def relation(rng, scene, answer):
@@ -88,18 +88,18 @@ def relation(rng, scene, answer):
     a, b, word = option
     first = f"is the {_name(scene.tiles[a])}"
     text = f"{first} {word} the {_name(scene.tiles[b])}"
-    return Question("relation", f"{text}?", answer, (a, b), ((first, a), (text, b)))
+    return SceneQuestion("relation", f"{text}?", answer, (a, b), ((first, a), (text, b)))
 
 
 KINDS: dict[str, Kind] = {k.__name__: k for k in (small_object, count, position, attribute, relation)}
 ABOUT_ONE = ("small_object", "position", "attribute")  # kinds whose question names one object
 
 
-def draw(rng: np.random.Generator, scene: Scene, how_many: int, shares: dict[str, float] | None = None) -> list[Question]:
+def draw(rng: np.random.Generator, scene: Scene, how_many: int, shares: dict[str, float] | None = None) -> list[SceneQuestion]:
     """``how_many`` questions of kinds drawn at random, all alike or by ``shares``, which sum to 1; yes and no equally likely. ``count``
     suits any scene, so this ends."""
     shares = shares or dict.fromkeys(KINDS, 1 / len(KINDS))
-    questions: list[Question] = []
+    questions: list[SceneQuestion] = []
     while len(questions) < how_many:
         kind = rng.choice(list(shares), p=list(shares.values()))
         question = KINDS[kind](rng, scene, _pick(rng, ("yes", "no")))

@@ -17,7 +17,7 @@ from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, official_questions, r
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     kind: str
     text: str
     answer: str
@@ -25,7 +25,7 @@ class Question:
     mentions: tuple[tuple[str, int], ...] = ()  # (the question up to and with the words that name an object, that object's tile)
 
 
-Kind = Callable[[np.random.Generator, Scene, str], Question | None]
+Kind = Callable[[np.random.Generator, Scene, str], SceneQuestion | None]
 
 
 def _pick(rng: np.random.Generator, options):
@@ -57,27 +57,27 @@ def _matches(scene: Scene, value: str) -> tuple[int, ...]:
 
 def color(rng, scene, answer):
     unique = _pick(rng, _unique(scene, "shape"))
-    return unique and Question("color", f"what color is the {unique[0]}?", scene.tiles[unique[1]].color, (unique[1],))
+    return unique and SceneQuestion("color", f"what color is the {unique[0]}?", scene.tiles[unique[1]].color, (unique[1],))
 
 
 def shape(rng, scene, answer):
     unique = _pick(rng, _unique(scene, "color"))
-    return unique and Question("shape", f"what is the {unique[0]} shape?", scene.tiles[unique[1]].shape, (unique[1],))
+    return unique and SceneQuestion("shape", f"what is the {unique[0]} shape?", scene.tiles[unique[1]].shape, (unique[1],))
 
 
 def color_at(rng, scene, answer):
     i = int(rng.integers(len(scene.tiles)))
-    return Question("color_at", f"what color is at {scene.place(i)}?", scene.tiles[i].color, (i,))
+    return SceneQuestion("color_at", f"what color is at {scene.place(i)}?", scene.tiles[i].color, (i,))
 
 
 def shape_at(rng, scene, answer):
     i = int(rng.integers(len(scene.tiles)))
-    return Question("shape_at", f"what shape is at {scene.place(i)}?", scene.tiles[i].shape, (i,))
+    return SceneQuestion("shape_at", f"what shape is at {scene.place(i)}?", scene.tiles[i].shape, (i,))
 
 
 def count(rng, scene, answer):
     value = _pick(rng, SHAPES if scene.n == 2 or rng.random() < 0.3 else COLORS)
-    return Question("count", f"how many {_plural(value)} are there?", str(len(_matches(scene, value))))
+    return SceneQuestion("count", f"how many {_plural(value)} are there?", str(len(_matches(scene, value))))
 
 
 # Yes/no questions.
@@ -86,7 +86,7 @@ def count(rng, scene, answer):
 def existence(rng, scene, answer):
     vocabulary = SHAPES if rng.random() < 0.5 else COLORS
     value = _pick(rng, [v for v in vocabulary if bool(_matches(scene, v)) == (answer == "yes")])
-    return value and Question("existence", f"is there a {value}{'' if value in SHAPES else ' shape'}?", answer, _matches(scene, value))
+    return value and SceneQuestion("existence", f"is there a {value}{'' if value in SHAPES else ' shape'}?", answer, _matches(scene, value))
 
 
 def conjunction(rng, scene, answer):
@@ -100,7 +100,7 @@ def conjunction(rng, scene, answer):
     if pair is None:
         return None
     objects = tuple(i for i, tile in enumerate(scene.tiles) if (tile.color, tile.shape) == pair)
-    return Question("conjunction", f"is there a {pair[0]} {pair[1]}?", answer, objects)
+    return SceneQuestion("conjunction", f"is there a {pair[0]} {pair[1]}?", answer, objects)
 
 
 def position(rng, scene, answer):
@@ -111,7 +111,7 @@ def position(rng, scene, answer):
     at = i if answer == "yes" else _pick(rng, [j for j in range(len(scene.tiles)) if j != i])
     if at is None:
         return None
-    return Question("position", f"is the {value}{'' if value in SHAPES else ' shape'} at {scene.place(at)}?", answer, (i,))
+    return SceneQuestion("position", f"is the {value}{'' if value in SHAPES else ' shape'} at {scene.place(at)}?", answer, (i,))
 
 
 def color_check(rng, scene, answer):
@@ -120,7 +120,7 @@ def color_check(rng, scene, answer):
         return None
     truth = scene.tiles[unique[1]].color
     claim = truth if answer == "yes" else _other(rng, COLORS, truth)
-    return Question("color_check", f"is the {unique[0]} {claim}?", answer, (unique[1],))
+    return SceneQuestion("color_check", f"is the {unique[0]} {claim}?", answer, (unique[1],))
 
 
 def shape_check(rng, scene, answer):
@@ -129,7 +129,7 @@ def shape_check(rng, scene, answer):
         return None
     truth = scene.tiles[unique[1]].shape
     claim = truth if answer == "yes" else _other(rng, SHAPES, truth)
-    return Question("shape_check", f"is the {unique[0]} shape a {claim}?", answer, (unique[1],))
+    return SceneQuestion("shape_check", f"is the {unique[0]} shape a {claim}?", answer, (unique[1],))
 
 
 def count_check(rng, scene, answer):
@@ -137,7 +137,7 @@ def count_check(rng, scene, answer):
     truth = len(_matches(scene, value))
     near = [k for k in (truth - 1, truth + 1) if 0 <= k <= len(scene.tiles)]
     claim = truth if answer == "yes" else _pick(rng, near)
-    return Question("count_check", f"are there {claim} {_plural(value)}?", answer)
+    return SceneQuestion("count_check", f"are there {claim} {_plural(value)}?", answer)
 
 
 def comparison(rng, scene, answer):
@@ -145,7 +145,7 @@ def comparison(rng, scene, answer):
     counts = {s: len(_matches(scene, s)) for s in SHAPES}
     pairs = [(a, b) for a in SHAPES for b in SHAPES if (counts[a] > counts[b] if answer == "yes" else counts[a] < counts[b])]
     pair = _pick(rng, pairs)
-    return pair and Question("comparison", f"are there more {pair[0]}s than {pair[1]}s?", answer)
+    return pair and SceneQuestion("comparison", f"are there more {pair[0]}s than {pair[1]}s?", answer)
 
 
 def arithmetic(rng, scene, answer):
@@ -154,7 +154,7 @@ def arithmetic(rng, scene, answer):
     truth = len(scene.tiles) - len(_matches(scene, left_out))
     near = [k for k in (truth - 1, truth + 1) if 0 <= k <= len(scene.tiles)]
     claim = truth if answer == "yes" else _pick(rng, near)
-    return Question("arithmetic", f"is the number of {a}s plus {b}s {claim}?", answer)
+    return SceneQuestion("arithmetic", f"is the number of {a}s plus {b}s {claim}?", answer)
 
 
 OPEN: dict[str, Kind] = {k.__name__: k for k in (color, shape, color_at, shape_at, count)}
@@ -164,11 +164,11 @@ YES_NO: dict[str, Kind] = {
 KINDS: dict[str, Kind] = {**OPEN, **YES_NO}
 
 
-def draw(rng: np.random.Generator, scene: Scene, kinds: dict[str, Kind], how_many: int) -> list[Question]:
+def draw(rng: np.random.Generator, scene: Scene, kinds: dict[str, Kind], how_many: int) -> list[SceneQuestion]:
     """``how_many`` questions about ``scene`` of kinds drawn at random, yes and no equally likely. ``count`` and ``color_at`` suit
     any scene, so with one of the four kinds that always apply among ``kinds`` this ends."""
     names = list(kinds)
-    questions: list[Question] = []
+    questions: list[SceneQuestion] = []
     while len(questions) < how_many:
         question = kinds[_pick(rng, names)](rng, scene, _pick(rng, ("yes", "no")))
         if question is not None:

@@ -24,14 +24,14 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import locks
 from blink_exp.finite import first_nonfinite
 from blink_exp.training.batches import share_out
-from blink_exp.training.feature_cache import Features, Plan, Stored, shard_path, write_shard
-from blink_exp.training.feature_identity import choose, described, faults, place
-from blink_exp.training.pairs import Batch, Pairs, collate
+from blink_exp.training.feature_cache import CachePlan, Features, StoredFeatures, shard_path, write_shard
+from blink_exp.training.feature_identity import cache_folder, choose_cache, faults, plan_contents
+from blink_exp.training.pairs import PairBatch, PairDataset, collate
 
 SHARD = 2**25  # bytes of a file, or one batch where that is more: what a killed run loses at most
 SPLITS = ("train", "held_out")
 CURE = "free some, choose another disk with data.cache_path=..., or use data.cache_features=false"
-Capture = Callable[[Batch], Features]  # a batch of pixels to (pairs, layers, tokens, width) of the backbone's own type
+Capture = Callable[[PairBatch], Features]  # a batch of pixels to (pairs, layers, tokens, width) of the backbone's own type
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Order:
     row: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Pairs) -> Order:
+    def of(cls, pairs: PairDataset) -> Order:
         pair_of_item = [pairs.pair(i) for i in range(len(pairs))]
         first: dict[tuple[int, int], int] = {}
         images: dict[int, int] = {}
@@ -113,7 +113,9 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
             raise
 
 
-def ready(backbone: Any, layers: list[int], capture: Capture, data: Any, precision: str, ranks: Ranks) -> dict[str, Stored]:
+def prepare_features(
+    backbone: Any, layers: list[int], capture: Capture, data: Any, precision: str, ranks: Ranks
+) -> dict[str, StoredFeatures]:
     """The features of both splits of ``data``, read or made. Every process must call it.
 
     Raises UserError where pairs change from draw to draw, or where the disk is full, not writable or not shared by all processes.
@@ -127,8 +129,8 @@ def ready(backbone: Any, layers: list[int], capture: Capture, data: Any, precisi
     if ranks.rank == 0:
         most = {split: min(SHARD, size * len(order.items) // (4 * ranks.world)) for split, order in orders.items()}  # some for each process
         shard_starts = {split: shards(order.images, batch, size, most[split]) for split, order in orders.items()}
-        needed = Plan(*described(backbone, layers, data, precision), shard_starts)
-        folder = place(data.cache_path, needed.settings)
+        needed = CachePlan(*plan_contents(backbone, layers, data, precision), shard_starts)
+        folder = cache_folder(data.cache_path, needed.settings)
     with locked(folder, ranks):
         folder, plan, missing = ranks.broadcast(None if needed is None else begin(data, needed, size))
         make(folder, plan, missing[ranks.rank :: ranks.world], pairs, orders, capture, data, batch)
@@ -136,7 +138,7 @@ def ready(backbone: Any, layers: list[int], capture: Capture, data: Any, precisi
         for file in missing:
             if not shard_path(folder, *file).is_file():
                 raise UserError(f"{folder} is not one folder for all processes; set data.cache_path to a disk that they share")
-        stored = {split: Stored(folder, plan, split, list(layers), orders[split].row) for split in SPLITS}
+        stored = {split: StoredFeatures(folder, plan, split, list(layers), orders[split].row) for split in SPLITS}
         ranks.barrier()
     if missing and ranks.rank == 0:
         print(f"features are ready after {time.monotonic() - began:.0f} s", flush=True)
@@ -150,7 +152,7 @@ def row_bytes(backbone: Any, layers: list[int], dtype: str) -> int:
     return tokens * backbone.width * len(layers) * (2 if dtype == "bfloat16" else 4)
 
 
-def total(size: int, plan: Plan, files: list[tuple[str, int]]) -> int:
+def total(size: int, plan: CachePlan, files: list[tuple[str, int]]) -> int:
     """Bytes of some files at ``size`` bytes a pair."""
     return size * sum(len(plan.rows(*file)) for file in files)
 
@@ -159,9 +161,9 @@ def amount(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def begin(data: Any, needed: Plan, size: int) -> tuple[Path, Plan, list[tuple[str, int]]]:
+def begin(data: Any, needed: CachePlan, size: int) -> tuple[Path, CachePlan, list[tuple[str, int]]]:
     """(folder, plan, files to make), said in one line. Of the first process. Raises UserError where they do not fit on the disk."""
-    folder, plan, message = choose(data.cache_path, needed)
+    folder, plan, message = choose_cache(data.cache_path, needed)
     wrong, unreadable = faults(folder, plan)
     for files, split in zip(data.files, SPLITS, strict=False):
         files.unreadable[sorted(unreadable[split])] = 1
@@ -182,9 +184,9 @@ def begin(data: Any, needed: Plan, size: int) -> tuple[Path, Plan, list[tuple[st
 
 def make(
     folder: Path,
-    plan: Plan,
+    plan: CachePlan,
     files: list[tuple[str, int]],
-    pairs: dict[str, Pairs],
+    pairs: dict[str, PairDataset],
     orders: dict[str, Order],
     capture: Capture,
     data: Any,

@@ -20,7 +20,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 
 from blink_exp.errors import UserError, nearest
-from blink_exp.training.rotation import Rotation, whole
+from blink_exp.training.rotation import Rotation, write_whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
 TAG = "checkpoint"  # what Lightning calls the folder in a checkpoint of DeepSpeed
@@ -69,7 +69,7 @@ class Zero(DeepSpeedStrategy):
         if self.is_global_zero:
             self.rotation.clear(path)
         self.barrier()
-        whole(lambda: super(Zero, self).save_checkpoint(checkpoint, part, storage_options), part, path)
+        write_whole(lambda: super(Zero, self).save_checkpoint(checkpoint, part, storage_options), part, path)
         self.barrier()
         if self.is_global_zero:
             self.rotation.put(path)

@@ -43,7 +43,7 @@ def save_modules(
 
 def export(run: Path, output: Path | None = None) -> Path:
     """Writes the modules of a run's last checkpoint to ``output`` (None: its folder ``tokensr``) and returns the folder."""
-    run, names = resume.place(run)
+    run, names = resume.checkpoint_location(run)
     newest = resume.latest(run, names)
     if newest is None:
         raise UserError(f"{run} holds no {resume.CHECKPOINT}; give the folder of a run that got to its first checkpoint")

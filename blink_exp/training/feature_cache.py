@@ -52,7 +52,7 @@ def digest(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """What a cache holds.
 
     Args:
@@ -85,7 +85,7 @@ class Plan:
         write_bytes(folder / PLAN, json.dumps(asdict(self), indent=2).encode() + b"\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Plan | None:
+    def load(cls, folder: Path) -> CachePlan | None:
         """That of a folder; None where there is none, or none that can be read."""
         try:
             plan = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
@@ -135,7 +135,7 @@ def fault(path: Path, key: str, rows: int) -> tuple[str | None, list[int]]:
         return "damaged", []
 
 
-class Stored(Dataset):
+class StoredFeatures(Dataset):
     """The features of a split's pairs. Index: a list of items, as a batch sampler gives it. Gives Features of the backbone's own type.
 
     Args:
@@ -144,7 +144,7 @@ class Stored(Dataset):
         row: (items,) the row that each item of the split shows.
     """
 
-    def __init__(self, folder: Path, plan: Plan, split: str, layers: list[int], row: np.ndarray):
+    def __init__(self, folder: Path, plan: CachePlan, split: str, layers: list[int], row: np.ndarray):
         self.folder, self.plan, self.split, self.row = folder, plan, split, row
         self.columns = slice(None) if layers == plan.layers else [plan.layers.index(layer) for layer in layers]
         self._open: list[tuple[torch.dtype, Features]] = []

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from blink_exp.errors import UserError
-from blink_exp.training.feature_cache import PLAN, Plan, digest, fault, shard_path
-from blink_exp.training.pairs import Pairs
+from blink_exp.training.feature_cache import PLAN, CachePlan, digest, fault, shard_path
+from blink_exp.training.pairs import PairDataset
 
 
 def weights(model: Any) -> str:
@@ -33,7 +33,7 @@ def weights(model: Any) -> str:
     return sha.hexdigest()[:16]
 
 
-def pixels(pairs: Pairs) -> str:
+def pixels(pairs: PairDataset) -> str:
     """A digest of the first, the middle and the last pair."""
     sha = hashlib.sha256()
     for i in (0, len(pairs) // 2, len(pairs) - 1):
@@ -42,7 +42,7 @@ def pixels(pairs: Pairs) -> str:
     return sha.hexdigest()[:16]
 
 
-def described(backbone: Any, layers: list[int], data: Any, precision: str) -> tuple[dict[str, Any], dict[str, str]]:
+def plan_contents(backbone: Any, layers: list[int], data: Any, precision: str) -> tuple[dict[str, Any], dict[str, str]]:
     """``settings`` and ``contents`` of a plan. Raises UserError where a pair is another one when it is drawn again."""
     splits = [data.train, data.held_out]
     digests = [pixels(pairs) for pairs in splits]
@@ -72,10 +72,10 @@ def described(backbone: Any, layers: list[int], data: Any, precision: str) -> tu
     return settings, contents
 
 
-def choose(root: Path, plan: Plan) -> tuple[Path, Plan, str]:
+def choose_cache(root: Path, plan: CachePlan) -> tuple[Path, CachePlan, str]:
     """(folder, what it holds or is to hold, what to say of it). Throws away what is stale or of another cache. Of the first process."""
-    folder = place(root, plan.settings)
-    old = Plan.load(folder)
+    folder = cache_folder(root, plan.settings)
+    old = CachePlan.load(folder)
     stored = list(folder.glob("*.safetensors"))
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def choose(root: Path, plan: Plan) -> tuple[Path, Plan, str]:
     return folder, plan, message
 
 
-def _whole(old: Plan, new: Plan) -> bool:
+def _whole(old: CachePlan, new: CachePlan) -> bool:
     """Whether the rows of ``old`` are cut into files, as many as those of ``new``, wherever it cuts them."""
     ends = {split: starts[-1] for split, starts in new.shards.items()}
     return {split: starts[-1] for split, starts in old.shards.items()} == ends and all(
@@ -100,20 +100,20 @@ def _whole(old: Plan, new: Plan) -> bool:
     )
 
 
-def place(root: Path, settings: dict[str, Any]) -> Path:
+def cache_folder(root: Path, settings: dict[str, Any]) -> Path:
     name = re.sub(r"[^\w.-]+", "-", settings["model"]["name"])
     return root / f"{name}-{settings['data']['source']}-{digest(settings)}"
 
 
-def changed(now: Plan, before: Plan) -> list[str]:
+def changed(now: CachePlan, before: CachePlan) -> list[str]:
     settings = [f"{k}" for k in now.settings if now.settings[k] != before.settings.get(k)]
     return settings + [k for k in now.contents if now.contents[k] != before.contents.get(k)] or ["cut into files"]
 
 
-def superset(root: Path, plan: Plan) -> tuple[Path, Plan] | None:
+def superset(root: Path, plan: CachePlan) -> tuple[Path, CachePlan] | None:
     """A whole cache of the same with more layers."""
     for path in sorted(root.glob(f"*/{PLAN}")):
-        other = Plan.load(path.parent)
+        other = CachePlan.load(path.parent)
         if other is None or not set(plan.layers) <= set(other.layers) or other.contents != plan.contents:
             continue
         if digest(other.settings | {"layers": plan.layers}) == digest(plan.settings) and not faults(path.parent, other)[0]:
@@ -121,7 +121,7 @@ def superset(root: Path, plan: Plan) -> tuple[Path, Plan] | None:
     return None
 
 
-def faults(folder: Path, plan: Plan) -> tuple[dict[tuple[str, int], str], dict[str, set[int]]]:
+def faults(folder: Path, plan: CachePlan) -> tuple[dict[tuple[str, int], str], dict[str, set[int]]]:
     """({file: what is wrong with it}, {split: numbers of files that could not be read})."""
 
     def check(file: tuple[str, int]) -> tuple[str | None, list[int]]:

@@ -26,7 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageListing:
     """What a copy of the data holds.
 
     Args:
@@ -68,7 +68,7 @@ class Found:
             f"{self.rows:,} rows, {self.with_image:,} name an image, {self.distinct:,} distinct images: each is run once, which saves"
             f" {self.with_image - self.distinct:,} runs; {lost:,} images are missing"
             + (f" ({where})" if lost else "")
-            + (f"; {_told(self.refused)}" if self.refused else "")
+            + (f"; {_refused_note(self.refused)}" if self.refused else "")
             + (f"; {self.other_key:,} rows name theirs under another key than image and are passed over" if self.other_key else "")
         )
 
@@ -107,14 +107,14 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
         raise UserError(f"data.json={path} is not UTF-8 text; give LLaVA's llava_v1_5_mix665k.json") from None
 
 
-def _told(refused: list[str]) -> str:
+def _refused_note(refused: list[str]) -> str:
     return (
         f"{len(refused):,} images lead out of data.images and are left out, first {flat(refused[0], 80)}"
         " (image_loading.outside=true opens files that do)"
     )
 
 
-def find(path: Path, images: Path, outside: bool = False) -> Found:
+def find(path: Path, images: Path, outside: bool = False) -> ImageListing:
     """Reads the file once and looks up its images by listing each folder once, as asking for 400 thousand files one by one takes
     minutes on a network disk. ``outside``: whether names may lead out of the folder. Raises UserError where none is there."""
     if not images.is_dir():
@@ -142,10 +142,10 @@ def find(path: Path, images: Path, outside: bool = False) -> Found:
     names, renamed, missing, linked = _present(named, images, outside)
     refused += linked
     if not names:
-        note = f" ({_told(refused)})" if refused else ""
+        note = f" ({_refused_note(refused)})" if refused else ""
         count = len(named) + len(refused) - len(linked)
         raise UserError(f"data.images={images} holds none of the {count} images that {path.name} names{note}; give the folder above coco")
-    return Found(names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused, other_key)
+    return ImageListing(names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused, other_key)
 
 
 def _imageless(path: Path, total: int, keys: list[str]) -> str:

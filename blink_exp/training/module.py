@@ -19,11 +19,11 @@ from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.tokensr.modules import build_all
 from blink_exp.training.batches import rescale
-from blink_exp.training.capture import Ranks, ready
+from blink_exp.training.capture import Ranks, prepare_features
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.losses import Loss, weighted
 from blink_exp.training.optimization import Optimization
-from blink_exp.training.pairs import Batch
+from blink_exp.training.pairs import PairBatch
 
 
 class TokenSRTraining(pl.LightningModule):
@@ -88,9 +88,9 @@ class TokenSRTraining(pl.LightningModule):
             ranks = Ranks(self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy)
             name = f"{type(precision).__name__} {precision.precision}"
             with precision.train_step_context():  # features as a step without a cache would see them
-                data.stored = ready(self._frozen[0], self.layers, self.capture, data, name, ranks)
+                data.stored = prepare_features(self._frozen[0], self.layers, self.capture, data, name, ranks)
 
-    def frozen(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    def frozen(self, batch: PairBatch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """{layer: (patch (pairs, h * w, width) of the full view, teacher (pairs, H * W, width))}: all that a step needs of the backbone.
         An image runs once, however many of its quadrants the batch shows."""
         full, crop, quadrant, owner = batch
@@ -99,13 +99,13 @@ class TokenSRTraining(pl.LightningModule):
         cut = {layer: states[layer].split([len(full), len(crop)]) for layer in self.layers}
         return {layer: (view[owner[:, None], index], teacher) for layer, (view, teacher) in cut.items()}
 
-    def capture(self, batch: Batch) -> Features:
+    def capture(self, batch: PairBatch) -> Features:
         """The same of a batch that lies in main memory, with the layers as one dimension."""
-        features = self.frozen(Batch(*(x.to(self.device) for x in batch)))
+        features = self.frozen(PairBatch(*(x.to(self.device) for x in batch)))
         patches, teachers = zip(*(features[layer] for layer in self.layers), strict=True)
         return Features(torch.stack(patches, dim=1), torch.stack(teachers, dim=1))
 
-    def pairs(self, batch: Batch | Features) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    def pairs(self, batch: PairBatch | Features) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """{layer: (interpolated student (batch, width, H, W), teacher (batch, H * W, width))} of a batch of training pairs."""
         if isinstance(batch, Features):
             pairs = {layer: (batch.patch[:, k].contiguous(), batch.teacher[:, k]) for k, layer in enumerate(self.layers)}
@@ -122,7 +122,7 @@ class TokenSRTraining(pl.LightningModule):
     def layer_loss(self, layer: int, patch: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return self.loss(self.refine(layer, patch), teacher)
 
-    def losses(self, batch: Batch | Features) -> torch.Tensor:
+    def losses(self, batch: PairBatch | Features) -> torch.Tensor:
         """(layers,) losses of a batch."""
         again = functools.partial(checkpoint, self.layer_loss, use_reentrant=False) if self.checkpoint_activations else self.layer_loss
         return torch.stack([again(layer, *pair) for layer, pair in self.pairs(batch).items()])

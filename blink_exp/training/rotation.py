@@ -103,11 +103,11 @@ class WholeFiles(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
 
-        whole(write, part, path)
+        write_whole(write, part, path)
         self.rotation.put(path)
 
 
-def whole(write: Callable[[], None], part: Path, path: Path) -> None:
+def write_whole(write: Callable[[], None], part: Path, path: Path) -> None:
     """``write``, which leaves no ``part`` where it fails. Raises UserError for a disk that takes no more."""
     try:
         write()
