@@ -17,7 +17,7 @@ LEAST = 8  # of the scale model's prefixes, of which one takes 2.3 MiB, some fit
 def measure(size: str = "default", store: str = "outputs/points", questions: str | None = None) -> dict[str, Any]:
     """Points of Blink's Table 2. ``store``: where trained modules are looked for, and kept; ``questions``: of the benchmark."""
     from blink_exp.benchmarks.base import spread
-    from blink_exp.decoder.answers import Asking, answer
+    from blink_exp.decoder.answers import PointQuestion, answer
     from blink_exp.evaluation.evaluator import prepare
 
     small = size == "small"
@@ -25,7 +25,7 @@ def measure(size: str = "default", store: str = "outputs/points", questions: str
     (backbone, _, benchmark), methods = made[0], [method for _, method, _ in made][: 2 if small else None]
     samples = spread(benchmark.samples(), int(questions or (2 if small else 16)))
     images = {s.image_id: s.image() for s in samples}
-    asked = [Asking(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
+    asked = [PointQuestion(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
     said: dict[int, Any] = {}
     backbone.forget()
     backbone.features(images)  # the tower's batch is the caller's, and no part of the budget

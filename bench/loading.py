@@ -16,7 +16,7 @@ from PIL import Image
 from bench import report
 from bench.shapes import LLAVA_NEXT_7B
 from bench.timing import compared, now, rounds
-from blink_exp.backbone.pictures import opened, picture
+from blink_exp.backbone.pictures import open_images, prepare_image
 from blink_exp.images import open_image
 
 TITLE = "Images: opened, decoded and prepared ahead of the model"
@@ -74,7 +74,7 @@ def processors() -> dict[str, Any]:
 def through(files: list[Any], backbone: Any, workers: int, busy: float) -> float:
     """Takes all images, with ``busy`` seconds of a device's work on each. Returns the seconds that it took."""
     begun = now()
-    for image in opened(files, backbone, workers, ahead=32):
-        picture(image, backbone.processor.image_processor)  # type: ignore[arg-type]
+    for image in open_images(files, backbone, workers, ahead=32):
+        prepare_image(image, backbone.processor.image_processor)  # type: ignore[arg-type]
         time.sleep(busy)
     return now() - begun

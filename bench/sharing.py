@@ -86,7 +86,7 @@ def composed(experiments: list[tuple[str, str]], store: str) -> list[Any]:
 def points(what: str, experiments: list[tuple[str, str]], questions: int, store: str, bar: float, deciding: bool) -> dict[str, Any]:
     """``deciding``: whether FLOPs are set against the least that the decisions allow."""
     from blink_exp.benchmarks.base import spread
-    from blink_exp.decoder.answers import Asking, answer
+    from blink_exp.decoder.answers import PointQuestion, answer
     from blink_exp.evaluation.answering import answers
     from blink_exp.evaluation.evaluator import prepare
 
@@ -111,7 +111,7 @@ def points(what: str, experiments: list[tuple[str, str]], questions: int, store:
 
     def shared() -> None:
         backbone.forget()
-        wanted = [Asking(image, prompt, s.id, everybody) for (image, prompt), s in zip(asked, samples, strict=True)]
+        wanted = [PointQuestion(image, prompt, s.id, everybody) for (image, prompt), s in zip(asked, samples, strict=True)]
         said["shared"] = answer(backbone, methods, images, wanted, benchmark.max_new_tokens, 32)
 
     row = compared(what, alone, shared, bar, len(methods), len(samples))
@@ -252,7 +252,8 @@ def over_one_prefix(
 ) -> list:
     """[question][point]: tokens."""
     from blink_exp.core.saliency import PatchGrid
-    from blink_exp.decoder.branches import BranchDecoder, Question, decoded_layers, read_layers
+    from blink_exp.decoder.branch_decoder import BranchDecoder
+    from blink_exp.decoder.branches import QuestionInputs, decoded_layers, read_layers
     from blink_exp.decoder.generated import greedy
     from blink_exp.decoder.prefixes import run_prefixes
 
@@ -263,7 +264,7 @@ def over_one_prefix(
     side = int(len(features) ** 0.5)
     grids = [PatchGrid(m.policy.p, side, side) if m.policy else None for m in methods]
     points = tuple(range(len(methods)))
-    asked = [Question((prefix,), embed(text), str(n), points, visual=features) for n, text in enumerate(texts)]
+    asked = [QuestionInputs((prefix,), embed(text), str(n), points, visual=features) for n, text in enumerate(texts)]
     out: list[list] = [[None] * len(methods) for _ in texts]
 
     def finish(final: Any) -> None:

@@ -21,7 +21,7 @@ from bench.timing import interleaved, median_seconds, seconds
 from blink_exp.backbone.load import load
 from blink_exp.errors import UserError
 from blink_exp.training.canvases import BaseView
-from blink_exp.training.capture import Ranks, ready
+from blink_exp.training.capture import Ranks, prepare_features
 from blink_exp.training.data import SceneData
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.module import TokenSRTraining
@@ -128,7 +128,7 @@ class Scale:
                 data = self.data(cache_features=True, cache_path=folder, cache_dtype=dtype)
 
                 def look(data: SceneData = data) -> None:
-                    data.stored = ready(self.backbone, self.layers, self.module.capture, data, "none", Ranks())
+                    data.stored = prepare_features(self.backbone, self.layers, self.module.capture, data, "none", Ranks())
 
                 made, found = seconds(look), seconds(look)
                 self.opening = f"a cache of {8 * self.steps + 8} pairs: {made:.2f} s to make, {found:.2f} s to find and check"

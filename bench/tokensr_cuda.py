@@ -14,7 +14,7 @@ from bench.timing import median_seconds
 from blink_exp.tokensr import arithmetic
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.module import TokenSRTraining
-from blink_exp.training.pairs import Batch
+from blink_exp.training.pairs import PairBatch
 
 COLUMNS = ["pairs/s", "GPU GB", "in backbone", "MFU", "of matmul"]
 IMAGE_TOKEN = "<image>"
@@ -84,7 +84,7 @@ def case(
             found = module.capture(batch)
         held: Any = Features(*(x.cpu().pin_memory() if cuda else x for x in found))
     else:
-        held = Batch(*(x.to(device) for x in batch))
+        held = PairBatch(*(x.to(device) for x in batch))
 
     def step() -> None:
         with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
@@ -114,10 +114,10 @@ def case(
     }
 
 
-def batch_of(frozen: Frozen, pairs: int, images: int) -> Batch:
+def batch_of(frozen: Frozen, pairs: int, images: int) -> PairBatch:
     size = frozen.shape.image_size
     owner = torch.arange(pairs) * images // pairs
-    return Batch(torch.rand(images, 3, size, size), torch.rand(pairs, 3, size, size), torch.arange(pairs) % 4, owner)
+    return PairBatch(torch.rand(images, 3, size, size), torch.rand(pairs, 3, size, size), torch.arange(pairs) % 4, owner)
 
 
 def flops(shape: Shape, layers: list[int], pairs: int, views: int) -> float:

@@ -18,7 +18,7 @@ from blink_exp.backbone.encode import encode, tower_layers
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
 from blink_exp.core.pruner import ViewPruner
-from blink_exp.core.views import ViewGeometry, base_view, everything, pack
+from blink_exp.core.views import ViewGeometry, all_tokens, base_view, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.fastervlm import FasterVLM
@@ -137,7 +137,7 @@ class Ground:
     def whole(self, real: bool = False) -> Prompt:
         """All visual tokens, projected now. ``real``: the tower runs as well."""
         with torch.no_grad():
-            features, _ = packed(self.model, self.encoding(EncoderRequirements(), real), everything(self.views))
+            features, _ = packed(self.model, self.encoding(EncoderRequirements(), real), all_tokens(self.views))
         return Prompt.around(self.model, features)
 
     @property
@@ -175,7 +175,7 @@ class Ground:
     def attach(self, method: Method, prompt: Prompt) -> Iterator[Any]:
         """``method`` on the model, which is told what the whole image's first visual tokens show."""
         with attach(self.model, method) as run:
-            source = pack(self.views, everything(self.views))
+            source = pack(self.views, all_tokens(self.views))
             run.images = [[base_view(source[: len(prompt.features)], self.views)]]
             yield run
 

@@ -21,7 +21,7 @@ from blink_exp.backbone import weights
 from blink_exp.backbone.load import load
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.core.method import Method
-from blink_exp.decoder.answers import Asking, answer
+from blink_exp.decoder.answers import PointQuestion, answer
 from blink_exp.finite import first_nonfinite
 from blink_exp.methods.blink import tokensr_module
 from blink_exp.tokensr import checkpoint, modules
@@ -169,7 +169,7 @@ def test_logits_that_are_not_finite_are_no_answers(scale, value):
         found = scale.features(images)["a"]
         for act in (
             lambda: scale.generate([found], ["What is it?"], 2),
-            lambda: answer(scale, [Method()], images, [Asking("a", "What is it?", "s", (0,))], 2, 1),
+            lambda: answer(scale, [Method()], images, [PointQuestion("a", "What is it?", "s", (0,))], 2, 1),
         ):
             assert "logits that are nan or inf for 1 of 1 questions" in refusal(act)
     finally:

@@ -226,7 +226,7 @@ def test_a_square_around_a_long_image_is_bounded(monkeypatch):
 def test_padding_by_the_processor_is_bounded(monkeypatch):
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    from blink_exp.backbone.pictures import picture
+    from blink_exp.backbone.pictures import prepare_image
 
     seen = []
     pad = LlavaImageProcessorPil.pad_to_square
@@ -234,8 +234,8 @@ def test_padding_by_the_processor_is_bounded(monkeypatch):
         LlavaImageProcessorPil, "pad_to_square", lambda self, image, **more: seen.append(image.shape) or pad(self, image, **more)
     )
     processor = LlavaImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, do_pad=True)
-    assert picture(Image.new("RGB", (20_000, 100)), processor).views.shape == (1, 3, 24, 24)
-    picture(Image.new("RGB", (8192, 100)), processor)
+    assert prepare_image(Image.new("RGB", (20_000, 100)), processor).views.shape == (1, 3, 24, 24)
+    prepare_image(Image.new("RGB", (8192, 100)), processor)
     assert seen == [(3, 41, 8192), (3, 100, 8192)]
 
 
@@ -411,11 +411,11 @@ def test_masks_are_read_by_the_same_function(tmp_path):
 
 
 def test_large_images_are_not_held_by_the_batch(scale):
-    from blink_exp.backbone.pictures import LARGE, Picture, opened
+    from blink_exp.backbone.pictures import LARGE, PreparedImage, open_images
 
     small, large = Image.new("RGB", (64, 64)), Image.new("RGB", (4096, LARGE // 4096 + 1))
-    found = list(opened([lambda: small, lambda: large], scale))
-    assert found[0] is small and isinstance(found[1], Picture)
+    found = list(open_images([lambda: small, lambda: large], scale))
+    assert found[0] is small and isinstance(found[1], PreparedImage)
     assert torch.equal(found[1].views[0], scale.transform(large).to(found[1].views.dtype))
 
 

@@ -69,9 +69,11 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     ours = backbone.model.model.vision_tower.state_dict()
     theirs = {k.removeprefix("vision_model."): v for k, v in clip.vision_model.state_dict().items()}
     name = "embeddings.patch_embedding.weight"
-    here = next(v for k, v in ours.items() if k.endswith(name))
-    there = next(v for k, v in theirs.items() if k.endswith(name))
-    if here.shape != there.shape or not torch.allclose(here.float().cpu(), there.float(), atol=1e-2 * float(there.abs().max())):
+    our_weight = next(v for k, v in ours.items() if k.endswith(name))
+    their_weight = next(v for k, v in theirs.items() if k.endswith(name))
+    if our_weight.shape != their_weight.shape or not torch.allclose(
+        our_weight.float().cpu(), their_weight.float(), atol=1e-2 * float(their_weight.abs().max())
+    ):
         raise UserError(f"model.clip={path} has another vision tower than {backbone.name}; give the CLIP that it was made from")
     check_finite(clip, path, "model.clip")
     return ClipText(clip.to(backbone.model.device), tokenizer)

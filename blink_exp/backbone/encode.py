@@ -71,22 +71,22 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
     logits = {layer: _cls_logits(queries[layer], keys[layer], heads) for layer in needs.attention}
     counts = [v.count for v in views]
     cuts = [slice(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
-    found = []
+    encodings = []
     for geometry, cut in zip(views, cuts, strict=True):
-        one = Encoding(geometry, owned(hidden[cut]), {k: owned(v[cut]) for k, v in logits.items()})
-        one.queries = {k: owned(queries[k][cut]) for k in needs.keys}
-        one.keys = {k: owned(keys[k][cut]) for k in needs.keys}
+        encoding = Encoding(geometry, compact(hidden[cut]), {k: compact(v[cut]) for k, v in logits.items()})
+        encoding.queries = {k: compact(queries[k][cut]) for k in needs.keys}
+        encoding.keys = {k: compact(keys[k][cut]) for k in needs.keys}
         if needs.cls or needs.text:
-            one.last_hidden = owned(out.last_hidden_state[cut, 0].float())
-            one.pooled = owned(out.pooler_output[cut].float())
+            encoding.last_hidden = compact(out.last_hidden_state[cut, 0].float())
+            encoding.pooled = compact(out.pooler_output[cut].float())
         if clip is not None and needs.text:
-            one.projected = clip.project(out.pooler_output[cut])
-            one.embed_text = clip.embed_text
-        found.append(one)
-    return found
+            encoding.projected = clip.project(out.pooler_output[cut])
+            encoding.embed_text = clip.embed_text
+        encodings.append(encoding)
+    return encodings
 
 
-def owned(part: torch.Tensor) -> torch.Tensor:
+def compact(part: torch.Tensor) -> torch.Tensor:
     """``part`` in memory of its own: a view of a batch that is kept keeps the whole batch."""
     return part if part.nbytes == part.untyped_storage().nbytes() else part.clone()
 

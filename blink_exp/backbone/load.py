@@ -20,24 +20,24 @@ from blink_exp.settings.check import fields, value_type
 from blink_exp.settings.targets import Model
 
 
-def _keeping_one(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
+def _cache_last(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
     """Like lru_cache(1), but what is kept goes before another is loaded: a GPU may not hold two."""
-    kept: dict[tuple, Backbone] = {}
+    loaded: dict[tuple, Backbone] = {}
 
     @functools.wraps(function)
     def load(*args: Any, **kwargs: Any) -> Backbone:
         key = (args, tuple(sorted(kwargs.items())))
-        if key not in kept:
-            kept.clear()
+        if key not in loaded:
+            loaded.clear()
             gc.collect()  # models hold cycles
             torch.cuda.empty_cache()
-            kept[key] = function(*args, **kwargs)
-        return kept[key]
+            loaded[key] = function(*args, **kwargs)
+        return loaded[key]
 
     return load
 
 
-@_keeping_one
+@_cache_last
 def load(
     path: str = "scale",
     name: str | None = None,
@@ -67,29 +67,29 @@ def load(
 
     transformers_logging.disable_progress_bar()
     system_prompt = system_prompt or "none"
-    words = {"dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization, "device_map": device_map}
-    check_words(**words, system_prompt=system_prompt)
+    choices = {"dtype": dtype, "attn_implementation": attn_implementation, "quantization": quantization, "device_map": device_map}
+    check_words(**choices, system_prompt=system_prompt)
     check_device(device, quantization, device_map, attn_implementation, dtype)
-    own = shipped(path)
-    folder = own[0] if own else weights.find_config(path, revision)
+    shipped_folders = shipped(path)
+    folder = shipped_folders[0] if shipped_folders else weights.find_config(path, revision)
     config, commit = weights.read_config(folder, path), None
-    if not own:
+    if not shipped_folders:
         with supported.read_by_library(path, "config.json that makes a model"):
             memory.check(config, dtype, device, quantization, device_map)
         folder, commit = weights.fetch(path, revision)
         weights.check_complete(folder, path)
     processor = load_processor(folder, config, path, pad, system_prompt)
-    if not own:
+    if not shipped_folders:
         supported.check_images(processor.image_processor, config, path)
         supported.check_tokens(processor, config, functools.partial(chat_prompt, processor, system_prompt=system_prompt), path)
     model = _model(folder, path, dtype, device, attn_implementation, device_map, quantization)
-    if not own:
+    if not shipped_folders:
         _greedy(model, path)
     backbone = Backbone(
-        name or (SCALE[path][2] if own else path),
+        name or (SCALE[path][2] if shipped_folders else path),
         model,
         processor,
-        own[1] if own else None,
+        shipped_folders[1] if shipped_folders else None,
         clip,
         pad=pad,
         system_prompt=system_prompt,
@@ -143,9 +143,9 @@ def _greedy(model: Any, path: str) -> None:
 def check_words(**settings: str | None) -> None:
     """Raises UserError for a word that a setting does not know."""
     for key, value in settings.items():
-        known = fields(Model)[key].metadata["limit"].words
-        if value not in known and not (value is None and value_type(Model, key)[1]):
-            raise UserError(f"model.{key}={value} is not known; {nearest(str(value), known)}")
+        choices = fields(Model)[key].metadata["limit"].words
+        if value not in choices and not (value is None and value_type(Model, key)[1]):
+            raise UserError(f"model.{key}={value} is not known; {nearest(str(value), choices)}")
 
 
 def check_device(device: str, quantization: str | None, device_map: str | None, attn_implementation: str, dtype: str) -> None:

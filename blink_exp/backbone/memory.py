@@ -72,20 +72,20 @@ def free(device: str) -> int | None:
     """Bytes that are free on ``device``: a GPU's own, else main memory within the limit of the process's container; None if unknown."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0]
-    found = [psutil.virtual_memory().available]
+    limits = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text(encoding="utf-8")) - int((group / "memory.current").read_text(encoding="utf-8")))
-    return min(found)
+        limits.append(int((group / "memory.max").read_text(encoding="utf-8")) - int((group / "memory.current").read_text(encoding="utf-8")))
+    return min(limits)
 
 
-def shared_bytes(wanted: float | None, device: str) -> int:
-    """What questions and points may hold in common: ``wanted`` GB, or a tenth of what is free, in main memory at most ``MOST_SHARED``; see
-    ``blink_exp.decoder``."""
-    if wanted is not None:
-        if wanted <= 0:
-            raise UserError(f"shared_gb={wanted} holds nothing; use a size in GB above 0, or null for a tenth of what is free")
-        return int(wanted * 1e9)
+def shared_bytes(shared_gb: float | None, device: str) -> int:
+    """What questions and points may hold in common: ``shared_gb`` GB, or a tenth of what is free, at most ``MOST_SHARED`` in main memory
+    (see ``blink_exp.decoder``)."""
+    if shared_gb is not None:
+        if shared_gb <= 0:
+            raise UserError(f"shared_gb={shared_gb} holds nothing; use a size in GB above 0, or null for a tenth of what is free")
+        return int(shared_gb * 1e9)
     tenth = max(2**28, (free(device) or 2**31) // 10)
     return tenth if device.startswith("cuda") else min(tenth, MOST_SHARED)
 
@@ -102,9 +102,9 @@ def check(config: Any, dtype: str, device: str, quantization: str | None = None,
         return
     have = sum(r for r in room if r is not None)
     if need.total > have:
-        asked = f"model.quantization={quantization}" if quantization else f"model.dtype={dtype}"
+        cause = f"model.quantization={quantization}" if quantization else f"model.dtype={dtype}"
         raise UserError(
-            f"{asked} needs {gb(need.weights)} for the weights and {gb(need.cache)} for a prompt, but {' + '.join(devices)} has {gb(have)}"
+            f"{cause} needs {gb(need.weights)} for the weights and {gb(need.cache)} for a prompt, but {' + '.join(devices)} has {gb(have)}"
             f" free; use {_cures(config, counted, dtype, device, have, quantization, device_map)}"
         )
     through = free("cpu") if device.startswith("cuda") and not device_map and not quantization else None
@@ -129,16 +129,18 @@ def _cures(
     config: Any, counted: tuple[int, int], dtype: str, device: str, have: int, quantization: str | None, device_map: str | None
 ) -> str:
     """What would fit instead, the least loss first."""
-    tries: list[tuple[str, str, str | None]] = [("model.dtype=bfloat16", "bfloat16", None)] if BYTES[dtype] > 2 and not quantization else []
+    options: list[tuple[str, str, str | None]] = (
+        [("model.dtype=bfloat16", "bfloat16", None)] if BYTES[dtype] > 2 and not quantization else []
+    )
     if device.startswith("cuda"):
         half = dtype if BYTES[dtype] == 2 else "bfloat16"
         lower = {None: ("8bit", "4bit"), "8bit": ("4bit",)}.get(quantization, ())
-        tries += [(f"model.quantization={q}", half, q) for q in lower]
-    sized = [(words, estimate(config, other, q, counted).total) for words, other, q in tries]
-    found = [f"{words} ({gb(total)})" for words, total in sized if total <= have]
+        options += [(f"model.quantization={q}", half, q) for q in lower]
+    sized = [(override, estimate(config, other, q, counted).total) for override, other, q in options]
+    cures = [f"{override} ({gb(total)})" for override, total in sized if total <= have]
     if device.startswith("cuda") and not device_map:
-        found.append("model.device_map=auto")
-    return " or ".join(found) or "a smaller model or a device with more memory"
+        cures.append("model.device_map=auto")
+    return " or ".join(cures) or "a smaller model or a device with more memory"
 
 
 def gb(size: float) -> str:
@@ -153,8 +155,8 @@ def table() -> str:
     for name in NAMES:
         config = published_config(name)
         counted = count(config)
-        found = [estimate(config, dtype, q, counted) for dtype, q in kinds]
-        rows.append((f"`{name}`", f"{found[0].parameters / 1e9:.2f} B", *(gb(e.weights) for e in found), gb(found[1].cache)))
+        estimates = [estimate(config, dtype, q, counted) for dtype, q in kinds]
+        rows.append((f"`{name}`", f"{estimates[0].parameters / 1e9:.2f} B", *(gb(e.weights) for e in estimates), gb(estimates[1].cache)))
     return markdown.table(head, rows)
 
 

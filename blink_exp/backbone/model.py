@@ -17,13 +17,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone import weights
 from blink_exp.backbone.clip_text import ClipText, load_clip_text
-from blink_exp.backbone.encode import check_cls_token, encode, owned
+from blink_exp.backbone.encode import check_cls_token, compact, encode
 from blink_exp.backbone.logits import Checked
-from blink_exp.backbone.pictures import Picture, Pictures, picture
+from blink_exp.backbone.pictures import ImagesById, PreparedImage, prepare_image
 from blink_exp.backbone.processor import chat_prompt
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.pruner import ViewPruner
-from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, VisualTokens, everything, pack
+from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, VisualTokens, all_tokens, pack
 from blink_exp.errors import UserError
 
 
@@ -49,7 +49,7 @@ class Backbone:
     quantization: str | None = None
     revision: str | None = None
     files: Path | None = None
-    prefixes: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False)  # see ``sharing.answers.recalled``
+    prefixes: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False)  # see ``decoder.answers.stored_prefixes``
     _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
     _encodings: OrderedDict[tuple[str, EncoderRequirements], Encoding] = field(default_factory=OrderedDict, repr=False)
 
@@ -98,7 +98,7 @@ class Backbone:
 
     def transform(self, image: Image.Image) -> torch.Tensor:
         """(3, size, size) pixels of the base view by the backbone's own image processor."""
-        return picture(image, self.processor.image_processor).views[0]
+        return prepare_image(image, self.processor.image_processor).views[0]
 
     def prompt(self, question: str) -> str:
         return chat_prompt(self.processor, question, self.system_prompt)
@@ -120,29 +120,29 @@ class Backbone:
             _ = self.clip
 
     @torch.no_grad()
-    def features(self, images: Pictures) -> dict[str, torch.Tensor]:
+    def features(self, images: ImagesById) -> dict[str, torch.Tensor]:
         """{id: (tokens, width)} projected visual tokens of images by id, as the stock model makes them, newlines included."""
         new = {k: v for k, v in images.items() if k not in self._features}
         if new:
-            found: list[torch.Tensor] = []
+            tokens: list[torch.Tensor] = []
             for pictures in self._at_once(new.values()):
                 sizes = {"image_sizes": torch.tensor([[p.height, p.width] for p in pictures])} if self.tiled else {}
-                found += self.model.get_image_features(pixel_values=self._pixels(pictures), **sizes).pooler_output
-            self._features.update(zip(new, map(owned, found), strict=True))
+                tokens += self.model.get_image_features(pixel_values=self._pixels(pictures), **sizes).pooler_output
+            self._features.update(zip(new, map(compact, tokens), strict=True))
         return self.recall(self._features, list(images), self.tower_bytes)
 
     @torch.no_grad()
-    def encodings(self, images: Pictures, needs: EncoderRequirements) -> dict[str, Encoding]:
+    def encodings(self, images: ImagesById, needs: EncoderRequirements) -> dict[str, Encoding]:
         """{id: Encoding} of images by id."""
         wider = next((n for _, n in reversed(self._encodings) if n.covers(needs) and all((k, n) in self._encodings for k in images)), needs)
         needs = wider  # what was made for somebody who looks at more serves as well
         new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
         if new:
-            found: list[Encoding] = []
+            encodings: list[Encoding] = []
             for pictures in self._at_once(new.values()):
                 views = [ViewGeometry.of(self.model.config, (p.height, p.width)) for p in pictures]
-                found += encode(self.model, self._pixels(pictures), views, needs, self.clip if needs.text and self.tiled else None)
-            self._encodings.update(zip([(k, needs) for k in new], found, strict=True))
+                encodings += encode(self.model, self._pixels(pictures), views, needs, self.clip if needs.text and self.tiled else None)
+            self._encodings.update(zip([(k, needs) for k in new], encodings, strict=True))
         return {k: encoding for (k, _), encoding in self.recall(self._encodings, [(k, needs) for k in images], self.tower_bytes).items()}
 
     @property
@@ -155,14 +155,14 @@ class Backbone:
         """Bytes that features and encodings of images seen before hold."""
         return sum(f.nbytes for f in self._features.values()) + sum(e.nbytes for e in self._encodings.values())
 
-    def _at_once(self, images: Iterable[Image.Image | Picture]) -> Iterator[list[Picture]]:
+    def _at_once(self, images: Iterable[Image.Image | PreparedImage]) -> Iterator[list[PreparedImage]]:
         """Prepared images by the passes of the tower that run them: as many as ``tower_bytes`` holds with all layers' states."""
         vision, views = self.model.config.vision_config, 0
-        pictures: list[Picture] = []
+        pictures: list[PreparedImage] = []
         view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: inside a layer, its MLP and its heads
         most = max(1, self.tower_bytes // (view * self.model.dtype.itemsize))
         for image in images:
-            one = picture(image, self.processor.image_processor)
+            one = prepare_image(image, self.processor.image_processor)
             if pictures and views + len(one.views) > most:
                 yield pictures
                 pictures, views = [], 0
@@ -170,18 +170,18 @@ class Backbone:
             views += len(one.views)
         yield pictures
 
-    def _pixels(self, pictures: list[Picture]) -> torch.Tensor:
+    def _pixels(self, pictures: list[PreparedImage]) -> torch.Tensor:
         """(all views, 3, size, size) on the tower's device, the views of the images one after another."""
         return torch.cat([p.views.to(self.model.device, self.model.dtype, non_blocking=True) for p in pictures])
 
     @staticmethod
-    def shrink(cache: OrderedDict, most: int, wanted: Collection = ()) -> None:
-        """Makes a cache forget what was not used for longest until it fits in ``most`` bytes; what is not ``wanted`` goes first."""
-        held = sum(v.nbytes for v in cache.values())
-        for key in [k for k in cache if k not in wanted] + [k for k in cache if k in wanted]:
-            if held <= most:
+    def shrink(cache: OrderedDict, most: int, needed: Collection = ()) -> None:
+        """Makes a cache forget what was not used for longest until it fits in ``most`` bytes; what is not ``needed`` goes first."""
+        size = sum(v.nbytes for v in cache.values())
+        for key in [k for k in cache if k not in needed] + [k for k in cache if k in needed]:
+            if size <= most:
                 return
-            held -= cache.pop(key).nbytes
+            size -= cache.pop(key).nbytes
 
     @staticmethod
     def recall(cache: OrderedDict, keys: list, most: int) -> dict:
@@ -193,37 +193,39 @@ class Backbone:
         return out
 
     @torch.no_grad()
-    def prune(self, encoding: Encoding, kept: TokenSelection, newline_policy: str, aside: bool = False) -> VisualTokens:
-        """Projects the kept tokens only: dropping before the projector keeps the same features and spares it the others. ``aside``:
-        projects all of the base view as well and keeps that aside."""
+    def prune(self, encoding: Encoding, selection: TokenSelection, newline_policy: str, keep_dropped: bool = False) -> VisualTokens:
+        """Projects the kept tokens only, which gives the same features as dropping behind the projector. ``keep_dropped``: also projects
+        the whole base view, for ``VisualTokens.dropped_embeddings``."""
         flat = encoding.hidden.flatten(0, 1)
-        if kept.merged is not None:
+        if selection.merged is not None:
             flat = flat.clone()
-            for view, (index, merged) in enumerate(zip(kept.indices, kept.merged, strict=True)):
+            for view, (index, merged) in enumerate(zip(selection.indices, selection.merged, strict=True)):
                 flat[view * encoding.views.tokens + index.to(flat.device)] = merged.to(flat)
-        source = pack(encoding.views, kept, newline_policy)
+        source = pack(encoding.views, selection, newline_policy)
         rows = flat[source.clamp(min=0).to(flat.device)]
-        if kept.extra is not None:
-            rows[source == EXTRA] = torch.cat(kept.extra).to(rows)
+        if selection.extra is not None:
+            rows[source == EXTRA] = torch.cat(selection.extra).to(rows)
         out = rows.new_empty(len(source), self.width)
         out[source != NEWLINE] = self.model.model.multi_modal_projector(rows[source != NEWLINE]).to(out)
         if bool((source == NEWLINE).any()):
             out[source == NEWLINE] = self.model.model.image_newline.to(out)
-        whole = self.model.model.multi_modal_projector(encoding.hidden[0]) if aside else None
-        return VisualTokens(out, source, encoding.views, whole)
+        base_view_embeddings = self.model.model.multi_modal_projector(encoding.hidden[0]) if keep_dropped else None
+        return VisualTokens(out, source, encoding.views, base_view_embeddings)
 
-    def visual(self, images: Pictures, asked: list[tuple[str, str]], pruner: ViewPruner | None, aside: bool = False) -> list[VisualTokens]:
-        """The visual tokens of each (image id, question), after ``pruner``. ``aside``: see ``prune``."""
+    def visual(
+        self, images: ImagesById, questions: list[tuple[str, str]], pruner: ViewPruner | None, keep_dropped: bool = False
+    ) -> list[VisualTokens]:
+        """The visual tokens of each (image id, question), after ``pruner``. ``keep_dropped``: see ``prune``."""
         encodings = self.encodings(images, pruner.needs) if pruner is not None else {}
-        kept = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in asked]
-        stock = self.features({key: images[key] for (key, _), k in zip(asked, kept, strict=True) if k is None})
+        selections = [pruner.select(encodings[key], question) if pruner is not None else None for key, question in questions]
+        stock = self.features({key: images[key] for (key, _), k in zip(questions, selections, strict=True) if k is None})
         out = []
-        for (key, _), chosen in zip(asked, kept, strict=True):
-            if chosen is not None and pruner is not None:
-                out.append(self.prune(encodings[key], chosen, pruner.newline_policy, aside))
+        for (key, _), selection in zip(questions, selections, strict=True):
+            if selection is not None and pruner is not None:
+                out.append(self.prune(encodings[key], selection, pruner.newline_policy, keep_dropped))
             else:
                 views = ViewGeometry.of(self.model.config, (images[key].height, images[key].width))
-                out.append(VisualTokens(stock[key], pack(views, everything(views)), views))
+                out.append(VisualTokens(stock[key], pack(views, all_tokens(views)), views))
         return out
 
     def forget(self) -> None:
@@ -242,21 +244,21 @@ class Backbone:
         """Token ids before and behind the image of each question's prompt, as ``batch`` has them.
 
         Raises UserError for a question that holds an image's placeholder itself."""
-        found = []
+        token_ids = []
         image, token = self.model.config.image_token_id, self.processor.image_token
         for ids in self.processor.tokenizer([self.prompt(q) for q in questions], return_token_type_ids=False)["input_ids"]:
             if ids.count(image) != 1:
                 raise UserError(f"a prompt has {ids.count(image)} placeholders {token} where it shows one image; reword the question")
-            place = ids.index(image)
-            parts = (torch.tensor(part, dtype=torch.long, device=self.model.device) for part in (ids[:place], ids[place + 1 :]))
-            found.append((next(parts), next(parts)))
-        return found
+            position = ids.index(image)
+            parts = (torch.tensor(part, dtype=torch.long, device=self.model.device) for part in (ids[:position], ids[position + 1 :]))
+            token_ids.append((next(parts), next(parts)))
+        return token_ids
 
     @property
     def ends(self) -> frozenset[int]:
         """Tokens that end an answer."""
-        found = self.model.generation_config.eos_token_id
-        return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+        ids = self.model.generation_config.eos_token_id
+        return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
 
     @torch.no_grad()
     def generate(self, features: list[torch.Tensor], questions: list[str], max_new_tokens: int) -> list[str]:
@@ -270,5 +272,5 @@ class Backbone:
             do_sample=False,
             logits_processor=LogitsProcessorList([Checked()]),
         )
-        said = tokens[:, batch["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
+        answers = tokens[:, batch["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(answers, skip_special_tokens=True)]

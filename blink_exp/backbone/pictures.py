@@ -20,7 +20,7 @@ LARGE = 2**22  # pixels above which an image is prepared where it is opened: a b
 AT_MOST = 8  # processes by default: behind a GPU, what a batch of photographs needs
 
 
-class Picture(NamedTuple):
+class PreparedImage(NamedTuple):
     """A prepared image. ``views``: (views, 3, size, size) pixels, the base view first; ``height``, ``width``: of the image itself."""
 
     views: torch.Tensor
@@ -28,23 +28,23 @@ class Picture(NamedTuple):
     width: int
 
 
-class Unreadable(NamedTuple):
+class UnreadableImage(NamedTuple):
     """An image that could not be opened, and why."""
 
     why: str
 
 
-Opened = Image.Image | Picture | Unreadable
-Pictures = Mapping[str, Image.Image | Picture]  # by id, prepared or not
+OpenedImage = Image.Image | PreparedImage | UnreadableImage
+ImagesById = Mapping[str, Image.Image | PreparedImage]  # by id, prepared or not
 
 
-def picture(image: Image.Image | Picture, image_processor: Any) -> Picture:
+def prepare_image(image: Image.Image | PreparedImage, image_processor: Any) -> PreparedImage:
     """``image`` by the backbone's own image processor, unless it is prepared already."""
-    if isinstance(image, Picture):
+    if isinstance(image, PreparedImage):
         return image
     pads = getattr(image_processor, "do_pad", False) and not hasattr(image_processor, "image_grid_pinpoints")  # to a square around it
     pixels = image_processor(images=within(image) if pads else image, return_tensors="pt").pixel_values[0]
-    return Picture(pixels if pixels.dim() == 4 else pixels[None], image.height, image.width)
+    return PreparedImage(pixels if pixels.dim() == 4 else pixels[None], image.height, image.width)
 
 
 def check_workers(workers: int | None, device: str) -> int:
@@ -59,14 +59,14 @@ def check_workers(workers: int | None, device: str) -> int:
     return workers
 
 
-def opened(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int = 0, ahead: int = 1) -> Iterator[Opened]:
+def open_images(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int = 0, ahead: int = 1) -> Iterator[OpenedImage]:
     """The images that ``images`` open, in their order.
 
     Without workers one is opened when it is asked for, and prepared by whoever needs it, unless it is large. With workers they come
     prepared in the backbone's dtype, and about ``ahead`` images are made before they are asked for. What comes does not depend on
     ``workers``.
     """
-    prepare = functools.partial(_prepared, image_processor=backbone.processor.image_processor, dtype=backbone.model.dtype)
+    prepare = functools.partial(_prepare_as, image_processor=backbone.processor.image_processor, dtype=backbone.model.dtype)
     loader: DataLoader[Any] = DataLoader(
         images,  # type: ignore[arg-type]
         batch_size=None,
@@ -84,16 +84,16 @@ def opened(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int 
         raise UserError(f"workers={workers}: a process that reads images died ({flat(error, 200)}); use fewer, or workers=0") from error
 
 
-def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Picture], most: int) -> Opened:
+def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], PreparedImage], most: int) -> OpenedImage:
     """``most``: pixels of an image that is not prepared."""
     try:
-        found = image()
-        found.load()  # a file that is cut off says so here, whoever prepares it
-        return prepare(found) if found.width * found.height > most else found
+        opened_image = image()
+        opened_image.load()  # a file that is cut off says so here, whoever prepares it
+        return prepare(opened_image) if opened_image.width * opened_image.height > most else opened_image
     except OSError as error:
-        return Unreadable(reason(error))
+        return UnreadableImage(reason(error))
 
 
-def _prepared(image: Image.Image, image_processor: Any, dtype: torch.dtype) -> Picture:
-    found = picture(image, image_processor)
-    return found._replace(views=found.views.to(dtype))
+def _prepare_as(image: Image.Image, image_processor: Any, dtype: torch.dtype) -> PreparedImage:
+    prepared = prepare_image(image, image_processor)
+    return prepared._replace(views=prepared.views.to(dtype))

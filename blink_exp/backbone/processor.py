@@ -83,10 +83,10 @@ def _agree(processor: Any, config: Any, path: str) -> None:
     processor.patch_size = config.vision_config.patch_size
     processor.vision_feature_select_strategy = config.vision_feature_select_strategy
     processor.num_additional_image_tokens = int("clip" in config.vision_config.model_type)  # the CLS token
-    found = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    if found != config.image_token_id:
+    token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    if token_id != config.image_token_id:
         raise UserError(
-            f"model.path={path} has {processor.image_token} as token {found} but its config says {config.image_token_id};"
+            f"model.path={path} has {processor.image_token} as token {token_id} but its config says {config.image_token_id};"
             " give the tokenizer and config of one checkpoint"
         )
 
@@ -104,8 +104,8 @@ def square_padding(image_processor: Any, config: Any) -> Any:
     if lacking:
         kind = type(image_processor).__name__
         raise UserError(f"model.pad=true pads before CLIP's crop, but {kind} has no {lacking[0]}; use model.pad=false")
-    kept = {name: getattr(image_processor, name) for name in names}
-    return LlavaImageProcessorPil(**kept, do_pad=True)
+    settings = {name: getattr(image_processor, name) for name in names}
+    return LlavaImageProcessorPil(**settings, do_pad=True)
 
 
 def _check_system_prompt(processor: Any, system_prompt: str, path: str) -> None:
@@ -128,11 +128,11 @@ def warn_of_tokens(processor: Any, config: Any, prompt: str) -> None:
     if text.model_type != "llama" or text.vocab_size != 32064 or config.image_token_id != AROUND_AN_IMAGE[2]:
         return
     ids = processor.tokenizer(prompt).input_ids
-    at = ids.index(config.image_token_id)
-    found = tuple(ids[max(0, at - 2) : at + 3])
-    if found != AROUND_AN_IMAGE:
+    position = ids.index(config.image_token_id)
+    around = tuple(ids[max(0, position - 2) : position + 3])
+    if around != AROUND_AN_IMAGE:
         print(
-            f"warning: tokens {list(found)} stand around the image, not {list(AROUND_AN_IMAGE)} as in LLaVA's training;"
+            f"warning: tokens {list(around)} stand around the image, not {list(AROUND_AN_IMAGE)} as in LLaVA's training;"
             " scores will shift (tokenizer not in legacy mode?)",
             file=sys.stderr,
         )

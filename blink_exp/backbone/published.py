@@ -45,7 +45,7 @@ def published_json(name: str, **small: int) -> dict[str, Any]:
     num_attention_heads, num_key_value_heads), and vision_width for CLIP's."""
     width = small.pop("vision_width", VISION["hidden_size"])
     vision = VISION if width == VISION["hidden_size"] else VISION | {"hidden_size": width, "intermediate_size": 2 * width}
-    found = {
+    config = {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "image_token_index": 32000,
@@ -59,8 +59,8 @@ def published_json(name: str, **small: int) -> dict[str, Any]:
         "torch_dtype": "float16",
     }
     if "next" in name:
-        found |= {"architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next", "image_grid_pinpoints": GRIDS}
-    return found
+        config |= {"architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next", "image_grid_pinpoints": GRIDS}
+    return config
 
 
 def published_config(name: str, **small: int) -> Any:

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from blink_exp.backbone.memory import TEXT, visual_tokens
-from blink_exp.backbone.pictures import picture
+from blink_exp.backbone.pictures import prepare_image
 from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError, flat
 
@@ -38,7 +38,7 @@ def refusal(
 
 
 @contextlib.contextmanager
-def read_by_library(path: str, what: str) -> Iterator[None]:
+def read_by_library(path: str, content: str) -> Iterator[None]:
     """Inside the block, whatever a library raises over a checkpoint's files becomes one line: what it raises is nowhere documented. Its
     warnings, tables of many lines among them, are left out."""
     before = transformers_logging.get_verbosity()
@@ -49,7 +49,7 @@ def read_by_library(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         why = flat(f"{type(error).__name__}: {error}", 240)
-        raise UserError(f"model.path={path} has no {what} ({why}); give a complete checkpoint") from error
+        raise UserError(f"model.path={path} has no {content} ({why}); give a complete checkpoint") from error
     finally:
         transformers_logging.set_verbosity(before)
 
@@ -115,10 +115,10 @@ def check_config(config: Any, path: str) -> None:
 
 def _check_selection(config: Any, vision: Any, refuse: Callable[[str, Any, str], UserError]) -> None:
     """Which hidden states of the tower are read, and whether its CLS token is among them."""
-    strategy, wanted = config.vision_feature_select_strategy, TOWERS[vision.model_type]
-    if strategy != wanted:
-        cls = "its CLS token would count as patch 0" if wanted == "default" else "it has no CLS token, so patch 0 would be lost"
-        raise refuse("vision_feature_select_strategy", strategy, f"{vision.model_type} is supported with {wanted} only: {cls}")
+    strategy, required = config.vision_feature_select_strategy, TOWERS[vision.model_type]
+    if strategy != required:
+        cls = "its CLS token would count as patch 0" if required == "default" else "it has no CLS token, so patch 0 would be lost"
+        raise refuse("vision_feature_select_strategy", strategy, f"{vision.model_type} is supported with {required} only: {cls}")
     layers, depth = config.vision_feature_layer, vision.num_hidden_layers
     several = layers if isinstance(layers, list | tuple) else [layers]
     if type(layers) is int and layers == 0:
@@ -147,24 +147,24 @@ def check_images(image_processor: Any, config: Any, path: str) -> None:
     size = config.vision_config.image_size
     _check_pixels(image_processor, path)
     for key in ("size", *(["crop_size"] if getattr(image_processor, "do_center_crop", None) else [])):
-        held = getattr(image_processor, key, None)
-        sides = {k: v for k, v in dict(held).items() if v is not None} if held else {}
+        value = getattr(image_processor, key, None)
+        sides = {k: v for k, v in dict(value).items() if v is not None} if value else {}
         if sides not in ({"height": size, "width": size}, {"shortest_edge": size}):
-            raise refusal(path, IMAGES, key, sides or held, f"the tower's vision_config.image_size is {size}; the two must be the same")
+            raise refusal(path, IMAGES, key, sides or value, f"the tower's vision_config.image_size is {size}; the two must be the same")
     if hasattr(config, "image_grid_pinpoints"):
-        own: Any = getattr(image_processor, "image_grid_pinpoints", None)
-        check_pinpoints(own, size, path, IMAGES)
-        if [*map(list, own)] != [*map(list, config.image_grid_pinpoints)]:  # in one order: the first of two that fit alike is taken
+        pinpoints: Any = getattr(image_processor, "image_grid_pinpoints", None)
+        check_pinpoints(pinpoints, size, path, IMAGES)
+        if [*map(list, pinpoints)] != [*map(list, config.image_grid_pinpoints)]:  # in one order: the first of two that fit alike is taken
             limit = f"config.json has {flat(config.image_grid_pinpoints, 120)}; the two must be the same"
-            raise refusal(path, IMAGES, "image_grid_pinpoints", own, limit)
+            raise refusal(path, IMAGES, "image_grid_pinpoints", pinpoints, limit)
     for width, height in ((2 * size + 10, size // 2), (size // 3, size), (7, 5)):
         with read_by_library(path, f"{IMAGES} that prepares an image of {width} x {height} pixels"):
-            found = picture(Image.new("RGB", (width, height), (120, 60, 30)), image_processor).views
-        wanted = (ViewGeometry.of(config, (height, width)).count, 3, size, size)
-        if tuple(found.shape) != wanted:
-            limit = f"the model takes {wanted}; give the image processor and config of one checkpoint"
-            raise refusal(path, IMAGES, f"views of an image of {width} x {height} pixels", tuple(found.shape), limit)
-        if not bool(found.isfinite().all()):
+            views = prepare_image(Image.new("RGB", (width, height), (120, 60, 30)), image_processor).views
+        shape = (ViewGeometry.of(config, (height, width)).count, 3, size, size)
+        if tuple(views.shape) != shape:
+            limit = f"the model takes {shape}; give the image processor and config of one checkpoint"
+            raise refusal(path, IMAGES, f"views of an image of {width} x {height} pixels", tuple(views.shape), limit)
+        if not bool(views.isfinite().all()):
             raise refusal(path, IMAGES, "image_std", getattr(image_processor, "image_std", None), "it gives pixels that are no numbers")
 
 
@@ -180,8 +180,8 @@ def _check_pixels(image_processor: Any, path: str) -> None:
     if not (_is_number(image_processor.rescale_factor) and math.isclose(image_processor.rescale_factor, 1 / 255, rel_tol=0.01)):
         raise refuse("rescale_factor", "the tower reads colours from 0 to 1; use 1 / 255")
     for key, lowest in (("image_mean", 0.0), ("image_std", 0.01)):
-        held = getattr(image_processor, key, None)
-        if not (isinstance(held, list | tuple) and len(held) == 3 and all(_is_number(x) and lowest <= x <= 1 for x in held)):
+        value = getattr(image_processor, key, None)
+        if not (isinstance(value, list | tuple) and len(value) == 3 and all(_is_number(x) and lowest <= x <= 1 for x in value)):
             raise refuse(key, f"it must be three numbers from {lowest} to 1")
     resample = image_processor.resample
     if not isinstance(resample, int) or isinstance(resample, bool) or resample not in list(Image.Resampling):

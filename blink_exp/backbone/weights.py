@@ -56,8 +56,10 @@ def read_config(folder: Path, path: str) -> Any:
     check_raw(raw, path)
     kind = raw.get("model_type")
     if kind not in KINDS or "text_config" not in raw:
-        what = f"a model of type {kind}" if kind not in KINDS else "a LLaVA in the original repository's layout"
-        raise UserError(f"model.path={path} holds {what}; use a LLaVA-1.5 or LLaVA-NeXT in Hugging Face layout, such as llava-hf/...")
+        description = f"a model of type {kind}" if kind not in KINDS else "a LLaVA in the original repository's layout"
+        raise UserError(
+            f"model.path={path} holds {description}; use a LLaVA-1.5 or LLaVA-NeXT in Hugging Face layout, such as llava-hf/..."
+        )
     with read_by_library(path, "config.json that makes a config"):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     check_config(config, path)
@@ -77,24 +79,24 @@ def fetch(path: str, revision: str | None) -> tuple[Path, str | None]:
 def _from_hub(call: Callable[[], T], path: str, revision: str | None) -> T:
     from huggingface_hub import errors
 
-    wanted = f"model.path={path}" + (f" (model.revision={revision})" if revision else "")
+    setting = f"model.path={path}" + (f" (model.revision={revision})" if revision else "")
     try:
         return call()
     except errors.GatedRepoError as error:
-        raise UserError(f"{wanted} is gated; accept its terms on its page, then log in with: hf auth login") from error
+        raise UserError(f"{setting} is gated; accept its terms on its page, then log in with: hf auth login") from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"model.revision={revision} is not in {path}; use a branch, tag or commit of it") from error
     except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{wanted} is not on the hub, or needs access; check the name, or log in with: hf auth login") from error
+        raise UserError(f"{setting} is not on the hub, or needs access; check the name, or log in with: hf auth login") from error
     except errors.HFValidationError as error:
-        raise UserError(f"{wanted} is neither a folder nor a valid hub id; give one of them") from error
+        raise UserError(f"{setting} is neither a folder nor a valid hub id; give one of them") from error
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(f"{wanted} is not in the cache, and the hub is offline; run: hf download {path}, or give a folder") from error
+        raise UserError(f"{setting} is not in the cache, and the hub is offline; run: hf download {path}, or give a folder") from error
     except errors.EntryNotFoundError as error:
-        raise UserError(f"{wanted} holds no config.json; give a checkpoint in Hugging Face layout") from error
+        raise UserError(f"{setting} holds no config.json; give a checkpoint in Hugging Face layout") from error
     except (errors.HfHubHTTPError, ConnectionError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"{wanted} could not be downloaded ({first}); try again, or give a folder") from error
+        raise UserError(f"{setting} could not be downloaded ({first}); try again, or give a folder") from error
 
 
 def check_complete(folder: Path, path: str) -> None:
@@ -152,17 +154,17 @@ def shard_fault(file: Path) -> str | None:
 
 def check_loaded(missing: Iterable[str], mismatched: Iterable[Any], path: str, unexpected: Iterable[str] = ()) -> None:
     """Raises UserError if a weight of the model did not come from the checkpoint, which would leave it random, or if a layer's weights of
-    the checkpoint went nowhere. ``mismatched``: (name, its shape there, the model's)."""
+    the checkpoint went nowhere. ``mismatched``: (name, checkpoint shape, model shape)."""
     unused = sorted(name for name in unexpected if ".layers." in name and name.endswith((".weight", ".bias")))
     if unused:
         raise UserError(
             f"model.path={path} holds {len(unused)} weights of layers that its config.json leaves out, first {unused[0]}; give weights and"
             " config of one checkpoint"
         )
-    for name, there, here in mismatched:
+    for name, checkpoint_shape, model_shape in mismatched:
         raise UserError(
-            f"model.path={path} holds {name} of shape {tuple(there)}, but its config.json makes it {tuple(here)}; give the weights and"
-            " config of one checkpoint"
+            f"model.path={path} holds {name} of shape {tuple(checkpoint_shape)}, but its config.json makes it {tuple(model_shape)};"
+            " give the weights and config of one checkpoint"
         )
     wrong = sorted(map(str, missing))
     if wrong:

@@ -15,7 +15,7 @@ import numpy as np
 from blink_exp.benchmarks.base import Sample, Score
 from blink_exp.benchmarks.mme import score_pairs, yes_or_no
 from blink_exp.documents import Record
-from blink_exp.scenes.questions import YES_NO, Question
+from blink_exp.scenes.questions import YES_NO, SceneQuestion
 from blink_exp.scenes.scenes import Scene, random_scene
 
 VERSION = 1  # a sample id is stable for ever: another draw of scenes or questions is another version
@@ -75,7 +75,7 @@ class MosaicMME:
         return score_pairs(records, tuple(PERCEPTION), tuple(COGNITION))
 
 
-def _pair(kind: str, i: int) -> tuple[Scene, tuple[Question, Question]]:
+def _pair(kind: str, i: int) -> tuple[Scene, tuple[SceneQuestion, SceneQuestion]]:
     for attempt in range(1000):
         rng = np.random.default_rng((VERSION, zlib.crc32(kind.encode()), i, attempt))
         scene = random_scene(rng, "test", SIZES[i % len(SIZES)])

@@ -25,18 +25,20 @@ class BaseViewMap:
     def grid(self, states: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """(H * W, hidden) base view from the (tokens, hidden) ``states`` of what is left of it. A missing cell is restored from
         ``dropped_embeddings`` or takes the mean of the tokens that are nearest to it on the grid."""
-        here = self.cells >= 0
-        cells, own = self.cells[here].to(states.device), states[here.to(states.device)]
+        on_base = self.cells >= 0
+        cells, values = self.cells[on_base].to(states.device), states[on_base.to(states.device)]
         missing = torch.ones(height * width, dtype=torch.bool, device=states.device)
         missing[cells] = False
         out = states.new_empty(height * width, states.shape[-1])
-        out[cells] = own
+        out[cells] = values
         if self.dropped_embeddings is not None:
             out[missing] = self.dropped_embeddings.to(out)[missing]
         elif bool(missing.any()):
             raster = torch.arange(height * width, device=states.device)
-            places = torch.stack([raster // width, raster % width], dim=1)
-            apart = (places[missing][:, None] - places[cells][None]).square().sum(-1)  # squared, in whole numbers: ties are exact
-            nearest = (apart == apart.amin(1, keepdim=True)).to(states.dtype)
-            out[missing] = nearest @ own / nearest.sum(1, keepdim=True)
+            coordinates = torch.stack([raster // width, raster % width], dim=1)
+            distance = (
+                (coordinates[missing][:, None] - coordinates[cells][None]).square().sum(-1)
+            )  # squared, in whole numbers: ties are exact
+            nearest = (distance == distance.amin(1, keepdim=True)).to(states.dtype)
+            out[missing] = nearest @ values / nearest.sum(1, keepdim=True)
         return out

@@ -26,9 +26,9 @@ class EncoderRequirements:
 
     def union(self, *others: EncoderRequirements) -> EncoderRequirements:
         """All that any of them looks at."""
-        every = (self, *others)
-        attention, keys = (frozenset().union(*(getattr(n, what) for n in every)) for what in ("attention", "keys"))
-        return EncoderRequirements(attention, keys, any(n.cls for n in every), any(n.text for n in every))
+        requirements = (self, *others)
+        attention, keys = (frozenset().union(*(getattr(n, name) for n in requirements)) for name in ("attention", "keys"))
+        return EncoderRequirements(attention, keys, any(n.cls for n in requirements), any(n.text for n in requirements))
 
     def covers(self, other: EncoderRequirements) -> bool:
         return self.union(other) == self
@@ -60,8 +60,8 @@ class Encoding:
 
     @property
     def nbytes(self) -> int:
-        held = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
-        return sum(t.nbytes for t in (*held, self.last_hidden, self.pooled, self.projected) if t is not None)
+        tensors = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
+        return sum(t.nbytes for t in (*tensors, self.last_hidden, self.pooled, self.projected) if t is not None)
 
     def attention(self, layer: int) -> torch.Tensor:
         """(views, heads, N) CLS-to-patch probabilities of a layer, softmax over all N + 1 keys, so a row sums to 1 - a(CLS -> CLS)."""
@@ -74,10 +74,10 @@ class Encoding:
 
 def check_layers(name: str, layers, depth: int) -> frozenset[int]:
     """CLIP layers (1-based) as a set. Raises UserError if it is empty or leaves the encoder."""
-    found = frozenset(int(layer) for layer in layers)
-    if not found:
+    numbers = frozenset(int(layer) for layer in layers)
+    if not numbers:
         raise UserError(f"{name}=[] names no layer; use layers from 1 to {depth}")
-    for layer in sorted(found):
+    for layer in sorted(numbers):
         if not 1 <= layer <= depth:
             raise UserError(f"{name} holds layer {layer}, outside the encoder's 1 to {depth}; use layers inside")
-    return found
+    return numbers

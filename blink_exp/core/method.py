@@ -147,7 +147,7 @@ class Method:
     amplifiers: nn.ModuleDict | None = None
     name: str = "none"
     pruner: ViewPruner | None = None
-    recall: bool = False  # whether an expansion gets back what the pruner dropped of the base view
+    restore_dropped: bool = False  # whether an expansion restores tokens of the base view that the pruner dropped
 
     @property
     def drops(self) -> bool:

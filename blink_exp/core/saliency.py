@@ -23,7 +23,7 @@ ENTRY_POINTS = "blink_exp.scorers"
 RANDOM = "random"  # the word for no scorer: patches are drawn, not scored
 
 
-class Seen(Protocol):
+class ScorerInputs(Protocol):
     """What a scorer may look at, at the input of one layer. ``visible``: (batch, queries, keys) bool; ``text``: (batch, queries) bool,
     false on padding."""
 
@@ -41,8 +41,8 @@ class Seen(Protocol):
 
 
 @dataclass
-class Attended:
-    """``Seen`` from queries and keys, all with the layer's own projections.
+class AttentionInputs:
+    """``ScorerInputs`` from queries and keys, all with the layer's own projections.
 
     ``query``: (batch, heads, queries, head_dim) text queries behind norm and RoPE, the last one being the last prompt token;
     ``keys``: (batch, kv_heads, keys, head_dim) of all tokens behind norm and RoPE; ``visible``: (batch, queries, keys) bool;
@@ -64,10 +64,10 @@ class Attended:
     def raw_logits(self) -> torch.Tensor:
         return products(self.raw_query()[:, :, -1:], self.raw_keys())[:, :, 0].float()
 
-    def row(self, b: int) -> Attended:
+    def row(self, b: int) -> AttentionInputs:
         """One row as a batch of its own."""
         one = slice(b, b + 1)
-        return Attended(
+        return AttentionInputs(
             self.query[one],
             self.keys[one],
             self.visible[one],
@@ -78,7 +78,7 @@ class Attended:
         )
 
 
-Scores = Callable[[Seen, torch.Tensor], torch.Tensor]
+Scores = Callable[[ScorerInputs, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Scorer:
     queries: Literal["last", "text"] = "last"
     raw: bool = False
 
-    def __call__(self, seen: Seen, columns: torch.Tensor) -> torch.Tensor:
-        return self.score(seen, columns)
+    def __call__(self, inputs: ScorerInputs, columns: torch.Tensor) -> torch.Tensor:
+        return self.score(inputs, columns)
 
 
 def scorer(*, queries: Literal["last", "text"] = "last", raw: bool = False) -> Callable[[Scores], Scorer]:
@@ -115,51 +115,51 @@ def products(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 
 @scorer()
-def attention(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
+def attention(inputs: ScorerInputs, columns: torch.Tensor) -> torch.Tensor:
     """Attention of the last text token, softmax over every key that it may see, mean over heads: what Blink's Figs. 2-3 plot.
 
     ``columns``: (visual,) or (batch, visual), the keys to read out. Returns (batch, visual) scores >= 0.
     """
-    return _probabilities(seen, slice(-1, None)).squeeze(1).gather(1, _rows(columns, seen))
+    return _probabilities(inputs, slice(-1, None)).squeeze(1).gather(1, _rows(columns, inputs))
 
 
 @scorer()
-def attention_visual(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
+def attention_visual(inputs: ScorerInputs, columns: torch.Tensor) -> torch.Tensor:
     """As ``attention``, with the softmax over the visual keys only."""
-    index = _rows(columns, seen)
-    logits = seen.logits(slice(-1, None))[:, :, 0]
+    index = _rows(columns, inputs)
+    logits = inputs.logits(slice(-1, None))[:, :, 0]
     picked = logits.gather(2, index[:, None].expand(-1, logits.shape[1], -1))
     return picked.softmax(-1).mean(1)
 
 
 @scorer(queries="text")
-def text_mean(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
+def text_mean(inputs: ScorerInputs, columns: torch.Tensor) -> torch.Tensor:
     """As ``attention``, averaged over all text queries behind the image instead of the last one."""
-    weight = seen.text.to(torch.float32)
+    weight = inputs.text.to(torch.float32)
     weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
-    return (_probabilities(seen, slice(None)) * weight[..., None]).sum(1).gather(1, _rows(columns, seen))
+    return (_probabilities(inputs, slice(None)) * weight[..., None]).sum(1).gather(1, _rows(columns, inputs))
 
 
 @scorer(raw=True)
-def dot_product(seen: Seen, columns: torch.Tensor) -> torch.Tensor:
+def dot_product(inputs: ScorerInputs, columns: torch.Tensor) -> torch.Tensor:
     """Eqs. (1)-(2) read literally: q . k without norm, RoPE, scale or softmax, summed over heads.
 
     Such scores can be negative, which would make the ratio meaningless, so the smallest one is subtracted from all.
     """
-    scores = seen.raw_logits().sum(1)
-    scores = scores.gather(1, _rows(columns, seen))
+    scores = inputs.raw_logits().sum(1)
+    scores = scores.gather(1, _rows(columns, inputs))
     return scores - scores.amin(1, keepdim=True)
 
 
-def _probabilities(seen: Seen, queries: slice) -> torch.Tensor:
+def _probabilities(inputs: ScorerInputs, queries: slice) -> torch.Tensor:
     """(batch, queries, keys) attention, mean over heads; only the rows asked for are ever made."""
-    logits = seen.logits(queries)
-    logits = logits.masked_fill(~seen.visible[:, None, queries], float("-inf"))
+    logits = inputs.logits(queries)
+    logits = logits.masked_fill(~inputs.visible[:, None, queries], float("-inf"))
     return logits.softmax(-1).nan_to_num(0.0).mean(1)  # a padded query sees nothing: its row is 0, not nan
 
 
-def _rows(columns: torch.Tensor, seen: Seen) -> torch.Tensor:
-    return columns.expand(len(seen.visible), -1)
+def _rows(columns: torch.Tensor, inputs: ScorerInputs) -> torch.Tensor:
+    return columns.expand(len(inputs.visible), -1)
 
 
 SCORERS: dict[str, Scorer] = {

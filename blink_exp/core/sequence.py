@@ -115,15 +115,15 @@ def transition(
 
 
 def _retained(visual: tuple[Rows[V], ...], decision: Retain, merge: Callable[[tuple[V, ...]], V] | None) -> tuple[Rows[V], ...]:
-    every = list(itertools.chain.from_iterable(visual))
+    all_tokens = list(itertools.chain.from_iterable(visual))
     merged: list[V] = []
     if decision.clusters:
         assert merge is not None
-        merged = [merge(tuple(every[i] for i in cluster)) for cluster in decision.clusters]
+        merged = [merge(tuple(all_tokens[i] for i in cluster)) for cluster in decision.clusters]
     last = max((k for k, tokens in enumerate(visual) if len(tokens)), default=0)  # merged tokens stand behind the last image
     ends = [0, *itertools.accumulate(map(len, visual))]
-    kept = [[every[i] for i in decision.indices if first <= i < end] for first, end in itertools.pairwise(ends)]
-    return tuple(tuple(own + merged) if k == last else tuple(own) for k, own in enumerate(kept))
+    retained = [[all_tokens[i] for i in decision.indices if first <= i < end] for first, end in itertools.pairwise(ends)]
+    return tuple(tuple(visual_tokens + merged) if k == last else tuple(visual_tokens) for k, visual_tokens in enumerate(retained))
 
 
 @dataclass
@@ -132,12 +132,12 @@ class Layout:
     tokens) and, last, the text.
 
     ``index[row][k]``: (tokens,) positions in the prompt of segment k's tokens; ``visual[row][image]``: visual tokens of each image;
-    ``shown[row][image]``: what visual tokens show, None where every image has the H x W tokens of one view.
+    ``base_maps[row][image]``: cells that the visual tokens show; None where every image has the H x W tokens of one view.
     """
 
     index: list[list[torch.Tensor]]
     visual: list[list[int]]
-    shown: list[list[BaseViewMap]] | None = None
+    base_maps: list[list[BaseViewMap]] | None = None
 
     @classmethod
     def of(cls, image_mask: torch.Tensor, attention_mask: torch.Tensor | None, visual: int | None) -> Layout:
@@ -145,8 +145,8 @@ class Layout:
         tokens of every image, or None where images differ: then each run of visual tokens counts as one image."""
         real = torch.ones_like(image_mask) if attention_mask is None else attention_mask.bool()
         index: list[list[torch.Tensor]] = []
-        for mask, kept in zip(image_mask, real, strict=True):
-            tokens = kept.nonzero()[:, 0]
+        for mask, valid in zip(image_mask, real, strict=True):
+            tokens = valid.nonzero()[:, 0]
             if visual is None:
                 ends = (mask & ~torch.cat([mask[1:], mask.new_zeros(1)])).nonzero()[:, 0]
             else:
@@ -155,5 +155,5 @@ class Layout:
             edges = [-1, *ends.tolist()]
             row = [tokens[(tokens > a) & (tokens <= b)] for a, b in itertools.pairwise(edges)]
             index.append([*row, tokens[tokens > edges[-1]]])
-        counts = [[int(mask[own].sum()) for own in row[:-1]] for mask, row in zip(image_mask, index, strict=True)]
+        counts = [[int(mask[block].sum()) for block in row[:-1]] for mask, row in zip(image_mask, index, strict=True)]
         return cls(index, counts)

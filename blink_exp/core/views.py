@@ -89,9 +89,9 @@ class ViewGeometry:
     def blocks(self) -> torch.Tensor:
         """(N,): the tile whose block each thumbnail patch lies in, when the thumbnail is split evenly into rows x columns blocks.
         The last block takes what does not divide. Only with tiles."""
-        place = torch.arange(self.side)
-        r = (place // (self.side // self.rows)).clamp(max=self.rows - 1)
-        c = (place // (self.side // self.columns)).clamp(max=self.columns - 1)
+        offsets = torch.arange(self.side)
+        r = (offsets // (self.side // self.rows)).clamp(max=self.rows - 1)
+        c = (offsets // (self.side // self.columns)).clamp(max=self.columns - 1)
         return (r[:, None] * self.columns + c).flatten()
 
 
@@ -115,7 +115,7 @@ class TokenSelection:
     padding: bool = False
 
 
-def everything(views: ViewGeometry) -> TokenSelection:
+def all_tokens(views: ViewGeometry) -> TokenSelection:
     """All tokens that show the image: the untouched model."""
     return TokenSelection(tuple(valid.nonzero()[:, 0] for valid in views.valid))
 
@@ -126,24 +126,24 @@ def check_newline_policy(policy: str) -> str:
     return policy
 
 
-def pack(views: ViewGeometry, kept: TokenSelection, newline_policy: str = "valid_rows") -> torch.Tensor:
-    """(tokens,) sources in the order in which they enter the LLM: view * N + patch, or NEWLINE, or EXTRA (the next of kept.extra).
+def pack(views: ViewGeometry, selection: TokenSelection, newline_policy: str = "valid_rows") -> torch.Tensor:
+    """(tokens,) sources in the order in which they enter the LLM: view * N + patch, or NEWLINE, or EXTRA (the next of ``selection.extra``).
 
     ``newline_policy``: ``valid_rows`` ends every unpadded row of tiles with a newline, also where no token of it was
     kept; ``all_rows`` every row of the padded grid; ``none`` no row. Newlines are not part of any budget.
     """
     check_newline_policy(newline_policy)
     n = views.tokens
-    extra = [torch.full((len(kept.extra[v]) if kept.extra else 0,), EXTRA) for v in range(views.count)]
-    if kept.by_view:
-        return torch.cat([part for v in range(views.count) for part in (v * n + kept.indices[v].cpu(), extra[v])])
+    extra = [torch.full((len(selection.extra[v]) if selection.extra else 0,), EXTRA) for v in range(views.count)]
+    if selection.by_view:
+        return torch.cat([part for v in range(views.count) for part in (v * n + selection.indices[v].cpu(), extra[v])])
     chosen = torch.zeros(views.count * n, dtype=torch.bool)
-    for v, index in enumerate(kept.indices):
+    for v, index in enumerate(selection.indices):
         chosen[v * n + index.cpu()] = True
     out = [chosen[:n].nonzero()[:, 0], extra[0]]
     if views.tiles:
-        whole = views.stitched if kept.padding or newline_policy == "all_rows" else views.unpadded
-        if not kept.padding:
+        whole = views.stitched if selection.padding or newline_policy == "all_rows" else views.unpadded
+        if not selection.padding:
             chosen &= views.valid.flatten()
         newline = torch.tensor([NEWLINE] if views.newline and newline_policy != "none" else [], dtype=torch.long)
         # With padding kept and newlines for valid rows only, a row counts as valid where it shows some of the image.
@@ -159,23 +159,25 @@ def pack(views: ViewGeometry, kept: TokenSelection, newline_policy: str = "valid
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """What enters the LLM for one image: (tokens, hidden) projected features and where each comes from (see ``pack``). ``aside``:
-    (N, hidden), all of the projected base view, for methods that recall what was dropped of it."""
+    """The visual tokens of one image that enter the LLM: (tokens, hidden) projected features and their sources (see ``pack``).
+
+    ``dropped_embeddings``: (N, hidden), the whole projected base view, for methods that restore dropped tokens.
+    """
 
     features: torch.Tensor
     source: torch.Tensor
     views: ViewGeometry
-    aside: torch.Tensor | None = None
+    dropped_embeddings: torch.Tensor | None = None
 
     @property
     def newlines(self) -> int:
         return int((self.source == NEWLINE).sum())
 
     @property
-    def shown(self) -> BaseViewMap:
-        return base_view(self.source, self.views, self.aside)
+    def base_map(self) -> BaseViewMap:
+        return base_view(self.source, self.views, self.dropped_embeddings)
 
 
-def base_view(source: torch.Tensor, views: ViewGeometry, aside: torch.Tensor | None = None) -> BaseViewMap:
+def base_view(source: torch.Tensor, views: ViewGeometry, dropped_embeddings: torch.Tensor | None = None) -> BaseViewMap:
     """Which cell of the base view each token of a packed image shows."""
-    return BaseViewMap(torch.where((source >= 0) & (source < views.tokens), source, -1), aside)
+    return BaseViewMap(torch.where((source >= 0) & (source < views.tokens), source, -1), dropped_embeddings)

@@ -1,7 +1,7 @@
-"""The LLM under a method: segments over caches, scans, expansions, and what questions or points have in common run once, exactly.
+"""The LLM under a method: each part that questions or points share runs once, exactly.
 
-In `system | visual | expanded | text` attention is causal, so the visual prefix depends on the image alone (``prefixes``), an expanded
-segment on the image, its layer, its region and its TokenSR module alone (``expansions``), and only the text on what was decided. A text
-under the decisions taken so far is a branch (``branches``): points that decided alike are one branch, and all branches run as one batch
-through unmodified layer modules. ``answers`` is the way in; ``attach`` puts a method on a model's own forward and generate().
+In `system | visual | expanded | text` attention is causal. So the visual prefix depends on the image alone (``prefixes``), an expanded
+segment on the image, its layer, region and TokenSR module (``segments``), and only the text depends on the decisions. A branch
+(``branches``) is a text under the decisions taken so far; points that decided alike are one branch. ``branch_decoder`` runs all branches
+as one batch through unmodified layer modules. Entry points: ``answers``, and ``attach`` for a model's own forward and generate().
 """

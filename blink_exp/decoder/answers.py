@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.pictures import Pictures
+from blink_exp.backbone.pictures import ImagesById
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import VisualTokens
-from blink_exp.decoder.branches import BranchDecoder, FinalBranches, Question, decoded_layers, read_layers
+from blink_exp.decoder.branch_decoder import BranchDecoder
+from blink_exp.decoder.branches import FinalBranches, QuestionInputs, decoded_layers, read_layers
 from blink_exp.decoder.generated import greedy
 from blink_exp.decoder.layers import NEAR
 from blink_exp.decoder.prefixes import Prefix, PrefixInputs, run_prefixes
@@ -25,7 +26,7 @@ USUAL = 64  # tokens that an answer is expected to take, whatever it may
 
 
 @dataclass(frozen=True)
-class Asking:
+class PointQuestion:
     """One question to some methods. ``image``: its key among the images; ``sample``: see ``Scan``; ``points``: which methods."""
 
     image: str
@@ -35,7 +36,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GeneratedAnswer:
     """``tokens``: that were generated, the one that ends it included; ``visual``: what entered the LLM; ``decisions``: what the policy
     decided, by layer."""
 
@@ -68,38 +69,38 @@ class _Unit:
 
 @torch.no_grad()
 def answer(
-    backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking], max_new_tokens: int, batch_size: int
-) -> dict[tuple[int, int], Answer]:
+    backbone: Backbone, methods: Rows[Method], images: ImagesById, questions: Rows[PointQuestion], max_new_tokens: int, batch_size: int
+) -> dict[tuple[int, int], GeneratedAnswer]:
     """{(number of the question, number of the method): its answer}. What is held stays within ``backbone.shared_bytes``, down to one text
     behind one prefix; ``batch_size``: texts that start together, and are parted where they come to need more."""
-    visual = _visual(backbone, methods, images, asked)
-    units = _units(backbone, methods, asked, visual)
+    visual = _visual(backbone, methods, images, questions)
+    units = _units(backbone, methods, questions, visual)
     layers = frozenset(layer for method in methods for layer in read_layers(method))
     grids = [PatchGrid(m.policy.p, *backbone.grid) if m.policy is not None else None for m in methods]
     depths = {key: max(decoded_layers(methods[p], backbone.depth) for u in same for p in u.points) for key, same in _by_key(units).items()}
-    out: dict[tuple[int, int], Answer] = {}
+    out: dict[tuple[int, int], GeneratedAnswer] = {}
     budget = MemoryBudget.of(backbone, units, layers, batch_size, max_new_tokens)
     for part in _parts(units, budget):
-        prefixes = recalled(backbone, part, layers, depths, budget)
-        held = {id(p): p.nbytes for p in (*prefixes.values(), *backbone.prefixes.values())}
-        questions = [
-            Question((prefixes[u.key],), u.text, asked[u.asking].sample, tuple(u.points), (u.inputs.shown,), u.inputs.features)
+        prefixes = stored_prefixes(backbone, part, layers, depths, budget)
+        prefix_bytes = {id(p): p.nbytes for p in (*prefixes.values(), *backbone.prefixes.values())}
+        inputs = [
+            QuestionInputs((prefixes[u.key],), u.text, questions[u.asking].sample, tuple(u.points), (u.inputs.base_map,), u.inputs.features)
             for u in part
         ]
-        decoder = BranchDecoder(backbone.llm, questions, methods, grids, budget.left(sum(held.values())))
+        decoder = BranchDecoder(backbone.llm, inputs, methods, grids, budget.left(sum(prefix_bytes.values())))
         tokens: dict[tuple[int, int], list[int]] = {}
 
         def finish(final: FinalBranches, tokens=tokens) -> None:
-            found = greedy(backbone.model, final, max_new_tokens, backbone.ends, budget.decoding)
-            for branch, own in zip(final.branches, found, strict=True):
-                tokens.update({(branch.question, p): own for p in branch.points})
+            generated = greedy(backbone.model, final, max_new_tokens, backbone.ends, budget.decoding)
+            for branch, ids in zip(final.branches, generated, strict=True):
+                tokens.update({(branch.question, p): ids for p in branch.points})
 
         del prefixes  # the questions hold them
         decoder.run(finish)
         texts = backbone.processor.batch_decode(list(tokens.values()), skip_special_tokens=True)
         for (q, p), text in zip(tokens, texts, strict=True):
             asking = part[q].asking
-            out[asking, p] = Answer(text.strip(), len(tokens[q, p]), visual[asking, p], decoder.records[q, p])
+            out[asking, p] = GeneratedAnswer(text.strip(), len(tokens[q, p]), visual[asking, p], decoder.records[q, p])
     return out
 
 
@@ -110,40 +111,46 @@ def _by_key(units: Rows[_Unit]) -> dict[str, list[_Unit]]:
     return out
 
 
-def _visual(backbone: Backbone, methods: Rows[Method], images: Pictures, asked: Rows[Asking]) -> dict[tuple[int, int], VisualTokens]:
+def _visual(
+    backbone: Backbone, methods: Rows[Method], images: ImagesById, questions: Rows[PointQuestion]
+) -> dict[tuple[int, int], VisualTokens]:
     """What each method lets into the LLM for each question; methods with one pruner share it."""
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):
-        alike.setdefault((method.pruner, method.recall), []).append(p)
+        alike.setdefault((method.pruner, method.restore_dropped), []).append(p)
     needs = [m.pruner.needs for m in methods if m.pruner is not None]
     if needs:
         backbone.encodings(images, needs[0].union(*needs[1:]))  # the tower once, for all that any of them looks at
     out: dict[tuple[int, int], VisualTokens] = {}
-    for (pruner, recall), points in alike.items():
-        numbers = [n for n, a in enumerate(asked) if set(points) & set(a.points)]
+    for (pruner, restore_dropped), points in alike.items():
+        numbers = [n for n, a in enumerate(questions) if set(points) & set(a.points)]
         if numbers:
-            seen = {asked[n].image: images[asked[n].image] for n in numbers}
-            found = backbone.visual(seen, [(asked[n].image, asked[n].question) for n in numbers], pruner, recall)
-            out |= {(n, p): v for n, v in zip(numbers, found, strict=True) for p in points if p in asked[n].points}
+            needed_images = {questions[n].image: images[questions[n].image] for n in numbers}
+            selected = backbone.visual(
+                needed_images, [(questions[n].image, questions[n].question) for n in numbers], pruner, restore_dropped
+            )
+            out |= {(n, p): v for n, v in zip(numbers, selected, strict=True) for p in points if p in questions[n].points}
     return out
 
 
-def _units(backbone: Backbone, methods: Rows[Method], asked: Rows[Asking], visual: dict[tuple[int, int], VisualTokens]) -> list[_Unit]:
+def _units(
+    backbone: Backbone, methods: Rows[Method], questions: Rows[PointQuestion], visual: dict[tuple[int, int], VisualTokens]
+) -> list[_Unit]:
     embed = backbone.model.get_input_embeddings()
     cells = backbone.grid[0] * backbone.grid[1]
     digests: dict[tuple, str] = {}
     out: dict[tuple, _Unit] = {}
-    for n, (a, (ahead, behind)) in enumerate(zip(asked, backbone.around([a.question for a in asked]), strict=True)):
+    for n, (a, (ahead, behind)) in enumerate(zip(questions, backbone.around([a.question for a in questions]), strict=True)):
         text = embed(behind)
         for p in a.points:
-            seen = visual[n, p]
-            shown = None if seen.aside is None and seen.shown.whole(cells) else seen.shown
-            inputs = PrefixInputs(ahead, seen.features, shown)
-            same = (id(seen.features), tuple(ahead.tolist()), shown is None)  # of one call: the tensors live as long as ``visual``
-            if same not in digests:
-                digests[same] = inputs.digest()
-            recalls = shown is not None and shown.dropped_embeddings is not None
-            out.setdefault((n, digests[same], recalls), _Unit(n, inputs, digests[same], text, [])).points.append(p)
+            tokens = visual[n, p]
+            base_map = None if tokens.dropped_embeddings is None and tokens.base_map.whole(cells) else tokens.base_map
+            inputs = PrefixInputs(ahead, tokens.features, base_map)
+            content = (id(tokens.features), tuple(ahead.tolist()), base_map is None)  # of one call: the tensors live as long as ``visual``
+            if content not in digests:
+                digests[content] = inputs.digest()
+            restore_dropped = base_map is not None and base_map.dropped_embeddings is not None
+            out.setdefault((n, digests[content], restore_dropped), _Unit(n, inputs, digests[content], text, [])).points.append(p)
     return list(out.values())
 
 
@@ -181,9 +188,9 @@ class MemoryBudget:
         prefix = one * depth + config.hidden_size * size * len(layers)
         return cls(prefix, texts, half // one, decoding, half, budget, one, work)
 
-    def left(self, held: int) -> int:
-        """``room`` beside prefixes of ``held`` bytes: less than half where one of them is larger than that."""
-        return min(self.room, max(0, self.budget - held) // self.one)
+    def left(self, prefix_bytes: int) -> int:
+        """``room`` beside prefixes of ``prefix_bytes`` bytes: less than half where one of them is larger than that."""
+        return min(self.room, max(0, self.budget - prefix_bytes) // self.one)
 
     def at_once(self, tokens: int) -> int:
         """Prefixes of so many tokens that run as a batch: beside what they leave, what runs may take an eighth."""
@@ -196,38 +203,40 @@ def _parts(units: list[_Unit], budget: MemoryBudget) -> Iterator[list[_Unit]]:
     size = lambda u: (bucket(len(u.inputs.features)), bucket(len(u.text)))  # noqa: E731
     for _, alike in itertools.groupby(sorted(units, key=lambda u: (*size(u), u.key)), key=size):
         part: list[_Unit] = []
-        held: dict[str, int] = {}
+        prefix_bytes: dict[str, int] = {}
         for unit in alike:
-            own = {unit.key: budget.prefix * unit.ahead}
-            if part and (len(part) >= budget.texts or sum((held | own).values()) > budget.prefixes):
+            prefix = {unit.key: budget.prefix * unit.ahead}
+            if part and (len(part) >= budget.texts or sum((prefix_bytes | prefix).values()) > budget.prefixes):
                 yield part
-                part, held = [], {}
+                part, prefix_bytes = [], {}
             part.append(unit)
-            held |= own
+            prefix_bytes |= prefix
         yield part
 
 
-def recalled(
+def stored_prefixes(
     backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], depths: dict[str, int], budget: MemoryBudget
 ) -> dict[str, Prefix]:
     """{key: prefix} of units, those run that the backbone does not hold with all layers and states that are wanted."""
     store, embed = backbone.prefixes, backbone.model.get_input_embeddings()
-    wanted = {u.key: u.inputs for u in units}
+    inputs_by_key = {u.key: u.inputs for u in units}
 
-    def there(key: str) -> bool:
-        held: Prefix | None = store.get(key)
-        return held is not None and held.reached >= depths[key] and {n for n in layers if n <= depths[key]} <= held.inputs.keys()
+    def is_stored(key: str) -> bool:
+        prefix: Prefix | None = store.get(key)
+        return prefix is not None and prefix.reached >= depths[key] and {n for n in layers if n <= depths[key]} <= prefix.inputs.keys()
 
-    new = {key: inputs for key, inputs in wanted.items() if not there(key)}
-    out = {key: store[key] for key in wanted if key not in new}
+    new = {key: inputs for key, inputs in inputs_by_key.items() if not is_stored(key)}
+    out = {key: store[key] for key in inputs_by_key if key not in new}
     if new:
         embeds = [torch.cat([embed(inputs.ids), inputs.features]) for inputs in new.values()]
         for key in new:
             store.pop(key, None)  # one without the states that are wanted
-        coming = sum(budget.prefix * len(e) for e in embeds)
-        backbone.shrink(store, budget.prefixes - coming, wanted)  # before they are made: the old and the new are never there together
+        new_bytes = sum(budget.prefix * len(e) for e in embeds)
+        backbone.shrink(
+            store, budget.prefixes - new_bytes, inputs_by_key
+        )  # before they are made: the old and the new are never there together
         at_once = budget.at_once(max(map(len, embeds)))
         visual = [len(inputs.features) for inputs in new.values()]
         out |= zip(new, run_prefixes(backbone.llm, embeds, visual, layers, [depths[key] for key in new], at_once), strict=True)
     store.update(out)
-    return backbone.recall(store, list(wanted), budget.prefixes)
+    return backbone.recall(store, list(inputs_by_key), budget.prefixes)

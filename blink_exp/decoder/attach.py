@@ -19,8 +19,9 @@ from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Layout
-from blink_exp.core.views import ViewGeometry, base_view, everything, pack
-from blink_exp.decoder.branches import BranchDecoder, FinalBranches, Question
+from blink_exp.core.views import ViewGeometry, all_tokens, base_view, pack
+from blink_exp.decoder.branch_decoder import BranchDecoder
+from blink_exp.decoder.branches import FinalBranches, QuestionInputs
 from blink_exp.decoder.cache import SegmentedLayer, segmented
 from blink_exp.decoder.generated import extend
 from blink_exp.decoder.segments import Front, Segment, starts
@@ -112,11 +113,11 @@ class Attachment:
 
         def fill(i: int, fronts: list[Front], ran: SharedKVCache, valid: torch.Tensor) -> None:
             keys, values, real = ran.dense()
-            known = tuple(fronts)
-            if known not in same:
+            key = tuple(fronts)
+            if key not in same:
                 ahead = torch.tensor([starts(front)[-1] for front in fronts], device=keys.device)
-                same[known] = real, ahead + valid.sum(1)
-            cache.layers[i].hold(keys, values, *same[known], embeds.shape[1])
+                same[key] = real, ahead + valid.sum(1)
+            cache.layers[i].hold(keys, values, *same[key], embeds.shape[1])
 
         out = torch.zeros_like(embeds)
 
@@ -124,8 +125,8 @@ class Attachment:
             for branch, states, valid in zip(final.branches, final.text.states, final.text.valid, strict=True):
                 for block in branch.blocks:
                     assert block.index is not None
-                    here = block.index >= 0
-                    out[branch.question, block.index[here]] = block.states[here]
+                    in_prompt = block.index >= 0
+                    out[branch.question, block.index[in_prompt]] = block.states[in_prompt]
                 out[branch.question, layout.index[branch.question][-1]] = states[valid]
 
         decoder = BranchDecoder(
@@ -160,10 +161,10 @@ class Attachment:
         layout = self._with_text(Layout.of(images, attention_mask, None))
         rows = self._shown(layout)
         for counts, row in zip(layout.visual, rows, strict=True):
-            for count, shown in zip(counts, row, strict=False):
-                self._check(count, shown)
-        if not all(shown.whole(visual) for row in rows for shown in row):
-            layout.shown = rows  # whole grids are scanned all rows at once
+            for count, base_map in zip(counts, row, strict=False):
+                self._check(count, base_map)
+        if not all(base_map.whole(visual) for row in rows for base_map in row):
+            layout.base_maps = rows  # whole grids are scanned all rows at once
         return layout
 
     def _with_text(self, layout: Layout) -> Layout:
@@ -187,11 +188,11 @@ class Attachment:
                 out.append(out[-1])
                 continue
             geometry = [ViewGeometry.of(self.model.config, next(sizes)) for _ in counts]
-            out.append([base_view(pack(views, everything(views)), views) for views in geometry])
+            out.append([base_view(pack(views, all_tokens(views)), views) for views in geometry])
         return out
 
-    def _check(self, tokens: int, shown: BaseViewMap) -> None:
-        cells = shown.cells
+    def _check(self, tokens: int, base_map: BaseViewMap) -> None:
+        cells = base_map.cells
         whole = self.grid.height * self.grid.width
         if tokens != len(cells):
             raise ValueError(f".images speaks of {len(cells)} visual tokens where the prompt has {tokens}; set it anew for every prompt")
@@ -215,8 +216,8 @@ class Attachment:
                 raise ValueError(f"{len(self.samples)} sample ids for {rows} rows; give one for each row")
             return [name for name in self.samples for _ in range(rows // len(self.samples))]  # beams of a sample stand together
         real = torch.ones_like(self._ids) if attention_mask is None else attention_mask
-        kept = [ids[:prompt][mask[:prompt].bool()].tolist() for ids, mask in zip(self._ids, real, strict=True)]
-        return [hashlib.sha256(repr(row).encode()).hexdigest()[:16] for row in kept]
+        prompts = [ids[:prompt][mask[:prompt].bool()].tolist() for ids, mask in zip(self._ids, real, strict=True)]
+        return [hashlib.sha256(repr(row).encode()).hexdigest()[:16] for row in prompts]
 
     def generate(self, *args, **kwargs):
         if kwargs.get("cache_implementation") is not None or (
@@ -240,13 +241,13 @@ class Attachment:
             self._prompt = None
 
 
-def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> Question:
+def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> QuestionInputs:
     """A row of a prompt as a question of its own."""
     index, visual = layout.index[row], layout.visual[row]
-    blocks = tuple(Segment(embeds[row, own], n, index=own) for own, n in zip(index, visual, strict=False))
-    shown = tuple(layout.shown[row]) if layout.shown is not None else (None,) * len(blocks)
-    seen = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
-    return Question(blocks, embeds[row, index[-1]], sample, (0,), shown, seen)
+    blocks = tuple(Segment(embeds[row, positions], n, index=positions) for positions, n in zip(index, visual, strict=False))
+    base_maps = tuple(layout.base_maps[row]) if layout.base_maps is not None else (None,) * len(blocks)
+    visual_embeds = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
+    return QuestionInputs(blocks, embeds[row, index[-1]], sample, (0,), base_maps, visual_embeds)
 
 
 def _forget(*_: Any) -> None:

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
 from blink_exp.core.method import Record
-from blink_exp.core.saliency import Attended
+from blink_exp.core.saliency import AttentionInputs
 from blink_exp.core.sequence import Expand, Origin, Retain, State, transition
 from blink_exp.core.views import EXTRA
 from blink_exp.decoder.scan import heads_of
@@ -26,7 +26,7 @@ from blink_exp.decoder.shared_attention import SharedKVCache
 
 
 @contextlib.contextmanager
-def recorded(llm: Any, layers: Collection[int] | None = None) -> Iterator[dict[int, torch.Tensor]]:
+def record_attention(llm: Any, layers: Collection[int] | None = None) -> Iterator[dict[int, torch.Tensor]]:
     """Records the first forward of a decoder inside the block, which is that of the prompt: {layer: (batch, keys)} float32 on the CPU,
     softmax over all keys that the token may see (0 elsewhere), mean over heads.
 
@@ -36,7 +36,7 @@ def recorded(llm: Any, layers: Collection[int] | None = None) -> Iterator[dict[i
     rows: dict[int, torch.Tensor] = {}
     over = False
 
-    def note(attention: Any, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+    def record(attention: Any, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
         if not over:  # a method runs a layer segment by segment: the last one, the text, overwrites those in front of it
             rows[attention.layer_idx] = last_row(attention, **kwargs)
 
@@ -44,8 +44,8 @@ def recorded(llm: Any, layers: Collection[int] | None = None) -> Iterator[dict[i
         nonlocal over
         over = True
 
-    asked = [layer.self_attn for i, layer in enumerate(llm.layers) if layers is None or i in layers]
-    hooks = [attention.register_forward_hook(note, with_kwargs=True) for attention in asked]
+    modules = [layer.self_attn for i, layer in enumerate(llm.layers) if layers is None or i in layers]
+    hooks = [attention.register_forward_hook(record, with_kwargs=True) for attention in modules]
     hooks.append(llm.register_forward_hook(close))
     try:
         yield rows
@@ -69,8 +69,8 @@ def last_row(
     query = heads_of(attention, attention.q_proj(hidden_states[:, -1:]))
     query = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])[0]
     if isinstance(past_key_values, SharedKVCache):
-        keys, _, seen_keys = past_key_values.dense()
-        visible = seen_keys[:, None]
+        keys, _, key_mask = past_key_values.dense()
+        visible = key_mask[:, None]
     else:
         if past_key_values is None:
             keys = heads_of(attention, attention.k_proj(hidden_states))
@@ -79,8 +79,8 @@ def last_row(
             keys = past_key_values.layers[attention.layer_idx].keys
         visible = _visible(attention_mask, len(keys), keys.shape[2]).to(keys.device)
     text = visible.new_ones(len(keys), 1)
-    seen = Attended(query, keys, visible, text, attention.scaling, lambda: query, lambda: keys)
-    return saliency.attention(seen, torch.arange(keys.shape[2], device=keys.device)).float().cpu()
+    inputs = AttentionInputs(query, keys, visible, text, attention.scaling, lambda: query, lambda: keys)
+    return saliency.attention(inputs, torch.arange(keys.shape[2], device=keys.device)).float().cpu()
 
 
 def _visible(mask: torch.Tensor | None, batch: int, keys: int) -> torch.Tensor:
@@ -89,8 +89,8 @@ def _visible(mask: torch.Tensor | None, batch: int, keys: int) -> torch.Tensor:
     if mask is None:
         return torch.ones(batch, 1, keys, dtype=torch.bool)
     last = mask if mask.dim() == 2 else mask[:, 0, -1]
-    seen = last if last.dtype == torch.bool else last > 0 if mask.dim() == 2 else last == 0
-    return seen.expand(batch, -1)[:, None]
+    visible = last if last.dtype == torch.bool else last > 0 if mask.dim() == 2 else last == 0
+    return visible.expand(batch, -1)[:, None]
 
 
 def replay(decisions: Rows[Record], visual: torch.Tensor, depth: int) -> list[tuple[torch.Tensor, tuple[Origin, ...]]]:

@@ -27,25 +27,25 @@ class _Tokens:
         self.known: dict[tuple[int, int], tuple[Rope, torch.Tensor | None, torch.Tensor, torch.Tensor, Any]] = {}
 
     def runs(self, i: int) -> Iterator[SegmentRun]:
-        held, tokens = self.layers[i], self.states.shape[1]
-        valid, position = held.key_valid, held.next_position
+        layer, tokens = self.layers[i], self.states.shape[1]
+        valid, position = layer.key_valid, layer.next_position
         assert valid is not None and position is not None
         key = (id(valid), id(position))
         if key not in self.known:
             steps = torch.arange(tokens, device=position.device)
             rope = self.llm.rotary_emb(self.states, position_ids=position[:, None] + steps)
-            every = torch.cat([valid, valid.new_ones(len(valid), tokens)], dim=1)
+            key_valid = torch.cat([valid, valid.new_ones(len(valid), tokens)], dim=1)
             mask = None
             if not bool(valid.all()):
-                mask = every[:, None].expand(-1, tokens, -1) & every.new_ones(tokens, every.shape[1]).tril(valid.shape[1])
-            self.known[key] = (rope, mask, every, position + tokens, (valid, position))  # the last keep their ids from being reused
-        rope, mask, every, position, _ = self.known[key]
-        cache = SharedKVCache(shared_kv(i, held.fronts), (held.keys, held.values), mask, self.weights)
+                mask = key_valid[:, None].expand(-1, tokens, -1) & key_valid.new_ones(tokens, key_valid.shape[1]).tril(valid.shape[1])
+            self.known[key] = (rope, mask, key_valid, position + tokens, (valid, position))  # the last keep their ids from being reused
+        rope, mask, key_valid, position, _ = self.known[key]
+        cache = SharedKVCache(shared_kv(i, layer.fronts), (layer.keys, layer.values), mask, self.weights)
         run = SegmentRun(self.states, rope, cache)
         yield run
         self.states = run.states
         keys, values = cache.own
-        held.hold(keys, values, every, position, tokens)
+        layer.hold(keys, values, key_valid, position, tokens)
 
 
 def extend(llm: Any, embeds: torch.Tensor, layers: Rows[Any], weights: bool = False) -> torch.Tensor:
@@ -83,13 +83,13 @@ def _go_on(model: Any, final: FinalBranches, rows: list[int], tokens: list[list[
         hidden = extend(llm, model.get_input_embeddings()(last[:, None]), layers)
         for r, token in zip(rows, _next(model, hidden[:, -1]).tolist(), strict=True):
             tokens[r].append(token)
-        going = [n for n, r in enumerate(rows) if tokens[r][-1] not in ends and len(tokens[r]) < most]
-        if len(going) < len(rows):
-            rows = [rows[n] for n in going]
-            index = torch.tensor(going, dtype=torch.long, device=last.device)
-            picked: dict[int, Any] = {}
+        unfinished = [n for n, r in enumerate(rows) if tokens[r][-1] not in ends and len(tokens[r]) < most]
+        if len(unfinished) < len(rows):
+            rows = [rows[n] for n in unfinished]
+            index = torch.tensor(unfinished, dtype=torch.long, device=last.device)
+            selected: dict[int, Any] = {}
             for layer in layers if rows else ():
-                layer.pick(index, picked)
+                layer.pick(index, selected)
 
 
 def cached(final: FinalBranches, rows: Rows[int]) -> list[SegmentedLayer]:

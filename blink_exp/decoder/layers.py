@@ -96,18 +96,18 @@ def segment_runs(
     waiting.sort(key=lambda pair: (len(pair[1]), pair[0].tokens, order[pair[1][0]] if pair[1] else 0))
     for group in _batches(waiting, most):
         segments, fronts = [s for s, _ in group], [front for _, front in group]
-        known = before.pop(tuple(segments), None)
-        if known is not None and all(s.states is row for s, row in zip(segments, known.rows, strict=True)):
-            states = known.states
+        last_run = before.pop(tuple(segments), None)
+        if last_run is not None and all(s.states is row for s, row in zip(segments, last_run.rows, strict=True)):
+            states = last_run.states
         else:
             states = _padded([s.states for s in segments])
-        if known is None:
-            numbers = _padded([s.positions(starts(front)[-1]) for s, front in group])
-            rope = llm.rotary_emb(states, position_ids=numbers)
+        if last_run is None:
+            positions = _padded([s.positions(starts(front)[-1]) for s, front in group])
+            rope = llm.rotary_emb(states, position_ids=positions)
         else:
-            rope = known.rope
+            rope = last_run.rope
         run = SegmentRun(states, rope, SharedKVCache(shared_kv(i, fronts), alone=alone, weights=weights))
-        del states, known
+        del states, last_run
         yield run
         for segment, row, keys, values in zip(segments, run.states, *run.cache.own, strict=True):
             n = segment.tokens

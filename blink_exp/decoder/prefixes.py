@@ -18,17 +18,17 @@ from blink_exp.decoder.segments import Segment
 
 @dataclass(frozen=True)
 class PrefixInputs:
-    """What a prefix is made of. ``ids``: (before,) token ids before the image; ``features``: (visual, hidden); ``shown``: which cells of
-    the base view these show, None where they are all of one view."""
+    """Inputs of a prefix. ``ids``: (before,) token ids before the image; ``features``: (visual, hidden); ``base_map``: cells
+    of the base view that these show; None: all of one view."""
 
     ids: torch.Tensor
     features: torch.Tensor
-    shown: BaseViewMap | None = None
+    base_map: BaseViewMap | None = None
 
     def digest(self) -> str:
         """Equal for equal content, wherever it comes from: two points that keep the same tokens have one prefix."""
-        cells = self.ids if self.shown is None else self.shown.cells
-        digest = hashlib.sha256(repr((self.features.dtype, len(self.ids), len(cells), self.shown is None)).encode())
+        cells = self.ids if self.base_map is None else self.base_map.cells
+        digest = hashlib.sha256(repr((self.features.dtype, len(self.ids), len(cells), self.base_map is None)).encode())
         for part in (self.ids, cells, self.features):
             digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -64,16 +64,16 @@ class Prefix(Segment):
 
     def _keep(self, layer: int) -> None:
         if layer in self.read:
-            own = self.held[0][self.read.index(layer)]
-            own.copy_(self.states)
-            self.inputs[layer] = own
+            buffer = self.held[0][self.read.index(layer)]
+            buffer.copy_(self.states)
+            self.inputs[layer] = buffer
 
     def advance(self, i: int, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, read: Collection[int]) -> None:
         if i == 0:
             self.held.append(keys.new_empty(2, self.depth, *keys.shape))
-        own = self.held[1]
-        own[0, i], own[1, i] = keys, values
-        self.keys[i], self.values[i], self.states, self.reached = own[0, i], own[1, i], states, i + 1
+        buffer = self.held[1]
+        buffer[0, i], buffer[1, i] = keys, values
+        self.keys[i], self.values[i], self.states, self.reached = buffer[0, i], buffer[1, i], states, i + 1
         self._keep(i + 1)
         if self.reached == self.depth:
             self.states = self.inputs.get(self.depth, states[:0])  # nobody reads them but in front of a cut
@@ -107,7 +107,7 @@ def run_prefixes(
             first = len(embeds[rows[0]])
             batch = [r for r in rows[:at_once] if len(embeds[r]) <= NEAR * first]
             rows = rows[len(batch) :]
-            made = {r: Prefix(embeds[r], visual[r], depth=depth, read=tuple(layers)) for r in batch}
-            run_layers(llm, PrefixBatch(llm, list(made.values())), 0, depth)
-            out |= made
+            prefixes = {r: Prefix(embeds[r], visual[r], depth=depth, read=tuple(layers)) for r in batch}
+            run_layers(llm, PrefixBatch(llm, list(prefixes.values())), 0, depth)
+            out |= prefixes
     return [out[r] for r in range(len(embeds))]

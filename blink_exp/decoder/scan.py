@@ -18,18 +18,18 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
 from blink_exp.core.base_view import BaseViewMap
-from blink_exp.core.saliency import PatchGrid, Scorer, Seen, products
+from blink_exp.core.saliency import PatchGrid, Scorer, ScorerInputs, products
 from blink_exp.decoder.segments import Front, Segment, length, shared_kv, starts
 from blink_exp.decoder.shared_attention import stacked
 
 
 @dataclass(frozen=True)
-class Looked:
+class ScanRow:
     """What stands in front of a text, as a scan needs it; see ``Branch`` and ``Question``."""
 
     blocks: Front
     expanded: tuple[Front, ...]
-    shown: tuple[BaseViewMap | None, ...]
+    base_maps: tuple[BaseViewMap | None, ...]
 
     @property
     def front(self) -> Front:
@@ -42,8 +42,8 @@ class Looked:
         )
 
 
-class Products:
-    """``Seen`` from products of queries with keys, made when they are read.
+class LazyScorerInputs:
+    """``ScorerInputs`` from products of queries with keys, made when they are read.
 
     ``make``: gives (batch, heads, queries, keys) float32; ``make_raw``: gives (batch, heads, keys), None where the scorer has not declared
     that it reads them.
@@ -72,17 +72,17 @@ class Products:
             self._raw = self._make_raw()
         return self._raw
 
-    def row(self, b: int) -> Products:
+    def row(self, b: int) -> LazyScorerInputs:
         """One row as a batch of its own."""
         one = slice(b, b + 1)
         raw = (lambda: self.raw_logits()[one]) if self._make_raw is not None else None
-        return Products(self.visible[one], self.text[one], lambda: self.logits(slice(None))[one], raw)
+        return LazyScorerInputs(self.visible[one], self.text[one], lambda: self.logits(slice(None))[one], raw)
 
 
 def scan_patches(
     llm: Any,
     i: int,
-    rows: Rows[Looked],
+    rows: Rows[ScanRow],
     states: torch.Tensor,
     valid: torch.Tensor,
     positions: torch.Tensor,
@@ -96,44 +96,49 @@ def scan_patches(
     ``scan_expanded``: whether expanded tokens count towards the patch that they show.
     """
     queries = slice(0 if scorer.queries == "text" else states.shape[1] - 1, states.shape[1])
-    seen, ahead = products_of(llm, i, rows, states, valid, positions, queries, raw=scorer.raw)
+    inputs, ahead = scorer_inputs(llm, i, rows, states, valid, positions, queries, raw=scorer.raw)
     cells = grid.height * grid.width
-    found: dict[tuple[int, int], torch.Tensor] = {}
+    patches_of: dict[tuple[int, int], torch.Tensor] = {}
     for k in range(max(len(row.blocks) for row in rows)):
         with_image = [b for b, row in enumerate(rows) if k < len(row.blocks) and row.blocks[k].visual]
         ends = {b: ahead - length(rows[b].front) + rows[b].visual_end(k) for b in with_image}
-        if all(rows[b].shown[k] is None and not (scan_expanded and rows[b].expanded[k]) for b in with_image):
+        if all(rows[b].base_maps[k] is None and not (scan_expanded and rows[b].expanded[k]) for b in with_image):
             columns = torch.tensor([[ends.get(b, cells) - cells] for b in range(len(rows))]) + torch.arange(cells)
-            patches = grid.sums(scorer(seen, columns.to(states.device, non_blocking=True)))
-            found |= {(b, k): patches[b] for b in with_image}
+            patches = grid.sums(scorer(inputs, columns.to(states.device, non_blocking=True)))
+            patches_of |= {(b, k): patches[b] for b in with_image}
         else:
-            found |= {(b, k): row_patches(scorer, grid, seen.row(b), rows[b], k, ends[b], scan_expanded) for b in with_image}
-    every = torch.stack(list(found.values()))
-    rho, region = saliency.saliency_ratio(every)
-    read = torch.cat([rho[:, None], region[:, None].to(rho), every], dim=1).tolist()  # one copy from the device
-    return {pair: {"rho": r, "region": int(best), "patch_scores": tuple(rest)} for pair, (r, best, *rest) in zip(found, read, strict=True)}
+            patches_of |= {(b, k): row_patches(scorer, grid, inputs.row(b), rows[b], k, ends[b], scan_expanded) for b in with_image}
+    patch_scores = torch.stack(list(patches_of.values()))
+    rho, region = saliency.saliency_ratio(patch_scores)
+    values = torch.cat([rho[:, None], region[:, None].to(rho), patch_scores], dim=1).tolist()  # one copy from the device
+    return {
+        pair: {"rho": r, "region": int(best), "patch_scores": tuple(rest)}
+        for pair, (r, best, *rest) in zip(patches_of, values, strict=True)
+    }
 
 
-def row_patches(scorer: Scorer, grid: PatchGrid, seen: Seen, row: Looked, image: int, end: int, scan_expanded: bool) -> torch.Tensor:
+def row_patches(
+    scorer: Scorer, grid: PatchGrid, inputs: ScorerInputs, row: ScanRow, image: int, end: int, scan_expanded: bool
+) -> torch.Tensor:
     """(patches,) sums over the base view's tokens of one row and image, wherever they stand in front of column ``end``; behind that stand
     the expanded ones."""
-    shown = row.shown[image]
-    cells = torch.arange(grid.height * grid.width) if shown is None else shown.cells.cpu()
+    base_map = row.base_maps[image]
+    cells = torch.arange(grid.height * grid.width) if base_map is None else base_map.cells.cpu()
     columns = torch.arange(end - len(cells), end)[cells >= 0]
     cells = cells[cells >= 0]
     parts = row.expanded[image] if scan_expanded else ()
-    read = torch.cat([columns, torch.arange(end, end + length(parts))])
-    scores = scorer(seen, read.to(seen.visible.device, non_blocking=True))[0]  # the device need not be waited for
+    read_columns = torch.cat([columns, torch.arange(end, end + length(parts))])
+    scores = scorer(inputs, read_columns.to(inputs.visible.device, non_blocking=True))[0]  # the device need not be waited for
     sums = grid.sums_at(scores[: len(cells)], cells)
-    for part, own in zip(parts, scores[len(cells) :].split([part.tokens for part in parts]) if parts else (), strict=True):
-        sums[part.region] += own.sum()
+    for part, part_scores in zip(parts, scores[len(cells) :].split([part.tokens for part in parts]) if parts else (), strict=True):
+        sums[part.region] += part_scores.sum()
     return sums
 
 
 def scan_tokens(
     llm: Any,
     i: int,
-    rows: Rows[Looked],
+    rows: Rows[ScanRow],
     states: torch.Tensor,
     valid: torch.Tensor,
     positions: torch.Tensor,
@@ -146,29 +151,29 @@ def scan_tokens(
     ``raters``: (rows, tokens) bool.
     """
     queries = raters.any(0).nonzero()[:, 0]
-    seen, ahead = products_of(llm, i, rows, states, valid, positions, queries, keys)
-    seen.text = raters[:, queries]
-    every = saliency.text_mean(seen, torch.arange(seen.visible.shape[2], device=states.device))
+    inputs, ahead = scorer_inputs(llm, i, rows, states, valid, positions, queries, keys)
+    inputs.text = raters[:, queries]
+    scores = saliency.text_mean(inputs, torch.arange(inputs.visible.shape[2], device=states.device))
     out = []
     for b, row in enumerate(rows):
         first = ahead - length(row.front)
         ends = [first + row.visual_end(k) for k in range(len(row.blocks))]
         columns = [c for end, block in zip(ends, row.blocks, strict=True) for c in range(end - block.visual, end)]
-        out.append(tuple(every[b, columns].tolist()))
+        out.append(tuple(scores[b, columns].tolist()))
     return out
 
 
-def products_of(
+def scorer_inputs(
     llm: Any,
     i: int,
-    rows: Rows[Looked],
+    rows: Rows[ScanRow],
     states: torch.Tensor,
     valid: torch.Tensor,
     positions: torch.Tensor,
     queries: slice | torch.Tensor,
     keys: torch.Tensor | None = None,
     raw: bool = False,
-) -> tuple[Products, int]:
+) -> tuple[LazyScorerInputs, int]:
     """What scorers see at layer i, and how many columns stand in front of the texts. Columns: what each row stands behind, padded on the
     left, then its text. ``queries``: which tokens of the texts ask; ``keys``: of the texts, None: projected here."""
     layer = llm.layers[i]
@@ -184,22 +189,22 @@ def products_of(
     def make() -> torch.Tensor:
         normed = layer.input_layernorm(states if keys is None else states[:, queries])
         cos, sin = llm.rotary_emb(normed, position_ids=positions if keys is None else positions[:, queries])
-        own, picked = keys, slice(None) if keys is not None else queries
-        if own is None:
-            own = heads_of(attention, attention.k_proj(normed))
-            own = apply_rotary_pos_emb(own, own, cos, sin)[1]
-        query = heads_of(attention, attention.q_proj(normed[:, picked]))
-        query = apply_rotary_pos_emb(query, query, cos[:, picked], sin[:, picked])[0]
-        held = _keys_at(llm, i, {s: start for front in fronts for s, start in zip(front, starts(front), strict=False)})
-        return _spread(query, [[held[s] for s in front] for front in fronts], ahead, own).float() * attention.scaling
+        text_keys, selected = keys, slice(None) if keys is not None else queries
+        if text_keys is None:
+            text_keys = heads_of(attention, attention.k_proj(normed))
+            text_keys = apply_rotary_pos_emb(text_keys, text_keys, cos, sin)[1]
+        query = heads_of(attention, attention.q_proj(normed[:, selected]))
+        query = apply_rotary_pos_emb(query, query, cos[:, selected], sin[:, selected])[0]
+        keys_of = _keys_at(llm, i, {s: start for front in fronts for s, start in zip(front, starts(front), strict=False)})
+        return _spread(query, [[keys_of[s] for s in front] for front in fronts], ahead, text_keys).float() * attention.scaling
 
     def make_raw() -> torch.Tensor:
-        held = {s: _Keys(heads_of(attention, attention.k_proj(s.at(i)[None]))[0]) for s in dict.fromkeys(s for f in fronts for s in f)}
-        own = heads_of(attention, attention.k_proj(states))
+        keys_of = {s: _Keys(heads_of(attention, attention.k_proj(s.at(i)[None]))[0]) for s in dict.fromkeys(s for f in fronts for s in f)}
+        text_keys = heads_of(attention, attention.k_proj(states))
         query = heads_of(attention, attention.q_proj(states[:, -1:]))
-        return _spread(query, [[held[s] for s in front] for front in fronts], ahead, own).float()[:, :, 0]
+        return _spread(query, [[keys_of[s] for s in front] for front in fronts], ahead, text_keys).float()[:, :, 0]
 
-    return Products(visible, valid[:, queries], make, make_raw if raw else None), ahead
+    return LazyScorerInputs(visible, valid[:, queries], make, make_raw if raw else None), ahead
 
 
 def heads_of(attention: Any, x: torch.Tensor) -> torch.Tensor:
@@ -210,8 +215,8 @@ def heads_of(attention: Any, x: torch.Tensor) -> torch.Tensor:
 class _Keys:
     """Keys of a segment, (kv_heads, tokens, head_dim), where ``shared_kv`` looks for those of a layer: by whatever number."""
 
-    def __init__(self, own: torch.Tensor):
-        self.keys = self.values = {0: own}
+    def __init__(self, keys: torch.Tensor):
+        self.keys = self.values = {0: keys}
 
 
 def _keys_at(llm: Any, i: int, first: dict[Segment, int]) -> dict[Segment, _Keys]:
@@ -226,29 +231,29 @@ def _keys_at(llm: Any, i: int, first: dict[Segment, int]) -> dict[Segment, _Keys
     for segments in waiting.values():
         states = stacked([segment.at(i) for segment in segments])
         key = heads_of(layer.self_attn, layer.self_attn.k_proj(layer.input_layernorm(states)))
-        numbers = torch.stack([segment.positions(first[segment]) for segment in segments])
-        cos, sin = llm.rotary_emb(states, position_ids=numbers)
+        positions = torch.stack([segment.positions(first[segment]) for segment in segments])
+        cos, sin = llm.rotary_emb(states, position_ids=positions)
         keys = apply_rotary_pos_emb(key, key, cos, sin)[1]
-        out |= {segment: _Keys(own) for segment, own in zip(segments, keys, strict=True)}
+        out |= {segment: _Keys(segment_keys) for segment, segment_keys in zip(segments, keys, strict=True)}
     return out
 
 
-def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, own: torch.Tensor) -> torch.Tensor:
+def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, text_keys: torch.Tensor) -> torch.Tensor:
     """(rows, heads, queries, ahead + text) products of a (rows, heads, queries, head_dim) ``query`` with what stands in front of each row,
-    part by part, and with the texts' ``own`` keys."""
-    rows, heads, asking, width = query.shape
-    out = query.new_zeros(rows, heads, asking, ahead + own.shape[2])
-    out[..., ahead:] = products(query, own)
-    filled = [ahead - sum(held.keys[0].shape[1] for held in front) for front in fronts]
+    part by part, and with the texts' ``text_keys`` keys."""
+    rows, heads, queries, width = query.shape
+    out = query.new_zeros(rows, heads, queries, ahead + text_keys.shape[2])
+    out[..., ahead:] = products(query, text_keys)
+    filled = [ahead - sum(segment.keys[0].shape[1] for segment in front) for front in fronts]
     for part in shared_kv(0, fronts):
         cut, tokens = slice(part.start, part.stop), part.keys.shape[1]
-        some = query[cut].transpose(0, 1).reshape(1, heads, -1, width)
-        made = products(some, part.keys[None]).reshape(heads, -1, asking, tokens).transpose(0, 1)
+        part_query = query[cut].transpose(0, 1).reshape(1, heads, -1, width)
+        part_products = products(part_query, part.keys[None]).reshape(heads, -1, queries, tokens).transpose(0, 1)
         first = filled[part.start]
         if all(column == first for column in filled[cut]):
-            out[cut, ..., first : first + tokens] = made
+            out[cut, ..., first : first + tokens] = part_products
         else:
-            for b, row in zip(range(part.start, part.stop), made, strict=True):
+            for b, row in zip(range(part.start, part.stop), part_products, strict=True):
                 out[b, ..., filled[b] : filled[b] + tokens] = row
         filled[cut] = [column + tokens for column in filled[cut]]
     return out
@@ -257,11 +262,11 @@ def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, own: torch
 def distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """(n, n) L2 distances between rows of (tokens, hidden) ``states``, over sqrt(hidden), on the CPU. Exact: equal rows are 0 apart."""
     x = states[indices.to(states.device)].float()
-    found = by_products(x) if x.device.type == "cpu" else torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    return found.cpu() / math.sqrt(x.shape[1])
+    result = pairwise_distances(x) if x.device.type == "cpu" else torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    return result.cpu() / math.sqrt(x.shape[1])
 
 
-def by_products(x: torch.Tensor) -> torch.Tensor:
+def pairwise_distances(x: torch.Tensor) -> torch.Tensor:
     """(n, n) L2 distances of (n, width) rows by one matrix product, on a CPU 18 times as fast as differences one by one. In float64, as
     the difference of two large numbers is a small one; what is left there of rows that are equal is rounding, and becomes 0."""
     centred = x.double()

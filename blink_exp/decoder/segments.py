@@ -116,7 +116,8 @@ class ExpansionKey:
         module: the layer's TokenSR module, or None for plain interpolation.
         inherit: whether its tokens take the positions of what they show.
         before: expanded segments that it stands behind (``on_reexpand=append``).
-        shown: what the visual tokens show, None where they are all of one view; ``recalls``: whether dropped ones are restored.
+        base_map: cells of the base view that the visual tokens show; None: all of one view. restore_dropped: whether dropped cells are
+            restored.
     """
 
     block: Segment
@@ -128,22 +129,22 @@ class ExpansionKey:
     inherit: bool
     module: nn.Module | None
     before: Front
-    shown: BaseViewMap | None = field(compare=False, default=None)
-    recalls: bool = False
+    base_map: BaseViewMap | None = field(compare=False, default=None)
+    restore_dropped: bool = False
 
     def base_view(self) -> torch.Tensor:
         """(H * W, hidden) states of the base view at the layer's input, from before its norm (Blink, Alg. 1)."""
         states = self.block.visual_at(self.layer)
         cells = self.grid.height * self.grid.width
-        return states[len(states) - cells :] if self.shown is None else self.shown.grid(states, self.grid.height, self.grid.width)
+        return states[len(states) - cells :] if self.base_map is None else self.base_map.grid(states, self.grid.height, self.grid.width)
 
 
 def expand(keys: Rows[ExpansionKey]) -> list[Segment]:
     """The expanded segments of some keys, those with one module as one batch. Blink, Eqs. (4)-(5)."""
-    made: dict[int, Segment] = {}
+    segments: dict[int, Segment] = {}
     numbers = sorted(range(len(keys)), key=lambda n: _kind(keys[n]))
-    for _, same in itertools.groupby(numbers, key=lambda n: _kind(keys[n])):
-        group = list(same)
+    for _, group_numbers in itertools.groupby(numbers, key=lambda n: _kind(keys[n])):
+        group = list(group_numbers)
         first = keys[group[0]]
         grid, (h, w) = first.grid, first.grid.patch
         patches = torch.stack([keys[n].base_view()[grid.indices(keys[n].region)] for n in group]).mT.unflatten(2, (h, w))
@@ -155,8 +156,8 @@ def expand(keys: Rows[ExpansionKey]) -> list[Segment]:
         for n, states in zip(group, patches.flatten(2).mT, strict=True):
             key = keys[n]
             places = grid.places(key.region, size).to(states.device) + key.start if key.inherit else None
-            made[n] = Segment(states, 0, places, 0 if key.inherit else None, region=key.region, reached=key.layer)
-    return [made[n] for n in range(len(keys))]
+            segments[n] = Segment(states, 0, places, 0 if key.inherit else None, region=key.region, reached=key.layer)
+    return [segments[n] for n in range(len(keys))]
 
 
 def _kind(key: ExpansionKey) -> tuple[int, int, bool]:

@@ -83,30 +83,30 @@ class SharedKVCache:
                 chain.append(part)
         lengths = [sum(part.keys.shape[1] for part in chain) for chain in chains]
         ahead = max(lengths)
-        every = [own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own]
+        dense = [own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own]
         filled = [ahead - length for length in lengths]
         for row, column in enumerate(filled):
             if column:
-                every[0][row, :, :column], every[1][row, :, :column] = 0, 0
+                dense[0][row, :, :column], dense[1][row, :, :column] = 0, 0
         for parts in _alike(self.front):
             first, tokens = parts[0].start, parts[0].keys.shape[1]
             one_by_one = [part.start for part in parts] == list(range(first, first + len(parts))) and parts[0].stop == first + 1
             if one_by_one and len({filled[part.start] for part in parts}) == 1:
                 rows_of = slice(first, first + len(parts))
-                every[0][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.keys for part in parts])
-                every[1][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.values for part in parts])
+                dense[0][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.keys for part in parts])
+                dense[1][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.values for part in parts])
             else:
                 for part in parts:
                     for row in range(part.start, part.stop):
-                        own_place = slice(filled[row], filled[row] + tokens)
-                        every[0][row, :, own_place], every[1][row, :, own_place] = part.keys, part.values
+                        columns_of_part = slice(filled[row], filled[row] + tokens)
+                        dense[0][row, :, columns_of_part], dense[1][row, :, columns_of_part] = part.keys, part.values
             for part in parts:
                 filled[part.start : part.stop] = [column + tokens for column in filled[part.start : part.stop]]
-        for whole, part_of_it in zip(every, self.own, strict=True):
+        for whole, part_of_it in zip(dense, self.own, strict=True):
             whole[:, :, ahead:] = part_of_it
         columns = torch.arange(ahead, device=keys.device)
         real = columns >= ahead - torch.tensor(lengths, device=keys.device)[:, None]
-        return every[0], every[1], torch.cat([real, valid], dim=1)
+        return dense[0], dense[1], torch.cat([real, valid], dim=1)
 
     def visible(self, queries: int) -> torch.Tensor:
         """(rows, queries, keys) bool: which of the keys of ``dense`` each query sees."""
@@ -156,14 +156,14 @@ def attend(
     for parts in _alike(cache.front):
         rows = torch.cat([torch.arange(p.start, p.stop) for p in parts]).to(query.device)
         whole = len(rows) == len(query)
-        seen, size = _front(query if whole else query[rows], parts, scaling)
-        mine, held = (out, total) if whole else (out[rows], total[rows])
-        both = torch.logaddexp(held, size)
-        merged = mine * (held - both).exp() + seen * (size - both).exp()
+        part_out, part_total = _front(query if whole else query[rows], parts, scaling)
+        row_out, row_total = (out, total) if whole else (out[rows], total[rows])
+        merged_total = torch.logaddexp(row_total, part_total)
+        merged = row_out * (row_total - merged_total).exp() + part_out * (part_total - merged_total).exp()
         if whole:
-            out, total = merged, both
+            out, total = merged, merged_total
         else:
-            out[rows], total[rows] = merged, both
+            out[rows], total[rows] = merged, merged_total
     return out.to(query.dtype).transpose(1, 2), None
 
 
@@ -191,10 +191,10 @@ def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
     first = parts[0]
     if len(parts) == 1:
         return first[None]
-    place, step = first.storage_offset(), parts[1].storage_offset() - first.storage_offset()
+    offset, step = first.storage_offset(), parts[1].storage_offset() - first.storage_offset()
     memory, strides = first.untyped_storage().data_ptr(), first.stride()
     in_one_piece = step > 0 and all(
-        part.storage_offset() == place + n * step and part.untyped_storage().data_ptr() == memory and part.stride() == strides
+        part.storage_offset() == offset + n * step and part.untyped_storage().data_ptr() == memory and part.stride() == strides
         for n, part in enumerate(parts)
     )
     return first.as_strided((len(parts), *first.shape), (step, *strides)) if in_one_piece else torch.stack(parts)

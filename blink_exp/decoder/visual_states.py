@@ -21,10 +21,10 @@ def visual_states(llm: Any, embeds: torch.Tensor, visual: int, layers: Collectio
     ``embeds``: (batch, system + visual, hidden). No text is run, as the states depend on the image alone, and the forward stops at
     the last layer asked for.
     """
-    wanted = set(layers)
+    layer_set = set(layers)
     rows = [_Passing(row, visual) for row in embeds]
-    run_layers(llm, PrefixBatch(llm, rows, wanted), 0, max(wanted))
-    return {layer: torch.stack([row.visual_at(layer) for row in rows]) for layer in wanted}
+    run_layers(llm, PrefixBatch(llm, rows, layer_set), 0, max(layer_set))
+    return {layer: torch.stack([row.visual_at(layer) for row in rows]) for layer in layer_set}
 
 
 class _Passing(Segment):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.pictures import Opened, Pictures, Unreadable, opened
+from blink_exp.backbone.pictures import ImagesById, OpenedImage, UnreadableImage, open_images
 from blink_exp.backbone.processor import without_placeholder
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
-from blink_exp.decoder.answers import Asking, answer, shareable
+from blink_exp.decoder.answers import PointQuestion, answer, shareable
 from blink_exp.decoder.attach import attach
 from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
@@ -45,7 +45,7 @@ def ask(
     """Fills ``done`` of every point, and returns the samples skipped because their row or image could not be read.
 
     What is in a point's ``kept`` is not asked again, and every batch is added to it. Samples go image by image, so that what an image's
-    questions share is at hand. ``advance``: takes how many answers were found; ``workers``: see ``pictures.opened``.
+    questions share is at hand. ``advance``: takes how many answers were found; ``workers``: see ``pictures.open_images``.
     """
     for point in points:
         point.done = point.kept.done(benchmark, list(samples)) if point.kept is not None else {}
@@ -59,7 +59,7 @@ def ask(
         batch, seen = [], {}
         for sample in some:
             image = images[sample.image_id]
-            if isinstance(image, Unreadable):
+            if isinstance(image, UnreadableImage):
                 skipped[sample.id] = image.why
                 continue
             try:
@@ -81,13 +81,13 @@ def ask(
 
 def _with_images(
     backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int
-) -> Iterator[tuple[Rows[Sample], dict[str, Opened]]]:
+) -> Iterator[tuple[Rows[Sample], dict[str, OpenedImage]]]:
     """Batch after batch of samples with their images by id, each opened once; ``samples``: image by image."""
     images: dict[str, Callable[[], Any]] = {}
     for sample in samples:
         images.setdefault(sample.image_id, sample.image)
-    coming = zip(images, opened(list(images.values()), backbone, workers, batch_size), strict=True)
-    held: dict[str, Opened] = {}
+    coming = zip(images, open_images(list(images.values()), backbone, workers, batch_size), strict=True)
+    held: dict[str, OpenedImage] = {}
     for start in range(0, len(samples), batch_size):
         some = samples[start : start + batch_size]
         wanted = {s.image_id for s in some}
@@ -136,7 +136,7 @@ def _answered(
     benchmark: Benchmark,
     batch: list[Sample],
     wanted: list[list[int]],
-    images: Pictures,
+    images: ImagesById,
     batch_size: int,
 ) -> dict[int, list[Record]]:
     """{number of the point: records} of a batch; ``wanted``: the points that each sample is asked by."""
@@ -146,7 +146,7 @@ def _answered(
     prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
     together = range(len(points)) if shareable(backbone) else range(0)
     asked = [
-        Asking(key, prompt, sample.id, tuple(p for p in asking if p in together))
+        PointQuestion(key, prompt, sample.id, tuple(p for p in asking if p in together))
         for key, prompt, sample, asking in zip(keys, prompts, batch, wanted, strict=True)
     ]
     out: dict[int, list[Record]] = {}
@@ -178,13 +178,13 @@ def answers(
     backbone: Backbone,
     method: Method,
     attached: Any,
-    images: Pictures,
+    images: ImagesById,
     asked: list[tuple[str, str]],
     max_new_tokens: int,
 ) -> tuple[list[str], list[VisualTokens]]:
     """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens that each was given.
     ``attach``: what the ``with`` statement of ``method.attach`` gave."""
-    visual = backbone.visual(images, asked, method.pruner, method.recall)
+    visual = backbone.visual(images, asked, method.pruner, method.restore_dropped)
     if attached is not None:
-        attached.images = [[v.shown] for v in visual]
+        attached.images = [[v.base_map] for v in visual]
     return backbone.generate([v.features for v in visual], [question for _, question in asked], max_new_tokens), visual

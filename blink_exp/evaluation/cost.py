@@ -56,9 +56,9 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
     model, config = backbone.model, backbone.model.config.text_config
     backbone.forget()
     started = _now(model)
-    visual = backbone.visual({"image": image}, [("image", question)], method.pruner, method.recall)[0]
+    visual = backbone.visual({"image": image}, [("image", question)], method.pruner, method.restore_dropped)[0]
     if attached is not None:
-        attached.images = [[visual.shown]]
+        attached.images = [[visual.base_map]]
     encoded = _now(model)
     batch = backbone.batch([visual.features], [question])
     with (

@@ -13,7 +13,7 @@ from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Origin
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.attention import recorded, replay
+from blink_exp.decoder.attention import record_attention, replay
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ def look(
 
     ``key``: an id of the image, under which the backbone keeps what it made of it; ``question``: as the benchmark's prompt has it.
     """
-    visual = backbone.visual({key: image}, [(key, question)], method.pruner, method.recall)[0]
+    visual = backbone.visual({key: image}, [(key, question)], method.pruner, method.restore_dropped)[0]
     ids = backbone.batch([visual.features], [question])["input_ids"][0]
     start = int((ids == backbone.model.config.image_token_id).nonzero()[0])
-    with attach(backbone.model, method) as attached, recorded(backbone.llm, layers) as rows:
+    with attach(backbone.model, method) as attached, record_attention(backbone.llm, layers) as rows:
         if attached is not None:
-            attached.images = [[visual.shown]]
+            attached.images = [[visual.base_map]]
             attached.samples = [key]
         backbone.generate([visual.features], [question], 1)
         records = list(attached.records) if attached is not None else []
     height, width = backbone.grid
     text = len(ids) - start - len(visual.features)
     first = {i: row[0] for i, row in rows.items()}
-    return split(first, records, start, visual.shown.cells.cpu(), text, height * width), records
+    return split(first, records, start, visual.base_map.cells.cpu(), text, height * width), records
 
 
 def evenness(weights: torch.Tensor) -> float | None:

@@ -14,7 +14,7 @@ each of a few middle layers it
 
 Layers behind the last selected one keep what is there. Decisions are taken once, on the prompt; generated tokens find the sequence as
 each layer left it. What a decision makes of the sequence is ``blink_exp.core.sequence`` (``transition``); what carries it out on hidden
-states is ``blink_exp.decoder.branches``.
+states is ``blink_exp.decoder.branch_decoder``.
 
 Options that the paper does not settle are arguments here, with the reading that this project takes as default.
 """
@@ -80,12 +80,12 @@ class BlinkPolicy:
     drops = False  # it adds tokens to the visual ones, which stay
 
     def __post_init__(self):
-        for name, value, known in (
+        for name, value, choices in (
             ("resolution.policy", self.resolution, POLICIES),
             ("resolution.on_reexpand", self.on_reexpand, ON_REEXPAND),
         ):
-            if value not in known:
-                raise UserError(f"{name}={value} is not known; {nearest(str(value), known)}")
+            if value not in choices:
+                raise UserError(f"{name}={value} is not known; {nearest(str(value), choices)}")
         check_threshold("tau_exp", self.tau_expand)
         check_threshold("tau_drop", self.tau_drop)
         _ = self.scorer  # raises for a name that nobody knows
@@ -180,10 +180,10 @@ def configure(
     """Blink on ``backbone`` from the values of the config groups (see conf/method/blink.yaml)."""
     check_threshold("tau_exp", tau_exp)  # as given: scaling could bring a wrong one back into range
     check_threshold("tau_drop", tau_drop)
-    chosen = selected_layers(backbone.depth, **layers)
+    numbers = selected_layers(backbone.depth, **layers)
     scale = scaled_threshold if scale_thresholds else lambda tau, p: tau
     policy = BlinkPolicy(
-        layers=chosen,
+        layers=numbers,
         tau_expand=min(1.0, scale(tau_exp, p)),
         tau_drop=min(1.0, scale(tau_drop, p)),
         p=p,
@@ -198,34 +198,34 @@ def configure(
     PatchGrid(p, *backbone.grid)  # says which p divide the grid, before anything is loaded
     if not amplify or tokensr["architecture"] == "interp" or resolution["policy"] == "copy":
         return blink(policy)
-    architecture, given = tokensr["architecture"], tokensr["path"]
+    architecture, path = tokensr["architecture"], tokensr["path"]
     if architecture not in ARCHITECTURES:
         raise UserError(f"tokensr.architecture={architecture} is not known; {nearest(str(architecture), ARCHITECTURES)}")
-    if given is not None and not str(given).strip():
+    if path is not None and not str(path).strip():
         raise UserError("tokensr.path= is empty; give a folder of trained modules, or null for those that ship with the model")
-    folder = given or backbone.tokensr
+    folder = path or backbone.tokensr
     model = "" if backbone.name == "scale-llava-1.5" else "model=... "  # which train.py has by default
-    command = f"python train.py {model}{training_words(architecture, layers, chosen)} output=FOLDER, then tokensr.path=FOLDER"
+    command = f"python train.py {model}{training_words(architecture, layers, numbers)} output=FOLDER, then tokensr.path=FOLDER"
     if folder is None:
         raise UserError(f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them for this model: {command}")
-    for number in chosen:
-        there = checkpoint.architecture_of(Path(folder), number)
-        if there is not None and there != architecture:
-            what = f"{folder} holds" if given else f"{backbone.name} ships with"
-            raise UserError(f"tokensr={architecture}, but {what} {there} modules; use tokensr={there}, or train: {command}")
-    return blink(policy, nn.ModuleDict({str(number): tokensr_module(backbone, Path(folder), number) for number in chosen}))
+    for number in numbers:
+        stored = checkpoint.architecture_of(Path(folder), number)
+        if stored is not None and stored != architecture:
+            owner = f"{folder} holds" if path else f"{backbone.name} ships with"
+            raise UserError(f"tokensr={architecture}, but {owner} {stored} modules; use tokensr={stored}, or train: {command}")
+    return blink(policy, nn.ModuleDict({str(number): tokensr_module(backbone, Path(folder), number) for number in numbers}))
 
 
-def training_words(architecture: str, layers: dict, chosen: Rows[int]) -> str:
+def training_words(architecture: str, layers: dict, numbers: Rows[int]) -> str:
     """What train.py is told to train modules of an architecture for these layers. ``layers``: as ``configure`` takes them."""
     indices, plain = layers["indices"], (layers["base"], layers["relative"]) == (0, True)
     if isinstance(indices, list) and len(indices) == 1 and not layers["relative"]:
-        words = f"layer={indices[0]}" if layers["base"] == 0 else f"layer={indices[0]} layers.base={layers['base']}"
+        overrides = f"layer={indices[0]}" if layers["base"] == 0 else f"layer={indices[0]} layers.base={layers['base']}"
     elif plain and isinstance(indices, str) and indices in PRESETS:
-        words = f"layers={indices}"
+        overrides = f"layers={indices}"
     else:
-        words = f"layers.indices=[{','.join(map(str, chosen))}] layers.relative=false"
-    return f"tokensr={architecture} {words}"
+        overrides = f"layers.indices=[{','.join(map(str, numbers))}] layers.relative=false"
+    return f"tokensr={architecture} {overrides}"
 
 
 def tokensr_module(backbone, folder: Path, layer: int) -> nn.Module:
@@ -263,7 +263,7 @@ def selected_layers(depth: int, *, indices, base: int, relative: bool) -> tuple[
     return relative_layers(indices, depth, base, relative)
 
 
-def _choice(name: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise UserError(f"{name}={value} is not known; {nearest(str(value), known)}")
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UserError(f"{name}={value} is not known; {nearest(str(value), choices)}")
     return value

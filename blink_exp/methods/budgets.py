@@ -25,7 +25,7 @@ def resolve_newline_policy(method: str, mode: str, policy: str, of_mode: dict[st
     return check_newline_policy(policy or of_mode[mode])
 
 
-def untouched(ratio: float, views: ViewGeometry, newline_policy: str) -> bool:
+def keeps_everything(ratio: float, views: ViewGeometry, newline_policy: str) -> bool:
     """Whether keeping ``ratio`` of the tokens under a newline policy is the stock sequence."""
     return ratio == 1 and (newline_policy == "valid_rows" or not views.newline)
 
@@ -60,13 +60,13 @@ def cap_and_redistribute(budgets: Rows[int], limits: Rows[int], shares: Rows[flo
         weight = sum(shares[i] for i in free)
         if not free:
             break
-        wanted = [excess * (shares[i] / weight if weight > 0 else 1 / len(free)) for i in free]
-        given = [min(floor_tolerant(w), limits[i] - out[i]) for i, w in zip(free, wanted, strict=True)]
-        if not any(given):
-            order = sorted(range(len(free)), key=lambda j: (-(wanted[j] - math.floor(wanted[j])), free[j]))
+        exact = [excess * (shares[i] / weight if weight > 0 else 1 / len(free)) for i in free]
+        added = [min(floor_tolerant(w), limits[i] - out[i]) for i, w in zip(free, exact, strict=True)]
+        if not any(added):
+            order = sorted(range(len(free)), key=lambda j: (-(exact[j] - math.floor(exact[j])), free[j]))
             for j in order[:excess]:
-                given[j] = 1
-        for i, g in zip(free, given, strict=True):
+                added[j] = 1
+        for i, g in zip(free, added, strict=True):
             out[i] += g
-        excess -= sum(given)
+        excess -= sum(added)
     return out

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry, check_newline_policy
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Control(ABC):
 
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         views = encoding.views
-        if untouched(self.ratio, views, self.newline_policy):
+        if keeps_everything(self.ratio, views, self.newline_policy):
             return None
         return TokenSelection(tuple(self.choose(views, v, budget, question) for v, budget in enumerate(budgets(views, self.ratio))))
 
@@ -57,11 +57,11 @@ class RandomTokens(_Control):
     name: str = "random"
 
     def choose(self, views: ViewGeometry, view: int, budget: int, question: str) -> torch.Tensor:
-        place = views.valid[view].nonzero()[:, 0]
+        valid = views.valid[view].nonzero()[:, 0]
         word = f"{self.seed}|{question}|{view}|{views.size}"
         draw = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") >> 1  # a generator's seed has 63 bits
-        order = torch.randperm(len(place), generator=torch.Generator().manual_seed(draw))
-        return place[order[:budget].sort().values]
+        order = torch.randperm(len(valid), generator=torch.Generator().manual_seed(draw))
+        return valid[order[:budget].sort().values]
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Downsample(_Control):
     merges = True
 
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
-        kept = super().select(encoding, question)
-        if kept is None:
+        selection = super().select(encoding, question)
+        if selection is None:
             return None
         views, width = encoding.views, encoding.hidden.shape[-1]
         merged = []
@@ -104,7 +104,7 @@ class Downsample(_Control):
             image = encoding.hidden[v].view(views.side, views.side, width)[top : top + height, left : left + columns]
             pooled = F.adaptive_avg_pool2d(image.permute(2, 0, 1).float(), cells(height, columns, budget))
             merged.append(pooled.flatten(1).T.to(encoding.hidden.dtype))
-        return replace(kept, merged=tuple(merged))
+        return replace(selection, merged=tuple(merged))
 
     def choose(self, views: ViewGeometry, view: int, budget: int, question: str) -> torch.Tensor:
         return centres(views, view, budget)
@@ -112,16 +112,16 @@ class Downsample(_Control):
 
 def budgets(views: ViewGeometry, ratio: float) -> list[int]:
     """Tokens that each view keeps: floor(ratio * its unpadded tokens). Raises UserError if that is none at all."""
-    shown = views.valid.sum(1).tolist()
-    out = [floor_tolerant(n * ratio) for n in shown]
-    at_least_one(f"retention_ratio={ratio}", sum(out), max(shown))
+    valid = views.valid.sum(1).tolist()
+    out = [floor_tolerant(n * ratio) for n in valid]
+    at_least_one(f"retention_ratio={ratio}", sum(out), max(valid))
     return out
 
 
 def rectangle(views: ViewGeometry, view: int) -> tuple[int, int, int, int]:
     """(top, left, height, width) in tokens of what a view shows of the image; zeros where it shows none."""
-    shown = views.valid[view].view(views.side, views.side)
-    rows, columns = shown.any(1).nonzero()[:, 0], shown.any(0).nonzero()[:, 0]
+    valid = views.valid[view].view(views.side, views.side)
+    rows, columns = valid.any(1).nonzero()[:, 0], valid.any(0).nonzero()[:, 0]
     return (int(rows[0]), int(columns[0]), len(rows), len(columns)) if len(rows) else (0, 0, 0, 0)
 
 

@@ -21,7 +21,7 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, resolve_newline_policy, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
 
@@ -65,7 +65,7 @@ class FasterVLM:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched."""
         views = encoding.views
         pads = self.mode == "reference"
-        if untouched(self.ratio, views, self.newline_policy) and not (pads and views.tiles):
+        if keeps_everything(self.ratio, views, self.newline_policy) and not (pads and views.tiles):
             return None
         scores = encoding.cls_attention((self.layer,)).cpu()  # (views, N)
         allowed = torch.ones_like(views.valid) if pads else views.valid

@@ -70,8 +70,8 @@ class FastVPolicy(TokenPolicy):
         return [self.budget(visual)] * len(self.layers)
 
     def decide(self, layer: int, scan: Scan) -> Retain:
-        kept = top(torch.tensor(scan.token_scores), self.budget(len(scan.token_scores)))
-        return Retain(tuple(kept.tolist()))
+        indices = top(torch.tensor(scan.token_scores), self.budget(len(scan.token_scores)))
+        return Retain(tuple(indices.tolist()))
 
 
 def configure(backbone, *, full_layers: int = 2, retention_ratio: float = 0.5, mode: str = "paper", relative: bool = True) -> Method:

@@ -36,7 +36,7 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, resolve_newline_policy, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
 
 NEWLINES = {"paper": "valid_rows", "reference": "all_rows"}  # newline policy of each mode
 
@@ -97,12 +97,12 @@ class GlobalCom2:
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched, which takes an image without tiles."""
         views = encoding.views
-        if not views.tiles and untouched(self.ratio, views, self.newline_policy):
+        if not views.tiles and keeps_everything(self.ratio, views, self.newline_policy):
             return None
         scores, budgets = self.scores(encoding), self.budgets(encoding)
         chosen = [top(scores[0], budgets[0])]
         if views.tiles:
-            guide = commanded(views, scores[0])
+            guide = thumbnail_guide(views, scores[0])
             for i in range(1, views.count):
                 valid = views.valid[i].nonzero()[:, 0]
                 ranks = F.normalize(scores[i, valid], dim=0) + F.normalize(guide[i, valid], dim=0)
@@ -118,7 +118,7 @@ def tile_shares(weights: Rows[float], ratio: float, temperature: float) -> list[
     return [min(1.0, ratio * (1 + s - mean)) for s in sigma]
 
 
-def commanded(views: ViewGeometry, scores: torch.Tensor) -> torch.Tensor:
+def thumbnail_guide(views: ViewGeometry, scores: torch.Tensor) -> torch.Tensor:
     """(views, N): the thumbnail's ``scores``, (N,), at the place that each tile token shows; 0 at padding and in the thumbnail's row."""
     out = torch.zeros(views.count * views.tokens)
     if views.unpadded.numel():  # a very long image can be cut to nothing

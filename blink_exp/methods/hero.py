@@ -25,9 +25,9 @@ from torch.nn import functional as F
 
 from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
-from blink_exp.core.views import TokenSelection, check_newline_policy, everything
+from blink_exp.core.views import TokenSelection, all_tokens, check_newline_policy
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, top, untouched
+from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, keeps_everything, top
 
 OPTIONS = {
     "allocation": ("scores", "uniform"),
@@ -89,9 +89,9 @@ class Hero:
         for name in ("temperature_cls", "temperature_clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"hero.{name}={getattr(self, name)} divides scores; use a value above 0, e.g. 1.0")
-        for name, known in OPTIONS.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"hero.{name}={getattr(self, name)} is not known; {nearest(str(getattr(self, name)), known)}")
+        for name, choices in OPTIONS.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"hero.{name}={getattr(self, name)} is not known; {nearest(str(getattr(self, name)), choices)}")
         check_newline_policy(self.newline_policy)
 
     @property
@@ -106,14 +106,14 @@ class Hero:
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         views = encoding.views
         if self.ratio == 1:
-            return None if untouched(self.ratio, views, self.newline_policy) else everything(views)
+            return None if keeps_everything(self.ratio, views, self.newline_policy) else all_tokens(views)
         thumbnail, tiles = self.budgets(encoding, question)
         at_least_one(f"retention_ratio={self.ratio}", thumbnail + sum(tiles), views.count * views.tokens)
         high = self.importance(encoding, self.high)
         low = self.importance(encoding, self.low) if views.tiles else high
-        kept = [top(high[0], thumbnail)]
-        kept += [top(low[i + 1], k, views.valid[i + 1]) for i, k in enumerate(tiles)]
-        return TokenSelection(tuple(kept))
+        indices = [top(high[0], thumbnail)]
+        indices += [top(low[i + 1], k, views.valid[i + 1]) for i, k in enumerate(tiles)]
+        return TokenSelection(tuple(indices))
 
     def importance(self, encoding: Encoding, layers: frozenset[int]) -> torch.Tensor:
         """(views, N): CLS-to-patch attention, mean over heads, mean over ``layers``."""
@@ -130,14 +130,14 @@ class Hero:
             return thumbnail, []
         total = floor_tolerant((k + 1) * n * self.ratio) - thumbnail if self.tile_budget == "rest" else floor_tolerant(k * n * self.ratio)
         shares = self.shares(encoding, question)
-        wanted = [total * s for s in shares]
-        given = [floor_tolerant(w) for w in wanted]
+        exact = [total * s for s in shares]
+        rounded = [floor_tolerant(w) for w in exact]
         if self.remainder == "largest_remainder":
-            order = sorted(range(k), key=lambda i: (-(wanted[i] - given[i]), i))
-            for i in order[: total - sum(given)]:
-                given[i] += 1
+            order = sorted(range(k), key=lambda i: (-(exact[i] - rounded[i]), i))
+            for i in order[: total - sum(rounded)]:
+                rounded[i] += 1
         limits = [int(valid.sum()) for valid in views.valid[1:]]
-        return thumbnail, cap_and_redistribute(given, limits, shares, self.overflow == "redistribute")
+        return thumbnail, cap_and_redistribute(rounded, limits, shares, self.overflow == "redistribute")
 
     def shares(self, encoding: Encoding, question: str) -> list[float]:
         """s_i of each tile; they sum to 1."""
@@ -148,11 +148,11 @@ class Hero:
         if self.alpha > 0:
             s += self.alpha * (cls_similarity(encoding, self.cls_source) / self.temperature_cls).softmax(0).to(s)
         if self.alpha < 1:
-            words = self.template(question) if self.text == "prompt" and self.template else question
-            s += (1 - self.alpha) * (clip_score(encoding, words) / self.temperature_clip).softmax(0).to(s)
+            text = self.template(question) if self.text == "prompt" and self.template else question
+            s += (1 - self.alpha) * (clip_score(encoding, text) / self.temperature_clip).softmax(0).to(s)
         if self.density_weight:
-            shown = encoding.views.valid[1:].double().sum(1)
-            s = (1 - self.density_weight) * s + self.density_weight * shown / shown.sum()
+            valid = encoding.views.valid[1:].double().sum(1)
+            s = (1 - self.density_weight) * s + self.density_weight * valid / valid.sum()
         return s.tolist()
 
 
@@ -162,10 +162,10 @@ def cls_similarity(encoding: Encoding, source: str = "pooled") -> torch.Tensor:
     return F.cosine_similarity(cls[1:], cls[:1], dim=-1)
 
 
-def clip_score(encoding: Encoding, words: str) -> torch.Tensor:
-    """(tiles,) CLIPscore: cosine of each tile with ``words`` in CLIP's joint space."""
+def clip_score(encoding: Encoding, text: str) -> torch.Tensor:
+    """(tiles,) CLIPscore: cosine of each tile with ``text`` in CLIP's joint space."""
     assert encoding.embed_text is not None and encoding.projected is not None
-    return F.cosine_similarity(encoding.projected[1:].double(), encoding.embed_text(words).double()[None], dim=-1)
+    return F.cosine_similarity(encoding.projected[1:].double(), encoding.embed_text(text).double()[None], dim=-1)
 
 
 def relative_layers(name: str, layers, depth: int, relative: bool = True) -> frozenset[int]:

@@ -27,9 +27,9 @@ import torch
 
 from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
-from blink_exp.core.views import TokenSelection, ViewGeometry, everything
+from blink_exp.core.views import TokenSelection, ViewGeometry, all_tokens
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, resolve_newline_policy, top, untouched
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
 
@@ -88,10 +88,10 @@ class HiRED:
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched."""
         views, reference = encoding.views, self.mode == "reference"
-        if untouched(self.ratio, views, self.newline_policy):
+        if keeps_everything(self.ratio, views, self.newline_policy):
             return None
         if self.ratio == 1 or (reference and views.newline and not views.tiles):
-            return everything(views)
+            return all_tokens(views)
         scores = encoding.cls_attention((self.selection_layer,)).cpu()  # (views, N)
         chosen = []
         for score, budget, valid in zip(scores, self.budgets(encoding), views.valid, strict=True):

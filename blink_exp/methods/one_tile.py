@@ -48,9 +48,9 @@ class OneTile:
     def __post_init__(self):
         if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 1 <= self.rank <= RANKS):
             raise UserError(f"method.rank={self.rank} is no rank of a tile; use a whole number from 1 (the best) to {RANKS}")
-        for name, known in (("metric", METRICS), ("fewer", FEWER), ("cls_source", OPTIONS["cls_source"])):
-            if getattr(self, name) not in known:
-                raise UserError(f"method.{name}={getattr(self, name)} is not known; {nearest(str(getattr(self, name)), known)}")
+        for name, choices in (("metric", METRICS), ("fewer", FEWER), ("cls_source", OPTIONS["cls_source"])):
+            if getattr(self, name) not in choices:
+                raise UserError(f"method.{name}={getattr(self, name)} is not known; {nearest(str(getattr(self, name)), choices)}")
         check_newline_policy(self.newline_policy)
 
     @property

@@ -79,8 +79,8 @@ class PruMergePlus:
 
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """Kept patches of each view with merged features, and one extra token a view. The question is not looked at."""
-        found = [self._view(encoding, v) for v in range(encoding.views.count)]
-        indices, merged, extra = (tuple(parts) for parts in zip(*found, strict=True))
+        views = [self._view(encoding, v) for v in range(encoding.views.count)]
+        indices, merged, extra = (tuple(parts) for parts in zip(*views, strict=True))
         reference = self.mode == "reference"
         return TokenSelection(indices, merged, extra, by_view=reference, padding=reference)
 
@@ -88,17 +88,17 @@ class PruMergePlus:
         """(kept,) indices, (kept, C) merged features and the (1, C) extra token of one view; all empty where it is padding only."""
         paper = self.mode == "paper"
         valid = encoding.views.valid[view]
-        place = (valid if paper else torch.ones_like(valid)).nonzero()[:, 0]  # on the CPU, where ``pack`` wants indices
-        if not len(place):
-            return place, encoding.hidden[view, :0], encoding.hidden[view, :0]
+        candidates = (valid if paper else torch.ones_like(valid)).nonzero()[:, 0]  # on the CPU, where ``pack`` wants indices
+        if not len(candidates):
+            return candidates, encoding.hidden[view, :0], encoding.hidden[view, :0]
         keys = encoding.keys[self.layer][view]
-        scores = single_head_attention(encoding.queries[self.layer][view], keys)[place]
+        scores = single_head_attention(encoding.queries[self.layer][view], keys)[candidates]
         chosen = choose(scores.cpu(), self.iqr_factor, self.densify)
         if paper:
             chosen = chosen.sort().values
-        features = encoding.hidden[view, place]
-        merged, extra = merge(features.float(), keys[1:][place], scores, chosen, self.neighbours, average=paper)
-        return place[chosen], merged.to(features.dtype), extra.to(features.dtype)
+        features = encoding.hidden[view, candidates]
+        merged, extra = merge(features.float(), keys[1:][candidates], scores, chosen, self.neighbours, average=paper)
+        return candidates[chosen], merged.to(features.dtype), extra.to(features.dtype)
 
 
 def single_head_attention(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ def merge(
     similar = unit[chosen] @ unit.T
     similar[torch.arange(len(chosen)), chosen] = -torch.inf  # no patch is its own neighbour
     near = similar.sort(dim=-1, descending=True, stable=True).indices[:, : min(neighbours, len(features) - 1)]
-    own, weights = scores[chosen], torch.zeros_like(similar)
+    chosen_scores, weights = scores[chosen], torch.zeros_like(similar)
     weights.scatter_(1, near, scores[near])
     folded = weights @ features
     left = scores.clone()
@@ -154,9 +154,9 @@ def merge(
     extra = left[None] @ features
     if not average:
         return features[chosen] + folded, extra
-    total = (own + weights.sum(1))[:, None]
+    total = (chosen_scores + weights.sum(1))[:, None]
     # Weights that underflow to 0 say nothing about the neighbours: the patch stays as it is.
-    mean = torch.where(total > 0, (own[:, None] * features[chosen] + folded) / total, features[chosen])
+    mean = torch.where(total > 0, (chosen_scores[:, None] * features[chosen] + folded) / total, features[chosen])
     return mean, extra / left.sum() if left.sum() > 0 else extra
 
 

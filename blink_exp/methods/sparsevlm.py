@@ -58,13 +58,13 @@ class SparseVLMPolicy(TokenPolicy):
     def decide(self, layer: int, scan: Scan) -> Retain:
         assert scan.distances is not None
         step, scores = self.layers.index(layer), torch.tensor(scan.token_scores)
-        wanted = self.schedule[step] if self.schedule else max(1, floor_tolerant(self.shares[step] * scan.visual))  # type: ignore[index]
-        keep, candidates, clusters = budgets(len(scores), wanted)
-        kept = top(scores, keep)
-        left = torch.ones(len(scores), dtype=torch.bool).index_fill(0, kept, False)
+        target = self.schedule[step] if self.schedule else max(1, floor_tolerant(self.shares[step] * scan.visual))  # type: ignore[index]
+        keep, candidates, clusters = budgets(len(scores), target)
+        indices = top(scores, keep)
+        left = torch.ones(len(scores), dtype=torch.bool).index_fill(0, indices, False)
         recycled = top(scores, candidates, left)
         groups = density_peaks(scan.distances(recycled), clusters)
-        return Retain(tuple(kept.tolist()), tuple(tuple(recycled[list(group)].tolist()) for group in groups))
+        return Retain(tuple(indices.tolist()), tuple(tuple(recycled[list(group)].tolist()) for group in groups))
 
 
 def text_raters(visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -78,10 +78,10 @@ def text_raters(visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     return chosen if bool(chosen.any()) else torch.ones_like(chosen)
 
 
-def budgets(present: int, wanted: int) -> tuple[int, int, int]:
+def budgets(present: int, target: int) -> tuple[int, int, int]:
     """How many of ``present`` visual tokens are kept, how many of the others are candidates for recycling, and to how many clusters they
     are merged. At least one token is always pruned."""
-    keep = min(wanted, present - 1)
+    keep = min(target, present - 1)
     candidates = floor_tolerant(RECYCLED * (present - keep)) + 1
     return keep, candidates, floor_tolerant(CLUSTERED * candidates) + 1
 
@@ -89,8 +89,8 @@ def budgets(present: int, wanted: int) -> tuple[int, int, int]:
 def counts(visual: int, schedule: Rows[int]) -> list[int]:
     """Visual tokens behind each pruning, merged ones included; ``visual``: in the prompt."""
     out = [visual]
-    for wanted in schedule:
-        keep, _, clusters = budgets(out[-1], wanted)
+    for target in schedule:
+        keep, _, clusters = budgets(out[-1], target)
         out.append(keep + clusters)
     return out[1:]
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.scale_model.recipe import Movable
-from blink_exp.scenes.questions import Question
+from blink_exp.scenes.questions import SceneQuestion
 
 LOOK_LAYERS = (3, 4)  # of the 8-layer model: 12 and 16 once it is deepened
 
@@ -33,7 +33,7 @@ class Pack(Movable):
     last: torch.Tensor  # (questions, 2): row and column of the last prompt token of each question
 
 
-def asked_of(questions: list[list[Question]]) -> list[list[tuple[str, str]]]:
+def asked_of(questions: list[list[SceneQuestion]]) -> list[list[tuple[str, str]]]:
     return [[(q.text, q.answer) for q in row] for row in questions]
 
 
@@ -135,7 +135,7 @@ def answer_loss(llava, hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
     return F.cross_entropy(llava.lm_head(hidden[said]), packed.labels[said])
 
 
-def exact_match(llava, tokenizer, batches: Iterable[tuple[list[list[Question]], list[torch.Tensor]]]) -> dict[str, float]:
+def exact_match(llava, tokenizer, batches: Iterable[tuple[list[list[SceneQuestion]], list[torch.Tensor]]]) -> dict[str, float]:
     """Share of questions of whose answer the model would say every token: of ``all`` and by kind.
 
     ``batches``: the questions of each scene, and the scenes' visual tokens as ``hidden_of`` takes them.

@@ -22,7 +22,7 @@ from blink_exp.backbone.encode import encode
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.published import NAMES, published_config
 from blink_exp.core.method import Method
-from blink_exp.core.views import ViewGeometry, VisualTokens, everything
+from blink_exp.core.views import ViewGeometry, VisualTokens, all_tokens
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.blink import BlinkPolicy, blink
@@ -73,7 +73,7 @@ def check(backbone: Backbone) -> Iterator[str]:
     kept = hero.select(encoding, "")
     assert kept is not None
     pruned = backbone.prune(encoding, kept, "valid_rows")
-    whole = backbone.prune(encoding, everything(views), "valid_rows")
+    whole = backbone.prune(encoding, all_tokens(views), "valid_rows")
     budget = int(views.count * tokens * 0.2)  # HERO rounds down, tile by tile
     assert budget - views.tiles <= len(pruned.source) - pruned.newlines <= budget
     yield f"HERO at 20 %: {tuple(pruned.features.shape)} of {tuple(whole.features.shape)}, newlines included"
@@ -99,7 +99,7 @@ def prompt(model: Any, visual: VisualTokens, method: Method) -> tuple[torch.Tens
     encoded = {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}  # type: ignore[arg-type]
     with attach(model, method) as run:
         if run is not None:
-            run.images = [[visual.shown]]
+            run.images = [[visual.base_map]]
         settings: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
         out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), mm_encoder_outputs=encoded, **settings)
         return out.logits[0][0], [r.visual_tokens - count for r in run.records] if run is not None else []

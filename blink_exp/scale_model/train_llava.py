@@ -52,7 +52,7 @@ PHASES = (
 )
 
 
-def scene_questions(rng: np.random.Generator, scene: Scene, asked: int, split: str = "train") -> list[questions.Question]:
+def scene_questions(rng: np.random.Generator, scene: Scene, asked: int, split: str = "train") -> list[questions.SceneQuestion]:
     """Questions on a scene; a single image is asked easy-VQA's own questions."""
     if scene.n > 1:
         return questions.draw(rng, scene, questions.KINDS, asked)
@@ -60,14 +60,14 @@ def scene_questions(rng: np.random.Generator, scene: Scene, asked: int, split: s
     return [own[i] for i in rng.permutation(len(own))[:asked]]
 
 
-_OFFICIAL: dict[str, dict[int, list[questions.Question]]] = {}
+_OFFICIAL: dict[str, dict[int, list[questions.SceneQuestion]]] = {}
 
 
-def _official_by_image(split: str) -> dict[int, list[questions.Question]]:
+def _official_by_image(split: str) -> dict[int, list[questions.SceneQuestion]]:
     if split not in _OFFICIAL:
         rows = _OFFICIAL[split] = defaultdict(list)
         for text, answer, image_id in official_questions(split):
-            rows[image_id].append(questions.Question("easy_vqa", text, answer, (0,)))
+            rows[image_id].append(questions.SceneQuestion("easy_vqa", text, answer, (0,)))
     return _OFFICIAL[split]
 
 

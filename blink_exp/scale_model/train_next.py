@@ -18,7 +18,7 @@ from transformers.image_processing_utils import get_patch_output_size
 from transformers.image_utils import ChannelDimension
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
-from blink_exp.core.views import NEWLINE, ViewGeometry, everything
+from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens
 from blink_exp.core.views import pack as pack_views
 from blink_exp.scale_model import build_models, packing
 from blink_exp.scale_model.packing import answer_loss, hidden_of, look_loss, show
@@ -89,7 +89,7 @@ def batch_of(rng: np.random.Generator, processor, split: str, scenes: int, asked
     size = (rows * TILE, columns * TILE)
     r, c = get_anyres_image_grid_shape(size, build_models.PINPOINTS, build_models.IMAGE_SIZE)
     views = ViewGeometry(build_models.IMAGE_SIZE // build_models.PATCH_SIZE, r, c, size, newline=True)
-    return Batch(drawn, [hr_questions.draw(rng, s, asked, shares) for s in drawn], pixels, views, pack_views(views, everything(views)))
+    return Batch(drawn, [hr_questions.draw(rng, s, asked, shares) for s in drawn], pixels, views, pack_views(views, all_tokens(views)))
 
 
 def features_of(model, batch: Batch | Example, blank: bool = False) -> torch.Tensor:

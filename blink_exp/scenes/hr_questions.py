@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from blink_exp.scenes.questions import Kind, Question, _pick, _unique
+from blink_exp.scenes.questions import Kind, SceneQuestion, _pick, _unique
 from blink_exp.scenes.scenes import COLORS, SHAPES, Scene
 
 MOST = 3  # the largest number that is asked for
@@ -26,53 +26,53 @@ def _alone(scene: Scene) -> list[int]:
     return [i for i, tile in enumerate(scene.tiles) if counts[_name(tile)] == 1]
 
 
-def small_object(rng, scene, wanted):
+def small_object(rng, scene, answer):
     """For "no" some object has the colour and another the shape wherever possible, only not one both."""
-    if wanted == "yes":
+    if answer == "yes":
         i = _pick(rng, _alone(scene))
-        return None if i is None else Question("small_object", f"is there a {_name(scene.tiles[i])}?", "yes", (i,))
+        return None if i is None else SceneQuestion("small_object", f"is there a {_name(scene.tiles[i])}?", "yes", (i,))
     present = {(t.color, t.shape) for t in scene.tiles}
-    near = {(c, s) for c, _ in present for _, s in present} - present
-    found = _pick(rng, sorted(near or {(c, s) for c in COLORS for s in SHAPES} - present))
-    return found and Question("small_object", f"is there a {found[0]} {found[1]}?", "no")
+    mixed = {(c, s) for c, _ in present for _, s in present} - present
+    pair = _pick(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
+    return pair and SceneQuestion("small_object", f"is there a {pair[0]} {pair[1]}?", "no")
 
 
-def count(rng, scene, wanted):
+def count(rng, scene, answer):
     counts = Counter(map(_name, scene.tiles))
     names = [f"{c} {s}" for c in COLORS for s in SHAPES]
     number = _pick(rng, sorted({counts[name] for name in names if counts[name] <= MOST}))
     name = _pick(rng, [name for name in names if counts[name] == number])
     objects = tuple(i for i, tile in enumerate(scene.tiles) if _name(tile) == name)
-    return Question("count", f"how many {name}s are there?", str(number), objects)
+    return SceneQuestion("count", f"how many {name}s are there?", str(number), objects)
 
 
-def position(rng, scene, wanted):
+def position(rng, scene, answer):
     """In which half an object is; objects in the middle are not asked about."""
     options = []
     for i in _alone(scene):
-        for axis, words in enumerate((("top", "bottom"), ("left", "right"))):
+        for axis, sides in enumerate((("top", "bottom"), ("left", "right"))):
             offset = 2 * scene.cell(i)[axis] - (scene.grid[axis] - 1)
             if offset:
-                options.append((i, words, words[offset > 0]))
-    found = _pick(rng, options)
-    if found is None:
+                options.append((i, sides, sides[offset > 0]))
+    option = _pick(rng, options)
+    if option is None:
         return None
-    i, words, answer = found
-    text = f"is the {_name(scene.tiles[i])} {words[0]} or {words[1]}?"
-    return Question("position", text, answer, (i,), ((f"is the {_name(scene.tiles[i])}", i),))
+    i, sides, answer = option
+    text = f"is the {_name(scene.tiles[i])} {sides[0]} or {sides[1]}?"
+    return SceneQuestion("position", text, answer, (i,), ((f"is the {_name(scene.tiles[i])}", i),))
 
 
-def attribute(rng, scene, wanted):
+def attribute(rng, scene, answer):
     options = [("what is the {0} shape?", color, "shape", i) for color, i in _unique(scene, "color")]
     options += [("what color is the {0}?", shape, "color", i) for shape, i in _unique(scene, "shape")]
-    found = _pick(rng, options)
-    if found is None:
+    option = _pick(rng, options)
+    if option is None:
         return None
-    text, value, asked, i = found
-    return Question("attribute", text.format(value), getattr(scene.tiles[i], asked), (i,))
+    text, value, attribute_name, i = option
+    return SceneQuestion("attribute", text.format(value), getattr(scene.tiles[i], attribute_name), (i,))
 
 
-def relation(rng, scene, wanted):
+def relation(rng, scene, answer):
     """Which of two objects is further left, or further up; never two in one column or row."""
     alone = _alone(scene)
     options = []
@@ -80,29 +80,29 @@ def relation(rng, scene, wanted):
         for b in alone:
             for axis, word in enumerate(("above", "left of")):
                 step = scene.cell(a)[axis] - scene.cell(b)[axis]
-                if step and (step < 0) == (wanted == "yes"):
+                if step and (step < 0) == (answer == "yes"):
                     options.append((a, b, word))
-    found = _pick(rng, options)
-    if found is None:
+    option = _pick(rng, options)
+    if option is None:
         return None
-    a, b, word = found
+    a, b, word = option
     first = f"is the {_name(scene.tiles[a])}"
     text = f"{first} {word} the {_name(scene.tiles[b])}"
-    return Question("relation", f"{text}?", wanted, (a, b), ((first, a), (text, b)))
+    return SceneQuestion("relation", f"{text}?", answer, (a, b), ((first, a), (text, b)))
 
 
 KINDS: dict[str, Kind] = {k.__name__: k for k in (small_object, count, position, attribute, relation)}
 ABOUT_ONE = ("small_object", "position", "attribute")  # kinds whose question names one object
 
 
-def draw(rng: np.random.Generator, scene: Scene, how_many: int, shares: dict[str, float] | None = None) -> list[Question]:
+def draw(rng: np.random.Generator, scene: Scene, how_many: int, shares: dict[str, float] | None = None) -> list[SceneQuestion]:
     """``how_many`` questions of kinds drawn at random, all alike or by ``shares``, which sum to 1; yes and no equally likely. ``count``
     suits any scene, so this ends."""
     shares = shares or dict.fromkeys(KINDS, 1 / len(KINDS))
-    found: list[Question] = []
-    while len(found) < how_many:
+    questions: list[SceneQuestion] = []
+    while len(questions) < how_many:
         kind = rng.choice(list(shares), p=list(shares.values()))
         question = KINDS[kind](rng, scene, _pick(rng, ("yes", "no")))
         if question is not None:
-            found.append(question)
-    return found
+            questions.append(question)
+    return questions

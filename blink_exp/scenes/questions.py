@@ -1,7 +1,7 @@
 """Questions about scenes, with their answers and the objects that they are about.
 
-A kind is a function ``(rng, scene, wanted) -> Question | None``: open kinds ignore ``wanted``; yes/no kinds build a question whose
-true answer is ``wanted`` ("yes" or "no"), so that guessing from the text alone gives one half. None means that this scene has no
+A kind is a function ``(rng, scene, answer) -> Question | None``: open kinds ignore ``answer``; yes/no kinds build a question whose
+true answer is ``answer`` ("yes" or "no"), so that guessing from the text alone gives one half. None means that this scene has no
 such question (no unique circle, say); callers draw another kind or another scene.
 """
 
@@ -17,7 +17,7 @@ from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, official_questions, r
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     kind: str
     text: str
     answer: str
@@ -25,7 +25,7 @@ class Question:
     mentions: tuple[tuple[str, int], ...] = ()  # (the question up to and with the words that name an object, that object's tile)
 
 
-Kind = Callable[[np.random.Generator, Scene, str], Question | None]
+Kind = Callable[[np.random.Generator, Scene, str], SceneQuestion | None]
 
 
 def _pick(rng: np.random.Generator, options):
@@ -55,106 +55,106 @@ def _matches(scene: Scene, value: str) -> tuple[int, ...]:
 # Open questions: the answer is one word.
 
 
-def color(rng, scene, wanted):
-    found = _pick(rng, _unique(scene, "shape"))
-    return found and Question("color", f"what color is the {found[0]}?", scene.tiles[found[1]].color, (found[1],))
+def color(rng, scene, answer):
+    unique = _pick(rng, _unique(scene, "shape"))
+    return unique and SceneQuestion("color", f"what color is the {unique[0]}?", scene.tiles[unique[1]].color, (unique[1],))
 
 
-def shape(rng, scene, wanted):
-    found = _pick(rng, _unique(scene, "color"))
-    return found and Question("shape", f"what is the {found[0]} shape?", scene.tiles[found[1]].shape, (found[1],))
+def shape(rng, scene, answer):
+    unique = _pick(rng, _unique(scene, "color"))
+    return unique and SceneQuestion("shape", f"what is the {unique[0]} shape?", scene.tiles[unique[1]].shape, (unique[1],))
 
 
-def color_at(rng, scene, wanted):
+def color_at(rng, scene, answer):
     i = int(rng.integers(len(scene.tiles)))
-    return Question("color_at", f"what color is at {scene.place(i)}?", scene.tiles[i].color, (i,))
+    return SceneQuestion("color_at", f"what color is at {scene.place(i)}?", scene.tiles[i].color, (i,))
 
 
-def shape_at(rng, scene, wanted):
+def shape_at(rng, scene, answer):
     i = int(rng.integers(len(scene.tiles)))
-    return Question("shape_at", f"what shape is at {scene.place(i)}?", scene.tiles[i].shape, (i,))
+    return SceneQuestion("shape_at", f"what shape is at {scene.place(i)}?", scene.tiles[i].shape, (i,))
 
 
-def count(rng, scene, wanted):
+def count(rng, scene, answer):
     value = _pick(rng, SHAPES if scene.n == 2 or rng.random() < 0.3 else COLORS)
-    return Question("count", f"how many {_plural(value)} are there?", str(len(_matches(scene, value))))
+    return SceneQuestion("count", f"how many {_plural(value)} are there?", str(len(_matches(scene, value))))
 
 
 # Yes/no questions.
 
 
-def existence(rng, scene, wanted):
+def existence(rng, scene, answer):
     vocabulary = SHAPES if rng.random() < 0.5 else COLORS
-    value = _pick(rng, [v for v in vocabulary if bool(_matches(scene, v)) == (wanted == "yes")])
-    return value and Question("existence", f"is there a {value}{'' if value in SHAPES else ' shape'}?", wanted, _matches(scene, value))
+    value = _pick(rng, [v for v in vocabulary if bool(_matches(scene, v)) == (answer == "yes")])
+    return value and SceneQuestion("existence", f"is there a {value}{'' if value in SHAPES else ' shape'}?", answer, _matches(scene, value))
 
 
-def conjunction(rng, scene, wanted):
+def conjunction(rng, scene, answer):
     """For "no" the colour and the shape are both in the scene wherever possible, only not on one object."""
     present = {(tile.color, tile.shape) for tile in scene.tiles}
-    if wanted == "yes":
-        found = _pick(rng, sorted(present))
+    if answer == "yes":
+        pair = _pick(rng, sorted(present))
     else:
-        seen = {(c, s) for c, _ in present for _, s in present} - present
-        found = _pick(rng, sorted(seen or {(c, s) for c in COLORS for s in SHAPES} - present))
-    if found is None:
+        mixed = {(c, s) for c, _ in present for _, s in present} - present
+        pair = _pick(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
+    if pair is None:
         return None
-    objects = tuple(i for i, tile in enumerate(scene.tiles) if (tile.color, tile.shape) == found)
-    return Question("conjunction", f"is there a {found[0]} {found[1]}?", wanted, objects)
+    objects = tuple(i for i, tile in enumerate(scene.tiles) if (tile.color, tile.shape) == pair)
+    return SceneQuestion("conjunction", f"is there a {pair[0]} {pair[1]}?", answer, objects)
 
 
-def position(rng, scene, wanted):
-    found = _pick(rng, _unique(scene, "shape") + _unique(scene, "color"))
-    if found is None:
+def position(rng, scene, answer):
+    unique = _pick(rng, _unique(scene, "shape") + _unique(scene, "color"))
+    if unique is None:
         return None
-    value, i = found
-    at = i if wanted == "yes" else _pick(rng, [j for j in range(len(scene.tiles)) if j != i])
+    value, i = unique
+    at = i if answer == "yes" else _pick(rng, [j for j in range(len(scene.tiles)) if j != i])
     if at is None:
         return None
-    return Question("position", f"is the {value}{'' if value in SHAPES else ' shape'} at {scene.place(at)}?", wanted, (i,))
+    return SceneQuestion("position", f"is the {value}{'' if value in SHAPES else ' shape'} at {scene.place(at)}?", answer, (i,))
 
 
-def color_check(rng, scene, wanted):
-    found = _pick(rng, _unique(scene, "shape"))
-    if found is None:
+def color_check(rng, scene, answer):
+    unique = _pick(rng, _unique(scene, "shape"))
+    if unique is None:
         return None
-    truth = scene.tiles[found[1]].color
-    said = truth if wanted == "yes" else _other(rng, COLORS, truth)
-    return Question("color_check", f"is the {found[0]} {said}?", wanted, (found[1],))
+    truth = scene.tiles[unique[1]].color
+    claim = truth if answer == "yes" else _other(rng, COLORS, truth)
+    return SceneQuestion("color_check", f"is the {unique[0]} {claim}?", answer, (unique[1],))
 
 
-def shape_check(rng, scene, wanted):
-    found = _pick(rng, _unique(scene, "color"))
-    if found is None:
+def shape_check(rng, scene, answer):
+    unique = _pick(rng, _unique(scene, "color"))
+    if unique is None:
         return None
-    truth = scene.tiles[found[1]].shape
-    said = truth if wanted == "yes" else _other(rng, SHAPES, truth)
-    return Question("shape_check", f"is the {found[0]} shape a {said}?", wanted, (found[1],))
+    truth = scene.tiles[unique[1]].shape
+    claim = truth if answer == "yes" else _other(rng, SHAPES, truth)
+    return SceneQuestion("shape_check", f"is the {unique[0]} shape a {claim}?", answer, (unique[1],))
 
 
-def count_check(rng, scene, wanted):
+def count_check(rng, scene, answer):
     value = _pick(rng, SHAPES if scene.n == 2 or rng.random() < 0.3 else COLORS)
     truth = len(_matches(scene, value))
     near = [k for k in (truth - 1, truth + 1) if 0 <= k <= len(scene.tiles)]
-    said = truth if wanted == "yes" else _pick(rng, near)
-    return Question("count_check", f"are there {said} {_plural(value)}?", wanted)
+    claim = truth if answer == "yes" else _pick(rng, near)
+    return SceneQuestion("count_check", f"are there {claim} {_plural(value)}?", answer)
 
 
-def comparison(rng, scene, wanted):
+def comparison(rng, scene, answer):
     """Which of two shapes there is more of; ties are left out, so that "no" means fewer."""
     counts = {s: len(_matches(scene, s)) for s in SHAPES}
-    pairs = [(a, b) for a in SHAPES for b in SHAPES if (counts[a] > counts[b] if wanted == "yes" else counts[a] < counts[b])]
+    pairs = [(a, b) for a in SHAPES for b in SHAPES if (counts[a] > counts[b] if answer == "yes" else counts[a] < counts[b])]
     pair = _pick(rng, pairs)
-    return pair and Question("comparison", f"are there more {pair[0]}s than {pair[1]}s?", wanted)
+    return pair and SceneQuestion("comparison", f"are there more {pair[0]}s than {pair[1]}s?", answer)
 
 
-def arithmetic(rng, scene, wanted):
+def arithmetic(rng, scene, answer):
     left_out = _pick(rng, SHAPES)
     a, b = (s for s in SHAPES if s != left_out)
     truth = len(scene.tiles) - len(_matches(scene, left_out))
     near = [k for k in (truth - 1, truth + 1) if 0 <= k <= len(scene.tiles)]
-    said = truth if wanted == "yes" else _pick(rng, near)
-    return Question("arithmetic", f"is the number of {a}s plus {b}s {said}?", wanted)
+    claim = truth if answer == "yes" else _pick(rng, near)
+    return SceneQuestion("arithmetic", f"is the number of {a}s plus {b}s {claim}?", answer)
 
 
 OPEN: dict[str, Kind] = {k.__name__: k for k in (color, shape, color_at, shape_at, count)}
@@ -164,22 +164,22 @@ YES_NO: dict[str, Kind] = {
 KINDS: dict[str, Kind] = {**OPEN, **YES_NO}
 
 
-def draw(rng: np.random.Generator, scene: Scene, kinds: dict[str, Kind], how_many: int) -> list[Question]:
+def draw(rng: np.random.Generator, scene: Scene, kinds: dict[str, Kind], how_many: int) -> list[SceneQuestion]:
     """``how_many`` questions about ``scene`` of kinds drawn at random, yes and no equally likely. ``count`` and ``color_at`` suit
     any scene, so with one of the four kinds that always apply among ``kinds`` this ends."""
     names = list(kinds)
-    found: list[Question] = []
-    while len(found) < how_many:
+    questions: list[SceneQuestion] = []
+    while len(questions) < how_many:
         question = kinds[_pick(rng, names)](rng, scene, _pick(rng, ("yes", "no")))
         if question is not None:
-            found.append(question)
-    return found
+            questions.append(question)
+    return questions
 
 
-def caption(scene: Scene, place: bool = True) -> str:
+def caption(scene: Scene, with_places: bool = True) -> str:
     """All objects in raster order: "a red circle at the top left, a blue triangle at the top right, ..."."""
     named = [f"a {tile.color} {tile.shape}" for tile in scene.tiles]
-    if place and scene.n > 1:
+    if with_places and scene.n > 1:
         named = [f"{name} at {scene.place(i)}" for i, name in enumerate(named)]
     return ", ".join(named)
 

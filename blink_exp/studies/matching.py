@@ -16,7 +16,7 @@ from typing import Any
 
 from blink_exp.benchmarks.base import by_image
 from blink_exp.core.method import LayerPolicy, Method
-from blink_exp.core.views import NEWLINE, ViewGeometry, everything, pack
+from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, pack
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, identity, locks, store
 from blink_exp.evaluation.answering import prompt_of
@@ -102,14 +102,14 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
         try:
             method: Method = build(settings.method | {key.removeprefix("method."): value}, backbone)
             if method.policy is not None:
-                sizes = [len(pack(views(k), everything(views(k)))) for k in range(len(asked))]
+                sizes = [len(pack(views(k), all_tokens(views(k)))) for k in range(len(asked))]
                 return sum(policy_tokens(method.policy, n, backbone.depth) for n in sizes) / sum(sizes)
             assert method.pruner is not None
             kept = shown = 0
             for k, (image, question) in enumerate(asked):
                 if k not in encodings:
                     encodings[k] = backbone.encodings({f"matching:{k}": image}, method.pruner.needs)[f"matching:{k}"]
-                chosen = method.pruner.select(encodings[k], question) or everything(encodings[k].views)
+                chosen = method.pruner.select(encodings[k], question) or all_tokens(encodings[k].views)
                 kept += int((pack(encodings[k].views, chosen, method.pruner.newline_policy) != NEWLINE).sum())
                 shown += int(encodings[k].views.valid.sum())
             return kept / shown

@@ -56,9 +56,9 @@ def activation_bytes(pairs: int, modules: int, shape: Shape = LLAVA_7B) -> float
     float32 log-probabilities of student and teacher (2 d).
     """
     d, tokens = shape.width, pairs * shape.tokens
-    kept = tokens * (2 * 3.5 * d + 4 * 2 * d)
+    saved = tokens * (2 * 3.5 * d + 4 * 2 * d)
     captured = 2 * tokens * 2 * d
-    return modules * (kept + captured)
+    return modules * (saved + captured)
 
 
 def memory(strategy: str, devices: int, modules: int, global_batch: int = 8, shape: Shape = LLAVA_7B) -> dict[str, float]:

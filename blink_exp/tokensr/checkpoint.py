@@ -102,10 +102,10 @@ def rename_all(targets: dict[Path, Path]) -> None:
 def architecture_of(folder: Path, layer: int) -> str | None:
     """That of the module of one layer; None where there is no module, or nothing readable that says it (see ``load``)."""
     try:
-        found = json.loads((folder / f"layer_{layer:02d}.json").read_text(encoding="utf-8"))["architecture"]
+        architecture = json.loads((folder / f"layer_{layer:02d}.json").read_text(encoding="utf-8"))["architecture"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if isinstance(found, str) and found in ARCHITECTURES else None
+    return architecture if isinstance(architecture, str) and architecture in ARCHITECTURES else None
 
 
 def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
@@ -115,8 +115,8 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     """
     path = Path(folder) / f"layer_{layer:02d}.safetensors"
     if not path.is_file():
-        known = sorted(int(p.stem.split("_")[1]) for p in Path(folder).glob("layer_*.safetensors"))
-        have = f"it has layers {known[0]}-{known[-1]}" if known else "it has none"
+        layers = sorted(int(p.stem.split("_")[1]) for p in Path(folder).glob("layer_*.safetensors"))
+        have = f"it has layers {layers[0]}-{layers[-1]}" if layers else "it has none"
         raise UserError(
             f"no TokenSR module for layer {layer} in {folder} ({have}); train it: python train.py layer={layer},"
             " or do without: method=blink_interp"

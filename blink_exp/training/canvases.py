@@ -113,15 +113,15 @@ class Files:
 
     def stamp(self) -> str:
         """Of the names, lengths and times of change: another one where a file was written anew."""
-        known = hashlib.sha256()
+        digest = hashlib.sha256()
         for i in range(len(self.names)):
             try:
-                found = self.path(i).stat()
-                said = f"{found.st_size} {found.st_mtime_ns}"
+                stat = self.path(i).stat()
+                state = f"{stat.st_size} {stat.st_mtime_ns}"
             except OSError:
-                said = "gone"
-            known.update(bytes(self.names[i]) + f"\n{said}\n".encode())
-        return known.hexdigest()[:16]
+                state = "gone"
+            digest.update(bytes(self.names[i]) + f"\n{state}\n".encode())
+        return digest.hexdigest()[:16]
 
 
 def hold_out(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -130,5 +130,5 @@ def hold_out(names: list[str], share: float, seed: int) -> tuple[list[str], list
     numbers = {name: hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names}
     limit = int(share * 2**64)
     ordered = sorted(names, key=lambda name: (numbers[name][::-1], name))
-    held = [name for name in ordered if int.from_bytes(numbers[name]) < limit]
-    return [name for name in ordered if int.from_bytes(numbers[name]) >= limit], held
+    held_out = [name for name in ordered if int.from_bytes(numbers[name]) < limit]
+    return [name for name in ordered if int.from_bytes(numbers[name]) >= limit], held_out

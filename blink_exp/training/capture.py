@@ -24,14 +24,14 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import locks
 from blink_exp.finite import first_nonfinite
 from blink_exp.training.batches import share_out
-from blink_exp.training.feature_cache import Features, Plan, Stored, shard_path, write_shard
-from blink_exp.training.feature_identity import choose, described, faults, place
-from blink_exp.training.pairs import Batch, Pairs, collate
+from blink_exp.training.feature_cache import CachePlan, Features, StoredFeatures, shard_path, write_shard
+from blink_exp.training.feature_identity import cache_folder, choose_cache, faults, plan_contents
+from blink_exp.training.pairs import PairBatch, PairDataset, collate
 
 SHARD = 2**25  # bytes of a file, or one batch where that is more: what a killed run loses at most
 SPLITS = ("train", "held_out")
 CURE = "free some, choose another disk with data.cache_path=..., or use data.cache_features=false"
-Capture = Callable[[Batch], Features]  # a batch of pixels to (pairs, layers, tokens, width) of the backbone's own type
+Capture = Callable[[PairBatch], Features]  # a batch of pixels to (pairs, layers, tokens, width) of the backbone's own type
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class Order:
     row: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Pairs) -> Order:
-        shown = [pairs.pair(i) for i in range(len(pairs))]
+    def of(cls, pairs: PairDataset) -> Order:
+        pair_of_item = [pairs.pair(i) for i in range(len(pairs))]
         first: dict[tuple[int, int], int] = {}
         images: dict[int, int] = {}
-        for i, pair in enumerate(shown):
+        for i, pair in enumerate(pair_of_item):
             first.setdefault(pair, i)
             images.setdefault(pair[0], len(images))
         rows = sorted(first, key=lambda pair: (images[pair[0]], first[pair]))
-        place = {pair: k for k, pair in enumerate(rows)}
-        return cls([first[pair] for pair in rows], [pair[0] for pair in rows], np.array([place[pair] for pair in shown]))
+        row_of = {pair: k for k, pair in enumerate(rows)}
+        return cls([first[pair] for pair in rows], [pair[0] for pair in rows], np.array([row_of[pair] for pair in pair_of_item]))
 
 
 def cut(images: list[int], most: int) -> list[int]:
@@ -113,7 +113,9 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
             raise
 
 
-def ready(backbone: Any, layers: list[int], capture: Capture, data: Any, precision: str, ranks: Ranks) -> dict[str, Stored]:
+def prepare_features(
+    backbone: Any, layers: list[int], capture: Capture, data: Any, precision: str, ranks: Ranks
+) -> dict[str, StoredFeatures]:
     """The features of both splits of ``data``, read or made. Every process must call it.
 
     Raises UserError where pairs change from draw to draw, or where the disk is full, not writable or not shared by all processes.
@@ -123,20 +125,20 @@ def ready(backbone: Any, layers: list[int], capture: Capture, data: Any, precisi
     orders = {split: Order.of(pairs[split]) for split in SPLITS}
     batch, _ = share_out(data.global_batch, ranks.world, data.batch_size)
     size = row_bytes(backbone, layers, data.cache_dtype)
-    wanted, folder = None, data.cache_path
+    needed, folder = None, data.cache_path
     if ranks.rank == 0:
         most = {split: min(SHARD, size * len(order.items) // (4 * ranks.world)) for split, order in orders.items()}  # some for each process
-        laid = {split: shards(order.images, batch, size, most[split]) for split, order in orders.items()}
-        wanted = Plan(*described(backbone, layers, data, precision), laid)
-        folder = place(data.cache_path, wanted.settings)
+        shard_starts = {split: shards(order.images, batch, size, most[split]) for split, order in orders.items()}
+        needed = CachePlan(*plan_contents(backbone, layers, data, precision), shard_starts)
+        folder = cache_folder(data.cache_path, needed.settings)
     with locked(folder, ranks):
-        folder, plan, missing = ranks.broadcast(None if wanted is None else begin(data, wanted, size))
+        folder, plan, missing = ranks.broadcast(None if needed is None else begin(data, needed, size))
         make(folder, plan, missing[ranks.rank :: ranks.world], pairs, orders, capture, data, batch)
         ranks.barrier()
         for file in missing:
             if not shard_path(folder, *file).is_file():
                 raise UserError(f"{folder} is not one folder for all processes; set data.cache_path to a disk that they share")
-        stored = {split: Stored(folder, plan, split, list(layers), orders[split].row) for split in SPLITS}
+        stored = {split: StoredFeatures(folder, plan, split, list(layers), orders[split].row) for split in SPLITS}
         ranks.barrier()
     if missing and ranks.rank == 0:
         print(f"features are ready after {time.monotonic() - began:.0f} s", flush=True)
@@ -150,7 +152,7 @@ def row_bytes(backbone: Any, layers: list[int], dtype: str) -> int:
     return tokens * backbone.width * len(layers) * (2 if dtype == "bfloat16" else 4)
 
 
-def total(size: int, plan: Plan, files: list[tuple[str, int]]) -> int:
+def total(size: int, plan: CachePlan, files: list[tuple[str, int]]) -> int:
     """Bytes of some files at ``size`` bytes a pair."""
     return size * sum(len(plan.rows(*file)) for file in files)
 
@@ -159,32 +161,32 @@ def amount(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def begin(data: Any, wanted: Plan, size: int) -> tuple[Path, Plan, list[tuple[str, int]]]:
+def begin(data: Any, needed: CachePlan, size: int) -> tuple[Path, CachePlan, list[tuple[str, int]]]:
     """(folder, plan, files to make), said in one line. Of the first process. Raises UserError where they do not fit on the disk."""
-    folder, plan, said = choose(data.cache_path, wanted)
+    folder, plan, message = choose_cache(data.cache_path, needed)
     wrong, unreadable = faults(folder, plan)
     for files, split in zip(data.files, SPLITS, strict=False):
         files.unreadable[sorted(unreadable[split])] = 1
-    every, missing = len(plan.files()), list(wrong)
-    torn = sum(what != "missing" for what in wrong.values())
+    file_count, missing = len(plan.files()), list(wrong)
+    torn = sum(reason != "missing" for reason in wrong.values())
     if torn:
-        said = f"{torn} of {every} files of features in {folder} are damaged and are made anew"
-    elif 0 < len(missing) < every:
-        said = f"features in {folder} are gone on with behind {every - len(missing)} of {every} files"
+        message = f"{torn} of {file_count} files of features in {folder} are damaged and are made anew"
+    elif 0 < len(missing) < file_count:
+        message = f"features in {folder} are gone on with behind {file_count - len(missing)} of {file_count} files"
     if missing:
         need, free = total(size, plan, missing), shutil.disk_usage(folder).free
         if need > free:
             raise UserError(f"data.cache_features=true needs {amount(need)} in {folder}, but {amount(free)} is free; {CURE}")
-        said += f" ({amount(need)} to write)"
-    print(said, flush=True)
+        message += f" ({amount(need)} to write)"
+    print(message, flush=True)
     return folder, plan, missing
 
 
 def make(
     folder: Path,
-    plan: Plan,
+    plan: CachePlan,
     files: list[tuple[str, int]],
-    pairs: dict[str, Pairs],
+    pairs: dict[str, PairDataset],
     orders: dict[str, Order],
     capture: Capture,
     data: Any,
@@ -198,13 +200,13 @@ def make(
         items = [[order.items[row] for row in group] for shard in groups for group in shard]
         batches = iter(DataLoader(pairs[split], batch_sampler=items, num_workers=data.workers, collate_fn=collate)) if items else iter(())
         for file, shard in zip(mine, groups, strict=True):
-            found = [capture(next(batches)) for _ in shard]
-            features = Features(*(torch.cat(parts).to("cpu", kind) for parts in zip(*found, strict=True)))
+            captured = [capture(next(batches)) for _ in shard]
+            features = Features(*(torch.cat(parts).to("cpu", kind) for parts in zip(*captured, strict=True)))
             for name, part in features._asdict().items():
                 if (bad := first_nonfinite((str(layer), part[:, k]) for k, layer in enumerate(plan.layers))) is not None:
                     raise UserError(f"the frozen model's states of layer {bad} ({name}) are nan or inf; use another model.dtype")
             lost = data.files[number].unreadable.nonzero()[:, 0].tolist() if data.files else []
-            write_shard(shard_path(folder, *file), plan.key, features, found[0].teacher.dtype, lost)
+            write_shard(shard_path(folder, *file), plan.key, features, captured[0].teacher.dtype, lost)
 
 
 def whole_batches(rows: range, order: Order, batch: int) -> list[range]:

@@ -23,8 +23,8 @@ from blink_exp.images import ImageOptions
 from blink_exp.training import llava_665k
 from blink_exp.training.batches import GlobalBatches, share_out
 from blink_exp.training.canvases import Files, folder_images, hold_out, scene_canvases
-from blink_exp.training.feature_cache import Stored, check_settings
-from blink_exp.training.pairs import Pairs, Transform, collate
+from blink_exp.training.feature_cache import StoredFeatures, check_settings
+from blink_exp.training.pairs import PairDataset, Transform, collate
 
 
 class Split(NamedTuple):
@@ -43,7 +43,7 @@ class PairedCrops(pl.LightningDataModule):
         train_size, held_out_size: numbers of pairs; None: each image once. Images are used again once they run out.
         global_batch: pairs of an optimizer step, over all devices. batch_size: of a device at once; None: its share of a step.
         workers: processes that prepare pairs; their number changes nothing but the speed.
-        quadrants: ``one`` quadrant of each image in turn, or ``all`` four (see ``Pairs``).
+        quadrants: ``one`` quadrant of each image in turn, or ``all`` four (see ``PairDataset``).
         steps_done: optimizer steps of the checkpoint that training goes on from. (The trainer itself learns them only after Lightning
             has asked for the loader.)
         cache_features, cache_path, cache_dtype: whether the backbone's part of every pair is kept on disk, below which folder, and as
@@ -74,12 +74,12 @@ class PairedCrops(pl.LightningDataModule):
         self.transform, self.quadrants, self.seed, self.steps_done = transform, quadrants, seed, steps_done
         self.train_size, self.held_out_size = train_size, held_out_size
         self.global_batch, self.batch_size, self.workers = global_batch, batch_size, workers
-        self.train: Pairs | None = None
-        self.held_out: Pairs | None = None
+        self.train: PairDataset | None = None
+        self.held_out: PairDataset | None = None
         self.broken: list[Path] = []  # files that were found unreadable before training
         self.summary: dict[str, Any] = {}  # what the source holds
         self.files: list[Files] = []  # of a source that is files: to train on, held out
-        self.stored: dict[str, Stored] = {}  # by "train" and "held_out", once the features are on disk
+        self.stored: dict[str, StoredFeatures] = {}  # by "train" and "held_out", once the features are on disk
 
     @abstractmethod
     def splits(self) -> tuple[Split, Split]:
@@ -98,8 +98,8 @@ class PairedCrops(pl.LightningDataModule):
             raise UserError(
                 f"data.train_size={train.size} is less than one step of data.global_batch={self.global_batch}; use as many pairs or more"
             )
-        self.train = Pairs(train.canvases, train.size, self.transform, self.seed, train.distinct, self.quadrants)
-        self.held_out = Pairs(held_out.canvases, held_out.size, self.transform, self.seed + 1, held_out.distinct, self.quadrants)
+        self.train = PairDataset(train.canvases, train.size, self.transform, self.seed, train.distinct, self.quadrants)
+        self.held_out = PairDataset(held_out.canvases, held_out.size, self.transform, self.seed + 1, held_out.distinct, self.quadrants)
 
     def _rank(self) -> tuple[int, int]:
         """(rank of this process, how many there are)."""
@@ -141,11 +141,11 @@ class PairedCrops(pl.LightningDataModule):
         assert self.trainer is not None
         lost = []
         for files in self.files:
-            seen = files.unreadable
+            unreadable = files.unreadable
             if self.trainer.world_size > 1:
                 device = self.trainer.strategy.root_device
-                seen = self.trainer.strategy.reduce(seen.to(device, torch.int32), reduce_op="sum").cpu()
-            lost += [str(files.path(int(i))) for i in seen.nonzero()[:, 0]]
+                unreadable = self.trainer.strategy.reduce(unreadable.to(device, torch.int32), reduce_op="sum").cpu()
+            lost += [str(files.path(int(i))) for i in unreadable.nonzero()[:, 0]]
         return lost
 
 
@@ -190,10 +190,10 @@ class FileData(PairedCrops):
         root, *parts = self.names()
         self.files = [Files(root, part, self.pad, self.image_loading) for part in parts]
         pairs = 4 if self.quadrants == "all" else 1
-        wanted = (self.train_size, self.held_out_size)
+        sizes = (self.train_size, self.held_out_size)
         train, held_out = (
             Split(files, pairs * len(part) if size is None else size, len(part))
-            for files, part, size in zip(self.files, parts, wanted, strict=True)
+            for files, part, size in zip(self.files, parts, sizes, strict=True)
         )
         return train, held_out
 

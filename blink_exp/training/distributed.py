@@ -20,7 +20,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 
 from blink_exp.errors import UserError, nearest
-from blink_exp.training.rotation import Rotation, whole
+from blink_exp.training.rotation import Rotation, write_whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
 TAG = "checkpoint"  # what Lightning calls the folder in a checkpoint of DeepSpeed
@@ -69,7 +69,7 @@ class Zero(DeepSpeedStrategy):
         if self.is_global_zero:
             self.rotation.clear(path)
         self.barrier()
-        whole(lambda: super(Zero, self).save_checkpoint(checkpoint, part, storage_options), part, path)
+        write_whole(lambda: super(Zero, self).save_checkpoint(checkpoint, part, storage_options), part, path)
         self.barrier()
         if self.is_global_zero:
             self.rotation.put(path)
@@ -90,12 +90,12 @@ class Zero(DeepSpeedStrategy):
                 shutil.rmtree(universal, ignore_errors=True)  # of a run that was killed here
                 convert(Path(checkpoint_path), universal)
             self.barrier()
-            _, known = self.deepspeed_engine.load_checkpoint(universal, tag=TAG, load_lr_scheduler_states=False)
+            _, client_state = self.deepspeed_engine.load_checkpoint(universal, tag=TAG, load_lr_scheduler_states=False)
             self.barrier()
         finally:
             if self.is_global_zero:
                 shutil.rmtree(universal, ignore_errors=True)
-        return known
+        return client_state
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -108,9 +108,9 @@ def convert(path: Path, universal: Path) -> None:
     float32 weights and moments, 12 bytes a parameter."""
     from deepspeed.checkpoint import ds_to_universal
 
-    words = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+    options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True, "inject_missing_state": True}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        ds_to_universal.main(argparse.Namespace(input_folder=str(path / TAG), output_folder=str(universal / TAG), **words))
+        ds_to_universal.main(argparse.Namespace(input_folder=str(path / TAG), output_folder=str(universal / TAG), **options))
 
 
 def strategy(name: str, accelerator: str, rotation: Rotation | None = None) -> Any:
@@ -135,13 +135,13 @@ def check_devices(accelerator: str, devices: Any) -> None:
     """Raises UserError where the machine has fewer GPUs than asked for."""
     if accelerator not in ("gpu", "cuda"):
         return
-    there = torch.cuda.device_count() or int(accelerator == "gpu" and torch.backends.mps.is_available())
-    if not there:
+    available = torch.cuda.device_count() or int(accelerator == "gpu" and torch.backends.mps.is_available())
+    if not available:
         raise UserError(f"trainer.accelerator={accelerator}, but there is no GPU here that torch can use; add trainer.accelerator=cpu")
-    if isinstance(devices, int) and devices > there:
-        raise UserError(f"trainer.devices={devices} is more than the {there} GPUs of this machine; use 1 to {there}")
-    if isinstance(devices, list) and not all(0 <= number < there for number in devices):
-        raise UserError(f"trainer.devices={devices} names a GPU that is not there; use numbers from 0 to {there - 1}")
+    if isinstance(devices, int) and devices > available:
+        raise UserError(f"trainer.devices={devices} is more than the {available} GPUs of this machine; use 1 to {available}")
+    if isinstance(devices, list) and not all(0 <= number < available for number in devices):
+        raise UserError(f"trainer.devices={devices} names a GPU that is not there; use numbers from 0 to {available - 1}")
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def save_modules(
     modules: nn.ModuleDict, metadata: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
 ) -> None:
     """Writes the module of each layer in our format. ``more``: what is known about the training of single layers."""
-    known = {
+    metadata_of = {
         layer: checkpoint.ModuleMetadata(
             backbone=metadata["backbone"],
             layer=layer,
@@ -38,12 +38,12 @@ def save_modules(
         )
         for layer in metadata["layers"]
     }
-    checkpoint.save_all(((modules[str(layer)], one) for layer, one in known.items()), folder)
+    checkpoint.save_all(((modules[str(layer)], layer_metadata) for layer, layer_metadata in metadata_of.items()), folder)
 
 
 def export(run: Path, output: Path | None = None) -> Path:
     """Writes the modules of a run's last checkpoint to ``output`` (None: its folder ``tokensr``) and returns the folder."""
-    run, names = resume.place(run)
+    run, names = resume.checkpoint_location(run)
     newest = resume.latest(run, names)
     if newest is None:
         raise UserError(f"{run} holds no {resume.CHECKPOINT}; give the folder of a run that got to its first checkpoint")
@@ -67,12 +67,12 @@ def export(run: Path, output: Path | None = None) -> Path:
     return target
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m blink_exp.training.export", description=str(__doc__).splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a training (outputs/train/...), with its last.ckpt")
     parser.add_argument("--output", type=Path, default=None, help="folder for the modules; default: tokensr in the run folder")
-    known = parser.parse_args(words)
-    guard(lambda _: export(known.run, known.output), None)
+    args = parser.parse_args(argv)
+    guard(lambda _: export(args.run, args.output), None)
 
 
 if __name__ == "__main__":

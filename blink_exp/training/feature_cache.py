@@ -52,7 +52,7 @@ def digest(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """What a cache holds.
 
     Args:
@@ -85,12 +85,12 @@ class Plan:
         write_bytes(folder / PLAN, json.dumps(asdict(self), indent=2).encode() + b"\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Plan | None:
+    def load(cls, folder: Path) -> CachePlan | None:
         """That of a folder; None where there is none, or none that can be read."""
         try:
-            found = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
-            whole = isinstance(found.contents, dict) and all(isinstance(n, int) for starts in found.shards.values() for n in starts)
-            return found if whole and found.format == FORMAT and found.layers else None
+            plan = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
+            whole = isinstance(plan.contents, dict) and all(isinstance(n, int) for starts in plan.shards.values() for n in starts)
+            return plan if whole and plan.format == FORMAT and plan.layers else None
         except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
             return None
 
@@ -110,8 +110,8 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
 def write_shard(path: Path, key: str, features: Features, states: torch.dtype, unreadable: list[int]) -> None:
     """Writes some rows. ``states``: the type in which the backbone gave them; ``unreadable``: numbers of files that could not be read."""
     tensors = features._asdict()
-    said = {"key": key, "file": path.name, "states": str(states).removeprefix("torch."), "crc32": _checksum(tensors)}
-    write_bytes(path, safetensors.torch.save(tensors, said | {"unreadable": json.dumps(unreadable)}))
+    metadata = {"key": key, "file": path.name, "states": str(states).removeprefix("torch."), "crc32": _checksum(tensors)}
+    write_bytes(path, safetensors.torch.save(tensors, metadata | {"unreadable": json.dumps(unreadable)}))
 
 
 def _read(path: Path) -> tuple[dict[str, str], Features]:
@@ -125,17 +125,17 @@ def fault(path: Path, key: str, rows: int) -> tuple[str | None, list[int]]:
     if not path.is_file():
         return "missing", []
     try:
-        said, features = _read(path)
-        if (said.get("key"), said.get("file")) != (key, path.name):
+        metadata, features = _read(path)
+        if (metadata.get("key"), metadata.get("file")) != (key, path.name):
             return "another's", []
         if not rows == len(features.patch) == len(features.teacher):
             return "of another length", []
-        return (None if said.get("crc32") == _checksum(features._asdict()) else "damaged"), json.loads(said["unreadable"])
+        return (None if metadata.get("crc32") == _checksum(features._asdict()) else "damaged"), json.loads(metadata["unreadable"])
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError):
         return "damaged", []
 
 
-class Stored(Dataset):
+class StoredFeatures(Dataset):
     """The features of a split's pairs. Index: a list of items, as a batch sampler gives it. Gives Features of the backbone's own type.
 
     Args:
@@ -144,7 +144,7 @@ class Stored(Dataset):
         row: (items,) the row that each item of the split shows.
     """
 
-    def __init__(self, folder: Path, plan: Plan, split: str, layers: list[int], row: np.ndarray):
+    def __init__(self, folder: Path, plan: CachePlan, split: str, layers: list[int], row: np.ndarray):
         self.folder, self.plan, self.split, self.row = folder, plan, split, row
         self.columns = slice(None) if layers == plan.layers else [plan.layers.index(layer) for layer in layers]
         self._open: list[tuple[torch.dtype, Features]] = []
@@ -155,10 +155,10 @@ class Stored(Dataset):
         """(the backbone's type, rows) of each file. All are opened at once: what another run throws away stays readable."""
         if not self._open:
             for k in range(len(self.plan.shards[self.split]) - 1):
-                said, features = _read(shard_path(self.folder, self.split, k))
-                if said.get("key") != self.plan.key:
+                metadata, features = _read(shard_path(self.folder, self.split, k))
+                if metadata.get("key") != self.plan.key:
                     raise UserError(f"the features in {self.folder} were made anew by another run while this one started; start it again")
-                self._open.append((getattr(torch, said["states"]), features))
+                self._open.append((getattr(torch, metadata["states"]), features))
         return self._open
 
     def __getstate__(self) -> dict[str, Any]:
@@ -168,9 +168,9 @@ class Stored(Dataset):
         return len(self.row)
 
     def __getitem__(self, items: list[int]) -> Features:
-        found, starts = [], self.plan.shards[self.split]
+        rows, starts = [], self.plan.shards[self.split]
         for row in self.row[items]:
             k = bisect_right(starts, row) - 1
             states, features = self.shards[k]
-            found.append([part[int(row) - starts[k]][self.columns] for part in features])
-        return Features(*(torch.stack(list(parts)).to(states) for parts in zip(*found, strict=True)))
+            rows.append([part[int(row) - starts[k]][self.columns] for part in features])
+        return Features(*(torch.stack(list(parts)).to(states) for parts in zip(*rows, strict=True)))

@@ -17,36 +17,36 @@ from typing import Any
 import torch
 
 from blink_exp.errors import UserError
-from blink_exp.training.feature_cache import PLAN, Plan, digest, fault, shard_path
-from blink_exp.training.pairs import Pairs
+from blink_exp.training.feature_cache import PLAN, CachePlan, digest, fault, shard_path
+from blink_exp.training.pairs import PairDataset
 
 
 def weights(model: Any) -> str:
     """A digest of up to 65,536 numbers of every weight, wherever it lies."""
-    known = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, weight in chain(model.named_parameters(), model.named_buffers()):
         if weight.device.type == "meta":
             continue
         flat = weight.detach().reshape(-1)
         some = flat[:: max(1, -(-flat.numel() // 2**16))].cpu().contiguous()
-        known.update(f"{name} {tuple(weight.shape)} {zlib.crc32(some.view(torch.uint8).numpy().data)}\n".encode())
-    return known.hexdigest()[:16]
+        sha.update(f"{name} {tuple(weight.shape)} {zlib.crc32(some.view(torch.uint8).numpy().data)}\n".encode())
+    return sha.hexdigest()[:16]
 
 
-def pixels(pairs: Pairs) -> str:
+def pixels(pairs: PairDataset) -> str:
     """A digest of the first, the middle and the last pair."""
-    known = hashlib.sha256()
+    sha = hashlib.sha256()
     for i in (0, len(pairs) // 2, len(pairs) - 1):
         full, crop, quadrant = pairs[i]
-        known.update(full.numpy().tobytes() + crop.numpy().tobytes() + bytes([quadrant]))
-    return known.hexdigest()[:16]
+        sha.update(full.numpy().tobytes() + crop.numpy().tobytes() + bytes([quadrant]))
+    return sha.hexdigest()[:16]
 
 
-def described(backbone: Any, layers: list[int], data: Any, precision: str) -> tuple[dict[str, Any], dict[str, str]]:
+def plan_contents(backbone: Any, layers: list[int], data: Any, precision: str) -> tuple[dict[str, Any], dict[str, str]]:
     """``settings`` and ``contents`` of a plan. Raises UserError where a pair is another one when it is drawn again."""
     splits = [data.train, data.held_out]
-    seen = [pixels(pairs) for pairs in splits]
-    if seen != [pixels(pairs) for pairs in splits]:
+    digests = [pixels(pairs) for pairs in splits]
+    if digests != [pixels(pairs) for pairs in splits]:
         raise UserError(
             "data.cache_features=true would freeze pairs that change from draw to draw (a random augmentation or sampling);"
             " make them the same each time, or use data.cache_features=false"
@@ -65,34 +65,34 @@ def described(backbone: Any, layers: list[int], data: Any, precision: str) -> tu
         "opening": digest(backbone.prompt("")),
         "preprocessing": digest(processor.to_dict() if processor is not None else type(data.transform).__name__),
         "files": digest([files.stamp() for files in data.files]),
-        "pixels": digest(seen),
+        "pixels": digest(digests),
     }
     if backbone.settings.get("attn_implementation") == "eager":
         contents["attention"] = "causal"  # a cache that does not say so may hold features of an eager pass without a mask
     return settings, contents
 
 
-def choose(root: Path, plan: Plan) -> tuple[Path, Plan, str]:
+def choose_cache(root: Path, plan: CachePlan) -> tuple[Path, CachePlan, str]:
     """(folder, what it holds or is to hold, what to say of it). Throws away what is stale or of another cache. Of the first process."""
-    folder = place(root, plan.settings)
-    old = Plan.load(folder)
-    there = list(folder.glob("*.safetensors"))
+    folder = cache_folder(root, plan.settings)
+    old = CachePlan.load(folder)
+    stored = list(folder.glob("*.safetensors"))
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
     if old is not None and old.key == plan.key and _whole(old, plan):
         return folder, old, f"features are read from {folder}"
-    if not there and (larger := superset(root, plan)) is not None:
+    if not stored and (larger := superset(root, plan)) is not None:
         return larger[0], larger[1], f"features are read from {larger[0]}, which holds more layers"
-    said = f"features are made in {folder}"
-    if old is not None and there:
-        said = f"features in {folder} are stale (another {', '.join(changed(plan, old))}) and are made anew"
-        for path in there:
+    message = f"features are made in {folder}"
+    if old is not None and stored:
+        message = f"features in {folder} are stale (another {', '.join(changed(plan, old))}) and are made anew"
+        for path in stored:
             path.unlink()
     plan.save(folder)  # where only this file was torn, those that bear the plan's key are kept
-    return folder, plan, said
+    return folder, plan, message
 
 
-def _whole(old: Plan, new: Plan) -> bool:
+def _whole(old: CachePlan, new: CachePlan) -> bool:
     """Whether the rows of ``old`` are cut into files, as many as those of ``new``, wherever it cuts them."""
     ends = {split: starts[-1] for split, starts in new.shards.items()}
     return {split: starts[-1] for split, starts in old.shards.items()} == ends and all(
@@ -100,20 +100,20 @@ def _whole(old: Plan, new: Plan) -> bool:
     )
 
 
-def place(root: Path, settings: dict[str, Any]) -> Path:
+def cache_folder(root: Path, settings: dict[str, Any]) -> Path:
     name = re.sub(r"[^\w.-]+", "-", settings["model"]["name"])
     return root / f"{name}-{settings['data']['source']}-{digest(settings)}"
 
 
-def changed(now: Plan, before: Plan) -> list[str]:
-    found = [f"{k}" for k in now.settings if now.settings[k] != before.settings.get(k)]
-    return found + [k for k in now.contents if now.contents[k] != before.contents.get(k)] or ["cut into files"]
+def changed(now: CachePlan, before: CachePlan) -> list[str]:
+    settings = [f"{k}" for k in now.settings if now.settings[k] != before.settings.get(k)]
+    return settings + [k for k in now.contents if now.contents[k] != before.contents.get(k)] or ["cut into files"]
 
 
-def superset(root: Path, plan: Plan) -> tuple[Path, Plan] | None:
+def superset(root: Path, plan: CachePlan) -> tuple[Path, CachePlan] | None:
     """A whole cache of the same with more layers."""
     for path in sorted(root.glob(f"*/{PLAN}")):
-        other = Plan.load(path.parent)
+        other = CachePlan.load(path.parent)
         if other is None or not set(plan.layers) <= set(other.layers) or other.contents != plan.contents:
             continue
         if digest(other.settings | {"layers": plan.layers}) == digest(plan.settings) and not faults(path.parent, other)[0]:
@@ -121,16 +121,16 @@ def superset(root: Path, plan: Plan) -> tuple[Path, Plan] | None:
     return None
 
 
-def faults(folder: Path, plan: Plan) -> tuple[dict[tuple[str, int], str], dict[str, set[int]]]:
+def faults(folder: Path, plan: CachePlan) -> tuple[dict[tuple[str, int], str], dict[str, set[int]]]:
     """({file: what is wrong with it}, {split: numbers of files that could not be read})."""
 
-    def look(file: tuple[str, int]) -> tuple[str | None, list[int]]:
+    def check(file: tuple[str, int]) -> tuple[str | None, list[int]]:
         return fault(shard_path(folder, *file), plan.key, len(plan.rows(*file)))
 
     files = plan.files()
     with ThreadPoolExecutor(8) as threads:  # checksums and reads let other threads run
-        found = list(threads.map(look, files))
+        results = list(threads.map(check, files))
     unreadable: dict[str, set[int]] = {split: set() for split in plan.shards}
-    for (split, _), (_, numbers) in zip(files, found, strict=True):
+    for (split, _), (_, numbers) in zip(files, results, strict=True):
         unreadable[split].update(numbers)
-    return {file: wrong for file, (wrong, _) in zip(files, found, strict=True) if wrong}, unreadable
+    return {file: wrong for file, (wrong, _) in zip(files, results, strict=True) if wrong}, unreadable

@@ -26,7 +26,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageListing:
     """What a copy of the data holds.
 
     Args:
@@ -68,7 +68,7 @@ class Found:
             f"{self.rows:,} rows, {self.with_image:,} name an image, {self.distinct:,} distinct images: each is run once, which saves"
             f" {self.with_image - self.distinct:,} runs; {lost:,} images are missing"
             + (f" ({where})" if lost else "")
-            + (f"; {_told(self.refused)}" if self.refused else "")
+            + (f"; {_refused_note(self.refused)}" if self.refused else "")
             + (f"; {self.other_key:,} rows name theirs under another key than image and are passed over" if self.other_key else "")
         )
 
@@ -81,24 +81,24 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     try:
         with open(path, encoding="utf-8-sig") as file:
-            text, place, ended = "", 1, False
+            text, position, ended = "", 1, False
             while not text and (more := file.read(chunk)):
                 text = more.lstrip()
             if not text.startswith("["):
                 raise UserError(f"data.json={path} is no JSON list; give LLaVA's llava_v1_5_mix665k.json")
             while True:
-                while place < len(text) and text[place] in " \t\r\n,":
-                    place += 1
-                if text[place : place + 1] == "]":
+                while position < len(text) and text[position] in " \t\r\n,":
+                    position += 1
+                if text[position : position + 1] == "]":
                     return
                 try:
-                    row, place = decoder.raw_decode(text, place)
+                    row, position = decoder.raw_decode(text, position)
                 except (ValueError, RecursionError) as error:  # also a number or a nesting without end
-                    cut = isinstance(error, json.JSONDecodeError) and not ended and len(text) - place < LONGEST_ROW
+                    cut = isinstance(error, json.JSONDecodeError) and not ended and len(text) - position < LONGEST_ROW
                     if not cut:
                         raise UserError(f"data.json={path} is damaged or cut off; copy it again") from None
                     more = file.read(chunk)
-                    text, place, ended = text[place:] + more, 0, not more
+                    text, position, ended = text[position:] + more, 0, not more
                     continue
                 yield row
     except (FileNotFoundError, IsADirectoryError):
@@ -107,14 +107,14 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
         raise UserError(f"data.json={path} is not UTF-8 text; give LLaVA's llava_v1_5_mix665k.json") from None
 
 
-def _told(refused: list[str]) -> str:
+def _refused_note(refused: list[str]) -> str:
     return (
         f"{len(refused):,} images lead out of data.images and are left out, first {flat(refused[0], 80)}"
         " (image_loading.outside=true opens files that do)"
     )
 
 
-def find(path: Path, images: Path, outside: bool = False) -> Found:
+def find(path: Path, images: Path, outside: bool = False) -> ImageListing:
     """Reads the file once and looks up its images by listing each folder once, as asking for 400 thousand files one by one takes
     minutes on a network disk. ``outside``: whether names may lead out of the folder. Raises UserError where none is there."""
     if not images.is_dir():
@@ -142,10 +142,10 @@ def find(path: Path, images: Path, outside: bool = False) -> Found:
     names, renamed, missing, linked = _present(named, images, outside)
     refused += linked
     if not names:
-        told = f" ({_told(refused)})" if refused else ""
+        note = f" ({_refused_note(refused)})" if refused else ""
         count = len(named) + len(refused) - len(linked)
-        raise UserError(f"data.images={images} holds none of the {count} images that {path.name} names{told}; give the folder above coco")
-    return Found(names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused, other_key)
+        raise UserError(f"data.images={images} holds none of the {count} images that {path.name} names{note}; give the folder above coco")
+    return ImageListing(names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused, other_key)
 
 
 def _imageless(path: Path, total: int, keys: list[str]) -> str:
@@ -154,8 +154,8 @@ def _imageless(path: Path, total: int, keys: list[str]) -> str:
         return f"data.json={path} is an empty list; give LLaVA's llava_v1_5_mix665k.json"
     other = next(filter(_names_an_image, keys), None)
     cure = f'rename "{flat(other, 40)}" to "image", one path a row' if other else "give LLaVA's llava_v1_5_mix665k.json"
-    there = ", ".join(flat(key, 40) for key in keys[:KEYS]) or "none"
-    return f'none of the {total:,} rows of data.json={path} has the key "image" (keys: {there}); {cure}'
+    present = ", ".join(flat(key, 40) for key in keys[:KEYS]) or "none"
+    return f'none of the {total:,} rows of data.json={path} has the key "image" (keys: {present}); {cure}'
 
 
 def _names_an_image(key: str) -> bool:
@@ -222,6 +222,6 @@ def _listing(folder: Path, root: str | None) -> tuple[set[str], dict[str, str], 
             raise
         return set(), {}, set()
     images = sorted((f for f in links if f.lower().endswith(SUFFIXES)), reverse=True)
-    own = root is None or inside(os.path.join(os.path.realpath(folder), ""), root)
-    away = {f for f, link in links.items() if not own or (root and link and not inside(os.path.realpath(folder / f), root))}
+    is_inside = root is None or inside(os.path.join(os.path.realpath(folder), ""), root)
+    away = {f for f, link in links.items() if not is_inside or (root and link and not inside(os.path.realpath(folder / f), root))}
     return set(links), {f.rpartition(".")[0]: f for f in images}, away

@@ -19,11 +19,11 @@ from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.tokensr.modules import build_all
 from blink_exp.training.batches import rescale
-from blink_exp.training.capture import Ranks, ready
+from blink_exp.training.capture import Ranks, prepare_features
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.losses import Loss, weighted
 from blink_exp.training.optimization import Optimization
-from blink_exp.training.pairs import Batch
+from blink_exp.training.pairs import PairBatch
 
 
 class TokenSRTraining(pl.LightningModule):
@@ -88,9 +88,9 @@ class TokenSRTraining(pl.LightningModule):
             ranks = Ranks(self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy)
             name = f"{type(precision).__name__} {precision.precision}"
             with precision.train_step_context():  # features as a step without a cache would see them
-                data.stored = ready(self._frozen[0], self.layers, self.capture, data, name, ranks)
+                data.stored = prepare_features(self._frozen[0], self.layers, self.capture, data, name, ranks)
 
-    def frozen(self, batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    def frozen(self, batch: PairBatch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """{layer: (patch (pairs, h * w, width) of the full view, teacher (pairs, H * W, width))}: all that a step needs of the backbone.
         An image runs once, however many of its quadrants the batch shows."""
         full, crop, quadrant, owner = batch
@@ -99,20 +99,20 @@ class TokenSRTraining(pl.LightningModule):
         cut = {layer: states[layer].split([len(full), len(crop)]) for layer in self.layers}
         return {layer: (view[owner[:, None], index], teacher) for layer, (view, teacher) in cut.items()}
 
-    def capture(self, batch: Batch) -> Features:
+    def capture(self, batch: PairBatch) -> Features:
         """The same of a batch that lies in main memory, with the layers as one dimension."""
-        found = self.frozen(Batch(*(x.to(self.device) for x in batch)))
-        patches, teachers = zip(*(found[layer] for layer in self.layers), strict=True)
+        features = self.frozen(PairBatch(*(x.to(self.device) for x in batch)))
+        patches, teachers = zip(*(features[layer] for layer in self.layers), strict=True)
         return Features(torch.stack(patches, dim=1), torch.stack(teachers, dim=1))
 
-    def pairs(self, batch: Batch | Features) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    def pairs(self, batch: PairBatch | Features) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """{layer: (interpolated student (batch, width, H, W), teacher (batch, H * W, width))} of a batch of training pairs."""
         if isinstance(batch, Features):
-            found = {layer: (batch.patch[:, k].contiguous(), batch.teacher[:, k]) for k, layer in enumerate(self.layers)}
+            pairs = {layer: (batch.patch[:, k].contiguous(), batch.teacher[:, k]) for k, layer in enumerate(self.layers)}
         else:
-            found = self.frozen(batch)
+            pairs = self.frozen(batch)
         size = (self.grid.height, self.grid.width)
-        return {layer: (enlarge(patch.mT.unflatten(-1, self.grid.patch), size), teacher) for layer, (patch, teacher) in found.items()}
+        return {layer: (enlarge(patch.mT.unflatten(-1, self.grid.patch), size), teacher) for layer, (patch, teacher) in pairs.items()}
 
     def refine(self, layer: int, patch: torch.Tensor) -> torch.Tensor:
         """(batch, H * W, width) what the module of a layer makes of (batch, width, H, W). Under ZeRO its weights are bf16."""
@@ -122,7 +122,7 @@ class TokenSRTraining(pl.LightningModule):
     def layer_loss(self, layer: int, patch: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return self.loss(self.refine(layer, patch), teacher)
 
-    def losses(self, batch: Batch | Features) -> torch.Tensor:
+    def losses(self, batch: PairBatch | Features) -> torch.Tensor:
         """(layers,) losses of a batch."""
         again = functools.partial(checkpoint, self.layer_loss, use_reentrant=False) if self.checkpoint_activations else self.layer_loss
         return torch.stack([again(layer, *pair) for layer, pair in self.pairs(batch).items()])
@@ -188,9 +188,9 @@ class TokenSRTraining(pl.LightningModule):
             layer, value = next((n, v) for n, v in zip(self.layers, losses.tolist(), strict=True) if not math.isfinite(v))
             raise UserError(self._diverged(f"the loss of layer {layer} is {value}"))
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, reason: str) -> str:
         return (
-            f"training stopped at step {self.trainer.global_step}: {what}; use a smaller optim.lr (now {self.optimization.lr:g}), or"
+            f"training stopped at step {self.trainer.global_step}: {reason}; use a smaller optim.lr (now {self.optimization.lr:g}), or"
             f" another model.dtype or trainer.precision; checkpoints before it are kept in {self.trainer.default_root_dir}"
         )
 
@@ -204,8 +204,10 @@ class TokenSRTraining(pl.LightningModule):
                 raise UserError(self._diverged(f"the weights {bad} of layer {layer} are nan or inf"))
         names = [name.removeprefix("amplifiers.") for name, p in self.named_parameters() if p.requires_grad]
         for optimizer in checkpoint.get("optimizer_states", []):
-            held = [(str(k), v) for k, state in optimizer.get("state", {}).items() for v in state.values() if isinstance(v, torch.Tensor)]
-            bad = first_nonfinite(held)
+            moments = [
+                (str(k), v) for k, state in optimizer.get("state", {}).items() for v in state.values() if isinstance(v, torch.Tensor)
+            ]
+            bad = first_nonfinite(moments)
             if bad is not None:
                 layer = names[int(bad)].split(".")[0]
                 raise UserError(self._diverged(f"the optimizer's moments of layer {layer} are nan or inf"))

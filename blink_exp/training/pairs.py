@@ -24,7 +24,7 @@ def quadrant_box(index: int, side: int) -> tuple[int, int, int, int]:
     return (c * half, r * half, (c + 1) * half, (r + 1) * half)
 
 
-class Batch(NamedTuple):
+class PairBatch(NamedTuple):
     """Training pairs. ``full``: (images, 3, size, size) pixels of the distinct images; ``crop``: (pairs, 3, size, size) of a quadrant of
     one; ``quadrant``: (pairs,) which; ``owner``: (pairs,) the row of ``full`` that the quadrant is cut from."""
 
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
     owner: torch.Tensor
 
 
-class Pairs(Dataset):
+class PairDataset(Dataset):
     """(full, crop, quadrant) items: pixels (3, size, size) twice, and the quadrant's index. Item i is the same in every run and epoch.
 
     Args:
@@ -90,9 +90,9 @@ class Pairs(Dataset):
         return out
 
 
-def collate(items: list[Item]) -> Batch:
+def collate(items: list[Item]) -> PairBatch:
     """A batch of items, in which full views that are one tensor stand once."""
     fulls = {id(full): full for full, _, _ in items}
     row = {key: k for k, key in enumerate(fulls)}
     crops, quadrants = default_collate([(crop, quadrant) for _, crop, quadrant in items])
-    return Batch(torch.stack(list(fulls.values())), crops, quadrants, torch.tensor([row[id(full)] for full, _, _ in items]))
+    return PairBatch(torch.stack(list(fulls.values())), crops, quadrants, torch.tensor([row[id(full)] for full, _, _ in items]))

@@ -43,7 +43,7 @@ def resume_from(settings: dict[str, Any], out: Path) -> Start:
     Raises UserError if it is missing, damaged without an older one, or of a training with other settings.
     """
     named = settings["resume"]
-    folder, names = place(Path(named)) if named else (out, NAMES)
+    folder, names = checkpoint_location(Path(named)) if named else (out, NAMES)
     newest = latest(folder, names)
     if newest is None:
         if named:
@@ -59,7 +59,7 @@ def resume_from(settings: dict[str, Any], out: Path) -> Start:
     return Start(path, state["global_step"], note)
 
 
-def place(path: Path) -> tuple[Path, tuple[str, ...]]:
+def checkpoint_location(path: Path) -> tuple[Path, tuple[str, ...]]:
     """(run folder, names of the checkpoints to look at, newest first) of what a user names: a run folder, or a checkpoint in it."""
     if path.name == CHECKPOINT:
         return path.parent, NAMES

@@ -103,11 +103,11 @@ class WholeFiles(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
 
-        whole(write, part, path)
+        write_whole(write, part, path)
         self.rotation.put(path)
 
 
-def whole(write: Callable[[], None], part: Path, path: Path) -> None:
+def write_whole(write: Callable[[], None], part: Path, path: Path) -> None:
     """``write``, which leaves no ``part`` where it fails. Raises UserError for a disk that takes no more."""
     try:
         write()
@@ -117,8 +117,9 @@ def whole(write: Callable[[], None], part: Path, path: Path) -> None:
         if isinstance(error, OSError) or unwritten:
             full = error.errno in FULL if isinstance(error, OSError) else shutil.disk_usage(path.parent).free < 2**20
             why = "the disk is full" if full else flat(getattr(error, "strerror", None) or error, 80)
-            kept = f"the one before is kept, go on from it with resume={path.parent}" if path.exists() else "there is none before it"
+            fallback = f"the one before is kept, go on from it with resume={path.parent}" if path.exists() else "there is none before it"
             raise UserError(
-                f"the checkpoint {path} cannot be written ({why}); free some space or choose another folder with hydra.run.dir=...; {kept}"
+                f"the checkpoint {path} cannot be written ({why}); free some space or choose another folder with hydra.run.dir=...;"
+                f" {fallback}"
             ) from error
         raise

@@ -58,7 +58,7 @@ def stoppable(out: Path, step: Callable[[], int], speaks: Callable[[], bool]) ->
             raise
         if speaks():
             name = "SIGTERM" if code == TERMINATED else "Ctrl-C"
-            say(f"stopped by {name} at step {step()}; {how_to_go_on(out)}", code)
+            say(f"stopped by {name} at step {step()}; {resume_hint(out)}", code)
         raise SystemExit(code) from None
     finally:
         for number, handler in before.items():
@@ -73,7 +73,7 @@ def code_of(error: BaseException) -> int | None:
     return TERMINATED if isinstance(error, SystemExit) and error.code == TERMINATED else None
 
 
-def how_to_go_on(out: Path) -> str:
+def resume_hint(out: Path) -> str:
     if find(out) is None:
         return "there is no checkpoint yet, so start it again (earlier ones: trainer.callbacks.checkpoint.every_n_train_steps)"
     return f"go on from its last checkpoint with the same settings and resume={out}"

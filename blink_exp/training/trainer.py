@@ -38,14 +38,14 @@ def make_trainer(job: Job, sound: bool = True) -> pl.Trainer:
             use_distributed_sampler=False,  # GlobalBatches gives each device its own
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        words = " ".join(f"trainer.{name}={getattr(chosen, name)}" for name in ("accelerator", "strategy", "devices", "precision"))
-        raise UserError(f"{words} do not go together ({flat(error, 200)}); see conf/trainer for those that do") from error
+        overrides = " ".join(f"trainer.{name}={getattr(chosen, name)}" for name in ("accelerator", "strategy", "devices", "precision"))
+        raise UserError(f"{overrides} do not go together ({flat(error, 200)}); see conf/trainer for those that do") from error
 
 
 def quieten() -> None:
     """Leaves of Lightning's messages those that a user can act on."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for words in (
+    for message in (
         ".*your dataloader is not resumable",  # PairedCrops starts at the restored step by itself
         ".*treespec, LeafSpec",  # Lightning's
         ".*is smaller than the logging interval",
@@ -53,5 +53,5 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty",
         ".*Experiment logs directory .* exists and is not empty",  # rows are kept
     ):
-        warnings.filterwarnings("ignore", words)
+        warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls

@@ -16,7 +16,7 @@ from blink_exp.core.saliency import PatchGrid, saliency_ratio
 from blink_exp.core.sequence import Origin
 from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.attention import recorded, replay
+from blink_exp.decoder.attention import record_attention, replay
 from blink_exp.documents import Record
 from blink_exp.evaluation.answering import answers, prompt_of
 from blink_exp.evaluation.records import record
@@ -107,7 +107,7 @@ def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, im
     """Asks ``method`` a sample's question as an evaluation does (batch of one), and writes down what happens."""
     key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()  # backbones keep features by it: never by a file's name
     question = prompt_of(backbone, benchmark, sample)
-    with attach(backbone.model, method) as attached, recorded(backbone.llm) as rows:
+    with attach(backbone.model, method) as attached, record_attention(backbone.llm) as rows:
         if attached is not None:
             attached.samples = [sample.id]
         said, seen = answers(backbone, method, attached, {key: image}, [(key, question)], benchmark.max_new_tokens)

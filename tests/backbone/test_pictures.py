@@ -76,7 +76,7 @@ def test_prepared_one_by_one_or_by_the_stock_processor_together(scale_next):
     with torch.no_grad():
         stock = scale_next.model.get_image_features(**batch).pooler_output
     scale_next.forget()
-    prepared = {k: pictures.picture(v, scale_next.processor.image_processor) for k, v in images.items()}
+    prepared = {k: pictures.prepare_image(v, scale_next.processor.image_processor) for k, v in images.items()}
     assert len({len(p.views) for p in prepared.values()}) > 1
     for found in (scale_next.features(images), scale_next.features(prepared)):
         assert all(torch.equal(a, b) for a, b in zip(found.values(), stock, strict=True))
@@ -91,7 +91,7 @@ def test_an_image_is_opened_once_and_not_before_its_batch(scale):
         opened.append(sample.image_id)
         return sample.image()
 
-    coming = pictures.opened([functools.partial(counting, s) for s in samples], scale)
+    coming = pictures.open_images([functools.partial(counting, s) for s in samples], scale)
     next(coming), next(coming)
     assert len(opened) == 2
     opened.clear()
@@ -102,13 +102,13 @@ def test_an_image_is_opened_once_and_not_before_its_batch(scale):
 
 def test_the_run_s_random_numbers_are_its_own(scale):
     state = torch.get_rng_state()
-    list(pictures.opened([lambda: noise(8, 8)], scale))
+    list(pictures.open_images([lambda: noise(8, 8)], scale))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_worker_that_dies_is_one_line(scale):
     with pytest.raises(UserError, match=r"^workers=1: a process that reads images died \(.+\); use fewer, or workers=0$"):
-        list(pictures.opened([functools.partial(os._exit, 1)], scale, workers=1))
+        list(pictures.open_images([functools.partial(os._exit, 1)], scale, workers=1))
 
 
 @pytest.mark.parametrize(("asked", "device", "cores", "found"), [(None, "cpu", 16, 0), (None, "cuda", 16, 8), (None, "cuda:1", 4, 3)])

@@ -19,7 +19,7 @@ from blink_exp.backbone.published import NAMES
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.cli import CONF
 from blink_exp.core.encoding import EncoderRequirements
-from blink_exp.core.views import ViewGeometry, everything, pack
+from blink_exp.core.views import ViewGeometry, all_tokens, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import evaluate
@@ -194,7 +194,7 @@ def test_llava_next_s_token_counts(backbone):
     known = backbone("llava_next_7b")
     for (width, height), wanted in COUNTS.items():
         views = ViewGeometry.of(known.model.config, (height, width))
-        assert len(pack(views, everything(views))) == wanted, (width, height)
+        assert len(pack(views, all_tokens(views))) == wanted, (width, height)
         assert known.processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"] == [wanted]
     batch = model_inputs(known, [photo(1000, 300), photo(200, 200)], [QUESTION] * 2)
     assert (batch["input_ids"] == 32000).sum(1).tolist() == [2182, 1176]

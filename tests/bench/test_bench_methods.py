@@ -12,7 +12,7 @@ from bench import methods, reading, shapes, throughput, usual, ways
 from bench.meters import HostReads, arithmetic, layer_flops
 from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.scan import by_products
+from blink_exp.decoder.scan import pairwise_distances
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
 
@@ -183,7 +183,7 @@ def test_distances_by_products_are_exact_and_equal_rows_are_0_apart():
     x[150:] = x[:50]
     x[149] = x[0] + 1e-3 * x[1]
     x[149, 3] = x[0, 3]
-    found, exact = by_products(x), torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    found, exact = pairwise_distances(x), torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
     torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-9)
     assert torch.equal(found[150:].argmin(1), torch.arange(50)) and not found[torch.arange(150, 200), torch.arange(50)].any()
     assert found[149, 0] > 0

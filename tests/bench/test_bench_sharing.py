@@ -89,7 +89,7 @@ def test_padding_behind_the_end_is_no_answer():
 def test_shared_points_run_on_little_more_than_the_least(thresholds):
     from blink_exp.backbone.load import load
     from blink_exp.benchmarks.mosaic_mme import MosaicMME
-    from blink_exp.decoder.answers import Asking, answer
+    from blink_exp.decoder.answers import PointQuestion, answer
 
     backbone, benchmark = load("scale"), MosaicMME()
     samples = benchmark.samples()[:3]
@@ -102,7 +102,7 @@ def test_shared_points_run_on_little_more_than_the_least(thresholds):
             for e, d in (thresholds, (0.4, 0.3))
         ),
     ]
-    asked = [Asking(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
+    asked = [PointQuestion(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as tower, torch.no_grad():
         backbone.forget()
         backbone.features({"one": images[samples[0].image_id]})

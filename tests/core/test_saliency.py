@@ -7,16 +7,16 @@ import math
 import pytest
 import torch
 
-from blink_exp.core.saliency import SCORERS, Attended, PatchGrid, saliency_ratio
+from blink_exp.core.saliency import SCORERS, AttentionInputs, PatchGrid, saliency_ratio
 from blink_exp.errors import UserError
 
 
-def seen(query, keys, visible=None, raw_query=None, raw_keys=None, scaling=1.0) -> Attended:
+def seen(query, keys, visible=None, raw_query=None, raw_keys=None, scaling=1.0) -> AttentionInputs:
     q, k = torch.tensor(query, dtype=torch.float), torch.tensor(keys, dtype=torch.float)
     q, k = q.view(1, 1, *q.shape), k.view(1, 1, *k.shape)
     visible = torch.ones(1, q.shape[2], k.shape[2], dtype=torch.bool) if visible is None else torch.tensor(visible)[None]
     raw_q, raw_k = (q if raw_query is None else raw_query), (k if raw_keys is None else raw_keys)
-    return Attended(q, k, visible, torch.ones(1, q.shape[2], dtype=torch.bool), scaling, lambda: raw_q, lambda: raw_k)
+    return AttentionInputs(q, k, visible, torch.ones(1, q.shape[2], dtype=torch.bool), scaling, lambda: raw_q, lambda: raw_k)
 
 
 def test_a_two_by_two_image_by_hand():
@@ -33,7 +33,7 @@ def test_a_two_by_two_image_by_hand():
 def test_dot_product_is_shifted_to_be_non_negative_and_summed_over_heads():
     query = torch.tensor([[[[2.0]], [[1.0]]]])  # two heads
     keys = torch.tensor([[[[-1.0], [0.0], [1.0], [3.0]], [[0.0], [0.0], [0.0], [-2.0]]]])
-    one = Attended(
+    one = AttentionInputs(
         query * 9, keys * 9, torch.ones(1, 1, 4, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool), 0.1, lambda: query, lambda: keys
     )
     # raw sums -2, 0, 2, 4; the smallest becomes 0. Norm, RoPE and scale (the * 9 and 0.1) play no part.
@@ -54,8 +54,8 @@ def test_one_key_head_serves_several_query_heads():
     torch.manual_seed(0)
     q, k = torch.randn(2, 6, 1, 8), torch.randn(2, 3, 5, 8)
     visible, text = torch.ones(2, 1, 5, dtype=torch.bool), torch.ones(2, 1, dtype=torch.bool)
-    grouped = Attended(q, k, visible, text, 0.3, lambda: q, lambda: k)
-    wide = Attended(q, k.repeat_interleave(2, dim=1), visible, text, 0.3, lambda: q, lambda: k.repeat_interleave(2, dim=1))
+    grouped = AttentionInputs(q, k, visible, text, 0.3, lambda: q, lambda: k)
+    wide = AttentionInputs(q, k.repeat_interleave(2, dim=1), visible, text, 0.3, lambda: q, lambda: k.repeat_interleave(2, dim=1))
     for name, scorer in SCORERS.items():
         assert torch.allclose(scorer(grouped, torch.arange(4)), scorer(wide, torch.arange(4)), atol=1e-6), name
 

@@ -11,7 +11,7 @@ from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Drop, Expand, Keep, Origin, Retain
 from blink_exp.core.views import EXTRA, NEWLINE
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.attention import recorded, replay
+from blink_exp.decoder.attention import record_attention, replay
 from blink_exp.methods.blink import BlinkPolicy, blink
 
 
@@ -23,7 +23,7 @@ def test_recorded_attention_is_eager_s_last_row_padded_rows_included(kv_heads):
     for attn in ("eager", "sdpa"):
         other = random_llava(kv_heads=kv_heads, attn=attn)
         for use_cache in (True, False):
-            with recorded(other.model.language_model) as rows, torch.no_grad():
+            with record_attention(other.model.language_model) as rows, torch.no_grad():
                 other(**batch, use_cache=use_cache)
             assert sorted(rows) == [0, 1, 2, 3]
             for layer, row in rows.items():
@@ -41,7 +41,7 @@ def test_recorded_attention_is_the_layer_s_own_while_blink_expands_and_drops():
         for layer in llm.layers
     ]
     batch = prompts(model, [[8, 9, 10, 11]])
-    with attach(model, blink(policy)), recorded(llm) as rows, torch.no_grad():
+    with attach(model, blink(policy)), record_attention(llm) as rows, torch.no_grad():
         model(**batch)
     for hook in hooks:
         hook.remove()
@@ -66,7 +66,7 @@ def test_recorded_attention_is_eager_attention_of_the_sequence_written_out(shape
     """Blink runs system | visual | expanded | text segment by segment; here they are one piece, the expansion made by hand."""
     model, reference = random_llava(**shape), random_llava(attn="eager", **shape)
     batch = prompts(model, [[9, 10, 11]])
-    with attach(model, blink(BlinkPolicy((1,), resolution="expand_once"))) as run, recorded(model.model.language_model) as rows:
+    with attach(model, blink(BlinkPolicy((1,), resolution="expand_once"))) as run, record_attention(model.model.language_model) as rows:
         model.generate(**batch, max_new_tokens=1)
         (record,) = run.records
     hidden = reference(**batch, output_hidden_states=True).hidden_states[1]
@@ -86,13 +86,13 @@ def test_only_the_prompt_is_recorded_and_the_hooks_leave():
     batch = prompts(model, [[8, 9, 10]])
     found = []
     for tokens in (1, 4):
-        with recorded(llm) as rows:
+        with record_attention(llm) as rows:
             model.generate(**batch, max_new_tokens=tokens, do_sample=False, eos_token_id=None)
         found.append(rows)
     assert all(torch.equal(found[0][i], found[1][i]) for i in range(4))
-    with pytest.raises(RuntimeError), recorded(llm):
+    with pytest.raises(RuntimeError), record_attention(llm):
         raise RuntimeError
-    with recorded(llm, [1, 3]) as rows, torch.no_grad():
+    with record_attention(llm, [1, 3]) as rows, torch.no_grad():
         model(**batch)
     assert sorted(rows) == [1, 3] and all(torch.equal(rows[i], found[0][i]) for i in rows)
     assert not llm._forward_hooks and not any(layer.self_attn._forward_hooks for layer in llm.layers)

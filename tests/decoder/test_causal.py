@@ -15,7 +15,7 @@ from blink_exp.decoder.attach import attach
 from blink_exp.decoder.prefixes import run_prefixes
 from blink_exp.decoder.visual_states import visual_states
 from blink_exp.methods.blink import BlinkPolicy, blink
-from blink_exp.training.capture import Ranks, ready
+from blink_exp.training.capture import Ranks, prepare_features
 from blink_exp.training.module import TokenSRTraining
 
 TRAINED = [0, 1, 5, 12, 18]
@@ -54,7 +54,7 @@ def test_training_features_are_those_of_the_fused_kernel(scale, eager, tmp_path)
     wanted, found = (module.frozen(batch) for module in modules_)
     captured = modules_[1].capture(batch)
     made = scenes(eager, cache_features=True, cache_path=str(tmp_path), cache_dtype="float32")
-    made.stored = ready(eager, TRAINED, modules_[1].capture, made, "32-true", Ranks())
+    made.stored = prepare_features(eager, TRAINED, modules_[1].capture, made, "32-true", Ranks())
     stored = made.stored["train"][list(range(8))]
     for k, layer in enumerate(TRAINED):
         patch, teacher = wanted[layer]
@@ -69,11 +69,13 @@ def test_features_of_an_eager_pass_without_a_mask_are_stale(eager, tmp_path, cap
 
     module, made = TokenSRTraining(eager, [1]), scenes(eager, cache_features=True, cache_path=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch:
-        described = capture.described
-        patch.setattr(capture, "described", lambda *a: (described(*a)[0], {k: v for k, v in described(*a)[1].items() if k != "attention"}))
-        ready(eager, [1], module.capture, made, "32-true", Ranks())
+        described = capture.plan_contents
+        patch.setattr(
+            capture, "plan_contents", lambda *a: (described(*a)[0], {k: v for k, v in described(*a)[1].items() if k != "attention"})
+        )
+        prepare_features(eager, [1], module.capture, made, "32-true", Ranks())
     capsys.readouterr()
-    ready(eager, [1], module.capture, made, "32-true", Ranks())
+    prepare_features(eager, [1], module.capture, made, "32-true", Ranks())
     assert "are stale (another attention)" in capsys.readouterr().out
 
 

@@ -47,7 +47,7 @@ def answer(backbone, method):
     with attach(backbone.model, method) as run:
         (visual,) = backbone.visual({"a": image}, [("a", question)], method.pruner, method.recall)
         if run is not None:
-            run.images, run.samples = [[visual.shown]], ["a"]
+            run.images, run.samples = [[visual.base_map]], ["a"]
         said = backbone.generate([visual.features], [question], 3)
         return said, visual.source.tolist(), [] if run is None else [r.decision for r in run.records], visual.features.device
 

@@ -9,7 +9,7 @@ from support.models import IMAGE, PAD, one, prompts, random_llava, random_next
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.core.method import Method
-from blink_exp.core.views import ViewGeometry, everything, pack
+from blink_exp.core.views import ViewGeometry, all_tokens, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.methods import fastv
@@ -66,7 +66,7 @@ def next_prompts(model, sizes: list[list[tuple[int, int]]], texts: list[list[int
     views = [[ViewGeometry.of(model.config, size) for size in row] for row in sizes]
     rows = []
     for row, text in zip(views, texts, strict=True):
-        rows.append([1, 5] + [t for v in row for t in [IMAGE] * len(pack(v, everything(v))) + [7]] + text)
+        rows.append([1, 5] + [t for v in row for t in [IMAGE] * len(pack(v, all_tokens(v))) + [7]] + text)
     length = max(map(len, rows))
     flat = [v for row in views for v in row]
     side = model.config.vision_config.image_size

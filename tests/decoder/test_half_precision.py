@@ -56,7 +56,7 @@ def test_places_of_expanded_tokens_are_not_rounded_to_bfloat16(halves):
     sample = MosaicOpen().samples()[0]
     with attach(backbone.model, method) as run:
         (visual,) = backbone.visual({"a": sample.image()}, [("a", sample.question)], None)
-        run.images, run.samples = [[visual.shown]], ["a"]
+        run.images, run.samples = [[visual.base_map]], ["a"]
         seen: list[torch.Tensor] = []
         rope = backbone.llm.rotary_emb
         hook = rope.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True)

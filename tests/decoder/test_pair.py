@@ -14,7 +14,7 @@ from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.cli import CONF
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.core.views import NEWLINE, ViewGeometry, base_view, everything, pack
+from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, base_view, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import evaluate
@@ -106,7 +106,7 @@ def test_on_llava_next_the_thumbnail_is_scanned_also_without_being_told():
     """From pixels and image_sizes alone the cells are those of the stock model's own packing."""
     model = random_next()
     views = ViewGeometry.of(model.config, (24, 48))
-    source = pack(views, everything(views))
+    source = pack(views, all_tokens(views))
     batch = _prompt([len(source)], [[9, 10]]) | {
         "pixel_values": torch.randn(1, 3, 3, 24, 24, generator=torch.Generator().manual_seed(0)),
         "image_sizes": torch.tensor([[24, 48]]),
@@ -137,7 +137,7 @@ def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale
         features = scale_next.features({s.image_id: s.image() for s in samples})
         for s, answer in zip(samples, said[1, True], strict=True):
             views = ViewGeometry.of(scale_next.model.config, s.image().size[::-1])
-            source = pack(views, everything(views))
+            source = pack(views, all_tokens(views))
             run.images = [[base_view(source, views)]]
             assert scale_next.generate([features[s.image_id]], [s.question], 3) == [answer.strip()]
     assert said[1, True] == said[1, False]

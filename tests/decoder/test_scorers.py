@@ -15,7 +15,7 @@ from support.scripts import ROOT
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core import saliency
 from blink_exp.core.saliency import Scorer, scorer
-from blink_exp.decoder.answers import Asking, answer
+from blink_exp.decoder.answers import PointQuestion, answer
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import answers
@@ -82,7 +82,7 @@ def test_alone_shared_and_in_the_viewer_they_see_the_same(installed, scale):
     images = {s.image_id: s.image() for s in samples}
     prompts_ = [benchmark.prompt(s) for s in samples]
     scale.forget()
-    asked = [Asking(s.image_id, prompt, s.id, tuple(range(len(methods)))) for s, prompt in zip(samples, prompts_, strict=True)]
+    asked = [PointQuestion(s.image_id, prompt, s.id, tuple(range(len(methods)))) for s, prompt in zip(samples, prompts_, strict=True)]
     shared = answer(scale, methods, images, asked, benchmark.max_new_tokens, 32)
     ratios = set()
     for p, method in enumerate(methods):

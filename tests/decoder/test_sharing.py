@@ -17,7 +17,8 @@ from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.method import Method
 from blink_exp.decoder import answers as sharing
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.branches import BranchDecoder, _Part
+from blink_exp.decoder.branch_batch import BranchBatch
+from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import answers
 from blink_exp.methods.blink import BlinkPolicy, blink
@@ -88,14 +89,14 @@ def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypat
     ran: list[tuple[int, int]] = []
     if room:
         samples = samples[:2]
-        budget, run = sharing.MemoryBudget.of, _Part._run
+        budget, run = sharing.MemoryBudget.of, BranchBatch._run
         monkeypatch.setattr(sharing.MemoryBudget, "of", lambda *a: replace(budget(*a), texts=3, room=room, decoding=2, prefixes=1))
 
         def watched(self, i, first):
             ran.append((len(self.branches), self.decoder.needed(i, self.branches, self.text.length)))
             return run(self, i, first)
 
-        monkeypatch.setattr(_Part, "_run", watched)
+        monkeypatch.setattr(BranchBatch, "_run", watched)
     found = together(scale, list(methods.values()), samples, MosaicMME(), batch_size=2)
     for (p, name), n in itertools.product(enumerate(methods), range(len(samples))):
         assert found[n, p] == wanted[name][n], (name, n)
@@ -320,7 +321,7 @@ def test_what_is_kept_of_an_image_does_not_keep_its_batch(scale):
 
 def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     """The state that the first token is read from, against the stock forward: within 1e-4."""
-    from blink_exp.decoder.branches import Question
+    from blink_exp.decoder.branches import QuestionInputs
     from blink_exp.decoder.prefixes import run_prefixes
 
     benchmark = MosaicMME()
@@ -332,7 +333,7 @@ def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     with torch.no_grad():
         openings = [torch.cat([embed(ahead), v.features]) for (ahead, _), v in zip(around, visual, strict=True)]
         prefixes = run_prefixes(scale.llm, openings, [144] * 3, (), [32] * 3, 2)
-        questions = [Question((p,), embed(behind), s.id, (0,)) for p, (_, behind), s in zip(prefixes, around, samples, strict=True)]
+        questions = [QuestionInputs((p,), embed(behind), s.id, (0,)) for p, (_, behind), s in zip(prefixes, around, samples, strict=True)]
         leaves = []
         BranchDecoder(scale.llm, questions, [Method()], [None]).run(leaves.append)
         (leaf,) = leaves

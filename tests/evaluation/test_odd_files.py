@@ -219,7 +219,7 @@ def test_a_report_names_what_it_cannot_show_and_shows_the_rest(tmp_path):
 # Instruction data
 
 
-def instruction(folder: Path, rows: object, encoding: str = "utf-8") -> llava_665k.Found:
+def instruction(folder: Path, rows: object, encoding: str = "utf-8") -> llava_665k.ImageListing:
     picture(folder / "images" / "coco" / "a.png", 1)
     (folder / "rows.json").write_text(json.dumps(rows), encoding=encoding)
     return llava_665k.find(folder / "rows.json", folder / "images")

@@ -13,7 +13,7 @@ from blink_exp.core.method import Method, Record, Scan
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Drop, Expand, Keep, Origin, Retain
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.attention import recorded
+from blink_exp.decoder.attention import record_attention
 from blink_exp.errors import UserError
 from blink_exp.figures import blink_layers, blink_redistribution
 from blink_exp.figures.base import written
@@ -44,7 +44,7 @@ def test_recorded_attention_follows_tokens_that_are_dropped_in_the_llm():
     stock = model(**batch, output_attentions=True).attentions
     with (
         attach(model, Method(FastVPolicy(full_layers=2, retention_ratio=0.25))) as run,
-        recorded(model.model.language_model) as rows,
+        record_attention(model.model.language_model) as rows,
     ):
         model.generate(**batch, max_new_tokens=1)
         records = list(run.records)

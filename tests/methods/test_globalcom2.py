@@ -24,7 +24,7 @@ from support.view_pruners import (
 )
 
 from blink_exp.core.views import NEWLINE, ViewGeometry, pack
-from blink_exp.methods.globalcom2 import commanded, tile_shares
+from blink_exp.methods.globalcom2 import thumbnail_guide, tile_shares
 
 weights = st.lists(st.floats(-50, 50), min_size=2, max_size=4)
 
@@ -142,9 +142,9 @@ def test_globalcom2_the_thumbnail_is_laid_over_the_image_without_its_padding():
     views = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4
     rows = torch.tensor([0.0, 2.0, 10.0, 20.0]).repeat_interleave(4)
     wanted = [0.0] * 4 + [1.0] * 4 + [15.0] * 4 + [0.0] * 4  # a row of the image shows the mean of two rows of the thumbnail
-    assert commanded(views, rows).tolist() == [[0.0] * 16, wanted, wanted]
+    assert thumbnail_guide(views, rows).tolist() == [[0.0] * 16, wanted, wanted]
     columns = torch.tensor([0.0, 8.0]).repeat(2)
-    guide = commanded(full(1, 2, side=2), columns).tolist()  # 2 columns become 4, half a column apart
+    guide = thumbnail_guide(full(1, 2, side=2), columns).tolist()  # 2 columns become 4, half a column apart
     assert guide == [[0.0] * 4, [0.0, 2.0, 0.0, 2.0], [6.0, 8.0, 6.0, 8.0]]
 
 

@@ -12,7 +12,7 @@ from support.models import random_encoding, random_next
 
 from blink_exp.backbone.encode import encode, tower_layers
 from blink_exp.core.encoding import EncoderRequirements
-from blink_exp.core.views import NEWLINE, ViewGeometry, everything, pack
+from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, pack
 from blink_exp.errors import UserError
 from blink_exp.methods.budgets import cap_and_redistribute
 from blink_exp.methods.hero import Hero, relative_layers
@@ -224,7 +224,7 @@ def test_packing_everything_is_the_stock_sequence_bit_for_bit(model, size):
     views = ViewGeometry.of(model.config, size)
     stock = model.get_image_features(pixel_values=pixels(views)[None], image_sizes=torch.tensor([size])).pooler_output[0]
     encoding = encode(model, pixels(views), [views], EncoderRequirements(frozenset({1, 2})))[0]
-    source = pack(views, everything(views))
+    source = pack(views, all_tokens(views))
     projected = model.model.multi_modal_projector(encoding.hidden.flatten(0, 1)[source.clamp(min=0)])
     ours = torch.where((source == NEWLINE)[:, None], model.model.image_newline, projected)
     assert torch.equal(ours, stock)

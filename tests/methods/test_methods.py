@@ -93,9 +93,9 @@ def test_an_image_of_one_pixel_and_one_of_twenty_to_one(name, scale_next):
     images = {"dot": Image.new("RGB", (1, 1), "red"), "strip": Image.new("RGB", (400, 20), "blue")}
     asked = [("dot", "what color is the circle?"), ("strip", "how many red circles are there?")]
     with attach(scale_next.model, method) as attached, torch.no_grad():
-        visual = scale_next.visual(images, asked, method.pruner, method.recall)
+        visual = scale_next.visual(images, asked, method.pruner, method.restore_dropped)
         if attached is not None:
-            attached.images = [[v.shown] for v in visual]
+            attached.images = [[v.base_map] for v in visual]
         answers = scale_next.generate([v.features for v in visual], [question for _, question in asked], 4)
     assert len(answers) == 2
     assert all(len(v.features) > 0 for v in visual)

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from blink_exp.errors import UserError
 from blink_exp.scale_model import build, build_models, export, packing, train_clip, train_llava, train_next
 from blink_exp.scale_model.recipe import Movable, PhaseRun, cosine_lr, device_of
-from blink_exp.scenes.questions import Question, vocabulary_corpus
+from blink_exp.scenes.questions import SceneQuestion, vocabulary_corpus
 
 CPU = torch.device("cpu")
 
@@ -203,8 +203,8 @@ def test_a_line_tells_the_running_loss_and_the_look_apart(tmp_path, capsys):
 def test_an_answer_is_right_if_the_model_would_say_all_of_its_tokens(tokenizer, monkeypatch):
     """Three questions on two scenes. The model says everything right but one answer's </s>, and nonsense wherever no answer stands."""
     asked = [
-        [Question("color", "what color is the circle?", "red"), Question("count", "how many circles are there?", "2")],
-        [Question("color", "what color is the triangle?", "blue")],
+        [SceneQuestion("color", "what color is the circle?", "red"), SceneQuestion("count", "how many circles are there?", "2")],
+        [SceneQuestion("color", "what color is the triangle?", "blue")],
     ]
 
     def says(model, tokenizer, visual, packed):

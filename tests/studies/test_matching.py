@@ -13,7 +13,7 @@ from support.models import random_next
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.cli import CONF
-from blink_exp.core.views import ViewGeometry, everything, pack
+from blink_exp.core.views import ViewGeometry, all_tokens, pack
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, tokens
 from blink_exp.methods.fastv import FastVPolicy
@@ -70,7 +70,7 @@ def test_matched_fastv_has_a_layer_average_of_a_fifth(stub, tmp_path):
     (word,) = matching.matched(composed("FastV", f"store={tmp_path}"), "method.retention_ratio")
     ratio = float(word.removeprefix("method.retention_ratio="))
     views = [ViewGeometry.of(stub.model.config, size) for size in ((40, 40), (80, 40), (30, 90))]
-    sizes = [len(pack(v, everything(v))) for v in views]
+    sizes = [len(pack(v, all_tokens(v))) for v in views]
     worked_on = sum(2 * n + 30 * int(n * ratio) for n in sizes) / 32
     assert worked_on / sum(sizes) == pytest.approx(0.2, abs=1 / min(sizes))
     assert ratio == pytest.approx((0.2 * 32 - 2) / 30, abs=1 / min(sizes))  # far from 0.2, which would make 0.25

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from blink_exp.training import canvases, capture, data
-from blink_exp.training.feature_cache import Features, Stored
-from blink_exp.training.pairs import Batch, collate
+from blink_exp.training.feature_cache import Features, StoredFeatures
+from blink_exp.training.pairs import PairBatch, collate
 from support.instruction_data import picture
 
 SIDE, WIDTH = 4, 3
@@ -47,7 +47,7 @@ class Pixels:
             prompt=lambda question: f"USER: {question}",
         )
 
-    def __call__(self, batch: Batch) -> Features:
+    def __call__(self, batch: PairBatch) -> Features:
         self.fulls, self.crops, self.batches = self.fulls + len(batch.full), self.crops + len(batch.crop), self.batches + 1
         half = SIDE // 2
         patches = []
@@ -57,8 +57,8 @@ class Pixels:
         scale = torch.tensor([layer + 1.0 for layer in self.layers])[None, :, None, None]
         return Features(*((x.flatten(2).mT[:, None] * scale / 7) for x in (torch.stack(patches), batch.crop)))
 
-    def ready(self, made: data.PairedCrops, ranks: capture.Ranks | None = None) -> dict[str, Stored]:
-        return capture.ready(self.backbone, self.layers, self, made, "32-true", ranks or capture.Ranks())
+    def ready(self, made: data.PairedCrops, ranks: capture.Ranks | None = None) -> dict[str, StoredFeatures]:
+        return capture.prepare_features(self.backbone, self.layers, self, made, "32-true", ranks or capture.Ranks())
 
 
 def folder(root: Path, images: int = 31) -> Path:

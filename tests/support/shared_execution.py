@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blink_exp.core.method import Method
-from blink_exp.decoder.answers import Asking, answer
+from blink_exp.decoder.answers import PointQuestion, answer
 from blink_exp.methods.blink import tokensr_module
 
 LAYERS = (12, 13, 15, 16)
@@ -25,6 +25,6 @@ def taken(records) -> list[tuple]:
 
 def together(backbone, methods: list[Method], samples, benchmark, batch_size: int = 32) -> dict[tuple[int, int], tuple]:
     images = {s.image_id: s.image() for s in samples}
-    asked = [Asking(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
+    asked = [PointQuestion(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
     found = answer(backbone, methods, images, asked, benchmark.max_new_tokens, batch_size)
     return {key: (one.text, taken(one.decisions)) for key, one in found.items()}

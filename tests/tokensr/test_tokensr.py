@@ -14,7 +14,7 @@ from blink_exp.errors import UserError
 from blink_exp.tokensr import checkpoint, modules
 from blink_exp.tokensr.checkpoint import ModuleMetadata
 from blink_exp.training import canvases, data, losses
-from blink_exp.training.pairs import Pairs, quadrant_box
+from blink_exp.training.pairs import PairDataset, quadrant_box
 
 
 @pytest.mark.parametrize("name", modules.ARCHITECTURES)
@@ -65,7 +65,7 @@ def test_a_crop_shows_the_place_that_its_quadrant_names():
     canvas = Image.new("RGB", (64, 64))
     for q in range(4):
         canvas.paste((50 * q + 20, 0, 0), quadrant_box(q, 64))
-    pairs = Pairs(lambda i: canvas, 40, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), seed=0)
+    pairs = PairDataset(lambda i: canvas, 40, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), seed=0)
     seen = set()
     for full, crop, quadrant in pairs:
         r, c = divmod(quadrant, 2)

@@ -78,7 +78,7 @@ def test_a_stale_cache_is_named_and_made_anew(tmp_path, capsys, what):
         picture(path, int(path.stem) + 30)
         Path(path).write_bytes(path.read_bytes())
         known = json.loads((before / "cache.json").read_text(encoding="utf-8"))["contents"]
-        assert capture.described(frozen.backbone, LAYERS, made, "")[1]["pixels"] == known["pixels"]
+        assert capture.plan_contents(frozen.backbone, LAYERS, made, "")[1]["pixels"] == known["pixels"]
     elif what == "pixels":
         made = module(tmp_path, cache_dtype="float32", transform=Brighter())
     elif what == "preprocessing":

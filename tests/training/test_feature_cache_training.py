@@ -17,10 +17,10 @@ from bench.shapes import TINY
 from blink_exp.commands.train import job_of
 from blink_exp.errors import UserError
 from blink_exp.training import module as training_module
-from blink_exp.training.capture import Ranks, ready
+from blink_exp.training.capture import Ranks, prepare_features
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.module import TokenSRTraining
-from blink_exp.training.pairs import Batch
+from blink_exp.training.pairs import PairBatch
 from blink_exp.training.recipe import check_recipe
 
 
@@ -59,7 +59,9 @@ def test_all_quadrants_are_cut_from_one_image_and_share_its_view(scale):
     assert batch.owner.tolist() == [0] * 4 + [1] * 4
     module = TokenSRTraining(scale, [1])
     together = module.pairs(batch)[1]
-    alone = [module.pairs(Batch(batch.full[i // 4][None], batch.crop[i][None], batch.quadrant[[i]], torch.tensor([0])))[1] for i in (0, 6)]
+    alone = [
+        module.pairs(PairBatch(batch.full[i // 4][None], batch.crop[i][None], batch.quadrant[[i]], torch.tensor([0])))[1] for i in (0, 6)
+    ]
     for i, (patch, teacher) in zip((0, 6), alone, strict=True):
         torch.testing.assert_close(together[0][i], patch[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(together[1][i], teacher[0], rtol=1e-4, atol=1e-4)
@@ -96,7 +98,7 @@ def test_a_step_from_the_cache_is_the_step_without(scale, tmp_path, monkeypatch,
     """Bit for bit in float32, to bf16's rounding (8 bits) else; and the backbone is not there to be run."""
     module = TokenSRTraining(scale, [2, 1])
     plain, cached = scenes(scale, workers=0), scenes(scale, cache_features=True, cache_path=str(tmp_path), cache_dtype=dtype)
-    cached.stored = ready(scale, module.layers, module.capture, cached, "32-true", Ranks())
+    cached.stored = prepare_features(scale, module.layers, module.capture, cached, "32-true", Ranks())
     wanted = [module.losses(batch) for loader in (plain.train_dataloader(), plain.val_dataloader()) for batch in loader]
     monkeypatch.setattr(training_module, "image_states", lambda *args: pytest.fail("the backbone was run"))
     found = [module.losses(batch) for loader in (cached.train_dataloader(), cached.val_dataloader()) for batch in loader]

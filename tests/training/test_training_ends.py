@@ -196,7 +196,7 @@ def test_what_resume_may_name(whole, tmp_path):
         ("", "resume must be a path, or null, got nothing"),
     ):
         assert message in refusal(lambda name=name: train(tmp_path / "run", f"resume={name}"))
-    assert resume.place(whole / "last.ckpt.old") == (whole, ("last.ckpt.old",))
+    assert resume.checkpoint_location(whole / "last.ckpt.old") == (whole, ("last.ckpt.old",))
 
 
 # ---- types

@@ -1,0 +1,105 @@
+"""Scans of branches: what each point of each branch decides by. Points with the same scorer, or the same raters, share one scan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence as Rows
+from typing import Any
+
+import torch
+
+from blink_exp.core.method import Method, Scan
+from blink_exp.core.saliency import PatchGrid
+from blink_exp.decoder import scan
+from blink_exp.decoder.branches import Branch, QuestionInputs, Text, text_positions
+
+
+class BranchScanner:
+    """Scans the branches of ``questions`` under ``methods``.
+
+    Args:
+        generated: tokens at the end of each text that were generated already; scans look from the last prompt token.
+    """
+
+    def __init__(self, llm: Any, questions: Rows[QuestionInputs], methods: Rows[Method], grids: Rows[PatchGrid | None], generated: int):
+        self.llm, self.questions, self.methods, self.grids, self.generated = llm, questions, methods, grids, generated
+        self._raters: dict[tuple[int, Any], torch.Tensor] = {}
+
+    def _prompt(self, text: Text, branches: list[Branch], rows: list[int]) -> tuple[Text, torch.Tensor]:
+        """The texts of some branches without what was generated already, and their position numbers."""
+        end = text.length - self.generated
+        index = torch.tensor(rows, device=text.states.device)
+        part = Text(text.states[index, :end], text.valid[index, :end])
+        return part, text_positions([branches[r] for r in rows], part.valid)
+
+    def patches(self, i: int, branches: list[Branch], text: Text, deciding: list[tuple[int, int]]) -> dict[tuple[int, int], list[Scan]]:
+        """What each point of each branch sees of each image; points that look alike share one scan."""
+        groups: dict[tuple, list[tuple[int, int]]] = {}
+        for r, p in deciding:
+            policy: Any = self.methods[p].policy
+            groups.setdefault((policy.scorer, policy.scan_expanded, self.grids[p]), []).append((r, p))
+        out: dict[tuple[int, int], list[Scan]] = {}
+        for (scorer, scan_expanded, grid), pairs in groups.items():
+            rows = list(dict.fromkeys(r for r, _ in pairs))
+            scores: dict[tuple[int, int], dict[str, Any]] = {}
+            if scorer is not None:
+                part, positions = self._prompt(text, branches, rows)
+                scan_rows = [
+                    scan.ScanRow(branches[r].blocks, branches[r].expanded, self.questions[branches[r].question].base_maps) for r in rows
+                ]
+                scored = scan.scan_patches(self.llm, i, scan_rows, part.states, part.valid, positions, scorer, grid, scan_expanded)
+                scores = {(rows[n], k): fields for (n, k), fields in scored.items()}
+            for r, p in pairs:
+                sample = self.questions[branches[r].question].sample
+                out[r, p] = [
+                    Scan(i, sample, k, bool(branches[r].expanded[k]), **scores.get((r, k), {}))
+                    for k, block in enumerate(branches[r].blocks)
+                    if block.visual
+                ]
+        return {pair: out[pair] for pair in deciding}
+
+    def tokens(
+        self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
+    ) -> dict[tuple[int, int], Scan]:
+        """What each point of each branch sees behind layer i; points that have the same raters share one scan."""
+        groups: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
+        raters_of: dict[tuple[int, bytes], torch.Tensor] = {}
+        for r, p in deciding:
+            raters = self._chosen_raters(branches[r].question, p, text.length - self.generated)
+            group = (r, raters.cpu().numpy().tobytes())
+            raters_of[group] = raters
+            groups.setdefault(group, []).append((r, p))
+        rows = [r for r, _ in groups]
+        part, positions = self._prompt(text, branches, rows)
+        index = torch.tensor(rows, device=keys.device)
+        text_keys = keys[index][:, :, : part.length]
+        scan_rows = [scan.ScanRow(branches[r].blocks, branches[r].expanded, ()) for r in rows]
+        raters = torch.stack([raters_of[group] for group in groups])
+        scores = scan.scan_tokens(self.llm, i, scan_rows, part.states, part.valid, positions, text_keys, raters)
+        out: dict[tuple[int, int], Scan] = {}
+        for (r, _), pairs, row_scores in zip(groups, groups.values(), scores, strict=True):
+            question = self.questions[branches[r].question]
+            visual = torch.cat([block.visual_at(i + 1) for block in branches[r].blocks])
+            row_scan = Scan(
+                i,
+                question.sample,
+                0,
+                False,
+                visual=sum(block.visual for block in question.blocks),
+                token_scores=row_scores,
+                distances=functools.partial(scan.distances, visual),
+            )
+            out |= dict.fromkeys(pairs, row_scan)
+        return {pair: out[pair] for pair in deciding}
+
+    def _chosen_raters(self, q: int, p: int, prompt: int) -> torch.Tensor:
+        """(prompt,) bool of the left-padded text: the tokens whose attention a point's policy reads."""
+        policy: Any = self.methods[p].policy
+        if (q, policy) not in self._raters:
+            question = self.questions[q]
+            assert question.visual is not None
+            prompt_text = question.text[: len(question.text) - self.generated]
+            mask = torch.zeros(prompt, dtype=torch.bool, device=prompt_text.device)
+            mask[prompt - len(prompt_text) :] = policy.raters(question.visual, prompt_text)
+            self._raters[q, policy] = mask
+        return self._raters[q, policy]
