@@ -61,8 +61,8 @@ def disk_line(error: OSError) -> str:
 def _elsewhere(file: str) -> str:
     """The cure of a file that cannot be written: the setting of the folder that it is in."""
     path = Path(os.path.abspath(file))
-    above = next((folder for folder in (path, *path.parents) if folder in FOLDERS), None)
-    return ELSEWHERE if above is None else f"choose another folder with {FOLDERS[above]}=..."
+    setting_folder = next((folder for folder in (path, *path.parents) if folder in FOLDERS), None)
+    return ELSEWHERE if setting_folder is None else f"choose another folder with {FOLDERS[setting_folder]}=..."
 
 
 def _nameless(error: OSError) -> str:

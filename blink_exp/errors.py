@@ -11,11 +11,11 @@ class UserError(ValueError):
     """One line for the user: the value, the limit and the cure. Entry points print it without a traceback and exit with 2."""
 
 
-def nearest(value: str, known: Iterable[str]) -> str:
+def nearest(value: str, choices: Iterable[str]) -> str:
     """A sentence that names the known words closest to ``value``, or all of them if none is close."""
-    known = sorted(known)
-    close = difflib.get_close_matches(value, known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"use one of: {', '.join(known)}"
+    choices = sorted(choices)
+    close = difflib.get_close_matches(value, choices, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"use one of: {', '.join(choices)}"
 
 
 def flat(text: object, most: int | None = None) -> str:

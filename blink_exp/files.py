@@ -35,12 +35,12 @@ def encodable(value: Any) -> Any:
 def parse_json(text: str) -> Any:
     """The value of a JSON text. Raises ValueError with a reason of a few words where it is none."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON at line {error.lineno}, column {error.colno}") from None
     except DAMAGE as error:
         raise ValueError(f"no JSON: {flat(error, 80)}") from None
-    return encodable(found) if "\\u" in text or SURROGATE.search(text) else found
+    return encodable(value) if "\\u" in text or SURROGATE.search(text) else value
 
 
 def read_text(path: Path) -> str:
@@ -59,17 +59,17 @@ def read_json(path: Path, cure: str) -> Any:
         raise UserError(f"{path} is damaged or cut off ({error}); {cure}") from None
 
 
-def read_object(path: Path, needed: dict[str, type | tuple[type, ...]], cure: str) -> dict[str, Any]:
-    """A JSON file that holds an object with the keys ``needed``, whose values are of these types. Raises UserError where it does not."""
-    found = read_json(path, cure)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds {kind(found)} where an object is needed; {cure}")
-    for key, types in needed.items():
-        if key not in found:
+def read_object(path: Path, required: dict[str, type | tuple[type, ...]], cure: str) -> dict[str, Any]:
+    """A JSON file that holds an object with the keys ``required``, whose values are of these types. Raises UserError where it does not."""
+    document = read_json(path, cure)
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds {kind(document)} where an object is needed; {cure}")
+    for key, types in required.items():
+        if key not in document:
             raise UserError(f"{path} lacks {key}; {cure}")
-        if not isinstance(found[key], types):
-            raise UserError(f"{path} has {key}={brief(found[key])}, {kind(found[key])}; {cure}")
-    return found
+        if not isinstance(document[key], types):
+            raise UserError(f"{path} has {key}={brief(document[key])}, {kind(document[key])}; {cure}")
+    return document
 
 
 def kind(value: Any) -> str:

@@ -42,11 +42,11 @@ class Verdict:
         return {"model": model, "value": self.value, "text": self.text} | ({"why": self.why} if self.why else {})
 
 
-class Failed(Exception):
+class RequestError(Exception):
     """A request that the endpoint did not answer."""
 
 
-class Garbled(Exception):
+class MalformedReply(Exception):
     """A reply that is no chat completion."""
 
 
@@ -155,9 +155,9 @@ class Judge:
         for attempt in range(tries):
             try:
                 text = self.reply(messages, attempt)
-            except Failed as error:
+            except RequestError as error:
                 return Verdict(None, None, str(error))
-            except Garbled:
+            except MalformedReply:
                 continue
             value = parse(text)
             if value is not None:
@@ -168,42 +168,44 @@ class Judge:
         """The judge's words, from the cache or the endpoint. ``attempt``: another number is another request, though its words are equal."""
         text = json.dumps([self.model, messages, self.settings, attempt], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
-        kept = read_reply(self.cache / f"{key}.json")
-        if kept is not None:
-            return kept
+        cached = read_reply(self.cache / f"{key}.json")
+        if cached is not None:
+            return cached
         if key in self._failures:
-            raise Failed(self._failures[key])
+            raise RequestError(self._failures[key])
         try:
-            found = self._ask(messages)
-        except Failed as error:
+            response = self._ask(messages)
+        except RequestError as error:
             self._count_failure(key, str(error))
             raise
         with self._lock:
             self._in_a_row = 0
-        write_reply(self.cache / f"{key}.json", {k: self._clean(v) for k, v in found.items()})
-        return self._clean(found["text"])
+        write_reply(self.cache / f"{key}.json", {k: self._clean(v) for k, v in response.items()})
+        return self._clean(response["text"])
 
     def _ask(self, messages: Messages) -> dict[str, str]:
         import openai
 
-        at = self.base_url or "OpenAI"
-        tried = f"tried {self.max_retries + 1} times"
+        endpoint = self.base_url or "OpenAI"
+        attempts = f"tried {self.max_retries + 1} times"
         try:
             reply = self._client.chat.completions.create(model=self.model, messages=messages, **self.settings)
             return {"model": str(reply.model), "text": encodable(str(reply.choices[0].message.content or ""))}
         except (openai.AuthenticationError, openai.PermissionDeniedError):
-            raise UserError(f"{at} refuses the key in {self.key_variable}; set one that may use {self.model}") from None
+            raise UserError(f"{endpoint} refuses the key in {self.key_variable}; set one that may use {self.model}") from None
         except openai.NotFoundError:
-            raise UserError(f"judge.model={self.model} is not known at {at}; use its full name (and /v1 in base_url)") from None
+            raise UserError(f"judge.model={self.model} is not known at {endpoint}; use its full name (and /v1 in base_url)") from None
         except openai.APITimeoutError:
-            raise Failed(f"no reply within {self.timeout:g} s, {tried}") from None
+            raise RequestError(f"no reply within {self.timeout:g} s, {attempts}") from None
         except openai.APIConnectionError:
-            raise UserError(f"the judge at {at} cannot be reached, {tried}; check judge.base_url. Replies so far are kept") from None
+            raise UserError(
+                f"the judge at {endpoint} cannot be reached, {attempts}; check judge.base_url. Replies so far are kept"
+            ) from None
         except openai.APIStatusError as error:
-            said = " ".join(self._clean(str(error.message)).split())[:200]
-            raise Failed(f"status {error.status_code}: {said}") from None
+            detail = " ".join(self._clean(str(error.message)).split())[:200]
+            raise RequestError(f"status {error.status_code}: {detail}") from None
         except (openai.OpenAIError, ValueError, AttributeError, TypeError, IndexError):  # a body that is no JSON, or other JSON
-            raise Garbled from None
+            raise MalformedReply from None
 
     def _clean(self, text: str) -> str:
         """``text`` without the key, should an endpoint echo it."""

@@ -39,7 +39,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Unasked:
+class UnusableImage:
     """In place of the image of a sample that cannot be asked: opening it raises OSError with ``why``, so that whatever skips and counts an
     image that does not open does the same with a row that is no question."""
 
@@ -49,38 +49,38 @@ class Unasked:
         raise OSError(self.why)
 
 
-def unasked(sample: Sample, why: str) -> Sample:
+def mark_skipped(sample: Sample, why: str) -> Sample:
     """``sample`` as one that is skipped. It has an image of its own, else it would be asked along with another question on the same one."""
-    return replace(sample, image=Unasked(why), image_id=f"{sample.id}/skipped")
+    return replace(sample, image=UnusableImage(why), image_id=f"{sample.id}/skipped")
 
 
-def nameless(name: str, why: str) -> Sample:
+def placeholder_sample(name: str, why: str) -> Sample:
     """A sample that is skipped, of a row from which none can be made. ``name``: its id, by its place in the data."""
-    return unasked(Sample(name, name, Unasked(why), "", None, ""), why)
+    return mark_skipped(Sample(name, name, UnusableImage(why), "", None, ""), why)
 
 
-def distinct(samples: Iterable[Sample]) -> Iterator[Sample]:
+def skip_duplicate_ids(samples: Iterable[Sample]) -> Iterator[Sample]:
     """``samples``, of which those with an id that an earlier one has are skipped: records are known by their ids."""
-    seen: set[str] = set()
+    ids: set[str] = set()
     for i, sample in enumerate(samples):
-        if sample.id in seen:
-            sample = nameless(f"{sample.id} (row {i})", f"row {i} has the id {sample.id} of an earlier row")
-        seen.add(sample.id)
+        if sample.id in ids:
+            sample = placeholder_sample(f"{sample.id} (row {i})", f"row {i} has the id {sample.id} of an earlier row")
+        ids.add(sample.id)
         yield sample
 
 
-def askable(samples: list[Sample], where: str) -> list[Sample]:
+def usable_samples(samples: list[Sample], where: str) -> list[Sample]:
     """Those of ``samples`` that are not skipped for what their rows hold. Raises UserError where there is none: then it is the data set.
 
     ``where``: what messages call the data."""
-    good = [s for s in samples if not isinstance(s.image, Unasked)]
+    valid = [s for s in samples if not isinstance(s.image, UnusableImage)]
     if not samples:
         raise UserError(f"{where} holds no row; copy the data set again")
-    if not good:
-        assert isinstance(samples[0].image, Unasked)
+    if not valid:
+        assert isinstance(samples[0].image, UnusableImage)
         why = f"none of its {len(samples)} rows can be asked, first {samples[0].id}: {samples[0].image.why}"
         raise UserError(f"{where}: {why}; take a copy with the published columns")
-    return good
+    return valid
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class ExactMatch:
         return None if sample.answer is None else normalized(prediction) == normalized(sample.answer)
 
     def score(self, records: list[Record]) -> dict[str, Score]:
-        groups = by(records, "category")
+        groups = group_by(records, "category")
         return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}
 
 
@@ -189,7 +189,7 @@ def mean(hits: Iterable[float], scale: float = 100.0) -> Score:
 def accuracies(records: list[Record]) -> dict[str, Score]:
     """Accuracy in all and, where there are several, by category; ``without_answer`` counts records that have nothing to compare with."""
     answered = [r for r in records if r["correct"] is not None]
-    groups = by(answered, "category")
+    groups = group_by(answered, "category")
     return {
         **({"accuracy": mean(r["correct"] for r in answered)} if answered else {}),
         **({k: mean(r["correct"] for r in v) for k, v in groups.items()} if len(groups) > 1 else {}),
@@ -205,7 +205,7 @@ def total(scores: Iterable[Score]) -> Score:
     return Score(sum(s.value for s in scores), sum(s.samples for s in scores), error)
 
 
-def by(records: Iterable[R], key: str) -> dict[str, list[R]]:
+def group_by(records: Iterable[R], key: str) -> dict[str, list[R]]:
     """Records in groups, in the order of the sorted group names."""
     groups: dict[str, list[R]] = defaultdict(list)
     for record in records:
@@ -217,21 +217,21 @@ def spread(samples: list[Sample], limit: int | None) -> list[Sample]:
     """About ``limit`` samples, evenly over the benchmark and whole images only, so that pairs stay pairs."""
     if limit is None or limit >= len(samples):
         return samples
-    images = by_image(samples)
-    wanted = max(1, round(limit * len(images) / len(samples)))
-    return [s for k in range(wanted) for s in images[k * len(images) // wanted]]
+    images = group_by_image(samples)
+    count = max(1, round(limit * len(images) / len(samples)))
+    return [s for k in range(count) for s in images[k * len(images) // count]]
 
 
 def shard(samples: list[Sample], part: str) -> list[Sample]:
     """Part "k/n" of the samples, k from 1 to n; the questions on one image stay together."""
-    found = re.fullmatch(r"(\d+)/(\d+)", part)
-    k, n = (int(g) for g in found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    k, n = (int(g) for g in match.groups()) if match else (0, 0)
     if not 1 <= k <= n:
         raise UserError(f"shard={part} is no part; use k/n with k from 1 to n, e.g. shard=1/8")
-    return [s for image in by_image(samples)[k - 1 :: n] for s in image]
+    return [s for image in group_by_image(samples)[k - 1 :: n] for s in image]
 
 
-def by_image(samples: list[Sample]) -> list[list[Sample]]:
+def group_by_image(samples: list[Sample]) -> list[list[Sample]]:
     """The questions on each image, images in order of their first."""
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:

@@ -69,14 +69,14 @@ def _answer(value: Any) -> str | None:
     return _optional_text(value)
 
 
-def _words(value: Any) -> Any:
+def _spreadsheet_text(value: Any) -> Any:
     """Text as a spreadsheet has it, where an option "3" is a number; null stays null."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     return _optional_text(value)
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     text = isinstance(value, str) and value.strip().isascii() and value.strip().isdecimal() and len(value) < 20
     number = isinstance(value, int) and not isinstance(value, bool)
     if not (text or number or (isinstance(value, float) and value.is_integer())):
@@ -87,12 +87,12 @@ def _whole(value: Any) -> int:
 def _key(value: Any) -> str | int:
     """A text or a whole number, from which ids are made."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _whole(value)
+        return _integer(value)
     return _label(value)
 
 
 def _optional_number(value: Any) -> Any:
-    return None if value is None or (isinstance(value, float) and math.isnan(value)) else _whole(value)
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else _integer(value)
 
 
 def _texts(value: Any) -> list[str]:
@@ -139,9 +139,9 @@ OPTIONAL_LABEL = Cell(_optional_label)
 OPTIONAL_TEXT = Cell(_optional_text)  # an answer, which a split may keep secret; blank texts stay, as benchmarks differ in what they mean
 ANSWER = Cell(_answer)
 ANSWER_OR_ANSWERS = Cell(_answer_or_answers)
-WORDS = Cell(_words)
+SPREADSHEET_TEXT = Cell(_spreadsheet_text)
 KEY = Cell(_key, identifies=True)
-WHOLE = Cell(_whole, identifies=True)
+INTEGER = Cell(_integer, identifies=True)
 OPTIONAL_NUMBER = Cell(_optional_number)
 TEXTS = Cell(_texts, [])
 TEXT_OR_TEXTS = Cell(_text_or_texts)

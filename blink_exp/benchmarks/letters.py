@@ -30,10 +30,10 @@ def extract_letter(text: str, letters: str = "ABCD") -> str | None:
     for mark in EDGES:
         text = text.strip(mark)
     text = f" {text} "
-    for place in FORMS:
-        found = {letter: place(text, letter) for letter in letters}
-        best = max(found, key=lambda letter: found[letter])
-        if found[best] >= 0:
+    for find in FORMS:
+        positions = {letter: find(text, letter) for letter in letters}
+        best = max(positions, key=lambda letter: positions[letter])
+        if positions[best] >= 0:
             return best
     return None
 
@@ -82,8 +82,8 @@ def infer_choice(text: str, options: Mapping[str, str]) -> str | None:
         decorated = [letter for letter in "ABCDE" if decoration.replace("X", letter) in words]
         if len(decorated) == 1:
             return decorated[0]
-    named = [letter for letter, option in options.items() if option.lower() in text.lower()]
-    return named[0] if len(named) == 1 else None
+    matching = [letter for letter, option in options.items() if option.lower() in text.lower()]
+    return matching[0] if len(matching) == 1 else None
 
 
 def option_lines(options: Mapping[str, str]) -> str:

@@ -30,16 +30,16 @@ def part_of(samples: list[Sample], part: str) -> list[Sample]:
     Raises UserError where the part is empty."""
     if part == "all":
         return samples
-    held = {place: in_validation(first) for place, first in first_ids(samples).items()}
-    chosen = [s for s in samples if held[s.image_id] == (part == "validation")]
-    if not chosen:
-        raise UserError(f"part={part} of {len(held)} images is empty; use a benchmark with more images, or part=all")
-    return chosen
+    validation = {image_id: in_validation(first) for image_id, first in first_ids(samples).items()}
+    members = [s for s in samples if validation[s.image_id] == (part == "validation")]
+    if not members:
+        raise UserError(f"part={part} of {len(validation)} images is empty; use a benchmark with more images, or part=all")
+    return members
 
 
 def first_ids(samples: list[Sample]) -> dict[str, str]:
     """{image id: the first id under which its very pixels stand}. An image that cannot be opened is like no other."""
-    seen: dict[str, str] = {}
+    by_pixels: dict[str, str] = {}
     out: dict[str, str] = {}
     for sample in samples:
         if sample.image_id in out:
@@ -49,7 +49,7 @@ def first_ids(samples: list[Sample]) -> dict[str, str]:
             pixels = hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
         except OSError:
             pixels = sample.image_id
-        out[sample.image_id] = seen.setdefault(pixels, sample.image_id)
+        out[sample.image_id] = by_pixels.setdefault(pixels, sample.image_id)
     return out
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from PIL import Image, UnidentifiedImageError
 
-from blink_exp.benchmarks.base import Sample, askable, distinct, nameless, unasked
+from blink_exp.benchmarks.base import Sample, mark_skipped, placeholder_sample, skip_duplicate_ids, usable_samples
 from blink_exp.benchmarks.cells import Cell, read_cells
 from blink_exp.benchmarks.cells import blank as blank
 from blink_exp.benchmarks.folders import local_files
@@ -65,9 +65,9 @@ class Published:
 
     def samples(self) -> list[Sample]:
         """The rows as samples, their images still unread."""
-        samples = list(distinct(self.read()))
-        asked = askable(samples, f"{self.name}: split {self.split} of {self.path}")
-        if not self.answered_elsewhere and all(s.answer is None for s in asked):
+        samples = list(skip_duplicate_ids(self.read()))
+        valid = usable_samples(samples, f"{self.name}: split {self.split} of {self.path}")
+        if not self.answered_elsewhere and all(s.answer is None for s in valid):
             raise UserError(f"{self.name}: split {self.split} of {self.path} has no answers; choose one that has, with benchmark.split=...")
         return samples
 
@@ -79,22 +79,22 @@ class Published:
     def sampled(self, rows: Any, image: Callable[[int, dict[str, Any]], Any]) -> Iterator[Sample]:
         """A sample a row; a row that cannot be asked becomes one that is skipped, under its own id where that can be told. ``image``: what
         opens the image of a row, by its number and cells."""
-        for i, cells in enumerate(each(rows)):
-            place = self.id(f"row {i:05d}")
+        for i, cells in enumerate(iter_rows(rows)):
+            row_id = self.id(f"row {i:05d}")
             if isinstance(cells, str):
-                yield nameless(place, cells)
+                yield placeholder_sample(row_id, cells)
                 continue
             row, wrong, identified = read_cells(cells, {**self.columns, **self.optional})
             try:
-                sample = self.sample(i, row, image(i, row)) if identified else nameless(place, str(wrong))
+                sample = self.sample(i, row, image(i, row)) if identified else placeholder_sample(row_id, str(wrong))
             except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # what only the benchmark can tell
-                sample = nameless(place, wrong or reason(error))
-            yield sample if wrong is None else unasked(sample, wrong)
+                sample = placeholder_sample(row_id, wrong or reason(error))
+            yield sample if wrong is None else mark_skipped(sample, wrong)
 
     def column(self, name: str) -> list[Any]:
         """The cells of one column of the split, without those that cannot be read."""
         rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
-        return [value for _, value in good_cells(rows, name, self.columns[name])]
+        return [value for _, value in valid_cells(rows, name, self.columns[name])]
 
     def image(self, rows: Any, i: int) -> Image.Image:
         return open_image(rows[i][self.image_column], self.image_loading, root_of(self.path))
@@ -125,10 +125,10 @@ def load_rows(path: str, split: str, config: str | None, revision: str | None, c
         raise UserError(f"benchmark.path={path} is neither a folder nor a hub id like lmms-lab-encoder/MME; give one of them")
     else:
         source = {"path": path, "name": config, "revision": revision}
-    told: list[str] = []
+    unreadable: list[str] = []
 
     def listen(record: logging.LogRecord) -> bool:
-        told.extend(re.findall(r"'(.+?)' with error", record.getMessage()))
+        unreadable.extend(re.findall(r"'(.+?)' with error", record.getMessage()))
         return False
 
     READER.addFilter(listen)
@@ -138,32 +138,34 @@ def load_rows(path: str, split: str, config: str | None, revision: str | None, c
         raise OSError("the row's image is in no known format") from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         broken = isinstance(error, datasets.exceptions.DatasetGenerationError)
-        raise UserError(refusal(path, folder.is_dir(), told, broken, error)) from None
+        raise UserError(load_error(path, folder.is_dir(), unreadable, broken, error)) from None
     finally:
         READER.removeFilter(listen)
     missing = [c for c in columns if c not in rows.column_names]
     if missing:
-        there = ", ".join(rows.column_names)
-        raise UserError(f"{path} lacks the column {missing[0]}, which {name} reads; it has {there}: take a copy with the published columns")
+        names = ", ".join(rows.column_names)
+        raise UserError(f"{path} lacks the column {missing[0]}, which {name} reads; it has {names}: take a copy with the published columns")
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))  # decoded one at a time by open_image
     return rows
 
 
-def refusal(path: str, local: bool, told: list[str], broken: bool, error: Exception) -> str:
-    """One line on why `datasets` gave no rows. ``told``: files that its reader could not read; ``broken``: it had files to read."""
-    said = flat((error.__cause__ or error) if broken else error, 200)
-    if told:
+def load_error(path: str, local: bool, unreadable: list[str], broken: bool, error: Exception) -> str:
+    """One line on why `datasets` gave no rows. ``unreadable``: files that its reader could not read; ``broken``: it had files to read."""
+    message = flat((error.__cause__ or error) if broken else error, 200)
+    if unreadable:
         cure = "download it again" if local else f"run: hf download {path} --repo-type dataset --force-download"
-        return f"benchmark.path={path}: {told[0]} could not be read ({said}); {cure}"
+        return f"benchmark.path={path}: {unreadable[0]} could not be read ({message}); {cure}"
     if local or broken:  # the files are there, and their copy in the cache could not be made
-        return f"benchmark.path={path} could not be prepared ({said}); look at the space left in HF_DATASETS_CACHE, or copy the data again"
+        return (
+            f"benchmark.path={path} could not be prepared ({message}); look at the space left in HF_DATASETS_CACHE, or copy the data again"
+        )
     # offline and not in the cache, no such id, configuration or split
-    return f"benchmark.path={path} could not be had ({said}); download it, and give its folder as benchmark.path"
+    return f"benchmark.path={path} could not be had ({message}); download it, and give its folder as benchmark.path"
 
 
-def each(rows: Any) -> Iterator[dict[str, Any] | str]:
+def iter_rows(rows: Any) -> Iterator[dict[str, Any] | str]:
     """The rows of a `datasets.Dataset`, or why one cannot be read (its text is no UTF-8). By blocks: one by one takes ten times as long."""
     for start in range(0, len(rows), BLOCK):
         stop = min(start + BLOCK, len(rows))
@@ -171,19 +173,19 @@ def each(rows: Any) -> Iterator[dict[str, Any] | str]:
             block = rows[start:stop]
             yield from (dict(zip(block, cells, strict=True)) for cells in zip(*block.values(), strict=True))
         except (ValueError, OSError):
-            yield from (one(rows, i) for i in range(start, stop))
+            yield from (read_row(rows, i) for i in range(start, stop))
 
 
-def good_cells(rows: Any, column: str, cell: Cell) -> Iterator[tuple[int, Any]]:
+def valid_cells(rows: Any, column: str, cell: Cell) -> Iterator[tuple[int, Any]]:
     """(row number, value) of the cells of a column that can be read."""
-    for i, row in enumerate(each(rows.select_columns(column))):
+    for i, row in enumerate(iter_rows(rows.select_columns(column))):
         if not isinstance(row, str):
             read, wrong, _ = read_cells(row, {column: cell})
             if wrong is None:
                 yield i, read[column]
 
 
-def one(rows: Any, i: int) -> dict[str, Any] | str:
+def read_row(rows: Any, i: int) -> dict[str, Any] | str:
     try:
         return rows[i]
     except (ValueError, OSError) as error:

@@ -63,7 +63,7 @@ class Study:
     settings: EvaluateSettings
     rows: list[PointRun] = field(default_factory=list)
 
-    def opened(self) -> tuple[Backbone, Method, Benchmark]:
+    def load(self) -> tuple[Backbone, Method, Benchmark]:
         """The model, method and benchmark of the figure's own settings."""
         return prepare(self.settings)
 
@@ -103,7 +103,7 @@ class Drawing:
     measured_on: str  # backbone, benchmark, samples
 
 
-def written(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
+def write_drawing(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
     """Writes every picture as PNG, SVG (with what the pointer shows) and PDF, and data.json, to ``out``. Returns {stem: files}."""
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[Path]] = {}
@@ -116,16 +116,16 @@ def written(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
             with plt.rc_context(STYLE):
                 picture.savefig(path, dpi=200, metadata=metadata)
             if kind == "svg":
-                tipped(path)
+                add_tooltips(path)
             files[stem].append(path)
         plt.close(picture)
     claims = [asdict(claim) for claim in drawing.claims]
-    said = {"caption": drawing.caption, "measured_on": drawing.measured_on, "claims": claims, "data": drawing.data}
-    write_json(out / "data.json", said)
+    document = {"caption": drawing.caption, "measured_on": drawing.measured_on, "claims": claims, "data": drawing.data}
+    write_json(out / "data.json", document)
     return files
 
 
-def tipped(path: Path) -> None:
+def add_tooltips(path: Path) -> None:
     """Gives every element of an SVG whose id is "tip:TEXT" that text as its title, which browsers show where the pointer rests."""
     ElementTree.register_namespace("", SVG.strip("{}"))
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")

@@ -17,7 +17,7 @@ from blink_exp.decoder.attention import recorded, replay
 
 
 @dataclass(frozen=True)
-class Looked:
+class LayerAttention:
     """Attention of the last prompt token at one layer: softmax over every key that it sees, mean over heads.
 
     ``visual``: (H * W,) on the base view's tokens in raster order, 0 where one was dropped; ``expanded``: (tokens,) on the expanded
@@ -33,26 +33,28 @@ class Looked:
         return int(grid.sums(self.visual).argmax())
 
 
-def split(rows: dict[int, torch.Tensor], records: list[Record], start: int, cells: torch.Tensor, text: int, size: int) -> dict[int, Looked]:
+def split(
+    rows: dict[int, torch.Tensor], records: list[Record], start: int, cells: torch.Tensor, text: int, size: int
+) -> dict[int, LayerAttention]:
     """{layer: (keys,)} attention taken apart, by what the method did to the sequence.
 
     ``records``: the prompt's decisions on its one image; ``start``: tokens in front of the image; ``cells``: (tokens,) where on the base
     view each visual token stands, negative for none; ``text``: tokens behind the image; ``size``: H * W.
     """
-    found: dict[int, Looked] = {}
-    for i, (here, parts) in enumerate(replay(records, cells, max(rows, default=-1) + 1)):
+    attention: dict[int, LayerAttention] = {}
+    for i, (positions, parts) in enumerate(replay(records, cells, max(rows, default=-1) + 1)):
         if i in rows:
-            row, end, shown = rows[i], start + len(here), here >= 0
-            visual = row.new_zeros(size).index_add(0, here[shown], row[start:end][shown])
-            found[i] = Looked(visual, row[end : len(row) - text], parts)
-            assert len(found[i].expanded) == sum(o.tokens for o in parts), "the layer's keys are not those that the decisions speak of"
-    return found
+            row, end, on_view = rows[i], start + len(positions), positions >= 0
+            visual = row.new_zeros(size).index_add(0, positions[on_view], row[start:end][on_view])
+            attention[i] = LayerAttention(visual, row[end : len(row) - text], parts)
+            assert len(attention[i].expanded) == sum(o.tokens for o in parts), "the layer's keys are not those that the decisions speak of"
+    return attention
 
 
 @torch.no_grad()
-def look(
+def last_token_attention(
     backbone: Backbone, method: Method, image: Image.Image, key: str, question: str, layers: Collection[int]
-) -> tuple[dict[int, Looked], list[Record]]:
+) -> tuple[dict[int, LayerAttention], list[Record]]:
     """({layer: what the last prompt token attends to}, the decisions) while ``method`` reads one question on one image.
 
     ``key``: an id of the image, under which the backbone keeps what it made of it; ``question``: as the benchmark's prompt has it.

@@ -47,25 +47,25 @@ def curve(
     axis: Axes,
     x: Sequence[float],
     y: Sequence[float | None],
-    words: Sequence[str],
+    tooltips: Sequence[str],
     color: str,
     marker: str = "o",
     label: str | None = None,
     stderr: Sequence[float | None] | None = None,
     **line: Any,
 ) -> None:
-    """A line through points that each say ``words`` where the pointer rests, with a band of a standard error. Values that are None are
+    """A line through points that each say ``tooltips`` where the pointer rests, with a band of a standard error. Values that are None are
     left out."""
-    there = [k for k, value in enumerate(y) if value is not None]
-    xs, ys = [x[k] for k in there], [float(y[k]) for k in there]  # type: ignore[arg-type]
+    present = [k for k, value in enumerate(y) if value is not None]
+    xs, ys = [x[k] for k in present], [float(y[k]) for k in present]  # type: ignore[arg-type]
     size = line.pop("markersize", 3.5)
     axis.plot(xs, ys, color=color, label=label, marker=marker, markersize=size, **{"linewidth": 1.2, **line})
     if stderr is not None:
-        errors = [stderr[k] or 0.0 for k in there]
+        errors = [stderr[k] or 0.0 for k in present]
         low, high = [v - e for v, e in zip(ys, errors, strict=True)], [v + e for v, e in zip(ys, errors, strict=True)]
         axis.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
-    for k, px, py in zip(there, xs, ys, strict=True):  # above the line's own markers, and wider, so that they are easily hit
-        axis.plot([px], [py], marker="o", markersize=size + 3, color=color, alpha=0.01, linestyle="none", gid=tip(words[k]))
+    for k, px, py in zip(present, xs, ys, strict=True):  # above the line's own markers, and wider, so that they are easily hit
+        axis.plot([px], [py], marker="o", markersize=size + 3, color=color, alpha=0.01, linestyle="none", gid=tip(tooltips[k]))
 
 
 def bare(axis: Axes, title: str | None = None) -> None:
@@ -119,7 +119,7 @@ def shortened(text: str, most: int = 100) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def listed(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
+def rounded(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
     """Rounded as data.json has them."""
     return [None if v is None else round(float(v), digits) for v in values]
 

@@ -34,19 +34,19 @@ def picture(stem: str, names: list[str], folder: Path, prefix: str, alt: str, la
     """
     files = {Path(name).suffix: folder / Path(name).name for name in names}
     files = {suffix: path for suffix, path in files.items() if path.is_file()}
-    kept = tuple(path.name for path in files.values())
+    formats = tuple(path.name for path in files.values())
     svg, png = files.get(".svg"), files.get(".png")
     if svg is not None and (png is None or svg.stat().st_size <= largest):
         try:
             markup, width = inlined(svg.read_bytes(), prefix, alt)
-            return Picture(stem, markup, width, kept)
+            return Picture(stem, markup, width, formats)
         except ElementTree.ParseError:
             pass  # cut off or no SVG: the PNG shows the same
     if png is None:
         return None
     data = png.read_bytes()
     encoded = base64.b64encode(data).decode()
-    return Picture(stem, f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">', png_width(data), kept)
+    return Picture(stem, f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">', png_width(data), formats)
 
 
 def png_width(data: bytes) -> float:
@@ -82,13 +82,13 @@ def inlined(svg: bytes, prefix: str, alt: str) -> tuple[str, float]:
 
 def _points(root: ElementTree.Element) -> float:
     """Width of an svg element: its own in points, else its view box's, else one column of a paper."""
-    said = re.fullmatch(r"([\d.]+)(pt|px|in)?", root.get("width", ""))
+    match = re.fullmatch(r"([\d.]+)(pt|px|in)?", root.get("width", ""))
     box = root.get("viewBox", "").replace(",", " ").split()
-    if said:
-        width = float(said[1]) * {"in": 72.0, "px": 0.75}.get(said[2], 1.0)
+    if match:
+        width = float(match[1]) * {"in": 72.0, "px": 0.75}.get(match[2], 1.0)
         if len(box) != 4 and root.get("height"):  # without a view box the drawing would not follow its width
             height = float(re.sub(r"[a-z]+$", "", root.get("height", "")))
-            root.set("viewBox", f"0 0 {said[1]} {height:g}")
+            root.set("viewBox", f"0 0 {match[1]} {height:g}")
         return width
     return float(box[2]) if len(box) == 4 else 245.0
 
@@ -115,7 +115,7 @@ def _renamed(name: str, value: str, prefix: str) -> dict[str, str]:
         return {name: f"#{prefix}{value[1:]}"}
     if local in ("aria-labelledby", "aria-describedby"):
         return {name: " ".join(prefix + word for word in value.split())}
-    return {name: REFERENCE.sub(lambda found: f"url(#{prefix}{found[1]})", value)}
+    return {name: REFERENCE.sub(lambda match: f"url(#{prefix}{match[1]})", value)}
 
 
 def _unwanted(name: str, value: str) -> bool:
