@@ -161,8 +161,8 @@ def claims(by_method: dict[str, dict[str, list[float]]], label: str) -> list[Cla
 
 
 @draw.styled()
-def examples(study: Study, count: int = 3, annotation_mask: int = 256) -> Drawing:
-    """Fig. 6: ``count`` images with the tokens that stay, and the claim over ``annotation_mask`` questions."""
+def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
+    """Fig. 6: ``count`` images with the tokens that stay, and the claim over ``asked`` questions."""
     backbone, benchmark, methods, records = methods_to_draw(study)
     samples = chosen(benchmark, study.settings)
     pictures, ids = {}, []
@@ -177,7 +177,7 @@ def examples(study: Study, count: int = 3, annotation_mask: int = 256) -> Drawin
     label = next((one.label for one in methods if one.method.name == "hero"), methods[-1].label)
     names = {one.method.name for one in methods}
     control = LabelledMethod("random tokens", Method(name="random", pruner=RandomTokens(study.settings.retention_ratio)))
-    by_method = recalls(backbone, benchmark, [*methods, *([] if "random" in names else [control])], spread(samples, annotation_mask))
+    by_method = recalls(backbone, benchmark, [*methods, *([] if "random" in names else [control])], spread(samples, asked))
     images = len(by_method[label][ALL])
     picked = f" and, of these, those that {label} answered right; the claims count right and wrong alike" if records else ""
     caption = (

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 LARGEST = 1_500_000  # bytes of an SVG in a page; above, the PNG is smaller and as good
-DPI = 200  # of the PNGs (figures.base.written)
+DPI = 200  # of the PNGs (figures.base.write_drawing)
 NEVER = ("metadata", "script", "foreignObject")  # elements of no use in a page; metadata holds addresses
 REFERENCE = re.compile(r"url\(\s*['\"]?#([^)'\"\s]+)['\"]?\s*\)")
 

@@ -130,7 +130,7 @@ def test_the_caption_says_that_right_answers_are_drawn_first(monkeypatch):
             hero_kept.LabelledMethod("HERO 20", Method(name="hero", pruner=Hero(0.2))),
             hero_kept.LabelledMethod("random", Method(name="random")),
         ]
-        monkeypatch.setattr(hero_kept, "shown", lambda study: (SimpleNamespace(identity="b@1"), benchmark, methods, records))
+        monkeypatch.setattr(hero_kept, "methods_to_draw", lambda study: (SimpleNamespace(identity="b@1"), benchmark, methods, records))
         return hero_kept.examples(study("f"), count=0).caption
 
     assert "those that HERO 20 answered right; the claims count right and wrong alike." in caption([{"id": "a", "correct": True}])

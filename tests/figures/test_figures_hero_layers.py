@@ -163,7 +163,9 @@ def test_kinds_without_words_are_thirds_by_area(monkeypatch):
 
         return Sample(str(k), str(k), lambda: Image.new("RGB", (4, 4)), "", None, "saliency", mask=mask)
 
-    monkeypatch.setattr(hero_attention, "looks", lambda backbone, samples: ((s, s.image(), torch.rand(2, 1, 4)) for s in samples))
+    monkeypatch.setattr(
+        hero_attention, "cls_attention_maps", lambda backbone, samples: ((s, s.image(), torch.rand(2, 1, 4)) for s in samples)
+    )
     monkeypatch.setattr(hero_attention, "on_view", lambda backbone, mask: torch.from_numpy(mask))
     found = hero_attention.measure_images(SimpleNamespace(grid=(2, 2)), [sample(k) for k in (1, 4, 2)])
     assert [one.kind for one in found] == ["cluttered", "clear", None]
@@ -186,7 +188,7 @@ def test_maps_have_a_panel_a_layer_and_curves_both_kinds(scale_next):
 def test_the_image_keeps_its_colours_beside_the_maps(scale_next, monkeypatch):
     """A dark, flat picture is dark and flat: stretched from its darkest to its brightest value it would be white or black."""
     image = Image.new("RGB", (40, 20), (60, 50, 40))
-    monkeypatch.setattr(hero_attention, "looks", lambda *_: [(None, image, torch.rand(24, 1, scale_next.grid[0] ** 2))])
+    monkeypatch.setattr(hero_attention, "cls_attention_maps", lambda *_: [(None, image, torch.rand(24, 1, scale_next.grid[0] ** 2))])
     seen = hero_attention.ImageMeasures(None, None, None, {"iou": np.full(24, np.nan)})
     shown = np.asarray(hero_attention.maps(scale_next, seen).axes[0].images[0].get_array())
     assert shown.shape == (96, 96, 3) and np.abs(shown.astype(int) - [60, 50, 40]).max() <= 1
