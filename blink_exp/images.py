@@ -1,4 +1,4 @@
-"""Opens images: the one way from a file, bytes or a PIL image to 8-bit RGB, for benchmarks, training, the viewer and lmms-eval.
+"""Opens images: converts a file, bytes or a PIL image to 8-bit RGB, for benchmarks, training, the viewer and lmms-eval.
 
 Whatever cannot be opened, decoded or held in memory raises OSError with a reason that is the same in every run, so that a caller can skip
 the image, name it and go on.
@@ -75,7 +75,7 @@ class ImageOptions:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | ImageOptions | None, protocol: str = "own", exif: bool | None = None) -> ImageOptions:
-        """Those of a configuration. ``protocol``: a benchmark's, which says what ``alpha: null`` means; ``exif``: instead of theirs."""
+        """Options from a configuration. ``protocol``: the benchmark's, which resolves ``alpha: null``; ``exif``: overrides the setting."""
         if isinstance(settings, ImageOptions):
             options = settings
         else:
@@ -91,7 +91,7 @@ DEFAULT = ImageOptions()
 
 
 def open_image(source: Any, options: ImageOptions = DEFAULT, root: str | Path | None = None) -> Image.Image:
-    """An RGB image of its own, with nothing of the file's metadata.
+    """Opens an image as a new RGB image without metadata.
 
     Args:
         source: a path, encoded bytes, or a cell of an image column, {"bytes": ..., "path": ...}, whose bytes come first.
@@ -114,7 +114,7 @@ def open_image(source: Any, options: ImageOptions = DEFAULT, root: str | Path | 
 
 
 def _open_file(path: str, name: str) -> IO[bytes]:
-    """An ordinary file, open. A FIFO would be waited for, and a device read for ever: OSError, as for whatever else is no such file."""
+    """Opens a regular file. Raises OSError for anything else: a FIFO would block, and a device would be read forever."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
@@ -127,7 +127,7 @@ def _open_file(path: str, name: str) -> IO[bytes]:
 
 
 def resolve_path(name: str, root: str | Path | None, outside: bool) -> str:
-    """The file that a path of a data set means, links followed. Raises OSError where it is no path or leads out of ``root``."""
+    """The real path of a data set's image path. Raises OSError if it is no valid path or leaves ``root``."""
     if not name or "\0" in name:
         raise OSError("the row's image is an empty path" if not name else "the row's image is no path (it holds a NUL)")
     if URL.match(name):
@@ -150,7 +150,7 @@ def is_inside(path: str, root: str) -> bool:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this Pillow knows."""
+    """The members of ``FORMATS`` that this Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -168,7 +168,7 @@ def _decode(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
     try:
         with Image.open(file, formats=formats()) as image:
             return to_rgb(image, options)
-    except UnidentifiedImageError:  # its own words hold a memory address
+    except UnidentifiedImageError:  # its message holds a memory address
         raise OSError(f"{name} is no image of a format that is read here ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise OSError(f"{name} has more than {MOST_PIXELS} pixels, and image_loading.max_pixels={options.max_pixels}") from None
@@ -178,13 +178,13 @@ def _decode(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
 
 
 def _error_text(error: Exception) -> str:
-    """An error's text without memory addresses, which differ from run to run; its type where it has none."""
+    """An error's message without memory addresses, which differ from run to run; its type if the message is empty."""
     return ADDRESS.sub("the file", str(error)).strip() or type(error).__name__
 
 
 def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT, copy: bool = True) -> Image.Image:
-    """A PIL image of any mode as a new RGB image, upright, without metadata: what is done twice changes nothing the second time.
-    Without ``copy``, one that is RGB already and has no metadata comes back itself.
+    """Converts a PIL image of any mode to a new upright RGB image without metadata; idempotent. With ``copy=False``, an RGB image
+    without metadata is returned unchanged.
 
     Raises OSError where it is too large or too thin; a file that is cut off raises what Pillow does.
     """
@@ -193,7 +193,7 @@ def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT, copy: bool = Tru
     check_pixels(image.size, options.max_pixels)  # before the metadata: a PNG may have them behind its pixels, and is decoded for them
     method = UPRIGHT.get(_orientation(image)) if options.exif or image.format == "TIFF" else None
     image.load()
-    turned = image.format == "TIFF"  # which Pillow turns by itself, whoever asked
+    turned = image.format == "TIFF"  # Pillow applies the orientation of a TIFF on load
     if method is not None and turned != options.exif:
         image = image.transpose(INVERSE.get(method, method) if turned else method)
     image = eight_bit(image)
@@ -210,7 +210,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none or its data is broken."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as above; a picture with broken metadata is still a picture
+    except Exception:  # broken metadata does not make the image unusable
         return 1
 
 
@@ -270,13 +270,13 @@ def grey_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Without its transparency."""
+    """Drops the alpha channel."""
     image = image.convert("LA") if image.mode == "La" else image  # premultiplied, which converts to nothing else
     return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Over white paper."""
+    """Composites over white."""
     image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     if image.getchannel("A").getextrema() == (255, 255):
         return image

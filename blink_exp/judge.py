@@ -1,4 +1,4 @@
-"""A language model that marks answers, behind any OpenAI-compatible endpoint: cached, resumable, and never silent about what it missed."""
+"""A language model as judge, behind any OpenAI-compatible endpoint: cached, resumable, and every missing verdict is reported."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ UNPARSED = "unparsed"  # the judge answered, but not in the form that was asked 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``value``: what was read from the judge's reply, None if there is nothing; ``text``: the reply as it came; ``why``: why there is no
-    value: ``unparsed``, or what the endpoint said."""
+    """``value``: parsed from the judge's reply, None if there is none; ``text``: the raw reply; ``why``: the reason for a missing value,
+    ``unparsed`` or the endpoint's error."""
 
     value: Any
     text: str | None = None
@@ -38,16 +38,16 @@ class Verdict:
         return self.why == UNPARSED
 
     def plain(self, model: str) -> dict[str, Any]:
-        """As a record keeps it."""
+        """The verdict as stored in a record."""
         return {"model": model, "value": self.value, "text": self.text} | ({"why": self.why} if self.why else {})
 
 
 class RequestError(Exception):
-    """A request that the endpoint did not answer."""
+    """The endpoint did not answer a request."""
 
 
 class MalformedReply(Exception):
-    """A reply that is no chat completion."""
+    """The reply is not a chat completion."""
 
 
 class Judge:
@@ -116,7 +116,7 @@ class Judge:
         tries: int = 2,
         advance: Callable[[int], None] = lambda n: None,
     ) -> list[Verdict]:
-        """One verdict a request, in order.
+        """One verdict per request, in order.
 
         Args:
             requests: make the messages when their turn comes, as images are large. An OSError (a broken image) is a verdict without value.
@@ -125,7 +125,7 @@ class Judge:
             advance: moves a progress bar.
         """
 
-        fatal: list[BaseException] = []  # what one thread met ends the others too
+        fatal: list[BaseException] = []  # an error in one thread stops the others
 
         def one(request: Callable[[], Messages]) -> Verdict:
             if fatal:
@@ -165,7 +165,7 @@ class Judge:
         return Verdict(None, text, UNPARSED)
 
     def reply(self, messages: Messages, attempt: int = 0) -> str:
-        """The judge's words, from the cache or the endpoint. ``attempt``: another number is another request, though its words are equal."""
+        """The judge's reply, from the cache or the endpoint. ``attempt``: part of the cache key, so that retries are new requests."""
         text = json.dumps([self.model, messages, self.settings, attempt], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
         cached = read_reply(self.cache / f"{key}.json")
@@ -208,7 +208,7 @@ class Judge:
             raise MalformedReply from None
 
     def _clean(self, text: str) -> str:
-        """``text`` without the key, should an endpoint echo it."""
+        """``text`` with the API key masked, in case an endpoint echoes it."""
         return text.replace(self._key, f"[{self.key_variable}]") if self._key else text
 
     def _count_failure(self, key: str, why: str) -> None:
@@ -234,7 +234,7 @@ def read_reply(path: Path) -> str | None:
 
 
 def write_reply(path: Path, reply: dict[str, str]) -> None:
-    """The whole file or nothing, though another thread or process may write the same."""
+    """Atomic write, safe if another thread or process writes the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     try:

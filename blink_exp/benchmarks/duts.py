@@ -1,4 +1,4 @@
-"""What CLIP's CLS token looks at, layer by layer, against the salient object of an image: DUTS (Wang et al., 2017), as in HERO's Figure 4.
+"""CLS attention of CLIP by layer against the salient-object mask of an image: DUTS (Wang et al., 2017), as in HERO's Figure 4.
 
 Of each layer the patches with the largest CLS attention, averaged over heads, are compared with the object's mask by intersection over
 union. Their area is fixed, 50 of 576 patches or 8.7 % of the view, which bounds the values from above: large objects score low everywhere.
@@ -166,7 +166,7 @@ def iou(cover: torch.Tensor, patches: torch.Tensor) -> float:
 
 
 def on_view(backbone: Backbone, mask: np.ndarray) -> torch.Tensor:
-    """(size, size) bool: a (height, width) bool mask on the base view, by the backbone's image processor without what changes values."""
+    """(size, size) bool: a (height, width) bool mask on the base view, by the backbone's image processor without normalisation."""
     image = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
     plain = {"resample": Image.Resampling.NEAREST, "do_rescale": False, "do_normalize": False, "image_mean": [0.0, 0.0, 0.0]}
     pixels = backbone.processor.image_processor(images=image, return_tensors="pt", **plain).pixel_values[0]

@@ -1,4 +1,4 @@
-"""Which files of a data set's folder are a split: by the card (README.md) where it says so, else by names, as the hub lays them out."""
+"""Finds the parquet files of a split in a local folder: from the dataset card (README.md) if it lists them, else by hub file names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Files = dict[str, list[Path]]  # by split
 
 
 def local_files(folder: Path, split: str, config: str | None) -> list[str]:
-    """The parquet files of a split of a configuration, in order of their numbers, each of them readable.
+    """The parquet files of a split of a configuration, in shard order, checked to be readable.
 
     Raises UserError if the configuration or the split is not there (naming those that are), if a file is missing, cut off or a pointer.
     """
@@ -32,12 +32,12 @@ def local_files(folder: Path, split: str, config: str | None) -> list[str]:
 
 
 def config_files(folder: Path, config: str | None) -> Files:
-    """The files of ``config``. A folder that knows of no configuration has the rows of the one asked for; any other must name it."""
+    """The files of ``config`` by split. A folder without configurations serves any ``config``; otherwise the name must exist."""
     entries = readme_configs(folder)
     declared = {str(e["config_name"]): files for e in entries if (files := readme_files(folder, e))}
     configs = files_by_name(folder)
     if declared:
-        configs.pop("default", None)  # its files are those that the card has names for
+        configs.pop("default", None)  # the card lists these files under a config name
     configs |= declared
     if not configs:
         raise UserError(f"benchmark.path={folder} holds no *.parquet, neither itself nor in data/; give a data set's folder")
@@ -57,25 +57,25 @@ def config_files(folder: Path, config: str | None) -> Files:
 
 
 def readme_configs(folder: Path) -> list[dict[str, Any]]:
-    """``configs:`` of the front matter of README.md; nothing where there is none that can be read."""
+    """``configs:`` of the README.md front matter; [] if it is missing or unreadable."""
     file = folder / "README.md"
     head = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\n---", file.read_text("utf-8", "replace"), re.DOTALL) if file.is_file() else None
     try:
         front = yaml.safe_load(head[1]) if head else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date
         front = None
     entries = front.get("configs") if isinstance(front, dict) else None
     return [e for e in entries if isinstance(e, dict) and "config_name" in e] if isinstance(entries, list) else []
 
 
 def readme_files(folder: Path, entry: dict[str, Any]) -> Files:
-    """The parquet files that a configuration's ``data_files`` name: a path or glob, a list of them, or such by split."""
+    """The parquet files of a configuration's ``data_files``: a path or glob, a list of them, or a mapping from split to either."""
     items = entry.get("data_files") or []
     if isinstance(items, dict):
         items = [{"split": split, "path": paths} for split, paths in items.items()]
     by_split: dict[str, set[Path]] = {}
     for item in items if isinstance(items, list) else [items]:
-        item = item if isinstance(item, dict) else {"split": "train", "path": item}  # without a split: all of them are train
+        item = item if isinstance(item, dict) else {"split": "train", "path": item}  # no split given: train, as in `datasets`
         paths = item.get("path") or []
         for path in paths if isinstance(paths, list) else [paths]:
             pattern = f"{entry.get('data_dir') or '.'}/{path}"
@@ -87,7 +87,7 @@ def readme_files(folder: Path, entry: dict[str, Any]) -> Files:
 
 
 def files_by_name(folder: Path) -> dict[str, Files]:
-    """Files by configuration: those in data/ or the folder itself are ``default``, those in a folder of its own are of its name."""
+    """Files by configuration: ``default`` for data/ and the folder itself, else the subfolder's name."""
     directories = [("default", folder / "data"), ("default", folder)]
     for parent in (folder, folder / "data"):
         subfolders = sorted(p for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
@@ -104,7 +104,7 @@ def files_by_name(folder: Path) -> dict[str, Files]:
 
 
 def check_complete(folder: Path, split: str, files: list[Path]) -> None:
-    """Raises UserError unless files whose names say "k of n" are n, each of them once. A card may join several such series in a split."""
+    """Raises UserError unless each "k of n" series of shards is complete and unique. A card may join several series in a split."""
     series: dict[Path, list[tuple[int, int]]] = {}
     for file in files:
         if name := NAME.fullmatch(file.name):
@@ -120,7 +120,7 @@ def check_complete(folder: Path, split: str, files: list[Path]) -> None:
 
 
 def readable(file: Path) -> int:
-    """The rows of a file. Raises UserError if it is no whole parquet file, by its footer: it stands at the end, and a cut takes it away."""
+    """Row count of a parquet file, from its footer. Raises UserError if the file is truncated or not parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

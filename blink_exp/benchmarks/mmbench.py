@@ -133,7 +133,7 @@ class MMBench(Published):
         return self.decided({"id": sample.id, "answer": sample.answer, "prediction": prediction, "fields": sample.fields})["correct"]
 
     def decided(self, record: Record) -> Record:
-        """A record with ``letter``, ``chosen_by`` (``rules``, ``extractor``, ``nobody``) and ``correct``, as far as no judge is needed."""
+        """A record with ``letter``, ``chosen_by`` (``rules``, ``extractor``, ``nobody``) and ``correct``, decided without the judge."""
         choices = choices_of(record)
         prediction = record["prediction"].strip() if self.protocol == "lmms_eval" else record["prediction"]
         letter, decider = infer_choice(prediction, choices), "rules"
@@ -145,7 +145,7 @@ class MMBench(Published):
         return record | {"letter": letter, "chosen_by": decider, "correct": None if undecided else letter == record["answer"]}
 
     def judged(self, records: list[Record]) -> list[Record]:
-        """Records with ``letter``, ``chosen_by`` and ``correct``; the judge reads those whose question is not lost already."""
+        """Records with ``letter``, ``chosen_by`` and ``correct``. The judge skips questions with a rotation that is already wrong."""
         decisions = [self.decided(record) for record in records]
         if self.judge is None or self.choice != "judge":
             return decisions
@@ -165,7 +165,7 @@ class MMBench(Published):
         return decisions
 
     def score(self, records: list[Record]) -> dict[str, Score]:
-        """Scores by question; a question that has an undecided rotation, or whose first rotation is not there, is left out and counted."""
+        """Scores per question; a question with an undecided rotation, or without its first one, is excluded and counted."""
         records = [r for r in self.judged(records) if r["answer"] is not None]
         if not records:
             return {}
@@ -196,23 +196,23 @@ def null(cell: Any) -> bool:
 
 
 def none_word(text: str) -> bool:
-    """Whether LLaVA's script takes a text for nothing. An empty one is NaN in the table that it reads."""
+    """Whether LLaVA's script treats a text as missing. An empty cell is NaN in its table."""
     return text.lower() in ("", "nan", "none")
 
 
 def choices_of(record: Record) -> dict[str, str]:
-    """What MMBench's rules look for in an answer."""
+    """The options that MMBench's rules match against an answer."""
     fields = record["fields"]
     return fields.get("choices", fields["options"])
 
 
 def cells_of(record: Record) -> dict[str, str]:
-    """The options as the server's workbook has them, an empty cell for each that is missing."""
+    """The options for the server's workbook, without the missing ones."""
     return {letter: text for letter, text in choices_of(record).items() if text != "nan"}
 
 
 def circular_result(rotations: list[Record]) -> dict[str, Any] | None:
-    """A question of its rotations' records: right if all are, wrong if one is; None if that is open or the first rotation is not there."""
+    """The result of a question from its rotations: correct if all are, wrong if one is; None if undecided or without the first rotation."""
     first = [r for r in rotations if r["fields"]["index"] < CIRCLE]
     hits = [r["correct"] for r in rotations]
     wrong = any(hit is not None and not hit for hit in hits)
@@ -227,6 +227,6 @@ def question_of(record: Record) -> Messages:
 
 
 def read_letter(reply: str) -> str | None:
-    """The letter that a judge replied, alone, as ``B``, ``B.`` or ``(B)``; None for anything else."""
+    """The letter of a judge's reply ``B``, ``B.`` or ``(B)``; None for anything else."""
     letter = reply.strip().removeprefix("(").rstrip(").")
     return letter if letter in ("A", "B", "C", "D", NONE) else None

@@ -78,10 +78,10 @@ class MMVet(Published):
         return sample.question if self.protocol == "llava" else REASONING + sample.question
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
-        return None  # a judge says
+        return None  # decided by a judge
 
     def judged(self, records: list[Record]) -> list[Record]:
-        """Records with the judge's reply, and its mark as ``correct``. Without a judge they stay as they are."""
+        """Records with the judge's reply, and its mark as ``correct``. Unchanged without a judge."""
         judge = self.judge
         if judge is None:
             return records
@@ -107,7 +107,7 @@ class MMVet(Published):
         }
 
     def submit(self, records: list[Record], folder: Path) -> list[Path]:
-        """What the official evaluator takes: {"v1_0": answer, ...}."""
+        """Writes the official evaluator's input: {"v1_0": answer, ...}."""
         ids = [str(question_id) for question_id in self.column("question_id")]
         question_ids = sorted(filter(NUMBERED.fullmatch, ids) if any(map(NUMBERED.fullmatch, ids)) else ids, key=number)
         answers, state = by_question(records, map(self.id, question_ids), f"{self.name}/{self.split}")
@@ -122,7 +122,7 @@ def set_name(capabilities: str) -> str:
 
 
 def number(question_id: str) -> int:
-    """n of ``v1_n``. Raises UserError for another form, which the evaluator would not find."""
+    """n of ``v1_n``. Raises UserError for any other form, which the evaluator does not accept."""
     match = NUMBERED.fullmatch(question_id)
     if match is None:
         raise UserError(f"question_id={question_id} is not MM-Vet's (v1_0 to v1_217); give the published data set")
@@ -130,7 +130,7 @@ def number(question_id: str) -> int:
 
 
 def question_of(record: Record) -> Messages:
-    """The table that asks for the mark of a record. Line breaks and bars would break it."""
+    """The judge's prompt: a table row without a mark. Line breaks and bars are replaced, as they would break the table."""
 
     def cell(text: str) -> str:
         return " ".join(text.replace("|", "/").split())

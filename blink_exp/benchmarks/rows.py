@@ -1,4 +1,4 @@
-"""Published benchmarks: rows of a Hugging Face dataset (a hub id or a local folder), asked and scored by one public protocol."""
+"""Published benchmarks: rows of a Hugging Face dataset (hub id or local folder), prompted and scored by a public protocol."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from blink_exp.errors import UserError, flat, reason
 from blink_exp.images import ImageOptions, open_image
 
 BLOCK = 1000  # rows read at once
-READER = logging.getLogger("datasets.packaged_modules.parquet.parquet")  # the only one to say which file it could not read
+READER = logging.getLogger("datasets.packaged_modules.parquet.parquet")  # only this logger names the unreadable file
 
 
 class Published:
-    """What the published benchmarks share.
+    """Base class of the published benchmarks.
 
     Args:
         path: hub id, or a folder with ``<split>*.parquet`` in it, in ``data/``, in ``<config>/`` or where its README.md says.
@@ -37,12 +37,12 @@ class Published:
 
     name: str
     headline: str  # name of the score that tables show
-    columns: ClassVar[Mapping[str, Cell]]  # without them a row cannot be asked; what their cells must hold
-    optional: ClassVar[Mapping[str, Cell]] = {}  # columns that some copies have
+    columns: ClassVar[Mapping[str, Cell]]  # required columns and their cell types
+    optional: ClassVar[Mapping[str, Cell]] = {}  # columns that only some copies have
     image_column = "image"
     protocols: tuple[str, ...] = ("llava", "lmms_eval")
     tokens: ClassVar[dict[str, int]]  # max_new_tokens by protocol
-    answered_elsewhere = False  # whether a split without answers is of use: a server or a judge scores it
+    answered_elsewhere = False  # whether a split without answers is useful: a server or a judge scores it
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Published:
         return self.tokens[self.protocol]
 
     def samples(self) -> list[Sample]:
-        """The rows as samples, their images still unread."""
+        """The rows as samples; images are opened lazily."""
         samples = list(skip_duplicate_ids(self.read()))
         valid = usable_samples(samples, f"{self.name}: split {self.split} of {self.path}")
         if not self.answered_elsewhere and all(s.answer is None for s in valid):
@@ -72,13 +72,13 @@ class Published:
         return samples
 
     def read(self) -> Iterator[Sample]:
-        """Samples one by one. ``row``: every column but the image, which is opened when somebody looks."""
+        """Yields the samples. ``row`` holds every column except the image, which is opened on demand."""
         rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
         yield from self.sampled(rows.remove_columns(self.image_column), lambda i, row: functools.partial(self.image, rows, i))
 
     def sampled(self, rows: Any, image: Callable[[int, dict[str, Any]], Any]) -> Iterator[Sample]:
-        """A sample a row; a row that cannot be asked becomes one that is skipped, under its own id where that can be told. ``image``: what
-        opens the image of a row, by its number and cells."""
+        """One sample per row; an invalid row becomes a skipped sample, under its own id if the id can be built. ``image``: maps the row
+        number and cells to a function that opens the image."""
         for i, cells in enumerate(iter_rows(rows)):
             row_id = self.id(f"row {i:05d}")
             if isinstance(cells, str):
@@ -87,12 +87,12 @@ class Published:
             row, wrong, identified = read_cells(cells, {**self.columns, **self.optional})
             try:
                 sample = self.sample(i, row, image(i, row)) if identified else placeholder_sample(row_id, str(wrong))
-            except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # what only the benchmark can tell
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:  # errors of the benchmark's own checks
                 sample = placeholder_sample(row_id, wrong or reason(error))
             yield sample if wrong is None else mark_skipped(sample, wrong)
 
     def column(self, name: str) -> list[Any]:
-        """The cells of one column of the split, without those that cannot be read."""
+        """The valid cells of one column of the split."""
         rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
         return [value for _, value in valid_cells(rows, name, self.columns[name])]
 
@@ -103,13 +103,13 @@ class Published:
         return f"{self.name}/{self.split}/{row_id}"
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        """Row ``i`` as a sample; ``image`` opens its image. Each benchmark has its own."""
+        """Row ``i`` as a sample; ``image`` opens its image. Implemented by each benchmark."""
         raise TypeError(f"{type(self).__name__} has no sample()")
 
 
 @functools.lru_cache(maxsize=4)
 def load_rows(path: str, split: str, config: str | None, revision: str | None, columns: tuple[str, ...], name: str) -> Any:
-    """A `datasets.Dataset`, memory-mapped: a row is read from disk when it is asked for, and images come as encoded bytes.
+    """A memory-mapped `datasets.Dataset`: rows are read from disk on access, and images stay encoded.
 
     Raises UserError if the folder, the split, a column or the package is missing.
     """
@@ -134,7 +134,7 @@ def load_rows(path: str, split: str, config: str | None, revision: str | None, c
     READER.addFilter(listen)
     try:
         rows = datasets.load_dataset(**source, split=split)
-    except UnidentifiedImageError:  # its own words hold a memory address, which differs from run to run
+    except UnidentifiedImageError:  # its message holds a memory address, which differs from run to run
         raise OSError("the row's image is in no known format") from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         broken = isinstance(error, datasets.exceptions.DatasetGenerationError)
@@ -152,7 +152,7 @@ def load_rows(path: str, split: str, config: str | None, revision: str | None, c
 
 
 def load_error(path: str, local: bool, unreadable: list[str], broken: bool, error: Exception) -> str:
-    """One line on why `datasets` gave no rows. ``unreadable``: files that its reader could not read; ``broken``: it had files to read."""
+    """One-line message for a failed `datasets` load. ``unreadable``: files that its reader rejected; ``broken``: the files were located."""
     message = flat((error.__cause__ or error) if broken else error, 200)
     if unreadable:
         cure = "download it again" if local else f"run: hf download {path} --repo-type dataset --force-download"
@@ -166,7 +166,7 @@ def load_error(path: str, local: bool, unreadable: list[str], broken: bool, erro
 
 
 def iter_rows(rows: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a `datasets.Dataset`, or why one cannot be read (its text is no UTF-8). By blocks: one by one takes ten times as long."""
+    """The rows of a `datasets.Dataset`; for an unreadable row (invalid UTF-8) the reason. In blocks, ten times as fast as row by row."""
     for start in range(0, len(rows), BLOCK):
         stop = min(start + BLOCK, len(rows))
         try:
@@ -177,7 +177,7 @@ def iter_rows(rows: Any) -> Iterator[dict[str, Any] | str]:
 
 
 def valid_cells(rows: Any, column: str, cell: Cell) -> Iterator[tuple[int, Any]]:
-    """(row number, value) of the cells of a column that can be read."""
+    """(row number, value) of the valid cells of a column."""
     for i, row in enumerate(iter_rows(rows.select_columns(column))):
         if not isinstance(row, str):
             read, wrong, _ = read_cells(row, {column: cell})
@@ -193,7 +193,7 @@ def read_row(rows: Any, i: int) -> dict[str, Any] | str:
 
 
 def root_of(path: str) -> Path:
-    """The folder that the image paths of a data set may not leave: its own, or of a hub id the cache that it was downloaded to."""
+    """The folder that image paths must stay in: the data set's folder, or the Hugging Face cache for a hub id."""
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -203,5 +203,5 @@ def root_of(path: str) -> Path:
 
 
 def missing(value: Any) -> bool:
-    """Whether a cell says that there is nothing: null, an empty string, or a "nan" or "none" that a spreadsheet left behind."""
+    """Whether a cell is empty: null, an empty string, or "nan" or "none" from a spreadsheet export."""
     return value is None or value != value or str(value).strip().lower() in ("", "nan", "none")

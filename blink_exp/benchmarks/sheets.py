@@ -1,4 +1,4 @@
-"""Answers as test servers take them: each question once, in a file whose name says whether it is whole; workbooks (xlsx)."""
+"""Submission files for test servers: each question once, completeness in the file name; workbooks (xlsx)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Cell = int | str | None
 
 def by_question(records: Iterable[Record], ids: Iterable[str], of: str) -> tuple[dict[str, Record], str]:
     """({sample id: record} in the order of ``ids``, ``submission`` or ``partial_<n>_missing``). ``ids``: the ids of the split's
-    questions; ``of``: what messages call the split.
+    questions; ``of``: name of the split in messages.
 
     Raises UserError if a record is of another split, a question has two, or a prediction is no text.
     """
@@ -33,8 +33,8 @@ def by_question(records: Iterable[Record], ids: Iterable[str], of: str) -> tuple
 
 
 def write_sheet(path: Path, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Path:
-    """One sheet with a header. A text that begins with = stays a text, and control characters, which the format cannot hold, are left
-    out. Raises UserError if the package openpyxl is missing."""
+    """Writes one sheet with a header. Text starting with = is not a formula; control characters, which xlsx cannot hold, are removed.
+    Raises UserError if the package openpyxl is missing."""
     try:
         from openpyxl import Workbook
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE

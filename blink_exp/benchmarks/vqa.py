@@ -81,7 +81,7 @@ def vqa_accuracy(prediction: str, answers: list[str], normalization: str = "alwa
 
 
 class TenAnswers(Published):
-    """What VQAv2, TextVQA and VizWiz share.
+    """Base class of VQAv2, TextVQA and VizWiz.
 
     ``normalization``: ``always``, or ``unless_equal`` (see ``vqa_accuracy``). A row's ``fields`` hold the people's answers.
     """
@@ -97,9 +97,9 @@ class TenAnswers(Published):
         self.normalization = normalization
 
     def build_sample(self, row: dict[str, Any], image_id: object, image: Any, category: str | None, **fields: Any) -> Sample:
-        """A row as a sample; its answer is the one that most people gave, its ``fields`` hold all of them and those given.
+        """A row as a sample; its answer is the most common one, its ``fields`` hold all ten and the given ``fields``.
 
-        A blank answer is one person's answer and stays; a row of blanks only has none."""
+        A single blank answer is kept; a row with only blank answers has none."""
         answers = row["answers"]
         nonblank = [answer for answer in answers if not blank(answer)]
         common = Counter(nonblank).most_common(1)[0][0] if nonblank else None
@@ -116,7 +116,7 @@ class TenAnswers(Published):
 
 
 class Served(TenAnswers):
-    """TenAnswers whose test splits a server scores."""
+    """TenAnswers with test splits that are scored by a server."""
 
     answered_elsewhere = True
 

@@ -1,7 +1,7 @@
-"""Published numbers, as the papers print them. Facts only; never measured here, never mixed with what is.
+"""Published numbers, as printed in the papers; kept apart from measured ones.
 
 ``blink.yaml`` and ``hero.yaml`` hold every table and figure, ``vanilla.yaml`` what others print for the untouched models, and
-``vocabulary.yaml`` says the settings of a published row in this project's words.
+``vocabulary.yaml`` maps the settings of a published row to this project's overrides.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def row(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
 
 
 def params_on(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
-    """The params of a row on one of our benchmark presets: where the paper sets them for each benchmark, those of this one are in.
+    """The params of a row on one of our benchmark presets, with the paper's per-benchmark values applied.
 
-    Raises KeyError where it does so and says nothing about this one.
+    Raises KeyError if the paper sets params per benchmark and gives none for this one.
     """
     if "per_benchmark" not in row:
         return row["params"]
