@@ -176,8 +176,8 @@ class ExactMatch:
 
 
 def mean(hits: Iterable[float], scale: float = 100.0) -> Score:
-    """The mean of values in [0, 1], in per cent, with its standard error (binomial for 0/1 values). NaN for no values; it is written as null
-    and shown as an empty cell."""
+    """The mean of values in [0, 1], in per cent, with its standard error (binomial for 0/1 values). NaN without values, written as
+    null and shown as an empty cell."""
     hits = [float(hit) for hit in hits]
     n = len(hits)
     if not n:

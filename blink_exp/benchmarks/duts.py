@@ -166,7 +166,7 @@ def iou(cover: torch.Tensor, patches: torch.Tensor) -> float:
 
 
 def on_view(backbone: Backbone, mask: np.ndarray) -> torch.Tensor:
-    """(size, size) bool: a (height, width) bool mask on the base view, by the backbone's image processor without normalisation."""
+    """(size, size) bool: a (height, width) bool mask on the base view, by the backbone's image processor without rescaling values."""
     image = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
     plain = {"resample": Image.Resampling.NEAREST, "do_rescale": False, "do_normalize": False, "image_mean": [0.0, 0.0, 0.0]}
     pixels = backbone.processor.image_processor(images=image, return_tensors="pt", **plain).pixel_values[0]

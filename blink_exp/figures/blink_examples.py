@@ -24,7 +24,7 @@ Example = tuple[Image.Image, Record]
 
 
 def decisions(study: Study, images: int = 3) -> Drawing:
-    """``images`` questions of the first Blink point, one a picture (``example_1`` ...) and all in one (``blink``)."""
+    """``images`` questions of the first Blink point, one per picture (``example_1`` ...) and all in one (``blink``)."""
     row = next((r for r in study.done if r["method"] in ("blink", "blink_interp")), None)
     if row is None:
         raise UserError(f"figure={study.name} needs a measured point with method=blink; see the points that failed")
@@ -48,7 +48,7 @@ def decisions(study: Study, images: int = 3) -> Drawing:
 
 
 def examples(records: list[Record], interest: Callable[[Record], tuple], images: int) -> list[Record]:
-    """``images`` records of different images, the most interesting first and, as far as they go, of different kinds of question."""
+    """``images`` records of different images, highest ``interest`` first, of different categories as far as possible."""
     ordered = sorted(records, key=interest, reverse=True)
     chosen: list[Record] = []
     for new_kind in (True, False):
@@ -60,18 +60,18 @@ def examples(records: list[Record], interest: Callable[[Record], tuple], images:
 
 
 def worked_on(r: Record) -> tuple:
-    """Right answers in whose course an expansion was made and taken back, first."""
+    """Sort key: correct answers with an expansion that was dropped again come first."""
     kinds = [effective_decision(s) for s in r["layers"]]
     return ("expand" in kinds and "drop" in kinds, "expand" in kinds, bool(r["correct"]))
 
 
 def effective_decision(step: LayerStep) -> str:
-    """expand, drop or keep: what became of a decision."""
+    """expand, drop or keep: the decision that took effect."""
     return step["decision"] if step["effective"] else "keep"
 
 
 def by_decision(records: list[Record]) -> dict[str, dict[str, float]]:
-    """By layer: the share of questions for which each decision was carried out."""
+    """{layer: {decision: share of questions for which it took effect}}."""
     steps: dict[int, list[str]] = {}
     for r in records:
         for s in r["layers"]:
@@ -80,7 +80,7 @@ def by_decision(records: list[Record]) -> dict[str, dict[str, float]]:
 
 
 def at_work(records: list[Record]) -> Claim:
-    """That a focus comes and goes within one forward pass, which is the idea of the method."""
+    """The claim that regions are expanded and dropped within one forward pass, the idea of the method."""
     kinds = [[effective_decision(s) for s in r["layers"]] for r in records]
     n = max(1, len(kinds))
     both = sum("expand" in k and "drop" in k for k in kinds) / n
@@ -95,7 +95,7 @@ def at_work(records: list[Record]) -> Claim:
 
 
 def sheet(questions: list[Example], grid: PatchGrid) -> Figure:
-    """Questions below each other, each as ``draw_one`` draws it."""
+    """A figure with one row per question, see ``draw_one``."""
     panels = max((len(r["layers"]) for _, r in questions), default=0) + 1
     with styled():
         figure = plt.figure(figsize=(WIDTH * panels, 1.95 * max(1, len(questions))), layout="constrained")
@@ -106,7 +106,7 @@ def sheet(questions: list[Example], grid: PatchGrid) -> Figure:
 
 
 def draw_one(part: SubFigure, image: Image.Image, record: Record, grid: PatchGrid, number: int) -> None:
-    """One question: the image, then a panel a layer with its top patch, rho, decision and tokens."""
+    """One question: the image, then one panel per layer with its top patch, rho, decision and tokens."""
     steps = record["layers"]
     axes = part.subplots(1, len(steps) + 1, squeeze=False)[0]
     axes[0].imshow(image, extent=(0, 1, 1, 0))

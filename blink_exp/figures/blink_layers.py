@@ -1,4 +1,4 @@
-"""Blink, Fig. 3: how sharply each layer of the untouched model looks, and whether it looks at the right patch."""
+"""Blink, Fig. 3: sharpness of attention by layer of the vanilla model, and whether its top patch is the annotated one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from blink_exp.methods.blink import BlinkPolicy, blink, relative_layers
 def scan_records(
     backbone: Backbone, benchmark: Benchmark, samples: list[Sample], batch_size: int, p: int = 2, saliency: str = "attention"
 ) -> list[Record]:
-    """Records of the untouched model with every layer scanned: the thresholds are never met, so nothing is expanded or dropped."""
+    """Records of the vanilla model with every layer scanned; the thresholds are never met, so nothing is expanded or dropped."""
     policy = BlinkPolicy(tuple(range(backbone.depth)), tau_expand=1.0, tau_drop=0.0, p=p, saliency=saliency)
     return evaluate(backbone, blink(policy), benchmark, batch_size, samples=samples, progress=True)[0]
 
 
 def targets(record: Record, grid: PatchGrid) -> set[int]:
-    """The patches that hold the annotated regions of a question; none where a region lies across several patches."""
+    """The patches that contain the annotated regions of a question; empty if a region spans several patches."""
     regions = [patch_of(box, grid) for box in record["regions"]]
     return set() if None in regions else {patch for patch in regions if patch is not None}
 
@@ -65,8 +65,8 @@ def rho_by_layer(study: Study, middle: tuple[int, int] = (12, 26), samples: int 
 
 
 def by_layer(records: list[Record], grid: PatchGrid, depth: int) -> dict[str, Any]:
-    """``rho``: mean by layer; ``hit``: by layer, the share of questions about one patch whose top patch is that one (None where no
-    question says so); ``annotated``: how many do; ``questions``."""
+    """``rho``: mean by layer; ``hit``: by layer, the share of single-patch questions whose top patch is that patch (None without such
+    questions); ``annotated``: number of single-patch questions; ``questions``: number of all."""
     rho: list[list[float]] = [[] for _ in range(depth)]
     hit: list[list[bool]] = [[] for _ in range(depth)]
     for record in records:
@@ -112,7 +112,7 @@ def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Cla
 
 
 def plot(curves: dict[str, Any], inside: set[int], chance: float) -> Figure:
-    """The picture of Fig. 3 from ``by_layer``."""
+    """Plots the result of ``by_layer`` as Fig. 3."""
     layers = range(len(curves["rho"]))
     with styled():
         figure, axis = plt.subplots(figsize=(COLUMN, 2.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""Blink, Fig. 2: where the last prompt token looks, layer by layer, on images that hold several targets."""
+"""Blink, Fig. 2: attention maps of the last prompt token by layer, on images with several targets."""
 
 from __future__ import annotations
 
@@ -131,14 +131,14 @@ def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Cla
 
 
 def draw_box(axis: Axes, box: Box, color: str, style: str = "-", gid: str | None = None) -> None:
-    """Draws a frame on an axis that runs from 0 to 1 both ways."""
+    """Draws a box in relative coordinates, 0 to 1 on both axes."""
     left, top, right, bottom = box
     frame = {"fill": False, "edgecolor": color, "linewidth": 1.8, "linestyle": style, "gid": gid}
     axis.add_patch(Rectangle((left, top), right - left, bottom - top, **frame))  # type: ignore[arg-type]
 
 
 def draw_image(axis: Axes, image: Image.Image, record: Record, title: str) -> None:
-    """The image with what its question is about, and the question below it."""
+    """The image with boxes on the annotated regions, and the question below it."""
     axis.imshow(image, extent=(0, 1, 1, 0))
     for box in record["regions"]:
         draw_box(axis, box, RIGHT, "--")
@@ -160,7 +160,7 @@ def heat(axis: Axes, values: torch.Tensor, side: tuple[int, int], top: float | N
 
 
 def plot(rows: list[tuple[Image.Image, Record, dict[int, torch.Tensor]]], grid: PatchGrid) -> Figure:
-    """A row a case: the image, then a map a layer with a box on its top patch."""
+    """One row per case: the image, then one map per layer with a box on its top patch."""
     width = len(rows[0][2]) + 1
     with styled():
         figure, axes = plt.subplots(

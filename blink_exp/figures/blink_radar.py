@@ -51,7 +51,7 @@ def copied(study: Study, baseline: str) -> Drawing:
 
 
 def by_subtask(records: list[Record], score: str) -> Gains:
-    """What each question (pair of them, where a benchmark has pairs) adds to the score of its subtask."""
+    """The contribution of each question (or pair, for benchmarks with pairs) to the score of its subtask."""
     if score == "total":
         return gains(records, score)
     categories = sorted({r["category"] for r in records})
@@ -60,7 +60,7 @@ def by_subtask(records: list[Record], score: str) -> Gains:
 
 
 def groups(subtasks: list[str]) -> dict[str, list[str]]:
-    """Subtasks by panel, in MME's order; of another benchmark all in one."""
+    """{panel: subtasks} in MME's order; one panel for other benchmarks."""
     panels = {name: [s for s in members if s in subtasks] for name, members in GROUPS.items()}
     if sum(map(len, panels.values())) < len(subtasks):
         return {"categories": sorted(subtasks)}
@@ -110,7 +110,7 @@ def claim(panel: str, runs: list[Gains], labels: list[str]) -> Claim:
 
 
 def plot(panels: dict[str, list[str]], scores: dict[str, dict[str, list[float]]]) -> Figure:
-    """A radar a panel of three subtasks or more, else dots on a line a subtask."""
+    """One radar chart per panel with three or more subtasks, else one line of dots per subtask."""
     top = max((v for panel in scores.values() for values in panel.values() for v in values), default=1.0)
     numbers = itertools.count()
     with styled():
@@ -126,7 +126,7 @@ def plot(panels: dict[str, list[str]], scores: dict[str, dict[str, list[float]]]
 
 
 def radar(axis: Any, names: list[str], scores: dict[str, list[float]], top: float, numbers: Iterator[int]) -> None:
-    """A polygon a run; the first, dashed, lies on top of the others."""
+    """One polygon per run; the first is dashed and drawn on top."""
     angles = [2 * math.pi * i / len(names) for i in range(len(names))]
     for j, (label, values) in enumerate(scores.items()):
         line = {"linewidth": 1.6, "linestyle": (0, (3, 3)), "zorder": 4} if j == 0 else {"linewidth": 1.2, "zorder": 3}
@@ -143,7 +143,7 @@ def radar(axis: Any, names: list[str], scores: dict[str, list[float]], top: floa
 
 
 def dots(axis: Any, names: list[str], scores: dict[str, list[float]], top: float, numbers: Iterator[int]) -> None:
-    """A line a subtask, the runs one above the other."""
+    """One line per subtask, the runs stacked vertically."""
     for j, (label, values) in enumerate(scores.items()):
         plot_points(axis, j, label, names, values, values, [i + 0.12 * j for i in range(len(names))], numbers)
     axis.set_yticks([i + 0.06 * (len(scores) - 1) for i in range(len(names))], [name.replace("_", "\n") for name in names])
@@ -154,7 +154,7 @@ def dots(axis: Any, names: list[str], scores: dict[str, list[float]], top: float
 def plot_points(
     axis: Any, run: int, label: str, names: list[str], values: list[float], x: list[float], y: list[float], numbers: Iterator[int]
 ) -> None:
-    """The points of a run, each with its exact value where the pointer rests."""
+    """The points of a run, each with its exact value as a tooltip."""
     for name, value, a, b in zip(names, values, x, y, strict=True):
         legend_entry = {"label": label} if name == names[0] else {}
         style = {"color": PALETTE[run % len(PALETTE)], "markersize": 4, "zorder": 3, "linestyle": "none"}

@@ -29,7 +29,7 @@ SAMPLES = 128  # questions behind the claims: each is run alone
 
 @dataclass(frozen=True)
 class Case:
-    """One question under the expansion: what was looked at, at each layer, and the annotated patches (none where unknown)."""
+    """One question under expansion: attention by layer, and the annotated patches (empty if unknown)."""
 
     record: Record  # id, image_id, question, regions
     attention: dict[int, LayerAttention]
@@ -97,7 +97,7 @@ def after_expansion(
 
 
 def measures(attention: LayerAttention) -> dict[str, float | None]:
-    """Mass and evenness of both kinds of token at a layer; mass is the share of all attention."""
+    """Attention mass and evenness of original and expanded tokens at a layer; mass is the share of all attention."""
     return {
         "original": float(attention.visual.sum()),
         "expanded": float(attention.expanded.sum()),
@@ -107,7 +107,7 @@ def measures(attention: LayerAttention) -> dict[str, float | None]:
 
 
 def numbers_of(case: Case) -> dict[str, Any]:
-    """What data.json holds of a question."""
+    """The data.json entry of a question."""
     return {"id": case.record["id"]} | {
         str(i): dict(zip(m, rounded(m.values(), 5), strict=True))
         for i, m in ((i, measures(attention)) for i, attention in case.attention.items())
@@ -210,7 +210,7 @@ def even_claim(cases: list[Case]) -> Claim:
 
 
 def plot(cases: list[Case], pictures: list[Image.Image], grid: PatchGrid) -> Figure:
-    """A row a case: the image, then original and expanded tokens at each layer, on one scale a layer."""
+    """One row per case: the image, then original and expanded tokens by layer, with one colour scale per layer."""
     with styled():
         figure, axes = plt.subplots(len(cases), 5, figsize=(PAGE, 1.75 * len(cases) + 0.2), squeeze=False, layout="constrained")
         for k, (line, case, image) in enumerate(zip(axes, cases, pictures, strict=True)):

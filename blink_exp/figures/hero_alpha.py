@@ -29,7 +29,7 @@ MARKERS = "osD^vPX*"
 
 
 class AlphaScores:
-    """What was right at each alpha, on the questions that every point answered.
+    """Correctness at each alpha, on the questions that every point answered.
 
     Args:
         points: {alpha: per-sample records}.

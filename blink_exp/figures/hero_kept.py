@@ -1,4 +1,4 @@
-"""Which tokens of an image stay (HERO, Fig. 6), and how many of those that show what a question is about."""
+"""The tokens that each method keeps (HERO, Fig. 6), and their recall of the annotated regions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REGION, SALIENT, ALL = "what is asked about", "all annotated objects", "all toke
 
 @dataclass(frozen=True)
 class LabelledMethod:
-    """A method with the words that stand above its panels."""
+    """A method and the title of its panels."""
 
     label: str
     method: Method
@@ -78,8 +78,8 @@ def select_examples(samples: Sequence[Sample], records: Sequence[Record], count:
 
 @torch.no_grad()
 def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, question: str) -> tuple[torch.Tensor, ViewGeometry]:
-    """((views, N) share of the LLM's layers in which each visual token of an image is there, the image's geometry). ``key``: the image's
-    own, by which the backbone knows it again."""
+    """((views, N) share of the LLM's layers in which each visual token is present, the image's geometry). ``key``: the backbone's cache
+    key of the image."""
     visual = backbone.visual({key: image}, [(key, question)], method.pruner)[0]
     decisions = []
     if method.drops_inside:  # Blink drops none of them
@@ -91,7 +91,7 @@ def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, q
 
 
 def lasting(sources: Sequence[torch.Tensor], views: ViewGeometry) -> torch.Tensor:
-    """(views, N) share of the layers in which each visual token is there. ``sources``: a layer each, the (tokens,) that it works on."""
+    """(views, N) share of the layers in which each visual token is present. ``sources``: for each layer, (tokens,) source indices."""
     share = torch.zeros(views.count * views.tokens)
     for source in sources:
         share[source[source >= 0]] += 1
@@ -105,7 +105,7 @@ def as_maps(share: torch.Tensor, views: ViewGeometry) -> tuple[torch.Tensor | No
 
 
 def recall(share: torch.Tensor, weight: torch.Tensor) -> float:
-    """The share of an area that stays: (views, N) presence, weighted by how much of it each token covers."""
+    """The kept share of an area: (views, N) presence, weighted by each token's coverage of the area."""
     return float((share.double() * weight.double()).sum() / weight.double().sum())
 
 

@@ -1,4 +1,4 @@
-"""What HERO's figures measure: CLS attention by layer, and where masks lie among tokens."""
+"""Measurements of HERO's figures: CLS attention by layer, and mask coverage by token."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def cls_attention_maps(
 
 
 def annotation_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
-    """(height, width) bool: where the answer is to be seen, by the sample's mask or else its boxes; None where nothing is annotated or it
-    does not show. ``size``: (width, height) of the image, as PIL has it."""
+    """(height, width) bool: the region of the answer, from the sample's mask or else its boxes; None without an annotation or if it is
+    empty. ``size``: (width, height) of the image, as in PIL."""
     if sample.mask is not None:
         mask = np.asarray(sample.mask(), dtype=bool)
     else:
@@ -72,7 +72,7 @@ def annotation_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def objects(samples: Iterable[Sample], size: tuple[int, int]) -> np.ndarray | None:
-    """(height, width) bool: all that is annotated in the questions on one image."""
+    """(height, width) bool: the union of the annotations of the questions on one image."""
     masks = [mask for mask in (annotation_mask(sample, size) for sample in samples) if mask is not None]
     return np.any(masks, axis=0) if masks else None
 

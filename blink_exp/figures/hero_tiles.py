@@ -1,4 +1,4 @@
-"""What the tiles of an image are worth: CLSsim, which looks at the image alone, and CLIPscore, which reads the question (HERO, Fig. 1)."""
+"""Tile scores: CLSsim, from the image alone, and CLIPscore, which depends on the question (HERO, Fig. 1)."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def tile_boxes(views: ViewGeometry) -> list[Box]:
 
 
 def tiles(image: Image.Image, row: RankedTiles, boxes: Sequence[Box], question: str) -> Figure:
-    """A panel a score over the image."""
+    """One panel per score over the image."""
     wide = image.width > 1.6 * image.height
     shape = (2, 1) if wide else (1, 2)
     width = COLUMN if wide else COLUMN / 2

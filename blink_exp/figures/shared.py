@@ -1,4 +1,4 @@
-"""Pieces that the pictures of both papers share: their look, what they say where the pointer rests, curves, images with boxes, words."""
+"""Helpers shared by the figures of both papers: style, tooltips, curves, images with boxes, text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def styled() -> Iterator[None]:
 
 
 def tip(text: str, number: int | None = None) -> str:
-    """The gid of an artist that says ``text`` where the pointer rests; ``number`` keeps equal texts apart."""
+    """The gid of an artist with the tooltip ``text``; ``number`` makes equal texts unique."""
     return f"{TIP}{text}" if number is None else f"{TIP}{text}#{number}"
 
 
@@ -69,7 +69,7 @@ def curve(
 
 
 def bare(axis: Axes, title: str | None = None) -> None:
-    """Without ticks and frame."""
+    """Removes ticks and frame."""
     axis.set(xticks=[], yticks=[])
     for side in axis.spines.values():
         side.set_visible(False)
@@ -86,7 +86,7 @@ def layer_ticks(depth: int) -> list[int]:
 
 
 def picture(axis: Axes, image: Image.Image, boxes: Sequence[Box] = (), title: str | None = None) -> None:
-    """An image without ticks, what is asked about in dashes."""
+    """An image without ticks; annotated boxes are dashed."""
     axis.imshow(image, extent=(0, 1, 1, 0), aspect=image.height / image.width, interpolation="nearest" if max(image.size) < 512 else None)
     bare(axis, title)
     for left, top, right, bottom in boxes:
@@ -120,7 +120,7 @@ def shortened(text: str, most: int = 100) -> str:
 
 
 def rounded(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
-    """Rounded as data.json has them."""
+    """Values rounded for data.json."""
     return [None if v is None else round(float(v), digits) for v in values]
 
 

@@ -1,4 +1,4 @@
-"""How a claim is judged: means with the error of what hangs together, paired changes between runs, and verdicts of three values."""
+"""Statistics of claims: means with clustered standard errors, paired differences between runs, and three-valued verdicts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Gains = dict[str, dict[tuple[str, str], float]]  # by subtask, then image and qu
 
 
 def verdict(difference: float | None, stderr: float | None) -> bool | None:
-    """Whether a difference is above 0; None where it is within ``SURE`` standard errors of it, or where there is none."""
+    """Whether a difference is above 0; None if it is within ``SURE`` standard errors of 0, or undefined."""
     if difference is None or stderr is None or abs(difference) <= SURE * stderr:
         return None
     return difference > 0
@@ -51,7 +51,7 @@ def _in_errors(gap: Mean) -> float:
 
 
 def combined_verdict(verdicts: Iterable[bool | None]) -> bool | None:
-    """Whether every one holds: False as soon as one does not, None while one cannot be told, or of none at all."""
+    """Conjunction of three-valued verdicts: False if any is False, else None if any is None or there are none."""
     results = list(verdicts)
     if not results or (None in results and False not in results):
         return None
@@ -68,7 +68,7 @@ class Mean:
 
     @property
     def above(self) -> bool | None:
-        """Whether what it is the mean of is above 0."""
+        """Whether the mean is above 0, see ``verdict``."""
         return verdict(self.value, self.stderr)
 
     def formatted(self, digits: int) -> str:
@@ -76,11 +76,11 @@ class Mean:
         return f"{self.value or 0:.{digits}f}" + ("" if self.stderr is None else f" ± {self.stderr:.{digits}f}")
 
     def less(self, other: float | None) -> Mean:
-        """How far it lies above a number."""
+        """This mean minus a constant."""
         return Mean(None if self.value is None or other is None else self.value - other, self.stderr, self.n)
 
     def below(self, other: Mean) -> Mean:
-        """How far this mean lies below one of other images."""
+        """``other`` minus this mean, for independent samples."""
         if self.value is None or other.value is None:
             return Mean(None, None, 0)
         has_errors = self.stderr is not None and other.stderr is not None
@@ -108,7 +108,7 @@ def mean(values: Iterable[float | None], clusters: Sequence[Hashable] | None = N
 
 
 def values(means: dict[str, Mean]) -> dict[str, float | None]:
-    """Without their standard errors."""
+    """The values without standard errors."""
     return {name: one.value for name, one in means.items()}
 
 

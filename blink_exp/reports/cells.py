@@ -1,6 +1,6 @@
-"""What stands in every cell of a table; the one place that Markdown, LaTeX, the page and the terminal share. Marks: see ``legend``.
+"""The cells of a table, shared by Markdown, LaTeX, the page and the terminal. Marks: see ``legend``.
 
-A document is what a table leaves behind (table.json): columns of published numbers, then one group of columns for each benchmark that was
+A document is the content of table.json: columns of published numbers, then one group of columns for each benchmark that was
 measured. The two never share a column, and a cell that was not measured stays empty.
 """
 
@@ -88,7 +88,7 @@ def tag(document: TableDocument, column: Column) -> str:
 
 
 def value(run: PointRun | None, where: str) -> float | None:
-    """The number at "scores.accuracy" of a run; None where the run failed, or has no such number or NaN there."""
+    """The number at a path such as "scores.accuracy" of a run; None if the run failed, or the number is missing or NaN."""
     if run is None or run.get("status") != "done":
         return None
     node: Any = run
@@ -131,7 +131,7 @@ def _has_settings(document: TableDocument) -> bool:
 
 
 def _setting(row: TableRow) -> Cell:
-    """What our configuration says in this row's place, and where it says so."""
+    """The values of our configuration for this row, and their setting names."""
     settings = {where: v for where, v in (row.get("settings") or {}).items() if v is not None}
     return Cell(text=", ".join(str(v) for v in settings.values()), note=", ".join(f"{where}={v}" for where, v in settings.items()))
 
@@ -147,7 +147,7 @@ def _published(row: TableRow, heading: str, column: dict[str, Any]) -> Cell:
 
 
 def _why(row: TableRow, heading: str) -> str:
-    """Why a published cell is empty. A conjecture is told here and nowhere else."""
+    """Why a published cell is empty. Conjectures appear only here."""
     missing, conjecture = (row.get("missing") or {}).get(heading), row.get("conjecture") or {}
     guess = conjecture.get(heading)
     basis = f" ({conjecture['basis']})" if guess is not None and conjecture.get("basis") else ""
@@ -188,7 +188,7 @@ def _measured(row: TableRow, benchmark: str, heading: str, column: dict[str, Any
 
 
 def _spread(stderr: float, digits: int) -> str:
-    """A standard error with ``digits`` decimals, or as many as it takes to be above 0."""
+    """A standard error with ``digits`` decimals, or more until it is not printed as 0."""
     tries = (printed(stderr, digits + more) for more in range(12))
     return next((text for text in tries if float(text)), "")
 

@@ -1,4 +1,4 @@
-"""What a page shows of one table or figure: its document taken apart into plain values, so that the templates decide nothing."""
+"""Template values of a table or figure: its document as plain values, so that the templates hold no logic."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _linked(names: Iterable[str], folder: Path, root: Path) -> list[tuple[str, s
 
 
 def _table(document: TableDocument) -> dict[str, Any]:
-    """Columns, cells and all that stands around them."""
+    """Template values of a table: columns, cells, legend and differences."""
     columns = cells.columns(document)
     side, _ = SIDES[document.get("scale")]
     kinds = [column.group if column.group in (cells.PUBLISHED, cells.SETTINGS) else side for column in columns]
@@ -118,7 +118,7 @@ def _cell(cell: cells.Cell, kind: str, first: bool) -> dict[str, Any]:
 
 
 def _runs(rows: Iterable[Any]) -> list[dict[str, Any]]:
-    """A line for each run behind the numbers: of a table's rows by benchmark, of a figure's points."""
+    """One line per run: of a table's rows by benchmark, or of a figure's points."""
     out = []
     for row in rows:
         runs = row.get("runs") or ({"": row} if "status" in row else {})
@@ -164,7 +164,7 @@ def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: di
 
 
 def _figure(document: FigureDocument, folder: Path, root: Path, name: str) -> dict[str, Any]:
-    """Pictures, and the paper's claim beside what was computed."""
+    """Template values of a figure: pictures, and the paper's claims with the computed numbers."""
     alt = f"{document['title']}. {document.get('caption') or ''}".strip()
     pictures = [
         (stem, picture(stem, names, folder, f"{name}-{k}-", alt))

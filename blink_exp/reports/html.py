@@ -73,7 +73,7 @@ def gather(root: Path) -> Path:
 
 
 def _read(path: Path) -> Any:
-    """The document in a file, as far as a page reads its head."""
+    """The document in a file, with the keys that a page needs checked."""
     required: dict[str, type | tuple[type, ...]] = {"name": str, "title": str}
     required |= {"published_columns": dict, "groups": list, "rows": list} if path.stem == "table" else {}
     try:
@@ -97,7 +97,7 @@ def _order(document: Document, folder: Path) -> tuple[Any, ...]:
 
 
 def _papers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries by paper and by name, and what of a paper is not here."""
+    """Entries by paper and by name, and the paper's tables and figures that are absent."""
     out = []
     for paper in dict.fromkeys(e["paper"] for e in entries):
         of_paper = [e for e in entries if e["paper"] == paper]
@@ -115,7 +115,7 @@ def _papers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _absent(paper: str, sources: set[str]) -> list[str]:
-    """A paper's tables, and figures that plot something, of which there is nothing."""
+    """A paper's tables and plotted figures without an entry."""
     if paper not in PAPERS:
         return []
     published = reference.published(paper)
@@ -124,7 +124,7 @@ def _absent(paper: str, sources: set[str]) -> list[str]:
 
 
 def _models(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """What something was measured on, scale models first."""
+    """The models behind the entries, scale models first."""
     sides = {e["label"]: e["side"] for e in entries if e["label"]}
     return [{"label": label, "side": side} for label, side in sorted(sides.items(), key=lambda item: (item[1] != "scale", item[0]))]
 

@@ -1,4 +1,4 @@
-"""Pictures as a page carries them: within its own text, so that it opens from anywhere and asks nobody for anything."""
+"""Pictures embedded in a page, so that it is self-contained."""
 
 from __future__ import annotations
 
@@ -119,6 +119,6 @@ def _renamed(name: str, value: str, prefix: str) -> dict[str, str]:
 
 
 def _unwanted(name: str, value: str) -> bool:
-    """Whether an attribute runs a script or points out of the page."""
+    """Whether an attribute runs a script or links outside the page."""
     local = name.rpartition("}")[2]
     return local.startswith("on") or (local == "href" and not value.startswith(("#", "data:")))

@@ -1,4 +1,4 @@
-"""What is said around a table: which numbers stand where, what the marks mean, why cells are empty, which commits measured them."""
+"""Text around a table: meaning of columns and marks, reasons for empty cells, commits of the measurements."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def commits(document: TableDocument) -> list[str]:
 
 
 def short(commit: str) -> str:
-    """A commit's first ten digits, and whether work went on beside it."""
+    """A commit's first ten digits, and its mark for uncommitted changes."""
     digest, plus, changes = commit.partition("+")
     return digest[:10] + plus + changes
 

@@ -127,7 +127,7 @@ def bootstrap(
 
 
 def _interval(column: np.ndarray, delta: float) -> dict[str, float | None]:
-    """p, low and high of the differences that draws have, (draws,)."""
+    """p, low and high of (draws,) bootstrap differences."""
     if not len(column) or np.ptp(column) <= SAME < abs(delta):  # one image a category: draws cannot differ, so they tell nothing
         return {"p": None, "low": None, "high": None}
     sides = [(1 + np.count_nonzero(side)) / (1 + len(column)) for side in (column <= SAME, column >= -SAME)]
@@ -155,7 +155,7 @@ class PairedImages:
 
 
 def _draws(strata: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """(resamples, images): how often each draw has each image."""
+    """(resamples, images): count of each image in each bootstrap draw."""
     weights = np.zeros((resamples, len(strata)), dtype=int)
     for stratum in np.unique(strata):
         images = np.flatnonzero(strata == stratum)
@@ -191,7 +191,7 @@ def _linear(benchmark: Benchmark, pairs: PairedImages, names: list[str], weights
 
 
 def resampled(run: list[Records], weight: np.ndarray) -> Records:
-    """The records of a draw. An image that is drawn again is another image: with the same id its pairs would fall together."""
+    """The records of a bootstrap draw. A repeated image gets a new id, as equal ids would merge its pairs."""
     return [
         r if k == 0 else {**r, "id": f"{r['id']}/again{k}", "image_id": f"{r['image_id']}/again{k}"}
         for image, times in zip(run, weight.tolist(), strict=True)
@@ -201,7 +201,7 @@ def resampled(run: list[Records], weight: np.ndarray) -> Records:
 
 
 def _kind(image: Records) -> str:
-    """Equal for images whose records differ in nothing that a score reads."""
+    """A key that is equal for images whose records agree in everything that scores read."""
     return "\n".join(sorted(json.dumps({k: v for k, v in r.items() if k not in ASIDE}, sort_keys=True, default=str) for r in image))
 
 
@@ -221,7 +221,7 @@ def _scores(benchmark: Benchmark, records: Records) -> dict[str, float]:
 
 
 def _final(benchmark: Benchmark, records: Records) -> Records:
-    """Records whose ``correct`` is the last word."""
+    """Records with the final ``correct``, after any judge."""
     return benchmark.judged(records) if isinstance(benchmark, Judged) else records
 
 
@@ -235,7 +235,7 @@ def _quiet(benchmark: Benchmark, records: Records) -> Benchmark:
 
 
 def _mixtures(ours: Records, theirs: Records, seed: int) -> list[Records]:
-    """Three runs that answer every question as one of the two does, by lot."""
+    """Three synthetic runs that take each answer at random from one of the two runs."""
     generator = np.random.default_rng(seed)
     lots = generator.integers(0, 2, (3, len(ours))).tolist()
     return [[pair[k] for k, pair in zip(lot, zip(ours, theirs, strict=True), strict=True)] for lot in lots]
@@ -261,7 +261,7 @@ def _is_share(records: Records, score: float | None) -> bool:
 
 
 def _unique_questions(records: Records) -> bool:
-    """Whether no question on an image is there twice."""
+    """Whether no question occurs twice on an image."""
     keys = [(r["image_id"], r["question"]) for r in records if r.get("question") is not None]
     return len(set(keys)) == len(keys)
 

@@ -70,7 +70,7 @@ def markdown(document: TableDocument) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown sees no markup and no column."""
+    """Text with Markdown markup and column separators escaped."""
     return re.sub(r"([\\`*|<])", r"\\\1", " ".join(text.split()))
 
 
