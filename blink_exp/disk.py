@@ -12,9 +12,9 @@ from blink_exp.errors import flat
 from blink_exp.stopping import run_folder
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-ONLY_WRITING = (*NO_SPACE, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTEMPTY)  # reading never ends in these
+ONLY_WRITING = (*NO_SPACE, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTEMPTY)  # never raised by reads
 ELSEWHERE = "choose another folder with hydra.run.dir=... (sweeps: hydra.sweep.dir=...)"
-FOLDERS: dict[Path, str] = {}  # that settings name, and which setting: what a message about a file in one of them tells to change
+FOLDERS: dict[Path, str] = {}  # folder: setting that names it, for the cure in a message
 
 
 class WriteError(OSError):
@@ -61,8 +61,8 @@ def disk_line(error: OSError) -> str:
 def _elsewhere(file: str) -> str:
     """The cure of a file that cannot be written: the setting of the folder that it is in."""
     path = Path(os.path.abspath(file))
-    above = next((folder for folder in (path, *path.parents) if folder in FOLDERS), None)
-    return ELSEWHERE if above is None else f"choose another folder with {FOLDERS[above]}=..."
+    setting_folder = next((folder for folder in (path, *path.parents) if folder in FOLDERS), None)
+    return ELSEWHERE if setting_folder is None else f"choose another folder with {FOLDERS[setting_folder]}=..."
 
 
 def _nameless(error: OSError) -> str:

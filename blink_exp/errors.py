@@ -1,4 +1,4 @@
-"""Errors that a user can cause and cure."""
+"""User errors and helpers for one-line messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class UserError(ValueError):
     """One line for the user: the value, the limit and the cure. Entry points print it without a traceback and exit with 2."""
 
 
-def nearest(value: str, known: Iterable[str]) -> str:
+def nearest(value: str, choices: Iterable[str]) -> str:
     """A sentence that names the known words closest to ``value``, or all of them if none is close."""
-    known = sorted(known)
-    close = difflib.get_close_matches(value, known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(close)}?" if close else f"use one of: {', '.join(known)}"
+    choices = sorted(choices)
+    close = difflib.get_close_matches(value, choices, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"use one of: {', '.join(choices)}"
 
 
 def flat(text: object, most: int | None = None) -> str:
@@ -23,14 +23,13 @@ def flat(text: object, most: int | None = None) -> str:
     return " ".join(str(text).split())[:most]
 
 
-# What Python prints of an object that has no words of its own: "<_io.BytesIO object at 0x7f0c...>" differs from run to run.
+# Default repr of an object: "<_io.BytesIO object at 0x7f0c...>" differs from run to run.
 ADDRESS = re.compile(r"<_io\.\w+[^>]*>|<[^<>]*? at 0x[0-9a-fA-F]+>|\bat 0x[0-9a-fA-F]+")
 REASON = 200  # characters of a reason
 
 
 def reason(error: object) -> str:
-    """Why something was skipped: one line of at most 200 printable characters, the same in every run. The name of the error where it has no
-    words."""
+    """The reason for a skip: one line of at most 200 printable characters, the same in every run. Without a message: its type."""
     text = flat(ADDRESS.sub("", printable(str(error)[: 10 * REASON])))
     return flat(text if len(text) <= REASON else text[: REASON - 3] + "...") or type(error).__name__
 

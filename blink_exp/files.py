@@ -33,14 +33,14 @@ def encodable(value: Any) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError with a reason of a few words where it is none."""
+    """Parses JSON text. Raises ValueError with a short reason if it is invalid."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON at line {error.lineno}, column {error.colno}") from None
     except DAMAGE as error:
         raise ValueError(f"no JSON: {flat(error, 80)}") from None
-    return encodable(found) if "\\u" in text or SURROGATE.search(text) else found
+    return encodable(value) if "\\u" in text or SURROGATE.search(text) else value
 
 
 def read_text(path: Path) -> str:
@@ -59,21 +59,21 @@ def read_json(path: Path, cure: str) -> Any:
         raise UserError(f"{path} is damaged or cut off ({error}); {cure}") from None
 
 
-def read_object(path: Path, needed: dict[str, type | tuple[type, ...]], cure: str) -> dict[str, Any]:
-    """A JSON file that holds an object with the keys ``needed``, whose values are of these types. Raises UserError where it does not."""
-    found = read_json(path, cure)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds {kind(found)} where an object is needed; {cure}")
-    for key, types in needed.items():
-        if key not in found:
+def read_object(path: Path, required: dict[str, type | tuple[type, ...]], cure: str) -> dict[str, Any]:
+    """A JSON file that holds an object with the keys ``required``, whose values are of these types. Raises UserError where it does not."""
+    document = read_json(path, cure)
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds {kind(document)} where an object is needed; {cure}")
+    for key, types in required.items():
+        if key not in document:
             raise UserError(f"{path} lacks {key}; {cure}")
-        if not isinstance(found[key], types):
-            raise UserError(f"{path} has {key}={brief(found[key])}, {kind(found[key])}; {cure}")
-    return found
+        if not isinstance(document[key], types):
+            raise UserError(f"{path} has {key}={brief(document[key])}, {kind(document[key])}; {cure}")
+    return document
 
 
 def kind(value: Any) -> str:
-    """What a value is, in the words of a data file."""
+    """The JSON type of a value, for messages."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -83,12 +83,12 @@ def kind(value: Any) -> str:
 
 
 def brief(value: Any) -> str:
-    """The beginning of a value, on one line."""
+    """The first 40 characters of a value's repr, on one line."""
     return "null" if value is None else flat(repr(value[:40] if isinstance(value, str | bytes) else value), 40)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """The whole file or nothing."""
+    """Atomic write: the whole file or nothing."""
     part = path.with_name(path.name + ".part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole file or nothing, as UTF-8."""
+    """Atomic write as UTF-8."""
     write_bytes(path, encodable(text).encode())
 
 
@@ -111,7 +111,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_ready(value: Any) -> Any:
-    """``value`` with None for every number that JSON has no word for: the mean of nothing is not a number."""
+    """``value`` with None for every NaN and infinity, which JSON cannot represent."""
     if isinstance(value, dict):
         return {k: json_ready(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Opens images: the one way from a file, bytes or a PIL image to 8-bit RGB, for benchmarks, training, the viewer and lmms-eval.
+"""Opens images: converts a file, bytes or a PIL image to 8-bit RGB, for benchmarks, training, the viewer and lmms-eval.
 
 Whatever cannot be opened, decoded or held in memory raises OSError with a reason that is the same in every run, so that a caller can skip
 the image, name it and go on.
@@ -75,15 +75,15 @@ class ImageOptions:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | ImageOptions | None, protocol: str = "own", exif: bool | None = None) -> ImageOptions:
-        """Those of a configuration. ``protocol``: a benchmark's, which says what ``alpha: null`` means; ``exif``: instead of theirs."""
+        """Options from a configuration. ``protocol``: the benchmark's, which resolves ``alpha: null``; ``exif``: overrides the setting."""
         if isinstance(settings, ImageOptions):
             options = settings
         else:
-            given = dict(settings or {})
-            check_values(ImageLoading, SETTINGS, given)
-            if given.get("alpha") is None:
-                given["alpha"] = "drop" if protocol == "llava" else "white"
-            options = cls(**given)
+            values = dict(settings or {})
+            check_values(ImageLoading, SETTINGS, values)
+            if values.get("alpha") is None:
+                values["alpha"] = "drop" if protocol == "llava" else "white"
+            options = cls(**values)
         return options if exif is None else dataclasses.replace(options, exif=exif)
 
 
@@ -91,7 +91,7 @@ DEFAULT = ImageOptions()
 
 
 def open_image(source: Any, options: ImageOptions = DEFAULT, root: str | Path | None = None) -> Image.Image:
-    """An RGB image of its own, with nothing of the file's metadata.
+    """Opens an image as a new RGB image without metadata.
 
     Args:
         source: a path, encoded bytes, or a cell of an image column, {"bytes": ..., "path": ...}, whose bytes come first.
@@ -104,21 +104,21 @@ def open_image(source: Any, options: ImageOptions = DEFAULT, root: str | Path | 
     if data is None:
         raise OSError("the row has no image")
     if isinstance(data, bytes | bytearray):
-        return _decoded(io.BytesIO(data), "the image", options)
+        return _decode(io.BytesIO(data), "the image", options)
     if not isinstance(data, str | os.PathLike):
         raise OSError(f"the row's image is neither bytes nor a path but {type(data).__name__}")
     name = os.fspath(data)
-    place, shown = resolved(name, root, options.outside), flat(name, NAME)
-    with _file(place, shown) as file:
-        return _decoded(file, shown, options)
+    path_on_disk, label = resolve_path(name, root, options.outside), flat(name, NAME)
+    with _open_file(path_on_disk, label) as file:
+        return _decode(file, label, options)
 
 
-def _file(place: str, name: str) -> IO[bytes]:
-    """An ordinary file, open. A FIFO would be waited for, and a device read for ever: OSError, as for whatever else is no such file."""
+def _open_file(path: str, name: str) -> IO[bytes]:
+    """Opens a regular file. Raises OSError for anything else: a FIFO would block, and a device would be read forever."""
     try:
-        mode = os.stat(place).st_mode
+        mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
-            return open(place, "rb")
+            return open(path, "rb")
     except FileNotFoundError:
         raise OSError(f"{name} is missing (No such file or directory)") from None
     except OSError as error:
@@ -126,36 +126,36 @@ def _file(place: str, name: str) -> IO[bytes]:
     raise OSError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'no ordinary file'}, not an image")
 
 
-def resolved(name: str, root: str | Path | None, outside: bool) -> str:
-    """The file that a path of a data set means, links followed. Raises OSError where it is no path or leads out of ``root``."""
+def resolve_path(name: str, root: str | Path | None, outside: bool) -> str:
+    """The real path of a data set's image path. Raises OSError if it is no valid path or leaves ``root``."""
     if not name or "\0" in name:
         raise OSError("the row's image is an empty path" if not name else "the row's image is no path (it holds a NUL)")
     if URL.match(name):
         raise OSError(f"{flat(name, 80)} is a URL, and nothing is downloaded; put the file in the data's folder")
     if root is None:
         return name
-    place = os.path.join(root, name)
+    path = os.path.join(root, name)
     if outside:
-        return place
-    place = os.path.realpath(place)
-    if not inside(place, os.path.realpath(root)):
+        return path
+    path = os.path.realpath(path)
+    if not is_inside(path, os.path.realpath(root)):
         raise OSError(f"{flat(name, 80)} leads out of the data's folder; image_loading.outside=true opens it all the same")
-    return place
+    return path
 
 
-def inside(place: str, root: str) -> bool:
+def is_inside(path: str, root: str) -> bool:
     """Whether one real path lies below another."""
-    return place.startswith(os.path.join(root, ""))
+    return path.startswith(os.path.join(root, ""))
 
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this Pillow knows."""
+    """The members of ``FORMATS`` that this Pillow supports."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _decoded(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
+def _decode(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
     try:
         start = file.read(4)
     except OSError as error:  # a file of /proc, a disk that fails
@@ -168,23 +168,23 @@ def _decoded(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
     try:
         with Image.open(file, formats=formats()) as image:
             return to_rgb(image, options)
-    except UnidentifiedImageError:  # its own words hold a memory address
+    except UnidentifiedImageError:  # its message holds a memory address
         raise OSError(f"{name} is no image of a format that is read here ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise OSError(f"{name} has more than {MOST_PIXELS} pixels, and image_loading.max_pixels={options.max_pixels}") from None
     except Exception as error:  # on broken bytes a decoder raises whatever it met: OSError, SyntaxError, KeyError, struct.error, ...
-        reason = f"{name}: {_words(error)}"
+        reason = f"{name}: {_error_text(error)}"
         raise OSError(flat(reason, 200)) from None
 
 
-def _words(error: Exception) -> str:
-    """An error's text without memory addresses, which differ from run to run; its type where it has none."""
+def _error_text(error: Exception) -> str:
+    """An error's message without memory addresses, which differ from run to run; its type if the message is empty."""
     return ADDRESS.sub("the file", str(error)).strip() or type(error).__name__
 
 
 def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT, copy: bool = True) -> Image.Image:
-    """A PIL image of any mode as a new RGB image, upright, without metadata: what is done twice changes nothing the second time.
-    Without ``copy``, one that is RGB already and has no metadata comes back itself.
+    """Converts a PIL image of any mode to a new upright RGB image without metadata; idempotent. With ``copy=False``, an RGB image
+    without metadata is returned unchanged.
 
     Raises OSError where it is too large or too thin; a file that is cut off raises what Pillow does.
     """
@@ -193,7 +193,7 @@ def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT, copy: bool = Tru
     check_pixels(image.size, options.max_pixels)  # before the metadata: a PNG may have them behind its pixels, and is decoded for them
     method = UPRIGHT.get(_orientation(image)) if options.exif or image.format == "TIFF" else None
     image.load()
-    turned = image.format == "TIFF"  # which Pillow turns by itself, whoever asked
+    turned = image.format == "TIFF"  # Pillow applies the orientation of a TIFF on load
     if method is not None and turned != options.exif:
         image = image.transpose(INVERSE.get(method, method) if turned else method)
     image = eight_bit(image)
@@ -210,7 +210,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none or its data is broken."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as above; a picture with broken metadata is still a picture
+    except Exception:  # broken metadata does not make the image unusable
         return 1
 
 
@@ -255,10 +255,10 @@ def grey_bytes(values: np.ndarray) -> np.ndarray:
     """(height, width) floats or 32-bit integers as bytes, by the first rule that fits all of them: floats in [0, 1] are shares of white;
     values in [0, 255] are bytes already; integers in [0, 65535] are 16-bit; any others are stretched from their smallest, black, to their
     largest, white. NaN and infinities are black and count for no rule."""
-    known = np.isfinite(values)
-    low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
+    finite = np.isfinite(values)
+    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
     floats = values.dtype.kind == "f"
-    values = np.where(known, values, 0).astype(np.float32)
+    values = np.where(finite, values, 0).astype(np.float32)
     if low < 0 or high > (255 if floats else 65535):
         scale = 255 / (high - low) if high > low else 0.0
         values = values * np.float32(scale) - np.float32(low * scale)
@@ -266,17 +266,17 @@ def grey_bytes(values: np.ndarray) -> np.ndarray:
         values *= 255
     elif high > 255:
         values = np.floor(values / 256)
-    return np.where(known, np.floor(values + 0.5), 0).clip(0, 255).astype(np.uint8)
+    return np.where(finite, np.floor(values + 0.5), 0).clip(0, 255).astype(np.uint8)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Without its transparency."""
+    """Drops the alpha channel."""
     image = image.convert("LA") if image.mode == "La" else image  # premultiplied, which converts to nothing else
     return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Over white paper."""
+    """Composites over white."""
     image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     if image.getchannel("A").getextrema() == (255, 255):
         return image
@@ -285,7 +285,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     return paper
 
 
-def within(image: Image.Image, side: int = CANVAS_SIDE) -> Image.Image:
+def shrink_to_side(image: Image.Image, side: int = CANVAS_SIDE) -> Image.Image:
     """The image, made smaller where a square around it would be larger than ``side`` x ``side``."""
     longest = max(image.size)
     if longest <= side:

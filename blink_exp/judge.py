@@ -1,4 +1,4 @@
-"""A language model that marks answers, behind any OpenAI-compatible endpoint: cached, resumable, and never silent about what it missed."""
+"""A language model as judge, behind any OpenAI-compatible endpoint: cached, resumable, and every missing verdict is reported."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ UNPARSED = "unparsed"  # the judge answered, but not in the form that was asked 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``value``: what was read from the judge's reply, None if there is nothing; ``text``: the reply as it came; ``why``: why there is no
-    value: ``unparsed``, or what the endpoint said."""
+    """``value``: parsed from the judge's reply, None if there is none; ``text``: the raw reply; ``why``: the reason for a missing value,
+    ``unparsed`` or the endpoint's error."""
 
     value: Any
     text: str | None = None
@@ -38,16 +38,16 @@ class Verdict:
         return self.why == UNPARSED
 
     def plain(self, model: str) -> dict[str, Any]:
-        """As a record keeps it."""
+        """The verdict as stored in a record."""
         return {"model": model, "value": self.value, "text": self.text} | ({"why": self.why} if self.why else {})
 
 
-class Failed(Exception):
-    """A request that the endpoint did not answer."""
+class RequestError(Exception):
+    """The endpoint did not answer a request."""
 
 
-class Garbled(Exception):
-    """A reply that is no chat completion."""
+class MalformedReply(Exception):
+    """The reply is not a chat completion."""
 
 
 class Judge:
@@ -116,7 +116,7 @@ class Judge:
         tries: int = 2,
         advance: Callable[[int], None] = lambda n: None,
     ) -> list[Verdict]:
-        """One verdict a request, in order.
+        """One verdict per request, in order.
 
         Args:
             requests: make the messages when their turn comes, as images are large. An OSError (a broken image) is a verdict without value.
@@ -125,7 +125,7 @@ class Judge:
             advance: moves a progress bar.
         """
 
-        fatal: list[BaseException] = []  # what one thread met ends the others too
+        fatal: list[BaseException] = []  # an error in one thread stops the others
 
         def one(request: Callable[[], Messages]) -> Verdict:
             if fatal:
@@ -155,9 +155,9 @@ class Judge:
         for attempt in range(tries):
             try:
                 text = self.reply(messages, attempt)
-            except Failed as error:
+            except RequestError as error:
                 return Verdict(None, None, str(error))
-            except Garbled:
+            except MalformedReply:
                 continue
             value = parse(text)
             if value is not None:
@@ -165,48 +165,50 @@ class Judge:
         return Verdict(None, text, UNPARSED)
 
     def reply(self, messages: Messages, attempt: int = 0) -> str:
-        """The judge's words, from the cache or the endpoint. ``attempt``: another number is another request, though its words are equal."""
+        """The judge's reply, from the cache or the endpoint. ``attempt``: part of the cache key, so that retries are new requests."""
         text = json.dumps([self.model, messages, self.settings, attempt], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
-        kept = read_reply(self.cache / f"{key}.json")
-        if kept is not None:
-            return kept
+        cached = read_reply(self.cache / f"{key}.json")
+        if cached is not None:
+            return cached
         if key in self._failures:
-            raise Failed(self._failures[key])
+            raise RequestError(self._failures[key])
         try:
-            found = self._ask(messages)
-        except Failed as error:
+            response = self._ask(messages)
+        except RequestError as error:
             self._count_failure(key, str(error))
             raise
         with self._lock:
             self._in_a_row = 0
-        write_reply(self.cache / f"{key}.json", {k: self._clean(v) for k, v in found.items()})
-        return self._clean(found["text"])
+        write_reply(self.cache / f"{key}.json", {k: self._clean(v) for k, v in response.items()})
+        return self._clean(response["text"])
 
     def _ask(self, messages: Messages) -> dict[str, str]:
         import openai
 
-        at = self.base_url or "OpenAI"
-        tried = f"tried {self.max_retries + 1} times"
+        endpoint = self.base_url or "OpenAI"
+        attempts = f"tried {self.max_retries + 1} times"
         try:
             reply = self._client.chat.completions.create(model=self.model, messages=messages, **self.settings)
             return {"model": str(reply.model), "text": encodable(str(reply.choices[0].message.content or ""))}
         except (openai.AuthenticationError, openai.PermissionDeniedError):
-            raise UserError(f"{at} refuses the key in {self.key_variable}; set one that may use {self.model}") from None
+            raise UserError(f"{endpoint} refuses the key in {self.key_variable}; set one that may use {self.model}") from None
         except openai.NotFoundError:
-            raise UserError(f"judge.model={self.model} is not known at {at}; use its full name (and /v1 in base_url)") from None
+            raise UserError(f"judge.model={self.model} is not known at {endpoint}; use its full name (and /v1 in base_url)") from None
         except openai.APITimeoutError:
-            raise Failed(f"no reply within {self.timeout:g} s, {tried}") from None
+            raise RequestError(f"no reply within {self.timeout:g} s, {attempts}") from None
         except openai.APIConnectionError:
-            raise UserError(f"the judge at {at} cannot be reached, {tried}; check judge.base_url. Replies so far are kept") from None
+            raise UserError(
+                f"the judge at {endpoint} cannot be reached, {attempts}; check judge.base_url. Replies so far are kept"
+            ) from None
         except openai.APIStatusError as error:
-            said = " ".join(self._clean(str(error.message)).split())[:200]
-            raise Failed(f"status {error.status_code}: {said}") from None
+            detail = " ".join(self._clean(str(error.message)).split())[:200]
+            raise RequestError(f"status {error.status_code}: {detail}") from None
         except (openai.OpenAIError, ValueError, AttributeError, TypeError, IndexError):  # a body that is no JSON, or other JSON
-            raise Garbled from None
+            raise MalformedReply from None
 
     def _clean(self, text: str) -> str:
-        """``text`` without the key, should an endpoint echo it."""
+        """``text`` with the API key masked, in case an endpoint echoes it."""
         return text.replace(self._key, f"[{self.key_variable}]") if self._key else text
 
     def _count_failure(self, key: str, why: str) -> None:
@@ -232,7 +234,7 @@ def read_reply(path: Path) -> str | None:
 
 
 def write_reply(path: Path, reply: dict[str, str]) -> None:
-    """The whole file or nothing, though another thread or process may write the same."""
+    """Atomic write, safe if another thread or process writes the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
     try:

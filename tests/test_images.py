@@ -218,7 +218,7 @@ def test_thin_images_that_preprocessing_would_blow_up_are_refused(size):
 
 
 def test_a_square_around_a_long_image_is_bounded(monkeypatch):
-    monkeypatch.setattr(images.within, "__defaults__", (64,))
+    monkeypatch.setattr(images.shrink_to_side, "__defaults__", (64,))
     assert canvases.square_canvas(Image.new("RGB", (640, 8), "red"), pad=True).size == (64, 64)
     assert canvases.square_canvas(Image.new("RGB", (60, 8)), pad=True).size == (60, 60)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from blink_exp.errors import UserError, flat, reason
-from blink_exp.images import within
+from blink_exp.images import shrink_to_side
 
 LARGE = 2**22  # pixels above which an image is prepared where it is opened: a batch of such would not fit in memory
 AT_MOST = 8  # processes by default: behind a GPU, what a batch of photographs needs
@@ -43,7 +43,7 @@ def prepare_image(image: Image.Image | PreparedImage, image_processor: Any) -> P
     if isinstance(image, PreparedImage):
         return image
     pads = getattr(image_processor, "do_pad", False) and not hasattr(image_processor, "image_grid_pinpoints")  # to a square around it
-    pixels = image_processor(images=within(image) if pads else image, return_tensors="pt").pixel_values[0]
+    pixels = image_processor(images=shrink_to_side(image) if pads else image, return_tensors="pt").pixel_values[0]
     return PreparedImage(pixels if pixels.dim() == 4 else pixels[None], image.height, image.width)
 
 

@@ -39,9 +39,9 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Unasked:
-    """In place of the image of a sample that cannot be asked: opening it raises OSError with ``why``, so that whatever skips and counts an
-    image that does not open does the same with a row that is no question."""
+class UnusableImage:
+    """Stands in for the image of a row that cannot be evaluated. Opening it raises OSError(``why``), so that the row is skipped and counted
+    like a sample whose image does not open."""
 
     why: str
 
@@ -49,43 +49,43 @@ class Unasked:
         raise OSError(self.why)
 
 
-def unasked(sample: Sample, why: str) -> Sample:
-    """``sample`` as one that is skipped. It has an image of its own, else it would be asked along with another question on the same one."""
-    return replace(sample, image=Unasked(why), image_id=f"{sample.id}/skipped")
+def mark_skipped(sample: Sample, why: str) -> Sample:
+    """``sample`` with an ``UnusableImage``. It gets its own image id, so that it is not grouped with other questions on its image."""
+    return replace(sample, image=UnusableImage(why), image_id=f"{sample.id}/skipped")
 
 
-def nameless(name: str, why: str) -> Sample:
-    """A sample that is skipped, of a row from which none can be made. ``name``: its id, by its place in the data."""
-    return unasked(Sample(name, name, Unasked(why), "", None, ""), why)
+def placeholder_sample(name: str, why: str) -> Sample:
+    """A skipped sample for a row from which no sample can be built. ``name``: its id, made from the row number."""
+    return mark_skipped(Sample(name, name, UnusableImage(why), "", None, ""), why)
 
 
-def distinct(samples: Iterable[Sample]) -> Iterator[Sample]:
-    """``samples``, of which those with an id that an earlier one has are skipped: records are known by their ids."""
-    seen: set[str] = set()
+def skip_duplicate_ids(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """``samples`` in order; one that repeats an earlier id becomes a skipped sample, because records are keyed by id."""
+    ids: set[str] = set()
     for i, sample in enumerate(samples):
-        if sample.id in seen:
-            sample = nameless(f"{sample.id} (row {i})", f"row {i} has the id {sample.id} of an earlier row")
-        seen.add(sample.id)
+        if sample.id in ids:
+            sample = placeholder_sample(f"{sample.id} (row {i})", f"row {i} has the id {sample.id} of an earlier row")
+        ids.add(sample.id)
         yield sample
 
 
-def askable(samples: list[Sample], where: str) -> list[Sample]:
-    """Those of ``samples`` that are not skipped for what their rows hold. Raises UserError where there is none: then it is the data set.
+def usable_samples(samples: list[Sample], where: str) -> list[Sample]:
+    """The samples whose rows are valid. Raises UserError if there is none, as the data set itself is then wrong.
 
-    ``where``: what messages call the data."""
-    good = [s for s in samples if not isinstance(s.image, Unasked)]
+    ``where``: name of the data in messages."""
+    valid = [s for s in samples if not isinstance(s.image, UnusableImage)]
     if not samples:
         raise UserError(f"{where} holds no row; copy the data set again")
-    if not good:
-        assert isinstance(samples[0].image, Unasked)
+    if not valid:
+        assert isinstance(samples[0].image, UnusableImage)
         why = f"none of its {len(samples)} rows can be asked, first {samples[0].id}: {samples[0].image.why}"
         raise UserError(f"{where}: {why}; take a copy with the published columns")
-    return good
+    return valid
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number with the count of samples behind it and its standard error (None where it has none)."""
+    """A value, the number of samples it is computed from, and its standard error (None if undefined)."""
 
     value: float
     samples: int
@@ -103,40 +103,40 @@ class Benchmark(Protocol):
     def samples(self) -> list[Sample]: ...
 
     def prompt(self, sample: Sample) -> str:
-        """The question as the model is asked it."""
+        """The prompt text for the model."""
         ...
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
-        """How right a prediction is, from 0 (False) to 1 (True); None where the sample has no answer to compare with."""
+        """Correctness of a prediction, from 0 (False) to 1 (True); None if the sample has no reference answer."""
         ...
 
     def score(self, records: list[Record]) -> dict[str, Score]:
         """Scores of records with ``id``, ``image_id``, ``category``, ``answer``, ``prediction``, ``correct`` and the sample's ``fields``.
-        Neither their order nor the shards they come from may matter."""
+        The result must not depend on record order or sharding."""
         ...
 
 
 @runtime_checkable
 class Submits(Protocol):
-    """A benchmark that is scored elsewhere too: on a test server or by a judge."""
+    """A benchmark that can also be scored by a test server or a judge."""
 
     def submit(self, records: list[Record], folder: Path) -> list[Path]:
-        """Writes what the server or judge takes and returns the files."""
+        """Writes the submission files and returns their paths."""
         ...
 
 
 @runtime_checkable
 class Judged(Protocol):
-    """A benchmark for which somebody must read the answers: a judge, or rules that say which option an answer means."""
+    """A benchmark whose answers are interpreted after generation, by a judge or by option-matching rules."""
 
     def judged(self, records: list[Record]) -> list[Record]:
-        """The records with what was found written beside each, and ``correct`` with it. ``score`` does so itself where it was not done."""
+        """The records with the verdict and ``correct`` added. ``score`` calls this for records that lack them."""
         ...
 
 
 @runtime_checkable
 class Compares(Protocol):
-    """A benchmark whose scores come from setting two runs against each other."""
+    """A benchmark whose scores come from a pairwise comparison of two runs."""
 
     def compare(self, ours: list[Record], against: list[Record]) -> list[Record]:
         """Records of the comparison, which ``score`` takes."""
@@ -145,20 +145,20 @@ class Compares(Protocol):
 
 @runtime_checkable
 class Probes(Protocol):
-    """A benchmark of the vision tower: it asks no question and runs no method."""
+    """A benchmark of the vision tower: no question, no method."""
 
     def probe(self, backbone: Any, limit: int | None, advance: Callable[[int], None]) -> tuple[list[Record], list[Skipped]]:
-        """(one record an image, images that could not be read). ``advance`` moves the progress bar."""
+        """(one record per image, skipped images). ``advance`` moves the progress bar."""
         ...
 
 
 def normalized(text: str) -> str:
-    """Lower case, no punctuation, single spaces: the rule of exact match here."""
+    """Lower case, no punctuation, single spaces: the normalisation of ``ExactMatch``."""
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 
 
 class ExactMatch:
-    """Questions asked as they are, right where prediction and answer agree once ``normalized``; accuracy in all and by category."""
+    """Exact match after ``normalized``; the prompt is the question. Scores: overall accuracy and accuracy by category."""
 
     protocol = "own"
     headline = "accuracy"
@@ -171,13 +171,13 @@ class ExactMatch:
         return None if sample.answer is None else normalized(prediction) == normalized(sample.answer)
 
     def score(self, records: list[Record]) -> dict[str, Score]:
-        groups = by(records, "category")
+        groups = group_by(records, "category")
         return {"accuracy": mean(r["correct"] for r in records), **{k: mean(r["correct"] for r in v) for k, v in groups.items()}}
 
 
 def mean(hits: Iterable[float], scale: float = 100.0) -> Score:
-    """The mean of values from 0 to 1, in per cent, with its standard error (for right and wrong: the binomial one). Of no value: NaN, which
-    is written as null and shown as an empty cell."""
+    """The mean of values in [0, 1], in per cent, with its standard error (binomial for 0/1 values). NaN without values, written as
+    null and shown as an empty cell."""
     hits = [float(hit) for hit in hits]
     n = len(hits)
     if not n:
@@ -187,9 +187,9 @@ def mean(hits: Iterable[float], scale: float = 100.0) -> Score:
 
 
 def accuracies(records: list[Record]) -> dict[str, Score]:
-    """Accuracy in all and, where there are several, by category; ``without_answer`` counts records that have nothing to compare with."""
+    """Overall accuracy and, with several categories, accuracy by category; ``without_answer``: records without a reference."""
     answered = [r for r in records if r["correct"] is not None]
-    groups = by(answered, "category")
+    groups = group_by(answered, "category")
     return {
         **({"accuracy": mean(r["correct"] for r in answered)} if answered else {}),
         **({k: mean(r["correct"] for r in v) for k, v in groups.items()} if len(groups) > 1 else {}),
@@ -198,15 +198,15 @@ def accuracies(records: list[Record]) -> dict[str, Score]:
 
 
 def total(scores: Iterable[Score]) -> Score:
-    """A sum of independent scores; its error is known where all of theirs are."""
+    """The sum of independent scores; its standard error is None if any of theirs is."""
     scores = list(scores)
     errors = [s.stderr for s in scores if s.stderr is not None]
     error = sum(e**2 for e in errors) ** 0.5 if len(errors) == len(scores) else None
     return Score(sum(s.value for s in scores), sum(s.samples for s in scores), error)
 
 
-def by(records: Iterable[R], key: str) -> dict[str, list[R]]:
-    """Records in groups, in the order of the sorted group names."""
+def group_by(records: Iterable[R], key: str) -> dict[str, list[R]]:
+    """{value of ``key``: records}, sorted by value."""
     groups: dict[str, list[R]] = defaultdict(list)
     for record in records:
         groups[record[key]].append(record)
@@ -214,25 +214,25 @@ def by(records: Iterable[R], key: str) -> dict[str, list[R]]:
 
 
 def spread(samples: list[Sample], limit: int | None) -> list[Sample]:
-    """About ``limit`` samples, evenly over the benchmark and whole images only, so that pairs stay pairs."""
+    """About ``limit`` samples, spread evenly over the benchmark; all questions on an image stay together."""
     if limit is None or limit >= len(samples):
         return samples
-    images = by_image(samples)
-    wanted = max(1, round(limit * len(images) / len(samples)))
-    return [s for k in range(wanted) for s in images[k * len(images) // wanted]]
+    images = group_by_image(samples)
+    count = max(1, round(limit * len(images) / len(samples)))
+    return [s for k in range(count) for s in images[k * len(images) // count]]
 
 
 def shard(samples: list[Sample], part: str) -> list[Sample]:
     """Part "k/n" of the samples, k from 1 to n; the questions on one image stay together."""
-    found = re.fullmatch(r"(\d+)/(\d+)", part)
-    k, n = (int(g) for g in found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    k, n = (int(g) for g in match.groups()) if match else (0, 0)
     if not 1 <= k <= n:
         raise UserError(f"shard={part} is no part; use k/n with k from 1 to n, e.g. shard=1/8")
-    return [s for image in by_image(samples)[k - 1 :: n] for s in image]
+    return [s for image in group_by_image(samples)[k - 1 :: n] for s in image]
 
 
-def by_image(samples: list[Sample]) -> list[list[Sample]]:
-    """The questions on each image, images in order of their first."""
+def group_by_image(samples: list[Sample]) -> list[list[Sample]]:
+    """The questions on each image, in order of first occurrence."""
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.image_id].append(sample)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from blink_exp.benchmarks.base import Sample, Score, mean
-from blink_exp.benchmarks.cells import WHOLE
+from blink_exp.benchmarks.cells import INTEGER
 from blink_exp.benchmarks.rows import Published
 from blink_exp.documents import Record
 from blink_exp.errors import UserError
@@ -67,7 +67,7 @@ class Captions(Published):
 
     name = "captions"
     headline = "ours_object_average"
-    columns: ClassVar = {"index": WHOLE}
+    columns: ClassVar = {"index": INTEGER}
     protocols = ("own",)
     tokens: ClassVar = {"own": 256}
     answered_elsewhere = True
@@ -158,20 +158,20 @@ def pairs(ours: list[Record], against: list[Record], seed: int) -> list[Record]:
 
 
 def question_of(record: Record, image: Callable[[], Image.Image]) -> Messages:
-    said = record["ours"], record["against"]
-    first, second = said if record["A"] == SIDES[0] else said[::-1]
+    captions = record["ours"], record["against"]
+    first, second = captions if record["A"] == SIDES[0] else captions[::-1]
     return message(COMPARE.format(a=first, b=second), image())
 
 
 def read_table(reply: str) -> dict[str, list[int]] | None:
     """{dimension: [A's mark, B's mark]} from a judge's table; None unless each dimension has one row with two marks from 1 to 5."""
-    found = {}
+    marks = {}
     for dimension in DIMENSIONS:
         rows = re.findall(rf"^\W*{dimension}\W*\|\s*([1-5])\s*\|\s*([1-5])\s*(?:\||$)", reply, flags=re.MULTILINE)
         if len(rows) != 1:
             return None
-        found[dimension] = [int(mark) for mark in rows[0]]
-    return found
+        marks[dimension] = [int(mark) for mark in rows[0]]
+    return marks
 
 
 def score_comparison(records: list[Record]) -> dict[str, Score]:

@@ -1,7 +1,7 @@
-"""What the cells of a data set's rows must hold. A row with another cell is skipped, named and counted; it never ends a run.
+"""Validation of data set cells. A row with an invalid cell is skipped, named and counted; it never ends a run.
 
-A kind of cell takes what a column holds and returns what a benchmark works with, or raises ValueError. pyarrow turns whole numbers beside
-a null into floats, so 3.0 is 3 where a number or an id is wanted.
+Each ``Cell`` converts a raw value to the type that a benchmark uses, or raises ValueError. pyarrow turns integers in a column with nulls
+into floats, so 3.0 is read as 3 for numbers and ids.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ LONGEST_LABEL = 300
 
 
 def blank(value: Any) -> bool:
-    """Whether a free answer is not there: null, NaN or nothing but spaces. "none" is an answer to "how many?"."""
+    """Whether a free-form answer is missing: null, NaN or whitespace only. "none" is a valid answer ("how many?")."""
     return value is None or value != value or not str(value).strip()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A kind of cell.
+    """A cell type.
 
-    ``read``: gives its value, or raises ValueError that says what is wrong ("is a list, not text"); ``stand_in``: a value of the right type
-    in place of a bad one, with which the sample's id can still be made; ``identifies``: no id can be made without it.
+    ``read``: converts a raw value, or raises ValueError with the reason ("is a list, not text"); ``stand_in``: default of the right type
+    for an invalid value, so that the sample can still be built; ``identifies``: the sample id depends on this cell.
     """
 
     read: Callable[[Any], Any]
@@ -45,7 +45,7 @@ def _text(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
-    """A name that scores and tables are sorted by."""
+    """A category name, used as a key in scores and tables."""
     text = _text(value)
     if len(text) > LONGEST_LABEL:
         raise ValueError(f"has {len(text):,} characters, more than the {LONGEST_LABEL} of a name")
@@ -61,7 +61,7 @@ def _optional_text(value: Any) -> str | None:
 
 
 def _answer(value: Any) -> str | None:
-    """A free answer; a number is one too, and text, as the official code makes of it."""
+    """A free-form answer; numbers are converted to text, as in the official code."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
@@ -69,14 +69,14 @@ def _answer(value: Any) -> str | None:
     return _optional_text(value)
 
 
-def _words(value: Any) -> Any:
-    """Text as a spreadsheet has it, where an option "3" is a number; null stays null."""
+def _spreadsheet_text(value: Any) -> Any:
+    """Text from a spreadsheet, where the option "3" may be a number; null stays null."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     return _optional_text(value)
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     text = isinstance(value, str) and value.strip().isascii() and value.strip().isdecimal() and len(value) < 20
     number = isinstance(value, int) and not isinstance(value, bool)
     if not (text or number or (isinstance(value, float) and value.is_integer())):
@@ -85,18 +85,18 @@ def _whole(value: Any) -> int:
 
 
 def _key(value: Any) -> str | int:
-    """A text or a whole number, from which ids are made."""
+    """Text or an integer, used to build ids."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _whole(value)
+        return _integer(value)
     return _label(value)
 
 
 def _optional_number(value: Any) -> Any:
-    return None if value is None or (isinstance(value, float) and math.isnan(value)) else _whole(value)
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else _integer(value)
 
 
 def _texts(value: Any) -> list[str]:
-    """A list of texts, null for none of them."""
+    """A list of strings; null is an empty list."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -119,7 +119,7 @@ def _text_or_texts(value: Any) -> Any:
 
 
 def _answers(value: Any) -> list[str]:
-    """Ten people's answers, as texts or as {"answer": text, ...}; [] where a split keeps them secret."""
+    """Ten annotators' answers, as strings or {"answer": string, ...}; [] for a split without public answers."""
     people = [a.get("answer") if isinstance(a, dict) else a for a in value] if isinstance(value, list) else value
     out = [] if people is None else _texts(["" if a is None else _answer(a) or "" for a in people] if isinstance(people, list) else people)
     if len(out) not in (0, TEN):
@@ -133,15 +133,15 @@ def _object(value: Any) -> dict[str, Any]:
     return value or {}
 
 
-TEXT = Cell(_text, "")  # what a row cannot be asked or scored without
+TEXT = Cell(_text, "")  # required for the prompt or the score
 LABEL = Cell(_label, "")
 OPTIONAL_LABEL = Cell(_optional_label)
-OPTIONAL_TEXT = Cell(_optional_text)  # an answer, which a split may keep secret; blank texts stay, as benchmarks differ in what they mean
+OPTIONAL_TEXT = Cell(_optional_text)  # an answer, null in test splits; blank strings are kept, benchmarks differ in what they mean
 ANSWER = Cell(_answer)
 ANSWER_OR_ANSWERS = Cell(_answer_or_answers)
-WORDS = Cell(_words)
+SPREADSHEET_TEXT = Cell(_spreadsheet_text)
 KEY = Cell(_key, identifies=True)
-WHOLE = Cell(_whole, identifies=True)
+INTEGER = Cell(_integer, identifies=True)
 OPTIONAL_NUMBER = Cell(_optional_number)
 TEXTS = Cell(_texts, [])
 TEXT_OR_TEXTS = Cell(_text_or_texts)
@@ -150,9 +150,9 @@ OBJECT = Cell(_object, {})
 
 
 def read_cells(row: Mapping[str, Any], cells: Mapping[str, Cell]) -> tuple[dict[str, Any], str | None, bool]:
-    """(the row with its cells read and stand-ins for bad ones, what is wrong with the first bad cell, whether an id can be made).
+    """(the converted row with stand-ins for invalid cells, the error of the first invalid cell, whether an id can be built).
 
-    A column of ``cells`` that the data set does not have is passed over.
+    Columns of ``cells`` that the data set lacks are ignored.
     """
     out, wrong, identified = dict(row), None, True
     for column, cell in cells.items():

@@ -1,4 +1,4 @@
-"""What CLIP's CLS token looks at, layer by layer, against the salient object of an image: DUTS (Wang et al., 2017), as in HERO's Figure 4.
+"""CLS attention of CLIP by layer against the salient-object mask of an image: DUTS (Wang et al., 2017), as in HERO's Figure 4.
 
 Of each layer the patches with the largest CLS attention, averaged over heads, are compared with the object's mask by intersection over
 union. Their area is fixed, 50 of 576 patches or 8.7 % of the view, which bounds the values from above: large objects score low everywhere.
@@ -105,21 +105,21 @@ class Duts:
         records: list[Record] = []
         skipped: list[Skipped] = []
         for start in range(0, len(samples), self.batch):
-            read = []
+            batch = []
             for sample in samples[start : start + self.batch]:
                 try:
                     image, mask = sample.image(), sample.mask()  # type: ignore[misc]
                     if mask.shape != (image.height, image.width):
                         raise OSError(f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the image {image.width} x {image.height}")
-                    read.append((sample, backbone.transform(image), on_view(backbone, mask)))
+                    batch.append((sample, backbone.transform(image), on_view(backbone, mask)))
                 except OSError as error:
                     skipped.append({"id": sample.id, "why": reason(error)})
-            if read:
-                pixels = torch.stack([p for _, p, _ in read])
-                found = encode(backbone.model, pixels, [ViewGeometry(side)] * len(read), EncoderRequirements(attention=layers))
-                for (sample, _, mask), encoding in zip(read, found, strict=True):
-                    chosen = {layer: top(encoding.cls_attention((layer,))[0], self.top) for layer in sorted(layers)}
-                    records.append(record(sample, mask, chosen, side))
+            if batch:
+                pixels = torch.stack([p for _, p, _ in batch])
+                encodings = encode(backbone.model, pixels, [ViewGeometry(side)] * len(batch), EncoderRequirements(attention=layers))
+                for (sample, _, mask), encoding in zip(batch, encodings, strict=True):
+                    patches = {layer: top(encoding.cls_attention((layer,))[0], self.top) for layer in sorted(layers)}
+                    records.append(record(sample, mask, patches, side))
             advance(min(self.batch, len(samples) - start))
         return records, skipped
 
@@ -135,12 +135,12 @@ class Duts:
         return out | {"empty_masks": Score(sum(r["iou"] is None for r in records), len(records))}
 
 
-def record(sample: Sample, mask: torch.Tensor, chosen: dict[int, torch.Tensor], side: int) -> Record:
+def record(sample: Sample, mask: torch.Tensor, patches: dict[int, torch.Tensor], side: int) -> Record:
     """``iou`` and ``patch_iou`` by layer (as text, which JSON keys are); None where the mask is empty on that grid. ``object``: the share
     of the view that the mask covers."""
     cells = cover(mask, side)
     grids = {"iou": cells, "patch_iou": (cells >= 0.5).float()}
-    found = {name: {str(n): iou(grid, index) for n, index in chosen.items()} if bool(grid.any()) else None for name, grid in grids.items()}
+    ious = {name: {str(n): iou(grid, index) for n, index in patches.items()} if bool(grid.any()) else None for name, grid in grids.items()}
     share = round(float(cells.mean()), 6)
     return {
         "id": sample.id,
@@ -149,8 +149,8 @@ def record(sample: Sample, mask: torch.Tensor, chosen: dict[int, torch.Tensor], 
         "prediction": None,
         "layers": [],
         "object": share,
-        "iou": found["iou"],
-        "patch_iou": found["patch_iou"],
+        "iou": ious["iou"],
+        "patch_iou": ious["patch_iou"],
     }
 
 
@@ -159,14 +159,14 @@ def cover(mask: torch.Tensor, side: int) -> torch.Tensor:
     return mask.double().unflatten(0, (side, -1)).unflatten(2, (side, -1)).mean((1, 3)).flatten()
 
 
-def iou(cover: torch.Tensor, chosen: torch.Tensor) -> float:
-    """Intersection over union of whole patches ``chosen`` and a mask, given as the share of each patch that it covers."""
-    hit = float(cover[chosen].sum())
-    return hit / (len(chosen) + float(cover.sum()) - hit)
+def iou(cover: torch.Tensor, patches: torch.Tensor) -> float:
+    """Intersection over union of a set of patches (indices) and a mask, given as the share of each patch that it covers."""
+    hit = float(cover[patches].sum())
+    return hit / (len(patches) + float(cover.sum()) - hit)
 
 
 def on_view(backbone: Backbone, mask: np.ndarray) -> torch.Tensor:
-    """(size, size) bool: a (height, width) bool mask on the base view, by the backbone's image processor without what changes values."""
+    """(size, size) bool: a (height, width) bool mask on the base view, by the backbone's image processor without rescaling values."""
     image = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
     plain = {"resample": Image.Resampling.NEAREST, "do_rescale": False, "do_normalize": False, "image_mean": [0.0, 0.0, 0.0]}
     pixels = backbone.processor.image_processor(images=image, return_tensors="pt", **plain).pixel_values[0]

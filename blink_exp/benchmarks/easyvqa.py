@@ -7,7 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from blink_exp.benchmarks.base import ExactMatch, Sample, askable, nameless
+from blink_exp.benchmarks.base import ExactMatch, Sample, placeholder_sample, usable_samples
 from blink_exp.benchmarks.cells import KEY, TEXT, read_cells
 from blink_exp.errors import UserError, reason
 from blink_exp.files import brief, kind, read_json
@@ -39,7 +39,7 @@ class EasyVQA(ExactMatch):
         if not isinstance(rows, list):
             raise UserError(f"{file} holds {kind(rows)}, not a list of rows; give a folder in easy-VQA's layout")
         samples = [_sample(f"easyvqa/test/{i:05d}", row, root, options) for i, row in enumerate(rows)]
-        askable(samples, str(file))
+        usable_samples(samples, str(file))
         return samples
 
 
@@ -47,10 +47,10 @@ def _sample(name: str, row: Any, root: Path, options: ImageOptions) -> Sample:
     """A row [question, answer, image id] as a sample; one that is skipped where it holds anything else."""
     if not isinstance(row, list) or len(row) != len(COLUMNS):
         wrong: str | None = f"the row is {brief(row)}, not [{', '.join(COLUMNS)}]"
-        return nameless(name, reason(wrong))
+        return placeholder_sample(name, reason(wrong))
     cells, wrong, _ = read_cells(dict(zip(COLUMNS, row, strict=True)), COLUMNS)
     if wrong is not None:
-        return nameless(name, wrong)
+        return placeholder_sample(name, wrong)
     question, answer, image_id = cells.values()
     image = functools.partial(open_image, f"images/{image_id}.png", options, root)
     return Sample(name, f"easyvqa/test/{image_id}", image, question, answer, _category(answer))

@@ -1,4 +1,4 @@
-"""Which files of a data set's folder are a split: by the card (README.md) where it says so, else by names, as the hub lays them out."""
+"""Finds the parquet files of a split in a local folder: from the dataset card (README.md) if it lists them, else by hub file names."""
 
 from __future__ import annotations
 
@@ -17,92 +17,94 @@ Files = dict[str, list[Path]]  # by split
 
 
 def local_files(folder: Path, split: str, config: str | None) -> list[str]:
-    """The parquet files of a split of a configuration, in order of their numbers, each of them readable.
+    """The parquet files of a split of a configuration, in shard order, checked to be readable.
 
     Raises UserError if the configuration or the split is not there (naming those that are), if a file is missing, cut off or a pointer.
     """
-    files = of_config(folder, config)
+    files = config_files(folder, config)
     if split not in files:
         raise UserError(f"benchmark.split={split} is not in {folder}{f' ({config})' if config else ''}; {nearest(split, files)}")
-    whole(folder, split, files[split])
+    check_complete(folder, split, files[split])
     filled = [file for file in files[split] if readable(file)]  # the reader takes a file without rows for a broken one
     if not filled:
         raise UserError(f"benchmark.split={split} of {folder} holds no row in {len(files[split])} files; download them again")
     return [str(file) for file in filled]
 
 
-def of_config(folder: Path, config: str | None) -> Files:
-    """The files of ``config``. A folder that knows of no configuration has the rows of the one asked for; any other must name it."""
-    entries = card(folder)
-    said = {str(e["config_name"]): files for e in entries if (files := from_card(folder, e))}
-    found = from_names(folder)
-    if said:
-        found.pop("default", None)  # its files are those that the card has names for
-    found |= said
-    if not found:
+def config_files(folder: Path, config: str | None) -> Files:
+    """The files of ``config`` by split. A folder without configurations serves any ``config``; otherwise the name must exist."""
+    entries = readme_configs(folder)
+    declared = {str(e["config_name"]): files for e in entries if (files := readme_files(folder, e))}
+    configs = files_by_name(folder)
+    if declared:
+        configs.pop("default", None)  # the card lists these files under a config name
+    configs |= declared
+    if not configs:
         raise UserError(f"benchmark.path={folder} holds no *.parquet, neither itself nor in data/; give a data set's folder")
     if config is None:
-        chosen = [str(e["config_name"]) for e in entries if e.get("default") is True]
-        config = next((c for c in (*chosen, "default", *(said if len(said) == 1 else ())) if c in found), None)
+        defaults = [str(e["config_name"]) for e in entries if e.get("default") is True]
+        config = next((c for c in (*defaults, "default", *(declared if len(declared) == 1 else ())) if c in configs), None)
         if config is None:
-            raise UserError(f"benchmark.config=null names none of several in {folder}; use one of: {', '.join(sorted(found))}")
-    foreign = bool(said) and config in {str(e["config_name"]) for e in entries}  # the card knows it, and its files are not here
-    if config not in found and set(found) == {"default"} and not foreign:
+            raise UserError(f"benchmark.config=null names none of several in {folder}; use one of: {', '.join(sorted(configs))}")
+    foreign = bool(declared) and config in {str(e["config_name"]) for e in entries}  # the card knows it, and its files are not here
+    if config not in configs and set(configs) == {"default"} and not foreign:
         config = "default"
-    if config not in found:
-        raise UserError(f"benchmark.config={config} is not in {folder}, which holds: {', '.join(sorted(found))}; copy it too, or use those")
-    return found[config]
+    if config not in configs:
+        raise UserError(
+            f"benchmark.config={config} is not in {folder}, which holds: {', '.join(sorted(configs))}; copy it too, or use those"
+        )
+    return configs[config]
 
 
-def card(folder: Path) -> list[dict[str, Any]]:
-    """``configs:`` of the front matter of README.md; nothing where there is none that can be read."""
+def readme_configs(folder: Path) -> list[dict[str, Any]]:
+    """``configs:`` of the README.md front matter; [] if it is missing or unreadable."""
     file = folder / "README.md"
     head = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\n---", file.read_text("utf-8", "replace"), re.DOTALL) if file.is_file() else None
     try:
         front = yaml.safe_load(head[1]) if head else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date
         front = None
     entries = front.get("configs") if isinstance(front, dict) else None
     return [e for e in entries if isinstance(e, dict) and "config_name" in e] if isinstance(entries, list) else []
 
 
-def from_card(folder: Path, entry: dict[str, Any]) -> Files:
-    """The parquet files that a configuration's ``data_files`` name: a path or glob, a list of them, or such by split."""
-    named = entry.get("data_files") or []
-    if isinstance(named, dict):
-        named = [{"split": split, "path": paths} for split, paths in named.items()]
-    found: dict[str, set[Path]] = {}
-    for item in named if isinstance(named, list) else [named]:
-        item = item if isinstance(item, dict) else {"split": "train", "path": item}  # without a split: all of them are train
+def readme_files(folder: Path, entry: dict[str, Any]) -> Files:
+    """The parquet files of a configuration's ``data_files``: a path or glob, a list of them, or a mapping from split to either."""
+    items = entry.get("data_files") or []
+    if isinstance(items, dict):
+        items = [{"split": split, "path": paths} for split, paths in items.items()]
+    by_split: dict[str, set[Path]] = {}
+    for item in items if isinstance(items, list) else [items]:
+        item = item if isinstance(item, dict) else {"split": "train", "path": item}  # no split given: train, as in `datasets`
         paths = item.get("path") or []
         for path in paths if isinstance(paths, list) else [paths]:
             pattern = f"{entry.get('data_dir') or '.'}/{path}"
             inside = "://" not in pattern and not pattern.startswith("/") and ".." not in pattern.split("/")
             matches = {p for p in folder.glob(pattern) if p.suffix == ".parquet" and p.is_file()} if inside else set()
             if matches:
-                found.setdefault(str(item.get("split")), set()).update(matches)
-    return {split: sorted(files) for split, files in found.items()}
+                by_split.setdefault(str(item.get("split")), set()).update(matches)
+    return {split: sorted(files) for split, files in by_split.items()}
 
 
-def from_names(folder: Path) -> dict[str, Files]:
-    """Files by configuration: those in data/ or the folder itself are ``default``, those in a folder of its own are of its name."""
-    places = [("default", folder / "data"), ("default", folder)]
+def files_by_name(folder: Path) -> dict[str, Files]:
+    """Files by configuration: ``default`` for data/ and the folder itself, else the subfolder's name."""
+    directories = [("default", folder / "data"), ("default", folder)]
     for parent in (folder, folder / "data"):
         subfolders = sorted(p for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
-        places += [(p.name, p) for p in subfolders if p != folder / "data" and not p.name.startswith(".")]
-    found: dict[str, Files] = {}
-    for config, place in places:
+        directories += [(p.name, p) for p in subfolders if p != folder / "data" and not p.name.startswith(".")]
+    configs: dict[str, Files] = {}
+    for config, directory in directories:
         files: Files = {}
-        for file in sorted(place.glob("*.parquet")):
+        for file in sorted(directory.glob("*.parquet")):
             name = NAME.fullmatch(file.name)
             files.setdefault(name["split"] if name else file.stem, []).append(file)
         if files:
-            found.setdefault(config, files)
-    return found
+            configs.setdefault(config, files)
+    return configs
 
 
-def whole(folder: Path, split: str, files: list[Path]) -> None:
-    """Raises UserError unless files whose names say "k of n" are n, each of them once. A card may join several such series in a split."""
+def check_complete(folder: Path, split: str, files: list[Path]) -> None:
+    """Raises UserError unless each "k of n" series of shards is complete and unique. A card may join several series in a split."""
     series: dict[Path, list[tuple[int, int]]] = {}
     for file in files:
         if name := NAME.fullmatch(file.name):
@@ -118,7 +120,7 @@ def whole(folder: Path, split: str, files: list[Path]) -> None:
 
 
 def readable(file: Path) -> int:
-    """The rows of a file. Raises UserError if it is no whole parquet file, by its footer: it stands at the end, and a cut takes it away."""
+    """Row count of a parquet file, from its footer. Raises UserError if the file is truncated or not parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWER, KEY, OBJECT, TEXT
-from blink_exp.benchmarks.rows import Published, blank, good_cells, load_rows, root_of
+from blink_exp.benchmarks.rows import Published, blank, load_rows, root_of, valid_cells
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.documents import Record
 from blink_exp.errors import UserError
@@ -36,8 +36,8 @@ class GQA(Published):
     def read(self) -> Iterator[Sample]:
         rows = load_rows(self.path, self.split, self.config, self.revision, tuple(self.columns), self.name)
         images = load_rows(self.path, self.split, self.image_config, self.revision, ("id", "image"), self.name)
-        places = {image_id: k for k, image_id in good_cells(images, "id", KEY)}
-        if places.keys().isdisjoint(image_id for _, image_id in good_cells(rows, "imageId", KEY)):
+        places = {image_id: k for k, image_id in valid_cells(images, "id", KEY)}
+        if places.keys().isdisjoint(image_id for _, image_id in valid_cells(rows, "imageId", KEY)):
             raise UserError(
                 f"benchmark.image_config={self.image_config} has no image that {self.config} asks about; give the two of one split"
             )

@@ -1,4 +1,4 @@
-"""The letter that an answer to a multiple-choice question names: lmms-eval's general rule, and MMBench's rule."""
+"""Extracts the option letter from a multiple-choice answer: lmms-eval's general rule and MMBench's rule."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ PHRASES = (
     *("the choice is", "choice is", "the correct choice is", "correct choice is", "my choice is"),
     *("i choose", "i select", "i pick", "答案是", "答案为", "选", "옵션", "정답은", "답은", "답:", "答えは"),
 )
-UNANSWERED = "Failed to obtain answer via API"  # what toolkits write for an answer that they did not get; its letters are no answer
+UNANSWERED = "Failed to obtain answer via API"  # written by toolkits for a failed API call; its letters are not an answer
 NONE = "E"  # what stands for "none of the options" in MMBench
 # How a letter may be decorated in MMBench's second step.
 DECORATIONS = ("X.", "X,", "X:", "X)", "X).", "(X)", "(X).", ":X", ":X,", ":X.", ":X)", ":X).")
 
 
 def extract_letter(text: str, letters: str = "ABCD") -> str | None:
-    """lmms-eval 0.7.3's general extractor: the letter in the form that says most, at the last place if several have that form.
+    """lmms-eval 0.7.3's general extractor: the letter in the most specific form; the last occurrence wins.
 
-    Forms from the surest to the least sure: at the start, at the end, behind a phrase such as "the answer is", (X), X., X:, X), X and a
-    space, anywhere. The first two want a letter that stands alone; the others take one inside a word too. Only upper case counts.
+    Forms, most specific first: at the start, at the end, after a phrase such as "the answer is", (X), X., X:, X), X and a space, anywhere.
+    The first two need an isolated letter; the others also match inside a word. Only upper case counts.
 
-    ``letters``: those on offer; none means A to H, as there.
+    ``letters``: the options; empty means A to H, as in lmms-eval.
     """
     letters = letters or "ABCDEFGH"
     text = text.strip()
     for mark in EDGES:
         text = text.strip(mark)
     text = f" {text} "
-    for place in FORMS:
-        found = {letter: place(text, letter) for letter in letters}
-        best = max(found, key=lambda letter: found[letter])
-        if found[best] >= 0:
+    for find in FORMS:
+        positions = {letter: find(text, letter) for letter in letters}
+        best = max(positions, key=lambda letter: positions[letter])
+        if positions[best] >= 0:
             return best
     return None
 
@@ -49,7 +49,7 @@ def _at_end(text: str, letter: str) -> int:
 
 
 def _behind_phrase(text: str, letter: str) -> int:
-    """The first such letter behind the first place of each phrase; the last of these places."""
+    """Position of the first ``letter`` after the first match of each phrase; the largest of these."""
     lower = text.lower()
     starts = [(lower.find(phrase), len(phrase)) for phrase in PHRASES]
     return max((text.find(letter, at + length) for at, length in starts if at >= 0), default=-1)
@@ -63,7 +63,7 @@ FORMS = (_at_start, _at_end, _behind_phrase, *map(_as, ("(X)", "X.", "X:", "X)",
 
 
 def infer_choice(text: str, options: Mapping[str, str]) -> str | None:
-    """MMBench's rule, steps 1 to 3: the option that an answer names; E: it says none; None: undecided.
+    """MMBench's rule, steps 1 to 3: the option named by an answer; E: none of them; None: undecided.
 
     1. One of A to E stands alone among the words (a lone A among more than three words may be an article and does not count).
     2. One of them does in some decoration, such as ``B.`` or ``(B)``, tried one after the other.
@@ -82,10 +82,10 @@ def infer_choice(text: str, options: Mapping[str, str]) -> str | None:
         decorated = [letter for letter in "ABCDE" if decoration.replace("X", letter) in words]
         if len(decorated) == 1:
             return decorated[0]
-    named = [letter for letter, option in options.items() if option.lower() in text.lower()]
-    return named[0] if len(named) == 1 else None
+    matching = [letter for letter, option in options.items() if option.lower() in text.lower()]
+    return matching[0] if len(matching) == 1 else None
 
 
 def option_lines(options: Mapping[str, str]) -> str:
-    """The options as prompts list them: a line each, ``A. text``."""
+    """The options as in prompts, one per line: ``A. text``."""
     return "\n".join(f"{letter}. {option}" for letter, option in options.items())

@@ -11,8 +11,8 @@ import random
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean
-from blink_exp.benchmarks.cells import LABEL, OPTIONAL_TEXT, TEXT, WHOLE, WORDS
+from blink_exp.benchmarks.base import Sample, Score, group_by, mean
+from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, SPREADSHEET_TEXT, TEXT
 from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question, write_sheet
@@ -59,15 +59,15 @@ class MMBench(Published):
     name = "mmbench"
     headline = "accuracy"
     columns: ClassVar = {
-        "index": WHOLE,
+        "index": INTEGER,
         "question": TEXT,
-        "hint": WORDS,
+        "hint": SPREADSHEET_TEXT,
         "answer": OPTIONAL_TEXT,
-        **dict.fromkeys("ABCD", WORDS),
+        **dict.fromkeys("ABCD", SPREADSHEET_TEXT),
         "category": LABEL,
         "L2-category": LABEL,
     }
-    optional: ClassVar = {"E": WORDS}
+    optional: ClassVar = {"E": SPREADSHEET_TEXT}
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
     answered_elsewhere = True
 
@@ -106,15 +106,15 @@ class MMBench(Published):
         fields = {"index": index, "question": row["question"], "hint": hint, "options": options, "choices": choices}
         fields |= {"l2": row["L2-category"]}
         answer = None if missing(row["answer"]) else row["answer"].strip().upper()
-        name, place = self.id(f"{index:07d}"), self.id(f"{index % CIRCLE:06d}")
-        return Sample(name, place, image, row["question"], answer, row["category"], fields=fields)
+        name, question_id = self.id(f"{index:07d}"), self.id(f"{index % CIRCLE:06d}")
+        return Sample(name, question_id, image, row["question"], answer, row["category"], fields=fields)
 
     def options(self, row: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
         """(options that the prompt shows, choices that an answer may name)."""
-        there = {letter: str(row[letter]) for letter in "ABCDE" if not null(row.get(letter))}
-        choices = {letter: text for letter, text in there.items() if letter != NONE}
+        present = {letter: str(row[letter]) for letter in "ABCDE" if not null(row.get(letter))}
+        choices = {letter: text for letter, text in present.items() if letter != NONE}
         if self.protocol == "lmms_eval":
-            return {letter: text for letter, text in there.items() if text not in ("", "nan")}, choices
+            return {letter: text for letter, text in present.items() if text not in ("", "nan")}, choices
         choices = {letter: text for letter, text in choices.items() if not none_word(text)}
         return {letter: choices[letter] for letter in itertools.takewhile(choices.__contains__, "ABCD")}, choices
 
@@ -126,55 +126,57 @@ class MMBench(Published):
             return "\n".join([*opening, sample.question, *([options] if options else []), instruction])
         # lmms-eval's Chinese branch does not know "nan" for a missing hint and prints it: kept, so that scores compare.
         printed = hint is not None and (self.language == "cn" or hint != "nan")
-        listed = f"There are several options:\n{options}".rstrip("\n")
-        return f"{f'{hint} ' if printed else ''}{sample.question} {listed}\n\n{instruction}"
+        option_list = f"There are several options:\n{options}".rstrip("\n")
+        return f"{f'{hint} ' if printed else ''}{sample.question} {option_list}\n\n{instruction}"
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return self.decided({"id": sample.id, "answer": sample.answer, "prediction": prediction, "fields": sample.fields})["correct"]
 
     def decided(self, record: Record) -> Record:
-        """A record with ``letter``, ``chosen_by`` (``rules``, ``extractor``, ``nobody``) and ``correct``, as far as no judge is needed."""
+        """A record with ``letter``, ``chosen_by`` (``rules``, ``extractor``, ``nobody``) and ``correct``, decided without the judge."""
         choices = choices_of(record)
-        said = record["prediction"].strip() if self.protocol == "lmms_eval" else record["prediction"]
-        letter, by_whom = infer_choice(said, choices), "rules"
+        prediction = record["prediction"].strip() if self.protocol == "lmms_eval" else record["prediction"]
+        letter, decider = infer_choice(prediction, choices), "rules"
         if letter is None and self.choice == "static":
-            letter, by_whom = extract_letter(said, "".join(choices)), "extractor"
+            letter, decider = extract_letter(prediction, "".join(choices)), "extractor"
         if letter is None:
-            by_whom = "nobody"
+            decider = "nobody"
         undecided = record["answer"] is None or (letter is None and self.choice == "judge")
-        return record | {"letter": letter, "chosen_by": by_whom, "correct": None if undecided else letter == record["answer"]}
+        return record | {"letter": letter, "chosen_by": decider, "correct": None if undecided else letter == record["answer"]}
 
     def judged(self, records: list[Record]) -> list[Record]:
-        """Records with ``letter``, ``chosen_by`` and ``correct``; the judge reads those whose question is not lost already."""
-        found = [self.decided(record) for record in records]
+        """Records with ``letter``, ``chosen_by`` and ``correct``. The judge skips questions with a rotation that is already wrong."""
+        decisions = [self.decided(record) for record in records]
         if self.judge is None or self.choice != "judge":
-            return found
-        lost = {r["image_id"] for r in found if r["correct"] is not None and not r["correct"]}
-        asked = [i for i, r in enumerate(found) if r["letter"] is None and r["answer"] is not None and r["image_id"] not in lost]
-        verdicts = self.judge.verdicts([functools.partial(question_of, found[i]) for i in asked], read_letter, TRIES)
-        for i, verdict in zip(asked, verdicts, strict=True):
-            letter, by_whom = verdict.value, "judge"
+            return decisions
+        wrong = {r["image_id"] for r in decisions if r["correct"] is not None and not r["correct"]}
+        open_indices = [
+            i for i, r in enumerate(decisions) if r["letter"] is None and r["answer"] is not None and r["image_id"] not in wrong
+        ]
+        verdicts = self.judge.verdicts([functools.partial(question_of, decisions[i]) for i in open_indices], read_letter, TRIES)
+        for i, verdict in zip(open_indices, verdicts, strict=True):
+            letter, decider = verdict.value, "judge"
             if letter is None and verdict.unparsed:
-                letters = sorted(found[i]["fields"]["options"]) or [*"ABCD", NONE]
-                letter, by_whom = random.Random(f"{self.seed}/{found[i]['id']}").choice(letters), "chance"
-            right = None if letter is None else letter == found[i]["answer"]
-            whose: Record = {"id": found[i]["id"], "letter": letter, "chosen_by": by_whom if letter else "nobody", "correct": right}
-            found[i] = {**found[i], **whose, "judge": verdict.plain(self.judge.model)}
-        return found
+                letters = sorted(decisions[i]["fields"]["options"]) or [*"ABCD", NONE]
+                letter, decider = random.Random(f"{self.seed}/{decisions[i]['id']}").choice(letters), "chance"
+            correct = None if letter is None else letter == decisions[i]["answer"]
+            update: Record = {"id": decisions[i]["id"], "letter": letter, "chosen_by": decider if letter else "nobody", "correct": correct}
+            decisions[i] = {**decisions[i], **update, "judge": verdict.plain(self.judge.model)}
+        return decisions
 
     def score(self, records: list[Record]) -> dict[str, Score]:
-        """Scores by question; a question that has an undecided rotation, or whose first rotation is not there, is left out and counted."""
+        """Scores per question; a question with an undecided rotation, or without its first one, is excluded and counted."""
         records = [r for r in self.judged(records) if r["answer"] is not None]
         if not records:
             return {}
-        questions = [circular(rotations) for rotations in by(records, "image_id").values()]
-        whole = [q for q in questions if q is not None]
+        questions = [circular_result(rotations) for rotations in group_by(records, "image_id").values()]
+        complete = [q for q in questions if q is not None]
         return {
-            "accuracy": mean(q["correct"] for q in whole),
-            **{name: mean(q["correct"] for q in rows) for name, rows in by(whole, "category").items()},
-            **{f"l2_{name}": mean(q["correct"] for q in rows) for name, rows in by(whole, "l2").items()},
-            **{f"chosen_by_{who}": Score(len(rows), len(records)) for who, rows in by(records, "chosen_by").items()},
-            **({"left_out": Score(len(questions) - len(whole), len(questions))} if len(whole) < len(questions) else {}),
+            "accuracy": mean(q["correct"] for q in complete),
+            **{name: mean(q["correct"] for q in rows) for name, rows in group_by(complete, "category").items()},
+            **{f"l2_{name}": mean(q["correct"] for q in rows) for name, rows in group_by(complete, "l2").items()},
+            **{f"chosen_by_{who}": Score(len(rows), len(records)) for who, rows in group_by(records, "chosen_by").items()},
+            **({"left_out": Score(len(questions) - len(complete), len(questions))} if len(complete) < len(questions) else {}),
         }
 
     def submit(self, records: list[Record], folder: Path) -> list[Path]:
@@ -182,9 +184,9 @@ class MMBench(Published):
         if all(r["answer"] is not None for r in records):
             return []
         header = ["index", "question", "A", "B", "C", "D", "prediction"]
-        wanted = [self.id(f"{index:07d}") for index in sorted(map(int, self.column("index")))]
-        found, state = by_question(records, wanted, f"{self.name}/{self.split}")
-        rows = [[r["fields"]["index"], r["fields"]["question"], *map(cells_of(r).get, "ABCD"), r["prediction"]] for r in found.values()]
+        ids = [self.id(f"{index:07d}") for index in sorted(map(int, self.column("index")))]
+        answers, state = by_question(records, ids, f"{self.name}/{self.split}")
+        rows = [[r["fields"]["index"], r["fields"]["question"], *map(cells_of(r).get, "ABCD"), r["prediction"]] for r in answers.values()]
         return [write_sheet(folder / f"{self.name}_{self.split}_{state}.xlsx", header, rows)]
 
 
@@ -194,23 +196,23 @@ def null(cell: Any) -> bool:
 
 
 def none_word(text: str) -> bool:
-    """Whether LLaVA's script takes a text for nothing. An empty one is NaN in the table that it reads."""
+    """Whether LLaVA's script treats a text as missing. An empty cell is NaN in its table."""
     return text.lower() in ("", "nan", "none")
 
 
 def choices_of(record: Record) -> dict[str, str]:
-    """What MMBench's rules look for in an answer."""
+    """The options that MMBench's rules match against an answer."""
     fields = record["fields"]
     return fields.get("choices", fields["options"])
 
 
 def cells_of(record: Record) -> dict[str, str]:
-    """The options as the server's workbook has them, an empty cell for each that is missing."""
+    """The options for the server's workbook, without the missing ones."""
     return {letter: text for letter, text in choices_of(record).items() if text != "nan"}
 
 
-def circular(rotations: list[Record]) -> dict[str, Any] | None:
-    """A question of its rotations' records: right if all are, wrong if one is; None if that is open or the first rotation is not there."""
+def circular_result(rotations: list[Record]) -> dict[str, Any] | None:
+    """The result of a question from its rotations: correct if all are, wrong if one is; None if undecided or without the first rotation."""
     first = [r for r in rotations if r["fields"]["index"] < CIRCLE]
     hits = [r["correct"] for r in rotations]
     wrong = any(hit is not None and not hit for hit in hits)
@@ -225,6 +227,6 @@ def question_of(record: Record) -> Messages:
 
 
 def read_letter(reply: str) -> str | None:
-    """The letter that a judge replied, alone, as ``B``, ``B.`` or ``(B)``; None for anything else."""
+    """The letter of a judge's reply ``B``, ``B.`` or ``(B)``; None for anything else."""
     letter = reply.strip().removeprefix("(").rstrip(").")
     return letter if letter in ("A", "B", "C", "D", NONE) else None

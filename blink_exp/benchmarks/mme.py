@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean, total, unasked
+from blink_exp.benchmarks.base import Sample, Score, group_by, mark_skipped, mean, total
 from blink_exp.benchmarks.cells import KEY, LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
@@ -30,7 +30,7 @@ class MME(Published):
         answer = None if missing(row["answer"]) else row["answer"].strip().lower().replace(".", "")
         image_id = self.id(f"{row['category']}/{row['question_id']}")
         sample = Sample(self.id(f"{i:05d}"), image_id, image, row["question"], answer, row["category"])
-        return sample if answer in ("yes", "no", None) else unasked(sample, f"answer={brief(row['answer'])} is neither yes nor no")
+        return sample if answer in ("yes", "no", None) else mark_skipped(sample, f"answer={brief(row['answer'])} is neither yes nor no")
 
     def prompt(self, sample: Sample) -> str:
         """``llava``: no space stays before the line break where the published question has two before its instruction."""
@@ -61,17 +61,17 @@ def yes_or_no(text: str, letters: bool = False) -> str:
 
 def score_pairs(records: list[Record], perception: tuple[str, ...], cognition: tuple[str, ...]) -> dict[str, Score]:
     """MME's scores. Images with one answer missing (a broken image, a limit) are left out of accuracy-plus and of accuracy alike."""
-    images = by(records, "image_id")
+    images = group_by(records, "image_id")
     pairs = [pair for pair in images.values() if len(pair) == 2 and all(r["correct"] is not None for r in pair)]
-    whole = [r for pair in pairs for r in pair]
-    scores = {subtask: subtask_score(rows) for subtask, rows in by(whole, "category").items()}
+    paired = [r for pair in pairs for r in pair]
+    scores = {subtask: subtask_score(rows) for subtask, rows in group_by(paired, "category").items()}
     sums = [total(scores[s] for s in group if s in scores) for group in (perception, cognition)]
     left_out = {"incomplete_images": Score(len(images) - len(pairs), len(images))} if len(pairs) < len(images) else {}
     return {
         "perception": sums[0],
         "cognition": sums[1],
         "total": total(sums),
-        "accuracy": mean(r["correct"] for r in whole),
+        "accuracy": mean(r["correct"] for r in paired),
         **scores,
         **left_out,
     }
@@ -80,7 +80,7 @@ def score_pairs(records: list[Record], perception: tuple[str, ...], cognition: t
 def subtask_score(rows: list[Record]) -> Score:
     """Accuracy + accuracy-plus; the standard error is that of the mean over images of what an image contributes."""
     gains = np.array(
-        [50 * sum(r["correct"] for r in pair) + 100 * all(r["correct"] for r in pair) for pair in by(rows, "image_id").values()]
+        [50 * sum(r["correct"] for r in pair) + 100 * all(r["correct"] for r in pair) for pair in group_by(rows, "image_id").values()]
     )
     stderr = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else None
     return Score(float(gains.mean()), len(rows), stderr)

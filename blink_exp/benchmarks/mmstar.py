@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean
-from blink_exp.benchmarks.cells import LABEL, OPTIONAL_TEXT, TEXT, WHOLE
+from blink_exp.benchmarks.base import Sample, Score, group_by, mean
+from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.mme import SUFFIX
 from blink_exp.benchmarks.rows import Published, missing
@@ -28,7 +28,7 @@ class MMStar(Published):
 
     name = "mmstar"
     headline = "average"
-    columns: ClassVar = {"index": WHOLE, "question": TEXT, "answer": OPTIONAL_TEXT, "category": LABEL, "l2_category": LABEL}
+    columns: ClassVar = {"index": INTEGER, "question": TEXT, "answer": OPTIONAL_TEXT, "category": LABEL, "l2_category": LABEL}
     protocols = ("lmms_eval",)
     tokens: ClassVar = {"lmms_eval": 1024}
 
@@ -55,10 +55,11 @@ class MMStar(Published):
 
     def score(self, records: list[Record]) -> dict[str, Score]:
         records = [{**r, "l2": r["fields"]["l2"]} for r in records if r["correct"] is not None]
-        categories = by(records, "category")
+        categories = group_by(records, "category")
         accuracy = {name: mean(r["correct"] for r in rows) for name, rows in categories.items()}
         axes = {
-            name: {axis: mean(r["correct"] for r in part) for axis, part in by(rows, "l2").items()} for name, rows in categories.items()
+            name: {axis: mean(r["correct"] for r in part) for axis, part in group_by(rows, "l2").items()}
+            for name, rows in categories.items()
         }
         return {
             "average": average(accuracy.values()),

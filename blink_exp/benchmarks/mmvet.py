@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.base import Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
@@ -66,53 +66,53 @@ class MMVet(Published):
         self.judge = judge
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        named = row["capability"].split(",") if isinstance(row["capability"], str) else row["capability"] or ()
+        labels = row["capability"].split(",") if isinstance(row["capability"], str) else row["capability"] or ()
         number(str(row["question_id"]))
-        needed = [c for c in CAPABILITIES if c in [n.strip() for n in named]]
-        fields = {"question_id": str(row["question_id"]), "question": row["question"], "capabilities": needed}
+        capabilities = [c for c in CAPABILITIES if c in [n.strip() for n in labels]]
+        fields = {"question_id": str(row["question_id"]), "question": row["question"], "capabilities": capabilities}
         answer = None if missing(row["answer"]) else str(row["answer"])
         name = self.id(fields["question_id"])
-        return Sample(name, name, image, row["question"], answer, "+".join(needed), fields=fields)
+        return Sample(name, name, image, row["question"], answer, "+".join(capabilities), fields=fields)
 
     def prompt(self, sample: Sample) -> str:
         return sample.question if self.protocol == "llava" else REASONING + sample.question
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
-        return None  # a judge says
+        return None  # decided by a judge
 
     def judged(self, records: list[Record]) -> list[Record]:
-        """Records with the judge's reply, and its mark as ``correct``. Without a judge they stay as they are."""
+        """Records with the judge's reply, and its mark as ``correct``. Unchanged without a judge."""
         judge = self.judge
         if judge is None:
             return records
-        answered = [i for i, r in enumerate(records) if r["answer"] is not None]
-        verdicts = judge.verdicts([functools.partial(question_of, records[i]) for i in answered], read_mark)
-        found = list(records)
-        for i, verdict in zip(answered, verdicts, strict=True):
-            found[i] = found[i] | {"correct": verdict.value, "judge": verdict.plain(judge.model)}
-        return found
+        indices = [i for i, r in enumerate(records) if r["answer"] is not None]
+        verdicts = judge.verdicts([functools.partial(question_of, records[i]) for i in indices], read_mark)
+        marked = list(records)
+        for i, verdict in zip(indices, verdicts, strict=True):
+            marked[i] = marked[i] | {"correct": verdict.value, "judge": verdict.plain(judge.model)}
+        return marked
 
     def score(self, records: list[Record]) -> dict[str, Score]:
         """Empty without a judge, or marks from an earlier one. ``unjudged``: answers without a mark, which no mean contains."""
-        tried = [r for r in self.judged(records) if "judge" in r]
-        marked = [r | {"correct": r["judge"]["value"]} for r in tried if r["judge"]["value"] is not None]
-        if not tried:
+        submitted = [r for r in self.judged(records) if "judge" in r]
+        marked = [r | {"correct": r["judge"]["value"]} for r in submitted if r["judge"]["value"] is not None]
+        if not submitted:
             return {}
         needs = {c: [r for r in marked if c in r["fields"]["capabilities"]] for c in CAPABILITIES}
         return {
             "total": mean(r["correct"] for r in marked),
             **{c: mean(r["correct"] for r in rows) for c, rows in needs.items() if rows},
-            **{set_name(name): mean(r["correct"] for r in rows) for name, rows in by(marked, "category").items() if name},
-            "unjudged": Score(len(tried) - len(marked), len(tried)),
+            **{set_name(name): mean(r["correct"] for r in rows) for name, rows in group_by(marked, "category").items() if name},
+            "unjudged": Score(len(submitted) - len(marked), len(submitted)),
         }
 
     def submit(self, records: list[Record], folder: Path) -> list[Path]:
-        """What the official evaluator takes: {"v1_0": answer, ...}."""
+        """Writes the official evaluator's input: {"v1_0": answer, ...}."""
         ids = [str(question_id) for question_id in self.column("question_id")]
-        wanted = sorted(filter(NUMBERED.fullmatch, ids) if any(map(NUMBERED.fullmatch, ids)) else ids, key=number)
-        found, state = by_question(records, map(self.id, wanted), f"{self.name}/{self.split}")
+        question_ids = sorted(filter(NUMBERED.fullmatch, ids) if any(map(NUMBERED.fullmatch, ids)) else ids, key=number)
+        answers, state = by_question(records, map(self.id, question_ids), f"{self.name}/{self.split}")
         path = folder / f"mmvet_{self.split}_{state}.json"
-        write_json(path, {r["fields"]["question_id"]: r["prediction"] for r in found.values()})
+        write_json(path, {r["fields"]["question_id"]: r["prediction"] for r in answers.values()})
         return [path]
 
 
@@ -122,15 +122,15 @@ def set_name(capabilities: str) -> str:
 
 
 def number(question_id: str) -> int:
-    """n of ``v1_n``. Raises UserError for another form, which the evaluator would not find."""
-    found = NUMBERED.fullmatch(question_id)
-    if found is None:
+    """n of ``v1_n``. Raises UserError for any other form, which the evaluator does not accept."""
+    match = NUMBERED.fullmatch(question_id)
+    if match is None:
         raise UserError(f"question_id={question_id} is not MM-Vet's (v1_0 to v1_217); give the published data set")
-    return int(found[1])
+    return int(match[1])
 
 
 def question_of(record: Record) -> Messages:
-    """The table that asks for the mark of a record. Line breaks and bars would break it."""
+    """The judge's prompt: a table row without a mark. Line breaks and bars are replaced, as they would break the table."""
 
     def cell(text: str) -> str:
         return " ".join(text.replace("|", "/").split())

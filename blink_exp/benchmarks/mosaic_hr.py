@@ -30,18 +30,18 @@ class MosaicHR(ExactMatch):
             scene = random_scene(rng, "test", *many_objects(rng), small=True)
             image_id = f"mosaic_hr/v{VERSION}/{i:04d}"
             for kind, make in KINDS.items():
-                asked: set[str] = set()
-                for wanted in ("yes", "no"):
+                texts: set[str] = set()
+                for answer in ("yes", "no"):
                     for _ in range(TRIES):
-                        question = make(rng, scene, wanted)
-                        if question is not None and question.text not in asked:
+                        question = make(rng, scene, answer)
+                        if question is not None and question.text not in texts:
                             break
                     else:
                         continue
-                    asked.add(question.text)
+                    texts.add(question.text)
                     out.append(
                         Sample(
-                            f"{image_id}/{kind}/{wanted}",
+                            f"{image_id}/{kind}/{answer}",
                             image_id,
                             functools.partial(operator.attrgetter("canvas"), scene),
                             question.text,

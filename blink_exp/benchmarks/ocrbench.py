@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.base import Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 from blink_exp.benchmarks.vqa import SHORT
@@ -50,7 +50,7 @@ class OCRBench(Published):
 
     def score(self, records: list[Record]) -> dict[str, Score]:
         answered = [r for r in records if r["correct"] is not None]
-        hits = {kind: Score(sum(r["correct"] for r in rows), len(rows)) for kind, rows in by(answered, "category").items()}
+        hits = {kind: Score(sum(r["correct"] for r in rows), len(rows)) for kind, rows in group_by(answered, "category").items()}
         left_out = {"without_answer": Score(len(records) - len(answered), len(records))} if len(answered) < len(records) else {}
         if not answered:
             return left_out
@@ -72,8 +72,8 @@ def hit(prediction: str, answers: list[str], formulas: bool = False, fold: bool 
     """Whether a reference stands anywhere in the prediction. ``formulas``: case counts and spaces do not; else the other way round.
 
     ``fold``: full-width letters are ASCII ones, except in formulas."""
-    said = plain(prediction, formulas, fold)
-    return any(plain(answer, formulas, fold) in said for answer in answers)
+    text = plain(prediction, formulas, fold)
+    return any(plain(answer, formulas, fold) in text for answer in answers)
 
 
 def plain(text: str, formulas: bool, fold: bool) -> str:

@@ -1,8 +1,7 @@
-"""Validation and test: one division of the images of every benchmark, so that a setting is chosen on one part and reported on the other.
+"""Validation/test split of every benchmark by image, so that settings are tuned on one part and reported on the other.
 
-Questions on one image stay together, and so do images that are the same pixel by pixel under several ids, which published benchmarks have
-(a chart with two questions is two rows). Such a group goes where a hash of its first id says: neither the order of a run, nor ``limit``,
-nor the machine changes that.
+Questions on one image stay together, and so do images with identical pixels under different ids, which published benchmarks contain (a
+chart with two questions is two rows). A hash of the group's first id decides the part, independent of order, ``limit`` and machine.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from blink_exp.benchmarks.base import Benchmark, Probes, Sample
 from blink_exp.errors import UserError, nearest
 
 PARTS = ("all", "validation", "test")
-VALIDATION = 30  # of a hundred images. No setting: another share would move images that something was chosen on into the test part
+VALIDATION = 30  # per cent of images. Not a setting: another share would move tuning images into the test part
 
 
 def check_part(part: str, benchmark: Benchmark) -> None:
-    """Raises UserError where ``part`` is none, or where ``benchmark`` has no questions to divide."""
+    """Raises UserError if ``part`` is unknown, or if ``benchmark`` has no questions to split."""
     if part not in PARTS:
         raise UserError(f"part={part} is not known; {nearest(str(part), PARTS)}")
     if part != "all" and isinstance(benchmark, Probes):
@@ -30,16 +29,16 @@ def part_of(samples: list[Sample], part: str) -> list[Sample]:
     Raises UserError where the part is empty."""
     if part == "all":
         return samples
-    held = {place: in_validation(first) for place, first in first_ids(samples).items()}
-    chosen = [s for s in samples if held[s.image_id] == (part == "validation")]
-    if not chosen:
-        raise UserError(f"part={part} of {len(held)} images is empty; use a benchmark with more images, or part=all")
-    return chosen
+    validation = {image_id: in_validation(first) for image_id, first in first_ids(samples).items()}
+    members = [s for s in samples if validation[s.image_id] == (part == "validation")]
+    if not members:
+        raise UserError(f"part={part} of {len(validation)} images is empty; use a benchmark with more images, or part=all")
+    return members
 
 
 def first_ids(samples: list[Sample]) -> dict[str, str]:
-    """{image id: the first id under which its very pixels stand}. An image that cannot be opened is like no other."""
-    seen: dict[str, str] = {}
+    """{image id: first image id with identical pixels}. An image that cannot be opened is its own group."""
+    by_pixels: dict[str, str] = {}
     out: dict[str, str] = {}
     for sample in samples:
         if sample.image_id in out:
@@ -49,7 +48,7 @@ def first_ids(samples: list[Sample]) -> dict[str, str]:
             pixels = hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
         except OSError:
             pixels = sample.image_id
-        out[sample.image_id] = seen.setdefault(pixels, sample.image_id)
+        out[sample.image_id] = by_pixels.setdefault(pixels, sample.image_id)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean, unasked
+from blink_exp.benchmarks.base import Sample, Score, group_by, mark_skipped, mean
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
@@ -39,7 +39,7 @@ class POPE(Published):
         answer = None if missing(row["answer"]) else row["answer"].strip().lower()
         question_id, image_id = self.id(f"{category}/{row['question_id']}"), self.id(f"image/{row['image_source']}")
         sample = Sample(question_id, image_id, image, row["question"], answer, category)
-        return sample if answer in ("yes", "no", None) else unasked(sample, f"answer={brief(row['answer'])} is neither yes nor no")
+        return sample if answer in ("yes", "no", None) else mark_skipped(sample, f"answer={brief(row['answer'])} is neither yes nor no")
 
     def prompt(self, sample: Sample) -> str:
         return (sample.question.strip() if self.protocol == "lmms_eval" else sample.question) + SHORT
@@ -49,7 +49,7 @@ class POPE(Published):
 
     def score(self, records: list[Record]) -> dict[str, Score]:
         answered = [r for r in records if r["answer"] is not None]
-        parts = {category: self.statistics(rows) for category, rows in by(answered, "category").items()}
+        parts = {category: self.statistics(rows) for category, rows in group_by(answered, "category").items()}
         count = len(answered)
         # Without standard errors: the categories ask the same yes questions, so they are not independent.
         means = {s: Score(sum(p[s].value for p in parts.values()) / len(parts), count) for s in STATISTICS} if parts else {}
@@ -75,14 +75,14 @@ def statistics(pairs: list[tuple[str, str]]) -> dict[str, Score]:
     """Of (predicted, true), with yes as the positive. An "other" is wrong, and neither a yes nor a no; a ratio over nothing is 0."""
     counts, n = Counter(pairs), len(pairs)
     true_yes, false_yes, false_no = counts["yes", "yes"], counts["yes", "no"], counts["no", "yes"]
-    predicted_yes, found = true_yes + false_yes, true_yes + false_no
+    predicted_yes, actual_yes = true_yes + false_yes, true_yes + false_no
     precision = true_yes / predicted_yes if predicted_yes else 0.0
-    recall = true_yes / found if found else 0.0
+    recall = true_yes / actual_yes if actual_yes else 0.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return {
         "accuracy": mean(predicted == true for predicted, true in pairs),
         "precision": Score(100 * precision, predicted_yes),
-        "recall": Score(100 * recall, found),
+        "recall": Score(100 * recall, actual_yes),
         "f1": Score(100 * f1, n),
         "yes_ratio": mean(predicted == "yes" for predicted, _ in pairs),
     }

@@ -6,7 +6,7 @@ import re
 import string
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, by, mean
+from blink_exp.benchmarks.base import Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import OPTIONAL_LABEL, OPTIONAL_NUMBER, OPTIONAL_TEXT, TEXT, TEXTS
 from blink_exp.benchmarks.letters import option_lines
 from blink_exp.benchmarks.rows import Published
@@ -27,8 +27,8 @@ class ScienceQA(Published):
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         letters = LETTERS if self.protocol == "llava" else string.ascii_uppercase
         options = {letter: str(choice) for letter, choice in zip(letters, row["choices"] or (), strict=False)}
-        place = -1 if row["answer"] is None else row["answer"]
-        answer = letters[place] if 0 <= place < len(options) else None  # one not offered is none
+        index = -1 if row["answer"] is None else row["answer"]
+        answer = letters[index] if 0 <= index < len(options) else None  # one not offered is none
         hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
         fields = {"options": options, "hint": hint or None}
         category = row.get("subject") or "no subject"
@@ -44,14 +44,14 @@ class ScienceQA(Published):
             return None
         if self.protocol == "llava":
             return letter_of(prediction) == sample.answer
-        said, gold = prediction.strip(), sample.answer.lower()
-        return said.lower() == gold or (said[:1].isupper() and said[1:2] == "." and said[0].lower() == gold)
+        text, reference = prediction.strip(), sample.answer.lower()
+        return text.lower() == reference or (text[:1].isupper() and text[1:2] == "." and text[0].lower() == reference)
 
     def score(self, records: list[Record]) -> dict[str, Score]:
         records = [r for r in records if r["correct"] is not None]
         return {
             "accuracy": mean(r["correct"] for r in records),
-            **{subject: mean(r["correct"] for r in rows) for subject, rows in by(records, "category").items()},
+            **{subject: mean(r["correct"] for r in rows) for subject, rows in group_by(records, "category").items()},
         }
 
 
@@ -63,5 +63,5 @@ def letter_of(text: str) -> str | None:
         return text
     if text[:1] in tuple(LETTERS) and text[1:3] == ". ":
         return text[0]
-    named = re.findall(r"The answer is ([A-Z]).", text)
-    return named[0] if len(named) == 1 else None
+    letters = re.findall(r"The answer is ([A-Z]).", text)
+    return letters[0] if len(letters) == 1 else None

@@ -1,4 +1,4 @@
-"""Answers as test servers take them: each question once, in a file whose name says whether it is whole; workbooks (xlsx)."""
+"""Submission files for test servers: each question once, completeness in the file name; workbooks (xlsx)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from blink_exp.errors import UserError
 Cell = int | str | None
 
 
-def by_question(records: Iterable[Record], wanted: Iterable[str], of: str) -> tuple[dict[str, Record], str]:
-    """({sample id: record} in the order of ``wanted``, ``submission`` or ``partial_<n>_missing``). ``wanted``: the ids of the split's
-    questions; ``of``: what messages call the split.
+def by_question(records: Iterable[Record], ids: Iterable[str], of: str) -> tuple[dict[str, Record], str]:
+    """({sample id: record} in the order of ``ids``, ``submission`` or ``partial_<n>_missing``). ``ids``: the ids of the split's
+    questions; ``of``: name of the split in messages.
 
     Raises UserError if a record is of another split, a question has two, or a prediction is no text.
     """
-    wanted = list(wanted)
-    known, found = set(wanted), dict[str, Record]()
+    ids = list(ids)
+    question_ids, answers = set(ids), dict[str, Record]()
     for r in records:
         key = r["id"]
-        if key not in known:
+        if key not in question_ids:
             raise UserError(f"{key} is not a question of {of}; give the records of that split")
-        if key in found:
+        if key in answers:
             raise UserError(f"{key} is answered twice, and the server takes one answer a question; give the records of one run")
         if not isinstance(r["prediction"], str):
             raise UserError(f"{key} has the prediction {r['prediction']!r}, which is no text; run it again")
-        found[key] = r
-    missing = len(known) - len(found)
-    return {key: found[key] for key in wanted if key in found}, f"partial_{missing}_missing" if missing else "submission"
+        answers[key] = r
+    missing = len(question_ids) - len(answers)
+    return {key: answers[key] for key in ids if key in answers}, f"partial_{missing}_missing" if missing else "submission"
 
 
 def write_sheet(path: Path, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Path:
-    """One sheet with a header. A text that begins with = stays a text, and control characters, which the format cannot hold, are left
-    out. Raises UserError if the package openpyxl is missing."""
+    """Writes one sheet with a header. Text starting with = is not a formula; control characters, which xlsx cannot hold, are removed.
+    Raises UserError if the package openpyxl is missing."""
     try:
         from openpyxl import Workbook
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE

@@ -25,13 +25,13 @@ class TextVQA(TenAnswers):
         self.ocr = ocr or ("row" if self.protocol == "llava" else "none")
         if self.ocr not in ("row", "none"):
             raise UserError(f"benchmark.ocr={ocr} is not known; use row, none or null")
-        needed = {"ocr_tokens": TEXTS} if self.ocr == "row" else {}
-        self.columns = {**TenAnswers.columns, "image_id": KEY, **needed}  # type: ignore[misc]
+        extra = {"ocr_tokens": TEXTS} if self.ocr == "row" else {}
+        self.columns = {**TenAnswers.columns, "image_id": KEY, **extra}  # type: ignore[misc]
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
         ocr = {"ocr_tokens": [str(token) for token in row["ocr_tokens"] or []]} if self.ocr == "row" else {}
-        return self.asked(row, row["image_id"], image, None, **ocr)
+        return self.build_sample(row, row["image_id"], image, None, **ocr)
 
     def prompt(self, sample: Sample) -> str:
-        seen = f"\nReference OCR token: {', '.join(sample.fields['ocr_tokens'])}" if self.ocr == "row" else ""
-        return sample.question.capitalize() + seen + SHORT
+        ocr_line = f"\nReference OCR token: {', '.join(sample.fields['ocr_tokens'])}" if self.ocr == "row" else ""
+        return sample.question.capitalize() + ocr_line + SHORT

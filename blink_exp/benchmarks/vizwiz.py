@@ -19,7 +19,7 @@ class VizWiz(Served):
     tokens: ClassVar = {"llava": 128, "lmms_eval": 1024}
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        return self.asked(row, row["question_id"], image, row.get("category"))
+        return self.build_sample(row, row["question_id"], image, row.get("category"))
 
     def prompt(self, sample: Sample) -> str:
         return sample.question.capitalize() + UNANSWERABLE + SHORT  # in both protocols; spaces at its end stay

@@ -81,7 +81,7 @@ def vqa_accuracy(prediction: str, answers: list[str], normalization: str = "alwa
 
 
 class TenAnswers(Published):
-    """What VQAv2, TextVQA and VizWiz share.
+    """Base class of VQAv2, TextVQA and VizWiz.
 
     ``normalization``: ``always``, or ``unless_equal`` (see ``vqa_accuracy``). A row's ``fields`` hold the people's answers.
     """
@@ -96,16 +96,16 @@ class TenAnswers(Published):
         super().__init__(path, split, **settings)
         self.normalization = normalization
 
-    def asked(self, row: dict[str, Any], image_id: object, image: Any, category: str | None, **fields: Any) -> Sample:
-        """A row as a sample; its answer is the one that most people gave, its ``fields`` hold all of them and those given.
+    def build_sample(self, row: dict[str, Any], image_id: object, image: Any, category: str | None, **fields: Any) -> Sample:
+        """A row as a sample; its answer is the most common one, its ``fields`` hold all ten and the given ``fields``.
 
-        A blank answer is one person's answer and stays; a row of blanks only has none."""
+        A single blank answer is kept; a row with only blank answers has none."""
         answers = row["answers"]
-        written = [answer for answer in answers if not blank(answer)]
-        common = Counter(written).most_common(1)[0][0] if written else None
-        fields |= {"answers": answers if written else []}
-        place = self.id(f"image/{image_id}")
-        return Sample(self.id(row["question_id"]), place, image, row["question"], common, category or "all", fields=fields)
+        nonblank = [answer for answer in answers if not blank(answer)]
+        common = Counter(nonblank).most_common(1)[0][0] if nonblank else None
+        fields |= {"answers": answers if nonblank else []}
+        image_key = self.id(f"image/{image_id}")
+        return Sample(self.id(row["question_id"]), image_key, image, row["question"], common, category or "all", fields=fields)
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         answers = sample.fields["answers"]
@@ -116,7 +116,7 @@ class TenAnswers(Published):
 
 
 class Served(TenAnswers):
-    """TenAnswers whose test splits a server scores."""
+    """TenAnswers with test splits that are scored by a server."""
 
     answered_elsewhere = True
 
@@ -131,8 +131,8 @@ class Served(TenAnswers):
         """
         if not records or any(r["answer"] is not None for r in records):
             return []
-        wanted = {self.id(question_id): question_id for question_id in self.column("question_id")}
-        found, state = by_question(records, wanted, f"{self.name}/{self.split}")
+        question_ids = {self.id(question_id): question_id for question_id in self.column("question_id")}
+        answers, state = by_question(records, question_ids, f"{self.name}/{self.split}")
         file = folder / f"{self.name}_{self.split}_{state}.json"
-        write_json(file, [self.entry(wanted[key], normalize(r["prediction"])) for key, r in found.items()])
+        write_json(file, [self.entry(question_ids[key], normalize(r["prediction"])) for key, r in answers.items()])
         return [file]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample
-from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, WHOLE
+from blink_exp.benchmarks.cells import INTEGER, KEY, OPTIONAL_LABEL
 from blink_exp.benchmarks.vqa import SHORT, Served
 
 
@@ -13,13 +13,13 @@ class VQAv2(Served):
     """``split``: validation is scored here; testdev and test give a file for the server."""
 
     name = "vqav2"
-    columns: ClassVar = {**Served.columns, "question_id": WHOLE, "image_id": KEY}
+    columns: ClassVar = {**Served.columns, "question_id": INTEGER, "image_id": KEY}
     optional: ClassVar = {"answer_type": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
     untokenized = ("lmms_eval",)
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        return self.asked(row, row["image_id"], image, row.get("answer_type"))
+        return self.build_sample(row, row["image_id"], image, row.get("answer_type"))
 
     def prompt(self, sample: Sample) -> str:
         return sample.question + SHORT

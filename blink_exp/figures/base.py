@@ -1,7 +1,7 @@
-"""What a figure is drawn from, what it says, and how it is written.
+"""Inputs, outputs and files of a figure.
 
-A figure of conf/figure names its maker under ``draw`` (a Hydra target with its own arguments). The maker takes a ``Study`` and gives a
-``Drawing``: pictures, the numbers behind them, and the paper's claims, each computed as numbers and judged on what was measured.
+A figure of conf/figure names its maker under ``draw`` (a Hydra target with its own arguments). The maker takes a ``Study`` and returns a
+``Drawing``: pictures, their data, and the paper's claims, each computed as numbers and judged on the measurements.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from blink_exp.settings.roots import EvaluateSettings
 FORMATS = ("png", "svg", "pdf")
 COLUMN = 3.4  # inches: the width of one column of a paper
 PAGE = 7.0  # inches: of both
-# Okabe and Ito's palette, told apart by colour-blind readers, in the order in which series take them
+# Okabe and Ito's colour-blind-safe palette, in series order
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 STYLE: Any = {
     "font.size": 8,
@@ -46,13 +46,13 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "savefig.bbox": "tight",
 }
-TIP = "tip:"  # of an artist's gid: what the picture says where the pointer rests, in SVG
+TIP = "tip:"  # prefix of an artist's gid that becomes a tooltip in the SVG
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a figure is drawn from.
+    """The inputs of a figure.
 
     ``settings``: the figure's own (its overrides, then the user's), as evaluate.py takes them. ``rows``: its points, measured, in their
     order: ``point`` (label), ``series`` and ``x`` where the figure gives them, ``status``, and, where that is "done", what a table's rows
@@ -63,7 +63,7 @@ class Study:
     settings: EvaluateSettings
     rows: list[PointRun] = field(default_factory=list)
 
-    def opened(self) -> tuple[Backbone, Method, Benchmark]:
+    def load(self) -> tuple[Backbone, Method, Benchmark]:
         """The model, method and benchmark of the figure's own settings."""
         return prepare(self.settings)
 
@@ -80,10 +80,9 @@ def records_of(row: PointRun) -> list[Record]:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says its figure shows, and whether it shows here.
+    """A claim of the paper about its figure, and whether it holds here.
 
-    ``said``: the claim, in our words. ``how``: how ``numbers`` are computed, on how many samples. ``holds``: None where what was measured
-    cannot tell.
+    ``said``: the claim, in our words. ``how``: how ``numbers`` are computed, on how many samples. ``holds``: None if undecided.
     """
 
     said: str
@@ -94,7 +93,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Drawing:
-    """``pictures`` {file stem: figure}; ``data``: the numbers behind them, as JSON has them; ``caption``: what is seen, axes included."""
+    """``pictures``: {file stem: figure}; ``data``: their numbers, JSON-ready; ``caption``: describes the picture and its axes."""
 
     pictures: dict[str, Figure]
     data: dict[str, Any]
@@ -103,8 +102,8 @@ class Drawing:
     measured_on: str  # backbone, benchmark, samples
 
 
-def written(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
-    """Writes every picture as PNG, SVG (with what the pointer shows) and PDF, and data.json, to ``out``. Returns {stem: files}."""
+def write_drawing(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
+    """Writes every picture as PNG, SVG (with tooltips) and PDF, and data.json, to ``out``. Returns {stem: files}."""
     out.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[Path]] = {}
     for stem, picture in drawing.pictures.items():
@@ -116,17 +115,17 @@ def written(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
             with plt.rc_context(STYLE):
                 picture.savefig(path, dpi=200, metadata=metadata)
             if kind == "svg":
-                tipped(path)
+                add_tooltips(path)
             files[stem].append(path)
         plt.close(picture)
     claims = [asdict(claim) for claim in drawing.claims]
-    said = {"caption": drawing.caption, "measured_on": drawing.measured_on, "claims": claims, "data": drawing.data}
-    write_json(out / "data.json", said)
+    document = {"caption": drawing.caption, "measured_on": drawing.measured_on, "claims": claims, "data": drawing.data}
+    write_json(out / "data.json", document)
     return files
 
 
-def tipped(path: Path) -> None:
-    """Gives every element of an SVG whose id is "tip:TEXT" that text as its title, which browsers show where the pointer rests."""
+def add_tooltips(path: Path) -> None:
+    """Turns every SVG id "tip:TEXT" into a title element with that text, which browsers show as a tooltip."""
     ElementTree.register_namespace("", SVG.strip("{}"))
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     tree = ElementTree.parse(path)

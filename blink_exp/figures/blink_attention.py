@@ -1,4 +1,4 @@
-"""What the last prompt token attends to while a method runs: original tokens and expanded ones, layer by layer."""
+"""Attention of the last prompt token to original and expanded tokens, by layer, while a method runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from blink_exp.decoder.attention import record_attention, replay
 
 
 @dataclass(frozen=True)
-class Looked:
-    """Attention of the last prompt token at one layer: softmax over every key that it sees, mean over heads.
+class LayerAttention:
+    """Attention of the last prompt token at one layer: softmax over all visible keys, mean over heads.
 
     ``visual``: (H * W,) on the base view's tokens in raster order, 0 where one was dropped; ``expanded``: (tokens,) on the expanded
     segment; ``parts``: the expansions in it, in order.
@@ -29,33 +29,35 @@ class Looked:
     parts: tuple[Origin, ...]
 
     def region(self, grid: PatchGrid) -> int:
-        """The patch with most attention on its original tokens."""
+        """The patch with the most attention on its original tokens."""
         return int(grid.sums(self.visual).argmax())
 
 
-def split(rows: dict[int, torch.Tensor], records: list[Record], start: int, cells: torch.Tensor, text: int, size: int) -> dict[int, Looked]:
-    """{layer: (keys,)} attention taken apart, by what the method did to the sequence.
+def split(
+    rows: dict[int, torch.Tensor], records: list[Record], start: int, cells: torch.Tensor, text: int, size: int
+) -> dict[int, LayerAttention]:
+    """Splits {layer: (keys,)} attention into original and expanded tokens, by replaying the method's decisions.
 
-    ``records``: the prompt's decisions on its one image; ``start``: tokens in front of the image; ``cells``: (tokens,) where on the base
-    view each visual token stands, negative for none; ``text``: tokens behind the image; ``size``: H * W.
+    ``records``: the decisions on the prompt's one image; ``start``: tokens before the image; ``cells``: (tokens,) base-view position of
+    each visual token, negative for none; ``text``: tokens after the image; ``size``: H * W.
     """
-    found: dict[int, Looked] = {}
-    for i, (here, parts) in enumerate(replay(records, cells, max(rows, default=-1) + 1)):
+    attention: dict[int, LayerAttention] = {}
+    for i, (positions, parts) in enumerate(replay(records, cells, max(rows, default=-1) + 1)):
         if i in rows:
-            row, end, shown = rows[i], start + len(here), here >= 0
-            visual = row.new_zeros(size).index_add(0, here[shown], row[start:end][shown])
-            found[i] = Looked(visual, row[end : len(row) - text], parts)
-            assert len(found[i].expanded) == sum(o.tokens for o in parts), "the layer's keys are not those that the decisions speak of"
-    return found
+            row, end, on_view = rows[i], start + len(positions), positions >= 0
+            visual = row.new_zeros(size).index_add(0, positions[on_view], row[start:end][on_view])
+            attention[i] = LayerAttention(visual, row[end : len(row) - text], parts)
+            assert len(attention[i].expanded) == sum(o.tokens for o in parts), "the layer's keys are not those that the decisions speak of"
+    return attention
 
 
 @torch.no_grad()
-def look(
+def last_token_attention(
     backbone: Backbone, method: Method, image: Image.Image, key: str, question: str, layers: Collection[int]
-) -> tuple[dict[int, Looked], list[Record]]:
-    """({layer: what the last prompt token attends to}, the decisions) while ``method`` reads one question on one image.
+) -> tuple[dict[int, LayerAttention], list[Record]]:
+    """({layer: attention of the last prompt token}, decisions) of ``method`` on one question and one image.
 
-    ``key``: an id of the image, under which the backbone keeps what it made of it; ``question``: as the benchmark's prompt has it.
+    ``key``: the backbone's cache key of the image; ``question``: the benchmark's prompt.
     """
     visual = backbone.visual({key: image}, [(key, question)], method.pruner, method.restore_dropped)[0]
     ids = backbone.batch([visual.features], [question])["input_ids"][0]
@@ -73,7 +75,7 @@ def look(
 
 
 def evenness(weights: torch.Tensor) -> float | None:
-    """Entropy of (n,) weights over that of equal ones, 0 (all on one) to 1 (all equal); None where there is nothing to spread."""
+    """Normalised entropy of (n,) weights, from 0 (one-hot) to 1 (uniform); None for fewer than two weights or a zero sum."""
     total = float(weights.sum())
     if len(weights) < 2 or total <= 0:
         return None

@@ -20,11 +20,11 @@ from blink_exp.figures.shared import measured_on, square, styled, tip
 EDGE = {"expand": "#009E73", "drop": "#D55E00", "keep": "#777777"}  # of Okabe and Ito's, as the other figures'
 WIDTH = 1.05  # inches a panel
 
-Shown = tuple[Image.Image, Record]
+Example = tuple[Image.Image, Record]
 
 
 def decisions(study: Study, images: int = 3) -> Drawing:
-    """``images`` questions of the first Blink point, one a picture (``example_1`` ...) and all in one (``blink``)."""
+    """``images`` questions of the first Blink point, one per picture (``example_1`` ...) and all in one (``blink``)."""
     row = next((r for r in study.done if r["method"] in ("blink", "blink_interp")), None)
     if row is None:
         raise UserError(f"figure={study.name} needs a measured point with method=blink; see the points that failed")
@@ -33,11 +33,11 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     grid = PatchGrid(method.policy.p, *backbone.grid)
     records = records_of(row)
     samples = {s.id: s for s in benchmark.samples()}
-    shown = [(square(backbone, samples[r["id"]].image()), r) for r in examples(records, worked_on, images)]
-    pictures = {f"example_{k + 1}": sheet([one], grid) for k, one in enumerate(shown)} | {"blink": sheet(shown, grid)}
+    chosen_examples = [(square(backbone, samples[r["id"]].image()), r) for r in examples(records, worked_on, images)]
+    pictures = {f"example_{k + 1}": sheet([one], grid) for k, one in enumerate(chosen_examples)} | {"blink": sheet(chosen_examples, grid)}
     return Drawing(
         pictures,
-        {"decisions": {r["id"]: r["layers"] for _, r in shown}, "shares": by_decision(records)},
+        {"decisions": {r["id"]: r["layers"] for _, r in chosen_examples}, "shares": by_decision(records)},
         [at_work(records)],
         "A row a question: the image with what is asked about (dashed), then a panel a layer. Box: the most attended patch; rho: its share "
         "of the visual attention. Green: it is expanded, and shown clear. Orange: what was expanded is dropped. Grey: nothing is done. "
@@ -48,40 +48,40 @@ def decisions(study: Study, images: int = 3) -> Drawing:
 
 
 def examples(records: list[Record], interest: Callable[[Record], tuple], images: int) -> list[Record]:
-    """``images`` records of different images, the most interesting first and, as far as they go, of different kinds of question."""
+    """``images`` records of different images, highest ``interest`` first, of different categories as far as possible."""
     ordered = sorted(records, key=interest, reverse=True)
     chosen: list[Record] = []
     for new_kind in (True, False):
         for r in ordered:
-            known = r["category"] in {c["category"] for c in chosen}
-            if r["image_id"] not in {c["image_id"] for c in chosen} and not (new_kind and known):
+            repeated = r["category"] in {c["category"] for c in chosen}
+            if r["image_id"] not in {c["image_id"] for c in chosen} and not (new_kind and repeated):
                 chosen.append(r)
     return chosen[:images]
 
 
 def worked_on(r: Record) -> tuple:
-    """Right answers in whose course an expansion was made and taken back, first."""
-    kinds = [done(s) for s in r["layers"]]
+    """Sort key: correct answers with an expansion that was dropped again come first."""
+    kinds = [effective_decision(s) for s in r["layers"]]
     return ("expand" in kinds and "drop" in kinds, "expand" in kinds, bool(r["correct"]))
 
 
-def done(step: LayerStep) -> str:
-    """expand, drop or keep: what became of a decision."""
+def effective_decision(step: LayerStep) -> str:
+    """expand, drop or keep: the decision that took effect."""
     return step["decision"] if step["effective"] else "keep"
 
 
 def by_decision(records: list[Record]) -> dict[str, dict[str, float]]:
-    """By layer: the share of questions for which each decision was carried out."""
+    """{layer: {decision: share of questions for which it took effect}}."""
     steps: dict[int, list[str]] = {}
     for r in records:
         for s in r["layers"]:
-            steps.setdefault(s["layer"], []).append(done(s))
+            steps.setdefault(s["layer"], []).append(effective_decision(s))
     return {str(layer): {kind: kinds.count(kind) / len(kinds) for kind in EDGE} for layer, kinds in sorted(steps.items())}
 
 
 def at_work(records: list[Record]) -> Claim:
-    """That a focus comes and goes within one forward pass, which is the idea of the method."""
-    kinds = [[done(s) for s in r["layers"]] for r in records]
+    """The claim that regions are expanded and dropped within one forward pass, the idea of the method."""
+    kinds = [[effective_decision(s) for s in r["layers"]] for r in records]
     n = max(1, len(kinds))
     both = sum("expand" in k and "drop" in k for k in kinds) / n
     numbers: dict[str, float | None] = {
@@ -94,19 +94,19 @@ def at_work(records: list[Record]) -> Claim:
     return Claim("Within one pass, regions are expanded and dropped again.", how, numbers, both > 0 if records else None)
 
 
-def sheet(shown: list[Shown], grid: PatchGrid) -> Figure:
-    """Questions below each other, each as ``draw_one`` draws it."""
-    panels = max((len(r["layers"]) for _, r in shown), default=0) + 1
+def sheet(questions: list[Example], grid: PatchGrid) -> Figure:
+    """A figure with one row per question, see ``draw_one``."""
+    panels = max((len(r["layers"]) for _, r in questions), default=0) + 1
     with styled():
-        figure = plt.figure(figsize=(WIDTH * panels, 1.95 * max(1, len(shown))), layout="constrained")
-        parts = figure.subfigures(max(1, len(shown)), 1, squeeze=False)[:, 0]
-        for k, (part, (image, record)) in enumerate(zip(parts, shown, strict=False)):
+        figure = plt.figure(figsize=(WIDTH * panels, 1.95 * max(1, len(questions))), layout="constrained")
+        parts = figure.subfigures(max(1, len(questions)), 1, squeeze=False)[:, 0]
+        for k, (part, (image, record)) in enumerate(zip(parts, questions, strict=False)):
             draw_one(part, image, record, grid, k)
     return figure
 
 
 def draw_one(part: SubFigure, image: Image.Image, record: Record, grid: PatchGrid, number: int) -> None:
-    """One question: the image, then a panel a layer with its top patch, rho, decision and tokens."""
+    """One question: the image, then one panel per layer with its top patch, rho, decision and tokens."""
     steps = record["layers"]
     axes = part.subplots(1, len(steps) + 1, squeeze=False)[0]
     axes[0].imshow(image, extent=(0, 1, 1, 0))
@@ -115,17 +115,17 @@ def draw_one(part: SubFigure, image: Image.Image, record: Record, grid: PatchGri
         axes[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="black", linestyle="--"))
     for axis, step in zip(axes[1:], steps, strict=True):
         left, top, right, bottom = grid.box(step["region"])
-        said = done(step)
+        decision = effective_decision(step)
         axis.imshow(image, alpha=0.35, extent=(0, 1, 1, 0))
-        if said == "expand":
+        if decision == "expand":
             w, h = image.size
             crop = image.crop((round(left * w), round(top * h), round(right * w), round(bottom * h)))
             axis.imshow(crop, extent=(left, right, bottom, top))
         rho = "" if step["rho"] is None else f"{step['rho']:.2f}"
-        words = tip(f"layer {step['layer']}: rho {rho}, {said}, {step['visual_tokens']} tokens", 100 * number + step["layer"])
-        frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=EDGE[said], linewidth=2.5, gid=words)
+        tooltip = tip(f"layer {step['layer']}: rho {rho}, {decision}, {step['visual_tokens']} tokens", 100 * number + step["layer"])
+        frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=EDGE[decision], linewidth=2.5, gid=tooltip)
         axis.add_patch(frame)
-        axis.set_title(f"layer {step['layer']}\nrho {rho}\n{said}", color=EDGE[said])
+        axis.set_title(f"layer {step['layer']}\nrho {rho}\n{decision}", color=EDGE[decision])
         axis.set_xlabel(f"{step['visual_tokens']} tokens", fontsize=7)
     for axis in axes:
         axis.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))

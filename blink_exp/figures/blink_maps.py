@@ -1,4 +1,4 @@
-"""Blink, Fig. 2: where the last prompt token looks, layer by layer, on images that hold several targets."""
+"""Blink, Fig. 2: attention maps of the last prompt token by layer, on images with several targets."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from blink_exp.documents import Record
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
-from blink_exp.figures.blink_attention import look
-from blink_exp.figures.blink_layers import between, scanned, targets
-from blink_exp.figures.shared import listed, measured_on, square, styled, tip
+from blink_exp.figures.blink_attention import last_token_attention
+from blink_exp.figures.blink_layers import layers_between, scan_records, targets
+from blink_exp.figures.shared import measured_on, rounded, square, styled, tip
 from blink_exp.figures.verdicts import RULE, mean
 from blink_exp.methods.blink import relative_layers
 from blink_exp.methods.none import none
@@ -35,24 +35,26 @@ def by_layer(
 ) -> Drawing:
     """Fig. 2. ``layers``: those that are drawn, of 32; ``images``: cases; ``samples``: about so many questions behind the claims, at most;
     ``middle``: the layers that the claims look at, of 32."""
-    backbone, _, benchmark = study.opened()
-    asked = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
+    backbone, _, benchmark = study.load()
+    questions = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
     p = study.settings.grid.p
     grid = PatchGrid(p, *backbone.grid)
-    records = scanned(backbone, benchmark, list(asked.values()), study.settings.batch_size, p)
-    shown, inside = relative_layers(list(layers), backbone.depth), between(*middle, backbone.depth)
+    records = scan_records(backbone, benchmark, list(questions.values()), study.settings.batch_size, p)
+    panel_layers, inside = relative_layers(list(layers), backbone.depth), layers_between(*middle, backbone.depth)
     rows, data = [], []
-    for record in cases(records, grid, shown, images):
-        sample = asked[record["id"]]
+    for record in cases(records, grid, panel_layers, images):
+        sample = questions[record["id"]]
         image = sample.image()
-        looked, _ = look(backbone, none(), image, f"{benchmark.name}:{sample.image_id}", prompt_of(backbone, benchmark, sample), shown)
-        rows.append((square(backbone, image), record, {i: looked[i].visual for i in shown}))
-        data.append({"id": record["id"], "attention": {str(i): listed(looked[i].visual.tolist(), 6) for i in shown}})
+        attention, _ = last_token_attention(
+            backbone, none(), image, f"{benchmark.name}:{sample.image_id}", prompt_of(backbone, benchmark, sample), panel_layers
+        )
+        rows.append((square(backbone, image), record, {i: attention[i].visual for i in panel_layers}))
+        data.append({"id": record["id"], "attention": {str(i): rounded(attention[i].visual.tolist(), 6) for i in panel_layers}})
     several = sum(len(targets(r, grid)) > 1 for r in records)
     chosen_by = "whose top patch moves between its targets" if several else "whose top patch moves most"
     return Drawing(
-        {"attention_by_layer": drawn(rows, grid)},
-        {"layers": list(shown), "cases": data},
+        {"attention_by_layer": plot(rows, grid)},
+        {"layers": list(panel_layers), "cases": data},
         claims(records, grid, inside),
         "Attention of the last text token on the visual tokens, over the image, untouched model; each map from 0 (dark) to its own largest "
         "value (light), by square roots. Box on a map: the patch with the largest sum; on the image: what the question is about. Drawn: "
@@ -61,30 +63,30 @@ def by_layer(
     )
 
 
-def visited(record: Record, layers: set[int]) -> list[int]:
+def top_patches(record: Record, layers: set[int]) -> list[int]:
     """The top patch of each of ``layers``, in order."""
     return [step["region"] for step in record["layers"] if step["layer"] in layers]
 
 
-def cases(records: list[Record], grid: PatchGrid, shown: tuple[int, ...], images: int) -> list[Record]:
+def cases(records: list[Record], grid: PatchGrid, layers: tuple[int, ...], images: int) -> list[Record]:
     """Questions to draw, on different images: right answers first, and those whose top patch takes most of several targets (most patches,
     where no question has several)."""
     several = [r for r in records if len(targets(r, grid)) > 1]
 
     def moves(r: Record) -> tuple[int, bool]:
-        top = set(visited(r, set(shown)))
+        top = set(top_patches(r, set(layers)))
         return len(top & targets(r, grid) if several else top), bool(r["correct"])
 
-    found: dict[str, Record] = {}
+    by_image: dict[str, Record] = {}
     for r in sorted(several or records, key=moves, reverse=True):
-        found.setdefault(r["image_id"], r)
-    return list(found.values())[:images]
+        by_image.setdefault(r["image_id"], r)
+    return list(by_image.values())[:images]
 
 
 def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Claim]:
     """That the top patch does not stay the same over the layers ``inside``, and that it goes from one target to another."""
     name = f"layers {min(inside)}-{max(inside)}"
-    tops = [visited(r, inside) for r in records]
+    tops = [top_patches(r, inside) for r in records]
     images = [r["image_id"] for r in records]
     changed = mean([float(len(set(t)) > 1) for t in tops], images)
     numbers = {
@@ -128,18 +130,18 @@ def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Cla
     ]
 
 
-def boxed(axis: Axes, box: Box, color: str, style: str = "-", gid: str | None = None) -> None:
-    """Draws a frame on an axis that runs from 0 to 1 both ways."""
+def draw_box(axis: Axes, box: Box, color: str, style: str = "-", gid: str | None = None) -> None:
+    """Draws a box in relative coordinates, 0 to 1 on both axes."""
     left, top, right, bottom = box
     frame = {"fill": False, "edgecolor": color, "linewidth": 1.8, "linestyle": style, "gid": gid}
     axis.add_patch(Rectangle((left, top), right - left, bottom - top, **frame))  # type: ignore[arg-type]
 
 
-def pictured(axis: Axes, image: Image.Image, record: Record, title: str) -> None:
-    """The image with what its question is about, and the question below it."""
+def draw_image(axis: Axes, image: Image.Image, record: Record, title: str) -> None:
+    """The image with boxes on the annotated regions, and the question below it."""
     axis.imshow(image, extent=(0, 1, 1, 0))
     for box in record["regions"]:
-        boxed(axis, box, RIGHT, "--")
+        draw_box(axis, box, RIGHT, "--")
     axis.set_title(title)
     axis.set_xlabel(wrapped(record["question"]), fontsize=6)
 
@@ -152,27 +154,27 @@ def wrapped(text: str, width: int = 24, lines: int = 3) -> str:
 def heat(axis: Axes, values: torch.Tensor, side: tuple[int, int], top: float | None = None) -> None:
     """A (n,) map of ``side`` (rows, columns), dark at 0, light at ``top`` (None: its own largest); square roots, as a few tokens hold most
     of the attention."""
-    shown = np.asarray(values).reshape(side)
-    scale = PowerNorm(0.5, 0, max(float(shown.max()) if top is None else top, 1e-12))
-    axis.imshow(shown, norm=scale, cmap="viridis", interpolation="nearest", extent=(0, 1, 1, 0))
+    grid = np.asarray(values).reshape(side)
+    scale = PowerNorm(0.5, 0, max(float(grid.max()) if top is None else top, 1e-12))
+    axis.imshow(grid, norm=scale, cmap="viridis", interpolation="nearest", extent=(0, 1, 1, 0))
 
 
-def drawn(rows: list[tuple[Image.Image, Record, dict[int, torch.Tensor]]], grid: PatchGrid) -> Figure:
-    """A row a case: the image, then a map a layer with a box on its top patch."""
+def plot(rows: list[tuple[Image.Image, Record, dict[int, torch.Tensor]]], grid: PatchGrid) -> Figure:
+    """One row per case: the image, then one map per layer with a box on its top patch."""
     width = len(rows[0][2]) + 1
     with styled():
         figure, axes = plt.subplots(
             len(rows), width, figsize=(PAGE, (PAGE / width + 0.35) * len(rows)), squeeze=False, layout="constrained"
         )
         for k, (line, (image, record, maps)) in enumerate(zip(axes, rows, strict=True)):
-            pictured(line[0], image, record, f"case {k + 1}")
+            draw_image(line[0], image, record, f"case {k + 1}")
             for axis, (layer, values) in zip(line[1:], maps.items(), strict=True):
                 heat(axis, values, (grid.height, grid.width))
                 sums = grid.sums(values)
                 region = int(sums.argmax())
                 share = float(sums[region] / sums.sum())
-                said = tip(f"layer {layer}: the top patch has {share:.3f} of the visual attention", 100 * k + layer)
-                boxed(axis, grid.box(region), TOP, gid=said)
+                tooltip = tip(f"layer {layer}: the top patch has {share:.3f} of the visual attention", 100 * k + layer)
+                draw_box(axis, grid.box(region), TOP, gid=tooltip)
                 axis.set_title(f"layer {layer}")
                 axis.set_xlabel(f"rho {share:.2f}", fontsize=7)
         for axis in axes.flat:

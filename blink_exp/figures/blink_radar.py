@@ -40,7 +40,7 @@ def copied(study: Study, baseline: str) -> Drawing:
     }
     few = [name for name, names in panels.items() if len(names) < 3]
     return Drawing(
-        {"copied": drawn(panels, scores)},
+        {"copied": plot(panels, scores)},
         {"subtasks": panels, "scores": scores},
         [claim(name, [{s: run[s] for s in names} for run in runs.values()], list(runs)) for name, names in panels.items()],
         "Radius: subtask score, from 0 in the middle; angle: subtask. The most attended patch is copied, enlarged, in front of the text at "
@@ -51,20 +51,20 @@ def copied(study: Study, baseline: str) -> Drawing:
 
 
 def by_subtask(records: list[Record], score: str) -> Gains:
-    """What each question (pair of them, where a benchmark has pairs) adds to the score of its subtask."""
+    """The contribution of each question (or pair, for benchmarks with pairs) to the score of its subtask."""
     if score == "total":
         return gains(records, score)
     categories = sorted({r["category"] for r in records})
-    found = {k: gains([r for r in records if r["category"] == k], score)[""] for k in categories}
-    return {k: v for k, v in found.items() if v}
+    by_category = {k: gains([r for r in records if r["category"] == k], score)[""] for k in categories}
+    return {k: v for k, v in by_category.items() if v}
 
 
 def groups(subtasks: list[str]) -> dict[str, list[str]]:
-    """Subtasks by panel, in MME's order; of another benchmark all in one."""
-    found = {name: [s for s in known if s in subtasks] for name, known in GROUPS.items()}
-    if sum(map(len, found.values())) < len(subtasks):
+    """{panel: subtasks} in MME's order; one panel for other benchmarks."""
+    panels = {name: [s for s in members if s in subtasks] for name, members in GROUPS.items()}
+    if sum(map(len, panels.values())) < len(subtasks):
         return {"categories": sorted(subtasks)}
-    return {name: names for name, names in found.items() if names}
+    return {name: names for name, names in panels.items() if names}
 
 
 def area(scores: np.ndarray) -> np.ndarray:
@@ -109,8 +109,8 @@ def claim(panel: str, runs: list[Gains], labels: list[str]) -> Claim:
     )
 
 
-def drawn(panels: dict[str, list[str]], scores: dict[str, dict[str, list[float]]]) -> Figure:
-    """A radar a panel of three subtasks or more, else dots on a line a subtask."""
+def plot(panels: dict[str, list[str]], scores: dict[str, dict[str, list[float]]]) -> Figure:
+    """One radar chart per panel with three or more subtasks, else one line of dots per subtask."""
     top = max((v for panel in scores.values() for values in panel.values() for v in values), default=1.0)
     numbers = itertools.count()
     with styled():
@@ -126,12 +126,12 @@ def drawn(panels: dict[str, list[str]], scores: dict[str, dict[str, list[float]]
 
 
 def radar(axis: Any, names: list[str], scores: dict[str, list[float]], top: float, numbers: Iterator[int]) -> None:
-    """A polygon a run; the first, dashed, lies on top of the others."""
+    """One polygon per run; the first is dashed and drawn on top."""
     angles = [2 * math.pi * i / len(names) for i in range(len(names))]
     for j, (label, values) in enumerate(scores.items()):
         line = {"linewidth": 1.6, "linestyle": (0, (3, 3)), "zorder": 4} if j == 0 else {"linewidth": 1.2, "zorder": 3}
         axis.plot([*angles, angles[0]], [*values, values[0]], color=PALETTE[j % len(PALETTE)], **line)
-        marked(axis, j, label, names, values, angles, values, numbers)
+        plot_points(axis, j, label, names, values, angles, values, numbers)
     axis.set_xticks(angles, [name.replace("_", "\n") for name in names])
     axis.set_ylim(0, top)
     axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -143,19 +143,21 @@ def radar(axis: Any, names: list[str], scores: dict[str, list[float]], top: floa
 
 
 def dots(axis: Any, names: list[str], scores: dict[str, list[float]], top: float, numbers: Iterator[int]) -> None:
-    """A line a subtask, the runs one above the other."""
+    """One line per subtask, the runs stacked vertically."""
     for j, (label, values) in enumerate(scores.items()):
-        marked(axis, j, label, names, values, values, [i + 0.12 * j for i in range(len(names))], numbers)
+        plot_points(axis, j, label, names, values, values, [i + 0.12 * j for i in range(len(names))], numbers)
     axis.set_yticks([i + 0.06 * (len(scores) - 1) for i in range(len(names))], [name.replace("_", "\n") for name in names])
     axis.set(xlabel="subtask score", xlim=(0, top), ylim=(-0.5, len(names) - 0.15))
     axis.set_box_aspect(0.6)
 
 
-def marked(
+def plot_points(
     axis: Any, run: int, label: str, names: list[str], values: list[float], x: list[float], y: list[float], numbers: Iterator[int]
 ) -> None:
-    """The points of a run, each with its exact value where the pointer rests."""
+    """The points of a run, each with its exact value as a tooltip."""
     for name, value, a, b in zip(names, values, x, y, strict=True):
-        said = {"label": label} if name == names[0] else {}
-        look = {"color": PALETTE[run % len(PALETTE)], "markersize": 4, "zorder": 3, "linestyle": "none"}
-        axis.plot([a], [b], marker=MARKERS[run % len(MARKERS)], gid=tip(f"{label}, {name}: {value:.2f}", next(numbers)), **look, **said)
+        legend_entry = {"label": label} if name == names[0] else {}
+        style = {"color": PALETTE[run % len(PALETTE)], "markersize": 4, "zorder": 3, "linestyle": "none"}
+        axis.plot(
+            [a], [b], marker=MARKERS[run % len(MARKERS)], gid=tip(f"{label}, {name}: {value:.2f}", next(numbers)), **style, **legend_entry
+        )

@@ -26,7 +26,7 @@ def layer_ranges(study: Study, baseline: str, start: str, end: str, single: str,
     data = {name: changes(curve, untouched) for name, curve in curves.items()}
     left_out = sum(r["status"] != "done" for r in study.rows)
     return Drawing(
-        {"layer_ranges": drawn([data[start], data[end]], data[single], default, score)},
+        {"layer_ranges": plot([data[start], data[end]], data[single], default, score)},
         {"score": score, "series": data, "baseline": base["scores"][score]},
         claims(curves[start], curves[end], curves[single], untouched, default),
         f"Change of {score} against {baseline} on the same questions. Above, x: first layer of ranges that end at {default[1]}; below, x: "
@@ -38,14 +38,14 @@ def layer_ranges(study: Study, baseline: str, start: str, end: str, single: str,
 
 def changes(curve: Curve, untouched: Gains) -> list[dict[str, Any]]:
     """A curve's points in order of x: ``x``, ``change``, ``stderr``."""
-    found = {x: contrast([curve[x]], [untouched]) for x in sorted(curve)}
-    return [{"x": x, "change": gap.value, "stderr": gap.stderr} for x, gap in found.items()]
+    gaps = {x: contrast([curve[x]], [untouched]) for x in sorted(curve)}
+    return [{"x": x, "change": gap.value, "stderr": gap.stderr} for x, gap in gaps.items()]
 
 
 def claims(start: Curve, end: Curve, single: Curve, untouched: Gains, default: tuple[int, int]) -> list[Claim]:
     """The paper's four sentences on Fig. 7, each as a difference of means over points, paired question by question."""
 
-    def compare(said: str, first: str, a: list[Gains], second: str, b: list[Gains], sign: int = 1) -> Claim:
+    def compare(statement: str, first: str, a: list[Gains], second: str, b: list[Gains], sign: int = 1) -> Claim:
         gap = contrast(a, b)
         numbers = {
             f"mean change, {first}": contrast(a, [untouched]).value,
@@ -55,24 +55,24 @@ def claims(start: Curve, end: Curve, single: Curve, untouched: Gains, default: t
             "points": float(len(a) + len(b)),
         }
         how = f"mean over points: {first} less {second}, the same questions; standard error over images. {RULE}"
-        return Claim(said, how, numbers, verdict(None if gap.value is None else sign * gap.value, gap.stderr))
+        return Claim(statement, how, numbers, verdict(None if gap.value is None else sign * gap.value, gap.stderr))
 
-    def of(curve: Curve, first: int, last: int) -> list[Gains]:
+    def runs_between(curve: Curve, first: int, last: int) -> list[Gains]:
         return [curve[x] for x in sorted(curve) if first <= x <= last]
 
     best, ranges = range_default(start, end, untouched, default)
     return [
         compare(
             "A single layer of 7-26 gives a better total than one of the early layers 4-6.",
-            *("layers 7-26", of(single, 7, 26), "layers 4-6", of(single, 4, 6)),
+            *("layers 7-26", runs_between(single, 7, 26), "layers 4-6", runs_between(single, 4, 6)),
         ),
         compare(
             f"Ranges that end at {default[1]} do better without layers 4-9.",
-            *("starts from 10 on", of(start, 10, default[1]), "starts 4-9", of(start, 4, 9)),
+            *("starts from 10 on", runs_between(start, 10, default[1]), "starts 4-9", runs_between(start, 4, 9)),
         ),
         compare(
             f"Ranges that start at {default[0]} lose when layers 14-18 are included.",
-            *("ends 14-18", of(end, 14, 18), "ends up to 13", of(end, default[0], 13)),
+            *("ends 14-18", runs_between(end, 14, 18), "ends up to 13", runs_between(end, default[0], 13)),
             sign=-1,
         ),
         Claim(
@@ -87,15 +87,20 @@ def claims(start: Curve, end: Curve, single: Curve, untouched: Gains, default: t
 def range_default(start: Curve, end: Curve, untouched: Gains, default: tuple[int, int]) -> tuple[dict[str, float | None], int]:
     """(numbers of the default range among all, how many ranges there are)."""
     ranges = {(x, default[1]): run for x, run in start.items()} | {(default[0], x): run for x, run in end.items()}
-    found = {key: contrast([run], [untouched]) for key, run in ranges.items()}
-    own = found.get(default, Mean(None, None, 0))
-    known = [gap.value for gap in found.values() if gap.value is not None]
-    better = None if own.value is None else float(sum(change > own.value for change in known))
-    best = max(known, default=None)
-    return {"change": own.value, "standard error": own.stderr, "best change of all ranges": best, "ranges above it": better}, len(ranges)
+    gaps = {key: contrast([run], [untouched]) for key, run in ranges.items()}
+    default_gap = gaps.get(default, Mean(None, None, 0))
+    values = [gap.value for gap in gaps.values() if gap.value is not None]
+    better = None if default_gap.value is None else float(sum(change > default_gap.value for change in values))
+    best = max(values, default=None)
+    return {
+        "change": default_gap.value,
+        "standard error": default_gap.stderr,
+        "best change of all ranges": best,
+        "ranges above it": better,
+    }, len(ranges)
 
 
-def drawn(ranges: list[list[dict[str, Any]]], single: list[dict[str, Any]], default: tuple[int, int], score: str) -> Figure:
+def plot(ranges: list[list[dict[str, Any]]], single: list[dict[str, Any]], default: tuple[int, int], score: str) -> Figure:
     """Two panels, one below the other: ranges by first layer, ranges by last layer, each with the single layers of its x."""
     labels = (f"range x to {default[1]}", f"range {default[0]} to x")
     titles = (f"first layer (last: {default[1]})", f"last layer (first: {default[0]})")
@@ -105,20 +110,20 @@ def drawn(ranges: list[list[dict[str, Any]]], single: list[dict[str, Any]], defa
         for axis, line, label, title, mark in zip(axes, ranges, labels, titles, default, strict=True):
             axis.axhline(0, color="#777777", linewidth=0.8)
             axis.axvline(mark, color="#777777", linewidth=0.8, linestyle="--")
-            shown = {p["x"] for p in line} or {p["x"] for p in single}
-            alone = [p for p in single if min(shown, default=0) <= p["x"] <= max(shown, default=0)]
+            positions = {p["x"] for p in line} or {p["x"] for p in single}
+            alone = [p for p in single if min(positions, default=0) <= p["x"] <= max(positions, default=0)]
             for points, color, style, name in ((line, COLORS[0], "o-", label), (alone, COLORS[1], "s-", "layer x alone")):
-                known = [p for p in points if p["change"] is not None]
-                x, y = [p["x"] for p in known], [p["change"] for p in known]
-                error = [p["stderr"] or 0.0 for p in known]
+                measured = [p for p in points if p["change"] is not None]
+                x, y = [p["x"] for p in measured], [p["change"] for p in measured]
+                error = [p["stderr"] or 0.0 for p in measured]
                 low, high = ([a + sign * e for a, e in zip(y, error, strict=True)] for sign in (-1, 1))
                 axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
                 axis.plot(x, y, style[1], color=color, linewidth=1.2)
-                for p in known:
-                    words = f"{name.replace('x', str(p['x']))}: {p['change']:+.2f}" + (
+                for p in measured:
+                    tooltip = f"{name.replace('x', str(p['x']))}: {p['change']:+.2f}" + (
                         "" if p["stderr"] is None else f" ± {p['stderr']:.2f}"
                     )
-                    axis.plot(p["x"], p["change"], style[0], color=color, markersize=3, gid=tip(words, next(count)))
+                    axis.plot(p["x"], p["change"], style[0], color=color, markersize=3, gid=tip(tooltip, next(count)))
                 axis.plot([], [], style, color=color, markersize=3, linewidth=1.2, label=name)
             axis.set(xlabel=title, ylabel=f"change of {score}")
             axis.xaxis.get_major_locator().set_params(integer=True)

@@ -17,10 +17,10 @@ from blink_exp.evaluation.answering import prompt_of
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.evaluation.terminal import bar
 from blink_exp.figures.base import PAGE, Claim, Drawing, Study
-from blink_exp.figures.blink_attention import Looked, evenness, look
+from blink_exp.figures.blink_attention import LayerAttention, evenness, last_token_attention
 from blink_exp.figures.blink_layers import targets
-from blink_exp.figures.blink_maps import TOP, boxed, heat, pictured
-from blink_exp.figures.shared import listed, measured_on, square, styled, tip
+from blink_exp.figures.blink_maps import TOP, draw_box, draw_image, heat
+from blink_exp.figures.shared import measured_on, rounded, square, styled, tip
 from blink_exp.figures.verdicts import RULE, combined_verdict, mean
 from blink_exp.methods.blink import relative_layers
 
@@ -29,10 +29,10 @@ SAMPLES = 128  # questions behind the claims: each is run alone
 
 @dataclass(frozen=True)
 class Case:
-    """One question under the expansion: what was looked at, at each layer, and the annotated patches (none where unknown)."""
+    """One question under expansion: attention by layer, and the annotated patches (empty if unknown)."""
 
     record: Record  # id, image_id, question, regions
-    looked: dict[int, Looked]
+    attention: dict[int, LayerAttention]
     right: frozenset[int]
 
 
@@ -50,108 +50,110 @@ def after_expansion(
     one) or ``spread`` (evenly over the questions, whatever they show); ``samples``: about so many questions behind the claims, at most;
     ``even``: judge Fig. 8's claims instead of Fig. 6's.
     """
-    backbone, method, benchmark = study.opened()
-    asked = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
-    found = relative_layers(list(layers), backbone.depth)
-    if len(found) < 2:
+    backbone, method, benchmark = study.load()
+    questions = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
+    pair = relative_layers(list(layers), backbone.depth)
+    if len(pair) < 2:
         raise UserError(f"figure={study.name} needs two layers, but layers {layers} of 32 are one of {backbone.depth}; set draw.layers")
-    if method.policy is None or found[0] < min(method.policy.layers, default=backbone.depth):
-        raise UserError(f"figure={study.name} looks at layer {found[0]}, before anything is expanded; use a smaller layers.indices")
+    if method.policy is None or pair[0] < min(method.policy.layers, default=backbone.depth):
+        raise UserError(f"figure={study.name} looks at layer {pair[0]}, before anything is expanded; use a smaller layers.indices")
     grid = PatchGrid(method.policy.p, *backbone.grid)
     cases = []
-    with bar(len(asked), f"{study.name} on {benchmark.name}", True) as advance:
-        for sample in asked.values():
+    with bar(len(questions), f"{study.name} on {benchmark.name}", True) as advance:
+        for sample in questions.values():
             advance(1)
             try:
                 image, question = sample.image(), prompt_of(backbone, benchmark, sample)
             except (OSError, UserError):  # an evaluation skips and names it
                 continue
             record: Record = {"id": sample.id, "image_id": sample.image_id, "question": question, "regions": sample.regions}
-            looked, _ = look(backbone, method, image, f"{benchmark.name}:{sample.image_id}", question, found)
-            cases.append(Case(record, looked, frozenset(targets(record, grid))))
-    cases = [case for case in cases if all(seen.parts for seen in case.looked.values())]
+            attention, _ = last_token_attention(backbone, method, image, f"{benchmark.name}:{sample.image_id}", question, pair)
+            cases.append(Case(record, attention, frozenset(targets(record, grid))))
+    cases = [case for case in cases if all(seen.parts for seen in case.attention.values())]
     if not cases:
         raise UserError(f"figure={study.name}: nothing was expanded at these settings; use resolution=expand_once")
-    shown = picked(cases, images, grid) if pick == "cases" else [cases[k * len(cases) // images] for k in range(min(images, len(cases)))]
-    pictures = [square(backbone, asked[case.record["id"]].image()) for case in shown]
+    examples = (
+        select_cases(cases, images, grid) if pick == "cases" else [cases[k * len(cases) // images] for k in range(min(images, len(cases)))]
+    )
+    pictures = [square(backbone, questions[case.record["id"]].image()) for case in examples]
     how = (
         "Drawn: one question that is right at both layers, one that moves to the right patch" if pick == "cases" else "Drawn: evenly taken"
     )
     return Drawing(
-        {"redistribution": drawn(shown, pictures, grid)},
+        {"redistribution": plot(examples, pictures, grid)},
         {
-            "layers": list(found),
+            "layers": list(pair),
             "questions": len(cases),
             "measured": [numbers_of(case) for case in cases],
-            "drawn": [c.record["id"] for c in shown],
+            "drawn": [c.record["id"] for c in examples],
         },
-        (evenness_claims if even else claims)(cases, shown, grid),
+        (evenness_claims if even else claims)(cases, examples, grid),
         f"A patch is expanded at layer {min(method.policy.layers)} and stays. Attention of the last text token on the original visual "
-        f"tokens and on the expanded ones at layers {found[0]} and {found[1]}; at one layer both maps have one scale, dark at 0, by square "
+        f"tokens and on the expanded ones at layers {pair[0]} and {pair[1]}; at one layer both maps have one scale, dark at 0, by square "
         "roots. Box: the patch with most attention; dashed: what the question is about; dotted: what was expanded. Below: share of all "
         "attention, and evenness (entropy over that of equal weights). " + how + ".",
         measured_on(backbone.identity, benchmark.name, len(cases)),
     )
 
 
-def measures(looked: Looked) -> dict[str, float | None]:
-    """Mass and evenness of both kinds of token at a layer; mass is the share of all attention."""
+def measures(attention: LayerAttention) -> dict[str, float | None]:
+    """Attention mass and evenness of original and expanded tokens at a layer; mass is the share of all attention."""
     return {
-        "original": float(looked.visual.sum()),
-        "expanded": float(looked.expanded.sum()),
-        "even_original": evenness(looked.visual),
-        "even_expanded": evenness(looked.expanded),
+        "original": float(attention.visual.sum()),
+        "expanded": float(attention.expanded.sum()),
+        "even_original": evenness(attention.visual),
+        "even_expanded": evenness(attention.expanded),
     }
 
 
 def numbers_of(case: Case) -> dict[str, Any]:
-    """What data.json holds of a question."""
+    """The data.json entry of a question."""
     return {"id": case.record["id"]} | {
-        str(i): dict(zip(m, listed(m.values(), 5), strict=True)) for i, m in ((i, measures(seen)) for i, seen in case.looked.items())
+        str(i): dict(zip(m, rounded(m.values(), 5), strict=True))
+        for i, m in ((i, measures(attention)) for i, attention in case.attention.items())
     }
 
 
-def picked(cases: list[Case], images: int, grid: PatchGrid) -> list[Case]:
+def select_cases(cases: list[Case], images: int, grid: PatchGrid) -> list[Case]:
     """One case that is right at both layers, one that moves from a wrong patch to the right one, then any; on different images."""
 
     def kind(case: Case) -> tuple[bool, ...]:
-        return tuple(seen.region(grid) in case.right for seen in case.looked.values())
+        return tuple(attention.region(grid) in case.right for attention in case.attention.values())
 
     out: list[Case] = []
-    for wanted in ((True, True), (False, True), *(None,) * images):
+    for pattern in ((True, True), (False, True), *(None,) * images):
         used = {c.record["image_id"] for c in out}
-        out += [c for c in cases if c.record["image_id"] not in used and (wanted is None or (c.right and kind(c) == wanted))][:1]
+        out += [c for c in cases if c.record["image_id"] not in used and (pattern is None or (c.right and kind(c) == pattern))][:1]
     return out[:images]
 
 
-def compared(said: str, cases: list[Case], first: str, second: str, what: str) -> Claim:
+def compare_tokens(statement: str, cases: list[Case], first: str, second: str, measure: str) -> Claim:
     """Whether a measure of the expanded tokens is above that of the original ones, at both layers."""
     numbers: dict[str, float | None] = {}
     verdicts = []
     images = [case.record["image_id"] for case in cases]
-    for i in cases[0].looked:
-        pairs = [(m[first], m[second], image) for m, image in zip((measures(c.looked[i]) for c in cases), images, strict=True)]
-        known = [(a, b, image) for a, b, image in pairs if a is not None and b is not None]
-        gap = mean([a - b for a, b, _ in known], [image for *_, image in known])
+    for i in cases[0].attention:
+        pairs = [(m[first], m[second], image) for m, image in zip((measures(c.attention[i]) for c in cases), images, strict=True)]
+        valid = [(a, b, image) for a, b, image in pairs if a is not None and b is not None]
+        gap = mean([a - b for a, b, _ in valid], [image for *_, image in valid])
         numbers |= {
-            f"layer {i}, expanded": mean(a for a, _, _ in known).value,
-            f"layer {i}, original": mean(b for _, b, _ in known).value,
+            f"layer {i}, expanded": mean(a for a, _, _ in valid).value,
+            f"layer {i}, original": mean(b for _, b, _ in valid).value,
             f"layer {i}, difference": gap.value,
             f"layer {i}, standard error": gap.stderr,
-            f"layer {i}, share of questions": mean(float(a > b) for a, b, _ in known).value,
+            f"layer {i}, share of questions": mean(float(a > b) for a, b, _ in valid).value,
         }
         verdicts.append(gap.above)
-    how = (
-        f"{what}, mean over {len(cases)} questions; standard error over {len(set(images))} images. {RULE} Holds if it does at both layers."
-    )
-    return Claim(said, how, numbers, combined_verdict(verdicts))
+    count = f"mean over {len(cases)} questions; standard error over {len(set(images))} images"
+    how = f"{measure}, {count}. {RULE} Holds if it does at both layers."
+    return Claim(statement, how, numbers, combined_verdict(verdicts))
 
 
-def claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]:
+def claims(cases: list[Case], drawn_cases: list[Case], grid: PatchGrid) -> list[Claim]:
     """Fig. 6: more attention in total, more evenly, and moving to the right patch."""
-    first, last = cases[0].looked
+    first, last = cases[0].attention
     aimed = [c for c in cases if len(c.right) == 1]
-    hits = [(c.looked[first].region(grid) in c.right, c.looked[last].region(grid) in c.right) for c in aimed]
+    hits = [(c.attention[first].region(grid) in c.right, c.attention[last].region(grid) in c.right) for c in aimed]
     gain = mean([float(b) - float(a) for a, b in hits], [c.record["image_id"] for c in aimed])
     numbers = {
         f"wrong at {first}, right at {last}": mean(not a and b for a, b in hits).value,
@@ -162,7 +164,7 @@ def claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]
         "questions": float(len(aimed)),
     }
     return [
-        compared(
+        compare_tokens(
             "The expanded tokens get more attention in total than the original ones.",
             cases,
             "expanded",
@@ -180,13 +182,13 @@ def claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]
     ]
 
 
-def evenness_claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> list[Claim]:
+def evenness_claims(cases: list[Case], drawn_cases: list[Case], grid: PatchGrid) -> list[Claim]:
     """Fig. 8: more even on the expanded tokens, and a top patch that moves between the layers in three cases of six."""
-    first, last = cases[0].looked
-    moved = mean([c.looked[first].region(grid) != c.looked[last].region(grid) for c in cases], [c.record["image_id"] for c in cases])
+    first, last = cases[0].attention
+    moved = mean([c.attention[first].region(grid) != c.attention[last].region(grid) for c in cases], [c.record["image_id"] for c in cases])
     even = even_claim(cases)
-    both = [all((m["even_expanded"] or 0) > (m["even_original"] or 0) for m in map(measures, c.looked.values())) for c in shown]
-    numbers = even.numbers | {"drawn cases, more even at both layers": float(sum(both)), "drawn cases": float(len(shown))}
+    both = [all((m["even_expanded"] or 0) > (m["even_original"] or 0) for m in map(measures, c.attention.values())) for c in drawn_cases]
+    numbers = even.numbers | {"drawn cases, more even at both layers": float(sum(both)), "drawn cases": float(len(drawn_cases))}
     return [
         Claim(even.said, even.how, numbers, even.holds),
         Claim(
@@ -195,7 +197,7 @@ def evenness_claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> li
             {
                 "share that moves": moved.value,
                 "standard error": moved.stderr,
-                "drawn cases that move": float(sum(c.looked[first].region(grid) != c.looked[last].region(grid) for c in shown)),
+                "drawn cases that move": float(sum(c.attention[first].region(grid) != c.attention[last].region(grid) for c in drawn_cases)),
             },
             moved.less(0.5).above,
         ),
@@ -203,24 +205,24 @@ def evenness_claims(cases: list[Case], shown: list[Case], grid: PatchGrid) -> li
 
 
 def even_claim(cases: list[Case]) -> Claim:
-    said = "The expanded tokens are attended to more evenly than the original ones."
-    return compared(said, cases, "even_expanded", "even_original", "evenness: entropy over that of equal weights")
+    statement = "The expanded tokens are attended to more evenly than the original ones."
+    return compare_tokens(statement, cases, "even_expanded", "even_original", "evenness: entropy over that of equal weights")
 
 
-def drawn(cases: list[Case], pictures: list[Image.Image], grid: PatchGrid) -> Figure:
-    """A row a case: the image, then original and expanded tokens at each layer, on one scale a layer."""
+def plot(cases: list[Case], pictures: list[Image.Image], grid: PatchGrid) -> Figure:
+    """One row per case: the image, then original and expanded tokens by layer, with one colour scale per layer."""
     with styled():
         figure, axes = plt.subplots(len(cases), 5, figsize=(PAGE, 1.75 * len(cases) + 0.2), squeeze=False, layout="constrained")
         for k, (line, case, image) in enumerate(zip(axes, cases, pictures, strict=True)):
-            pictured(line[0], image, case.record, f"case {k + 1}")
-            for j, (layer, seen) in enumerate(case.looked.items()):
-                m = measures(seen)
-                top = float(max(seen.visual.max(), seen.expanded.max()))
-                part = seen.parts[-1]
+            draw_image(line[0], image, case.record, f"case {k + 1}")
+            for j, (layer, attention) in enumerate(case.attention.items()):
+                m = measures(attention)
+                top = float(max(attention.visual.max(), attention.expanded.max()))
+                part = attention.parts[-1]
                 side = (grid.height, grid.width) if part.tokens == grid.height * grid.width else grid.patch
                 for axis, kind, values, shape in (
-                    (line[1 + 2 * j], "original", seen.visual, (grid.height, grid.width)),
-                    (line[2 + 2 * j], "expanded", seen.expanded[-part.tokens :], side),
+                    (line[1 + 2 * j], "original", attention.visual, (grid.height, grid.width)),
+                    (line[2 + 2 * j], "expanded", attention.expanded[-part.tokens :], side),
                 ):
                     heat(axis, values, shape, top)
                     mass, even = m[kind], m[f"even_{kind}"]
@@ -228,10 +230,10 @@ def drawn(cases: list[Case], pictures: list[Image.Image], grid: PatchGrid) -> Fi
                         axis.set_title(f"layer {layer}, {kind}")
                     axis.set_xlabel(f"share {mass:.2f}, even {'' if even is None else f'{even:.2f}'}", fontsize=7)
                     if kind == "original":
-                        boxed(axis, grid.box(seen.region(grid)), TOP, gid=tip(f"layer {layer}: most attended patch", 10 * k + j))
+                        draw_box(axis, grid.box(attention.region(grid)), TOP, gid=tip(f"layer {layer}: most attended patch", 10 * k + j))
                 left, high, right, low = grid.box(part.region)
                 inset = (left + 0.03, high + 0.03, right - 0.03, low - 0.03)  # so that it does not hide the other frame
-                boxed(line[0], inset, "#444444", ":", tip("the patch that was expanded", 10 * k + j))
+                draw_box(line[0], inset, "#444444", ":", tip("the patch that was expanded", 10 * k + j))
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)

@@ -28,8 +28,8 @@ PEAKS = {
 MARKERS = "osD^vPX*"
 
 
-class Scored:
-    """What was right at each alpha, on the questions that every point answered.
+class AlphaScores:
+    """Correctness at each alpha, on the questions that every point answered.
 
     Args:
         points: {alpha: per-sample records}.
@@ -44,9 +44,9 @@ class Scored:
         self.images = np.asarray([answers[self.x[0]][i]["image_id"] for i in ids])
         categories = np.asarray([answers[self.x[0]][i]["category"] for i in ids])
         self.categories = sorted(set(categories.tolist())) if len(set(categories.tolist())) > 1 else []
-        own = {name: [categories == name] for name in self.categories}
-        parts = [group for groups in own.values() for group in groups] if balanced and own else [np.ones(len(ids), dtype=bool)]
-        self.groups = own | {AVERAGE: parts}
+        masks = {name: [categories == name] for name in self.categories}
+        parts = [group for groups in masks.values() for group in groups] if balanced and masks else [np.ones(len(ids), dtype=bool)]
+        self.groups = masks | {AVERAGE: parts}
 
     def count(self, name: str) -> int:
         return int(sum(group.sum() for group in self.groups[name]))
@@ -87,27 +87,31 @@ class Scored:
         return None if best[0] is None or best[1] is None else best[0] - best[1]
 
 
-def peaks(scored: Scored, places: Mapping[str, Sequence[float]]) -> dict[str, bool | None]:
+def peaks(scored: AlphaScores, places: Mapping[str, Sequence[float]]) -> dict[str, bool | None]:
     """{name: whether its peak is among the alphas ``places`` names}: True where one of them is above every other alpha, False where another
     alpha is above all of them, each difference paired question by question and all of all names Holm-corrected together."""
-    tried = [(name, a, b) for name, near in places.items() for inside, outside in [scored.sides(near)] for a in inside for b in outside]
-    found = dict(zip(tried, holm([scored.mean(name, 100 * (scored.right[a] - scored.right[b])) for name, a, b in tried]), strict=True))
+    comparisons = [
+        (name, a, b) for name, near in places.items() for inside, outside in [scored.sides(near)] for a in inside for b in outside
+    ]
+    verdicts = dict(
+        zip(comparisons, holm([scored.mean(name, 100 * (scored.right[a] - scored.right[b])) for name, a, b in comparisons]), strict=True)
+    )
 
     def peak(name: str, inside: list[float], outside: list[float]) -> bool | None:
         if not inside or not outside:
             return None
-        if any(all(found[name, a, b] is True for b in outside) for a in inside):
+        if any(all(verdicts[name, a, b] is True for b in outside) for a in inside):
             return True
-        return False if any(all(found[name, a, b] is False for a in inside) for b in outside) else None
+        return False if any(all(verdicts[name, a, b] is False for a in inside) for b in outside) else None
 
     return {name: peak(name, *scored.sides(near)) for name, near in places.items()}
 
 
-def claims(scored: Scored) -> list[Claim]:
+def claims(scored: AlphaScores) -> list[Claim]:
     """Where the average peaks, and where each category does: on MMStar against the paper's alphas, elsewhere as numbers alone."""
     rule = f"questions of every point, paired, errors over images, {HOLM}."
     average = peaks(scored, {AVERAGE: [BEST]})[AVERAGE]
-    found = [
+    out = [
         Claim(
             f"The average peaks at alpha = {BEST}",
             f"Accuracy at {BEST} less that at each other alpha, {scored.count(AVERAGE)} {rule} Holds: it is above every other; does not: "
@@ -128,11 +132,11 @@ def claims(scored: Scored) -> list[Claim]:
             "above every one elsewhere, and does not where one elsewhere is above all there; the claim holds where all six do. Lead: the "
             "best there less the best elsewhere, picked afterwards."
         )
-        found.append(Claim(f"Categories peak apart: {where}", how, numbers, combined_verdict(verdicts.values())))
+        out.append(Claim(f"Categories peak apart: {where}", how, numbers, combined_verdict(verdicts.values())))
     elif scored.categories:
         how = f"Alpha of the highest accuracy, if one alone has it, {scored.count(AVERAGE)} questions in all. The paper's are MMStar's."
-        found.append(Claim("Categories peak at alphas of their own", how, numbers, None))
-    return found
+        out.append(Claim("Categories peak at alphas of their own", how, numbers, None))
+    return out
 
 
 @draw.styled()
@@ -143,17 +147,17 @@ def categories(study: Study) -> Drawing:
         why = next((f": {row['error']}" for row in study.rows if row["status"] == "failed"), "")
         raise UserError(f"{study.name} has no measured point{why}; give its sweep values of alpha from 0 to 1")
     one = rows[min(rows)]
-    scored = Scored({x: records_of(row) for x, row in rows.items()}, balanced=AVERAGE in one["scores"])
+    scored = AlphaScores({x: records_of(row) for x, row in rows.items()}, balanced=AVERAGE in one["scores"])
     figure, ((axis,),) = draw.canvas(COLUMN, 0.95 * COLUMN)
     data: dict[str, Any] = {"alpha": scored.x, "accuracy": {}, "stderr": {}}
     for k, name in enumerate([*scored.categories, AVERAGE]):
         line = scored.line(name)
         black = name == AVERAGE
-        words = [f"alpha {x}: {name} {m.said(2)}" for x, m in zip(scored.x, line, strict=True)]
+        tooltips = [f"alpha {x}: {name} {m.formatted(2)}" for x, m in zip(scored.x, line, strict=True)]
         color, marker = ("black", "o") if black else (COLORS[k % 6], MARKERS[k % len(MARKERS)])
         band = [m.stderr for m in line] if black else None
         width = 1.8 if black else 1.0
-        draw.curve(axis, scored.x, [m.value for m in line], words, color, marker, name.replace("_", " "), band, linewidth=width)
+        draw.curve(axis, scored.x, [m.value for m in line], tooltips, color, marker, name.replace("_", " "), band, linewidth=width)
         data["accuracy"][name], data["stderr"][name] = [m.value for m in line], [m.stderr for m in line]
     axis.set(xlabel="alpha (0: CLIPscore alone, 1: CLSsim alone)", ylabel="accuracy (%)", xticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, columnspacing=1)

@@ -20,7 +20,7 @@ from blink_exp.benchmarks.mosaic_saliency import CLEAR, CLUTTERED, KINDS
 from blink_exp.errors import UserError
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
-from blink_exp.figures.hero_measures import asked, block, looks, named, pictures_of
+from blink_exp.figures.hero_measures import annotation_mask, block, cls_attention_maps, layer_names, pictures_of
 from blink_exp.figures.verdicts import RULES, Mean, combined_verdict, differences, mean, values
 from blink_exp.methods.budgets import top
 
@@ -31,7 +31,7 @@ INITIAL, FOCUSED, MIDDLE, LATER, END = (1, 3), (4, 10), (11, 14), (15, 22), (23,
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageMeasures:
     """One image: its kind (None: neither), the share of the view that its foreground covers (None: no mask), and {measure: (layers,)}; NaN
     where there is no mask."""
 
@@ -58,22 +58,24 @@ def measures(maps: torch.Tensor, covered: torch.Tensor | None) -> dict[str, np.n
     return {"entropy": entropy.numpy(), "peak": peak.numpy(), "iou": ious}
 
 
-def seen(backbone: Backbone, samples: Sequence[Sample]) -> list[Seen]:
+def measure_images(backbone: Backbone, samples: Sequence[Sample]) -> list[ImageMeasures]:
     """What is measured of each image, and its kind: the benchmark's own word or, where it has none, by what the foreground covers of the
     view: the largest third is clear, the smallest cluttered."""
-    found = []
-    for sample, image, attention in looks(backbone, samples):
-        mask = asked(sample, image.size)
+    images = []
+    for sample, image, attention in cls_attention_maps(backbone, samples):
+        mask = annotation_mask(sample, image.size)
         covered = cover(on_view(backbone, mask), backbone.grid[0]) if mask is not None else None
         share = float(covered.mean()) if covered is not None else None
-        found.append(Seen(sample, sample.category if sample.category in KINDS else None, share, measures(attention.mean(1), covered)))
-    if any(one.kind for one in found):
-        return found
-    shares = sorted(one.share for one in found if one.share is not None)
+        images.append(
+            ImageMeasures(sample, sample.category if sample.category in KINDS else None, share, measures(attention.mean(1), covered))
+        )
+    if any(one.kind for one in images):
+        return images
+    shares = sorted(one.share for one in images if one.share is not None)
     if len(shares) < 3:
-        return found
+        return images
     low, high = shares[len(shares) // 3 - 1], shares[-(len(shares) // 3)]
-    return [Seen(one.sample, third(one.share, low, high), one.share, one.by_layer) for one in found]
+    return [ImageMeasures(one.sample, third(one.share, low, high), one.share, one.by_layer) for one in images]
 
 
 def third(share: float | None, low: float, high: float) -> str | None:
@@ -82,43 +84,47 @@ def third(share: float | None, low: float, high: float) -> str | None:
     return CLEAR if share >= high else CLUTTERED
 
 
-def stages(images: Sequence[Seen], kind: str) -> list[Claim]:
+def stages(images: Sequence[ImageMeasures], kind: str) -> list[Claim]:
     """The paper's stages on images of one kind, each as differences between blocks of layers within an image."""
     depth = len(images[0].by_layer["entropy"]) if images else 24
     initial, focused, middle, later, end = (block(*part, depth) for part in (INITIAL, FOCUSED, MIDDLE, LATER, END))
     before = list(range(1, later[0]))
     rest = [layer for layer in range(1, depth + 1) if layer not in focused]
 
-    def claim(what: str, *gaps: tuple[str, list[int], list[int]]) -> Claim:
+    def claim(statement: str, *gaps: tuple[str, list[int], list[int]]) -> Claim:
         numbers: dict[str, Mean] = {}
-        found: dict[str, Mean] = {}
+        changes: dict[str, Mean] = {}
         for measure, more, less in gaps:
             a, b = (np.asarray([one.by_layer[measure][np.asarray(x) - 1].mean() for one in images]) for x in (more, less))
-            numbers |= {f"{measure}, {named(more)}": mean(a), f"{measure}, {named(less)}": mean(b)}
-            found[f"{measure}, {named(more)} less {named(less)}"] = mean(a - b)
-        count = min(gap.n for gap in found.values())
+            numbers |= {f"{measure}, {layer_names(more)}": mean(a), f"{measure}, {layer_names(less)}": mean(b)}
+            changes[f"{measure}, {layer_names(more)} less {layer_names(less)}"] = mean(a - b)
+        count = min(gap.n for gap in changes.values())
         how = f"Means over layers within an image, {count} {kind} images; peak: share of the top 10 % of tokens. {RULES}"
-        return Claim(what, how, values(numbers) | differences(found), combined_verdict(gap.above for gap in found.values()))
+        return Claim(statement, how, values(numbers) | differences(changes), combined_verdict(gap.above for gap in changes.values()))
 
     return [
-        claim(f"{kind} images: attention is broad at {named(initial)} and then narrows", ("entropy", initial, focused)),
-        claim(f"{kind} images: it settles on the object at {named(focused)}", ("iou", focused, initial), ("iou", focused, rest)),
-        claim(f"{kind} images: it is diffuse at {named(middle)}", ("entropy", middle, focused)),
-        claim(f"{kind} images: it collapses on few background tokens at {named(later)}", ("peak", later, before), ("iou", focused, later)),
-        claim(f"{kind} images: it relaxes at {named(end)}", ("peak", later, end)),
+        claim(f"{kind} images: attention is broad at {layer_names(initial)} and then narrows", ("entropy", initial, focused)),
+        claim(f"{kind} images: it settles on the object at {layer_names(focused)}", ("iou", focused, initial), ("iou", focused, rest)),
+        claim(f"{kind} images: it is diffuse at {layer_names(middle)}", ("entropy", middle, focused)),
+        claim(
+            f"{kind} images: it collapses on few background tokens at {layer_names(later)}",
+            ("peak", later, before),
+            ("iou", focused, later),
+        ),
+        claim(f"{kind} images: it relaxes at {layer_names(end)}", ("peak", later, end)),
     ]
 
 
-def best_layers(clear: Sequence[Seen], cluttered: Sequence[Seen]) -> Claim:
+def best_layers(clear: Sequence[ImageMeasures], cluttered: Sequence[ImageMeasures]) -> Claim:
     """The most complete focus comes later on cluttered images: best layer by IoU, image by image."""
     groups = {kind: [one.by_layer["iou"] for one in images] for kind, images in zip(KINDS, (clear, cluttered), strict=True)}
     groups = {kind: [row for row in rows if not np.isnan(row).any()] for kind, rows in groups.items()}
     numbers: dict[str, float | None] = {}
-    own = {kind: mean(float(row.argmax()) + 1 for row in rows) for kind, rows in groups.items()}
+    best = {kind: mean(float(row.argmax()) + 1 for row in rows) for kind, rows in groups.items()}
     for kind, rows in groups.items():
         numbers[f"best layer by mean IoU, {kind}"] = int(np.mean(rows, axis=0).argmax()) + 1 if rows else None
-        numbers[f"mean of each image's best layer, {kind}"] = own[kind].value
-    a, b = own[CLEAR], own[CLUTTERED]
+        numbers[f"mean of each image's best layer, {kind}"] = best[kind].value
+    a, b = best[CLEAR], best[CLUTTERED]
     later = a.below(b)
     return Claim(
         "The layer that covers the foreground best comes later on cluttered images than on clear ones",
@@ -133,10 +139,10 @@ def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
     """Figs. 8 (``kind=clear``) and 9 (``cluttered``): maps of one image of that kind, a panel a layer, and the measures of both kinds."""
     if kind not in KINDS:
         raise UserError(f"figure.draw.kind={kind} is no kind of image; use {' or '.join(KINDS)}")
-    backbone, _, benchmark = study.opened()
-    images = seen(backbone, pictures_of(benchmark, study.settings))
+    backbone, _, benchmark = study.load()
+    images = measure_images(backbone, pictures_of(benchmark, study.settings))
     groups = {k: [one for one in images if one.kind == k] for k in KINDS}
-    shown = groups[kind][0] if groups[kind] else images[0 if kind == CLEAR else -1]
+    example = groups[kind][0] if groups[kind] else images[0 if kind == CLEAR else -1]
     claims = stages(groups[kind] if any(groups.values()) else images, kind if any(groups.values()) else "all")
     claims.append(best_layers(groups[CLEAR], groups[CLUTTERED]))
     used = {k: rows for k, rows in groups.items() if rows} or {"all": images}
@@ -144,15 +150,15 @@ def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
         k: {m: [mean(float(one.by_layer[m][i]) for one in rows) for i in range(len(rows[0].by_layer[m]))] for m in MEASURES}
         for k, rows in used.items()
     }
-    pictures = {study.name: maps(backbone, shown), f"{study.name}_layers": curves(means)}
+    pictures = {study.name: maps(backbone, example), f"{study.name}_layers": curves(means)}
     data = {
-        "image": shown.sample.id,
+        "image": example.sample.id,
         "images": {k: len(rows) for k, rows in used.items()},
-        "by_layer": {k: {m: [x.value for x in row] for m, row in found.items()} for k, found in means.items()},
-        "stderr": {k: {m: [x.stderr for x in row] for m, row in found.items()} for k, found in means.items()},
+        "by_layer": {k: {m: [x.value for x in row] for m, row in curves_of.items()} for k, curves_of in means.items()},
+        "stderr": {k: {m: [x.stderr for x in row] for m, row in curves_of.items()} for k, curves_of in means.items()},
     }
-    own = all(one.sample.category in KINDS for one in images if one.kind)
-    rule = "as the benchmark names them" if own else "the thirds of images whose foreground covers most and least of the view"
+    named_kinds = all(one.sample.category in KINDS for one in images if one.kind)
+    rule = "as the benchmark names them" if named_kinds else "the thirds of images whose foreground covers most and least of the view"
     which = f"Kinds: {rule}." if any(groups.values()) else "Nothing here says which images are clear or cluttered."
     caption = (
         "Attention of the CLS token to the patches of the base view, mean over heads; a panel a CLIP layer, each from 0 (dark) to its own "
@@ -164,9 +170,9 @@ def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
     return Drawing(pictures, data, claims, caption, measured_on)
 
 
-def maps(backbone: Backbone, shown: Seen, columns: int = 9):
+def maps(backbone: Backbone, example: ImageMeasures, columns: int = 9):
     """The image as the base view shows it, and a panel a layer."""
-    ((_, image, attention),) = looks(backbone, [shown.sample])
+    ((_, image, attention),) = cls_attention_maps(backbone, [example.sample])
     side = backbone.grid[0]
     rows = -(-(len(attention) + 1) // columns)
     figure, axes = draw.canvas(PAGE, PAGE / columns * rows * 1.22, rows, columns)
@@ -177,8 +183,8 @@ def maps(backbone: Backbone, shown: Seen, columns: int = 9):
     for i, (axis, row) in enumerate(zip(axes.flat[1:], attention.mean(1), strict=False)):
         axis.imshow(row.view(side, side).numpy(), vmin=0, cmap="viridis", interpolation="nearest")
         axis.set_title(f"layer {i + 1}")
-        words = [f"{m} {found[i]:.2f}" for m, found in shown.by_layer.items() if not math.isnan(found[i])]
-        axis.images[0].set_gid(draw.tip(f"layer {i + 1}: {', '.join(words)}"))
+        tooltip = [f"{m} {by_layer[i]:.2f}" for m, by_layer in example.by_layer.items() if not math.isnan(by_layer[i])]
+        axis.images[0].set_gid(draw.tip(f"layer {i + 1}: {', '.join(tooltip)}"))
     return figure
 
 
@@ -186,11 +192,11 @@ def curves(means: dict[str, dict[str, list[Mean]]]):
     """A panel a measure, a line a kind of image."""
     figure, axes = draw.canvas(PAGE, 0.28 * PAGE, 1, len(MEASURES))
     for axis, (measure, label) in zip(axes[0], MEASURES.items(), strict=True):
-        for (kind, found), color, marker in zip(means.items(), (COLORS[0], COLORS[1]), "os", strict=False):
-            row = found[measure]
+        for (kind, measured), color, marker in zip(means.items(), (COLORS[0], COLORS[1]), "os", strict=False):
+            row = measured[measure]
             layers = list(range(1, len(row) + 1))
-            words = [f"{kind}, layer {k}: {m.value:.3f}" if m.value is not None else "" for k, m in zip(layers, row, strict=True)]
-            draw.curve(axis, layers, [m.value for m in row], words, color, marker, kind, [m.stderr for m in row], markersize=2.5)
+            tooltips = [f"{kind}, layer {k}: {m.value:.3f}" if m.value is not None else "" for k, m in zip(layers, row, strict=True)]
+            draw.curve(axis, layers, [m.value for m in row], tooltips, color, marker, kind, [m.stderr for m in row], markersize=2.5)
         axis.set(xlabel="CLIP layer", ylabel=label, xticks=draw.layer_ticks(len(next(iter(means.values()))[measure])))
         if not axis.lines:
             axis.annotate("no masks", (0.5, 0.5), xycoords="axes fraction", ha="center")

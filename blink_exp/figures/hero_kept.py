@@ -1,4 +1,4 @@
-"""Which tokens of an image stay (HERO, Fig. 6), and how many of those that show what a question is about."""
+"""The tokens that each method keeps (HERO, Fig. 6), and their recall of the annotated regions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.benchmarks.base import Benchmark, Sample, by_image, spread
+from blink_exp.benchmarks.base import Benchmark, Sample, group_by_image, spread
 from blink_exp.core.method import Method
 from blink_exp.core.views import ViewGeometry
 from blink_exp.decoder.attach import attach
@@ -24,7 +24,7 @@ from blink_exp.evaluation.evaluator import chosen, prepare
 from blink_exp.evaluation.results import settings_of
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLUMN, PAGE, Claim, Drawing, Study, records_of
-from blink_exp.figures.hero_measures import asked, objects, token_cover
+from blink_exp.figures.hero_measures import annotation_mask, objects, token_cover
 from blink_exp.figures.verdicts import RULES, differences, mean
 from blink_exp.methods.controls import RandomTokens
 
@@ -32,54 +32,54 @@ REGION, SALIENT, ALL = "what is asked about", "all annotated objects", "all toke
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A method with the words that stand above its panels."""
+class LabelledMethod:
+    """A method and the title of its panels."""
 
     label: str
     method: Method
 
 
-def shown(study: Study) -> tuple[Backbone, Benchmark, list[Shown], list[Record]]:
+def methods_to_draw(study: Study) -> tuple[Backbone, Benchmark, list[LabelledMethod], list[Record]]:
     """Backbone, benchmark, the methods whose tokens are drawn, and records of the first: on a table's page each method of the table that
     drops tokens, at the last of its points; alone the figure's own method."""
     rows = {row["method"]: row for row in study.done}
-    found = []
+    candidates = []
     for row in rows.values():
         method: Method = _prepared(row)[1]
         if method.drops:
-            found.append((row, Shown(row["point"], method)))
-    if not found:
-        backbone, method, benchmark = study.opened()
+            candidates.append((row, LabelledMethod(row["point"], method)))
+    if not candidates:
+        backbone, method, benchmark = study.load()
         if not method.drops:
             raise UserError(f"{study.name} shows which tokens stay, and method={method.name} drops none; use method=hero")
-        return backbone, benchmark, [Shown(f"{method.name.upper()} ({100 * study.settings.retention_ratio:g} %)", method)], []
-    first = next((f for f in found if f[0]["method"] == "hero"), found[-1])
+        return backbone, benchmark, [LabelledMethod(f"{method.name.upper()} ({100 * study.settings.retention_ratio:g} %)", method)], []
+    first = next((f for f in candidates if f[0]["method"] == "hero"), candidates[-1])
     backbone, _, benchmark = _prepared(first[0])
-    return backbone, benchmark, [one for _, one in found], records_of(first[0])
+    return backbone, benchmark, [one for _, one in candidates], records_of(first[0])
 
 
 def _prepared(row: PointRun) -> tuple[Backbone, Method, Benchmark]:
     return prepare(settings_of(row["folder"]))
 
 
-def drawn_first(samples: Sequence[Sample], records: Sequence[Record], count: int) -> list[Sample]:
+def select_examples(samples: Sequence[Sample], records: Sequence[Record], count: int) -> list[Sample]:
     """``count`` samples of different images and, as far as they go, categories: first those about one region, then those answered right."""
     right = {r["id"]: float(r["correct"] or 0) for r in records}
     pool = [s for s in samples if s.id in right] if right else list(samples)
     ordered = sorted(pool, key=lambda s: (len(s.regions) != 1, -right.get(s.id, 0.0)))
-    found: list[Sample] = []
+    selected: list[Sample] = []
     for fresh in (True, False):
         for s in ordered:
-            known = s.image_id in {f.image_id for f in found} or (fresh and s.category in {f.category for f in found})
-            if len(found) < count and not known:
-                found.append(s)
-    return found
+            repeated = s.image_id in {f.image_id for f in selected} or (fresh and s.category in {f.category for f in selected})
+            if len(selected) < count and not repeated:
+                selected.append(s)
+    return selected
 
 
 @torch.no_grad()
 def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, question: str) -> tuple[torch.Tensor, ViewGeometry]:
-    """((views, N) share of the LLM's layers in which each visual token of an image is there, the image's geometry). ``key``: the image's
-    own, by which the backbone knows it again."""
+    """((views, N) share of the LLM's layers in which each visual token is present, the image's geometry). ``key``: the backbone's cache
+    key of the image."""
     visual = backbone.visual({key: image}, [(key, question)], method.pruner)[0]
     decisions = []
     if method.drops_inside:  # Blink drops none of them
@@ -91,7 +91,7 @@ def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, q
 
 
 def lasting(sources: Sequence[torch.Tensor], views: ViewGeometry) -> torch.Tensor:
-    """(views, N) share of the layers in which each visual token is there. ``sources``: a layer each, the (tokens,) that it works on."""
+    """(views, N) share of the layers in which each visual token is present. ``sources``: for each layer, (tokens,) source indices."""
     share = torch.zeros(views.count * views.tokens)
     for source in sources:
         share[source[source >= 0]] += 1
@@ -105,22 +105,22 @@ def as_maps(share: torch.Tensor, views: ViewGeometry) -> tuple[torch.Tensor | No
 
 
 def recall(share: torch.Tensor, weight: torch.Tensor) -> float:
-    """The share of an area that stays: (views, N) presence, weighted by how much of it each token covers."""
+    """The kept share of an area: (views, N) presence, weighted by each token's coverage of the area."""
     return float((share.double() * weight.double()).sum() / weight.double().sum())
 
 
 def recalls(
-    backbone: Backbone, benchmark: Benchmark, methods: Sequence[Shown], samples: Sequence[Sample]
+    backbone: Backbone, benchmark: Benchmark, methods: Sequence[LabelledMethod], samples: Sequence[Sample]
 ) -> dict[str, dict[str, list[float]]]:
     """{method: {area: [mean over the questions on an image]}} of images that open and have annotated questions."""
-    found: dict[str, dict[str, list[float]]] = {one.label: {REGION: [], SALIENT: [], ALL: []} for one in methods}
-    for group in by_image(list(samples)):
+    by_method: dict[str, dict[str, list[float]]] = {one.label: {REGION: [], SALIENT: [], ALL: []} for one in methods}
+    for group in group_by_image(list(samples)):
         try:
             image = group[0].image()
         except OSError:
             continue
         prompts = prompts_of(backbone, benchmark, group)
-        masks = {s.id: asked(s, image.size) for s in group if s.id in prompts}
+        masks = {s.id: annotation_mask(s, image.size) for s in group if s.id in prompts}
         everything = objects(group, image.size)
         if everything is None:
             continue
@@ -135,23 +135,23 @@ def recalls(
                     rows.append([recall(share, weight) for weight in (regions[s.id], salient, valid) if bool(weight.any())])
             full = [row for row in rows if len(row) == 3]  # an object outside LLaVA-1.5's crop is no token's
             for area, values in zip((REGION, SALIENT, ALL), zip(*full, strict=True), strict=True) if full else ():
-                found[one.label][area].append(float(np.mean(values)))
-    return found
+                by_method[one.label][area].append(float(np.mean(values)))
+    return by_method
 
 
 def key_of(benchmark: Benchmark, sample: Sample) -> str:
     return f"figure:{benchmark.name}:{getattr(benchmark, 'path', None)}:{sample.image_id}"
 
 
-def claims(found: dict[str, dict[str, list[float]]], label: str) -> list[Claim]:
+def claims(by_method: dict[str, dict[str, list[float]]], label: str) -> list[Claim]:
     """That ``label`` keeps more of what matters than of the image as a whole; the other methods beside it as numbers."""
     out = []
-    for area, what in ((REGION, "the areas that the question is about"), (SALIENT, "salient areas")):
-        gap = mean(np.subtract(found[label][area], found[label][ALL]))
-        numbers = {f"{name}, {x}": mean(areas[x]).value for name, areas in found.items() for x in (area, ALL)}
+    for area, description in ((REGION, "the areas that the question is about"), (SALIENT, "salient areas")):
+        gap = mean(np.subtract(by_method[label][area], by_method[label][ALL]))
+        numbers = {f"{name}, {x}": mean(areas[x]).value for name, areas in by_method.items() for x in (area, ALL)}
         out.append(
             Claim(
-                f"{label}: the tokens that stay cover {what}",
+                f"{label}: the tokens that stay cover {description}",
                 f"Share of the area of {area} whose tokens stay, in all views, less that of all tokens, {gap.n} images. {RULES}",
                 numbers | differences({f"{label}, difference": gap}),
                 gap.above,
@@ -163,34 +163,34 @@ def claims(found: dict[str, dict[str, list[float]]], label: str) -> list[Claim]:
 @draw.styled()
 def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
     """Fig. 6: ``count`` images with the tokens that stay, and the claim over ``asked`` questions."""
-    backbone, benchmark, methods, records = shown(study)
+    backbone, benchmark, methods, records = methods_to_draw(study)
     samples = chosen(benchmark, study.settings)
-    pictures, drawn = {}, []
-    for k, sample in enumerate(drawn_first(samples, records, count)):
+    pictures, ids = {}, []
+    for k, sample in enumerate(select_examples(samples, records, count)):
         image = sample.image()
         panels = []
         for one in methods:
             share, views = presence(backbone, one.method, key_of(benchmark, sample), image, prompt_of(backbone, benchmark, sample))
             panels.append((one.label, *as_maps(share, views)))
-        pictures[f"{study.name}_{k + 1}"] = kept(image, sample, panels)
-        drawn.append(sample.id)
+        pictures[f"{study.name}_{k + 1}"] = draw_panels(image, sample, panels)
+        ids.append(sample.id)
     label = next((one.label for one in methods if one.method.name == "hero"), methods[-1].label)
     names = {one.method.name for one in methods}
-    control = Shown("random tokens", Method(name="random", pruner=RandomTokens(study.settings.retention_ratio)))
-    found = recalls(backbone, benchmark, [*methods, *([] if "random" in names else [control])], spread(samples, asked))
-    images = len(found[label][ALL])
+    control = LabelledMethod("random tokens", Method(name="random", pruner=RandomTokens(study.settings.retention_ratio)))
+    by_method = recalls(backbone, benchmark, [*methods, *([] if "random" in names else [control])], spread(samples, asked))
+    images = len(by_method[label][ALL])
     picked = f" and, of these, those that {label} answered right; the claims count right and wrong alike" if records else ""
     caption = (
         "What stays is shown clear, what goes is dark, on the tiles and on the thumbnail. Methods inside the LLM: the longer a token "
         "stays, the clearer; tokens that are means of several have no place and are not shown. Dashed: what the question is about. "
         f"Drawn first: questions about one region{picked}."
     )
-    data = {"examples": drawn, "kept": found}
+    data = {"examples": ids, "kept": by_method}
     measured_on = draw.measured_on(backbone.identity, benchmark.name, images, "images with annotated questions")
-    return Drawing(pictures, data, claims(found, label), caption, measured_on)
+    return Drawing(pictures, data, claims(by_method, label), caption, measured_on)
 
 
-def kept(image: Image.Image, sample: Sample, panels: Sequence[tuple[str, Any, Any]]) -> Figure:
+def draw_panels(image: Image.Image, sample: Sample, panels: Sequence[tuple[str, Any, Any]]) -> Figure:
     """The image, then what stays of it by each method (label, tiles, thumbnail): maps of values in 0 to 1 over the whole image, where 1
     shows it and 0 darkens it; no tiles: None. A single method stands beside the image, several one above the other: tiles, thumbnail."""
     tiled = any(tiles is not None for _, tiles, _ in panels)

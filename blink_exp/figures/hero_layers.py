@@ -17,7 +17,7 @@ from blink_exp.documents import Record
 from blink_exp.errors import UserError, flat
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
-from blink_exp.figures.hero_measures import block, looks, named, pictures_of
+from blink_exp.figures.hero_measures import block, cls_attention_maps, layer_names, pictures_of
 from blink_exp.figures.verdicts import RULES, combined_verdict, differences, mean, values
 from blink_exp.methods.hero import relative_layers
 
@@ -53,27 +53,28 @@ def blocks(matrices: Sequence[np.ndarray], name: str) -> list[Claim]:
     first, second, across = ([f(m) for m in matrices] for f in (_inside(early), _inside(late), lambda m: between(m, early, late)))
     gaps = [mean(np.subtract(part, across)) for part in (first, second)]
     n = len(matrices)
-    alike = {f"inside {named(early)}": mean(first), f"inside {named(late)}": mean(second), "between them": mean(across)}
-    found = [
+    alike = {f"inside {layer_names(early)}": mean(first), f"inside {layer_names(late)}": mean(second), "between them": mean(across)}
+    out = [
         Claim(
-            f"{name}: CLS attention is alike inside {named(early)} and inside {named(late)}, not between them",
+            f"{name}: CLS attention is alike inside {layer_names(early)} and inside {layer_names(late)}, not between them",
             f"Mean cosine similarity over pairs of different layers, {n} images. Differences: each block less what is between. {RULES}",
             values(alike) | differences(dict(zip(("first block", "second block"), gaps, strict=True))),
             combined_verdict(gap.above for gap in gaps),
         )
     ]
     if len(rest) > 1:
-        own, apart = [inside(m, rest) for m in matrices], [between(m, rest, last) for m in matrices]
-        gap = mean(np.subtract(own, apart))
-        found.append(
+        within, across_block = [inside(m, rest) for m in matrices], [between(m, rest, last) for m in matrices]
+        gap = mean(np.subtract(within, across_block))
+        out.append(
             Claim(
-                f"{name}: {named(last)} diverge slightly from the rest of their block",
-                f"Mean cosine similarity inside {named(rest)}, less that between them and {named(last)}, {n} images. {RULES}",
-                values({f"inside {named(rest)}": mean(own), f"to {named(last)}": mean(apart)}) | differences({"inside less across": gap}),
+                f"{name}: {layer_names(last)} diverge slightly from the rest of their block",
+                f"Mean cosine similarity inside {layer_names(rest)}, less that between them and {layer_names(last)}, {n} images. {RULES}",
+                values({f"inside {layer_names(rest)}": mean(within), f"to {layer_names(last)}": mean(across_block)})
+                | differences({"inside less across": gap}),
                 gap.above,
             )
         )
-    return found
+    return out
 
 
 def _inside(layers: Sequence[int]):
@@ -84,13 +85,13 @@ def _inside(layers: Sequence[int]):
 def heat(study: Study, second: str | None = None, heads_first: bool = True) -> Drawing:
     """Fig. 2: cosine similarity of CLS attention, layer by layer. ``second``: folder or hub id of a CLIP to draw beside the backbone's;
     ``heads_first``: see ``similarity``."""
-    backbone, _, benchmark = study.opened()
+    backbone, _, benchmark = study.load()
     samples = pictures_of(benchmark, study.settings)
     encoders = [(f"CLIP of {backbone.name}", backbone)] + ([(second.rstrip("/").split("/")[-1], other_clip(second))] if second else [])
     figure, axes = draw.canvas(COLUMN * len(encoders), 0.85 * COLUMN, 1, len(encoders))
     claims, data, count = [], {}, 0
     for axis, (name, encoder) in zip(axes[0], encoders, strict=True):
-        matrices = measured(encoder, samples, heads_first)
+        matrices = similarities(encoder, samples, heads_first)
         claims += blocks(matrices, name)
         average = np.mean(matrices, axis=0)
         data[name], count = average.tolist(), len(matrices)
@@ -104,8 +105,8 @@ def heat(study: Study, second: str | None = None, heads_first: bool = True) -> D
     return Drawing({study.name: figure}, {"similarity": data}, claims, caption, measured_on)
 
 
-def measured(encoder: Any, samples: Sequence[Sample], heads_first: bool) -> list[np.ndarray]:
-    return [similarity(attention, heads_first) for _, _, attention in looks(encoder, samples)]
+def similarities(encoder: Any, samples: Sequence[Sample], heads_first: bool) -> list[np.ndarray]:
+    return [similarity(attention, heads_first) for _, _, attention in cls_attention_maps(encoder, samples)]
 
 
 def heat_map(axis: Any, matrix: np.ndarray, title: str) -> Any:
@@ -113,15 +114,15 @@ def heat_map(axis: Any, matrix: np.ndarray, title: str) -> Any:
     depth = len(matrix)
     image = axis.imshow(matrix, origin="lower", extent=(0.5, depth + 0.5) * 2, cmap="viridis", interpolation="nearest", vmax=1)
     for (a, b), value in np.ndenumerate(matrix):
-        words = f"layers {b + 1} and {a + 1}: {value:.3f}"
-        axis.add_patch(Rectangle((b + 0.5, a + 0.5), 1, 1, facecolor="white", edgecolor="none", alpha=0.001, gid=draw.tip(words)))
+        tooltip = f"layers {b + 1} and {a + 1}: {value:.3f}"
+        axis.add_patch(Rectangle((b + 0.5, a + 0.5), 1, 1, facecolor="white", edgecolor="none", alpha=0.001, gid=draw.tip(tooltip)))
     axis.set(xlabel="CLIP layer", ylabel="CLIP layer", xticks=draw.layer_ticks(depth), yticks=draw.layer_ticks(depth))
     axis.set_title(title)
     return image
 
 
 def other_clip(path: str) -> Any:
-    """What ``looks`` reads of a backbone, of a CLIP alone. Raises UserError where ``path`` holds none."""
+    """What ``cls_attention_maps`` reads of a backbone, of a CLIP alone. Raises UserError where ``path`` holds none."""
     from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
     try:
@@ -141,19 +142,19 @@ def other_clip(path: str) -> Any:
 
 def object_layers(records: list[Record], depth: int) -> Claim:
     """The claim of Fig. 4 on records with ``iou`` by layer: layers 6-10 above the others of 1-12, at relative depth."""
-    seen = [{int(k): v for k, v in r["iou"].items()} for r in records if r["iou"] is not None]
-    there = set.intersection(*(set(row) for row in seen)) if seen else set()
-    best = sorted(relative_layers("layers", OBJECTS, depth) & there)
-    rest = sorted((set(block(*SHALLOW, depth)) & there) - set(best))
-    inner, outer = ([float(np.mean([row[k] for k in layers])) for row in seen] if layers else [] for layers in (best, rest))
+    rows = [{int(k): v for k, v in r["iou"].items()} for r in records if r["iou"] is not None]
+    common = set.intersection(*(set(row) for row in rows)) if rows else set()
+    best = sorted(relative_layers("layers", OBJECTS, depth) & common)
+    rest = sorted((set(block(*SHALLOW, depth)) & common) - set(best))
+    inner, outer = ([float(np.mean([row[k] for k in layers])) for row in rows] if layers else [] for layers in (best, rest))
     gap = mean(np.subtract(inner, outer) if best and rest else [])
-    by_layer = {k: float(np.mean([row[k] for row in seen])) for k in sorted(there)}
+    by_layer = {k: float(np.mean([row[k] for row in rows])) for k in sorted(common)}
     top = max(by_layer, key=by_layer.__getitem__) if by_layer else None
-    named_best = f"layers {best[0]}-{best[-1]}" if best else "layers 6-10"
+    best_name = f"layers {best[0]}-{best[-1]}" if best else "layers 6-10"
     return Claim(
-        f"CLS attention covers salient objects better at {named_best} than at the other layers of the first half",
+        f"CLS attention covers salient objects better at {best_name} than at the other layers of the first half",
         f"IoU of the most attended patches with the object's mask, those layers less the others, mean over {gap.n} images. {RULES}",
-        values({f"IoU, {named_best}": mean(inner), "IoU, other layers": mean(outer)})
+        values({f"IoU, {best_name}": mean(inner), "IoU, other layers": mean(outer)})
         | differences({"difference": gap})
         | {"best layer": top},
         gap.above,
@@ -163,7 +164,7 @@ def object_layers(records: list[Record], depth: int) -> Claim:
 @draw.styled()
 def objects(study: Study) -> Drawing:
     """Fig. 4: mean IoU of the most CLS-attended patches with object masks, by CLIP layer."""
-    backbone, _, benchmark = study.opened()
+    backbone, _, benchmark = study.load()
     rows = [row for row in study.done if any(name.startswith("iou_layer_") for name in row["scores"])]
     if not rows:
         why = next((f": {row['error']}" for row in study.rows if row["status"] == "failed"), "")
@@ -171,15 +172,15 @@ def objects(study: Study) -> Drawing:
     records = records_of(rows[-1])
     depth, tokens = backbone.model.config.vision_config.num_hidden_layers, backbone.grid[0] * backbone.grid[1]
     share = patches(benchmark.top, getattr(benchmark, "of", tokens), tokens) / tokens  # type: ignore[attr-defined]
-    seen = [r for r in records if r["iou"] is not None]
-    layers = sorted({int(k) for r in seen for k in r["iou"]})
-    means = [mean(r["iou"].get(str(k), float("nan")) for r in seen) for k in layers]
-    chance = mean(chance_iou(r["object"], share) for r in seen).value
+    visible = [r for r in records if r["iou"] is not None]
+    layers = sorted({int(k) for r in visible for k in r["iou"]})
+    means = [mean(r["iou"].get(str(k), float("nan")) for r in visible) for k in layers]
+    chance = mean(chance_iou(r["object"], share) for r in visible).value
     figure, ((axis,),) = draw.canvas(COLUMN, 0.62 * COLUMN)
     marked = sorted(relative_layers("layers", OBJECTS, depth))
     axis.axvspan(marked[0] - 0.5, marked[-1] + 0.5, color=COLORS[4], alpha=0.2, linewidth=0)
-    words = [f"layer {k}: IoU {m.said(3)}" for k, m in zip(layers, means, strict=True)]
-    draw.curve(axis, layers, [m.value for m in means], words, COLORS[0], stderr=[m.stderr for m in means])
+    tooltips = [f"layer {k}: IoU {m.formatted(3)}" for k, m in zip(layers, means, strict=True)]
+    draw.curve(axis, layers, [m.value for m in means], tooltips, COLORS[0], stderr=[m.stderr for m in means])
     if chance is not None:
         axis.axhline(chance, color="#777777", linestyle=":", linewidth=1)
         axis.annotate("random patches", (layers[-1], chance), ha="right", va="bottom", fontsize=7, color="#555555")
@@ -188,9 +189,9 @@ def objects(study: Study) -> Drawing:
     data = {"layers": layers, "iou": [m.value for m in means], "stderr": [m.stderr for m in means], "random": chance, "top": share * tokens}
     caption = (
         f"Mean IoU of the {round(share * tokens)} of {tokens} patches with most CLS attention (mean over heads) with the mask of salient "
-        f"objects, by CLIP layer; band: a standard error. Shaded: {named(marked)}. Dotted: as many patches at random."
+        f"objects, by CLIP layer; band: a standard error. Shaded: {layer_names(marked)}. Dotted: as many patches at random."
     )
-    measured_on = draw.measured_on(backbone.identity, benchmark.name, len(seen), "images")
+    measured_on = draw.measured_on(backbone.identity, benchmark.name, len(visible), "images")
     return Drawing({study.name: figure}, data, [object_layers(records, depth)], caption, measured_on)
 
 

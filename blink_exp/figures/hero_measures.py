@@ -1,4 +1,4 @@
-"""What HERO's figures measure: CLS attention by layer, and where masks lie among tokens."""
+"""Measurements of HERO's figures: CLS attention by layer, and mask coverage by token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from blink_exp.backbone.encode import encode
 from blink_exp.backbone.model import Backbone
-from blink_exp.benchmarks.base import Benchmark, Sample, by_image
+from blink_exp.benchmarks.base import Benchmark, Sample, group_by_image
 from blink_exp.benchmarks.duts import cover, on_view
 from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import ViewGeometry
@@ -25,16 +25,18 @@ from blink_exp.settings.roots import PointSettings
 
 def pictures_of(benchmark: Benchmark, settings: PointSettings) -> list[Sample]:
     """The first sample of each image that ``settings`` ask about: its part, limit and shard of the benchmark."""
-    return [group[0] for group in by_image(chosen(benchmark, settings))]
+    return [group[0] for group in group_by_image(chosen(benchmark, settings))]
 
 
-def looks(backbone: Backbone, samples: Sequence[Sample], batch: int = 16) -> Iterator[tuple[Sample, Image.Image, torch.Tensor]]:
+def cls_attention_maps(
+    backbone: Backbone, samples: Sequence[Sample], batch: int = 16
+) -> Iterator[tuple[Sample, Image.Image, torch.Tensor]]:
     """(sample, image, (layers, heads, N) CLS-to-patch attention of the base view) of every sample whose image opens. Raises UserError if
     none does."""
     depth = backbone.model.config.vision_config.num_hidden_layers
     needs = EncoderRequirements(attention=frozenset(range(1, depth + 1)))
     backbone.check(needs)
-    shown = 0
+    count = 0
     for start in range(0, len(samples), batch):
         opened = []
         for sample in samples[start : start + batch]:
@@ -45,20 +47,20 @@ def looks(backbone: Backbone, samples: Sequence[Sample], batch: int = 16) -> Ite
         if not opened:
             continue
         pixels = torch.stack([backbone.transform(image) for _, image in opened])
-        found = encode(backbone.model, pixels, [ViewGeometry(backbone.grid[0])] * len(opened), needs)
-        for (sample, image), encoding in zip(opened, found, strict=True):
-            shown += 1
+        encodings = encode(backbone.model, pixels, [ViewGeometry(backbone.grid[0])] * len(opened), needs)
+        for (sample, image), encoding in zip(opened, encodings, strict=True):
+            count += 1
             yield sample, image, torch.stack([encoding.attention(layer)[0] for layer in range(1, depth + 1)]).cpu()
-    if not shown:
+    if not count:
         raise UserError(f"none of the {len(samples)} images could be read; is benchmark.path the whole copy of the data?")
 
 
 # masks
 
 
-def asked(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
-    """(height, width) bool: where the answer is to be seen, by the sample's mask or else its boxes; None where nothing is annotated or it
-    does not show. ``size``: (width, height) of the image, as PIL has it."""
+def annotation_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
+    """(height, width) bool: the region of the answer, from the sample's mask or else its boxes; None without an annotation or if it is
+    empty. ``size``: (width, height) of the image, as in PIL."""
     if sample.mask is not None:
         mask = np.asarray(sample.mask(), dtype=bool)
     else:
@@ -70,9 +72,9 @@ def asked(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
 
 
 def objects(samples: Iterable[Sample], size: tuple[int, int]) -> np.ndarray | None:
-    """(height, width) bool: all that is annotated in the questions on one image."""
-    found = [mask for mask in (asked(sample, size) for sample in samples) if mask is not None]
-    return np.any(found, axis=0) if found else None
+    """(height, width) bool: the union of the annotations of the questions on one image."""
+    masks = [mask for mask in (annotation_mask(sample, size) for sample in samples) if mask is not None]
+    return np.any(masks, axis=0) if masks else None
 
 
 def token_cover(backbone: Backbone, views: ViewGeometry, mask: np.ndarray) -> torch.Tensor:
@@ -80,8 +82,10 @@ def token_cover(backbone: Backbone, views: ViewGeometry, mask: np.ndarray) -> to
     out = torch.zeros(views.count * views.tokens, dtype=torch.float64)
     out[: views.tokens] = cover(on_view(backbone, mask), views.side)
     if views.shown_tiles:
-        place = views.unpadded
-        out[place.flatten()] = F.adaptive_avg_pool2d(torch.from_numpy(mask)[None].double(), (place.shape[0], place.shape[1])).flatten()
+        positions = views.unpadded
+        out[positions.flatten()] = F.adaptive_avg_pool2d(
+            torch.from_numpy(mask)[None].double(), (positions.shape[0], positions.shape[1])
+        ).flatten()
     return out.view(views.count, views.tokens)
 
 
@@ -94,7 +98,7 @@ def block(first: int, last: int, depth: int) -> list[int]:
     return list(range(start + 1, max(start + 1, math.floor(last * depth / 24)) + 1))
 
 
-def named(layers: Sequence[int]) -> str:
+def layer_names(layers: Sequence[int]) -> str:
     """ "layers 1-3, 11-24" or "layer 24"."""
     first = [k for k in layers if k - 1 not in layers]
     last = [k for k in layers if k + 1 not in layers]

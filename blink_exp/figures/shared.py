@@ -1,4 +1,4 @@
-"""Pieces that the pictures of both papers share: their look, what they say where the pointer rests, curves, images with boxes, words."""
+"""Helpers shared by the figures of both papers: style, tooltips, curves, images with boxes, text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def styled() -> Iterator[None]:
 
 
 def tip(text: str, number: int | None = None) -> str:
-    """The gid of an artist that says ``text`` where the pointer rests; ``number`` keeps equal texts apart."""
+    """The gid of an artist with the tooltip ``text``; ``number`` makes equal texts unique."""
     return f"{TIP}{text}" if number is None else f"{TIP}{text}#{number}"
 
 
@@ -47,29 +47,29 @@ def curve(
     axis: Axes,
     x: Sequence[float],
     y: Sequence[float | None],
-    words: Sequence[str],
+    tooltips: Sequence[str],
     color: str,
     marker: str = "o",
     label: str | None = None,
     stderr: Sequence[float | None] | None = None,
     **line: Any,
 ) -> None:
-    """A line through points that each say ``words`` where the pointer rests, with a band of a standard error. Values that are None are
+    """A line through points that each say ``tooltips`` where the pointer rests, with a band of a standard error. Values that are None are
     left out."""
-    there = [k for k, value in enumerate(y) if value is not None]
-    xs, ys = [x[k] for k in there], [float(y[k]) for k in there]  # type: ignore[arg-type]
+    present = [k for k, value in enumerate(y) if value is not None]
+    xs, ys = [x[k] for k in present], [float(y[k]) for k in present]  # type: ignore[arg-type]
     size = line.pop("markersize", 3.5)
     axis.plot(xs, ys, color=color, label=label, marker=marker, markersize=size, **{"linewidth": 1.2, **line})
     if stderr is not None:
-        errors = [stderr[k] or 0.0 for k in there]
+        errors = [stderr[k] or 0.0 for k in present]
         low, high = [v - e for v, e in zip(ys, errors, strict=True)], [v + e for v, e in zip(ys, errors, strict=True)]
         axis.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
-    for k, px, py in zip(there, xs, ys, strict=True):  # above the line's own markers, and wider, so that they are easily hit
-        axis.plot([px], [py], marker="o", markersize=size + 3, color=color, alpha=0.01, linestyle="none", gid=tip(words[k]))
+    for k, px, py in zip(present, xs, ys, strict=True):  # above the line's own markers, and wider, so that they are easily hit
+        axis.plot([px], [py], marker="o", markersize=size + 3, color=color, alpha=0.01, linestyle="none", gid=tip(tooltips[k]))
 
 
 def bare(axis: Axes, title: str | None = None) -> None:
-    """Without ticks and frame."""
+    """Removes ticks and frame."""
     axis.set(xticks=[], yticks=[])
     for side in axis.spines.values():
         side.set_visible(False)
@@ -86,7 +86,7 @@ def layer_ticks(depth: int) -> list[int]:
 
 
 def picture(axis: Axes, image: Image.Image, boxes: Sequence[Box] = (), title: str | None = None) -> None:
-    """An image without ticks, what is asked about in dashes."""
+    """An image without ticks; annotated boxes are dashed."""
     axis.imshow(image, extent=(0, 1, 1, 0), aspect=image.height / image.width, interpolation="nearest" if max(image.size) < 512 else None)
     bare(axis, title)
     for left, top, right, bottom in boxes:
@@ -119,8 +119,8 @@ def shortened(text: str, most: int = 100) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
-def listed(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
-    """Rounded as data.json has them."""
+def rounded(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
+    """Values rounded for data.json."""
     return [None if v is None else round(float(v), digits) for v in values]
 
 

@@ -1,4 +1,4 @@
-"""How a claim is judged: means with the error of what hangs together, paired changes between runs, and verdicts of three values."""
+"""Statistics of claims: means with clustered standard errors, paired differences between runs, and three-valued verdicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from blink_exp.benchmarks.base import by
+from blink_exp.benchmarks.base import group_by
 from blink_exp.documents import PointRun, Record
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study
@@ -24,7 +24,7 @@ Gains = dict[str, dict[tuple[str, str], float]]  # by subtask, then image and qu
 
 
 def verdict(difference: float | None, stderr: float | None) -> bool | None:
-    """Whether a difference is above 0; None where it is within ``SURE`` standard errors of it, or where there is none."""
+    """Whether a difference is above 0; None if it is within ``SURE`` standard errors of 0, or undefined."""
     if difference is None or stderr is None or abs(difference) <= SURE * stderr:
         return None
     return difference > 0
@@ -37,8 +37,8 @@ def holm(gaps: Sequence[Mean]) -> list[bool | None]:
     error = 2 * normal.cdf(-SURE)
     sizes = [_in_errors(gap) for gap in gaps]
     verdicts: list[bool | None] = [None] * len(gaps)
-    for place, k in enumerate(sorted(range(len(gaps)), key=lambda k: -sizes[k])):
-        if sizes[k] <= -normal.inv_cdf(error / 2 / (len(gaps) - place)):
+    for rank, k in enumerate(sorted(range(len(gaps)), key=lambda k: -sizes[k])):
+        if sizes[k] <= -normal.inv_cdf(error / 2 / (len(gaps) - rank)):
             break
         verdicts[k] = (gaps[k].value or 0.0) > 0
     return verdicts
@@ -51,11 +51,11 @@ def _in_errors(gap: Mean) -> float:
 
 
 def combined_verdict(verdicts: Iterable[bool | None]) -> bool | None:
-    """Whether every one holds: False as soon as one does not, None while one cannot be told, or of none at all."""
-    found = list(verdicts)
-    if not found or (None in found and False not in found):
+    """Conjunction of three-valued verdicts: False if any is False, else None if any is None or there are none."""
+    results = list(verdicts)
+    if not results or (None in results and False not in results):
         return None
-    return all(found)
+    return all(results)
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,23 @@ class Mean:
 
     @property
     def above(self) -> bool | None:
-        """Whether what it is the mean of is above 0."""
+        """Whether the mean is above 0, see ``verdict``."""
         return verdict(self.value, self.stderr)
 
-    def said(self, digits: int) -> str:
+    def formatted(self, digits: int) -> str:
         """ "0.50 ± 0.01", or "0.50" where there is no error."""
         return f"{self.value or 0:.{digits}f}" + ("" if self.stderr is None else f" ± {self.stderr:.{digits}f}")
 
     def less(self, other: float | None) -> Mean:
-        """How far it lies above a number."""
+        """This mean minus a constant."""
         return Mean(None if self.value is None or other is None else self.value - other, self.stderr, self.n)
 
     def below(self, other: Mean) -> Mean:
-        """How far this mean lies below one of other images."""
+        """``other`` minus this mean, for independent samples."""
         if self.value is None or other.value is None:
             return Mean(None, None, 0)
-        known = self.stderr is not None and other.stderr is not None
-        return Mean(other.value - self.value, math.hypot(self.stderr or 0, other.stderr or 0) if known else None, self.n + other.n)
+        has_errors = self.stderr is not None and other.stderr is not None
+        return Mean(other.value - self.value, math.hypot(self.stderr or 0, other.stderr or 0) if has_errors else None, self.n + other.n)
 
 
 def mean(values: Iterable[float | None], clusters: Sequence[Hashable] | None = None) -> Mean:
@@ -93,22 +93,22 @@ def mean(values: Iterable[float | None], clusters: Sequence[Hashable] | None = N
     ``clusters``: a name a value; those of one name hang together, as the questions on one image do. None: all are independent. There is
     no error of fewer than two clusters.
     """
-    given = list(values)
-    names = range(len(given)) if clusters is None else clusters
-    known = [(float(v), name) for v, name in zip(given, names, strict=True) if v is not None and not math.isnan(v)]
-    if not known:
+    items = list(values)
+    names = range(len(items)) if clusters is None else clusters
+    present = [(float(v), name) for v, name in zip(items, names, strict=True) if v is not None and not math.isnan(v)]
+    if not present:
         return Mean(None, None, 0)
-    value = float(np.mean([v for v, _ in known]))
-    apart: dict[Hashable, float] = defaultdict(float)
-    for v, name in known:
-        apart[name] += v - value
-    n = len(apart)
-    stderr = float(np.sqrt(sum(d**2 for d in apart.values()) * n / (n - 1)) / len(known)) if n > 1 else None
-    return Mean(value, stderr, len(known))
+    value = float(np.mean([v for v, _ in present]))
+    deviations: dict[Hashable, float] = defaultdict(float)
+    for v, name in present:
+        deviations[name] += v - value
+    n = len(deviations)
+    stderr = float(np.sqrt(sum(d**2 for d in deviations.values()) * n / (n - 1)) / len(present)) if n > 1 else None
+    return Mean(value, stderr, len(present))
 
 
 def values(means: dict[str, Mean]) -> dict[str, float | None]:
-    """Without their standard errors."""
+    """The values without standard errors."""
     return {name: one.value for name, one in means.items()}
 
 
@@ -126,7 +126,10 @@ def gains(records: list[Record], score: str) -> Gains:
     answered = [r for r in records if r["correct"] is not None]
     if score != "total":
         return {"": {(r["image_id"], r["id"]): 100.0 * r["correct"] for r in answered}}
-    pairs = {k: {i: pair for i, pair in by(rows, "image_id").items() if len(pair) == 2} for k, rows in by(answered, "category").items()}
+    pairs = {
+        k: {i: pair for i, pair in group_by(rows, "image_id").items() if len(pair) == 2}
+        for k, rows in group_by(answered, "category").items()
+    }
     return {
         k: {(i, ""): 50.0 * sum(r["correct"] for r in pair) + 100.0 * all(r["correct"] for r in pair) for i, pair in images.items()}
         for k, images in pairs.items()
@@ -156,10 +159,10 @@ def contrast(first: Sequence[Gains], second: Sequence[Gains]) -> Mean:
 
 def headline(rows: list[PointRun], name: str) -> str:
     """The score that a figure over MME's total plots: ``total``, or accuracy on a benchmark that has no total."""
-    found = next((s for s in ("total", "accuracy") if all(s in row["scores"] for row in rows)), None)
-    if found is None:
+    score = next((s for s in ("total", "accuracy") if all(s in row["scores"] for row in rows)), None)
+    if score is None:
         raise UserError(f"figure={name} needs a benchmark with a total or an accuracy; use benchmark=mme or mosaic_mme")
-    return found
+    return score
 
 
 def point(study: Study, label: str) -> PointRun:

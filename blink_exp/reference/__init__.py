@@ -1,7 +1,7 @@
-"""Published numbers, as the papers print them. Facts only; never measured here, never mixed with what is.
+"""Published numbers, as printed in the papers; kept apart from measured ones.
 
 ``blink.yaml`` and ``hero.yaml`` hold every table and figure, ``vanilla.yaml`` what others print for the untouched models, and
-``vocabulary.yaml`` says the settings of a published row in this project's words.
+``vocabulary.yaml`` maps the settings of a published row to this project's overrides.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def figure(paper: str, source: str) -> dict[str, Any]:
 
 
 def _by_id(paper: str, kind: str, source: str) -> dict[str, Any]:
-    found = {entry["id"]: entry for entry in published(paper)[kind]}
-    if source not in found:
-        raise KeyError(f"{paper} has no {source} among its {kind}: {', '.join(found)}")
-    return found[source]
+    entries = {entry["id"]: entry for entry in published(paper)[kind]}
+    if source not in entries:
+        raise KeyError(f"{paper} has no {source} among its {kind}: {', '.join(entries)}")
+    return entries[source]
 
 
 def footnotes(paper: str, source: str) -> list[dict[str, str]]:
@@ -60,33 +60,33 @@ def entry(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
     ``params``: settings that it must have, for tables that print a label for several models. Raises KeyError where no row or more than
     one fits.
     """
-    owners = [t for t in published(paper)["tables"] if t["id"] == table]
-    rows = [r for t in owners for r in t["rows"] if r["label"] == label]
-    found = [r for r in rows if all(r["params"].get(k) == v for k, v in params.items())]
-    if len(found) != 1:
-        said = f"{label!r}" + "".join(f", {k}={v}" for k, v in params.items())
-        raise KeyError(f"{paper}: {table} has {len(found) or 'no'} row{'s' * (len(found) > 1)} {said}")
-    why = owners[0].get("null_means", "not given")
-    missing = {column: why for column, value in found[0]["values"].items() if value is None} | found[0].get("missing", {})
-    return {"derived": [], "conjecture": {}, **found[0], "missing": missing}
+    tables = [t for t in published(paper)["tables"] if t["id"] == table]
+    rows = [r for t in tables for r in t["rows"] if r["label"] == label]
+    matches = [r for r in rows if all(r["params"].get(k) == v for k, v in params.items())]
+    if len(matches) != 1:
+        query = f"{label!r}" + "".join(f", {k}={v}" for k, v in params.items())
+        raise KeyError(f"{paper}: {table} has {len(matches) or 'no'} row{'s' * (len(matches) > 1)} {query}")
+    why = tables[0].get("null_means", "not given")
+    missing = {column: why for column, value in matches[0]["values"].items() if value is None} | matches[0].get("missing", {})
+    return {"derived": [], "conjecture": {}, **matches[0], "missing": missing}
 
 
 def row(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
     """The values of one row (see ``entry``), None where a cell is lost or was not reported; beside them ``derived``, ``missing`` and
     ``conjecture`` as ``entry`` has them."""
-    found = entry(paper, table, label, **params)
-    return found["values"] | {k: found[k] for k in ("derived", "missing", "conjecture")}
+    match = entry(paper, table, label, **params)
+    return match["values"] | {k: match[k] for k in ("derived", "missing", "conjecture")}
 
 
 def params_on(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
-    """The params of a row on one of our benchmark presets: where the paper sets them for each benchmark, those of this one are in.
+    """The params of a row on one of our benchmark presets, with the paper's per-benchmark values applied.
 
-    Raises KeyError where it does so and says nothing about this one.
+    Raises KeyError if the paper sets params per benchmark and gives none for this one.
     """
     if "per_benchmark" not in row:
         return row["params"]
     names = vocabulary()["benchmarks"]
-    return row["params"] | {names.get(name, name): said for name, said in row["per_benchmark"].items()}[benchmark]
+    return row["params"] | {names.get(name, name): values for name, values in row["per_benchmark"].items()}[benchmark]
 
 
 def overrides(params: dict[str, Any], scale: bool = False) -> list[str]:
@@ -94,18 +94,18 @@ def overrides(params: dict[str, Any], scale: bool = False) -> list[str]:
 
     Raises KeyError for a param or a value that the vocabulary does not know.
     """
-    known = vocabulary()["params"]
-    foreign = [name for name in params if name not in known]
-    if foreign:
-        raise KeyError(f"the vocabulary has no param {foreign[0]}; it has {', '.join(known)}")
-    return [word for name in known if params.get(name) is not None for word in _words(name, params[name], known[name], scale)]
+    mapping = vocabulary()["params"]
+    unknown = [name for name in params if name not in mapping]
+    if unknown:
+        raise KeyError(f"the vocabulary has no param {unknown[0]}; it has {', '.join(mapping)}")
+    return [word for name in mapping if params.get(name) is not None for word in _param_overrides(name, params[name], mapping[name], scale)]
 
 
-def _words(name: str, value: Any, known: dict[str, Any], scale: bool) -> list[str]:
-    listed = known.get("scale" if scale else "words", known.get("words", {}))
-    if not isinstance(value, list) and value in listed:
-        return listed[value]
-    if "as" not in known:
-        raise KeyError(f"the vocabulary has no word for {name}={value}; it has {', '.join(map(str, listed))}")
-    said = f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
-    return [word.replace("{}", said) for word in known["as"]]
+def _param_overrides(name: str, value: Any, rule: dict[str, Any], scale: bool) -> list[str]:
+    overrides_of = rule.get("scale" if scale else "words", rule.get("words", {}))
+    if not isinstance(value, list) and value in overrides_of:
+        return overrides_of[value]
+    if "as" not in rule:
+        raise KeyError(f"the vocabulary has no word for {name}={value}; it has {', '.join(map(str, overrides_of))}")
+    text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return [word.replace("{}", text) for word in rule["as"]]

@@ -1,1 +1,1 @@
-"""What a measured table is turned into: cells, then Markdown, CSV, LaTeX, a page, the terminal."""
+"""Output formats of a measured table: cells, then Markdown, CSV, LaTeX, HTML, terminal."""

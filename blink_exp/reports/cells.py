@@ -1,6 +1,6 @@
-"""What stands in every cell of a table; the one place that Markdown, LaTeX, the page and the terminal share. Marks: see ``legend``.
+"""The cells of a table, shared by Markdown, LaTeX, the page and the terminal. Marks: see ``legend``.
 
-A document is what a table leaves behind (table.json): columns of published numbers, then one group of columns for each benchmark that was
+A document is the content of table.json: columns of published numbers, then one group of columns for each benchmark that was
 measured. The two never share a column, and a cell that was not measured stays empty.
 """
 
@@ -88,27 +88,27 @@ def tag(document: TableDocument, column: Column) -> str:
 
 
 def value(run: PointRun | None, where: str) -> float | None:
-    """The number at "scores.accuracy" of a run; None where the run failed, or has no such number or NaN there."""
+    """The number at a path such as "scores.accuracy" of a run; None if the run failed, or the number is missing or NaN."""
     if run is None or run.get("status") != "done":
         return None
-    found: Any = run
+    node: Any = run
     kind, _, name = where.partition(".")
     steps = [kind, name] if kind == "scores" else where.split(".")  # a score's name may hold a dot
     for step in steps:
-        found = found.get(step) if isinstance(found, dict) else None
-    return None if not isinstance(found, Real) or math.isnan(found) else float(found)
+        node = node.get(step) if isinstance(node, dict) else None
+    return None if not isinstance(node, Real) or math.isnan(node) else float(node)
 
 
 def error(run: PointRun, where: str) -> float | None:
     """The standard error of the score at ``where``; None where it is not known. 0 is not known: too few questions to have differed."""
-    found = _stderr(run, where)
-    return None if found is None or found < NOTHING else found
+    stderr = _stderr(run, where)
+    return None if stderr is None or stderr < NOTHING else stderr
 
 
 def _stderr(run: PointRun, where: str) -> float | None:
     kind, _, name = where.partition(".")
-    found = (run.get("stderr") or {}).get(name) if kind == "scores" else None
-    return None if found is None or math.isnan(found) else float(found)
+    stderr = (run.get("stderr") or {}).get(name) if kind == "scores" else None
+    return None if stderr is None or math.isnan(stderr) else float(stderr)
 
 
 def printed(number: float | str | None, digits: int | None) -> str:
@@ -122,8 +122,8 @@ def signed(delta: float | None, digits: int | None) -> str:
     """A difference as the papers print it: +2.50, -13.84; never -0.00. Without ``digits``, as many as it takes."""
     if delta is None or math.isnan(delta):
         return ""
-    said = f"{delta:+.10g}" if digits is None else f"{delta:+.{digits}f}"
-    return said.replace("-", "+") if float(said) == 0 else said
+    text = f"{delta:+.10g}" if digits is None else f"{delta:+.{digits}f}"
+    return text.replace("-", "+") if float(text) == 0 else text
 
 
 def _has_settings(document: TableDocument) -> bool:
@@ -131,9 +131,9 @@ def _has_settings(document: TableDocument) -> bool:
 
 
 def _setting(row: TableRow) -> Cell:
-    """What our configuration says in this row's place, and where it says so."""
-    found = {where: v for where, v in (row.get("settings") or {}).items() if v is not None}
-    return Cell(text=", ".join(str(v) for v in found.values()), note=", ".join(f"{where}={v}" for where, v in found.items()))
+    """The values of our configuration for this row, and their setting names."""
+    settings = {where: v for where, v in (row.get("settings") or {}).items() if v is not None}
+    return Cell(text=", ".join(str(v) for v in settings.values()), note=", ".join(f"{where}={v}" for where, v in settings.items()))
 
 
 def _published(row: TableRow, heading: str, column: dict[str, Any]) -> Cell:
@@ -147,7 +147,7 @@ def _published(row: TableRow, heading: str, column: dict[str, Any]) -> Cell:
 
 
 def _why(row: TableRow, heading: str) -> str:
-    """Why a published cell is empty. A conjecture is told here and nowhere else."""
+    """Why a published cell is empty. Conjectures appear only here."""
     missing, conjecture = (row.get("missing") or {}).get(heading), row.get("conjecture") or {}
     guess = conjecture.get(heading)
     basis = f" ({conjecture['basis']})" if guess is not None and conjecture.get("basis") else ""
@@ -188,9 +188,9 @@ def _measured(row: TableRow, benchmark: str, heading: str, column: dict[str, Any
 
 
 def _spread(stderr: float, digits: int) -> str:
-    """A standard error with ``digits`` decimals, or as many as it takes to be above 0."""
+    """A standard error with ``digits`` decimals, or more until it is not printed as 0."""
     tries = (printed(stderr, digits + more) for more in range(12))
-    return next((said for said in tries if float(said)), "")
+    return next((text for text in tries if float(text)), "")
 
 
 def _error_in_words(run: PointRun, where: str) -> str:
@@ -220,9 +220,9 @@ def _best(document: TableDocument, benchmark: str, column: dict[str, Any]) -> fl
     Scores are the better the higher. Costs have no best unless the column says ``better: low`` or ``high``: dropping more tokens always
     costs less."""
     better = column.get("better", "high" if column["value"].startswith("scores.") else None)
-    found = [value((row.get("runs") or {}).get(benchmark), column["value"]) for row in document["rows"]]
-    shown = [_rounded(v / column.get("per", 1), column.get("digits", 2)) for v in found if v is not None]
-    return None if better is None or len(set(shown)) < 2 else max(shown) if better == "high" else min(shown)
+    values = [value((row.get("runs") or {}).get(benchmark), column["value"]) for row in document["rows"]]
+    rounded = [_rounded(v / column.get("per", 1), column.get("digits", 2)) for v in values if v is not None]
+    return None if better is None or len(set(rounded)) < 2 else max(rounded) if better == "high" else min(rounded)
 
 
 def _rounded(number: float, digits: int | None) -> float:

@@ -13,5 +13,5 @@ def wide_console() -> Any:
     from rich.console import Console
 
     plain: dict[str, Any] = {"markup": False, "emoji": False}
-    found = Console(**plain)
-    return found if found.is_terminal else Console(width=130, **plain)
+    console = Console(**plain)
+    return console if console.is_terminal else Console(width=130, **plain)

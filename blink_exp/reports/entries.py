@@ -1,4 +1,4 @@
-"""What a page shows of one table or figure: its document taken apart into plain values, so that the templates decide nothing."""
+"""Template values of a table or figure: its document as plain values, so that the templates hold no logic."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SIDES = {True: ("scale", "scale model"), False: ("backbone", "named backbone"), 
 
 
 def entry(
-    document: Document, folder: Path, root: Path, embedded: Embedded, here: Mapping[str, str] | None = None, within: str = ""
+    document: Document, folder: Path, root: Path, embedded: Embedded, titles: Mapping[str, str] | None = None, within: str = ""
 ) -> dict[str, Any]:
-    """A table or figure for the templates. ``root``: the folder of the page; ``here``: titles of the page's sections by id, to be linked;
+    """A table or figure for the templates. ``root``: the folder of the page; ``titles``: titles of the page's sections by id, to be linked;
     ``within``: id of the table that the figure is shown below. "variant": what the user set beside the model, which the report's folders
     name behind it."""
     name = (f"{within}--" if within else "") + anchor(document["name"], folder)
@@ -36,7 +36,7 @@ def entry(
     model = document.get("model") or "" if runs or kind == "figure" else ""  # a recipe is measured on nothing
     side, word = SIDES[document.get("scale") if model else None]
     linked = [anchor(figure, folder) for figure in document.get("figures") or []]
-    taken = {where.name for _, where in embedded}
+    embedded_names = {where.name for _, where in embedded}
     common = {
         "kind": kind,
         "id": name,
@@ -45,7 +45,7 @@ def entry(
         "short": document["title"].removeprefix(f"{PAPERS.get(document.get('paper') or '', '')}, "),
         "paper": document.get("paper") or "",
         "source": document.get("source") or "",
-        "cited": cited(document.get("source") or ""),
+        "cited": citation(document.get("source") or ""),
         "side": side,
         "label": f"{model} ({word})" if word else model,
         "variant": folder.name.partition(",")[2].replace(",", " ") if folder.parent.parent == root else "",
@@ -57,7 +57,9 @@ def entry(
         "files": _linked(FILES if folder != root else FILES[1:], folder, root),  # no page links to itself
         "runs": runs,
         "figures": [entry({**figure, "model": figure.get("model") or model}, where, root, [], within=name) for figure, where in embedded],
-        "links": [(target, here[target]) for target in linked if here and target in here and target.partition("--")[0] not in taken],
+        "links": [
+            (target, titles[target]) for target in linked if titles and target in titles and target.partition("--")[0] not in embedded_names
+        ],
     }
     return common | (_figure(document, folder, root, name) if document["kind"] == "figure" else _table(document))
 
@@ -73,7 +75,7 @@ def _linked(names: Iterable[str], folder: Path, root: Path) -> list[tuple[str, s
 
 
 def _table(document: TableDocument) -> dict[str, Any]:
-    """Columns, cells and all that stands around them."""
+    """Template values of a table: columns, cells, legend and differences."""
     columns = cells.columns(document)
     side, _ = SIDES[document.get("scale")]
     kinds = [column.group if column.group in (cells.PUBLISHED, cells.SETTINGS) else side for column in columns]
@@ -116,7 +118,7 @@ def _cell(cell: cells.Cell, kind: str, first: bool) -> dict[str, Any]:
 
 
 def _runs(rows: Iterable[Any]) -> list[dict[str, Any]]:
-    """A line for each run behind the numbers: of a table's rows by benchmark, of a figure's points."""
+    """One line per run: of a table's rows by benchmark, or of a figure's points."""
     out = []
     for row in rows:
         runs = row.get("runs") or ({"": row} if "status" in row else {})
@@ -140,8 +142,8 @@ def _run(run: PointRun) -> dict[str, Any]:
 def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: dict[str, Any]) -> list[dict[str, Any]]:
     """A line for each delta of a column, its interval placed (0 to 100, no difference at 50) on a scale that these lines share."""
     per, digits = column.get("per", 1), column.get("digits", 2)
-    found = [(row, ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}) for row in document["rows"]]
-    tests = [(row, test) for row, test in found if test.get("delta") is not None]
+    candidates = [(row, ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}) for row in document["rows"]]
+    tests = [(row, test) for row, test in candidates if test.get("delta") is not None]
     reach = max((abs(test[k]) for _, test in tests for k in ("low", "high", "delta") if test.get(k) is not None), default=0) or 1
     return [
         {
@@ -162,17 +164,17 @@ def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: di
 
 
 def _figure(document: FigureDocument, folder: Path, root: Path, name: str) -> dict[str, Any]:
-    """Pictures, and the paper's claim beside what was computed."""
+    """Template values of a figure: pictures, and the paper's claims with the computed numbers."""
     alt = f"{document['title']}. {document.get('caption') or ''}".strip()
-    shown = [
+    pictures = [
         (stem, picture(stem, names, folder, f"{name}-{k}-", alt))
         for k, (stem, names) in enumerate((document.get("pictures") or {}).items())
     ]
     return {
         "pictures": [
-            {"markup": Markup(p.markup), "width": p.width, "files": _linked(p.files, folder, root)} for _, p in shown if p is not None
+            {"markup": Markup(p.markup), "width": p.width, "files": _linked(p.files, folder, root)} for _, p in pictures if p is not None
         ],
-        "lost": [stem for stem, p in shown if p is None],
+        "lost": [stem for stem, p in pictures if p is None],
         "caption": document.get("caption") or "",
         "measured_on": document.get("measured_on") or "",
         "plots": document.get("plots") or "",
@@ -196,12 +198,12 @@ def number(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def cited(source: str) -> str:
+def citation(source: str) -> str:
     """The place in a paper: "Blink, Table 2" for blink-table-2. HERO numbers its tables in Roman."""
-    found = re.fullmatch(r"([a-z]+)-(table|fig)-(\d+)", source)
-    if found is None:
+    match = re.fullmatch(r"([a-z]+)-(table|fig)-(\d+)", source)
+    if match is None:
         return source
-    paper, kind, count = found.groups()
+    paper, kind, count = match.groups()
     roman = paper == "hero" and kind == "table" and int(count) < len(ROMAN)
     return f"{PAPERS.get(paper, paper)}, {'Table' if kind == 'table' else 'Figure'} {ROMAN[int(count)] if roman else count}"
 
@@ -216,11 +218,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _provenance(said: dict[str, Any]) -> dict[str, Any]:
+def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     return {
-        "commit": legend.short(said.get("commit") or ""),
-        "date": str(said.get("date") or "").partition(".")[0].replace("T", " "),
-        "seconds": duration(said.get("seconds")),
-        "seed": said.get("seed"),
-        "versions": said.get("versions") or {},
+        "commit": legend.short(provenance.get("commit") or ""),
+        "date": str(provenance.get("date") or "").partition(".")[0].replace("T", " "),
+        "seconds": duration(provenance.get("seconds")),
+        "seed": provenance.get("seed"),
+        "versions": provenance.get("versions") or {},
     }

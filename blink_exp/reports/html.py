@@ -17,7 +17,7 @@ from blink_exp import reference
 from blink_exp.documents import Document, FigureDocument
 from blink_exp.errors import UserError, flat
 from blink_exp.files import read_object, write_text
-from blink_exp.reports.entries import PAPERS, Embedded, anchor, cited, entry
+from blink_exp.reports.entries import PAPERS, Embedded, anchor, citation, entry
 
 ABOUT = {
     "blink": "Blink looks, before each of a few middle layers, at which patch of the image the last text token attends to. Where the focus "
@@ -32,9 +32,9 @@ def page(document: Document, folder: Path, embedded: Iterable[tuple[FigureDocume
 
     ``embedded``: (document, folder) of figures that are shown below a table; one that could not be drawn says why under "error".
     """
-    shown = entry(document, folder, folder, list(embedded))
+    content = entry(document, folder, folder, list(embedded))
     about = ABOUT.get(document.get("paper") or "", "")
-    return _written(folder / "page.html", _render("page.html", entry=shown, about=about, title=document["title"]))
+    return _write(folder / "page.html", _render("page.html", entry=content, about=about, title=document["title"]))
 
 
 def gather(root: Path) -> Path:
@@ -43,41 +43,41 @@ def gather(root: Path) -> Path:
     What cannot be read is named on the page and left out: a file of another version must not cost the rest. Raises UserError where
     nothing is left.
     """
-    found: list[tuple[Any, Path]] = []
-    lost: list[str] = []
+    documents: list[tuple[Any, Path]] = []
+    errors: list[str] = []
     for path in sorted(root.glob("*/*/table.json")) + sorted(root.glob("*/*/figure.json")):
         try:
-            found.append((_read(path), path.parent))
+            documents.append((_read(path), path.parent))
         except UserError as error:
-            lost.append(str(error))
-    if not found:
-        said = lost[0] if lost else f"{root} holds no table and no figure; measure one first: python sweep.py table=blink_table2"
-        raise UserError(said)
-    found.sort(key=lambda pair: _order(*pair))
-    here = {anchor(document["name"], folder): document["title"] for document, folder in found}
+            errors.append(str(error))
+    if not documents:
+        reason = errors[0] if errors else f"{root} holds no table and no figure; measure one first: python sweep.py table=blink_table2"
+        raise UserError(reason)
+    documents.sort(key=lambda pair: _order(*pair))
+    titles = {anchor(document["name"], folder): document["title"] for document, folder in documents}
     entries = []
-    for document, folder in found:
+    for document, folder in documents:
         try:
-            entries.append(entry(document, folder, root, _inside(document, folder), here))
+            entries.append(entry(document, folder, root, _inside(document, folder), titles))
         except UserError as error:
-            lost.append(str(error))
+            errors.append(str(error))
         except (LookupError, TypeError, ValueError, AttributeError) as error:  # the right keys, and something else behind them
             path = folder / f"{document['kind']}.json"
-            said = f"{type(error).__name__}: {flat(error, 80)}"
-            lost.append(f"{path} is of another shape ({said}); remove it, or measure it again with the same command")
+            reason = f"{type(error).__name__}: {flat(error, 80)}"
+            errors.append(f"{path} is of another shape ({reason}); remove it, or measure it again with the same command")
     if not entries:
-        raise UserError(lost[0])
+        raise UserError(errors[0])
     title = "Blink and HERO: tables and figures"
-    text = _render("report.html", papers=_papers(entries), models=_models(entries), lost=lost, title=title)
-    return _written(root / "report.html", text)
+    text = _render("report.html", papers=_papers(entries), models=_models(entries), lost=errors, title=title)
+    return _write(root / "report.html", text)
 
 
 def _read(path: Path) -> Any:
-    """The document in a file, as far as a page reads its head."""
-    needed: dict[str, type | tuple[type, ...]] = {"name": str, "title": str}
-    needed |= {"published_columns": dict, "groups": list, "rows": list} if path.stem == "table" else {}
+    """The document in a file, with the keys that a page needs checked."""
+    required: dict[str, type | tuple[type, ...]] = {"name": str, "title": str}
+    required |= {"published_columns": dict, "groups": list, "rows": list} if path.stem == "table" else {}
     try:
-        return {"kind": path.stem} | read_object(path, needed, "")
+        return {"kind": path.stem} | read_object(path, required, "")
     except UserError:
         raise UserError(f"{path} is no {path.stem} of this version; remove it, or measure it again with the same command") from None
 
@@ -91,45 +91,45 @@ def _inside(document: Document, folder: Path) -> Embedded:
 def _order(document: Document, folder: Path) -> tuple[Any, ...]:
     """By paper, tables before figures, by number, the scale model before other backbones."""
     papers, paper = list(PAPERS), document.get("paper") or ""
-    place = papers.index(paper) if paper in papers else len(papers)
+    rank = papers.index(paper) if paper in papers else len(papers)
     counted = [(int(w), "") if w.isdigit() else (-1, w) for w in re.split(r"(\d+)", document["name"])]
-    return place, paper, document["kind"] != "table", counted, not document.get("scale"), document.get("model") or "", str(folder)
+    return rank, paper, document["kind"] != "table", counted, not document.get("scale"), document.get("model") or "", str(folder)
 
 
 def _papers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries by paper and by name, and what of a paper is not here."""
+    """Entries by paper and by name, and the paper's tables and figures that are absent."""
     out = []
-    for paper in dict.fromkeys(shown["paper"] for shown in entries):
-        own = [shown for shown in entries if shown["paper"] == paper]
-        names = list(dict.fromkeys(shown["name"] for shown in own))
+    for paper in dict.fromkeys(e["paper"] for e in entries):
+        of_paper = [e for e in entries if e["paper"] == paper]
+        names = list(dict.fromkeys(e["name"] for e in of_paper))
         out.append(
             {
                 "id": f"paper-{paper or 'other'}",
                 "title": PAPERS.get(paper, "Beside the papers"),
                 "about": ABOUT.get(paper, ""),
-                "names": [[shown for shown in own if shown["name"] == name] for name in names],
-                "absent": _absent(paper, {shown["source"] for shown in own}),
+                "names": [[e for e in of_paper if e["name"] == name] for name in names],
+                "absent": _absent(paper, {e["source"] for e in of_paper}),
             }
         )
     return out
 
 
 def _absent(paper: str, sources: set[str]) -> list[str]:
-    """A paper's tables, and figures that plot something, of which there is nothing."""
+    """A paper's tables and plotted figures without an entry."""
     if paper not in PAPERS:
         return []
-    known = reference.published(paper)
-    wanted = [t["id"] for t in known["tables"]] + [f["id"] for f in known["figures"] if f["experiment"].get("points")]
-    return [cited(source).partition(", ")[2] for source in wanted if source not in sources]
+    published = reference.published(paper)
+    expected = [t["id"] for t in published["tables"]] + [f["id"] for f in published["figures"] if f["experiment"].get("points")]
+    return [citation(source).partition(", ")[2] for source in expected if source not in sources]
 
 
 def _models(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """What something was measured on, scale models first."""
-    found = {shown["label"]: shown["side"] for shown in entries if shown["label"]}
-    return [{"label": label, "side": side} for label, side in sorted(found.items(), key=lambda item: (item[1] != "scale", item[0]))]
+    """The models behind the entries, scale models first."""
+    sides = {e["label"]: e["side"] for e in entries if e["label"]}
+    return [{"label": label, "side": side} for label, side in sorted(sides.items(), key=lambda item: (item[1] != "scale", item[0]))]
 
 
-def _written(path: Path, text: str) -> Path:
+def _write(path: Path, text: str) -> Path:
     write_text(path, text)
     return path
 

@@ -1,4 +1,4 @@
-"""Pictures as a page carries them: within its own text, so that it opens from anywhere and asks nobody for anything."""
+"""Pictures embedded in a page, so that it is self-contained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 LARGEST = 1_500_000  # bytes of an SVG in a page; above, the PNG is smaller and as good
-DPI = 200  # of the PNGs (figures.base.written)
+DPI = 200  # of the PNGs (figures.base.write_drawing)
 NEVER = ("metadata", "script", "foreignObject")  # elements of no use in a page; metadata holds addresses
 REFERENCE = re.compile(r"url\(\s*['\"]?#([^)'\"\s]+)['\"]?\s*\)")
 
@@ -34,19 +34,19 @@ def picture(stem: str, names: list[str], folder: Path, prefix: str, alt: str, la
     """
     files = {Path(name).suffix: folder / Path(name).name for name in names}
     files = {suffix: path for suffix, path in files.items() if path.is_file()}
-    kept = tuple(path.name for path in files.values())
+    formats = tuple(path.name for path in files.values())
     svg, png = files.get(".svg"), files.get(".png")
     if svg is not None and (png is None or svg.stat().st_size <= largest):
         try:
             markup, width = inlined(svg.read_bytes(), prefix, alt)
-            return Picture(stem, markup, width, kept)
+            return Picture(stem, markup, width, formats)
         except ElementTree.ParseError:
             pass  # cut off or no SVG: the PNG shows the same
     if png is None:
         return None
     data = png.read_bytes()
     encoded = base64.b64encode(data).decode()
-    return Picture(stem, f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">', png_width(data), kept)
+    return Picture(stem, f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{encoded}">', png_width(data), formats)
 
 
 def png_width(data: bytes) -> float:
@@ -82,13 +82,13 @@ def inlined(svg: bytes, prefix: str, alt: str) -> tuple[str, float]:
 
 def _points(root: ElementTree.Element) -> float:
     """Width of an svg element: its own in points, else its view box's, else one column of a paper."""
-    said = re.fullmatch(r"([\d.]+)(pt|px|in)?", root.get("width", ""))
+    match = re.fullmatch(r"([\d.]+)(pt|px|in)?", root.get("width", ""))
     box = root.get("viewBox", "").replace(",", " ").split()
-    if said:
-        width = float(said[1]) * {"in": 72.0, "px": 0.75}.get(said[2], 1.0)
+    if match:
+        width = float(match[1]) * {"in": 72.0, "px": 0.75}.get(match[2], 1.0)
         if len(box) != 4 and root.get("height"):  # without a view box the drawing would not follow its width
             height = float(re.sub(r"[a-z]+$", "", root.get("height", "")))
-            root.set("viewBox", f"0 0 {said[1]} {height:g}")
+            root.set("viewBox", f"0 0 {match[1]} {height:g}")
         return width
     return float(box[2]) if len(box) == 4 else 245.0
 
@@ -115,10 +115,10 @@ def _renamed(name: str, value: str, prefix: str) -> dict[str, str]:
         return {name: f"#{prefix}{value[1:]}"}
     if local in ("aria-labelledby", "aria-describedby"):
         return {name: " ".join(prefix + word for word in value.split())}
-    return {name: REFERENCE.sub(lambda found: f"url(#{prefix}{found[1]})", value)}
+    return {name: REFERENCE.sub(lambda match: f"url(#{prefix}{match[1]})", value)}
 
 
 def _unwanted(name: str, value: str) -> bool:
-    """Whether an attribute runs a script or points out of the page."""
+    """Whether an attribute runs a script or links outside the page."""
     local = name.rpartition("}")[2]
     return local.startswith("on") or (local == "href" and not value.startswith(("#", "data:")))

@@ -1,4 +1,4 @@
-"""What is said around a table: which numbers stand where, what the marks mean, why cells are empty, which commits measured them."""
+"""Text around a table: meaning of columns and marks, reasons for empty cells, commits of the measurements."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def fewer(document: TableDocument) -> list[str]:
     out = []
     for group in document["groups"]:
         samples = {row["point"]: run["samples"] for row, run in _done(document, group) if run.get("samples") is not None}
-        whole = max(samples.values(), default=0)
-        short_of = [f"{point} ({n} of {whole})" for point, n in samples.items() if n < whole]
+        largest = max(samples.values(), default=0)
+        short_of = [f"{point} ({n} of {largest})" for point, n in samples.items() if n < largest]
         where = f" of {group['benchmark']}" if len(document["groups"]) > 1 else ""
         out += [f"Measured on fewer questions{where}: {', '.join(short_of)}."] if short_of else []
     return out
@@ -55,12 +55,12 @@ def fewer(document: TableDocument) -> list[str]:
 
 def commits(document: TableDocument) -> list[str]:
     """The commits behind a table's measured numbers, in its order. Points are kept, so they may be older than the table."""
-    found = [run.get("commit") for group in document["groups"] for _, run in _done(document, group)]
-    return list(dict.fromkeys(short(commit) for commit in found if commit))
+    hashes = [run.get("commit") for group in document["groups"] for _, run in _done(document, group)]
+    return list(dict.fromkeys(short(commit) for commit in hashes if commit))
 
 
 def short(commit: str) -> str:
-    """A commit's first ten digits, and whether work went on beside it."""
+    """A commit's first ten digits, and its mark for uncommitted changes."""
     digest, plus, changes = commit.partition("+")
     return digest[:10] + plus + changes
 
@@ -70,8 +70,8 @@ def lines(document: TableDocument) -> list[str]:
     heads, body = columns(document), [cells for _, cells in rows(document)]
     groups = {column.group for column in heads}
     pairs = [(column, cell) for cells in body for column, cell in zip(heads, cells, strict=True)]
-    here = [cell for column, cell in pairs if column.group not in (PUBLISHED, SETTINGS)]
-    said = [cell for column, cell in pairs if column.group == PUBLISHED]
+    measured = [cell for column, cell in pairs if column.group not in (PUBLISHED, SETTINGS)]
+    published = [cell for column, cell in pairs if column.group == PUBLISHED]
     out = [_sentence(group_label(document, PUBLISHED))] if PUBLISHED in groups else []
     out += [_sentence(group_label(document, SETTINGS))] if SETTINGS in groups else []
     out += [_measured_on(document, group) for group in document["groups"]]
@@ -79,19 +79,19 @@ def lines(document: TableDocument) -> list[str]:
     if measured_with:
         out.append(f"Measured with commit{'s' * (len(measured_with) > 1)} {', '.join(measured_with)}.")
     if PUBLISHED in groups and document["groups"]:
-        out.append(_apart(document))
-    if any("±" in cell.text for cell in here):
+        out.append(_comparison_note(document))
+    if any("±" in cell.text for cell in measured):
         out.append(f"±: standard error over {document.get('error_over') or 'questions or images'}.")
     if any(cell.delta for _, cell in pairs):
         out.append(f"In brackets: difference from {_baselines(document)}, within the same column.")
-    if any(SIGNIFICANT in cell.mark for cell in here):
+    if any(SIGNIFICANT in cell.mark for cell in measured):
         out.append(f"{SIGNIFICANT}: p < {LEVEL:g} in a paired test ({_tests(document)}), not corrected for the number of rows.")
-    if any(DERIVED in cell.mark for cell in said):
+    if any(DERIVED in cell.mark for cell in published):
         out.append(f"{DERIVED}: not printed, follows from printed numbers.")
-    if any(cell.best for cell in here):
+    if any(cell.best for cell in measured):
         out.append("Bold: the best measured value of its column.")
-    empty = (["not printed"] if any(not cell.text for cell in said) else []) + (
-        ["not measured"] if any(not cell.text for cell in here) else []
+    empty = (["not printed"] if any(not cell.text for cell in published) else []) + (
+        ["not measured"] if any(not cell.text for cell in measured) else []
     )
     return out + ([f"Empty: {' or '.join(empty)}."] if empty else [])
 
@@ -114,7 +114,7 @@ def _done(document: TableDocument, group: ColumnGroup) -> list[tuple[TableRow, P
     return [(row, run) for row, run in runs if run.get("status") == "done"]
 
 
-def _apart(document: TableDocument) -> str:
+def _comparison_note(document: TableDocument) -> str:
     if document.get("scale"):
         return "Published and measured are two different models and benchmarks: compare differences within a group, never levels across."
     return "Published and measured may differ in model, split and rules: read the labels before comparing levels."
@@ -126,5 +126,5 @@ def _baselines(document: TableDocument) -> str:
 
 
 def _tests(document: TableDocument) -> str:
-    found = [d.get("test") for row in document["rows"] for group in (row.get("deltas") or {}).values() for d in group.values()]
-    return "; ".join(dict.fromkeys(TESTS.get(name, name) for name in found if name))
+    names = [d.get("test") for row in document["rows"] for group in (row.get("deltas") or {}).values() for d in group.values()]
+    return "; ".join(dict.fromkeys(TESTS.get(name, name) for name in names if name))

@@ -51,16 +51,16 @@ def cells(document: dict[str, Any]) -> list[list[str]]:
     rows = []
     for name, setting in document["settings"].items():
         tokens = setting["test"]["tokens"]
-        short = re.sub(r"\d+\.\d{5,}", lambda found: f"{float(found[0]):.4g}", setting["point"])  # the command has every digit
+        short = re.sub(r"\d+\.\d{5,}", lambda match: f"{float(match[0]):.4g}", setting["point"])  # the command has every digit
         point = f" ({short})" if short else ""
-        said = [cell(setting[part], document["token_price"]) for part in PARTS]
-        rows.append([NAMES[name] + point, *said, "" if tokens is None else f"{tokens:.0f}"])
+        scores = [cell(setting[part], document["token_price"]) for part in PARTS]
+        rows.append([NAMES[name] + point, *scores, "" if tokens is None else f"{tokens:.0f}"])
     return rows
 
 
-def cell(seen: dict[str, Any], price: float) -> str:
-    said = f"{seen['score']:.2f}" + ("" if not seen["stderr"] else f" ± {seen['stderr']:.2f}")
-    return said + (f", worth {seen['worth']:.2f}" if price else "")
+def cell(result: dict[str, Any], price: float) -> str:
+    text = f"{result['score']:.2f}" + ("" if not result["stderr"] else f" ± {result['stderr']:.2f}")
+    return text + (f", worth {result['worth']:.2f}" if price else "")
 
 
 def remarks(document: dict[str, Any]) -> list[str]:
@@ -84,9 +84,12 @@ def remarks(document: dict[str, Any]) -> list[str]:
         )
     if document["failed"]:
         out.append(f"{document['failed']} of {document['points']} points failed (summary.csv).")
-    found = document["difference"]
-    if found is not None:
-        interval = "" if found["low"] is None else f", 95 % interval {found['low']:.2f} to {found['high']:.2f}"
-        p = "" if found["p"] is None else f", p = {found['p']:.3f}"
-        out.append(f"test, the best less without the search: {found['delta']:+.2f}{interval}{p} ({found['test']}, {found['n']} questions).")
+    difference = document["difference"]
+    if difference is not None:
+        interval = "" if difference["low"] is None else f", 95 % interval {difference['low']:.2f} to {difference['high']:.2f}"
+        p = "" if difference["p"] is None else f", p = {difference['p']:.3f}"
+        out.append(
+            f"test, the best less without the search: {difference['delta']:+.2f}{interval}{p} "
+            f"({difference['test']}, {difference['n']} questions)."
+        )
     return out

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from blink_exp.benchmarks.base import Benchmark, Judged, by
+from blink_exp.benchmarks.base import Benchmark, Judged, group_by
 from blink_exp.documents import Record
 
 Records = list[Record]
@@ -50,8 +50,8 @@ def compare(
         return {}
     ours, theirs = (_final(benchmark, [runs[k] for k in shared]) for runs in (records, baseline))
     benchmark = _quiet(benchmark, ours)
-    found: dict[str, dict[str, Any]] = {}
-    drawn: list[str] = []
+    results: dict[str, dict[str, Any]] = {}
+    bootstrapped: list[str] = []
     clustered: dict[str, str] = {}  # {score: category} whose images have several questions
     scores = _scores(benchmark, ours), _scores(benchmark, theirs)
     mixed = _mixtures(ours, theirs, seed)
@@ -60,18 +60,18 @@ def compare(
         runs = [(ours, scores[0]), (theirs, scores[1]), *zip(mixed, mixed_scores, strict=True)]
         category = _counted(runs, name)
         if category is None:
-            drawn.append(name)
+            bootstrapped.append(name)
         else:
-            found[name] = mcnemar(_hits(ours, category), _hits(theirs, category))
+            results[name] = mcnemar(_hits(ours, category), _hits(theirs, category))
             images = {r["image_id"] for r in _answered(ours, category)}
-            clustered |= {name: category} if len(images) < found[name]["n"] else {}
+            clustered |= {name: category} if len(images) < results[name]["n"] else {}
     if clustered:
-        pairs = Pairs.of(ours, theirs)
+        pairs = PairedImages.of(ours, theirs)
         weights = _draws(pairs.strata, resamples, np.random.default_rng(seed))
-        found |= {name: over_images(found[name], pairs, category, weights) for name, category in clustered.items()}
-    if drawn:
-        found |= bootstrap(benchmark, ours, theirs, drawn, resamples, seed)
-    return found
+        results |= {name: over_images(results[name], pairs, category, weights) for name, category in clustered.items()}
+    if bootstrapped:
+        results |= bootstrap(benchmark, ours, theirs, bootstrapped, resamples, seed)
+    return results
 
 
 def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
@@ -80,28 +80,28 @@ def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
     exactly where p is above 0.05."""
     gained = sum(a and not b for a, b in zip(ours, theirs, strict=True))
     lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
-    n, apart = len(ours), gained + lost
-    found = {"delta": 100 * (gained - lost) / n, "p": 1.0, "test": "McNemar", "n": n, "low": 0.0, "high": 0.0}
-    if not apart:
-        return found
-    test = binomtest(gained, apart, 0.5)
+    n, discordant = len(ours), gained + lost
+    result = {"delta": 100 * (gained - lost) / n, "p": 1.0, "test": "McNemar", "n": n, "low": 0.0, "high": 0.0}
+    if not discordant:
+        return result
+    test = binomtest(gained, discordant, 0.5)
     interval = test.proportion_ci(CONFIDENCE, method="exact")
-    low, high = (float(100 * (2 * share - 1) * apart / n) for share in (interval.low, interval.high))
-    return found | {"p": float(test.pvalue), "low": low, "high": high}
+    low, high = (float(100 * (2 * share - 1) * discordant / n) for share in (interval.low, interval.high))
+    return result | {"p": float(test.pvalue), "low": low, "high": high}
 
 
-def over_images(alone: dict[str, Any], pairs: Pairs, category: str, weights: np.ndarray) -> dict[str, Any]:
+def over_images(alone: dict[str, Any], pairs: PairedImages, category: str, weights: np.ndarray) -> dict[str, Any]:
     """McNemar's answer ``alone``, corrected for images that have several questions. ``weights``: (draws, images), of ``_draws``.
 
     p is the larger of McNemar's and that of the share of right answers in ``weights``; the interval is that of the draws. Where k images
     differ, p is at least 2 / 2^k: so often all of them go one way by chance, which draws of a handful of images do not see."""
     runs = [[_hits(image, category) for image in run] for run in (pairs.ours, pairs.theirs)]
     ours, theirs = (np.array([sum(hits) for hits in run]) for run in runs)
-    asked = weights @ np.array([len(hits) for hits in runs[0]])
-    column = 100 * (weights @ (ours - theirs))[asked > 0] / asked[asked > 0]
-    drawn = _read(column, alone["delta"])
+    counts = weights @ np.array([len(hits) for hits in runs[0]])
+    column = 100 * (weights @ (ours - theirs))[counts > 0] / counts[counts > 0]
+    interval = _interval(column, alone["delta"])
     one_way = min(1.0, 2 * 0.5 ** int(np.count_nonzero(ours - theirs)))
-    return alone | drawn | {"p": max(alone["p"], drawn["p"] or 0.0, one_way), "test": BOTH}
+    return alone | interval | {"p": max(alone["p"], interval["p"] or 0.0, one_way), "test": BOTH}
 
 
 def bootstrap(
@@ -111,23 +111,23 @@ def bootstrap(
     category, each category keeps its count of images, as a benchmark that adds up categories has it. p: twice the smaller share of draws at
     or beyond 0 on either side, itself counted in (so never 0, and at most 1); low and high: percentiles. All three None where there are too
     few images for draws to differ."""
-    pairs = Pairs.of(ours, theirs)
+    pairs = PairedImages.of(ours, theirs)
     weights = _draws(pairs.strata, resamples, np.random.default_rng(seed))
     first, second = _scores(benchmark, ours), _scores(benchmark, theirs)
     deltas = _linear(benchmark, pairs, names, weights)
     if deltas is None:
         deltas = np.array([_difference(benchmark, pairs, names, w) for w in weights])
-    found = {}
+    results = {}
     for k, name in enumerate(names):
         column = deltas[:, k][~np.isnan(deltas[:, k])]  # a draw may miss what a score needs
         if len(column):
             delta = first[name] - second[name]
-            found[name] = {"delta": delta, "test": "bootstrap", "n": len(ours)} | _read(column, delta)
-    return found
+            results[name] = {"delta": delta, "test": "bootstrap", "n": len(ours)} | _interval(column, delta)
+    return results
 
 
-def _read(column: np.ndarray, delta: float) -> dict[str, float | None]:
-    """p, low and high of the differences that draws have, (draws,)."""
+def _interval(column: np.ndarray, delta: float) -> dict[str, float | None]:
+    """p, low and high of (draws,) bootstrap differences."""
     if not len(column) or np.ptp(column) <= SAME < abs(delta):  # one image a category: draws cannot differ, so they tell nothing
         return {"p": None, "low": None, "high": None}
     sides = [(1 + np.count_nonzero(side)) / (1 + len(column)) for side in (column <= SAME, column >= -SAME)]
@@ -136,7 +136,7 @@ def _read(column: np.ndarray, delta: float) -> dict[str, float | None]:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedImages:
     """The images of two runs: ``ours[i]`` and ``theirs[i]`` are the records of image i, ``strata`` (images,) the category each is in."""
 
     ours: list[Records]
@@ -144,18 +144,18 @@ class Pairs:
     strata: np.ndarray
 
     @staticmethod
-    def of(ours: Records, theirs: Records) -> Pairs:
-        ours_by, theirs_by = by(ours, "image_id"), by(theirs, "image_id")
+    def of(ours: Records, theirs: Records) -> PairedImages:
+        ours_by, theirs_by = group_by(ours, "image_id"), group_by(theirs, "image_id")
         categories = [{r.get("category") for r in image} for image in ours_by.values()]
         names = [str(next(iter(c))) if len(c) == 1 else "" for c in categories]
         codes, counts = np.unique(names, return_inverse=True, return_counts=True)[1:]
         if any(len(c) > 1 for c in categories) or counts.min() < 2:  # a category of one image would never vary
             codes = np.zeros(len(names), dtype=int)
-        return Pairs(list(ours_by.values()), list(theirs_by.values()), codes)
+        return PairedImages(list(ours_by.values()), list(theirs_by.values()), codes)
 
 
 def _draws(strata: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """(resamples, images): how often each draw has each image."""
+    """(resamples, images): count of each image in each bootstrap draw."""
     weights = np.zeros((resamples, len(strata)), dtype=int)
     for stratum in np.unique(strata):
         images = np.flatnonzero(strata == stratum)
@@ -163,7 +163,7 @@ def _draws(strata: np.ndarray, resamples: int, generator: np.random.Generator) -
     return weights
 
 
-def _linear(benchmark: Benchmark, pairs: Pairs, names: list[str], weights: np.ndarray) -> np.ndarray | None:
+def _linear(benchmark: Benchmark, pairs: PairedImages, names: list[str], weights: np.ndarray) -> np.ndarray | None:
     """The differences of all draws, (draws, names), where a score is a sum of what every image adds; None where it is not or where that
     would take longer.
 
@@ -175,23 +175,23 @@ def _linear(benchmark: Benchmark, pairs: Pairs, names: list[str], weights: np.nd
         kinds = [(stratum, _kind(image)) for stratum, image in zip(pairs.strata.tolist(), run, strict=True)]
         if len(set(kinds)) > len(weights) // 2:
             return None
-        whole, added = _values(benchmark, [r for image in run for r in image], names), {}
+        full, added = _values(benchmark, [r for image in run for r in image], names), {}
         for i, kind in enumerate(kinds):
             if kind not in added:
                 first = int(np.argmax(pairs.strata == pairs.strata[i]))
                 weight = np.ones(images, dtype=int)
                 weight[first] -= 1
                 weight[i] += 1
-                added[kind] = _values(benchmark, drawn(run, weight), names) - whole
+                added[kind] = _values(benchmark, resampled(run, weight), names) - full
             gains[i] += sign * added[kind]
     base = _difference(benchmark, pairs, names, np.ones(images, dtype=int))
-    found = base + (weights - 1) @ gains
+    differences = base + (weights - 1) @ gains
     checked = np.array([_difference(benchmark, pairs, names, w) for w in weights[:5]])
-    return found if np.allclose(found[:5], checked, atol=SAME, rtol=0) else None
+    return differences if np.allclose(differences[:5], checked, atol=SAME, rtol=0) else None
 
 
-def drawn(run: list[Records], weight: np.ndarray) -> Records:
-    """The records of a draw. An image that is drawn again is another image: with the same id its pairs would fall together."""
+def resampled(run: list[Records], weight: np.ndarray) -> Records:
+    """The records of a bootstrap draw. A repeated image gets a new id, as equal ids would merge its pairs."""
     return [
         r if k == 0 else {**r, "id": f"{r['id']}/again{k}", "image_id": f"{r['image_id']}/again{k}"}
         for image, times in zip(run, weight.tolist(), strict=True)
@@ -201,12 +201,12 @@ def drawn(run: list[Records], weight: np.ndarray) -> Records:
 
 
 def _kind(image: Records) -> str:
-    """Equal for images whose records differ in nothing that a score reads."""
+    """A key that is equal for images whose records agree in everything that scores read."""
     return "\n".join(sorted(json.dumps({k: v for k, v in r.items() if k not in ASIDE}, sort_keys=True, default=str) for r in image))
 
 
-def _difference(benchmark: Benchmark, pairs: Pairs, names: list[str], weight: np.ndarray) -> np.ndarray:
-    ours, theirs = (_values(benchmark, drawn(run, weight), names) for run in (pairs.ours, pairs.theirs))
+def _difference(benchmark: Benchmark, pairs: PairedImages, names: list[str], weight: np.ndarray) -> np.ndarray:
+    ours, theirs = (_values(benchmark, resampled(run, weight), names) for run in (pairs.ours, pairs.theirs))
     return ours - theirs
 
 
@@ -221,7 +221,7 @@ def _scores(benchmark: Benchmark, records: Records) -> dict[str, float]:
 
 
 def _final(benchmark: Benchmark, records: Records) -> Records:
-    """Records whose ``correct`` is the last word."""
+    """Records with the final ``correct``, after any judge."""
     return benchmark.judged(records) if isinstance(benchmark, Judged) else records
 
 
@@ -235,7 +235,7 @@ def _quiet(benchmark: Benchmark, records: Records) -> Benchmark:
 
 
 def _mixtures(ours: Records, theirs: Records, seed: int) -> list[Records]:
-    """Three runs that answer every question as one of the two does, by lot."""
+    """Three synthetic runs that take each answer at random from one of the two runs."""
     generator = np.random.default_rng(seed)
     lots = generator.integers(0, 2, (3, len(ours))).tolist()
     return [[pair[k] for k, pair in zip(lot, zip(ours, theirs, strict=True), strict=True)] for lot in lots]
@@ -245,10 +245,10 @@ def _counted(runs: list[tuple[Records, dict[str, float]]], name: str) -> str | N
     """The category ("": all) whose share of right answers the score is, on all of ``runs``; None where it is none, where answers are
     right in part, or where a question stands there more than once (POPE asks the same in three categories) and so counts for one only."""
     for category in ("", name):
-        chosen = [(_answered(records, category), scores.get(name)) for records, scores in runs]
-        if any([r["id"] for r in records] != [r["id"] for r in chosen[0][0]] for records, _ in chosen):
+        subsets = [(_answered(records, category), scores.get(name)) for records, scores in runs]
+        if any([r["id"] for r in records] != [r["id"] for r in subsets[0][0]] for records, _ in subsets):
             continue  # one run has no verdict where the other has
-        if all(_is_share(records, score) for records, score in chosen) and _apart(chosen[0][0]):
+        if all(_is_share(records, score) for records, score in subsets) and _unique_questions(subsets[0][0]):
             return category
     return None
 
@@ -260,10 +260,10 @@ def _is_share(records: Records, score: float | None) -> bool:
     return abs(score - 100 * sum(right) / len(right)) < SAME
 
 
-def _apart(records: Records) -> bool:
-    """Whether no question on an image is there twice."""
-    asked = [(r["image_id"], r["question"]) for r in records if r.get("question") is not None]
-    return len(set(asked)) == len(asked)
+def _unique_questions(records: Records) -> bool:
+    """Whether no question occurs twice on an image."""
+    keys = [(r["image_id"], r["question"]) for r in records if r.get("question") is not None]
+    return len(set(keys)) == len(keys)
 
 
 def _answered(records: Records, category: str) -> Records:

@@ -17,19 +17,19 @@ def show(document: TableDocument) -> None:
     from rich.text import Text
 
     heads, body, console = cells.columns(document), cells.rows(document), wide_console()
-    shown = parts(heads)
-    if len(shown) > 1 and not console.is_terminal:
+    tables = parts(heads)
+    if len(tables) > 1 and not console.is_terminal:
         console.width = FILE_WIDTH
-    for part in shown:
-        group = cells.group_label(document, heads[part[0]].group) if len(shown) > 1 and part else ""
+    for part in tables:
+        group = cells.group_label(document, heads[part[0]].group) if len(tables) > 1 and part else ""
         table = Table(title=Text("\n".join(filter(None, [document["title"], group]))))
         table.add_column("", overflow="fold")
         for k in part:
-            said = heads[k].group == PUBLISHED
+            published = heads[k].group == PUBLISHED
             heading = Text(f"{heads[k].heading}\n{cells.tag(document, heads[k])}")
-            table.add_column(heading, justify="right", style="dim" if said else "", overflow="fold")
-        for label, found in body:
-            table.add_row(Text(label), *(Text(words(found[k]), style="bold" if found[k].best else "") for k in part))
+            table.add_column(heading, justify="right", style="dim" if published else "", overflow="fold")
+        for label, row_cells in body:
+            table.add_row(Text(label), *(Text(cell_text(row_cells[k]), style="bold" if row_cells[k].best else "") for k in part))
         console.print(table)
     for line in [*legend.lines(document), *legend.gaps(document)]:
         console.print(Text(line))
@@ -41,13 +41,13 @@ def parts(heads: list[Column]) -> list[list[int]]:
         return [list(range(len(heads)))]
     out = []
     for group in dict.fromkeys(column.group for column in heads):
-        own = [k for k, column in enumerate(heads) if column.group == group]
-        tables = -(-len(own) // WIDE)
-        out += [own[t * len(own) // tables : (t + 1) * len(own) // tables] for t in range(tables)]
+        members = [k for k, column in enumerate(heads) if column.group == group]
+        tables = -(-len(members) // WIDE)
+        out += [members[t * len(members) // tables : (t + 1) * len(members) // tables] for t in range(tables)]
     return out
 
 
-def words(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     """A cell on one line: value ± error, marks, and the difference in brackets."""
     delta = f" ({cell.delta}{SIGNIFICANT * (SIGNIFICANT in cell.mark)})" if cell.delta else ""
     return cell.text + DERIVED * (DERIVED in cell.mark) + delta

@@ -42,10 +42,10 @@ LATEX = {
 
 def write(document: TableDocument, folder: Path) -> list[Path]:
     """Writes table.md, table.csv and table.tex to ``folder`` and returns them."""
-    made = {"table.md": markdown(document), "table.csv": csv(document), "table.tex": latex(document)}
-    for name, content in made.items():
+    contents = {"table.md": markdown(document), "table.csv": csv(document), "table.tex": latex(document)}
+    for name, content in contents.items():
         write_text(folder / name, content)
-    return [folder / name for name in made]
+    return [folder / name for name in contents]
 
 
 def markdown(document: TableDocument) -> str:
@@ -59,7 +59,7 @@ def markdown(document: TableDocument) -> str:
         *(f"- {_plain(line)}" for line in legend.lines(document)),
         *(["", note] if note else []),
         "",
-        md.table(["", *heads], ([_plain(label), *map(_marked_down, found)] for label, found in cells.rows(document))),
+        md.table(["", *heads], ([_plain(label), *map(_marked_down, row_cells)] for label, row_cells in cells.rows(document))),
         "",
         *(f"- {_plain(line)}" for line in legend.gaps(document)),
         *(f"- {line}" for line in footnotes),
@@ -70,7 +70,7 @@ def markdown(document: TableDocument) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown sees no markup and no column."""
+    """Text with Markdown markup and column separators escaped."""
     return re.sub(r"([\\`*|<])", r"\\\1", " ".join(text.split()))
 
 
@@ -107,12 +107,12 @@ CSV = [
 def _published_lines(document: TableDocument, row: TableRow) -> list[dict[str, Any]]:
     return [
         {"table": document["name"], "point": row["point"], "group": PUBLISHED, "column": heading, "baseline": row.get("baseline")}
-        | _said(row, heading)
+        | _published_fields(row, heading)
         for heading in document["published_columns"]
     ]
 
 
-def _said(row: TableRow, heading: str | None) -> dict[str, Any]:
+def _published_fields(row: TableRow, heading: str | None) -> dict[str, Any]:
     if heading is None:
         return {}
     return {
@@ -135,7 +135,7 @@ def _measured_lines(document: TableDocument, row: TableRow) -> list[dict[str, An
             test = ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}
             out.append(
                 {"table": document["name"], "point": row["point"], "group": group["benchmark"], "column": heading}
-                | _said(row, column.get("published"))
+                | _published_fields(row, column.get("published"))
                 | {"measured_on": group["label"], "baseline": row.get("baseline")}
                 | {k: None if v is None else v / per for k, v in (("measured", number), ("stderr", stderr))}
                 | {k: None if test.get(k) is None else test[k] / per for k in ("delta", "low", "high")}
@@ -152,7 +152,7 @@ def latex(document: TableDocument) -> str:
     It needs booktabs, and graphicx where the table is wide; its first line says so.
     """
     heads = cells.columns(document)
-    groups = [(tag, len(list(found))) for tag, found in groupby(cells.tag(document, c) for c in heads)]
+    groups = [(tag, len(list(members))) for tag, members in groupby(cells.tag(document, c) for c in heads)]
     wide = len(heads) > TIGHT
     tabular = [
         r"\begin{tabular}{l" + "r" * len(heads) + "}",
@@ -161,7 +161,7 @@ def latex(document: TableDocument) -> str:
         " ".join(_rules([n for _, n in groups])),
         " & " + " & ".join(escaped(c.heading) for c in heads) + r" \\",
         r"\midrule",
-        *(" & ".join([_first(label), *map(_set, found)]) + r" \\" for label, found in cells.rows(document)),
+        *(" & ".join([_first(label), *map(_latex_cell, members)]) + r" \\" for label, members in cells.rows(document)),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -201,12 +201,12 @@ def _rules(widths: list[int]) -> list[str]:
     return [rf"\cmidrule(lr){{{start}-{start + n - 1}}}" for start, n in zip(starts, widths, strict=True)]
 
 
-def _set(cell: Cell) -> str:
+def _latex_cell(cell: Cell) -> str:
     """A cell: the value (bold where it is best), its error and its difference small."""
     number, _, error = cell.text.partition(" ± ")
-    said = escaped(re.sub(r"^-(?=[\d.])", "−", number))
+    value = escaped(re.sub(r"^-(?=[\d.])", "−", number))
     return (
-        (rf"\textbf{{{said}}}" if cell.best else said)
+        (rf"\textbf{{{value}}}" if cell.best else value)
         + r"$^{*}$" * (DERIVED in cell.mark)
         + (rf" {{\scriptsize $\pm$ {escaped(error)}}}" if error else "")
         + (rf" {{\scriptsize ({escaped(cell.delta.replace('-', '−'))}" + r"$^{\dagger}$" * bool(_dagger(cell)) + ")}" if cell.delta else "")

@@ -8,7 +8,7 @@ from typing import Any
 from blink_exp import reference
 from blink_exp.documents import FigureDocument, TableDocument
 from blink_exp.errors import UserError
-from blink_exp.figures.base import Study, written
+from blink_exp.figures.base import Study, write_drawing
 from blink_exp.settings.build import build
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import SweepSettings
@@ -50,7 +50,7 @@ def measure_figure(
     at = (figure.get("at") or {}).get(name, [])
     settings = composed("sweep", [*first, f"benchmark={name}", *at, *modules, *own])
     drawing = build(figure["draw"], Study(figure["name"], settings, rows))
-    files = written(drawing, out)
+    files = write_drawing(drawing, out)
     source = reference.figure(figure["paper"], figure["source"]) if figure.get("source") else {}
     return {
         "kind": "figure",

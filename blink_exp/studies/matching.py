@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blink_exp.benchmarks.base import by_image
+from blink_exp.benchmarks.base import group_by_image
 from blink_exp.core.method import LayerPolicy, Method
 from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, pack
 from blink_exp.errors import UserError
@@ -87,7 +87,7 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
     because nothing would stay. Errors of the other settings are raised here."""
     backbone, _, benchmark = evaluator.prepare(settings)
     asked: list[tuple[Any, str]] = []
-    for first, *_ in by_image(evaluator.chosen(benchmark, settings)):
+    for first, *_ in group_by_image(evaluator.chosen(benchmark, settings)):
         with contextlib.suppress(OSError, UserError):  # an evaluation skips and names it
             asked.append((first.image(), prompt_of(backbone, benchmark, first)))
     if not asked:

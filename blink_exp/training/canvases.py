@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from blink_exp.errors import UserError
-from blink_exp.images import DEFAULT, ImageOptions, open_image, within
+from blink_exp.images import DEFAULT, ImageOptions, open_image, shrink_to_side
 from blink_exp.scenes.scenes import random_scene
 
 PATIENCE = 100  # images in a row that cannot be read, after which it is the disk and not the images
@@ -22,7 +22,7 @@ PATIENCE = 100  # images in a row that cannot be read, after which it is the dis
 
 def square_canvas(image: Image.Image, pad: bool = False) -> Image.Image:
     """The largest centred square, or with ``pad`` the smallest square around the image, filled with CLIP's mean colour."""
-    image = within(image) if pad else image
+    image = shrink_to_side(image) if pad else image
     w, h = image.size
     side = max(w, h) if pad else min(w, h)
     if not pad:

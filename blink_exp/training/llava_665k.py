@@ -18,7 +18,7 @@ from typing import Any
 
 from blink_exp.errors import UserError, flat
 from blink_exp.files import brief, encodable
-from blink_exp.images import URL, inside
+from blink_exp.images import URL, is_inside
 
 LONGEST_ROW = 2**26  # characters; more without an end is damage, not a row
 KEYS = 12  # that a message names
@@ -222,6 +222,6 @@ def _listing(folder: Path, root: str | None) -> tuple[set[str], dict[str, str], 
             raise
         return set(), {}, set()
     images = sorted((f for f in links if f.lower().endswith(SUFFIXES)), reverse=True)
-    is_inside = root is None or inside(os.path.join(os.path.realpath(folder), ""), root)
-    away = {f for f, link in links.items() if not is_inside or (root and link and not inside(os.path.realpath(folder / f), root))}
+    all_inside = root is None or is_inside(os.path.join(os.path.realpath(folder), ""), root)
+    away = {f for f, link in links.items() if not all_inside or (root and link and not is_inside(os.path.realpath(folder / f), root))}
     return set(links), {f.rpartition(".")[0]: f for f in images}, away

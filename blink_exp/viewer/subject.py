@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from blink_exp.benchmarks.base import ExactMatch, Probes, Sample, Unasked
+from blink_exp.benchmarks.base import ExactMatch, Probes, Sample, UnusableImage
 from blink_exp.errors import UserError, flat, reason
 from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.images import ImageOptions, open_image
@@ -64,7 +64,7 @@ def _sample(settings: ViewSettings, wanted: str) -> Subject:
     try:
         return Subject(sample, sample.image(), benchmark)
     except OSError as error:
-        what = "is a row that cannot be asked" if isinstance(sample.image, Unasked) else "has an image that cannot be read"
+        what = "is a row that cannot be asked" if isinstance(sample.image, UnusableImage) else "has an image that cannot be read"
         raise UserError(f"sample={wanted} {what} ({reason(error)}); choose another sample") from None
 
 

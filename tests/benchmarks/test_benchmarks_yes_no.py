@@ -7,7 +7,7 @@ from support.hub import build, mme, picture, pope, write
 
 from blink_exp.benchmarks import mme as mme_
 from blink_exp.benchmarks import pope as pope_
-from blink_exp.benchmarks.base import by
+from blink_exp.benchmarks.base import group_by
 from blink_exp.errors import UserError
 from blink_exp.evaluation.records import graded
 
@@ -161,7 +161,7 @@ def test_incomplete_pairs_are_left_out_and_counted():
 
 def test_mme_s_pairs_share_an_image_id_and_nothing_else_does(tmp_path):
     """Two subtasks have an image 0001.png each: they are not one image of four questions."""
-    groups = by([{"image_id": s.image_id, "answer": s.answer} for s in build("mme", mme(tmp_path)).samples()], "image_id")
+    groups = group_by([{"image_id": s.image_id, "answer": s.answer} for s in build("mme", mme(tmp_path)).samples()], "image_id")
     assert len(groups) == 3
     assert all({r["answer"] for r in g} == {"yes", "no"} for g in groups.values())
 

@@ -12,7 +12,7 @@ from support.hub import MAKERS, build, picture, ten, vqav2_row, write
 from support.refusals import refusal
 from support.viewing import Tables, config
 
-from blink_exp.benchmarks.base import ExactMatch, Sample, Unasked
+from blink_exp.benchmarks.base import ExactMatch, Sample, UnusableImage
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.errors import UserError, printable, reason
 from blink_exp.evaluation import terminal
@@ -24,7 +24,7 @@ from blink_exp.viewer import run as viewer
 
 
 def skipped(samples: list[Sample]) -> dict[str, str]:
-    return {s.id: s.image.why for s in samples if isinstance(s.image, Unasked)}
+    return {s.id: s.image.why for s in samples if isinstance(s.image, UnusableImage)}
 
 
 def easyvqa(folder: Path, rows: object, encoding: str = "utf-8") -> EasyVQA:

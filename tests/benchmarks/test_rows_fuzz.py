@@ -14,7 +14,7 @@ from support.refusals import refusal
 
 import blink_exp.benchmarks.gqa
 import blink_exp.benchmarks.rows
-from blink_exp.benchmarks.base import Submits, Unasked
+from blink_exp.benchmarks.base import Submits, UnusableImage
 from blink_exp.evaluation.records import graded, write_lines
 
 ODD: dict[str, Any] = {
@@ -109,14 +109,14 @@ def test_one_odd_cell_skips_its_row_at_most(name, folders, monkeypatch, tmp_path
             assert [s.id for s in samples[:-1]] == [s.id for s in whole[:-1]], said
             assert len({s.id for s in samples}) == len(whole), said
             for sample in samples:
-                if isinstance(sample.image, Unasked):
+                if isinstance(sample.image, UnusableImage):
                     assert sample is samples[-1], said
                     assert sample.image.why.isprintable() and 0 < len(sample.image.why) <= 200 and " at 0x" not in sample.image.why, said
                     continue
                 assert sample.question.strip() and isinstance(benchmark.prompt(sample), str), said
                 assert isinstance(sample.category, str) and len(sample.category) <= 300, said
                 write_lines([graded(benchmark, sample, "yes")]).encode()
-            asked = [s for s in samples if not isinstance(s.image, Unasked)]
+            asked = [s for s in samples if not isinstance(s.image, UnusableImage)]
             records = json.loads(json.dumps([graded(benchmark, s, "yes") for s in asked]))
             json.dumps({k: v.value for k, v in benchmark.score(records).items()})
             if isinstance(benchmark, Submits):

@@ -48,7 +48,7 @@ def test_figure_3_without_annotation_has_no_dots_and_does_not_judge_them():
     found = blink_layers.by_layer(records, GRID, 4)
     hit, _ = blink_layers.claims(records, GRID, {1, 2})
     assert found["hit"] == [None] * 4 and hit.holds is None and hit.numbers["difference"] is None
-    said = tips(blink_layers.drawn(found, {1, 2}, 0.25))
+    said = tips(blink_layers.plot(found, {1, 2}, 0.25))
     assert len(said) == 4 and said[2] == "layer 2: 0.500 of visual attention#2"
 
 
@@ -59,8 +59,8 @@ def test_a_region_across_patches_has_no_right_patch():
 
 
 def test_layers_of_32_are_taken_at_the_same_relative_depth():
-    assert blink_layers.between(12, 26, 32) == set(range(12, 27))
-    assert blink_layers.between(12, 26, 16) == set(range(6, 14))
+    assert blink_layers.layers_between(12, 26, 32) == set(range(12, 27))
+    assert blink_layers.layers_between(12, 26, 16) == set(range(6, 14))
 
 
 def test_figure_2_sees_a_focus_that_goes_from_target_to_target():
@@ -87,7 +87,7 @@ def test_figure_2_draws_the_cases_that_move_and_a_panel_a_layer():
         r["image_id"] = str(k)
     assert [r["image_id"] for r in blink_maps.cases(records, GRID, (0, 1), 2)] == ["1", "0"]  # the third has one target
     maps = {i: torch.eye(16)[5] + 0.01 for i in (0, 1)}
-    figure = blink_maps.drawn([(Image.new("RGB", (8, 8)), records[0], maps)] * 2, GRID)
+    figure = blink_maps.plot([(Image.new("RGB", (8, 8)), records[0], maps)] * 2, GRID)
     assert len(figure.axes) == 6
     assert tips(figure)[0].startswith("layer 0: the top patch has 0.897")  # 1.01 and three more of 1.16, less the other patches' .12
 

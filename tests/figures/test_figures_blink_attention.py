@@ -16,8 +16,8 @@ from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import record_attention
 from blink_exp.errors import UserError
 from blink_exp.figures import blink_layers, blink_redistribution
-from blink_exp.figures.base import written
-from blink_exp.figures.blink_attention import Looked, evenness, look, split
+from blink_exp.figures.base import write_drawing
+from blink_exp.figures.blink_attention import LayerAttention, evenness, last_token_attention, split
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.none import none
@@ -93,7 +93,7 @@ def test_looking_at_a_sample_sees_what_blink_scanned(scale):
     """The scan is made before a layer and in one patch each; the map behind it: where nothing changed in between they agree."""
     sample = MosaicOpen(2).samples()[0]
     method = blink(BlinkPolicy((12, 13, 14), resolution="expand_once"))
-    looked, records = look(scale, method, sample.image(), sample.image_id, sample.question, range(12, 16))
+    looked, records = last_token_attention(scale, method, sample.image(), sample.image_id, sample.question, range(12, 16))
     grid = PatchGrid(2, *scale.grid)
     assert len(records) == 3
     for record in records[1:]:
@@ -101,15 +101,15 @@ def test_looking_at_a_sample_sees_what_blink_scanned(scale):
         assert torch.allclose(sums, torch.tensor(record.scan.patch_scores), atol=1e-5)
     assert looked[15].parts == (Origin(12, records[0].decision.region, 144),)
     assert 0 < looked[15].expanded.sum() < 1 - looked[15].visual.sum()
-    plain, nothing = look(scale, none(), sample.image(), sample.image_id, sample.question, [12])
+    plain, nothing = last_token_attention(scale, none(), sample.image(), sample.image_id, sample.question, [12])
     assert nothing == [] and len(plain[12].expanded) == 0
 
 
-def seen(original: list[float], expanded: list[float], top: int) -> Looked:
+def seen(original: list[float], expanded: list[float], top: int) -> LayerAttention:
     """Attention on four original and four expanded tokens; the patch ``top`` gets most."""
     visual = torch.zeros(16)
     visual[GRID.indices(top)] = torch.tensor(original)
-    return Looked(visual, torch.tensor(expanded), (Origin(12, top, 4),))
+    return LayerAttention(visual, torch.tensor(expanded), (Origin(12, top, 4),))
 
 
 def case(
@@ -147,10 +147,10 @@ def test_figure_8_counts_the_cases_that_are_drawn_and_the_questions_that_move():
 
 def test_figure_6_takes_a_case_that_stays_right_and_one_that_moves_to_the_right_patch():
     cases = [case(0, (0, 0), 1), case(1, (0, 1), 1), case(2, (1, 0), 1), case(3, (1, 1), 1)]
-    assert [c.record["id"] for c in blink_redistribution.picked(cases, 2, GRID)] == ["3", "1"]
-    assert [c.record["id"] for c in blink_redistribution.picked(cases[:1], 2, GRID)] == ["0"]
+    assert [c.record["id"] for c in blink_redistribution.select_cases(cases, 2, GRID)] == ["3", "1"]
+    assert [c.record["id"] for c in blink_redistribution.select_cases(cases[:1], 2, GRID)] == ["0"]
     unknown = [case(k, (0, 0), None) for k in range(3)]
-    assert [c.record["id"] for c in blink_redistribution.picked(unknown, 2, GRID)] == ["0", "1"]
+    assert [c.record["id"] for c in blink_redistribution.select_cases(unknown, 2, GRID)] == ["0", "1"]
 
 
 def test_figures_3_and_6_from_the_scale_model_say_their_numbers_in_the_svg(scale, tmp_path):
@@ -160,7 +160,7 @@ def test_figures_3_and_6_from_the_scale_model_say_their_numbers_in_the_svg(scale
     assert drawing.data["layers"] == [13, 20]
     first = drawing.data["measured"][0]["13"]
     assert 0 < first["expanded"] < 1 - first["original"] and 0 < first["even_expanded"] <= 1
-    files = written(drawing, tmp_path)
+    files = write_drawing(drawing, tmp_path)
     assert "<title>layer 13: most attended patch</title>" in files["redistribution"][1].read_text(encoding="utf-8")
     rho = blink_layers.rho_by_layer(opened, (12, 26))
     assert rho.data["rho"][12] > 0.25 and rho.data["annotated"] <= rho.data["questions"] == len(MosaicOpen(2).samples())

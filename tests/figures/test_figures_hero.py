@@ -34,9 +34,9 @@ def test_masks_cover_tokens_of_tiles_and_thumbnail(monkeypatch):
 
 def test_boxes_stand_in_for_masks():
     sample = Sample("a", "a", lambda: None, "q", "yes", "k", ((0.5, 0, 1, 0.5),))
-    mask = hero_measures.asked(sample, (8, 4))
+    mask = hero_measures.annotation_mask(sample, (8, 4))
     assert mask.shape == (4, 8) and mask[:2, 4:].all() and mask.sum() == 8
-    assert hero_measures.asked(dataclasses.replace(sample, regions=()), (8, 4)) is None
+    assert hero_measures.annotation_mask(dataclasses.replace(sample, regions=()), (8, 4)) is None
     other = dataclasses.replace(sample, regions=((0, 0, 0.5, 0.5),))
     assert hero_measures.objects([sample, other], (8, 4)).sum() == 16
 
@@ -58,20 +58,21 @@ def questions(hits):
     for k, (cls, clip) in enumerate(hits):
         sample = Sample(str(k), str(k), lambda: None, "q", "yes", "x")
         scores = {hero_tiles.CLS: torch.tensor([0.5, float(cls)]), hero_tiles.CLIP: torch.tensor([0.5, float(clip)])}
-        rows.append(hero_tiles.Ranked(sample, scores, 1, 1))
+        rows.append(hero_tiles.RankedTiles(sample, scores, 1, 1))
     return rows
 
 
 def test_which_score_favours_a_tile():
     rows = questions([(0, 1)] * 9 + [(1, 1)])
-    claim = hero_tiles.preferred(rows, "region", hero_tiles.CLIP, hero_tiles.CLS, "it", "the tile")
+    claim = hero_tiles.preference_claim(rows, "region", hero_tiles.CLIP, hero_tiles.CLS, "it", "the tile")
     assert claim.holds is True
     assert (claim.numbers["first by CLIPscore"], claim.numbers["first by CLSsim"], claim.numbers["chance"]) == (1, 0.1, 0.5)
-    assert hero_tiles.preferred(rows, "main", hero_tiles.CLS, hero_tiles.CLIP, "it", "the tile").holds is False
+    assert hero_tiles.preference_claim(rows, "main", hero_tiles.CLS, hero_tiles.CLIP, "it", "the tile").holds is False
     even = questions([(1, 1)] * 10)
-    assert hero_tiles.preferred(even, "region", hero_tiles.CLIP, hero_tiles.CLS, "it", "the tile").holds is None  # no better than the other
+    # no better than the other
+    assert hero_tiles.preference_claim(even, "region", hero_tiles.CLIP, hero_tiles.CLS, "it", "the tile").holds is None
     bare = [dataclasses.replace(row, region=None) for row in rows]
-    assert hero_tiles.preferred(bare, "region", hero_tiles.CLIP, hero_tiles.CLS, "it", "the tile").holds is None
+    assert hero_tiles.preference_claim(bare, "region", hero_tiles.CLIP, hero_tiles.CLS, "it", "the tile").holds is None
 
 
 def test_figure_1_shows_the_scores_that_hero_s_shares_are_made_of(scale_next, scale):
@@ -98,11 +99,11 @@ def test_accuracies_by_category_and_their_peak():
     """Two questions of "a", four of "b"."""
     low = answers({"1": ("a", 1), "2": ("a", 0), "3": ("b", 0), "4": ("b", 0), "5": ("b", 0), "6": ("b", 1), "7": ("b", 1)})
     high = answers({"1": ("a", 0), "2": ("a", 0), "3": ("b", 1), "4": ("b", 1), "5": ("b", 1), "6": ("b", 1), "8": ("b", 1)})
-    plain = hero_alpha.Scored({0.5: high, 0.0: low}, balanced=False)
+    plain = hero_alpha.AlphaScores({0.5: high, 0.0: low}, balanced=False)
     assert plain.x == [0.0, 0.5] and plain.categories == ["a", "b"]
     assert [m.value for m in plain.line("a")] == [50, 0] and [m.value for m in plain.line("b")] == [25, 100]
     assert [m.value for m in plain.line("average")] == pytest.approx([100 / 3, 200 / 3])  # of the six that both answered
-    balanced = hero_alpha.Scored({0.5: high, 0.0: low}, balanced=True)
+    balanced = hero_alpha.AlphaScores({0.5: high, 0.0: low}, balanced=True)
     assert [m.value for m in balanced.line("average")] == pytest.approx([37.5, 50])
     assert (plain.peak("a"), plain.peak("b")) == (0.0, 0.5)
     assert plain.lead("b", [0.5]) == 75 and plain.lead("a", [0.5]) == -50
@@ -113,14 +114,14 @@ def test_errors_of_accuracy_are_over_images():
     """Deviations from .75: -.75 + .25 on one image, .25 + .25 on the other: sqrt(2 * (.25 + .25)) / 4 = .25. Then 0 and 1 on the same two
     images in each of two categories: the average of what moves together is as uncertain as either."""
     rows = answers({"1": ("a", 0), "2": ("a", 1), "3": ("a", 1), "4": ("a", 1)}, {"1": "x", "2": "x", "3": "y", "4": "y"})
-    (plain,) = hero_alpha.Scored({0.5: rows}, balanced=False).line("average")
+    (plain,) = hero_alpha.AlphaScores({0.5: rows}, balanced=False).line("average")
     assert (plain.value, plain.n) == (75, 4) and plain.stderr == pytest.approx(25)
     rows = answers({"1": ("a", 0), "2": ("a", 1), "3": ("b", 0), "4": ("b", 1)}, {"1": "x", "2": "y", "3": "x", "4": "y"})
-    both = hero_alpha.Scored({0.5: rows}, balanced=True)
+    both = hero_alpha.AlphaScores({0.5: rows}, balanced=True)
     assert [both.line(name)[0].stderr for name in ("a", "b", "average")] == pytest.approx([50, 50, 50])
-    apart = hero_alpha.Scored({0.5: [r | {"image_id": r["id"]} for r in rows]}, balanced=True).line("average")[0]
+    apart = hero_alpha.AlphaScores({0.5: [r | {"image_id": r["id"]} for r in rows]}, balanced=True).line("average")[0]
     assert apart.stderr == pytest.approx(50 / 2**0.5)
-    lonely = hero_alpha.Scored({0.5: [*rows, *answers({"5": ("c", 1)})]}, balanced=True)
+    lonely = hero_alpha.AlphaScores({0.5: [*rows, *answers({"5": ("c", 1)})]}, balanced=True)
     assert lonely.line("c")[0].stderr is None and lonely.line("average")[0].stderr is None
 
 
@@ -131,7 +132,7 @@ def curve(values, questions=400):
 
 def test_whether_the_average_peaks_at_one_half():
     def claim(values):
-        return hero_alpha.claims(hero_alpha.Scored(curve(values), balanced=False))[0]
+        return hero_alpha.claims(hero_alpha.AlphaScores(curve(values), balanced=False))[0]
 
     assert claim({0.0: 40, 0.5: 60, 1.0: 50}).holds is True
     lower = claim({0.0: 40, 0.5: 50, 1.0: 60})
@@ -149,9 +150,10 @@ def test_whether_the_average_peaks_at_one_half():
 
 def test_a_peak_may_be_at_any_of_several_alphas():
     places = {"average": [0.6, 0.7]}
-    assert hero_alpha.peaks(hero_alpha.Scored(curve({0.1: 40, 0.6: 30, 0.7: 60}), False), places) == {"average": True}
-    assert hero_alpha.peaks(hero_alpha.Scored(curve({0.1: 50, 0.6: 30, 0.7: 50}), False), places) == {"average": None}  # above one of both
-    assert hero_alpha.peaks(hero_alpha.Scored(curve({0.1: 60, 0.6: 30, 0.7: 50}), False), places) == {"average": False}
+    assert hero_alpha.peaks(hero_alpha.AlphaScores(curve({0.1: 40, 0.6: 30, 0.7: 60}), False), places) == {"average": True}
+    # above one of both
+    assert hero_alpha.peaks(hero_alpha.AlphaScores(curve({0.1: 50, 0.6: 30, 0.7: 50}), False), places) == {"average": None}
+    assert hero_alpha.peaks(hero_alpha.AlphaScores(curve({0.1: 60, 0.6: 30, 0.7: 50}), False), places) == {"average": False}
 
 
 def test_mmstar_s_categories_are_held_against_the_paper_s_peaks():
@@ -164,7 +166,7 @@ def test_mmstar_s_categories_are_held_against_the_paper_s_peaks():
                 share = 0.8 if x == peak_of(at) else 0.4
                 right |= {f"{c}/{k:03}": (c, k < 200 * share) for k in range(200)}
             made[x] = answers(right)
-        return hero_alpha.claims(hero_alpha.Scored(made, balanced=True))[1]
+        return hero_alpha.claims(hero_alpha.AlphaScores(made, balanced=True))[1]
 
     assert rows(lambda at: at).holds is True
     near = rows(lambda at: 0.8 if at == 0.7 else at)
@@ -173,7 +175,7 @@ def test_mmstar_s_categories_are_held_against_the_paper_s_peaks():
     assert elsewhere.holds is False
     assert [elsewhere.numbers[f"holds (1) or not (0), {c}"] for c in ("math", "instance reasoning")] == [0, 1]
     assert elsewhere.numbers["lead, math"] == pytest.approx(-40)
-    own = hero_alpha.claims(hero_alpha.Scored({0.5: answers({"1": ("a", 1), "2": ("b", 0)})}, balanced=False))[1]
+    own = hero_alpha.claims(hero_alpha.AlphaScores({0.5: answers({"1": ("a", 1), "2": ("b", 0)})}, balanced=False))[1]
     assert own.holds is None and "MMStar" in own.how
 
 

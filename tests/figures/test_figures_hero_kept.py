@@ -74,8 +74,8 @@ def test_examples_are_of_different_images_and_kinds_right_answers_first():
 
     samples = [sample("a", "1", "x", 2), sample("b", "1", "x"), sample("c", "2", "x"), sample("d", "3", "y"), sample("e", "3", "z")]
     records = [{"id": k, "correct": k != "b"} for k in "abcde"]
-    assert [s.id for s in hero_kept.drawn_first(samples, records, 3)] == ["c", "d", "b"]  # no third kind on another image
-    assert [s.id for s in hero_kept.drawn_first(samples, [], 2)] == ["b", "d"]
+    assert [s.id for s in hero_kept.select_examples(samples, records, 3)] == ["c", "d", "b"]  # no third kind on another image
+    assert [s.id for s in hero_kept.select_examples(samples, [], 2)] == ["b", "d"]
 
 
 def test_figure_6_shows_each_image_its_own_tokens(scale_next):
@@ -114,7 +114,7 @@ def test_on_a_table_s_page_each_method_is_drawn_at_the_last_of_its_points(tmp_pa
         return "backbone", Method(name=row["method"], pruner=pruner), "benchmark"
 
     monkeypatch.setattr(hero_kept, "_prepared", prepared)
-    backbone, benchmark, methods, records = hero_kept.shown(study("f", rows=rows))
+    backbone, benchmark, methods, records = hero_kept.methods_to_draw(study("f", rows=rows))
     assert (backbone, benchmark, records) == ("backbone", "benchmark", [{"id": "HERO 20"}])
     assert [one.label for one in methods] == ["HERO 20", "random"] and "HERO 40" not in opened
 
@@ -126,8 +126,11 @@ def test_the_caption_says_that_right_answers_are_drawn_first(monkeypatch):
     )
 
     def caption(records):
-        methods = [hero_kept.Shown("HERO 20", Method(name="hero", pruner=Hero(0.2))), hero_kept.Shown("random", Method(name="random"))]
-        monkeypatch.setattr(hero_kept, "shown", lambda study: (SimpleNamespace(identity="b@1"), benchmark, methods, records))
+        methods = [
+            hero_kept.LabelledMethod("HERO 20", Method(name="hero", pruner=Hero(0.2))),
+            hero_kept.LabelledMethod("random", Method(name="random")),
+        ]
+        monkeypatch.setattr(hero_kept, "methods_to_draw", lambda study: (SimpleNamespace(identity="b@1"), benchmark, methods, records))
         return hero_kept.examples(study("f"), count=0).caption
 
     assert "those that HERO 20 answered right; the claims count right and wrong alike." in caption([{"id": "a", "correct": True}])
@@ -137,7 +140,7 @@ def test_the_caption_says_that_right_answers_are_drawn_first(monkeypatch):
 def test_several_methods_stand_side_by_side():
     sample = Sample("a", "a", lambda: None, "what costs $5 or $6?", "yes", "x", ((0, 0, 0.5, 1),))
     tiles, thumbnail = torch.ones(4, 8), torch.zeros(2, 2)
-    figure = hero_kept.kept(Image.new("RGB", (40, 20)), sample, [(f"m{k}", tiles, thumbnail) for k in range(4)])
+    figure = hero_kept.draw_panels(Image.new("RGB", (40, 20)), sample, [(f"m{k}", tiles, thumbnail) for k in range(4)])
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["image", "m0", "m1", "m2", *[""] * 4, "", "m3", *[""] * 6]  # three a line, the thumbnail below the tiles
     figure.draw_without_rendering()  # dollars are no formula

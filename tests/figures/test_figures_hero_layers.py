@@ -16,15 +16,15 @@ from blink_exp.benchmarks.duts import Duts
 from blink_exp.benchmarks.mosaic_saliency import MosaicSaliency, patches
 from blink_exp.errors import UserError
 from blink_exp.figures import hero_attention, hero_layers, hero_measures
-from blink_exp.figures.base import written
-from blink_exp.figures.hero_measures import block, named
+from blink_exp.figures.base import write_drawing
+from blink_exp.figures.hero_measures import block, layer_names
 from blink_exp.methods.none import none
 
 
 def test_layers_keep_their_relative_depth():
     assert block(1, 12, 24) == list(range(1, 13)) and block(22, 24, 24) == [22, 23, 24]
     assert block(13, 24, 12) == list(range(7, 13)) and block(22, 24, 2) == [2]
-    assert named([1, 2, 3, 11, 12]) == "layers 1-3, 11-12" and named([4]) == "layer 4"
+    assert layer_names([1, 2, 3, 11, 12]) == "layers 1-3, 11-12" and layer_names([4]) == "layer 4"
 
 
 def test_similarity_is_numpy_s_and_heads_matter():
@@ -78,7 +78,7 @@ def test_heat_maps_of_two_encoders(scale_next, tmp_path):
     assert [c.said.split(":")[0] for c in drawing.claims] == ["CLIP of scale-llava-next"] * 2 + ["vit"] * 2
     assert "layers 1-6 and inside layers 7-12" in drawing.claims[2].said
     assert "empty" not in drawing.caption and "left empty" in hero_layers.heat(study("f", three)).caption
-    encoded = [a for _, _, a in hero_measures.looks(scale_next, three[2].samples())]
+    encoded = [a for _, _, a in hero_measures.cls_attention_maps(scale_next, three[2].samples())]
     alike = np.mean([hero_layers.similarity(a) for a in encoded], axis=0)
     assert np.asarray(drawing.data["similarity"]["CLIP of scale-llava-next"]) == pytest.approx(alike, abs=1e-5)
     with pytest.raises(UserError, match="gives no CLIP"):
@@ -103,7 +103,7 @@ def test_figure_4_draws_the_points_of_a_run(tmp_path, scale):
     assert drawing.data["iou"] == pytest.approx([0.2, 0.3])
     assert drawing.data["random"] == pytest.approx(hero_layers.chance_iou(0.25, 13 / 144))
     assert "13 of 144" in drawing.caption and drawing.measured_on == f"{scale.identity}, mosaic_saliency, 2 images"
-    written(drawing, tmp_path / "out")
+    write_drawing(drawing, tmp_path / "out")
     assert "layer 2: IoU 0.300" in (tmp_path / "out" / "f.svg").read_text(encoding="utf-8")
     failed = {"status": "failed", "error": "no data", "point": "p"}
     with pytest.raises(UserError, match="not measured: no data; use benchmark=mosaic_saliency"):
@@ -127,7 +127,7 @@ def image_with(entropy, peak, iou, kind="clear", shift=0.0):
         return np.asarray([initial] * 3 + [focused] * 7 + [middle] * 4 + [later] * 8 + [end] * 2) + shift
 
     sample = Sample("a", "a", lambda: None, "", None, kind)
-    return hero_attention.Seen(sample, kind, 0.1, {"entropy": stages(entropy), "peak": stages(peak), "iou": stages(iou)})
+    return hero_attention.ImageMeasures(sample, kind, 0.1, {"entropy": stages(entropy), "peak": stages(peak), "iou": stages(iou)})
 
 
 def test_the_stages_hold_where_they_are_and_nowhere_else():
@@ -143,7 +143,7 @@ def test_the_stages_hold_where_they_are_and_nowhere_else():
 def test_the_best_layer_comes_later_or_does_not():
     def peaked(layer, kind):
         sample = Sample("a", "a", lambda: None, "", None, kind)
-        return hero_attention.Seen(sample, kind, 0.1, {"iou": np.eye(24)[layer - 1]})
+        return hero_attention.ImageMeasures(sample, kind, 0.1, {"iou": np.eye(24)[layer - 1]})
 
     clear, cluttered = [peaked(n, "clear") for n in (4, 4, 5)], [peaked(n, "cluttered") for n in (9, 9, 9, 10)]
     claim = hero_attention.best_layers(clear, cluttered)
@@ -163,9 +163,11 @@ def test_kinds_without_words_are_thirds_by_area(monkeypatch):
 
         return Sample(str(k), str(k), lambda: Image.new("RGB", (4, 4)), "", None, "saliency", mask=mask)
 
-    monkeypatch.setattr(hero_attention, "looks", lambda backbone, samples: ((s, s.image(), torch.rand(2, 1, 4)) for s in samples))
+    monkeypatch.setattr(
+        hero_attention, "cls_attention_maps", lambda backbone, samples: ((s, s.image(), torch.rand(2, 1, 4)) for s in samples)
+    )
     monkeypatch.setattr(hero_attention, "on_view", lambda backbone, mask: torch.from_numpy(mask))
-    found = hero_attention.seen(SimpleNamespace(grid=(2, 2)), [sample(k) for k in (1, 4, 2)])
+    found = hero_attention.measure_images(SimpleNamespace(grid=(2, 2)), [sample(k) for k in (1, 4, 2)])
     assert [one.kind for one in found] == ["cluttered", "clear", None]
     assert [one.share for one in found] == [0.25, 1, 0.5]
 
@@ -186,8 +188,8 @@ def test_maps_have_a_panel_a_layer_and_curves_both_kinds(scale_next):
 def test_the_image_keeps_its_colours_beside_the_maps(scale_next, monkeypatch):
     """A dark, flat picture is dark and flat: stretched from its darkest to its brightest value it would be white or black."""
     image = Image.new("RGB", (40, 20), (60, 50, 40))
-    monkeypatch.setattr(hero_attention, "looks", lambda *_: [(None, image, torch.rand(24, 1, scale_next.grid[0] ** 2))])
-    seen = hero_attention.Seen(None, None, None, {"iou": np.full(24, np.nan)})
+    monkeypatch.setattr(hero_attention, "cls_attention_maps", lambda *_: [(None, image, torch.rand(24, 1, scale_next.grid[0] ** 2))])
+    seen = hero_attention.ImageMeasures(None, None, None, {"iou": np.full(24, np.nan)})
     shown = np.asarray(hero_attention.maps(scale_next, seen).axes[0].images[0].get_array())
     assert shown.shape == (96, 96, 3) and np.abs(shown.astype(int) - [60, 50, 40]).max() <= 1
 

@@ -29,7 +29,7 @@ def test_a_mean_counts_beyond_two_standard_errors():
     assert mean([-1.0, -2.0, -3.0]).above is False
     assert mean([1.0, -0.9, 0.4]).above is None
     assert mean([0.0, 0.0]).above is None and mean([5.0]).above is None and mean([float("nan")]) == Mean(None, None, 0)
-    assert (Mean(0.5, 0.125, 3).said(2), Mean(0.5, None, 1).said(3)) == ("0.50 ± 0.12", "0.500")
+    assert (Mean(0.5, 0.125, 3).formatted(2), Mean(0.5, None, 1).formatted(3)) == ("0.50 ± 0.12", "0.500")
     assert Mean(1.0, 3.0, 2).below(Mean(2.0, 4.0, 5)) == Mean(1.0, 5.0, 7)
 
 

@@ -339,7 +339,7 @@ def test_durations(seconds, said):
 )
 def test_places_in_papers(source, said):
     """As the papers number them: HERO's tables in Roman."""
-    assert entries.cited(source) == said
+    assert entries.citation(source) == said
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from blink_exp.benchmarks.base import ExactMatch, Score, by, mean
+from blink_exp.benchmarks.base import ExactMatch, Score, group_by, mean
 from blink_exp.benchmarks.mme import score_pairs
 from blink_exp.reports import statistics
-from blink_exp.reports.statistics import BOTH, bootstrap, compare, drawn, mcnemar
+from blink_exp.reports.statistics import BOTH, bootstrap, compare, mcnemar, resampled
 
 
 class Pairs(ExactMatch):
@@ -253,34 +253,34 @@ def test_the_short_way_is_the_long_way(monkeypatch):
 
 def test_a_score_that_is_no_sum_goes_the_long_way():
     ours, theirs = (list(run(noisy(s), subtasks, 2).values()) for s in (8, 9))
-    pairs = statistics.Pairs.of(ours, theirs)
+    pairs = statistics.PairedImages.of(ours, theirs)
     weights = statistics._draws(pairs.strata, 100, np.random.default_rng(0))
     assert statistics._linear(F1(), pairs, ["f1"], weights) is None
     assert statistics._linear(Pairs(), pairs, ["total"], weights) is not None
     weight = weights[0]
-    by_hand = [F1().score(drawn(list(by(records, "image_id").values()), weight))["f1"].value for records in (ours, theirs)]
+    by_hand = [F1().score(resampled(list(group_by(records, "image_id").values()), weight))["f1"].value for records in (ours, theirs)]
     assert statistics._difference(F1(), pairs, ["f1"], weight)[0] == pytest.approx(by_hand[0] - by_hand[1])
 
 
 def test_an_image_that_is_drawn_twice_counts_as_two():
     """With one id its two pairs would be four answers, which MME leaves out."""
-    images = list(by(list(run([True, True, True, False], per_image=2, category=lambda i: "a").values()), "image_id").values())
-    scores = Pairs().score(drawn(images, np.array([3, 1])))
+    images = list(group_by(list(run([True, True, True, False], per_image=2, category=lambda i: "a").values()), "image_id").values())
+    scores = Pairs().score(resampled(images, np.array([3, 1])))
     assert "incomplete_images" not in scores
     assert scores["a"].value == pytest.approx(100 * 7 / 8 + 100 * 3 / 4)
 
 
 def test_every_category_keeps_its_count_of_images_unless_images_have_several():
     records = list(run(noisy(0), subtasks, 2).values())
-    strata = statistics.Pairs.of(records, records).strata
+    strata = statistics.PairedImages.of(records, records).strata
     weights = statistics._draws(strata, 50, np.random.default_rng(0))
     assert strata.tolist() == [0] * 8 + [1] * 16
     assert set(weights[:, :8].sum(1)) == {8} and set(weights[:, 8:].sum(1)) == {16}
     assert weights.min() == 0 and weights.max() > 1
     several = [r | {"category": f"c{i % 2}"} for i, r in enumerate(records)]
-    assert set(statistics.Pairs.of(several, several).strata) == {0}
+    assert set(statistics.PairedImages.of(several, several).strata) == {0}
     lonely = list(run([True] * 6, lambda i: f"c{i}").values())  # a category of one image would never vary
-    assert set(statistics.Pairs.of(lonely, lonely).strata) == {0}
+    assert set(statistics.PairedImages.of(lonely, lonely).strata) == {0}
 
 
 # what is compared

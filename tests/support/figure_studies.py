@@ -43,7 +43,7 @@ class Opened(Study):
 
     three: tuple = ()
 
-    def opened(self):
+    def load(self):
         return self.three
 
 
