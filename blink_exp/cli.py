@@ -14,7 +14,7 @@ from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
-from blink_exp.settings.doors import usual
+from blink_exp.settings.doors import command_name
 from blink_exp.settings.presets import CONF, presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
@@ -37,7 +37,7 @@ def entry(main: Callable[[], object], config: str) -> None:
         from blink_exp.settings.words import prepared
 
         if sys.argv[1:] in (["--help"], ["-h"]):
-            print(helped(config))
+            print(help_text(config))
             return None
         sys.argv[1:] = prepared(sys.argv[1:], config)
         check_optuna(sys.argv[1:])
@@ -76,20 +76,20 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
     try:
         return run(cfg)
     except Exception as error:
-        known = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError) or type(error).__name__ == OUT_OF_MEMORY
-        if not known or os.environ.get(TRACEBACK) == "1":
+        expected = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError) or type(error).__name__ == OUT_OF_MEMORY
+        if not expected or os.environ.get(TRACEBACK) == "1":
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(stopped(going_on()))
+        sys.exit(stopped(resume_hint()))
     except SystemExit:
         if stopping():  # Lightning ends the process where it meets KeyboardInterrupt
-            sys.exit(stopped(going_on()))
+            sys.exit(stopped(resume_hint()))
         raise
 
 
-def going_on() -> str:
+def resume_hint() -> str:
     """How a run that was stopped goes on: the folder to name, or that the store has what was finished."""
     script, folder = os.environ.get(SCRIPT), run_folder()
     if script in ("sweep", "parity"):
@@ -117,12 +117,12 @@ def one_line(error: BaseException) -> str:
     return translated(error)
 
 
-def helped(config: str) -> str:
+def help_text(config: str) -> str:
     """What ``--help`` says: groups with their presets, and the settings of conf/<config>.yaml with their comments. Read off the files:
     Hydra composes everything first, which takes over a second."""
     folders = sorted(p for p in CONF.rglob("*") if p.is_dir())
     groups = {name: presets(name) for name in (p.relative_to(CONF).as_posix() for p in folders)}
-    lines = [f"{usual(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
+    lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
     lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
     for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
         lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines())]

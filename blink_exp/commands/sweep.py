@@ -13,7 +13,7 @@ from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import typed
 from blink_exp.studies import dashboards
 from blink_exp.studies.catalog import run_experiments
-from blink_exp.studies.jobs import note
+from blink_exp.studies.jobs import write_job_row
 from blink_exp.studies.multirun import check_settings
 from blink_exp.studies.point import failed, guarded
 from blink_exp.studies.tuning import prepared, returned
@@ -54,5 +54,5 @@ def run(cfg: DictConfig) -> Any:
         row = guarded(prepared(settings), label)
     row |= {"overrides": words}
     write_json(out / "job.json", row)
-    note(row)
+    write_job_row(row)
     return returned(row, cfg.objective, cfg.token_price)

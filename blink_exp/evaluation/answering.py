@@ -28,7 +28,7 @@ class Point:
     """A method that is evaluated. ``kept``: where its records go as they come, and what is there already; ``done``: {id: record}."""
 
     method: Method
-    kept: RecordLog | None = None
+    record_log: RecordLog | None = None
     done: dict[str, Record] = field(default_factory=dict)
 
 
@@ -48,16 +48,16 @@ def ask(
     questions share is at hand. ``advance``: takes how many answers were found; ``workers``: see ``pictures.opened``.
     """
     for point in points:
-        point.done = point.kept.done(benchmark, list(samples)) if point.kept is not None else {}
+        point.done = point.record_log.done(benchmark, list(samples)) if point.record_log is not None else {}
     left = [s for s in by_image(samples) if any(s.id not in point.done for point in points)]
-    found = sum(len(point.done) for point in points)
-    if 0 < found < len(samples) * len(points):
-        print(f"going on: {found} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
-    advance(found)
+    answered = sum(len(point.done) for point in points)
+    if 0 < answered < len(samples) * len(points):
+        print(f"going on: {answered} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
+    advance(answered)
     skipped: dict[str, str] = {}
-    for some, images in _with_images(backbone, left, batch_size, workers):
-        batch, seen = [], {}
-        for sample in some:
+    for chunk, images in _with_images(backbone, left, batch_size, workers):
+        batch, images_by_id = [], {}
+        for sample in chunk:
             image = images[sample.image_id]
             if isinstance(image, Unreadable):
                 skipped[sample.id] = image.why
@@ -68,13 +68,13 @@ def ask(
                 skipped[sample.id] = reason(error)
                 continue
             batch.append(sample)
-            seen[sample.image_id] = image
-        wanted = [[p for p, point in enumerate(points) if s.id not in point.done] for s in batch]
-        for p, records in _answered(backbone, points, benchmark, batch, wanted, seen, batch_size).items():
+            images_by_id[sample.image_id] = image
+        points_by_sample = [[p for p, point in enumerate(points) if s.id not in point.done] for s in batch]
+        for p, records in _answered(backbone, points, benchmark, batch, points_by_sample, images_by_id, batch_size).items():
             points[p].done |= {r["id"]: r for r in records}
-            if (kept := points[p].kept) is not None:
-                kept.add(records)
-        advance(sum(map(len, wanted)))
+            if (record_log := points[p].record_log) is not None:
+                record_log.add(records)
+        advance(sum(map(len, points_by_sample)))
     order = [s.id for s in samples if s.id in skipped]
     return [{"id": name, "why": skipped[name]} for name in order]
 
@@ -87,14 +87,14 @@ def _with_images(
     for sample in samples:
         images.setdefault(sample.image_id, sample.image)
     coming = zip(images, opened(list(images.values()), backbone, workers, batch_size), strict=True)
-    held: dict[str, Opened] = {}
+    cached: dict[str, Opened] = {}
     for start in range(0, len(samples), batch_size):
-        some = samples[start : start + batch_size]
-        wanted = {s.image_id for s in some}
-        held = {name: found for name, found in held.items() if name in wanted}
-        while wanted - held.keys():
-            held.update([next(coming)])
-        yield some, held
+        chunk = samples[start : start + batch_size]
+        wanted = {s.image_id for s in chunk}
+        cached = {name: image for name, image in cached.items() if name in wanted}
+        while wanted - cached.keys():
+            cached.update([next(coming)])
+        yield chunk, cached
 
 
 def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
@@ -115,11 +115,11 @@ def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
 
 def prompts_of(backbone: Backbone, benchmark: Benchmark, samples: Iterable[Sample]) -> dict[str, str]:
     """{sample id: prompt} of those that can be asked."""
-    found = {}
+    prompts = {}
     for sample in samples:
         with contextlib.suppress(UserError):
-            found[sample.id] = prompt_of(backbone, benchmark, sample)
-    return found
+            prompts[sample.id] = prompt_of(backbone, benchmark, sample)
+    return prompts
 
 
 def by_image(samples: Rows[Sample]) -> list[Sample]:
@@ -135,42 +135,44 @@ def _answered(
     points: Rows[Point],
     benchmark: Benchmark,
     batch: list[Sample],
-    wanted: list[list[int]],
+    points_by_sample: list[list[int]],
     images: Pictures,
     batch_size: int,
 ) -> dict[int, list[Record]]:
-    """{number of the point: records} of a batch; ``wanted``: the points that each sample is asked by."""
+    """{number of the point: records} of a batch; ``points_by_sample``: the points that each sample is asked by."""
     source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # one id, two folders: two images
     keys = [f"{source}:{sample.image_id}" for sample in batch]
-    seen = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
+    pictures = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
     prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
     together = range(len(points)) if shareable(backbone) else range(0)
-    asked = [
+    requests = [
         Asking(key, prompt, sample.id, tuple(p for p in asking if p in together))
-        for key, prompt, sample, asking in zip(keys, prompts, batch, wanted, strict=True)
+        for key, prompt, sample, asking in zip(keys, prompts, batch, points_by_sample, strict=True)
     ]
     out: dict[int, list[Record]] = {}
 
-    def note(p: int, n: int, said: str, visual: VisualTokens, decisions: list[Any]) -> None:
-        made = record(benchmark, batch[n], said, decisions)
-        made["visual_tokens"], made["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
-        out.setdefault(p, []).append(made)
+    def note(p: int, n: int, prediction: str, visual: VisualTokens, decisions: list[Any]) -> None:
+        row = record(benchmark, batch[n], prediction, decisions)
+        row["visual_tokens"], row["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
+        out.setdefault(p, []).append(row)
 
-    if any(a.points for a in asked):
-        found = answer(backbone, [point.method for point in points], seen, asked, benchmark.max_new_tokens, batch_size)
-        for (n, p), one in sorted(found.items()):
-            note(p, n, one.text, one.visual, one.decisions)
+    if any(a.points for a in requests):
+        shared_answers = answer(backbone, [point.method for point in points], pictures, requests, benchmark.max_new_tokens, batch_size)
+        for (n, p), shared_answer in sorted(shared_answers.items()):
+            note(p, n, shared_answer.text, shared_answer.visual, shared_answer.decisions)
     for p, point in enumerate(points):
-        rows = [n for n, asking in enumerate(wanted) if p in asking]
+        rows = [n for n, asking in enumerate(points_by_sample) if p in asking]
         if p in together or not rows:
             continue
         with attach(backbone.model, point.method) as attached:
             if attached is not None:
                 attached.samples = [batch[n].id for n in rows]
-            own = {keys[n]: seen[keys[n]] for n in rows}
-            said, visual = answers(backbone, point.method, attached, own, [(keys[n], prompts[n]) for n in rows], benchmark.max_new_tokens)
+            batch_images = {keys[n]: pictures[keys[n]] for n in rows}
+            predictions, visual = answers(
+                backbone, point.method, attached, batch_images, [(keys[n], prompts[n]) for n in rows], benchmark.max_new_tokens
+            )
         for b, n in enumerate(rows):
-            note(p, n, said[b], visual[b], [r for r in attached.records if r.row == b] if attached is not None else [])
+            note(p, n, predictions[b], visual[b], [r for r in attached.records if r.row == b] if attached is not None else [])
     return out
 
 
@@ -179,12 +181,12 @@ def answers(
     method: Method,
     attached: Any,
     images: Pictures,
-    asked: list[tuple[str, str]],
+    prompts: list[tuple[str, str]],
     max_new_tokens: int,
 ) -> tuple[list[str], list[VisualTokens]]:
     """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens that each was given.
     ``attach``: what the ``with`` statement of ``method.attach`` gave."""
-    visual = backbone.visual(images, asked, method.pruner, method.recall)
+    visual = backbone.visual(images, prompts, method.pruner, method.recall)
     if attached is not None:
         attached.images = [[v.shown] for v in visual]
-    return backbone.generate([v.features for v in visual], [question for _, question in asked], max_new_tokens), visual
+    return backbone.generate([v.features for v in visual], [question for _, question in prompts], max_new_tokens), visual

@@ -33,18 +33,18 @@ def layer_flops(q: int, k: int, d: int, m: int) -> int:
 
 
 @torch.no_grad()
-def measure_cost(backbone: Backbone, method: Method, asked: list[tuple[Any, str]]) -> dict[str, Any]:
-    """Means over ``asked``, pairs of an image and a question, each run alone after one warm-up."""
+def measure_cost(backbone: Backbone, method: Method, prompts: list[tuple[Any, str]]) -> dict[str, Any]:
+    """Means over ``prompts``, pairs of an image and a question, each run alone after one warm-up."""
     rows = []
     with attach(backbone.model, method) as attached:
-        for number, (image, question) in enumerate(asked[:1] + asked):
+        for number, (image, question) in enumerate(prompts[:1] + prompts):
             row = _one(backbone, method, attached, image, question)
             rows += [row] if number else []
-    out = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
+    means = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
     by_layer = list(zip(*(r["tokens_by_layer"] for r in rows), strict=True))
     device = backbone.model.device
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return out | {
+    return means | {
         "tokens_by_layer": [sum(layer) / len(rows) for layer in by_layer],
         "peak_memory_bytes": peak,
         "peak_memory_is": "allocated on the device" if device.type == "cuda" else "resident set of the process",
@@ -107,9 +107,9 @@ def _counted(llm: Any, config: Any, amplifiers: torch.nn.ModuleDict | None) -> I
     def before(module, args, kwargs):
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        known = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
+        cached_tokens = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
         q = states.shape[1]
-        total[0] += layer_flops(q, q + known, config.hidden_size, config.intermediate_size)
+        total[0] += layer_flops(q, q + cached_tokens, config.hidden_size, config.intermediate_size)
 
     def behind(module, args, out):
         channels = out.shape[1] if isinstance(module, torch.nn.Conv2d) else out.shape[-1]

@@ -95,7 +95,7 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
     backbone, method, benchmark = prepare(settings)
     parts = out if parts is None else parts
     write_text(out / results.CONFIG, to_yaml(settings))
-    kept = RecordLog(parts / "records.part", identity.config_hash(settings, identity.without_images(settings)))
+    record_log = RecordLog(parts / "records.part", identity.config_hash(settings, identity.without_images(settings)))
     if isinstance(benchmark, Probes):
         with bar(None, benchmark.name, True) as advance:
             records, skipped = benchmark.probe(backbone, settings.limit, advance)
@@ -103,7 +103,14 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
     else:
         samples = chosen(benchmark, settings)
         records, skipped = evaluate(
-            backbone, method, benchmark, settings.batch_size, samples=samples, progress=True, kept=kept, workers=workers_of(settings)
+            backbone,
+            method,
+            benchmark,
+            settings.batch_size,
+            samples=samples,
+            progress=True,
+            record_log=record_log,
+            workers=workers_of(settings),
         )
     check_complete(records, skipped, settings.skip_limit)
     cost = cost_of(backbone, method, benchmark, samples, settings.cost) if settings.cost else None
@@ -117,7 +124,7 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
         "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
         "cost": cost,
         "skipped": skipped,
-        "kept": len(kept.records),  # answered before: not in "seconds"
+        "kept": len(record_log.records),  # answered before: not in "seconds"
         "together": together,  # with how many other points, how long that took
         "batch_size": settings.batch_size,
         **backbone.settings,
@@ -125,7 +132,7 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
     }
     finished = json_ready(finished)
     write_json(out / "metrics.json", finished)
-    kept.remove()
+    record_log.remove()
     return finished
 
 
@@ -171,13 +178,13 @@ def chosen(benchmark: Benchmark, settings: PointSettings) -> list[Sample]:
 
 def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: list[Sample], prompts: int) -> dict[str, Any] | None:
     """The cost meter over the first ``prompts`` samples whose image opens."""
-    asked = []
+    pairs = []
     for sample in samples:
         with contextlib.suppress(OSError, UserError):
-            asked.append((sample.image(), prompt_of(backbone, benchmark, sample)))
-        if len(asked) == prompts:
+            pairs.append((sample.image(), prompt_of(backbone, benchmark, sample)))
+        if len(pairs) == prompts:
             break
-    return measure_cost(backbone, method, asked) if asked else None
+    return measure_cost(backbone, method, pairs) if pairs else None
 
 
 def evaluate(
@@ -188,13 +195,14 @@ def evaluate(
     limit: int | None = None,
     progress: bool = False,
     samples: list[Sample] | None = None,
-    kept: RecordLog | None = None,
+    record_log: RecordLog | None = None,
     workers: int = 0,
 ) -> tuple[list[Record], list[Skipped]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
-    row or image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``pictures.opened``."""
+    row or image could not be read, both in the order of ``samples``. ``record_log``: see ``answering.Point``; ``workers``: see
+    ``pictures.opened``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
-    point = Point(method, kept)
+    point = Point(method, record_log)
     with bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
         skipped = ask(backbone, [point], benchmark, samples, batch_size, advance, workers)
     if skipped:

@@ -38,13 +38,13 @@ MEANING = 3  # raised when the same settings come to mean another result: points
 def config_hash(settings: PointSettings, digests: dict[str, str]) -> str:
     """A point's name: a hash of the settings that it depends on, the versions of this package and of the data that it carries,
     and ``digests`` of its files."""
-    kept = {k: getattr(settings, k) for k in PART_OF_A_POINT}
-    kept["method"] = canonical(settings.method)
-    kept["judge"] = {k: v for k, v in settings.judge.items() if k not in OF_ASKING}
+    hashed = {k: getattr(settings, k) for k in PART_OF_A_POINT}
+    hashed["method"] = canonical(settings.method)
+    hashed["judge"] = {k: v for k, v in settings.judge.items() if k not in OF_ASKING}
     if settings.model.get("dtype", "float32") != "float32":
-        kept["batch_size"] = settings.batch_size  # padding flips a few answers in half precision
+        hashed["batch_size"] = settings.batch_size  # padding flips a few answers in half precision
     versions = [importlib.metadata.version(package) for package in ("blink_exp", "easy-vqa")]
-    return hashlib.sha256(json.dumps([kept, digests, versions, MEANING], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([hashed, digests, versions, MEANING], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def canonical(method: Any) -> Any:
@@ -78,16 +78,16 @@ def digests(settings: PointSettings) -> dict[str, str]:
 def images(settings: PointSettings) -> dict[str, str]:
     """The stamp of the image files in a local copy of the data, where it has any: files that are brought back make another point."""
     data = settings.benchmark.get("path")
-    found = image_stamp(Path(data)) if data else ""
-    return {"images": found} if found else {}
+    digest = image_stamp(Path(data)) if data else ""
+    return {"images": digest} if digest else {}
 
 
 def without_images(settings: PointSettings) -> dict[str, str]:
     """``digests`` less ``images``: what answers depend on that are there already, as an image that was read does not change by another
     that was not. Where rows of parquet files name the images, ``file_stamp`` cannot tell which was read, so ``images`` stays."""
     path, clip = settings.model["path"], settings.model.get("clip")
-    own, found = shipped(path), modules(settings.method)
-    weights = found["path"] or (own[1] if own else None) if found else None
+    shipped_model, tokensr = shipped(path), modules(settings.method)
+    weights = tokensr["path"] or (shipped_model[1] if shipped_model else None) if tokensr else None
     data = settings.benchmark.get("path")
     named_by_rows = image_stamp(Path(data)) if data and Path(data).is_dir() and files_of(Path(data), ("*.parquet",)) else ""
     return {
@@ -101,8 +101,8 @@ def without_images(settings: PointSettings) -> dict[str, str]:
 
 def of_model(path: str) -> str:
     """The digest of a model's files: of what is in them where it ships with this project, else of their names, sizes and times."""
-    own = shipped(path)
-    return of_folder(own[0], FILES) if own else stamp(Path(path), FILES)
+    shipped_model = shipped(path)
+    return of_folder(shipped_model[0], FILES) if shipped_model else stamp(Path(path), FILES)
 
 
 def modules(method: Any) -> dict[str, Any] | None:
@@ -111,7 +111,7 @@ def modules(method: Any) -> dict[str, Any] | None:
         return None
     if method.get("amplify") and "tokensr" in method:
         return method["tokensr"]
-    return next((found for value in method.values() if (found := modules(value))), None)
+    return next((tokensr for value in method.values() if (tokensr := modules(value))), None)
 
 
 def of_folder(folder: Path, patterns: tuple[str, ...]) -> str:
@@ -143,15 +143,15 @@ def image_stamp(folder: Path) -> str:
     100,000 files take about half a second, so what was found in a large folder holds for a while: ``REUSED`` times as long as it took.
     """
     now = time.monotonic()
-    found, until = _stamps.get(folder, ("", 0.0))
+    digest, until = _stamps.get(folder, ("", 0.0))
     if now < until:
-        return found
+        return digest
     stat = sorted(_image_files(str(folder), "", LEVELS))
-    found = hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16] if stat else ""
+    digest = hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16] if stat else ""
     spent = time.monotonic() - now
     if spent > SLOW:
-        _stamps[folder] = found, now + spent * REUSED
-    return found
+        _stamps[folder] = digest, now + spent * REUSED
+    return digest
 
 
 def _image_files(folder: str, name: str, levels: int) -> Iterator[tuple[str, int, int]]:

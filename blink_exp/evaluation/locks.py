@@ -71,15 +71,15 @@ def waited(path: Path) -> Iterator[None]:
 def free(paths: Iterable[Path]) -> Iterator[list[Path]]:
     """Those of ``paths`` that no other run works on, alone at them. Never waits, so runs that want the same ones cannot block each
     other."""
-    with contextlib.ExitStack() as held:
-        mine = []
+    with contextlib.ExitStack() as stack:
+        acquired = []
         for path in sorted(set(paths)):
             lock = _lock(path)
             with contextlib.suppress(Timeout):
                 _acquire(lock, path.parent, timeout=0)
-                held.callback(lock.release)
-                mine.append(path)
-        yield mine
+                stack.callback(lock.release)
+                acquired.append(path)
+        yield acquired
 
 
 def _lock(path: Path) -> FileLock:

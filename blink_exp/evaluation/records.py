@@ -94,34 +94,34 @@ def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> 
         if not line.strip():
             continue
         try:
-            found = parse_json(line)
-            wrong = wrong_with(found)
+            value = parse_json(line)
+            wrong = wrong_with(value)
         except ValueError as error:
             wrong = f"is {str(error).partition(' at line')[0]}"
         if wrong is not None:
             raise UserError(f"line {number} of {path} {wrong}; {cure}")
-        yield number, found
+        yield number, value
 
 
-def wrong_prediction(found: Any) -> str | None:
+def wrong_prediction(value: Any) -> str | None:
     """Why a value read from JSON is no record {"id": text, "prediction": text, ...}; None for one."""
-    if not isinstance(found, dict):
-        return f"is {kind(found)}, not a record with id and prediction"
+    if not isinstance(value, dict):
+        return f"is {kind(value)}, not a record with id and prediction"
     for key in ("id", "prediction"):
-        if key not in found:
+        if key not in value:
             return f"has no {key}, so it is no record with id and prediction"
-    if not isinstance(found["id"], str):
-        return f"has id={brief(found['id'])}, which is no text"
-    if not isinstance(found["prediction"], str):
-        return f"({flat(found['id'], 80)}) has prediction={brief(found['prediction'])}, which is no text"
-    return wrong_layers(found)
+    if not isinstance(value["id"], str):
+        return f"has id={brief(value['id'])}, which is no text"
+    if not isinstance(value["prediction"], str):
+        return f"({flat(value['id'], 80)}) has prediction={brief(value['prediction'])}, which is no text"
+    return wrong_layers(value)
 
 
-def wrong_layers(found: Any) -> str | None:
+def wrong_layers(value: Any) -> str | None:
     """Why a value read from JSON is no record of any benchmark; None for one."""
-    if not isinstance(found, dict):
-        return f"is {kind(found)}, not a record"
-    steps = found.get("layers", [])
+    if not isinstance(value, dict):
+        return f"is {kind(value)}, not a record"
+    steps = value.get("layers", [])
     if not isinstance(steps, list) or not all(map(_is_step, steps)):
         return f"has layers={brief(steps)}, no list of decisions"
     return None
@@ -158,20 +158,20 @@ class RecordLog:
         self.whole = len(self.head)
         for line in lines[1:]:
             try:
-                found = parse_json(line.decode())
+                entry = parse_json(line.decode())
             except ValueError:
                 return
-            if not line.endswith(b"\n") or wrong_prediction(found) or not isinstance(found.get("question"), str):
+            if not line.endswith(b"\n") or wrong_prediction(entry) or not isinstance(entry.get("question"), str):
                 return
-            self.stamps[found["id"]] = found.pop(FILE, None)
-            self.records[found["id"]] = found
+            self.stamps[entry["id"]] = entry.pop(FILE, None)
+            self.records[entry["id"]] = entry
             self.whole += len(line)
 
     def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, Record]:
         """{id: record} of the samples that were asked as they would be now, on an image whose file has not changed."""
         self.files = {s.id: file_stamp(s.image) for s in samples}
-        known = [(s, self.records[s.id]) for s in samples if s.id in self.records and self.stamps[s.id] == self.files[s.id]]
-        same = [(s, r) for s, r in known if r["question"] == benchmark.prompt(s)]
+        stored = [(s, self.records[s.id]) for s in samples if s.id in self.records and self.stamps[s.id] == self.files[s.id]]
+        same = [(s, r) for s, r in stored if r["question"] == benchmark.prompt(s)]
         return {s.id: {**r, **graded(benchmark, s, r["prediction"])} for s, r in same}
 
     def add(self, records: list[Record]) -> None:

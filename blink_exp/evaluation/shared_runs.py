@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 ONE_RUN = ("model", "benchmark", "part", "limit", "shard", "data_root", "batch_size", "shared_gb")  # settings that points must agree on
 
 
-def place(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
+def stored_point(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
     """The folder of a point in the store, and what its metrics.json holds if the point is there and whole."""
     folder = point_folder(settings)
     stored = None if settings.force else store.metrics_of(folder)
@@ -56,7 +56,7 @@ def run_together(points: Iterable[EvaluateSettings]) -> None:
     groups: dict[str, dict[Path, EvaluateSettings]] = {}
     for settings in points:
         try:
-            folder, stored = place(settings)
+            folder, stored = stored_point(settings)
         except (UserError, OSError) as error:
             log.info("left alone: %s", one_line(error))
             continue
@@ -66,10 +66,12 @@ def run_together(points: Iterable[EvaluateSettings]) -> None:
         if len(group) < 2:
             continue
         try:
-            with locks.free(map(parts_of, group.values())) as mine:  # another run answers for the others
-                own = {parts: point for point in group.values() if (parts := parts_of(point)) in mine and place(point)[1] is None}
-                if len(own) > 1:
-                    _run_group(own)
+            with locks.free(map(parts_of, group.values())) as locked:  # another run answers for the others
+                pending = {
+                    parts: point for point in group.values() if (parts := parts_of(point)) in locked and stored_point(point)[1] is None
+                }
+                if len(pending) > 1:
+                    _run_group(pending)
         except Exception as error:  # each point meets it again when it is measured, and says it as its own
             log.warning("points run alone: %s", one_line(error))
 

@@ -50,37 +50,37 @@ def metrics_of(folder: Path, needed: dict[str, type | tuple[type, ...]] = METRIC
     if not path.is_file():
         return None
     try:
-        found: Any = read_object(path, needed, "the point is measured again")
-        for name, score in found.get("scores", {}).items():
+        metrics: Any = read_object(path, needed, "the point is measured again")
+        for name, score in metrics.get("scores", {}).items():
             if not isinstance(score, dict) or not all(isinstance(score.get(key), (*NUMBER, EMPTY)) for key in ("value", "stderr")):
                 raise UserError(f"{path} has no value and standard error of {name}; the point is measured again")
     except UserError as error:
         name_once(str(error))
         return None
-    return found  # type: ignore[no-any-return]
+    return metrics  # type: ignore[no-any-return]
 
 
 def point_of(folder: Path) -> tuple[Metrics, list[Record]] | None:
     """(metrics, records) of a finished point; None where its metrics.json, records.jsonl or config.yaml is damaged."""
-    found = metrics_of(folder)
-    if found is None:
+    metrics = metrics_of(folder)
+    if metrics is None:
         return None
     try:
         records = read(folder)
-        if found["samples"] and not records:
+        if metrics["samples"] and not records:
             raise UserError(f"{folder / 'records.jsonl'} is empty; the point is measured again")
         if (folder / "config.yaml").is_file():
             read_settings(folder / "config.yaml", "the point is measured again")
     except (UserError, OSError) as error:
         name_once(str(error))
         return None
-    return found, records
+    return metrics, records
 
 
 def paces(paths: Iterable[Path]) -> list[tuple[Path, Metrics]]:
     """(folder, metrics) of the finished points among metrics.json ``paths``, as far as they say how long they took."""
-    found = ((path.parent, metrics_of(path.parent, PACE)) for path in paths)
-    return [(folder, metrics) for folder, metrics in found if metrics is not None]
+    entries = ((path.parent, metrics_of(path.parent, PACE)) for path in paths)
+    return [(folder, metrics) for folder, metrics in entries if metrics is not None]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -98,9 +98,9 @@ def pop_shared_note(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = read_object(path, {"points": int, "seconds": NUMBER}, "the time of the run together is left out")
+        note = read_object(path, {"points": int, "seconds": NUMBER}, "the time of the run together is left out")
     except UserError as error:
         name_once(str(error))
-        found = None
+        note = None
     path.unlink()
-    return found if found and found["points"] > 0 else None
+    return note if note and note["points"] > 0 else None

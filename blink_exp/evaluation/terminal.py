@@ -36,7 +36,7 @@ def show(finished: Metrics) -> None:
     for column in ("score", "value", "stderr", "samples"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in finished["scores"].items():
-        table.add_row(shown(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
+        table.add_row(clip_label(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
     loaded = {"dtype": finished.get("dtype"), "pad": finished.get("pad"), "system_prompt": finished.get("system_prompt")}
     table.caption = printable(", ".join(f"{k} {v}".lower() for k, v in loaded.items() if v not in (None, "none"))) or None
     console = wide_console()
@@ -52,7 +52,7 @@ def show(finished: Metrics) -> None:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
 
 
-def shown(text: object) -> str:
+def clip_label(text: object) -> str:
     """A label, a category or a path on one line of a table."""
     return flat(printable(str(text)), 100)
 
@@ -78,13 +78,13 @@ class bar:
     """A progress bar on a terminal; where the output is a file or a pipe, a line at every tenth and after every 30 seconds. Gives a
     function that advances it, which also ends a run that a signal should have ended (``stopping``)."""
 
-    def __init__(self, total: int | None, title: str, shown: bool):
+    def __init__(self, total: int | None, title: str, visible: bool):
         from rich.markup import escape
         from rich.progress import Progress
 
         terminal = wide_console().is_terminal
-        self.progress = Progress(transient=True, disable=not (shown and terminal))
-        self.lines = Lines(total, title) if shown and not terminal else None
+        self.progress = Progress(transient=True, disable=not (visible and terminal))
+        self.lines = Lines(total, title) if visible and not terminal else None
         self.total, self.title = total, escape(flat(printable(title), 100))  # the bar's own columns are markup
 
     def __enter__(self) -> Callable[[int], None]:

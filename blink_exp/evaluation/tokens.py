@@ -18,11 +18,11 @@ def realised(records: list[Record], depth: int | None) -> dict[str, float | None
     if not records or any("visual_tokens" not in r for r in records):
         return {}
     layers = [layer_average(r, depth) for r in records]
-    known = [n for n in layers if n is not None]
+    counts = [n for n in layers if n is not None]
     return {
         "entering": sum(r["visual_tokens"] for r in records) / len(records),
         "newlines": sum(r["newline_tokens"] for r in records) / len(records),
-        "layer": sum(known) / len(known) if len(known) == len(layers) else None,
+        "layer": sum(counts) / len(counts) if len(counts) == len(layers) else None,
     }
 
 
@@ -35,9 +35,9 @@ def layer_average(record: Record, depth: int | None) -> float | None:
         return None
     inside = any(step["decision"] == "retain" for step in steps)
     # A step's count holds from its own layer on (Blink, which decides before a layer) or from the next (what drops behind a layer).
-    known = sorted((step["layer"] + inside, step["visual_tokens"]) for step in steps)
-    edges = [0, *(first for first, _ in known), depth]
-    counts = [entering + record["newline_tokens"] * inside, *(count for _, count in known)]
+    changes = sorted((step["layer"] + inside, step["visual_tokens"]) for step in steps)
+    edges = [0, *(first for first, _ in changes), depth]
+    counts = [entering + record["newline_tokens"] * inside, *(count for _, count in changes)]
     return sum(n * (b - a) for n, (a, b) in zip(counts, itertools.pairwise(edges), strict=True)) / depth
 
 
@@ -45,8 +45,10 @@ def llm_depth(path: str, revision: str | None = None) -> int | None:
     """Layers of the LLM of a model folder, hub id or shipped model, from its configuration alone; None where that is not at hand."""
     from transformers import AutoConfig
 
-    own = shipped(path)
+    shipped_model = shipped(path)
     try:
-        return AutoConfig.from_pretrained(str(own[0]) if own else path, revision=revision or "main").text_config.num_hidden_layers
+        return AutoConfig.from_pretrained(
+            str(shipped_model[0]) if shipped_model else path, revision=revision or "main"
+        ).text_config.num_hidden_layers
     except (OSError, ValueError, AttributeError):
         return None

@@ -44,7 +44,7 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """One request. ``id`` depends neither on batch nor order; ``visuals``: opens what the task shows with it (None: nothing);
     ``until``: the answer ends where one of these strings begins."""
 
@@ -55,7 +55,7 @@ class Question:
     until: tuple[str, ...] = ()
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """``visual_tokens``: how many entered the LLM, newlines included."""
 
     text: str
@@ -101,7 +101,7 @@ def build(settings: EvaluateSettings) -> tuple[Backbone, Method]:
         raise UserError(one_line(error)) from error
 
 
-def own_device(device: str, environment: Mapping[str, str]) -> str:
+def process_device(device: str, environment: Mapping[str, str]) -> str:
     """The GPU of this process where several share the work (``accelerate launch``, ``torchrun``), each with a copy of the model."""
     several = int(environment.get("WORLD_SIZE", 1)) > 1
     return f"cuda:{environment.get('LOCAL_RANK', 0)}" if several and device == "cuda" else device
@@ -110,8 +110,8 @@ def own_device(device: str, environment: Mapping[str, str]) -> str:
 def stop_at(until: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
     """The strings that end an answer. What lmms-eval fills in by itself is none of them: its wrappers of LLaVA read no ``until``, and an
     answer of several paragraphs would lose all but the first."""
-    found = (until,) if isinstance(until, str) else tuple(until or ())
-    return () if found == FILLED_IN else tuple(word for word in found if word)
+    strings = (until,) if isinstance(until, str) else tuple(until or ())
+    return () if strings == FILLED_IN else tuple(word for word in strings if word)
 
 
 def cut(text: str, until: tuple[str, ...]) -> str:
@@ -121,10 +121,10 @@ def cut(text: str, until: tuple[str, ...]) -> str:
 
 def new_tokens(limits: Mapping[str, Any], where: str) -> int:
     """How long an answer may be, from a task's generation settings."""
-    found = limits.get("max_new_tokens", NEW_TOKENS)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise UserError(f"max_new_tokens={found} of {where} leaves no answer; use a whole number from 1")
-    return found
+    limit = limits.get("max_new_tokens", NEW_TOKENS)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise UserError(f"max_new_tokens={limit} of {where} leaves no answer; use a whole number from 1")
+    return limit
 
 
 def ignored(settings: Mapping[str, Any]) -> list[str]:
@@ -132,19 +132,19 @@ def ignored(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={settings[key]}" for key, greedy in GREEDY.items() if key in settings and settings[key] not in greedy]
 
 
-def image_of(question: Question, options: ImageOptions = DEFAULT) -> Image.Image:
+def image_of(question: Request, options: ImageOptions = DEFAULT) -> Image.Image:
     """The one image of a question, in RGB. Raises UserError for no image, several, or none that opens."""
     try:
-        found = _flat(question.visuals())
+        visuals = _flat(question.visuals())
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"the image of {question.id} cannot be read ({' '.join(str(error).split())}); repair the data set") from error
-    other = next((type(v).__name__ for v in found if not isinstance(v, Image.Image)), None)
+    other = next((type(v).__name__ for v in visuals if not isinstance(v, Image.Image)), None)
     if other is not None:
         raise UserError(f"{question.id} shows a {other}, and this model sees images only; tasks that work: {DOC}")
-    if len(found) != 1:
-        raise UserError(f"{question.id} shows {len(found)} images, and this model answers about exactly one; tasks that work: {DOC}")
+    if len(visuals) != 1:
+        raise UserError(f"{question.id} shows {len(visuals)} images, and this model answers about exactly one; tasks that work: {DOC}")
     try:
-        return to_rgb(found[0], options, copy=False)
+        return to_rgb(visuals[0], options, copy=False)
     except Exception as error:  # what a file that is opened late has to say: a decoder raises whatever it met
         raise UserError(f"the image of {question.id} cannot be read ({' '.join(str(error).split())}); repair the data set") from error
 
@@ -155,7 +155,7 @@ def _flat(visuals: Any) -> list[Any]:
     return [] if visuals is None else [visuals]
 
 
-def text_of(question: Question, placeholder: str) -> str:
+def text_of(question: Request, placeholder: str) -> str:
     """The question without the image's ``placeholder``. Raises UserError for several of them."""
     try:
         return without_placeholder(question.text, placeholder, question.id)
@@ -180,30 +180,30 @@ def picture_id(image: Image.Image) -> str:
 def answer(
     backbone: Backbone,
     method: Method,
-    questions: list[Question],
+    questions: list[Request],
     batch_size: int = 1,
     advance: Callable[[int], None] = lambda n: None,
     options: ImageOptions = DEFAULT,
-) -> list[Answer]:
+) -> list[Response]:
     """Greedy answers of ``method`` on ``backbone``, in the order of ``questions``, as ``evaluate.py`` would give them.
 
     No answer is longer than the LLM has positions. Raises UserError at the first question that is not about exactly one image.
     """
     placeholder = backbone.processor.image_token
     most = backbone.model.config.text_config.max_position_embeddings
-    found: dict[int, Answer] = {}
+    responses: dict[int, Response] = {}
     with attach(backbone.model, method) as attached:
         for chunk in batches([min(q.max_new_tokens, most) for q in questions], batch_size):
             batch = [questions[i] for i in chunk]
-            images, asked = {}, []
+            images, prompts = {}, []
             for question in batch:
                 image = image_of(question, options)
-                asked.append((picture_id(image), text_of(question, placeholder)))
-                images[asked[-1][0]] = image
+                prompts.append((picture_id(image), text_of(question, placeholder)))
+                images[prompts[-1][0]] = image
             if attached is not None:
                 attached.samples = [question.id for question in batch]
-            said, visual = answers(backbone, method, attached, images, asked, min(batch[0].max_new_tokens, most))
-            for i, question, text, tokens in zip(chunk, batch, said, visual, strict=True):
-                found[i] = Answer(cut(text, question.until), len(tokens.source))
+            texts, visual = answers(backbone, method, attached, images, prompts, min(batch[0].max_new_tokens, most))
+            for i, question, text, tokens in zip(chunk, batch, texts, visual, strict=True):
+                responses[i] = Response(cut(text, question.until), len(tokens.source))
             advance(len(chunk))
-    return [found[i] for i in range(len(questions))]
+    return [responses[i] for i in range(len(questions))]

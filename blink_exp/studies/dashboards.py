@@ -38,48 +38,48 @@ def run(settings: SweepSettings, out: Path) -> Path:
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("dashboard=wandb needs wandb-workspaces; pip install wandb-workspaces")
     logger = settings.logger if tracking.logger_of({"logger": settings.logger}).name == "wandb" else {}
-    made = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
+    board = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
     path = out / "workspace.json"
-    write_text(path, as_json(made))
+    write_text(path, as_json(board))
     print(f"workspace: {path}")
     if logger.get("mode") == "online":
-        save(made)
+        save(board)
     else:
         print("not sent anywhere; with a W&B key: python sweep.py dashboard=wandb logger=wandb")
     return path
 
 
-def save(made: Any) -> None:
+def save(board: Any) -> None:
     """Saves a workspace to W&B, under the key's own account where no entity was named. What fails is one line: the file is there."""
     import wandb
 
     try:
         if wandb.login(prompt=False, verify=False) is False:
             raise UserError("no API key; set WANDB_API_KEY or run `wandb login`")
-        made.entity = made.entity or wandb.Api(timeout=30).default_entity
-        made.save()
-        print(f"saved: {made.url}")
+        board.entity = board.entity or wandb.Api(timeout=30).default_entity
+        board.save()
+        print(f"saved: {board.url}")
     except Exception as error:
         raise UserError(f"the workspace could not be saved to W&B ({flat(error, 200)}); the file above holds it") from error
 
 
 def experiments() -> dict[str, list[dict[str, Any]]]:
     """{"table" and "figure": what is in conf/table and conf/figure}, read as it stands there: composing all of it would take a minute."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_kind: dict[str, list[dict[str, Any]]] = {}
     for kind in ("table", "figure"):
         paths = sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem))
-        found[kind] = [read_yaml(p) for p in paths]
-    return found
+        by_kind[kind] = [read_yaml(p) for p in paths]
+    return by_kind
 
 
-def workspace(found: dict[str, list[dict[str, Any]]], project: str, entity: str | None) -> Any:
+def workspace(by_kind: dict[str, list[dict[str, Any]]], project: str, entity: str | None) -> Any:
     """The workspace as an object. Nothing is asked over the network."""
     import wandb_workspaces.workspaces as ws
 
     sections = [
         section("All runs", list(common()), is_open=True),
-        *(section(e["title"], list(table(e))) for e in found["table"]),
-        *(section(e["title"], list(figure(e))) for e in found["figure"]),
+        *(section(e["title"], list(table(e))) for e in by_kind["table"]),
+        *(section(e["title"], list(figure(e))) for e in by_kind["figure"]),
         section("TokenSR training", list(training())),
     ]
     return ws.Workspace(
@@ -159,8 +159,8 @@ def benchmarks(experiment: dict[str, Any]) -> list[str]:
     """The benchmarks that an experiment with points runs on, those of the scale model first."""
     if not (experiment.get("points") or experiment.get("sweeps")):
         return []
-    said = [[b] if isinstance(b, str) else list(b or []) for b in (experiment.get("here"), experiment.get("there"))]
-    return list(dict.fromkeys([*said[0], *said[1]]))
+    names = [[b] if isinstance(b, str) else list(b or []) for b in (experiment.get("here"), experiment.get("there"))]
+    return list(dict.fromkeys([*names[0], *names[1]]))
 
 
 def series(experiment: dict[str, Any]) -> list[str]:
@@ -193,6 +193,6 @@ def pictures(name: str) -> Any:
     return wr.MediaBrowser(title=name, media_keys=[f"figures/{name}/{k + 1}" for k in range(PICTURES)])
 
 
-def as_json(made: Any) -> str:
+def as_json(board: Any) -> str:
     """A workspace as W&B's app stores it."""
-    return json.dumps(json.loads(made._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=1) + "\n"
+    return json.dumps(json.loads(board._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=1) + "\n"

@@ -30,12 +30,12 @@ def add_deltas(document: TableDocument) -> None:
         except UserError as error:  # what was measured must not be lost for a file that is gone
             store.name_once(f"no differences on {name}: {error}")
             continue
-        known = {r["point"]: records_of(r["runs"][name]) for pair in pairs for r in pair}
+        records = {r["point"]: records_of(r["runs"][name]) for pair in pairs for r in pair}
         for row, base in pairs:
             wanted = [s for s in scores if s in row["runs"][name]["scores"] and s in base["runs"][name]["scores"]]
-            found = compare(benchmark, known[row["point"]], known[base["point"]], wanted)
+            differences = compare(benchmark, records[row["point"]], records[base["point"]], wanted)
             by_heading = {h: c["value"].removeprefix("scores.") for h, c in group["columns"].items()}
-            row["deltas"][name] = {heading: found[score] for heading, score in by_heading.items() if score in found}
+            row["deltas"][name] = {heading: differences[score] for heading, score in by_heading.items() if score in differences}
 
 
 def printed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:

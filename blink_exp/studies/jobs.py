@@ -58,10 +58,10 @@ class Jobs(Callback):
         try:
             guard(self.end, config)
         finally:
-            forget(config)
+            remove_job_rows(config)
 
     def end(self, config: DictConfig) -> None:
-        rows = noted(config)
+        rows = read_job_rows(config)
         name_points(rows)
         end(rows)
 
@@ -71,9 +71,9 @@ def check_shared(config: DictConfig) -> None:
     check(config, whole=False)
 
 
-def note_folders(config: DictConfig, own: str) -> None:
-    """Tells messages about files which setting names the folder that a file is in. ``own``: the setting of the output folder."""
-    for setting in (*WRITTEN, own):
+def note_folders(config: DictConfig, output_setting: str) -> None:
+    """Tells messages about files which setting names the folder that a file is in. ``output_setting``: the setting of the output folder."""
+    for setting in (*WRITTEN, output_setting):
         folder = OmegaConf.select(config, setting)
         if isinstance(folder, str) and folder:
             FOLDERS[Path(folder).absolute()] = setting
@@ -118,13 +118,13 @@ def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
             expected = isinstance(error, UserError | OSError)
             log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")
             row |= {"status": "failed", "error": one_line(error)}
-        note(row)
+        write_job_row(row)
         return value
 
     return noting
 
 
-def note(row: PointRun) -> None:
+def write_job_row(row: PointRun) -> None:
     """Keeps what became of the job that Hydra runs."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -132,7 +132,7 @@ def note(row: PointRun) -> None:
     write_json(Path(hydra.sweep.dir) / NOTES / f"{hydra.job.num}.json", row)
 
 
-def noted(config: DictConfig) -> list[PointRun]:
+def read_job_rows(config: DictConfig) -> list[PointRun]:
     """The rows of a multirun's jobs, in the order of their numbers. Raises UserError where there is none."""
     rows: list[PointRun] = []
     for file in sorted((Path(config.hydra.sweep.dir) / NOTES).glob("*.json"), key=lambda file: int(file.stem)):
@@ -147,7 +147,7 @@ def noted(config: DictConfig) -> list[PointRun]:
     return rows
 
 
-def forget(config: DictConfig) -> None:
+def remove_job_rows(config: DictConfig) -> None:
     """Removes the notes of a multirun that has ended."""
     shutil.rmtree(Path(config.hydra.sweep.dir) / NOTES, ignore_errors=True)
 

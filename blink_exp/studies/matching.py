@@ -33,22 +33,22 @@ def matched(settings: EvaluateSettings, key: str) -> list[str]:
     """The override that makes a method work on ``retention_ratio`` of the visual tokens by its setting ``key`` ("method.iqr_factor").
     Kept in the store. Raises UserError where no value of the setting does."""
     settings = replace(settings, shard=None)  # the shards of a run must not differ in a setting
-    path = place(settings, key)
-    found = None if settings.force else known(path)
-    if found is None:
+    path = match_file(settings, key)
+    result = None if settings.force else stored_match(path)
+    if result is None:
         with locks.waited(path):
-            found = None if settings.force else known(path)  # another run may have found it meanwhile
-            if found is None:
+            result = None if settings.force else stored_match(path)  # another run may have found it meanwhile
+            if result is None:
                 value, share = search(
                     share_by(settings, key), settings.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key
                 )
-                found = {"key": key, "value": value, "wanted": settings.retention_ratio, "share": share}
-                write_json(path, found)
-    print(f"matched: {key}={found['value']:.6g} keeps {100 * found['share']:.2f} % of the visual tokens", flush=True)
-    return [f"{key}={found['value']:.6g}"]
+                result = {"key": key, "value": value, "wanted": settings.retention_ratio, "share": share}
+                write_json(path, result)
+    print(f"matched: {key}={result['value']:.6g} keeps {100 * result['share']:.2f} % of the visual tokens", flush=True)
+    return [f"{key}={result['value']:.6g}"]
 
 
-def known(path: Path) -> dict[str, Any] | None:
+def stored_match(path: Path) -> dict[str, Any] | None:
     """What a file of the store holds of an earlier search; None where there is none, or a damaged one, which is named."""
     if not path.is_file():
         return None
@@ -59,10 +59,10 @@ def known(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def place(settings: EvaluateSettings, key: str) -> Path:
+def match_file(settings: EvaluateSettings, key: str) -> Path:
     """The file of the store that holds what was found."""
-    asked = {"match": key, "wanted": str(settings.retention_ratio)}
-    return Path(settings.store) / "matched" / f"{identity.config_hash(settings, identity.digests(settings) | asked)}.json"
+    query = {"match": key, "wanted": str(settings.retention_ratio)}
+    return Path(settings.store) / "matched" / f"{identity.config_hash(settings, identity.digests(settings) | query)}.json"
 
 
 def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:
@@ -79,40 +79,40 @@ def search(share_of: Callable[[float], float], wanted: float, least: float, most
             below = middle, share
         else:
             above = middle, share
-    return min(below, above, key=lambda found: abs(found[1] - wanted))
+    return min(below, above, key=lambda end: abs(end[1] - wanted))
 
 
 def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
     """The share of visual tokens that a method works on, as a function of its setting ``key``; 0 where it refuses the value
     because nothing would stay. Errors of the other settings are raised here."""
     backbone, _, benchmark = evaluator.prepare(settings)
-    asked: list[tuple[Any, str]] = []
+    prompts: list[tuple[Any, str]] = []
     for first, *_ in by_image(evaluator.chosen(benchmark, settings)):
         with contextlib.suppress(OSError, UserError):  # an evaluation skips and names it
-            asked.append((first.image(), prompt_of(backbone, benchmark, first)))
-    if not asked:
+            prompts.append((first.image(), prompt_of(backbone, benchmark, first)))
+    if not prompts:
         raise UserError(f"{key} cannot be matched: nothing of {benchmark.name} can be asked; evaluate the method alone to see why")
     encodings: dict[int, Any] = {}
 
     def views(k: int) -> ViewGeometry:
-        image = asked[k][0]
+        image = prompts[k][0]
         return ViewGeometry.of(backbone.model.config, (image.height, image.width))
 
     def share_of(value: float) -> float:
         try:
             method: Method = build(settings.method | {key.removeprefix("method."): value}, backbone)
             if method.policy is not None:
-                sizes = [len(pack(views(k), everything(views(k)))) for k in range(len(asked))]
+                sizes = [len(pack(views(k), everything(views(k)))) for k in range(len(prompts))]
                 return sum(policy_tokens(method.policy, n, backbone.depth) for n in sizes) / sum(sizes)
             assert method.pruner is not None
-            kept = shown = 0
-            for k, (image, question) in enumerate(asked):
+            selected = total = 0
+            for k, (image, question) in enumerate(prompts):
                 if k not in encodings:
                     encodings[k] = backbone.encodings({f"matching:{k}": image}, method.pruner.needs)[f"matching:{k}"]
                 chosen = method.pruner.select(encodings[k], question) or everything(encodings[k].views)
-                kept += int((pack(encodings[k].views, chosen, method.pruner.newline_policy) != NEWLINE).sum())
-                shown += int(encodings[k].views.valid.sum())
-            return kept / shown
+                selected += int((pack(encodings[k].views, chosen, method.pruner.newline_policy) != NEWLINE).sum())
+                total += int(encodings[k].views.valid.sum())
+            return selected / total
         except UserError:
             return 0.0
 

@@ -17,7 +17,7 @@ from blink_exp.evaluation.shared_runs import run_together
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import plain, typed
-from blink_exp.studies.jobs import Jobs, end, name_points, noted
+from blink_exp.studies.jobs import Jobs, end, name_points, read_job_rows
 from blink_exp.studies.summary import write_summary
 from blink_exp.studies.tuning import CHOOSING, searches
 
@@ -41,11 +41,11 @@ class Summary(Jobs):
         if searches(config.hydra):
             return  # Search has the last word
         folder = Path(config.hydra.sweep.dir)
-        rows = noted(config)
+        rows = read_job_rows(config)
         common = name_points(rows)
         write_summary(rows, folder)
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
-        tracking.log_summary(rows, folder, plain(own))
+        settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
+        tracking.log_summary(rows, folder, plain(settings))
         if common:
             print("at every point: " + " ".join(common))
         end(rows, "points")

@@ -17,7 +17,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark
 from blink_exp.evaluation.records import read
-from blink_exp.evaluation.shared_runs import parts_of, place
+from blink_exp.evaluation.shared_runs import parts_of, stored_point
 from blink_exp.evaluation.store import SHARED_NOTE
 from blink_exp.settings.roots import EvaluateSettings, PointSettings
 from blink_exp.settings.values import as_type
@@ -33,7 +33,7 @@ def guarded(settings: EvaluateSettings, label: str, experiment: str | None = Non
         row = {"point": label, "status": "done"} | measured_point(settings)
     except Exception as error:
         return failed(label, error)
-    out, group = tracking.place()
+    out, group = tracking.output_and_group()
     tracking.log_point(
         asdict(settings),
         Path(row["folder"]),
@@ -93,8 +93,8 @@ def measured_point(settings: EvaluateSettings) -> PointRun:
 
 
 def in_store(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
-    """``place``, where a point that is there without the cost that is wanted counts as not there: the cost is no part of its hash."""
-    folder, stored = place(settings)
+    """``stored_point``; a stored point without the requested cost counts as missing, since the cost is not part of its hash."""
+    folder, stored = stored_point(settings)
     whole = store.point_of(folder) if stored is not None else None
     stored = whole[0] if whole is not None else None
     if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(settings.cost, stored["samples"]):

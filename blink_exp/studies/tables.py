@@ -29,20 +29,20 @@ from blink_exp.studies import plan
 from blink_exp.studies.deltas import add_deltas
 
 
-def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -> TableDocument:
+def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: list[str]) -> TableDocument:
     """The document of a table: every point measured on every benchmark, beside what is published."""
-    plan.refuse_collisions(table, own)
-    scale = plan.on_scale_model(table, own)
-    names = plan.benchmarks(table, own, scale)
+    plan.refuse_collisions(table, user_overrides)
+    scale = plan.on_scale_model(table, user_overrides)
+    names = plan.benchmarks(table, user_overrides, scale)
     points = plan.points(table)
-    modules = plan.trained(sweep, table, own)
+    modules = plan.trained(sweep, table, user_overrides)
     rows = [new_row(table, point) for point in points] if points else recipe_rows(table)
     for n, name in enumerate(names):
         for k, (point, row) in enumerate(zip(points, rows, strict=False)):
             print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
             first = [*plan.words(table, point, name), *modules]
             row["runs"][name] = repeated_failure(rows, name, point["label"]) or plan.measured_run(
-                sweep, first, own, point["label"], point.get("match"), experiment=table["name"]
+                sweep, first, user_overrides, point["label"], point.get("match"), experiment=table["name"]
             )
         if table.get("split_by"):
             split([row["runs"][name] for row in rows], table["split_by"])
@@ -57,7 +57,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -
         "error_over": table.get("error_over"),
         "split_by": table.get("split_by"),
         "scale": scale,
-        "command": plan.command([f"table={table['name']}", *own], "sweep.py"),
+        "command": plan.command([f"table={table['name']}", *user_overrides], "sweep.py"),
         "footnotes": reference.footnotes(table["paper"], table["source"]) if table.get("source") else [],
         "published_columns": published_columns(table),
         "groups": [group(table, name, rows) for name in names],
@@ -130,13 +130,13 @@ def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> Column
     columns = (table.get("measured") or {}).get(benchmark)
     if columns is None:
         columns = {run["headline"]: f"scores.{run['headline']}" for run in done[:1]}
-    own = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0), "published": None}
-    said = table.get("published") or {}
+    defaults = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0), "published": None}
+    published_headings = table.get("published") or {}
     return {
         "benchmark": benchmark,
         "label": label(benchmark, done),
         "columns": {
-            h: own | {"published": h if h in said else None} | (dict(c) if isinstance(c, dict) else {"value": c})
+            h: defaults | {"published": h if h in published_headings else None} | (dict(c) if isinstance(c, dict) else {"value": c})
             for h, c in columns.items()
         },
     }
@@ -167,8 +167,8 @@ def split(runs: list[PointRun], label: str) -> None:
         if run is base or run["status"] != "done":
             continue
         hits = _right(run)
-        for name, wanted in (("right_too", True), ("wrong_there", False)):
-            score = mean(hit for sample, hit in hits.items() if sample in right and right[sample] is wanted)
+        for name, expected in (("right_too", True), ("wrong_there", False)):
+            score = mean(hit for sample, hit in hits.items() if sample in right and right[sample] is expected)
             if score.samples:
                 run["scores"][name], run["stderr"][name] = score.value, score.stderr
 

@@ -30,13 +30,13 @@ from blink_exp.settings import compose
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies.deltas import benchmark_of, records_of
-from blink_exp.studies.jobs import forget, noted
+from blink_exp.studies.jobs import read_job_rows, remove_job_rows
 from blink_exp.studies.plan import key
 from blink_exp.studies.point import guarded
 from blink_exp.studies.summary import write_summary
 
 PRESETS = ("model", "method", "benchmark")  # the groups that a file of conf/search may choose
-OWN = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
+SEARCH_SETTINGS = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
 SETTINGS = ("default", "best")
 CHOOSING = "validation"  # the part that a search chooses on
 
@@ -53,7 +53,7 @@ class Search(Callback):
             try:
                 guard(finish, config)
             finally:
-                forget(config)
+                remove_job_rows(config)
 
 
 def searches(hydra: Any) -> bool:
@@ -115,8 +115,8 @@ def worth(row: PointRun, objective: str | None, price: float) -> float:
     """The score ``objective`` (None: the headline) of a measured row, less ``price`` a visual token of a layer."""
     value = row["scores"].get(aim(row, objective))
     if value is None:
-        known = [k for k, v in row["scores"].items() if v is not None]
-        cure = nearest(str(aim(row, objective)), known) if known else "use a benchmark, or a split of it, that has answers"
+        scores = [k for k, v in row["scores"].items() if v is not None]
+        cure = nearest(str(aim(row, objective)), scores) if scores else "use a benchmark, or a split of it, that has answers"
         raise UserError(f"objective={aim(row, objective)} is no score of {row['benchmark']}; {cure}")
     if not price:
         return float(value)
@@ -153,7 +153,7 @@ def finish(config: DictConfig) -> None:
 
     HydraConfig.instance().set_config(config)
     folder = Path(config.hydra.sweep.dir)
-    rows = noted(config)
+    rows = read_job_rows(config)
     fixed = single(config)
     for row in rows:
         row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")
@@ -190,8 +190,8 @@ def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[s
         "settings": {
             name: {
                 "point": best["point"] if name == "best" else "",
-                "command": shlex.join(alone(config, words[name])),
-                **{part: seen(by_name[name], score, value(by_name[name])) for part, by_name in runs.items()},
+                "command": shlex.join(standalone_command(config, words[name])),
+                **{part: part_summary(by_name[name], score, value(by_name[name])) for part, by_name in runs.items()},
             }
             for name in SETTINGS
         },
@@ -209,7 +209,7 @@ def measured(words: list[str], part: str) -> PointRun:
     return row
 
 
-def seen(row: PointRun, score: str, value: float) -> dict[str, Any]:
+def part_summary(row: PointRun, score: str, value: float) -> dict[str, Any]:
     """What the report says of a point on a part."""
     return {
         "score": row["scores"][score],
@@ -222,17 +222,17 @@ def seen(row: PointRun, score: str, value: float) -> dict[str, Any]:
     }
 
 
-def alone(config: DictConfig, words: list[str]) -> list[str]:
+def standalone_command(config: DictConfig, words: list[str]) -> list[str]:
     """The command that runs a point of a search without it, on the test part."""
     cfg = compose.config("sweep", words)
     presets = {group: f"{group}={config.hydra.runtime.choices[group]}" for group in PRESETS}
-    own = {key(word): word for word in words if key(word).partition(".")[0] not in OWN}
+    point_settings = {key(word): word for word in words if key(word).partition(".")[0] not in SEARCH_SETTINGS}
     stands_for = {path: f"{path}={OmegaConf.select(cfg, path)}" for path in _reads_search(OmegaConf.to_container(cfg, resolve=False))}
-    return ["python", "evaluate.py", *(presets | own | stands_for).values(), "part=test"]
+    return ["python", "evaluate.py", *(presets | point_settings | stands_for).values(), "part=test"]
 
 
 def _reads_search(node: Any, path: str = "") -> list[str]:
     """Where a configuration takes a value from the key ``search``."""
     if isinstance(node, dict):
-        return [found for k, v in node.items() for found in _reads_search(v, f"{path}.{k}" if path else str(k))]
+        return [key_path for k, v in node.items() for key_path in _reads_search(v, f"{path}.{k}" if path else str(k))]
     return [path] if isinstance(node, str) and "${search." in node else []

@@ -5,7 +5,18 @@ Nothing here is needed for a result: metrics.json and records.jsonl are written 
 
 from blink_exp.tracking.base import check, logger_of, tracker
 from blink_exp.tracking.interface import Tracker
-from blink_exp.tracking.points import log_point, log_summary, place
+from blink_exp.tracking.points import log_point, log_summary, output_and_group
 from blink_exp.tracking.training import finish, keep_rows, lightning_logger
 
-__all__ = ["Tracker", "check", "finish", "keep_rows", "lightning_logger", "log_point", "log_summary", "logger_of", "place", "tracker"]
+__all__ = [
+    "Tracker",
+    "check",
+    "finish",
+    "keep_rows",
+    "lightning_logger",
+    "log_point",
+    "log_summary",
+    "logger_of",
+    "output_and_group",
+    "tracker",
+]

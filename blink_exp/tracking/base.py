@@ -50,7 +50,7 @@ def tracker(
     run = Run(name, group, tuple(tags), job)
     logger = logger_of(settings)
     track: Tracker = (
-        NullTracker() if isinstance(logger, Csv) else SafeTracker(logger.name, lambda: opened(logger, settings, Path(out), run))
+        NullTracker() if isinstance(logger, Csv) else SafeTracker(logger.name, lambda: open_tracker(logger, settings, Path(out), run))
     )
     failed = True
     try:
@@ -60,7 +60,7 @@ def tracker(
         track.close(failed)
 
 
-def opened(logger: Logger, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+def open_tracker(logger: Logger, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
     logger.check(settings)
     out.mkdir(parents=True, exist_ok=True)
     return logger.tracker(settings, out, run)

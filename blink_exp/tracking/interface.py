@@ -67,8 +67,8 @@ def attempt(kind: str, act: Callable[[], Any], silent: bool = False) -> tuple[bo
         return True, act()
     except Exception as error:
         if not silent:
-            said = flat(error, 300) or type(error).__name__
-            print(f"warning: logger={kind} stopped ({said}); results are in the output folder all the same", file=sys.stderr)
+            problem = flat(error, 300) or type(error).__name__
+            print(f"warning: logger={kind} stopped ({problem}); results are in the output folder all the same", file=sys.stderr)
         return False, None
 
 
@@ -77,8 +77,8 @@ class SafeTracker:
 
     def __init__(self, kind: str, make: Callable[[], Tracker]):
         self.kind = kind
-        self.working, made = attempt(kind, make)
-        self.inner: Tracker = made if self.working else NullTracker()
+        self.working, tracker = attempt(kind, make)
+        self.inner: Tracker = tracker if self.working else NullTracker()
 
     def metrics(self, values: dict[str, float]) -> None:
         self._say(lambda: self.inner.metrics(values))

@@ -39,29 +39,31 @@ def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logger = settings["logger"]
     folder = out.resolve()
-    own = logger.get("uri") is None
+    local = logger.get("uri") is None
     tags = dict(tag.split(":", 1) for tag in run.tags if ":" in tag) | {"job": run.job} | ({"group": run.group} if run.group else {})
-    made = MLFlowLogger(
+    mlflow_logger = MLFlowLogger(
         experiment_name=logger["project"],
         run_name=run.name,
-        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}" if own else logger["uri"],
-        artifact_location=(folder / "mlflow").as_uri() if own else None,
+        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}" if local else logger["uri"],
+        artifact_location=(folder / "mlflow").as_uri() if local else None,
         tags=tags,
     )
     # two jobs that make the tables of one database at once would trip over each other
-    with FileLock(folder / "mlflow.lock") if own else contextlib.nullcontext(), quiet("pytorch_lightning.loggers.mlflow"):
-        _ = made.experiment
-    return made
+    with FileLock(folder / "mlflow.lock") if local else contextlib.nullcontext(), quiet("pytorch_lightning.loggers.mlflow"):
+        _ = mlflow_logger.experiment
+    return mlflow_logger
 
 
 def check_mlflow(logger: dict[str, Any]) -> None:
     """Raises UserError for an experiment or an address that MLflow would refuse when a run starts. Nobody is asked whether it answers."""
     project, uri = logger["project"], logger.get("uri")
     if not isinstance(project, str) or not project.strip() or len(project) > LONGEST_EXPERIMENT:
-        said = "" if project is None else flat(project, 140)
-        raise UserError(f"logger.project={said} is no name of an experiment; use 1 to {LONGEST_EXPERIMENT} characters, e.g. blink-exp")
-    scheme, separator, place = str(uri).partition(":")
-    if uri is not None and uri != "databricks" and not (separator and scheme.partition("+")[0] in SCHEMES and place.strip("/")):
+        project_text = "" if project is None else flat(project, 140)
+        raise UserError(
+            f"logger.project={project_text} is no name of an experiment; use 1 to {LONGEST_EXPERIMENT} characters, e.g. blink-exp"
+        )
+    scheme, separator, rest = str(uri).partition(":")
+    if uri is not None and uri != "databricks" and not (separator and scheme.partition("+")[0] in SCHEMES and rest.strip("/")):
         schemes = ", ".join(f"{name}:" for name in SCHEMES)
         raise UserError(f"logger.uri={flat(uri, 140)} is no address of MLflow; begin it with one of {schemes}, or use null")
 
@@ -107,7 +109,7 @@ class TensorBoardTracker(LightningTracker):
     def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
         import numpy as np
 
-        self.logger.experiment.add_image(key, np.asarray(drawn(picture, boxes)), global_step=0, dataformats="HWC")
+        self.logger.experiment.add_image(key, np.asarray(with_boxes(picture, boxes)), global_step=0, dataformats="HWC")
         if caption:
             self.logger.experiment.add_text(f"{key}/caption", caption, global_step=0)
 
@@ -130,7 +132,7 @@ class MLflowTracker(LightningTracker):
         self.client.log_table(self.id, pd.DataFrame(rows, columns=columns), f"{slug(key)}.json")
 
     def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
-        self.client.log_image(self.id, drawn(picture, boxes), f"images/{slug(key)}.png")
+        self.client.log_image(self.id, with_boxes(picture, boxes), f"images/{slug(key)}.png")
         if caption:
             self.client.log_text(self.id, caption, f"images/{slug(key)}.txt")
 
@@ -153,16 +155,18 @@ def cell(value: Any) -> str:
     return "" if value is None else " ".join(str(value).replace("|", "\\|").split())
 
 
-def drawn(picture: Picture, boxes: Boxes) -> Image.Image:
+def with_boxes(picture: Picture, boxes: Boxes) -> Image.Image:
     """The picture as RGB with its boxes drawn in."""
     if isinstance(picture, str | Path):
         picture = open_image(picture)
     elif not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
-    shown = picture.convert("RGB")
-    pen = ImageDraw.Draw(shown)
+    annotated = picture.convert("RGB")
+    pen = ImageDraw.Draw(annotated)
     for left, top, right, bottom in boxes:
         pen.rectangle(
-            (left * shown.width, top * shown.height, right * shown.width - 1, bottom * shown.height - 1), outline=RED, width=WIDTH
+            (left * annotated.width, top * annotated.height, right * annotated.width - 1, bottom * annotated.height - 1),
+            outline=RED,
+            width=WIDTH,
         )
-    return shown
+    return annotated

@@ -14,7 +14,7 @@ from blink_exp.errors import UserError
 from blink_exp.tracking import lightning
 from blink_exp.tracking.interface import NullTracker, Run, Tracker
 from blink_exp.tracking.names import config_of
-from blink_exp.tracking.weights_and_biases import WandbTracker, check_key, check_names, started
+from blink_exp.tracking.weights_and_biases import WandbTracker, check_key, check_names, start_run
 
 STEP = "trainer/global_step"  # Lightning's name for the axis of everything that it logs to W&B
 
@@ -81,7 +81,7 @@ class Wandb(Logger):
     def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
         from pytorch_lightning.loggers import WandbLogger
 
-        experiment = started(settings, out, run)  # ours, because it can fall back to offline
+        experiment = start_run(settings, out, run)  # ours, because it can fall back to offline
         experiment.define_metric(STEP)
         experiment.define_metric("*", step_metric=STEP, step_sync=True)
         return WandbLogger(experiment=experiment)

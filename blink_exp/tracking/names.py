@@ -67,8 +67,8 @@ def metrics_of(finished: Metrics, tokens: dict[str, float | None], experiment: s
 
 def headline(finished: Metrics) -> str | None:
     """The one score that stands for a run: where a benchmark names several, the last, which is their total."""
-    said = finished.get("headline")
-    return said if isinstance(said, str) or not said else said[-1]
+    names = finished.get("headline")
+    return names if isinstance(names, str) or not names else names[-1]
 
 
 def by_layer(finished: Metrics, experiment: str | None = None) -> list[dict[str, float]]:
@@ -76,7 +76,7 @@ def by_layer(finished: Metrics, experiment: str | None = None) -> list[dict[str,
     ``blink/tokens_by_layer``, ``cost/tokens_by_layer`` (the whole prompt), ``EXPERIMENT/rho_by_layer``; what is not known is absent."""
     rows: dict[int, dict[str, Any]] = {}
     for layer, step in (finished.get("blink") or {}).get("layers", {}).items():
-        rows[int(layer)] = {f"blink/{name}_by_layer": step.get(known) for known, name in BY_LAYER.items()}
+        rows[int(layer)] = {f"blink/{name}_by_layer": step.get(field) for field, name in BY_LAYER.items()}
         if experiment is not None:
             rows[int(layer)][f"{experiment}/rho_by_layer"] = step.get("rho")
     for layer, count in enumerate((finished.get("cost") or {}).get("tokens_by_layer") or []):
@@ -86,10 +86,10 @@ def by_layer(finished: Metrics, experiment: str | None = None) -> list[dict[str,
 
 def record_row(record: Record) -> list[Any]:
     """A record's cells under ``COLUMNS``. Text that is not there is None."""
-    said = [record.get(k) for k in ("id", "image_id", "category", "question", "answer", "prediction")]
+    cells = [record.get(k) for k in ("id", "image_id", "category", "question", "answer", "prediction")]
     correct = record.get("correct")
     return [
-        *(None if cell is None else str(cell) for cell in said),
+        *(None if cell is None else str(cell) for cell in cells),
         None if correct is None else float(correct),
         decisions(record.get("layers") or []),
         record.get("visual_tokens"),
@@ -98,18 +98,18 @@ def record_row(record: Record) -> list[Any]:
 
 def decisions(steps: list[LayerStep]) -> str:
     """What a policy did to a sample, as short text: "12 expand r2 (0.61), 15 drop, 16 retain 60". What changed nothing is left out."""
-    said = []
+    parts = []
     for step in steps:
         kind = step["decision"]
         if kind == "keep" or not step.get("effective", True):
             continue
         detail = {"expand": f" r{step.get('region')}", "retain": f" {step.get('visual_tokens')}"}.get(kind, "")
         rho = f" ({step['rho']:.2f})" if step.get("rho") is not None else ""
-        said.append(f"{step['layer']} {kind}{detail}{rho}")
-    return ", ".join(said)
+        parts.append(f"{step['layer']} {kind}{detail}{rho}")
+    return ", ".join(parts)
 
 
-def evenly(found: list[Any], most: int) -> list[Any]:
-    """At most ``most`` of ``found``, evenly over it, in order."""
-    count = min(len(found), max(0, most))
-    return [found[k * len(found) // count] for k in range(count)]
+def evenly(values: list[Any], most: int) -> list[Any]:
+    """At most ``most`` of ``values``, evenly over it, in order."""
+    count = min(len(values), max(0, most))
+    return [values[k * len(values) // count] for k in range(count)]

@@ -20,7 +20,7 @@ from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table
 LONGEST_SIDE = 768  # pixels of an example that is logged
 
 
-def place() -> tuple[Path, str]:
+def output_and_group() -> tuple[Path, str]:
     """(folder, sweep) of the command that Hydra runs: where the runs of all its points go, and what tells it from other commands."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -74,8 +74,8 @@ def point_logged(
     model, logger = settings["model"], settings["logger"]
     decided = any(r.get("layers") for r in records)
     depth = tokens.llm_depth(model["path"], model.get("revision")) if decided else None
-    known = all("layers" in r for r in records)
-    metrics = metrics_of(finished, tokens.realised(records, depth) if known else {}, experiment)
+    complete = all("layers" in r for r in records)
+    metrics = metrics_of(finished, tokens.realised(records, depth) if complete else {}, experiment)
     metrics |= {} if x is None or experiment is None else {f"{experiment}/x": float(x)}
     tags = [*tags_of(settings, finished, experiment), *named["tags"]]
     with tracker(settings, out, named["name"], named["group"], tags) as track:
@@ -98,21 +98,21 @@ def examples(
         samples = {s.id: s for s in benchmark().samples()}
     except (OSError, ValueError):
         return
-    seen: set[str] = set()
+    shown_ids: set[str] = set()
     for record in sorted(records, key=lambda r: not r.get("regions")):
         sample = samples.get(record["id"])
-        if len(seen) == count:
+        if len(shown_ids) == count:
             return
-        if sample is None or record["image_id"] in seen:
+        if sample is None or record["image_id"] in shown_ids:
             continue
         try:
             image = sample.image()
         except OSError:
             continue
-        seen.add(record["image_id"])
+        shown_ids.add(record["image_id"])
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         caption = f"{record.get('question', '')} | answer: {record.get('answer')} | predicted: {record.get('prediction')}"
-        yield f"examples/{len(seen)}", image, " ".join(caption.split()), tuple(sample.regions)
+        yield f"examples/{len(shown_ids)}", image, " ".join(caption.split()), tuple(sample.regions)
 
 
 def log_summary(
@@ -141,8 +141,8 @@ def summary_logged(document: Document | list[PointRun], folder: Path, settings: 
     head: dict[str, Any] = {} if isinstance(document, list) else {**document}
     name = head.get("name") or "sweep"
     tags = [f"experiment:{name}"] + ([f"model:{head['model']}"] if head.get("model") else [])
-    about = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
-    with tracker(settings | {"summary": about}, out, f"{name} summary", group, tags, job="summary") as track:
+    description = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
+    with tracker(settings | {"summary": description}, out, f"{name} summary", group, tags, job="summary") as track:
         if isinstance(document, list):
             track.table("table/sweep", *sweep_table(document))
         elif document["kind"] == "table":
@@ -163,7 +163,7 @@ def curves(document: FigureDocument) -> Iterator[tuple[str, list[dict[str, float
     for row in document["rows"]:
         if row.get("status") == "done" and isinstance(row.get("x"), int | float):
             scores = numbers(row["scores"])
-            said = {f"{document['name']}/{key(row['series'])}/{key(k)}": v for k, v in scores.items()}
-            series.setdefault(row["series"], []).append({axis: row["x"]} | said)
+            point = {f"{document['name']}/{key(row['series'])}/{key(k)}": v for k, v in scores.items()}
+            series.setdefault(row["series"], []).append({axis: row["x"]} | point)
     for rows in series.values():
         yield axis, sorted(rows, key=lambda row: row[axis])

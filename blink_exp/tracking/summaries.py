@@ -16,15 +16,15 @@ def table_rows(document: TableDocument) -> Table:
     """The columns and rows of a table's document: point; published values, each with a column that says where it was derived and not
     printed; the measured values of each benchmark, with standard errors, changes against the baseline and their p, all but p in the
     column's unit. Not known: None."""
-    said = list(document["published_columns"])
-    columns = ["point", *(f"{h} (published)" for h in said), "published, not printed but derived"]
+    published = list(document["published_columns"])
+    columns = ["point", *(f"{h} (published)" for h in published), "published, not printed but derived"]
     for group in document["groups"]:
         mark = f"measured on {document['model']}{' (scale model)' if document['scale'] else ''}, {group['benchmark']}"
         for heading in group["columns"]:
             columns += [f"{heading}{part} ({mark})" for part in ("", " ±", " change", " p")]
     rows = []
     for row in document["rows"]:
-        line: list[Any] = [row["point"], *(number(row["published"].get(h)) for h in said), ", ".join(row.get("derived", [])) or None]
+        line: list[Any] = [row["point"], *(number(row["published"].get(h)) for h in published), ", ".join(row.get("derived", [])) or None]
         for group in document["groups"]:
             run = row["runs"].get(group["benchmark"])
             changes = row["deltas"].get(group["benchmark"], {})
@@ -86,6 +86,6 @@ def text(value: Any) -> str | None:
 
 def pictures_of(folder: Path, name: str, embedded: list[str]) -> Iterator[tuple[str, Path]]:
     """("figures/NAME/1", file), ... of the PNG files in ``folder``, and "figures/ID/1", ... of those of the figures that a table embeds."""
-    for of, place in [(name, folder), *((of, folder / of) for of in embedded)]:
-        for k, path in enumerate(sorted(place.glob("*.png"))):
-            yield f"figures/{of}/{k + 1}", path
+    for figure, figure_folder in [(name, folder), *((figure, folder / figure) for figure in embedded)]:
+        for k, path in enumerate(sorted(figure_folder.glob("*.png"))):
+            yield f"figures/{figure}/{k + 1}", path

@@ -31,8 +31,8 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str 
     if getattr(rank_zero_only, "rank", 0) == 0:  # one run for all devices
         tags = (f"tokensr:{settings['tokensr']['architecture']}", f"model:{settings['model'].get('name') or settings['model']['path']}")
         out.mkdir(parents=True, exist_ok=True)
-        opened, beside = attempt(logger.name, lambda: logger.lightning(settings, out, Run(name, group, tags, "train")))
-        loggers += [beside] if opened else []
+        opened, extra = attempt(logger.name, lambda: logger.lightning(settings, out, Run(name, group, tags, "train")))
+        loggers += [extra] if opened else []
     return loggers
 
 

@@ -46,7 +46,7 @@ def check_names(logger: dict[str, Any]) -> None:
         raise UserError(f"logger.entity={flat(entity, 140)} is no user or team of W&B; use 1 to 64 letters, digits, - and _, or null")
 
 
-def started(settings: dict[str, Any], out: Path, run: Run) -> Any:
+def start_run(settings: dict[str, Any], out: Path, run: Run) -> Any:
     """A new W&B run in ``out``/wandb. Where W&B is out of reach the run, and those behind it, are kept offline."""
     global _unreachable
     import wandb
@@ -86,7 +86,7 @@ class WandbTracker:
     """A ``Tracker`` that is a W&B run. Tables and pictures are below ``out``/wandb/RUN/files/media."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
-        self.run = started(settings, out, run)
+        self.run = start_run(settings, out, run)
 
     def metrics(self, values: dict[str, float]) -> None:
         self.run.log(values)
@@ -106,11 +106,11 @@ class WandbTracker:
     def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
         import wandb
 
-        shown = str(picture) if isinstance(picture, str | Path) else picture
-        if isinstance(shown, Image.Image):
-            shown = shown.convert("RGB")
-        said = {"regions": {"box_data": [box(b) for b in boxes], "class_labels": {0: "region"}}} if boxes else None
-        self.run.log({key: wandb.Image(shown, caption=caption or None, boxes=said)})
+        data = str(picture) if isinstance(picture, str | Path) else picture
+        if isinstance(data, Image.Image):
+            data = data.convert("RGB")
+        regions = {"regions": {"box_data": [box(b) for b in boxes], "class_labels": {0: "region"}}} if boxes else None
+        self.run.log({key: wandb.Image(data, caption=caption or None, boxes=regions)})
 
     def close(self, failed: bool = False) -> None:
         self.run.finish(exit_code=int(failed))

@@ -38,9 +38,9 @@ def png(image: Image.Image) -> str:
 
 def picture(image: Image.Image) -> str:
     """A picture, no larger than a page needs."""
-    shown = image.convert("RGB")
-    shown.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    return png(shown)
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return png(thumbnail)
 
 
 def base_view(backbone: Backbone, image: Image.Image) -> str:
@@ -50,11 +50,11 @@ def base_view(backbone: Backbone, image: Image.Image) -> str:
 
 def heat(values: torch.Tensor) -> str:
     """A (rows, columns) map of values >= 0, from clear to full at its own largest one; NaN, where nothing is, dark."""
-    known = values.nan_to_num(0.0)
-    top = float(known.max())
+    values_or_zero = values.nan_to_num(0.0)
+    top = float(values_or_zero.max())
     out = np.zeros((*values.shape, 4), np.uint8)
     out[..., :3] = HEAT
-    out[..., 3] = (known / top * 235).round().numpy() if top > 0 else 0
+    out[..., 3] = (values_or_zero / top * 235).round().numpy() if top > 0 else 0
     out[values.isnan().numpy()] = GONE
     return png(Image.fromarray(out, "RGBA"))
 
@@ -76,14 +76,14 @@ class Piece:
     @classmethod
     def of(cls, grid: PatchGrid, region: int) -> Piece:
         r, c = divmod(region, grid.p)
-        place = [100 * k / max(1, grid.p - 1) for k in (c, r)]
-        return cls(f"{100 * grid.p}%", f"{place[0]:.4g}% {place[1]:.4g}%")
+        percent = [100 * k / max(1, grid.p - 1) for k in (c, r)]
+        return cls(f"{100 * grid.p}%", f"{percent[0]:.4g}% {percent[1]:.4g}%")
 
 
 def outlines(boxes: tuple[Box, ...]) -> Markup:
     """Dashed boxes, given as fractions, to be laid over a picture."""
-    drawn = "".join(f'<rect x="{a:.5g}" y="{b:.5g}" width="{c - a:.5g}" height="{d - b:.5g}" class="mark"/>' for a, b, c, d in boxes)
-    return _overlay(1, 1, drawn)
+    rectangles = "".join(f'<rect x="{a:.5g}" y="{b:.5g}" width="{c - a:.5g}" height="{d - b:.5g}" class="mark"/>' for a, b, c, d in boxes)
+    return _overlay(1, 1, rectangles)
 
 
 def patches(grid: PatchGrid) -> Markup:
@@ -139,14 +139,14 @@ def ratios(rho: list[float | None], steps: list[dict], limits: dict[str, float],
         # thresholds stand at the left, the even spread at the right, so that equal values do not hide one another
         at, anchor = (WIDTH - right, "end") if not k else (left + 4, "start")
         out.append(f'<text x="{at}" y="{y(value) - 3}" class="{anchor}">{escape(name)}</text>')
-    drawn = [(k, v) for k, v in enumerate(rho) if v is not None]
-    out.append('<path class="line" d="' + "".join(f"{'L' if i else 'M'}{x(k)} {y(v)}" for i, (k, v) in enumerate(drawn)) + '"/>')
+    points = [(k, v) for k, v in enumerate(rho) if v is not None]
+    out.append('<path class="line" d="' + "".join(f"{'L' if i else 'M'}{x(k)} {y(v)}" for i, (k, v) in enumerate(points)) + '"/>')
     for step in (s for s in steps if s["rho"] is not None):
         kind = step["decision"].split()[0]
         shape = {"expand": "M-4 3H4L0 -4.5Z", "drop": "M-4 -3H4L0 4.5Z"}.get(kind, "M-3 -3H3V3H-3Z")
         title = f"layer {step['layer']}: rho {step['rho']:.3f}, {step['decision']}"
-        place = f"translate({x(step['layer'])} {y(step['rho'])})"
-        out.append(f'<path class="{kind}" d="{shape}" transform="{place}"><title>{escape(title)}</title></path>')
+        translation = f"translate({x(step['layer'])} {y(step['rho'])})"
+        out.append(f'<path class="{kind}" d="{shape}" transform="{translation}"><title>{escape(title)}</title></path>')
     return _chart(bottom + 32, "Saliency ratio by layer", out)
 
 
@@ -164,8 +164,8 @@ def sequences(stages: list[Stage]) -> Markup:
             count = stage.counts[part]
             if count:
                 title = f"layer {stage.layer}: {count} {part} tokens at {start} to {start + count - 1}"
-                place = f'x="{left + unit * start:.2f}" y="{y}" width="{unit * count:.2f}" height="{high - 1}"'
-                out.append(f'<rect class="{part}" {place}><title>{title}</title></rect>')
+                frame = f'x="{left + unit * start:.2f}" y="{y}" width="{unit * count:.2f}" height="{high - 1}"'
+                out.append(f'<rect class="{part}" {frame}><title>{title}</title></rect>')
             start += count
     bottom = 4 + len(stages) * high
     step = _round_step(longest)

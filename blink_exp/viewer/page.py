@@ -35,7 +35,7 @@ def answer(label: str, trace: Trace, shown: bool) -> dict[str, Any]:
     }
 
 
-def unable(label: str, why: str) -> dict[str, Any]:
+def unavailable(label: str, why: str) -> dict[str, Any]:
     """The line of a method that cannot run on this backbone."""
     return {"label": label, "shown": False, "said": None, "verdict": None, "entering": None, "tokens": None, "why": why}
 
@@ -48,12 +48,12 @@ def layers(trace: Trace, grid: PatchGrid) -> list[dict[str, Any]]:
     steps = {step["layer"]: step for step in trace.record["layers"]}
     out = []
     for stage in trace.stages:
-        found, step = stage.rho(grid), steps.get(stage.layer)
+        ratio_and_patch, step = stage.rho(grid), steps.get(stage.layer)
         out.append(
             {
                 "layer": stage.layer,
-                "rho": found and found[0],
-                "patch": found and found[1],
+                "rho": ratio_and_patch and ratio_and_patch[0],
+                "patch": ratio_and_patch and ratio_and_patch[1],
                 "scanned": step and step["rho"],
                 "region": step and step["region"],
                 "decision": step and decision(step),
@@ -69,17 +69,17 @@ def decision(step: LayerStep) -> str:
     return step["decision"] if step["effective"] else f"{step['decision']} (nothing was there)"
 
 
-def kept(trace: Trace) -> dict[str, Any] | None:
+def token_counts(trace: Trace) -> dict[str, Any] | None:
     """How many tokens of each view enter the LLM and how many its last layer still has; None for a method that drops none."""
     if not trace.drops:
         return None
     n, views = trace.visual.views.tokens, trace.visual.views
 
     def count(source) -> dict[str, int]:
-        own = source[source >= 0]
+        image_source = source[source >= 0]
         return {
-            "base": int((own < n).sum()),
-            "tiles": int((own >= n).sum()),
+            "base": int((image_source < n).sum()),
+            "tiles": int((image_source >= n).sum()),
             "merged": int((source == EXTRA).sum()),
         }
 
@@ -113,7 +113,7 @@ def contents(
         "views": {"rows": trace.visual.views.rows, "columns": trace.visual.views.columns},
         "thresholds": policy.thresholds if policy is not None else {},
         "layers": layers(trace, grid),
-        "kept": kept(trace),
+        "kept": token_counts(trace),
         "answers": answers,
         "command": command,
     }

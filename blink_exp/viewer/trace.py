@@ -62,17 +62,17 @@ class Stage:
     def by_source(self, tokens: int) -> torch.Tensor:
         """(tokens,) attention on each of the ``tokens`` of all views, by view * N + patch; NaN where a token is not there."""
         out = torch.full((tokens,), float("nan"))
-        here = (self.source >= 0) & (self.source < tokens)
-        out[self.source[here]] = self.paid("visual")[here]
+        present = (self.source >= 0) & (self.source < tokens)
+        out[self.source[present]] = self.paid("visual")[present]
         return out
 
     def rho(self, grid: PatchGrid) -> tuple[float, int] | None:
         """(saliency ratio, most salient patch) of the attention on the base view; None where nothing of it is left."""
         cells = self.cells(grid.height * grid.width)
-        here = (~cells.isnan()).nonzero()[:, 0]
-        if not len(here):
+        present = (~cells.isnan()).nonzero()[:, 0]
+        if not len(present):
             return None
-        ratio, region = saliency_ratio(grid.sums_at(cells[here], here))
+        ratio, region = saliency_ratio(grid.sums_at(cells[present], present))
         return float(ratio), int(region)
 
 
@@ -110,9 +110,9 @@ def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, im
     with attach(backbone.model, method) as attached, recorded(backbone.llm) as rows:
         if attached is not None:
             attached.samples = [sample.id]
-        said, seen = answers(backbone, method, attached, {key: image}, [(key, question)], benchmark.max_new_tokens)
+        predictions, visuals = answers(backbone, method, attached, {key: image}, [(key, question)], benchmark.max_new_tokens)
         decisions = list(attached.records) if attached is not None else []
-    (visual,) = seen
+    (visual,) = visuals
     ids = backbone.batch([visual.features], [question])["input_ids"][0]
     stands = (ids == backbone.model.config.image_token_id).nonzero()[:, 0]
     system, text = int(stands[0]), len(ids) - int(stands[-1]) - 1
@@ -121,4 +121,4 @@ def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, im
         stage = Stage(layer, system, text, source, expanded, rows[layer][0])
         assert sum(stage.counts.values()) == len(stage.attention), "the decisions do not add up to the sequence that the layer ran on"
         stages.append(stage)
-    return Trace(method, record(benchmark, sample, said[0], decisions), visual, stages)
+    return Trace(method, record(benchmark, sample, predictions[0], decisions), visual, stages)
