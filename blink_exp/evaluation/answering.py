@@ -1,4 +1,4 @@
-"""The questions of a benchmark put to one point or to many at once, and the records of their answers."""
+"""Runs the questions of a benchmark on one or several points and records the answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from blink_exp.evaluation.records import RecordLog, record
 
 @dataclass
 class Point:
-    """A method that is evaluated. ``kept``: where its records go as they come, and what is there already; ``done``: {id: record}."""
+    """A method under evaluation. ``record_log``: its records on disk, those of an interrupted run included; ``done``: {id: record}."""
 
     method: Method
     record_log: RecordLog | None = None
@@ -42,10 +42,10 @@ def ask(
     advance: Callable[[int], None],
     workers: int = 0,
 ) -> list[Skipped]:
-    """Fills ``done`` of every point, and returns the samples skipped because their row or image could not be read.
+    """Fills ``done`` of every point and returns the samples skipped because their row or image could not be read.
 
-    What is in a point's ``kept`` is not asked again, and every batch is added to it. Samples go image by image, so that what an image's
-    questions share is at hand. ``advance``: takes how many answers were found; ``workers``: see ``pictures.opened``.
+    Records in a point's ``record_log`` are reused, and every batch is appended to it. Samples are grouped by image, so that their shared
+    image features are computed once. ``advance``: called with the number of new answers; ``workers``: see ``pictures.opened``.
     """
     for point in points:
         point.done = point.record_log.done(benchmark, list(samples)) if point.record_log is not None else {}
@@ -82,7 +82,7 @@ def ask(
 def _with_images(
     backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int
 ) -> Iterator[tuple[Rows[Sample], dict[str, Opened]]]:
-    """Batch after batch of samples with their images by id, each opened once; ``samples``: image by image."""
+    """Yields batches of samples with their images by id. Each image is opened once; ``samples`` are grouped by image."""
     images: dict[str, Callable[[], Any]] = {}
     for sample in samples:
         images.setdefault(sample.image_id, sample.image)
@@ -98,15 +98,15 @@ def _with_images(
 
 
 def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
-    """What the model is asked: the benchmark's prompt without the image's placeholder.
+    """The benchmark's prompt without the image placeholder.
 
-    Raises UserError for an empty prompt, one of several placeholders, or of more tokens than the LLM has positions.
+    Raises UserError for an empty prompt, several placeholders, or more tokens than the LLM has positions.
     """
     prompt = without_placeholder(benchmark.prompt(sample), backbone.processor.image_token)
     if not prompt.strip():
         raise UserError("the question is empty; ask something")
     most = backbone.model.config.text_config.max_position_embeddings
-    if len(prompt.encode()) > most:  # no token is shorter than a byte, so that hardly any prompt is counted
+    if len(prompt.encode()) > most:  # a token has at least one byte, so few prompts need tokenizing
         tokens = len(backbone.processor.tokenizer(prompt).input_ids)
         if tokens > most:
             raise UserError(f"the question has {tokens:,} tokens, more than the LLM's {most:,} positions; shorten it")
@@ -114,7 +114,7 @@ def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
 
 
 def prompts_of(backbone: Backbone, benchmark: Benchmark, samples: Iterable[Sample]) -> dict[str, str]:
-    """{sample id: prompt} of those that can be asked."""
+    """{sample id: prompt} of the samples with a valid prompt."""
     prompts = {}
     for sample in samples:
         with contextlib.suppress(UserError):
@@ -123,7 +123,7 @@ def prompts_of(backbone: Backbone, benchmark: Benchmark, samples: Iterable[Sampl
 
 
 def by_image(samples: Rows[Sample]) -> list[Sample]:
-    """The questions of an image one behind the other, images in the order of their first one."""
+    """Groups samples by image, images in order of first appearance."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.image_id, []).append(sample)
@@ -139,8 +139,8 @@ def _answered(
     images: Pictures,
     batch_size: int,
 ) -> dict[int, list[Record]]:
-    """{number of the point: records} of a batch; ``points_by_sample``: the points that each sample is asked by."""
-    source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # one id, two folders: two images
+    """{point index: records} of a batch; ``points_by_sample``: for each sample the indices of the points that need its answer."""
+    source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # the same id in two folders is two images
     keys = [f"{source}:{sample.image_id}" for sample in batch]
     pictures = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
     prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
@@ -184,8 +184,8 @@ def answers(
     prompts: list[tuple[str, str]],
     max_new_tokens: int,
 ) -> tuple[list[str], list[VisualTokens]]:
-    """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens that each was given.
-    ``attach``: what the ``with`` statement of ``method.attach`` gave."""
+    """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens of each prompt.
+    ``attached``: the object yielded by ``attach(model, method)``, or None."""
     visual = backbone.visual(images, prompts, method.pruner, method.recall)
     if attached is not None:
         attached.images = [[v.shown] for v in visual]
