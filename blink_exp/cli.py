@@ -1,4 +1,4 @@
-"""What the entry points share: every error that a user can cause is one line and exit code 2.
+"""Shared code of the entry points: a user error becomes one line and exit code 2.
 
 Imports nothing heavy, so that ``--help`` stays instant. HYDRA_FULL_ERROR=1 brings the traceback back.
 """
@@ -18,19 +18,19 @@ from blink_exp.settings.doors import command_name
 from blink_exp.settings.presets import CONF, presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
-TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
-SCRIPT = "BLINK_EXP_SCRIPT"  # the config root of what runs: train, evaluate, sweep, view, ...
-OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
+TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is overwritten here
+SCRIPT = "BLINK_EXP_SCRIPT"  # config root of the running command: train, evaluate, sweep, view, ...
+OUT_OF_MEMORY = "OutOfMemoryError"  # torch's exception, matched by name since torch is not imported here
 
 
 def entry(main: Callable[[], object], config: str) -> None:
-    """Runs a hydra.main function. Hydra is told to raise its errors, so that one place prints them."""
+    """Runs a hydra.main function. Hydra is set to raise its errors, so that they are printed in one place."""
     user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ[TRACEBACK] = str(int(user_wants_traceback))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     lenient_output()
     os.environ[SCRIPT] = config
-    logging.raiseExceptions = False  # a log file on a full disk: Hydra's handler would print a traceback for every line
+    logging.raiseExceptions = False  # on a full disk, Hydra's log handler would print a traceback for every line
     stop_on_signals()
 
     def checked(_: object) -> object:
@@ -50,7 +50,7 @@ def entry(main: Callable[[], object], config: str) -> None:
         code = end.code
     try:
         sys.stdout.flush()
-    except OSError as error:  # Python would say so in three lines and end with 120
+    except OSError as error:  # Python would print three lines and exit with code 120
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: {one_line(error)}", file=sys.stderr)
         code = code or 2
@@ -59,16 +59,16 @@ def entry(main: Callable[[], object], config: str) -> None:
 
 
 def lenient_output() -> None:
-    """Makes the terminal show a ? for what its encoding lacks: a run must not end in its last line."""
+    """Prints ? for characters that the terminal cannot encode, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def guard(run: Callable[[Any], object], cfg: Any) -> Any:
-    """``run(cfg)``, where an error that the user can cure ends the program with one line and exit code 2.
+    """``run(cfg)``; a user error ends the program with one line and exit code 2.
 
-    Jobs call it too: an error that reached Hydra would be announced by Hydra first.
+    Multirun jobs call it too, before Hydra prints the error itself.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -84,13 +84,13 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
     except KeyboardInterrupt:
         sys.exit(stopped(resume_hint()))
     except SystemExit:
-        if stopping():  # Lightning ends the process where it meets KeyboardInterrupt
+        if stopping():  # Lightning exits on KeyboardInterrupt
             sys.exit(stopped(resume_hint()))
         raise
 
 
 def resume_hint() -> str:
-    """How a run that was stopped goes on: the folder to name, or that the store has what was finished."""
+    """How to resume a stopped run: the folder to give, or the same command."""
     script, folder = os.environ.get(SCRIPT), run_folder()
     if script in ("sweep", "parity"):
         what = "sweep" if script == "sweep" else "command"
@@ -103,7 +103,7 @@ def resume_hint() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line, with the cure where the operating system's words lack it."""
+    """The message of an error as one line. OS errors get a cure."""
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return disk_line(error)
     if isinstance(error, UserError):
@@ -118,8 +118,8 @@ def one_line(error: BaseException) -> str:
 
 
 def help_text(config: str) -> str:
-    """What ``--help`` says: groups with their presets, and the settings of conf/<config>.yaml with their comments. Read off the files:
-    Hydra composes everything first, which takes over a second."""
+    """The text of ``--help``: groups with their presets, and conf/<config>.yaml with its comments. Read from the files, since composing
+    them with Hydra takes over a second."""
     folders = sorted(p for p in CONF.rglob("*") if p.is_dir())
     groups = {name: presets(name) for name in (p.relative_to(CONF).as_posix() for p in folders)}
     lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]

@@ -22,7 +22,7 @@ EXPERIMENTS = ("table", "tables", "figure", "figures")
 
 
 def run(cfg: DictConfig) -> Any:
-    """One job of a multirun, which returns what a search raises; without -m, all points of ``table`` and ``figure``, or a dashboard."""
+    """One job of a multirun, which returns the value that a search maximises; without -m, all experiments, or a dashboard."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

@@ -1,4 +1,4 @@
-"""sweep.py table=... and figure=...: one experiment; tables=... and figures=...: all of them, or a list of what there is."""
+"""Runs the experiments of sweep.py: table=... and figure=... one of them; tables=... and figures=... all of them, or their list."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from blink_exp.studies.figure_runs import measure_figure
 from blink_exp.studies.listing import show_list
 from blink_exp.studies.tables import measure_table
 
-SAME_TABLE = ("model", "model.device", "batch_size", "cost", "data_root", "logger")  # settings that leave a table what it is
-LONGEST = 120  # characters of a folder's name
+SAME_TABLE = ("model", "model.device", "batch_size", "cost", "data_root", "logger")  # settings that do not change what a table measures
+LONGEST = 120  # characters in a folder name
 log = logging.getLogger(__name__)
 
 
 def run_experiments(sweep: SweepSettings, out: Path) -> Document | None:
-    """Measures what ``table``, ``tables``, ``figure`` and ``figures`` name and writes each to ``out``. All that is known goes to
-    ``report``."""
+    """Measures the experiments named by ``table``, ``tables``, ``figure`` and ``figures`` and writes each to ``out`` and, for the
+    overall report, to ``report``."""
     user_overrides = plan.command_line_overrides()
     settings = asdict(sweep)
     tracking.check(settings)
@@ -68,25 +68,25 @@ def run_experiments(sweep: SweepSettings, out: Path) -> Document | None:
 
 
 def answer_together(sweep: SweepSettings, wanted: list[tuple[str, dict[str, Any]]], user_overrides: list[str]) -> None:
-    """Answers the questions of all points of all experiments together, where ``answer_together`` says so."""
+    """Answers the questions of all points of all experiments together if ``share`` is set."""
     if not sweep.share:
         return
     points = []
     for kind, experiment in wanted:
-        with contextlib.suppress(UserError):  # said when the experiment is measured
+        with contextlib.suppress(UserError):  # reported when the experiment is measured
             points += plan.settings_of(sweep, kind, experiment, user_overrides)
     run_together(points)
 
 
 def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_overrides: list[str], out: Path) -> Document:
-    """One table or figure, measured, written to ``out`` and copied to the report, which is made anew."""
+    """Measures one table or figure, writes it to ``out``, copies it to the report and rebuilds the report."""
     started = time.time()
     print(f"{experiment['name']}: {experiment['title']}", flush=True)
     embedded = []
     document: Document
     if kind == "table":
         document = measure_table(sweep, experiment, user_overrides)
-        write_json(out / "table.json", document)  # a picture may fail, and what was measured must not be lost
+        write_json(out / "table.json", document)  # before drawing: a failing picture must not lose the measurements
         names = experiment.get("figures") or []
         embedded = [
             embedded_figure(sweep, load_experiment("figure", name), user_overrides, out / name, document, experiment) for name in names
@@ -114,20 +114,20 @@ def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_ov
 
 
 def runs_of(document: Document) -> list[PointRun]:
-    """The runs behind a table, a row of which has one a benchmark, or behind a figure, whose rows are its runs."""
+    """The runs of a table (one per row and benchmark) or of a figure (one per row)."""
     if document["kind"] == "figure":
         return document["rows"]
     return [run for row in document["rows"] for run in row["runs"].values()]
 
 
 def worth_keeping(document: Document) -> bool:
-    """Whether anything in a document was measured, or nothing was to be: a run that failed must not take the place of one that did not."""
+    """Whether a document has a measured run, or needs none. A failed run must not replace a successful one in the report."""
     runs = runs_of(document)
     return not runs or any(run["status"] == "done" for run in runs)
 
 
 def copy_to_report(out: Path, target: Path) -> None:
-    """Copies a run's folder to the report, in place of an older one and only when it is there whole."""
+    """Copies a run's folder to ``target``, replacing an older copy only once the new one is complete."""
     if target.resolve() == out.resolve():
         return
     part = target.with_name(target.name + ".part")
@@ -140,7 +140,7 @@ def copy_to_report(out: Path, target: Path) -> None:
 def embedded_figure(
     sweep: SweepSettings, figure: dict[str, Any], user_overrides: list[str], folder: Path, document: TableDocument, table: dict[str, Any]
 ) -> tuple[FigureDocument, Path]:
-    """A figure on the page of a table, and its folder; where it cannot be drawn its document says why, and the table stands without."""
+    """The document and folder of a figure on a table's page. If drawing fails, the document holds the error and the table is kept."""
     figure_document: FigureDocument
     try:
         figure_document = measure_figure(sweep, figure, user_overrides, folder, document, table)
@@ -158,7 +158,7 @@ def model_name(experiment: dict[str, Any], user_overrides: list[str]) -> str:
 
 
 def variant(model: str, user_overrides: list[str]) -> str:
-    """The folder of a run in the report: its model and what else the user set, so that a shortened run never takes a whole one's place."""
+    """Folder name of a run in the report: model and user overrides, so that a shortened run never replaces a full one."""
     words = [word for word in user_overrides if plan.key(word) not in SAME_TABLE and not plan.key(word).startswith("logger.")]
     label = ",".join([model, *sorted(words)])
     name = re.sub(r"[^\w.,=+-]+", "_", label)
@@ -170,5 +170,5 @@ def provenance(sweep: SweepSettings, seconds: float) -> dict[str, Any]:
 
 
 def failures(document: Document) -> list[str]:
-    """What failed in a document: "label: why"."""
+    """The failed runs of a document as "label: error"."""
     return [f"{run['point']}: {run['error']}" for run in runs_of(document) if run["status"] == "failed"]

@@ -19,19 +19,19 @@ from blink_exp.studies.experiments import natural
 NAME = "Blink and HERO ablations"
 KINDS = ("wandb",)
 WIDTH, HEIGHT, COLUMNS = 8, 6, 3  # of a panel in W&B's grid of 24, and panels a row
-RUNS = 100  # most runs that a panel shows: the largest experiment has 63 points
-PICTURES = 4  # of a figure that are shown
+RUNS = 100  # maximum number of runs in a panel: the largest experiment has 63 points
+PICTURES = 4  # shown per figure
 CURVES = ("rho", "expand", "drop", "tokens")  # blink/NAME_by_layer
 
 
 def run(settings: SweepSettings, out: Path) -> Path:
-    """Writes the workspace to ``out``/workspace.json and, where W&B can be reached with a key, saves it there. Returns the file.
+    """Writes the workspace to ``out``/workspace.json and, with ``mode=online``, saves it to W&B. Returns the file.
 
     Args:
-        settings: ``dashboard``: wandb. ``logger``, if it is W&B's, says project, entity and mode; any other mode than online asks nobody.
+        settings: ``dashboard``: wandb. ``logger``, if it is W&B's, gives project, entity and mode; other modes than online use no network.
 
     Raises:
-        UserError: for another dashboard, or without wandb-workspaces.
+        UserError: for an unknown dashboard, or without wandb-workspaces.
     """
     if settings.dashboard not in KINDS:
         raise UserError(f"dashboard={settings.dashboard} is not known; {nearest(str(settings.dashboard), KINDS)}")
@@ -50,7 +50,7 @@ def run(settings: SweepSettings, out: Path) -> Path:
 
 
 def save(board: Any) -> None:
-    """Saves a workspace to W&B, under the key's own account where no entity was named. What fails is one line: the file is there."""
+    """Saves a workspace to W&B, by default under the account of the API key. Raises UserError on any failure."""
     import wandb
 
     try:
@@ -64,7 +64,7 @@ def save(board: Any) -> None:
 
 
 def experiments() -> dict[str, list[dict[str, Any]]]:
-    """{"table" and "figure": what is in conf/table and conf/figure}, read as it stands there: composing all of it would take a minute."""
+    """{"table": ..., "figure": ...}: the raw files of conf/table and conf/figure; composing all of them would take a minute."""
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for kind in ("table", "figure"):
         paths = sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem))
@@ -73,7 +73,7 @@ def experiments() -> dict[str, list[dict[str, Any]]]:
 
 
 def workspace(by_kind: dict[str, list[dict[str, Any]]], project: str, entity: str | None) -> Any:
-    """The workspace as an object. Nothing is asked over the network."""
+    """The workspace as an object, built without network access."""
     import wandb_workspaces.workspaces as ws
 
     sections = [
@@ -92,7 +92,7 @@ def workspace(by_kind: dict[str, list[dict[str, Any]]], project: str, entity: st
 
 
 def section(name: str, panels: list[Any], is_open: bool = False) -> Any:
-    """A section whose panels stand ``COLUMNS`` to a row."""
+    """A section with ``COLUMNS`` panels per row."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -103,7 +103,7 @@ def section(name: str, panels: list[Any], is_open: bool = False) -> Any:
 
 
 def common() -> Iterator[Any]:
-    """What every run has: what Blink does by layer, scores against tokens and against where the layers start, examples and records."""
+    """Panels for every run: Blink by layer, scores against tokens and against the first layer, examples and records."""
     import wandb_workspaces.reports.v2 as wr
 
     for name in CURVES:
@@ -116,8 +116,8 @@ def common() -> Iterator[Any]:
 
 
 def table(experiment: dict[str, Any]) -> Iterator[Any]:
-    """Of a table: bars of the headline score by point, a panel a benchmark; the same against tokens; the ratio by layer, for Blink's; the
-    table itself beside the published numbers; the figures that stand on its page."""
+    """Panels of a table: per benchmark, headline score by point and against tokens; for Blink's tables the saliency ratio by layer; the
+    table beside the published numbers; its embedded figures."""
     import wandb_workspaces.reports.v2 as wr
 
     name = experiment["name"]
@@ -132,7 +132,7 @@ def table(experiment: dict[str, Any]) -> Iterator[Any]:
 
 
 def figure(experiment: dict[str, Any]) -> Iterator[Any]:
-    """Of a figure: its points over its axis, where it has one; its curves; its pictures; its claims."""
+    """Panels of a figure: points over its axis if it has one, curves, pictures, claims."""
     import wandb_workspaces.reports.v2 as wr
 
     name = experiment["name"]
@@ -145,7 +145,7 @@ def figure(experiment: dict[str, Any]) -> Iterator[Any]:
 
 
 def training() -> Iterator[Any]:
-    """Of a training: the loss by step, and the held-out loss by layer."""
+    """Panels of a training: loss by step, held-out loss by layer."""
     import wandb_workspaces.reports.v2 as wr
 
     step = "trainer/global_step"
@@ -156,7 +156,7 @@ def training() -> Iterator[Any]:
 
 
 def benchmarks(experiment: dict[str, Any]) -> list[str]:
-    """The benchmarks that an experiment with points runs on, those of the scale model first."""
+    """The benchmarks of an experiment with points, those for scale models first."""
     if not (experiment.get("points") or experiment.get("sweeps")):
         return []
     names = [[b] if isinstance(b, str) else list(b or []) for b in (experiment.get("here"), experiment.get("there"))]
@@ -164,7 +164,7 @@ def benchmarks(experiment: dict[str, Any]) -> list[str]:
 
 
 def series(experiment: dict[str, Any]) -> list[str]:
-    """The curves of a figure whose points stand on an axis."""
+    """Names of the curves of a figure whose points have an x value."""
     named = [s["series"] for s in experiment.get("sweeps") or []]
     return list(dict.fromkeys([*named, *(p["series"] for p in experiment.get("points") or [] if p.get("x") is not None)]))
 
@@ -194,5 +194,5 @@ def pictures(name: str) -> Any:
 
 
 def as_json(board: Any) -> str:
-    """A workspace as W&B's app stores it."""
+    """A workspace in the JSON format of the W&B app."""
     return json.dumps(json.loads(board._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=1) + "\n"

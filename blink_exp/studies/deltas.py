@@ -1,4 +1,4 @@
-"""How far every row of a table is from its baseline: as printed, and as measured on the same questions, with a paired test."""
+"""Differences of table rows from their baselines: as published, and as measured on the same questions with a paired test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blink_exp.reports.statistics import compare
 
 
 def add_deltas(document: TableDocument) -> None:
-    """Fills ``published_deltas`` and ``deltas`` of every row that has a baseline, in place."""
+    """Fills ``published_deltas`` and ``deltas`` of every row with a baseline, in place."""
     by_label = {row["point"]: row for row in document["rows"]}
     for row in document["rows"]:
         base = by_label.get(row["baseline"])
@@ -27,7 +27,7 @@ def add_deltas(document: TableDocument) -> None:
             continue
         try:
             benchmark = benchmark_of(pairs[0][0]["runs"][name])
-        except UserError as error:  # what was measured must not be lost for a file that is gone
+        except UserError as error:  # a missing file must not lose the measurements
             store.name_once(f"no differences on {name}: {error}")
             continue
         records = {r["point"]: records_of(r["runs"][name]) for pair in pairs for r in pair}
@@ -39,7 +39,7 @@ def add_deltas(document: TableDocument) -> None:
 
 
 def printed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
-    """Differences of printed numbers, by heading."""
+    """Differences of published numbers, by heading."""
     both = [h for h in values if isinstance(values[h], int | float) and isinstance(base.get(h), int | float)]
     return {h: round(values[h] - base[h], 4) for h in both}
 

@@ -1,4 +1,4 @@
-"""A figure of a paper: its points measured, its picture drawn, and its claims computed. What it is drawn by: ``blink_exp.figures``."""
+"""Measures the points of a paper's figure, draws it (``blink_exp.figures``) and computes its claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sweep.py tables=list and figures=list: what there is, what is done, and how long the rest will take."""
+"""sweep.py tables=list and figures=list: experiments, finished points, and the estimated time for the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from blink_exp.studies import matching, plan
 
 
 def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_overrides: list[str]) -> None:
-    """Prints a table: id, what varies, points, how many of them are in the store, and how long the others will take by those."""
+    """Prints a table: id, what varies, number of points, finished points, and the estimated time for the others."""
     from rich.table import Table
 
     table = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
@@ -38,7 +38,7 @@ def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_over
 
 
 def varies(experiment: dict[str, Any]) -> str:
-    """What the paper's table or figure varies, by the reference data; empty for experiments of our own."""
+    """What the paper's table or figure varies, from the reference data; empty for experiments of this project."""
     if not experiment.get("source"):
         return ""
     look = reference.figure if "-fig-" in experiment["source"] else reference.table
@@ -46,13 +46,13 @@ def varies(experiment: dict[str, Any]) -> str:
 
 
 class Store:
-    """What is done: the finished points of a sweep's store."""
+    """The finished points of a sweep's store, and their pace."""
 
     def __init__(self, sweep: SweepSettings):
         self.sweep, self.root = sweep, Path(sweep.store)
-        self.asked: dict[Path, tuple[str, str, int | None]] = {}  # of a point's folder: model, benchmark and limit
-        self.pace: dict[tuple[str, str], list[float]] = {}  # seconds a sample, by backbone and benchmark
-        self.samples: dict[str, int] = {}  # most samples seen of a benchmark
+        self.asked: dict[Path, tuple[str, str, int | None]] = {}  # {folder of a point: (model, benchmark, limit)}
+        self.pace: dict[tuple[str, str], list[float]] = {}  # {(backbone, benchmark): seconds per sample}
+        self.samples: dict[str, int] = {}  # {benchmark: largest number of samples in a point}
         self.finished: set[Path] = set()
         for folder, metrics in store.paces(self.root.glob("*/metrics.json")):
             self.finished.add(folder)
@@ -61,7 +61,7 @@ class Store:
             self.samples[name] = max(self.samples.get(name, 0), metrics["samples"])
 
     def folders(self, experiment: dict[str, Any], user_overrides: list[str]) -> list[Path]:
-        """The folder of every point on every benchmark, whether it is there or not."""
+        """The folder of every point on every benchmark; it need not exist."""
         names = plan.benchmarks(experiment, user_overrides, plan.on_scale_model(experiment, user_overrides))
         try:
             training_run = plan.training(self.sweep, experiment, user_overrides) if names else None
@@ -85,11 +85,11 @@ class Store:
         return metrics is not None and not incomplete(len(metrics["skipped"]), metrics["samples"], self.sweep.skip_limit)
 
     def seconds(self, folders: list[Path]) -> float | None:
-        """How long points will take; None where nothing like one of them has been measured."""
+        """Estimated seconds for points; None if there is no estimate for one of them."""
         spent = [self.typical(*self.asked[folder]) for folder in folders]
         return None if None in spent else sum(s for s in spent if s is not None)
 
     def typical(self, model: str, benchmark: str, limit: int | None) -> float | None:
-        """Seconds of a point by the median pace of those measured, on ``limit`` samples or as many as were ever measured at once."""
+        """Estimated seconds of a point by the median pace, on ``limit`` samples or the largest number measured so far."""
         paces = [p for (backbone, name), values in self.pace.items() if name == benchmark and backbone.startswith(model) for p in values]
         return statistics.median(paces) * (limit or self.samples[benchmark]) if paces else None

@@ -1,4 +1,4 @@
-"""A multirun of sweep.py: what its jobs do together before Hydra runs them one by one, and the table at its end."""
+"""A multirun of sweep.py: the shared run of its jobs before Hydra runs them one by one, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raises UserError for what would fail every point: settings outside their limits, and what a logger refuses."""
+    """Raises UserError for settings that would fail at every point: values out of range, and an invalid logger."""
     check(cfg, whole=False)
     tracking.check({"logger": plain(cfg.logger)})
 
@@ -39,7 +39,7 @@ class Summary(Jobs):
 
     def end(self, config: DictConfig) -> None:
         if searches(config.hydra):
-            return  # Search has the last word
+            return  # the callback Search writes the summary
         folder = Path(config.hydra.sweep.dir)
         rows = read_job_rows(config)
         common = name_points(rows)

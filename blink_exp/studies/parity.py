@@ -1,6 +1,6 @@
-"""``python -m blink_exp parity``: the untouched model on every benchmark beside what others print for it, with a verdict a row.
+"""``python -m blink_exp parity``: the untouched model on every benchmark beside what others print for it, with one verdict per row.
 
-The first thing to run on a published backbone: a method's gain of a point means nothing where the untouched model is two points off.
+Run it first on a published backbone: a method's gain of one point means nothing if the untouched model is two points off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHECK = "system prompt, pad or crop, OCR tokens, dtype, token ids around the ima
 
 
 def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
-    """Measures every one of ``points`` and writes parity.md and parity.json to ``out``. Rows that are done are not run again."""
+    """Measures all ``points`` and writes parity.md and parity.json to ``out``. Finished rows are taken from the store."""
     from hydra.core.hydra_config import HydraConfig
 
     model = HydraConfig.get().runtime.choices["model"]
@@ -80,7 +80,7 @@ def judged(row: PointRun, point: dict[str, Any], printed: dict[str, Any]) -> dic
 
 
 def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of text; what was not measured and what nobody prints stays empty."""
+    """Headings and rows of text; unmeasured and unpublished cells are empty."""
     sources = reference.published("vanilla")["sources"]
     head = ["", *[f"{name} (published)" for name in sources.values()], "measured here", "difference", "rows", "skipped", "verdict"]
     body = []
@@ -101,7 +101,7 @@ def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """parity.md: the table under its two labels, and the command."""
+    """The text of parity.md: the table, labelled published and measured, and the command."""
     head, body = cells(document)
     return "\n".join(
         [
@@ -120,7 +120,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def show(document: dict[str, Any]) -> None:
-    """The table on the terminal."""
+    """Prints the table on the terminal."""
     from rich.table import Table
 
     head, body = cells(document)

@@ -1,7 +1,7 @@
 """What an experiment runs. A file of conf/table or conf/figure is data:
 
-overrides       of every point, before its own, as evaluate.py takes them; what the user says on the command line comes last and wins
-here, there     the benchmarks that it runs on: on a model that ships with this project, on any other. The user's ``benchmark=`` wins
+overrides       of every point, before its own, as for evaluate.py; the user's command-line overrides come last and win
+here, there     benchmarks for a model that ships with this project, and for any other. The user's ``benchmark=`` wins
 at              {benchmark: overrides of every point on that one}
 points          label, overrides; optionally ``published`` ({table, row, ...}, see ``reference.entry``), ``baseline`` (label of the
                 point that it is compared with), ``match`` (see ``matching``), and for figures ``series`` and ``x``
@@ -31,7 +31,7 @@ from blink_exp.settings.roots import EvaluateSettings, SweepSettings
 from blink_exp.studies.matching import matched
 from blink_exp.studies.point import failed, guarded
 
-# of the sweep, not of its points
+# settings of the sweep, not of its points
 SWEEP_SETTINGS = (
     "table=",
     "tables=",
@@ -51,7 +51,7 @@ SWEEP_SETTINGS = (
 
 
 def command_line_overrides() -> list[str]:
-    """What the user set on the command line for every point."""
+    """The user's command-line overrides that apply to every point."""
     from hydra.core.hydra_config import HydraConfig
 
     return [word for word in HydraConfig.get().overrides.task if not word.startswith(SWEEP_SETTINGS)]
@@ -62,7 +62,7 @@ def key(word: str) -> str:
 
 
 def points(experiment: dict[str, Any]) -> list[dict[str, Any]]:
-    """Its points, those of ``sweeps`` written out."""
+    """The points of an experiment, ``sweeps`` expanded."""
     written_out = list(experiment.get("points") or [])
     for sweep in experiment.get("sweeps") or []:
         for x in sweep["x"]:
@@ -72,31 +72,31 @@ def points(experiment: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def benchmarks(experiment: dict[str, Any], user_overrides: list[str], scale: bool) -> list[str]:
-    """The benchmark presets that it runs on; the user's own, else ``here`` for a scale model and ``there`` for another."""
+    """The benchmark presets of an experiment: the user's, else ``here`` for a scale model and ``there`` for others."""
     chosen = [word.partition("=")[2] for word in user_overrides if key(word) == "benchmark"]
     listed = chosen[-1:] or experiment.get("here" if scale else "there") or []
     return [listed] if isinstance(listed, str) else list(listed)
 
 
 def on_scale_model(experiment: dict[str, Any], user_overrides: list[str]) -> bool:
-    """Whether it runs on a model that ships with this project."""
+    """Whether an experiment runs on a model that ships with this project."""
     return shipped(composed("sweep", [*experiment.get("overrides", []), *user_overrides]).model["path"]) is not None
 
 
 def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> list[str]:
-    """The overrides of a point on a benchmark. Of two with the same key, Hydra takes the later."""
+    """The overrides of a point on a benchmark. Of two with the same key, Hydra uses the later."""
     benchmark_overrides = (experiment.get("at") or {}).get(benchmark, [])
     return [*experiment.get("overrides", []), f"benchmark={benchmark}", *benchmark_overrides, *point["overrides"]]
 
 
 def command(overrides: list[str], script: str = "evaluate.py") -> str:
-    """The line that runs a point alone: of two words with the same key the later; where it is logged is no part of it."""
+    """The command that runs a point alone: the last override per key, without logger settings."""
     last = {key(word): word for word in overrides if key(word).partition(".")[0] != "logger"}
     return shlex.join(["python", script, *last.values()])
 
 
 def refuse_collisions(experiment: dict[str, Any], user_overrides: list[str]) -> None:
-    """Raises UserError where the user sets what the points vary: rows would carry labels that they have not earned."""
+    """Raises UserError if the user sets what the points vary: the row labels would then be wrong."""
     varied = {key(word): point["label"] for point in points(experiment) for word in point["overrides"]}
     for word in user_overrides:
         mine = SHORT_FOR.get(key(word), key(word))
@@ -112,7 +112,7 @@ def refuse_collisions(experiment: dict[str, Any], user_overrides: list[str]) -> 
 def point_settings(
     sweep: EvaluateSettings, first: list[str], user_overrides: list[str], match: str | None = None
 ) -> tuple[EvaluateSettings, list[str]]:
-    """The settings of a point and the overrides that make them. ``sweep``: what it is a point of; ``match``: see ``matching``."""
+    """The settings of a point and its overrides. ``sweep``: settings of the sweep; ``match``: see ``matching``."""
     store_overrides = (f"store={sweep.store}", f"force={sweep.force}")
     if match:
         first = [*first, *matched(_compose((*first, *user_overrides, *store_overrides)), match)]
@@ -127,12 +127,12 @@ def _compose(overrides: tuple[str, ...]) -> EvaluateSettings:
 def measured_run(
     sweep: EvaluateSettings, first: list[str], user_overrides: list[str], label: str, match: str | None = None, **logged: Any
 ) -> PointRun:
-    """A point measured, or why it could not be. ``sweep``, ``match``: see ``point_settings``; ``logged``: ``experiment`` and ``x``, see
+    """The run of a point, measured or failed. ``sweep``, ``match``: see ``point_settings``; ``logged``: ``experiment`` and ``x``, see
     ``point.guarded``."""
     overrides = [*first, *user_overrides]
     try:
         settings, overrides = point_settings(sweep, first, user_overrides, match)
-    except Exception as error:  # also what Hydra wraps, and what a model or a data set says while it is matched
+    except Exception as error:  # also errors wrapped by Hydra, and of models and data sets during matching
         run = failed(label, error)
     else:
         run = guarded(settings, label, **logged)
@@ -140,24 +140,24 @@ def measured_run(
 
 
 def settings_of(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_overrides: list[str]) -> list[EvaluateSettings]:
-    """The settings of every point of a table, or of a figure, which is measured on one benchmark; a point that cannot be composed is left
-    out. The modules that they need are trained first."""
+    """The settings of every point of a table, or of a figure (measured on one benchmark). Points that cannot be composed are omitted.
+    Required modules are trained first."""
     refuse_collisions(experiment, user_overrides)
     names = benchmarks(experiment, user_overrides, on_scale_model(experiment, user_overrides))[: None if kind == "table" else 1]
     modules = trained(sweep, experiment, user_overrides) if names else []
     out = []
     for name in names:
         for point in points(experiment):
-            with contextlib.suppress(Exception):  # it is said when the point is measured
+            with contextlib.suppress(Exception):  # reported when the point is measured
                 out.append(point_settings(sweep, [*words(experiment, point, name), *modules], user_overrides, point.get("match"))[0])
     return out
 
 
 def training(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str]) -> tuple[list[str], Path] | None:
-    """The words of train.py for the modules that an experiment ``trains``, on the user's model and with the user's ``train`` words, and the
-    folder of the store where they are kept. None where it trains none, or the user names modules.
+    """The overrides of train.py for the modules that an experiment ``trains``, with the user's model and ``train`` overrides, and their
+    folder in the store. None if it trains none, or the user names modules.
 
-    Raises UserError on a published backbone without ``train`` words: what trains a scale model's modules would do nothing for it."""
+    Raises UserError on a published backbone without ``train`` overrides: the scale model's training settings do not fit it."""
     if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in user_overrides):
         return None
     models = [word for word in (*experiment.get("overrides", []), *user_overrides) if key(word).partition(".")[0] in ("model", "seed")]
@@ -176,7 +176,7 @@ def training(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: l
 
 
 def trained(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str]) -> list[str]:
-    """The override that names the modules which an experiment ``trains``; the training is run now unless the store has it."""
+    """The override with the path of the modules that an experiment ``trains``. Trains them unless the store has them."""
     training_run = training(sweep, experiment, user_overrides)
     if training_run is None:
         return []

@@ -1,4 +1,4 @@
-"""The records of earlier runs, scored again without a model, or against those of another run."""
+"""Scores the records of earlier runs again without a model, or against those of another run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from blink_exp.files import brief, json_ready, read_object, write_json, write_te
 from blink_exp.settings.roots import CompareSettings, RescoreSettings
 from blink_exp.settings.values import to_yaml
 
-# of a metrics.json: what changes predictions; not where and how fast they were made (device, batch_size), so that shards may differ in it
+# keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
 
 
 def score_again(settings: RescoreSettings, out: Path) -> Metrics:
-    """Scores ``predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
+    """Scores ``predictions`` (records of an earlier run or of its shards) with the benchmark, without a model."""
     started = time.time()
     benchmark = prepare_benchmark(settings)
     samples = benchmark.samples()
@@ -55,11 +55,11 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
 
 
 def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, Record]:
-    """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a pattern with * names many (the shards of a
-    run).
+    """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a glob pattern names several (the shards
+    of a run).
 
     Raises UserError if there is no such file, none holds a record, a line is damaged or holds no prediction, a question is answered twice
-    in one file, or differently in two. ``setting``: the one that names the files.
+    in one file, or differently in two. ``setting``: name of the setting, for messages.
     """
     out: dict[str, Record] = {}
     files = files_of(paths, setting)
@@ -79,7 +79,7 @@ def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str,
 
 
 def files_of(paths: str | list[str], setting: str = "predictions") -> list[Path]:
-    """The files that ``predicted`` reads. Raises UserError if one is not there."""
+    """The files that ``predicted`` reads. Raises UserError if one is missing."""
     named = [Path(p) for path in ([paths] if isinstance(paths, str) else paths) for p in (sorted(glob.glob(path)) or [path])]
     files = [f / "records.jsonl" if f.is_dir() else f for f in named]
     for file in files:
@@ -89,10 +89,10 @@ def files_of(paths: str | list[str], setting: str = "predictions") -> list[Path]
 
 
 def made_with(paths: str | list[str]) -> dict[str, Any]:
-    """What predictions were made with, by the metrics.json beside each records.jsonl: MADE_WITH and ``visual_tokens_of_the_image``. Empty
-    where a file lacks it.
+    """The settings that produced predictions, from the metrics.json beside each records.jsonl: MADE_WITH and
+    ``visual_tokens_of_the_image``. Empty if a file has no metrics.json.
 
-    Raises UserError if two files were made differently, or a metrics.json is damaged.
+    Raises UserError if the settings of two files differ, or a metrics.json is damaged.
     """
     files = files_of(paths)
     beside = {f: f.with_name("metrics.json") for f in files if f.name == "records.jsonl"}
@@ -118,8 +118,8 @@ def _made_with(metrics: Path) -> dict[str, Any]:
 
 
 def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str, Record]) -> list[Record]:
-    """Earlier predictions as records under the benchmark's rule of today. Raises UserError if they answer other samples, or the
-    same ones asked in other words."""
+    """Earlier predictions as records graded by the current benchmark. Raises UserError if they belong to other samples, or their
+    prompts differ."""
     sample_ids = {sample.id for sample in samples}
     foreign = [key for key in earlier if key not in sample_ids]
     if foreign:

@@ -1,8 +1,8 @@
-"""A table of a paper, its points measured here and set beside the published numbers, the two kept apart by label.
+"""Measures the points of a paper's table and sets them beside the published numbers, in separate labelled columns.
 
 A table is an experiment of conf/table (see ``plan``) with a layout:
 
-    source               its entry in the reference data, whose notes become footnotes
+    source               entry in the reference data; its notes become footnotes
     published            {heading: column of the reference}
     measured             {benchmark: {heading: where the number stands in a run, "scores.accuracy", or {value, per, digits, error_digits,
                          published: the heading that it belongs beside}}}; a benchmark that is not named shows its headline scores
@@ -30,7 +30,7 @@ from blink_exp.studies.deltas import add_deltas
 
 
 def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: list[str]) -> TableDocument:
-    """The document of a table: every point measured on every benchmark, beside what is published."""
+    """The document of a table: every point measured on every benchmark, beside the published numbers."""
     plan.refuse_collisions(table, user_overrides)
     scale = plan.on_scale_model(table, user_overrides)
     names = plan.benchmarks(table, user_overrides, scale)
@@ -68,8 +68,8 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
 
 
 def repeated_failure(rows: list[TableRow], benchmark: str, label: str) -> PointRun | None:
-    """A failed run for a point that need not be tried, where the first two points failed in the same words: a model that cannot be loaded
-    need not be asked for once a point."""
+    """A failed run for a point to skip, if all runs so far (at least two) failed with the same error: a model that cannot be loaded is
+    not tried again for every point."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
     errors = {run.get("error") for run in runs}
     return {**runs[0], "point": label} if len(runs) >= 2 and len(errors) == 1 and None not in errors else None
@@ -80,7 +80,7 @@ def new_row(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
 
 
 def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
-    """The rows of a table that measures nothing: what is published, and what our own configuration says."""
+    """The rows of a table without measurements: published values, and those of our configuration."""
     recipe = table.get("recipe")
     if recipe is None:
         return []
@@ -97,7 +97,7 @@ def published_columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
-    """The paper's row for a point by heading, None where it has no number: ``published``, and ``derived`` (headings that follow from
+    """The paper's row for a point by heading, None without a number: ``published``, and ``derived`` (headings that follow from
     printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
     source, columns = dict(point.get("published") or {}), table.get("published") or {}
     if not source:
@@ -124,7 +124,7 @@ def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
 
 
 def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> ColumnGroup:
-    """The measured columns of one benchmark, and their label: which model they come from, and on how many questions."""
+    """The measured columns of one benchmark and their label: backbone, benchmark and number of questions."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
     done = [run for run in runs if run["status"] == "done"]
     columns = (table.get("measured") or {}).get(benchmark)
@@ -155,9 +155,9 @@ def label(benchmark: str, done: list[PointRun]) -> str:
 
 def split(runs: list[PointRun], label: str) -> None:
     """Adds to the scores of the runs ``right_too`` and ``wrong_there``: their accuracy in per cent among the questions that the point
-    ``label`` answers right, and among those it answers wrong. That point's own would be 100 and 0 and are left out.
+    ``label`` answers right, and among those it answers wrong. Its own scores would be 100 and 0 and are omitted.
 
-    Questions are told by their ids; those that one of the two points skipped do not count. Nothing is added where ``label`` failed.
+    Questions are matched by id; those skipped by either point do not count. Nothing is added if ``label`` failed.
     """
     base = next((run for run in runs if run["point"] == label and run["status"] == "done"), None)
     if base is None:
@@ -174,5 +174,5 @@ def split(runs: list[PointRun], label: str) -> None:
 
 
 def _right(run: PointRun) -> dict[str, bool]:
-    """{sample id: whether it was answered right} of a measured point."""
+    """{sample id: whether the answer is correct} of a measured point."""
     return {r["id"]: bool(r["correct"]) for r in read(run["folder"])}

@@ -1,10 +1,10 @@
 """sweep.py -m search=blink: settings that Optuna chooses on the validation part of a benchmark, reported on its test part.
 
-The parts are those of ``benchmarks.parts``. Every point of a search runs on the validation part, whatever the command line says. The test
-part is looked at once, at the end, for two points: the best one, and the command without its search. A search that has got so far is over.
+The parts are those of ``benchmarks.parts``. Every point of a search runs on the validation part, regardless of the command line. The
+test part is used once, at the end, for two points: the best one, and the command without its search. The search is then finished.
 
-What a point is worth: ``objective`` (null: the benchmark's headline score) less ``token_price`` for every visual token that a layer
-works on. That is raised, whatever the sweeper's ``direction``: the plugin's own default would lower it.
+The value of a point is ``objective`` (null: the benchmark's headline score) minus ``token_price`` per visual token per layer. It is always
+maximised, regardless of the sweeper's ``direction``: the plugin's default is to minimise.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from blink_exp.studies.plan import key
 from blink_exp.studies.point import guarded
 from blink_exp.studies.summary import write_summary
 
-PRESETS = ("model", "method", "benchmark")  # the groups that a file of conf/search may choose
+PRESETS = ("model", "method", "benchmark")  # config groups that conf/search may select
 SEARCH_SETTINGS = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
 SETTINGS = ("default", "best")
-CHOOSING = "validation"  # the part that a search chooses on
+CHOOSING = "validation"  # the part that a search optimises on
 
 
 class Search(Callback):
-    """Hydra callback: what a search must not do, said before it starts; its result when it ends."""
+    """Hydra callback: checks a search before it starts and writes its result when it ends."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if searches(config.hydra):
@@ -62,7 +62,7 @@ def searches(hydra: Any) -> bool:
 
 
 def check(config: DictConfig) -> None:
-    """Raises UserError where a search would choose on what it reports, or could not choose at all."""
+    """Raises UserError if a search would optimise on the test part, or has nothing to optimise."""
     from hydra.utils import get_object
 
     folder = Path(config.hydra.sweep.dir)
@@ -80,8 +80,8 @@ def check(config: DictConfig) -> None:
     if (folder / "tuning.json").is_file():
         raise UserError(f"{folder} holds a search that has been measured on the test part, so it is over; give another hydra.sweep.dir")
     if "seed" in sweeper.sampler and sweeper.sampler.seed is None:
-        sweeper.sampler.seed = config.seed  # the same command proposes the same points, so one that was stopped goes on from the store
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage, which names every part that it sets up
+        sweeper.sampler.seed = config.seed  # the same command proposes the same points, so an interrupted search resumes from the store
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage logs every table that it creates
     print("searching on the validation part; the test part is looked at once, at the end", flush=True)
 
 
@@ -91,7 +91,7 @@ def refuse_test(part: str) -> None:
 
 
 def prepared(settings: SweepSettings) -> SweepSettings:
-    """The settings of this job: in a search, on the validation part."""
+    """The settings of this job; in a search, set to the validation part."""
     from hydra.core.hydra_config import HydraConfig
 
     if not searches(HydraConfig.get()):
@@ -101,7 +101,7 @@ def prepared(settings: SweepSettings) -> SweepSettings:
 
 
 def returned(row: PointRun, objective: str | None, price: float) -> Any:
-    """What a job gives to Hydra: its row; in a search what the point is worth, the worst there is for one that failed."""
+    """The return value of a job for Hydra: its row; in a search the value of the point, -inf (to maximise) for a failed one."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
@@ -131,12 +131,12 @@ def aim(row: PointRun, objective: str | None) -> str:
 
 
 def swept(config: DictConfig) -> list[str]:
-    """The user's words that name several values."""
+    """The user's overrides with several values."""
     return [word for word, many in _words(config) if many]
 
 
 def single(config: DictConfig) -> list[str]:
-    """The user's words that name one value, but for the part."""
+    """The user's overrides with a single value, except the part."""
     return [word for word, many in _words(config) if not many and key(word) != "part"]
 
 
@@ -148,7 +148,7 @@ def _words(config: DictConfig) -> list[tuple[str, bool]]:
 
 
 def finish(config: DictConfig) -> None:
-    """Writes summary.csv, summary.md, tuning.json and tuning.md and shows the latter's table. Raises UserError where all points failed."""
+    """Writes summary.csv, summary.md, tuning.json and tuning.md and prints the result. Raises UserError if all points failed."""
     from hydra.core.hydra_config import HydraConfig
 
     HydraConfig.instance().set_config(config)
@@ -169,7 +169,7 @@ def finish(config: DictConfig) -> None:
 
 
 def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[str, Any]:
-    """The best of the points ``done`` and the command without its search (``fixed``), both on both parts."""
+    """The document of the best point of ``done`` and of the command without its search (``fixed``), each on both parts."""
 
     def value(row: PointRun) -> float:
         return worth(row, config.objective, config.token_price)
@@ -201,7 +201,7 @@ def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[s
 
 
 def measured(words: list[str], part: str) -> PointRun:
-    """A point on a part. Raises UserError if it fails."""
+    """Measures a point on a part. Raises UserError if it fails."""
     label = f"part={part} {' '.join(words)}"
     row = guarded(replace(composed("sweep", words), part=part), label)
     if row["status"] == "failed":
@@ -210,7 +210,7 @@ def measured(words: list[str], part: str) -> PointRun:
 
 
 def part_summary(row: PointRun, score: str, value: float) -> dict[str, Any]:
-    """What the report says of a point on a part."""
+    """The report entry of a point on a part."""
     return {
         "score": row["scores"][score],
         "stderr": row["stderr"].get(score),
@@ -232,7 +232,7 @@ def standalone_command(config: DictConfig, words: list[str]) -> list[str]:
 
 
 def _reads_search(node: Any, path: str = "") -> list[str]:
-    """Where a configuration takes a value from the key ``search``."""
+    """Key paths of a configuration that interpolate ``search``."""
     if isinstance(node, dict):
         return [key_path for k, v in node.items() for key_path in _reads_search(v, f"{path}.{k}" if path else str(k))]
     return [path] if isinstance(node, str) and "${search." in node else []
