@@ -1,6 +1,6 @@
-"""Where results go besides the output folder: nowhere by default, W&B, TensorBoard or MLflow by ``logger=`` (docs/tracking.md).
+"""Loggers besides the output folder: none by default; W&B, TensorBoard or MLflow by ``logger=`` (docs/tracking.md).
 
-Nothing here is needed for a result: metrics.json and records.jsonl are written first, and a logger that fails costs one line.
+No result depends on a logger: metrics.json and records.jsonl are written first, and a failing logger only prints a warning.
 """
 
 from blink_exp.tracking.base import check, logger_of, tracker

@@ -1,4 +1,4 @@
-"""TensorBoard and MLflow for evaluations too, through the loggers of Lightning that trainings use."""
+"""TensorBoard and MLflow trackers, built on the Lightning loggers that trainings use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from blink_exp.tracking.interface import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")  # of a tracking server or a database
-LONGEST_EXPERIMENT = 500  # characters that MLflow takes
+LONGEST_EXPERIMENT = 500  # characters, MLflow's limit
 RED, WIDTH = (255, 0, 0), 3  # of boxes, in pixels
 
 
@@ -30,7 +30,7 @@ def tensorboard(out: Path, name: str) -> Any:
 
 
 def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
-    """Lightning's logger that writes to ``logger.uri``, or to ``out``/mlflow.db and ``out``/mlflow (MLflow gave its file store up)."""
+    """Lightning's MLflow logger for ``logger.uri``, or for ``out``/mlflow.db and ``out``/mlflow (MLflow dropped its file store)."""
     from filelock import FileLock
     from pytorch_lightning.loggers import MLFlowLogger
 
@@ -48,14 +48,14 @@ def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
         artifact_location=(folder / "mlflow").as_uri() if local else None,
         tags=tags,
     )
-    # two jobs that make the tables of one database at once would trip over each other
+    # two jobs must not create the tables of one database at the same time
     with FileLock(folder / "mlflow.lock") if local else contextlib.nullcontext(), quiet("pytorch_lightning.loggers.mlflow"):
         _ = mlflow_logger.experiment
     return mlflow_logger
 
 
 def check_mlflow(logger: dict[str, Any]) -> None:
-    """Raises UserError for an experiment or an address that MLflow would refuse when a run starts. Nobody is asked whether it answers."""
+    """Raises UserError for an experiment name or URI that MLflow would reject. Does not contact the server."""
     project, uri = logger["project"], logger.get("uri")
     if not isinstance(project, str) or not project.strip() or len(project) > LONGEST_EXPERIMENT:
         project_text = "" if project is None else flat(project, 140)
@@ -70,7 +70,7 @@ def check_mlflow(logger: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Nothing below an error from a Python logger: that an experiment is new is no warning."""
+    """Limits a Python logger to errors: a new experiment is not worth a warning."""
     noisy = logging.getLogger(name)
     before = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -81,7 +81,7 @@ def quiet(name: str) -> Iterator[None]:
 
 
 class LightningTracker:
-    """The numbers of a ``Tracker``, which every logger of Lightning takes alike."""
+    """The numeric part of a ``Tracker``, the same for all Lightning loggers."""
 
     logger: Any
 
@@ -94,7 +94,7 @@ class LightningTracker:
 
 
 class TensorBoardTracker(LightningTracker):
-    """A ``Tracker`` that is a folder of event files. Tables are text, so only their first rows are readable there."""
+    """A ``Tracker`` that writes event files. Tables are logged as Markdown text."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
         self.logger = tensorboard(out, run.name)
@@ -119,7 +119,7 @@ class TensorBoardTracker(LightningTracker):
 
 
 class MLflowTracker(LightningTracker):
-    """A ``Tracker`` that is an MLflow run. Tables and pictures are its artifacts."""
+    """A ``Tracker`` that writes an MLflow run. Tables and pictures are artifacts."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
         self.logger = mlflow(settings, out, run)
@@ -141,7 +141,7 @@ class MLflowTracker(LightningTracker):
 
 
 def steps(axis: str, rows: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:
-    """(step, numbers) of a curve for loggers with whole steps: the axis where it is whole, else the row's place with the axis beside it."""
+    """(step, numbers) of a curve for loggers with integer steps: the axis if it is integral, else the row index with the axis as a number."""
     whole = all(float(row[axis]).is_integer() for row in rows)
     return [(int(row[axis]) if whole else k, {key: v for key, v in row.items() if key != axis or not whole}) for k, row in enumerate(rows)]
 
@@ -156,7 +156,7 @@ def cell(value: Any) -> str:
 
 
 def with_boxes(picture: Picture, boxes: Boxes) -> Image.Image:
-    """The picture as RGB with its boxes drawn in."""
+    """The picture as RGB with its boxes drawn."""
     if isinstance(picture, str | Path):
         picture = open_image(picture)
     elif not isinstance(picture, Image.Image):

@@ -1,4 +1,4 @@
-"""What of a measured point, and of a whole table or sweep, is logged."""
+"""Logs a measured point, or the summary of a table, figure or sweep."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from blink_exp.tracking.interface import attempt
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
 
-LONGEST_SIDE = 768  # pixels of an example that is logged
+LONGEST_SIDE = 768  # pixels of a logged example
 
 
 def output_and_group() -> tuple[Path, str]:
-    """(folder, sweep) of the command that Hydra runs: where the runs of all its points go, and what tells it from other commands."""
+    """(folder, sweep name) of the running Hydra command: where the runs of all its points are logged, and their group."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -41,16 +41,16 @@ def log_point(
     tags: Sequence[str] = (),
     benchmark: Callable[[], Benchmark] | None = None,
 ) -> None:
-    """One run of ``settings["logger"]`` for the finished point in ``folder``, measured just now or long ago. Nothing for `logger=csv`.
+    """Logs the finished point in ``folder`` as one run of ``settings["logger"]``. Does nothing for `logger=csv`.
 
     Args:
         settings: the point's resolved configuration, its logger included.
         folder: holds metrics.json and records.jsonl.
-        out: the run's files go below it: the output folder of the command, so that a sweep's runs lie together.
-        name, group: of the run; the group is the sweep. A line says which point it is, as in the sweep's table.
+        out: folder of the run's files: the output folder of the command, shared by the runs of a sweep.
+        name, group: of the run; the group is the sweep, the name labels the point.
         experiment: id of the table or figure, for its tag and its own metric (see ``names.metrics_of``).
-        x: where the point stands on the figure's axis.
-        benchmark: opens the benchmark, for the images of some records; None: no images.
+        x: value of the point on the figure's axis.
+        benchmark: builds the benchmark, for example images; None: no images.
     """
     if silent(settings):
         return
@@ -67,7 +67,7 @@ def point_logged(
     x: float | None,
     benchmark: Callable[[], Benchmark] | None,
 ) -> None:
-    from blink_exp.evaluation.records import read  # torch comes with it: a wrong logger is to be named before
+    from blink_exp.evaluation.records import read  # imports torch: an invalid logger is reported first
 
     finished: Any = read_object(folder / "metrics.json", {}, "measure the point again")
     records = read(folder)
@@ -92,8 +92,8 @@ def point_logged(
 def examples(
     benchmark: Callable[[], Benchmark], records: list[Record], count: int
 ) -> Iterator[tuple[str, Image.Image, str, tuple[Box, ...]]]:
-    """("examples/1", image, what was asked and answered, regions where the answer is) of ``count`` records of different images, those with
-    regions first. Images that cannot be read are passed over; so is all where the benchmark's data has gone."""
+    """("examples/1", image, caption, annotated regions) of ``count`` records of different images, those with regions first. Unreadable
+    images are skipped; yields nothing if the benchmark's data is missing."""
     try:
         samples = {s.id: s for s in benchmark().samples()}
     except (OSError, ValueError):
@@ -122,16 +122,16 @@ def log_summary(
     group: str | None = None,
     out: Path | None = None,
 ) -> None:
-    """The run of a whole table, figure or multirun, behind those of its points. Nothing for `logger=csv`.
+    """Logs a table, figure or multirun as one summary run. Does nothing for `logger=csv`.
 
-    A table: ``table/ID``, its published columns beside the measured ones, never one for the other. A figure: ``claims/ID``, its points as
+    A table: ``table/ID``, with separate published and measured columns. A figure: ``claims/ID``, its points as
     curves by series. A multirun (its rows): ``table/sweep``. And the PNG files of ``folder``, as ``figures/ID/1``, ``/2``, ...
 
     Args:
         document: table.json or figure.json, or a multirun's rows.
-        settings: anything with the ``logger``; the rest becomes the run's configuration.
-        group: as of the points; None: the folder's name.
-        out: where the run's files go; None: ``folder``.
+        settings: must hold ``logger``; the rest is the run's configuration.
+        group: that of the points; None: the folder's name.
+        out: folder of the run's files; None: ``folder``.
     """
     if not silent(settings):
         attempt(logger_of(settings).name, lambda: summary_logged(document, folder, settings, group or folder.name, out or folder))
