@@ -1,7 +1,7 @@
 """The model that lmms-eval 0.7 loads by the name ``blink_exp`` (entry-point group ``lmms_eval.models``): docs/lmms_eval.md.
 
-The only module that imports lmms-eval. It follows lmms-eval's interface of "simple" models: a task's own prompt text, and a function that
-opens what the task shows with it.
+The only module that imports lmms-eval. It follows lmms-eval's interface of "simple" models: a task's prompt text, and a function that
+opens its images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ manifest = ModelManifest(model_id="blink_exp", simple_class_path="blink_exp.inte
 
 
 class BlinkExp(lmms):
-    """A backbone with a method on it.
+    """An lmms-eval model: a backbone with a method.
 
     Args:
         settings: overrides of conf/evaluate.yaml, ``method="blink"``, ``model="llava_1_5_7b"``, ``**{"thresholds.tau_exp": 0.55}``.
@@ -51,13 +51,13 @@ class BlinkExp(lmms):
         return self.backbone.model.device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """One greedy answer a request, in order. Of a task's generation settings only max_new_tokens and until are followed."""
+        """One greedy answer per request, in order. Of a task's generation settings only max_new_tokens and until are used."""
         questions = [self._question(*request.args) for request in requests]
         firsts: dict[str, tuple[Any, Request]] = {}
         for request, question in zip(requests, questions, strict=True):
             firsts.setdefault(request.task_name, (request, question))
         for request, question in firsts.values():
-            image_of(question, self.image_options)  # the first of each task, before hours are spent on another
+            image_of(question, self.image_options)  # checks the first image of each task before a long run
             if ignored_settings := ignored(request.args[1]):
                 logger.warning(f"{request.task_name}: {', '.join(ignored_settings)} ignored, answers are greedy")
         with bar(len(questions), self.method.name, self.rank == 0) as advance:

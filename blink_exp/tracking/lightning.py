@@ -141,7 +141,7 @@ class MLflowTracker(LightningTracker):
 
 
 def steps(axis: str, rows: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:
-    """(step, numbers) of a curve for loggers with integer steps: the axis if it is integral, else the row index with the axis as a number."""
+    """(step, numbers) of a curve for loggers with integer steps: the axis if it is integral, else the row index with the axis kept."""
     whole = all(float(row[axis]).is_integer() for row in rows)
     return [(int(row[axis]) if whole else k, {key: v for key, v in row.items() if key != axis or not whole}) for k, row in enumerate(rows)]
 

@@ -1,7 +1,7 @@
-"""What the page draws: pictures and maps as PNG data URIs, charts as SVG. Tensors and numbers in, text out; the same bytes every time.
+"""Draws the page: pictures and maps as PNG data URIs, charts as SVG. Takes tensors and numbers, returns text; deterministic.
 
-Maps have one pixel a cell and are stretched by the browser, so a page with a map a layer stays small. Colours come from the page's style
-sheet, which knows about dark mode.
+Maps have one pixel per cell and are scaled by the browser, so a page with a map per layer stays small. Colours come from the page's
+style sheet, which supports dark mode.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from blink_exp.core.views import ViewGeometry
 from blink_exp.figures import shared
 from blink_exp.viewer.trace import PARTS, Stage
 
-LONGEST = 720  # pixels on the longer side of a picture: a photograph from a camera would make a page of 30 MB
+LONGEST = 720  # pixels on the longer side of a picture: a full-size photograph would make a page of 30 MB
 HEAT = (213, 94, 0)  # Okabe and Ito's vermilion
 GONE = (70, 70, 70, 217)
 WIDTH = 420  # of a chart, in its own units
 
 
 def png(image: Image.Image) -> str:
-    """A data URI."""
+    """An image as a PNG data URI."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def picture(image: Image.Image) -> str:
-    """A picture, no larger than a page needs."""
+    """A picture as a data URI, scaled down to ``LONGEST``."""
     thumbnail = image.convert("RGB")
     thumbnail.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     return png(thumbnail)
@@ -49,7 +49,7 @@ def base_view(backbone: Backbone, image: Image.Image) -> str:
 
 
 def heat(values: torch.Tensor) -> str:
-    """A (rows, columns) map of values >= 0, from clear to full at its own largest one; NaN, where nothing is, dark."""
+    """A (rows, columns) map of values >= 0, from transparent at 0 to opaque at the maximum; NaN (no token) is dark."""
     values_or_zero = values.nan_to_num(0.0)
     top = float(values_or_zero.max())
     out = np.zeros((*values.shape, 4), np.uint8)
@@ -60,7 +60,7 @@ def heat(values: torch.Tensor) -> str:
 
 
 def fade(share: torch.Tensor) -> str:
-    """A (rows, columns) map of shares from 0 (dark) to 1 (clear)."""
+    """A (rows, columns) map of shares from 0 (dark) to 1 (transparent)."""
     out = np.full((*share.shape, 4), GONE, np.uint8)
     out[..., 3] = (GONE[3] * (1 - share)).round().numpy()
     return png(Image.fromarray(out, "RGBA"))
@@ -68,7 +68,7 @@ def fade(share: torch.Tensor) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """A patch of the base view, as CSS places it: background-size and -position."""
+    """A patch of the base view as CSS background-size and background-position."""
 
     size: str
     position: str
@@ -81,13 +81,13 @@ class Piece:
 
 
 def outlines(boxes: tuple[Box, ...]) -> Markup:
-    """Dashed boxes, given as fractions, to be laid over a picture."""
+    """An overlay of dashed boxes, given as fractions of the picture."""
     rectangles = "".join(f'<rect x="{a:.5g}" y="{b:.5g}" width="{c - a:.5g}" height="{d - b:.5g}" class="mark"/>' for a, b, c, d in boxes)
     return _overlay(1, 1, rectangles)
 
 
 def patches(grid: PatchGrid) -> Markup:
-    """The cells of the base view, and the p x p patches with their numbers."""
+    """An overlay of the cells of the base view and of its numbered p x p patches."""
     fine = _lines(range(1, grid.width), range(1, grid.height), grid.width, grid.height, "cell")
     h, w = grid.patch
     bold = _lines(range(w, grid.width, w), range(h, grid.height, h), grid.width, grid.height, "patch")
@@ -100,7 +100,7 @@ def patches(grid: PatchGrid) -> Markup:
 
 
 def tiles(views: ViewGeometry) -> Markup:
-    """The tiles of an image with any, over the image itself: the stitched grid is cut free of padding first, as the backbone does."""
+    """An overlay of the tiles of an image. The padding of the stitched grid is removed first, as in the backbone."""
     rows, columns = views.unpadded.shape
     top, left = ((views.stitched == views.unpadded[0, 0]).nonzero()[0]).tolist()
     across = [k * views.side - left for k in range(1, views.columns) if 0 < k * views.side - left < columns]
@@ -118,8 +118,8 @@ def _overlay(width: int, height: int, inside: str) -> Markup:
 
 
 def ratios(rho: list[float | None], steps: list[dict], limits: dict[str, float], floor: float) -> Markup:
-    """The saliency ratio by layer: a line of ``rho`` (one value a layer), and a mark for each of ``steps`` (``layer``, ``rho``,
-    ``decision``) at what was scanned there; ``limits``: thresholds by name; ``floor``: of an even spread."""
+    """The saliency ratio by layer: a line of ``rho`` (one value per layer), and a mark at the scanned ratio of each of ``steps``
+    (``layer``, ``rho``, ``decision``). ``limits``: {name: threshold}; ``floor``: ratio of uniform attention."""
     left, right, top, bottom = 34, 14, 8, 158
     depth = len(rho)
 
@@ -151,7 +151,7 @@ def ratios(rho: list[float | None], steps: list[dict], limits: dict[str, float],
 
 
 def sequences(stages: list[Stage]) -> Markup:
-    """A bar a layer, as long as its sequence: system | visual | expanded | text, where they stand."""
+    """One bar per layer over its sequence: system | visual | expanded | text."""
     left, right, high = 34, 14, 8
     longest = max(sum(s.counts.values()) for s in stages)
     unit = (WIDTH - left - right) / longest
@@ -176,7 +176,7 @@ def sequences(stages: list[Stage]) -> Markup:
 
 
 def _round_step(longest: int) -> int:
-    """1, 2 or 5 times a power of ten: about five of them to ``longest``."""
+    """A tick step of 1, 2 or 5 times a power of ten that gives about five ticks up to ``longest``."""
     scale = 1
     while longest / scale > 50:
         scale *= 10

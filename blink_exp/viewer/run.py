@@ -1,4 +1,4 @@
-"""The page of one question."""
+"""Writes the page of one question."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from blink_exp.viewer.trace import Trace, trace
 def view(settings: ViewSettings, out: Path) -> Path:
     """Writes the page of the question that ``settings`` name (``sample``, or ``image`` and ``question``) to ``out`` and returns its path.
 
-    The page is about ``method``; ``compare`` names presets of methods whose answers stand beside its own. Raises UserError
-    where the question, the picture or a preset is not there, or ``method`` cannot run; a compared method that cannot says why.
+    The page is about ``method``; ``compare`` names method presets whose answers are shown beside it. Raises UserError if the
+    question, the picture or a preset is missing, or ``method`` cannot run. A compared method that cannot run gets a row with the reason.
     """
     names = compared(settings.compare or [])
     subject = load_subject(settings)
@@ -46,7 +46,7 @@ def view(settings: ViewSettings, out: Path) -> Path:
 
 
 def compared(presets: Iterable[str]) -> list[str]:
-    """Presets of methods, each once. Raises UserError for one that is not there."""
+    """Method presets without duplicates. Raises UserError for an unknown one."""
     names = list(dict.fromkeys(presets))
     available = presets_of("method")
     for name in names:
@@ -56,7 +56,7 @@ def compared(presets: Iterable[str]) -> list[str]:
 
 
 def answers(settings: ViewSettings, names: list[str], backbone: Backbone, subject: Subject, traced: Trace) -> list[dict[str, Any]]:
-    """A line a method: the presets ``names`` and, first if it is none of them, the one that the page is about."""
+    """One row per method: the presets ``names``, preceded by the method of the page if it is not among them."""
     methods = {name: method_preset(name, settings) for name in names}
     same = next((name for name, method in methods.items() if method == settings.method), None)
     lines = [] if same else [pages.answer(traced.method.name, traced, True)]
@@ -73,11 +73,11 @@ def answers(settings: ViewSettings, names: list[str], backbone: Backbone, subjec
 
 
 def command(settings: ViewSettings) -> str | None:
-    """The command that makes the page again; None where it was made without a command line."""
+    """The command that reproduces the page; None without a command line."""
     if not HydraConfig.initialized():
         return None
     words = HydraConfig.get().overrides.task
-    keys = [word.partition("=")[0] for word in words]  # the page's own keys as the user wrote them, not as ``settings.words`` quoted them
+    keys = [word.partition("=")[0] for word in words]  # text values as the user wrote them, without the quotes of ``settings.words``
     return f"{command_name('view')} " + shlex.join(
         f"{k}={getattr(settings, k)}" if k in LETTER_BY_LETTER else w for k, w in zip(keys, words, strict=True)
     )

@@ -1,4 +1,4 @@
-"""What a page is about: a sample of the benchmark, or a picture and a question of the user's own."""
+"""The subject of a page: a sample of the benchmark, or the user's own picture and question."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from blink_exp.settings.roots import ViewSettings
 
 @dataclass(frozen=True)
 class Subject:
-    """``benchmark``: whose prompt, rule and length of answer hold."""
+    """``benchmark``: defines the prompt, the scoring rule and the maximum answer length."""
 
     sample: Sample
     image: Image.Image
@@ -28,14 +28,14 @@ class Subject:
 
 
 class OwnQuestion(ExactMatch):
-    """A question from the command line: asked as it stands, with nothing to compare the answer with."""
+    """A question from the command line, used as the prompt. It has no reference answer."""
 
     name = "own question"
     max_new_tokens = 64
 
 
 def load_subject(settings: ViewSettings) -> Subject:
-    """The picture and question that ``settings`` name. Raises UserError where it names none, two, or one that is not there."""
+    """Loads the picture and question named by ``settings``. Raises UserError if there is none, are two, or one is missing."""
     sample, image, question = settings.sample, settings.image, settings.question
     if sample is not None and image is not None:
         raise UserError(f"sample={sample} and image={image} are two pictures; give one of them")
@@ -69,8 +69,8 @@ def _benchmark_sample(settings: ViewSettings, wanted: str) -> Subject:
 
 
 def nearest_ids(wanted: str, ids: Iterable[str], most: int = 400) -> str:
-    """A sentence with the three ids that are most like ``wanted``, of two that are equally like it the one that begins like it. Of the many
-    that a benchmark can have, only the ``most`` that hold it or begin like it are compared letter by letter."""
+    """A sentence with the three ids most similar to ``wanted``; ties go to the longer common prefix. Only the ``most`` best candidates,
+    by containment and common prefix, are compared letter by letter."""
     wanted = wanted[:200]
     likely = sorted(ids, key=lambda candidate: (wanted not in candidate, -_common(wanted, candidate)))[:most]
 
@@ -82,7 +82,7 @@ def nearest_ids(wanted: str, ids: Iterable[str], most: int = 400) -> str:
 
 
 def _common(a: str, b: str) -> int:
-    """Letters that two words share from the left."""
+    """Length of the common prefix."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
