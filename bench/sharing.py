@@ -74,13 +74,13 @@ def named(experiments: list[tuple[str, str]]) -> str:
 
 def composed(experiments: list[tuple[str, str]], store: str) -> list[Any]:
     """The settings of all points, one for those that are the same."""
-    from blink_exp.evaluation.shared_runs import place
+    from blink_exp.evaluation.shared_runs import stored_point
     from blink_exp.settings.compose import composed as compose
     from blink_exp.studies import plan
 
     cfg = compose("sweep", [f"store={store}"])
     found = [c for kind, name in experiments for c in plan.settings_of(cfg, kind, load_experiment(kind, name), [])]
-    return list({str(place(c)[0]): c for c in found}.values())
+    return list({str(stored_point(c)[0]): c for c in found}.values())
 
 
 def points(what: str, experiments: list[tuple[str, str]], questions: int, store: str, bar: float, deciding: bool) -> dict[str, Any]:

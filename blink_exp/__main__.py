@@ -8,11 +8,11 @@ import sys
 import hydra
 
 from blink_exp.cli import CONF, entry
-from blink_exp.settings.doors import DOORS
+from blink_exp.settings.doors import COMMANDS
 
 
 def usage() -> str:
-    return "\n".join(["python -m blink_exp COMMAND [key=value] ...", "", *(f"  {name}: {text}" for name, text in DOORS.items())])
+    return "\n".join(["python -m blink_exp COMMAND [key=value] ...", "", *(f"  {name}: {text}" for name, text in COMMANDS.items())])
 
 
 def start(name: str) -> None:
@@ -29,13 +29,13 @@ def start(name: str) -> None:
 
 def main() -> None:
     name = next(iter(sys.argv[1:]), "")
-    if name in DOORS:
+    if name in COMMANDS:
         sys.argv[:2] = [f"{sys.argv[0]} {name}"]
         start(name)
     elif name in ("", "-h", "--help"):
         print(usage())
     else:
-        print(f"error: {name} is not a command; use one of: {', '.join(DOORS)}", file=sys.stderr)
+        print(f"error: {name} is not a command; use one of: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,4 +1,4 @@
-"""What the entry points share: every error that a user can cause is one line and exit code 2.
+"""Shared code of the entry points: a user error becomes one line and exit code 2.
 
 Imports nothing heavy, so that ``--help`` stays instant. HYDRA_FULL_ERROR=1 brings the traceback back.
 """
@@ -14,30 +14,30 @@ from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
-from blink_exp.settings.doors import usual
+from blink_exp.settings.doors import command_name
 from blink_exp.settings.presets import CONF, presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
-TRACEBACK = "BLINK_EXP_TRACEBACK"  # what the user's HYDRA_FULL_ERROR said, before we set it for ourselves
-SCRIPT = "BLINK_EXP_SCRIPT"  # the config root of what runs: train, evaluate, sweep, view, ...
-OUT_OF_MEMORY = "OutOfMemoryError"  # torch's, told by its name: torch is not imported here
+TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is overwritten here
+SCRIPT = "BLINK_EXP_SCRIPT"  # config root of the running command: train, evaluate, sweep, view, ...
+OUT_OF_MEMORY = "OutOfMemoryError"  # torch's exception, matched by name since torch is not imported here
 
 
 def entry(main: Callable[[], object], config: str) -> None:
-    """Runs a hydra.main function. Hydra is told to raise its errors, so that one place prints them."""
+    """Runs a hydra.main function. Hydra is set to raise its errors, so that they are printed in one place."""
     user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ[TRACEBACK] = str(int(user_wants_traceback))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     lenient_output()
     os.environ[SCRIPT] = config
-    logging.raiseExceptions = False  # a log file on a full disk: Hydra's handler would print a traceback for every line
+    logging.raiseExceptions = False  # on a full disk, Hydra's log handler would print a traceback for every line
     stop_on_signals()
 
     def checked(_: object) -> object:
         from blink_exp.settings.words import prepared
 
         if sys.argv[1:] in (["--help"], ["-h"]):
-            print(helped(config))
+            print(help_text(config))
             return None
         sys.argv[1:] = prepared(sys.argv[1:], config)
         check_optuna(sys.argv[1:])
@@ -50,7 +50,7 @@ def entry(main: Callable[[], object], config: str) -> None:
         code = end.code
     try:
         sys.stdout.flush()
-    except OSError as error:  # Python would say so in three lines and end with 120
+    except OSError as error:  # Python would print three lines and exit with code 120
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: {one_line(error)}", file=sys.stderr)
         code = code or 2
@@ -59,16 +59,16 @@ def entry(main: Callable[[], object], config: str) -> None:
 
 
 def lenient_output() -> None:
-    """Makes the terminal show a ? for what its encoding lacks: a run must not end in its last line."""
+    """Prints ? for characters that the terminal cannot encode, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def guard(run: Callable[[Any], object], cfg: Any) -> Any:
-    """``run(cfg)``, where an error that the user can cure ends the program with one line and exit code 2.
+    """``run(cfg)``; a user error ends the program with one line and exit code 2.
 
-    Jobs call it too: an error that reached Hydra would be announced by Hydra first.
+    Multirun jobs call it too, before Hydra prints the error itself.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -76,21 +76,21 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
     try:
         return run(cfg)
     except Exception as error:
-        known = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError) or type(error).__name__ == OUT_OF_MEMORY
-        if not known or os.environ.get(TRACEBACK) == "1":
+        expected = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError) or type(error).__name__ == OUT_OF_MEMORY
+        if not expected or os.environ.get(TRACEBACK) == "1":
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(stopped(going_on()))
+        sys.exit(stopped(resume_hint()))
     except SystemExit:
-        if stopping():  # Lightning ends the process where it meets KeyboardInterrupt
-            sys.exit(stopped(going_on()))
+        if stopping():  # Lightning exits on KeyboardInterrupt
+            sys.exit(stopped(resume_hint()))
         raise
 
 
-def going_on() -> str:
-    """How a run that was stopped goes on: the folder to name, or that the store has what was finished."""
+def resume_hint() -> str:
+    """How to resume a stopped run: the folder to give, or the same command."""
     script, folder = os.environ.get(SCRIPT), run_folder()
     if script in ("sweep", "parity"):
         what = "sweep" if script == "sweep" else "command"
@@ -103,7 +103,7 @@ def going_on() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line, with the cure where the operating system's words lack it."""
+    """The message of an error as one line. OS errors get a cure."""
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return disk_line(error)
     if isinstance(error, UserError):
@@ -117,12 +117,12 @@ def one_line(error: BaseException) -> str:
     return translated(error)
 
 
-def helped(config: str) -> str:
-    """What ``--help`` says: groups with their presets, and the settings of conf/<config>.yaml with their comments. Read off the files:
-    Hydra composes everything first, which takes over a second."""
+def help_text(config: str) -> str:
+    """The text of ``--help``: groups with their presets, and conf/<config>.yaml with its comments. Read from the files, since composing
+    them with Hydra takes over a second."""
     folders = sorted(p for p in CONF.rglob("*") if p.is_dir())
     groups = {name: presets(name) for name in (p.relative_to(CONF).as_posix() for p in folders)}
-    lines = [f"{usual(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
+    lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
     lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
     for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
         lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines())]

@@ -377,14 +377,14 @@ def test_one_picture_everywhere(file, tmp_path):
     from support.viewing import config
 
     from blink_exp.viewer import drawing
-    from blink_exp.viewer.subject import subject
+    from blink_exp.viewer.subject import load_subject
 
     picture_folder(tmp_path, "0.png", file)
     wanted = open_image(file).tobytes()
     assert EasyVQA(str(tmp_path)).samples()[0].image().tobytes() == wanted
     assert Duts(str(tmp_path)).samples()[0].image().tobytes() == wanted
     assert canvases.Files(tmp_path, ["plain/0.png"], pad=False)(0).tobytes() == wanted
-    about = subject(config("method=none", image=str(tmp_path / "plain" / "0.png"), question="what?"))
+    about = load_subject(config("method=none", image=str(tmp_path / "plain" / "0.png"), question="what?"))
     assert about.image.tobytes() == wanted
     assert drawing.picture(about.image) == drawing.png(about.image)
 
@@ -490,14 +490,14 @@ def test_the_settings_reach_a_benchmark_and_its_own_exif_wins():
 
 def test_a_harness_s_images_are_opened_alike():
     from blink_exp.errors import UserError
-    from blink_exp.integrations.requests import Question, image_of
+    from blink_exp.integrations.requests import Request, image_of
 
     for image in (Image.fromarray(SIXTEEN), Image.new("RGBA", (4, 1)), Image.new("F", (4, 1), 0.5)):
-        found = image_of(Question("q", "?", lambda image=image: [image]))
+        found = image_of(Request("q", "?", lambda image=image: [image]))
         assert found.tobytes() == to_rgb(image).tobytes()
-    assert image_of(Question("q", "?", lambda: [Image.new("RGBA", (1, 1))]), DROP).getpixel((0, 0)) == (0, 0, 0)
+    assert image_of(Request("q", "?", lambda: [Image.new("RGBA", (1, 1))]), DROP).getpixel((0, 0)) == (0, 0, 0)
     with pytest.raises(UserError, match=r"the image of q cannot be read \(900 x 1 pixels are too thin"):
-        image_of(Question("q", "?", lambda: [Image.new("L", (900, 1))]))
+        image_of(Request("q", "?", lambda: [Image.new("L", (900, 1))]))
 
 
 @pytest.mark.parametrize("size", [(720, 16), (16, 720), (400, 1)])

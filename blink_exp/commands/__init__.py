@@ -1,1 +1,1 @@
-"""What the entry points do: which job a configuration asks for."""
+"""The commands: each runs the job of a composed configuration."""

@@ -13,7 +13,7 @@ from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import typed
 from blink_exp.studies import dashboards
 from blink_exp.studies.catalog import run_experiments
-from blink_exp.studies.jobs import note
+from blink_exp.studies.jobs import write_job_row
 from blink_exp.studies.multirun import check_settings
 from blink_exp.studies.point import failed, guarded
 from blink_exp.studies.tuning import prepared, returned
@@ -22,7 +22,7 @@ EXPERIMENTS = ("table", "tables", "figure", "figures")
 
 
 def run(cfg: DictConfig) -> Any:
-    """One job of a multirun, which returns what a search raises; without -m, all points of ``table`` and ``figure``, or a dashboard."""
+    """One job of a multirun, which returns the value that a search maximises; without -m, all experiments, or a dashboard."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -54,5 +54,5 @@ def run(cfg: DictConfig) -> Any:
         row = guarded(prepared(settings), label)
     row |= {"overrides": words}
     write_json(out / "job.json", row)
-    note(row)
+    write_job_row(row)
     return returned(row, cfg.objective, cfg.token_price)

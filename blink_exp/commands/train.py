@@ -1,4 +1,4 @@
-"""train.py: its settings as typed values, read once, and the training that they ask for."""
+"""train.py: reads the settings as typed values and runs the training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
 
 
 def job_of(cfg: DictConfig, out: Path, folder: str = "hydra.run.dir") -> Job:
-    """The training of the settings ``cfg`` in the run folder ``out``, which the setting ``folder`` names."""
+    """The training job of the settings ``cfg`` in the run folder ``out``; ``folder``: the setting that names it."""
     settings: TrainSettings = typed(cfg)
     optim = settings.optim
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")

@@ -1,1 +1,1 @@
-"""One configuration on one benchmark: settings to answers, answers to records, records to scores, and the store that keeps them."""
+"""Evaluates one configuration on one benchmark: predictions, records, scores, and the store of finished points."""

@@ -1,4 +1,4 @@
-"""The questions of a benchmark put to one point or to many at once, and the records of their answers."""
+"""Runs the questions of a benchmark on one or several points and records the answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import ImagesById, OpenedImage, UnreadableImage, open_images
 from blink_exp.backbone.processor import without_placeholder
-from blink_exp.benchmarks.base import Benchmark, Sample
+from blink_exp.benchmarks.base import Benchmark, Sample, group_by_image
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.answers import PointQuestion, answer, shareable
@@ -25,10 +25,10 @@ from blink_exp.evaluation.records import RecordLog, record
 
 @dataclass
 class Point:
-    """A method that is evaluated. ``kept``: where its records go as they come, and what is there already; ``done``: {id: record}."""
+    """A method under evaluation. ``record_log``: its records on disk, those of an interrupted run included; ``done``: {id: record}."""
 
     method: Method
-    kept: RecordLog | None = None
+    record_log: RecordLog | None = None
     done: dict[str, Record] = field(default_factory=dict)
 
 
@@ -42,22 +42,22 @@ def ask(
     advance: Callable[[int], None],
     workers: int = 0,
 ) -> list[Skipped]:
-    """Fills ``done`` of every point, and returns the samples skipped because their row or image could not be read.
+    """Fills ``done`` of every point and returns the samples skipped because their row or image could not be read.
 
-    What is in a point's ``kept`` is not asked again, and every batch is added to it. Samples go image by image, so that what an image's
-    questions share is at hand. ``advance``: takes how many answers were found; ``workers``: see ``pictures.open_images``.
+    Records in a point's ``record_log`` are reused, and every batch is appended to it. Samples are grouped by image, so that their shared
+    image features are computed once. ``advance``: called with the number of new answers; ``workers``: see ``pictures.open_images``.
     """
     for point in points:
-        point.done = point.kept.done(benchmark, list(samples)) if point.kept is not None else {}
-    left = [s for s in by_image(samples) if any(s.id not in point.done for point in points)]
-    found = sum(len(point.done) for point in points)
-    if 0 < found < len(samples) * len(points):
-        print(f"going on: {found} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
-    advance(found)
+        point.done = point.record_log.done(benchmark, list(samples)) if point.record_log is not None else {}
+    left = [s for group in group_by_image(list(samples)) for s in group if any(s.id not in point.done for point in points)]
+    answered = sum(len(point.done) for point in points)
+    if 0 < answered < len(samples) * len(points):
+        print(f"going on: {answered} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
+    advance(answered)
     skipped: dict[str, str] = {}
-    for some, images in _with_images(backbone, left, batch_size, workers):
-        batch, seen = [], {}
-        for sample in some:
+    for chunk, images in _with_images(backbone, left, batch_size, workers):
+        batch, images_by_id = [], {}
+        for sample in chunk:
             image = images[sample.image_id]
             if isinstance(image, UnreadableImage):
                 skipped[sample.id] = image.why
@@ -68,13 +68,13 @@ def ask(
                 skipped[sample.id] = reason(error)
                 continue
             batch.append(sample)
-            seen[sample.image_id] = image
-        wanted = [[p for p, point in enumerate(points) if s.id not in point.done] for s in batch]
-        for p, records in _answered(backbone, points, benchmark, batch, wanted, seen, batch_size).items():
+            images_by_id[sample.image_id] = image
+        points_by_sample = [[p for p, point in enumerate(points) if s.id not in point.done] for s in batch]
+        for p, records in _answered(backbone, points, benchmark, batch, points_by_sample, images_by_id, batch_size).items():
             points[p].done |= {r["id"]: r for r in records}
-            if (kept := points[p].kept) is not None:
-                kept.add(records)
-        advance(sum(map(len, wanted)))
+            if (record_log := points[p].record_log) is not None:
+                record_log.add(records)
+        advance(sum(map(len, points_by_sample)))
     order = [s.id for s in samples if s.id in skipped]
     return [{"id": name, "why": skipped[name]} for name in order]
 
@@ -82,31 +82,31 @@ def ask(
 def _with_images(
     backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int
 ) -> Iterator[tuple[Rows[Sample], dict[str, OpenedImage]]]:
-    """Batch after batch of samples with their images by id, each opened once; ``samples``: image by image."""
+    """Yields batches of samples with their images by id. Each image is opened once; ``samples`` are grouped by image."""
     images: dict[str, Callable[[], Any]] = {}
     for sample in samples:
         images.setdefault(sample.image_id, sample.image)
     coming = zip(images, open_images(list(images.values()), backbone, workers, batch_size), strict=True)
-    held: dict[str, OpenedImage] = {}
+    cached: dict[str, OpenedImage] = {}
     for start in range(0, len(samples), batch_size):
-        some = samples[start : start + batch_size]
-        wanted = {s.image_id for s in some}
-        held = {name: found for name, found in held.items() if name in wanted}
-        while wanted - held.keys():
-            held.update([next(coming)])
-        yield some, held
+        chunk = samples[start : start + batch_size]
+        wanted = {s.image_id for s in chunk}
+        cached = {name: image for name, image in cached.items() if name in wanted}
+        while wanted - cached.keys():
+            cached.update([next(coming)])
+        yield chunk, cached
 
 
 def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
-    """What the model is asked: the benchmark's prompt without the image's placeholder.
+    """The benchmark's prompt without the image placeholder.
 
-    Raises UserError for an empty prompt, one of several placeholders, or of more tokens than the LLM has positions.
+    Raises UserError for an empty prompt, several placeholders, or more tokens than the LLM has positions.
     """
     prompt = without_placeholder(benchmark.prompt(sample), backbone.processor.image_token)
     if not prompt.strip():
         raise UserError("the question is empty; ask something")
     most = backbone.model.config.text_config.max_position_embeddings
-    if len(prompt.encode()) > most:  # no token is shorter than a byte, so that hardly any prompt is counted
+    if len(prompt.encode()) > most:  # a token has at least one byte, so few prompts need tokenizing
         tokens = len(backbone.processor.tokenizer(prompt).input_ids)
         if tokens > most:
             raise UserError(f"the question has {tokens:,} tokens, more than the LLM's {most:,} positions; shorten it")
@@ -114,20 +114,12 @@ def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
 
 
 def prompts_of(backbone: Backbone, benchmark: Benchmark, samples: Iterable[Sample]) -> dict[str, str]:
-    """{sample id: prompt} of those that can be asked."""
-    found = {}
+    """{sample id: prompt} of the samples with a valid prompt."""
+    prompts = {}
     for sample in samples:
         with contextlib.suppress(UserError):
-            found[sample.id] = prompt_of(backbone, benchmark, sample)
-    return found
-
-
-def by_image(samples: Rows[Sample]) -> list[Sample]:
-    """The questions of an image one behind the other, images in the order of their first one."""
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.image_id, []).append(sample)
-    return [sample for group in groups.values() for sample in group]
+            prompts[sample.id] = prompt_of(backbone, benchmark, sample)
+    return prompts
 
 
 def _answered(
@@ -135,42 +127,44 @@ def _answered(
     points: Rows[Point],
     benchmark: Benchmark,
     batch: list[Sample],
-    wanted: list[list[int]],
+    points_by_sample: list[list[int]],
     images: ImagesById,
     batch_size: int,
 ) -> dict[int, list[Record]]:
-    """{number of the point: records} of a batch; ``wanted``: the points that each sample is asked by."""
-    source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # one id, two folders: two images
+    """{point index: records} of a batch; ``points_by_sample``: for each sample the indices of the points that need its answer."""
+    source = f"{getattr(benchmark, 'path', None)}:{getattr(benchmark, 'image_loading', None)}"  # the same id in two folders is two images
     keys = [f"{source}:{sample.image_id}" for sample in batch]
-    seen = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
+    pictures = {key: images[sample.image_id] for key, sample in zip(keys, batch, strict=True)}
     prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
     together = range(len(points)) if shareable(backbone) else range(0)
-    asked = [
+    requests = [
         PointQuestion(key, prompt, sample.id, tuple(p for p in asking if p in together))
-        for key, prompt, sample, asking in zip(keys, prompts, batch, wanted, strict=True)
+        for key, prompt, sample, asking in zip(keys, prompts, batch, points_by_sample, strict=True)
     ]
     out: dict[int, list[Record]] = {}
 
-    def note(p: int, n: int, said: str, visual: VisualTokens, decisions: list[Any]) -> None:
-        made = record(benchmark, batch[n], said, decisions)
-        made["visual_tokens"], made["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
-        out.setdefault(p, []).append(made)
+    def note(p: int, n: int, prediction: str, visual: VisualTokens, decisions: list[Any]) -> None:
+        row = record(benchmark, batch[n], prediction, decisions)
+        row["visual_tokens"], row["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
+        out.setdefault(p, []).append(row)
 
-    if any(a.points for a in asked):
-        found = answer(backbone, [point.method for point in points], seen, asked, benchmark.max_new_tokens, batch_size)
-        for (n, p), one in sorted(found.items()):
-            note(p, n, one.text, one.visual, one.decisions)
+    if any(a.points for a in requests):
+        shared_answers = answer(backbone, [point.method for point in points], pictures, requests, benchmark.max_new_tokens, batch_size)
+        for (n, p), shared_answer in sorted(shared_answers.items()):
+            note(p, n, shared_answer.text, shared_answer.visual, shared_answer.decisions)
     for p, point in enumerate(points):
-        rows = [n for n, asking in enumerate(wanted) if p in asking]
+        rows = [n for n, asking in enumerate(points_by_sample) if p in asking]
         if p in together or not rows:
             continue
         with attach(backbone.model, point.method) as attached:
             if attached is not None:
                 attached.samples = [batch[n].id for n in rows]
-            own = {keys[n]: seen[keys[n]] for n in rows}
-            said, visual = answers(backbone, point.method, attached, own, [(keys[n], prompts[n]) for n in rows], benchmark.max_new_tokens)
+            batch_images = {keys[n]: pictures[keys[n]] for n in rows}
+            predictions, visual = answers(
+                backbone, point.method, attached, batch_images, [(keys[n], prompts[n]) for n in rows], benchmark.max_new_tokens
+            )
         for b, n in enumerate(rows):
-            note(p, n, said[b], visual[b], [r for r in attached.records if r.row == b] if attached is not None else [])
+            note(p, n, predictions[b], visual[b], [r for r in attached.records if r.row == b] if attached is not None else [])
     return out
 
 
@@ -179,12 +173,12 @@ def answers(
     method: Method,
     attached: Any,
     images: ImagesById,
-    asked: list[tuple[str, str]],
+    prompts: list[tuple[str, str]],
     max_new_tokens: int,
 ) -> tuple[list[str], list[VisualTokens]]:
-    """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens that each was given.
-    ``attach``: what the ``with`` statement of ``method.attach`` gave."""
-    visual = backbone.visual(images, asked, method.pruner, method.restore_dropped)
+    """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens of each prompt.
+    ``attached``: the object yielded by ``attach(model, method)``, or None."""
+    visual = backbone.visual(images, prompts, method.pruner, method.restore_dropped)
     if attached is not None:
         attached.images = [[v.base_map] for v in visual]
-    return backbone.generate([v.features for v in visual], [question for _, question in asked], max_new_tokens), visual
+    return backbone.generate([v.features for v in visual], [question for _, question in prompts], max_new_tokens), visual

@@ -1,8 +1,8 @@
-"""What a method costs: tokens, FLOPs, key-value bytes and seconds of a prompt at batch 1, for every method by the same meter.
+"""Measures the cost of a method: tokens, FLOPs, KV-cache bytes and seconds per prompt at batch size 1. All methods use the same meter.
 
 FLOPs are given twice. By the papers' formula (HERO, Sec. IV-C): a decoder layer that runs q tokens over k keys costs
 8 q d^2 + 4 q k d + 6 q d m, which for a whole prompt (q = k = n) is 8 n d^2 + 4 n^2 d + 6 n d m; a TokenSR module costs twice its
-weights at every position of its output. And by torch's counter on the running model, where scoring shows as well.
+weights at every position of its output. And by torch's FLOP counter on the running model, which includes the cost of scoring.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from blink_exp.decoder.attach import attach
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.flops import CPU_ATTENTION
 
-DECODED = 8  # tokens that are generated to time decoding, whatever the answer is
+DECODED = 8  # tokens generated to time decoding, regardless of the answer
 
 
 def layer_flops(q: int, k: int, d: int, m: int) -> int:
-    """One decoder layer with hidden size ``d`` and a gated MLP of size ``m``, multiply and add counted apart."""
+    """FLOPs of one decoder layer with hidden size ``d`` and a gated MLP of size ``m``; a multiply-add counts as two."""
     return 8 * q * d**2 + 4 * q * k * d + 6 * q * d * m
 
 
 @torch.no_grad()
-def measure_cost(backbone: Backbone, method: Method, asked: list[tuple[Any, str]]) -> dict[str, Any]:
-    """Means over ``asked``, pairs of an image and a question, each run alone after one warm-up."""
+def measure_cost(backbone: Backbone, method: Method, prompts: list[tuple[Any, str]]) -> dict[str, Any]:
+    """Mean cost over ``prompts``, pairs of (image, question), each run alone after one warm-up."""
     rows = []
     with attach(backbone.model, method) as attached:
-        for number, (image, question) in enumerate(asked[:1] + asked):
+        for number, (image, question) in enumerate(prompts[:1] + prompts):
             row = _one(backbone, method, attached, image, question)
             rows += [row] if number else []
-    out = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
+    means = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
     by_layer = list(zip(*(r["tokens_by_layer"] for r in rows), strict=True))
     device = backbone.model.device
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return out | {
+    return means | {
         "tokens_by_layer": [sum(layer) / len(rows) for layer in by_layer],
         "peak_memory_bytes": peak,
         "peak_memory_is": "allocated on the device" if device.type == "cuda" else "resident set of the process",
@@ -67,7 +67,7 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
     ):
         cache = _forward(model, batch, visual).past_key_values
     begun = _now(model)
-    cache_again = _forward(model, batch, visual).past_key_values  # timed apart, as counting takes time of its own
+    cache_again = _forward(model, batch, visual).past_key_values  # timed separately, since the FLOP counter slows the first pass
     prefilled = _now(model)
     del cache_again
     settings = {"min_new_tokens": DECODED, "max_new_tokens": DECODED, "do_sample": False}
@@ -100,16 +100,16 @@ def _forward(model: Any, batch: dict[str, torch.Tensor], visual: VisualTokens) -
 
 @contextlib.contextmanager
 def _counted(llm: Any, config: Any, amplifiers: torch.nn.ModuleDict | None) -> Iterator[list[int]]:
-    """The formula's sum over all decoder layers that run inside the block, each with the queries and keys that it really had, and over all
-    TokenSR modules."""
+    """Formula FLOPs of all decoder layers that run inside the block, by their actual numbers of queries and keys, plus all TokenSR
+    modules."""
     total = [0]
 
     def before(module, args, kwargs):
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        known = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
+        cached_tokens = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
         q = states.shape[1]
-        total[0] += layer_flops(q, q + known, config.hidden_size, config.intermediate_size)
+        total[0] += layer_flops(q, q + cached_tokens, config.hidden_size, config.intermediate_size)
 
     def behind(module, args, out):
         channels = out.shape[1] if isinstance(module, torch.nn.Conv2d) else out.shape[-1]

@@ -1,4 +1,4 @@
-"""One configuration on one benchmark: predictions, decisions, scores."""
+"""Evaluates one configuration on one benchmark: predictions, layer decisions, scores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from blink_exp.settings.values import to_yaml
 
 
 def prepare(settings: PointSettings) -> tuple[Backbone, Method, Benchmark]:
-    """The three objects of an evaluation. Raises UserError for whatever cannot be, before any work is done."""
+    """Backbone, method and benchmark of an evaluation. Raises UserError for invalid settings before any work is done."""
     workers_of(settings)
     benchmark = prepare_benchmark(settings)
     backbone, method = prepare_model(settings)
@@ -38,26 +38,26 @@ def prepare(settings: PointSettings) -> tuple[Backbone, Method, Benchmark]:
 
 
 def workers_of(settings: PointSettings) -> int:
-    """Processes that open images."""
+    """Number of worker processes that open images."""
     return check_workers(settings.workers, settings.model.get("device") or "cpu")
 
 
 def prepare_model(settings: PointSettings) -> tuple[Backbone, Method]:
-    """The backbone, and the method made for it."""
+    """The backbone and the method built for it."""
     backbone = build(settings.model)
     backbone.shared_bytes = shared_bytes(settings.shared_gb, backbone.settings["device"])
     return backbone, build(settings.method, backbone)
 
 
 def prepare_benchmark(settings: PointSettings) -> Benchmark:
-    """The benchmark, its data taken from ``data_root`` where a copy is there."""
+    """The benchmark, with its data read from ``data_root`` if it holds a copy."""
     benchmark: Benchmark = build(with_local_data(settings).benchmark)
     check_part(settings.part, benchmark)
     return benchmark
 
 
 def with_local_data(settings: PointSettings) -> PointSettings:
-    """``settings`` with the copy of the data below ``data_root`` in place of a hub id: another copy is another point."""
+    """``settings`` with the hub id replaced by the copy of the data below ``data_root``. Another copy is another point."""
     path = settings.benchmark.get("path")
     if settings.data_root is None or path is None:
         return settings
@@ -65,7 +65,7 @@ def with_local_data(settings: PointSettings) -> PointSettings:
 
 
 def located(path: str, root: Path) -> str:
-    """The copy of hub id ``path`` below ``root`` (``root/owner/name`` or ``root/name``), or ``path`` itself where there is none."""
+    """The copy of hub id ``path`` below ``root`` (``root/owner/name`` or ``root/name``), or ``path`` itself if there is none."""
     if not root.is_dir():
         raise UserError(f"data_root={root} is not a folder; give the one that holds copies of the data sets, or null")
     copies = (root / path, root / path.rpartition("/")[2])
@@ -73,19 +73,19 @@ def located(path: str, root: Path) -> str:
 
 
 class Incomplete(UserError):
-    """So many samples were skipped that what is left is no measurement of the benchmark."""
+    """Too many samples were skipped to count as a measurement of the benchmark."""
 
 
 def incomplete(skipped: int, samples: int, limit: float) -> bool:
-    """Whether more than ``limit`` of all samples were skipped, where ``samples`` were not. One may always be, unless ``limit`` is 0."""
+    """Whether ``skipped`` exceeds the fraction ``limit`` of ``skipped`` + ``samples``. One is allowed unless ``limit`` is 0."""
     return skipped > (max(1.0, limit * (skipped + samples)) if limit else 0)
 
 
 def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Metrics:
-    """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns what
-    the latter holds. An evaluation that was killed leaves ``records.part``: the same settings in the same folder go on from there.
+    """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns the
+    contents of ``metrics.json``. A killed evaluation leaves ``records.part``; the same settings in the same folder resume from it.
 
-    ``parts``: the folder of ``records.part``, if it is not ``out``.
+    ``parts``: the folder of ``records.part`` if it is not ``out``.
 
     Raises:
         Incomplete: where more than ``skip_limit`` of the samples were skipped. The answers stay in ``records.part``.
@@ -95,7 +95,7 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
     backbone, method, benchmark = prepare(settings)
     parts = out if parts is None else parts
     write_text(out / results.CONFIG, to_yaml(settings))
-    kept = RecordLog(parts / "records.part", identity.config_hash(settings, identity.without_images(settings)))
+    record_log = RecordLog(parts / "records.part", identity.config_hash(settings, identity.without_images(settings)))
     if isinstance(benchmark, Probes):
         with bar(None, benchmark.name, True) as advance:
             records, skipped = benchmark.probe(backbone, settings.limit, advance)
@@ -103,7 +103,14 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
     else:
         samples = chosen(benchmark, settings)
         records, skipped = evaluate(
-            backbone, method, benchmark, settings.batch_size, samples=samples, progress=True, kept=kept, workers=workers_of(settings)
+            backbone,
+            method,
+            benchmark,
+            settings.batch_size,
+            samples=samples,
+            progress=True,
+            record_log=record_log,
+            workers=workers_of(settings),
         )
     check_complete(records, skipped, settings.skip_limit)
     cost = cost_of(backbone, method, benchmark, samples, settings.cost) if settings.cost else None
@@ -117,20 +124,20 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
         "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
         "cost": cost,
         "skipped": skipped,
-        "kept": len(kept.records),  # answered before: not in "seconds"
-        "together": together,  # with how many other points, how long that took
+        "kept": len(record_log.records),  # answered by an earlier run, not included in "seconds"
+        "together": together,  # number of points that ran together, and seconds
         "batch_size": settings.batch_size,
         **backbone.settings,
         **results.provenance(settings.seed, seconds),
     }
     finished = json_ready(finished)
     write_json(out / "metrics.json", finished)
-    kept.remove()
+    record_log.remove()
     return finished
 
 
 def check_complete(records: list[Record], skipped: list[Skipped], limit: float) -> None:
-    """Raises Incomplete where no sample could be read, or more than ``limit`` of them were skipped."""
+    """Raises Incomplete if no sample could be read, or more than the fraction ``limit`` was skipped."""
     first = f", first {skipped[0]['id']}: {skipped[0]['why']}" if skipped else ""
     total = len(skipped) + len(records)
     if not records:
@@ -141,8 +148,8 @@ def check_complete(records: list[Record], skipped: list[Skipped], limit: float) 
 
 
 def scored(benchmark: Benchmark, records: list[Record], out: Path) -> dict[str, Any]:
-    """Scores and what they are scores of; writes ``records.jsonl`` and what a test server or judge takes."""
-    write_text(out / "records.jsonl", write_lines(records))  # first: a judge may fail, and what was predicted must not be lost
+    """Scores of ``records`` with benchmark metadata. Writes ``records.jsonl`` and the files for a test server or judge."""
+    write_text(out / "records.jsonl", write_lines(records))  # before judging: a failing judge must not lose the predictions
     if isinstance(benchmark, Judged) and records:
         records = benchmark.judged(records)
         write_text(out / "records.jsonl", write_lines(records))
@@ -160,7 +167,7 @@ def scored(benchmark: Benchmark, records: list[Record], out: Path) -> dict[str, 
 
 
 def chosen(benchmark: Benchmark, settings: PointSettings) -> list[Sample]:
-    """The samples of a run: about ``limit`` of them, of which this is one shard. Raises UserError if none is left."""
+    """The samples of a run: one shard of about ``limit`` samples. Raises UserError if it is empty."""
     samples = spread(part_of(benchmark.samples(), settings.part), settings.limit)
     part = samples if settings.shard is None else shard(samples, str(settings.shard))
     if not part:
@@ -170,14 +177,14 @@ def chosen(benchmark: Benchmark, settings: PointSettings) -> list[Sample]:
 
 
 def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: list[Sample], prompts: int) -> dict[str, Any] | None:
-    """The cost meter over the first ``prompts`` samples whose image opens."""
-    asked = []
+    """Cost measured on the first ``prompts`` samples with a readable image; None without any."""
+    pairs = []
     for sample in samples:
         with contextlib.suppress(OSError, UserError):
-            asked.append((sample.image(), prompt_of(backbone, benchmark, sample)))
-        if len(asked) == prompts:
+            pairs.append((sample.image(), prompt_of(backbone, benchmark, sample)))
+        if len(pairs) == prompts:
             break
-    return measure_cost(backbone, method, asked) if asked else None
+    return measure_cost(backbone, method, pairs) if pairs else None
 
 
 def evaluate(
@@ -188,13 +195,14 @@ def evaluate(
     limit: int | None = None,
     progress: bool = False,
     samples: list[Sample] | None = None,
-    kept: RecordLog | None = None,
+    record_log: RecordLog | None = None,
     workers: int = 0,
 ) -> tuple[list[Record], list[Skipped]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
-    row or image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``pictures.open_images``."""
+    row or image could not be read, both in the order of ``samples``. ``record_log``: see ``answering.Point``; ``workers``: see
+    ``pictures.open_images``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
-    point = Point(method, kept)
+    point = Point(method, record_log)
     with bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
         skipped = ask(backbone, [point], benchmark, samples, batch_size, advance, workers)
     if skipped:

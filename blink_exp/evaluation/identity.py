@@ -1,4 +1,4 @@
-"""What a measured point is known by, so that it is measured once: all that its result depends on, and nothing else."""
+"""Cache key of an evaluation: a hash of everything that its result depends on, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 from blink_exp.backbone.shipped import SHIPPED, shipped
 from blink_exp.settings.roots import PointSettings
 
-# settings that a result depends on; ``method`` holds the values of the groups that it takes (thresholds, layers, ...), no others count
+# settings that a result depends on; ``method`` holds the resolved values of the groups that it uses (thresholds, layers, ...)
 PART_OF_A_POINT = ("model", "method", "benchmark", "judge", "part", "limit", "shard", "seed")
-OF_ASKING = ("cache", "max_retries", "timeout", "threads", "give_up")  # settings of a judge that change no mark
+OF_ASKING = ("cache", "max_retries", "timeout", "threads", "give_up")  # judge settings that do not change its verdicts
 WEIGHTS = ("*.safetensors",)
 FILES = (*WEIGHTS, "*.json", "*.jinja", "*.model")  # of a model: its tokenizer, processor and chat template change answers too
 # of all formats in ``images.FORMATS``
@@ -26,29 +26,29 @@ IMAGES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"),
 )
-LEVELS = 4  # of folders below a benchmark's own in which images are looked for
-SLOW, REUSED = 0.1, 20.0  # seconds of a look through a folder from which on it is used again, and for how many times as long
-_stamps: dict[Path, tuple[str, float]] = {}  # of large folders: the stamp, and until when it holds
+LEVELS = 4  # depth of subfolders searched for images
+SLOW, REUSED = 0.1, 20.0  # a scan of a folder slower than SLOW seconds is cached for REUSED times its duration
+_stamps: dict[Path, tuple[str, float]] = {}  # {large folder: (stamp, expiry on the monotonic clock)}
 DATA = ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt")
 
 
-MEANING = 3  # raised when the same settings come to mean another result: points of before are then not taken for today's
+MEANING = 3  # version of the hash; raise it when the same settings yield another result, which invalidates stored points
 
 
 def config_hash(settings: PointSettings, digests: dict[str, str]) -> str:
-    """A point's name: a hash of the settings that it depends on, the versions of this package and of the data that it carries,
-    and ``digests`` of its files."""
-    kept = {k: getattr(settings, k) for k in PART_OF_A_POINT}
-    kept["method"] = canonical(settings.method)
-    kept["judge"] = {k: v for k, v in settings.judge.items() if k not in OF_ASKING}
+    """Name of a point: a hash of its settings, of the versions of this package and of its bundled data, and of ``digests`` of its
+    files."""
+    hashed = {k: getattr(settings, k) for k in PART_OF_A_POINT}
+    hashed["method"] = canonical(settings.method)
+    hashed["judge"] = {k: v for k, v in settings.judge.items() if k not in OF_ASKING}
     if settings.model.get("dtype", "float32") != "float32":
-        kept["batch_size"] = settings.batch_size  # padding flips a few answers in half precision
+        hashed["batch_size"] = settings.batch_size  # padding flips a few answers in half precision
     versions = [importlib.metadata.version(package) for package in ("blink_exp", "easy-vqa")]
-    return hashlib.sha256(json.dumps([kept, digests, versions, MEANING], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([hashed, digests, versions, MEANING], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def canonical(method: Any) -> Any:
-    """A method's settings with one way to say each: layers as a list, and of modules only what their digest does not hold."""
+    """Canonical form of a method's settings: layers as a list; module settings without what their digest covers."""
     if not isinstance(method, dict):
         return method
     out = {k: canonical(v) for k, v in method.items()}
@@ -60,7 +60,7 @@ def canonical(method: Any) -> Any:
 
 
 def listed(indices: Any) -> Any:
-    """[12, 13] for "12-13"; whatever else selects layers as it is."""
+    """[12, 13] for "12-13"; any other selection unchanged."""
     if isinstance(indices, int):
         return [indices]
     if not isinstance(indices, str):
@@ -70,24 +70,24 @@ def listed(indices: Any) -> Any:
 
 
 def digests(settings: PointSettings) -> dict[str, str]:
-    """Digests of the files that a point uses: its model, TokenSR modules, CLIP and a local copy of its data. Those of the hub are known by
-    their names and revisions, which stand in the settings."""
+    """Digests of the files of a point: model, TokenSR modules, CLIP and a local copy of its data. Hub files are identified by name and
+    revision in the settings."""
     return without_images(settings) | images(settings)
 
 
 def images(settings: PointSettings) -> dict[str, str]:
-    """The stamp of the image files in a local copy of the data, where it has any: files that are brought back make another point."""
+    """Stamp of the image files in a local copy of the data, if it has any. Restoring missing files makes another point."""
     data = settings.benchmark.get("path")
-    found = image_stamp(Path(data)) if data else ""
-    return {"images": found} if found else {}
+    digest = image_stamp(Path(data)) if data else ""
+    return {"images": digest} if digest else {}
 
 
 def without_images(settings: PointSettings) -> dict[str, str]:
-    """``digests`` less ``images``: what answers depend on that are there already, as an image that was read does not change by another
-    that was not. Where rows of parquet files name the images, ``file_stamp`` cannot tell which was read, so ``images`` stays."""
+    """``digests`` without ``images``: the dependencies of existing answers, which do not change when a missing image is restored.
+    If parquet rows name the images, ``file_stamp`` cannot identify the file that was read, so ``images`` is included."""
     path, clip = settings.model["path"], settings.model.get("clip")
-    own, found = shipped(path), modules(settings.method)
-    weights = found["path"] or (own[1] if own else None) if found else None
+    shipped_model, tokensr = shipped(path), modules(settings.method)
+    weights = tokensr["path"] or (shipped_model[1] if shipped_model else None) if tokensr else None
     data = settings.benchmark.get("path")
     named_by_rows = image_stamp(Path(data)) if data and Path(data).is_dir() and files_of(Path(data), ("*.parquet",)) else ""
     return {
@@ -100,22 +100,22 @@ def without_images(settings: PointSettings) -> dict[str, str]:
 
 
 def of_model(path: str) -> str:
-    """The digest of a model's files: of what is in them where it ships with this project, else of their names, sizes and times."""
-    own = shipped(path)
-    return of_folder(own[0], FILES) if own else stamp(Path(path), FILES)
+    """Digest of a model's files: by contents for shipped models, else by names, sizes and modification times."""
+    shipped_model = shipped(path)
+    return of_folder(shipped_model[0], FILES) if shipped_model else stamp(Path(path), FILES)
 
 
 def modules(method: Any) -> dict[str, Any] | None:
-    """The TokenSR settings of a method that expands through modules, wherever they stand in it; None for one that does not."""
+    """TokenSR settings of a method that expands through modules, at any depth; None for other methods."""
     if not isinstance(method, dict):
         return None
     if method.get("amplify") and "tokensr" in method:
         return method["tokensr"]
-    return next((found for value in method.values() if (found := modules(value))), None)
+    return next((tokensr for value in method.values() if (tokensr := modules(value))), None)
 
 
 def of_folder(folder: Path, patterns: tuple[str, ...]) -> str:
-    """Digest of what stands in a folder's files, so that retrained modules are another point."""
+    """Digest of the contents of a folder's files. Retrained modules make another point."""
     files = files_of(folder, patterns)
     return _digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
@@ -129,8 +129,8 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def stamp(folder: Path, patterns: tuple[str, ...]) -> str:
-    """Names, sizes and times of a folder's files, "" where there is no such folder: published weights are too large to be read for every
-    point."""
+    """Hash of the names, sizes and times of a folder's files; "" without such a folder. Published weights are too large to hash by
+    contents for every point."""
     if not folder.is_dir():
         return ""
     stat = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(folder, patterns)]
@@ -138,24 +138,24 @@ def stamp(folder: Path, patterns: tuple[str, ...]) -> str:
 
 
 def image_stamp(folder: Path) -> str:
-    """Names, sizes and times of the image files in a folder and up to ``LEVELS`` folders below it; "" where there are none.
+    """Hash of the names, sizes and times of the image files in a folder and up to ``LEVELS`` levels below it; "" if there are none.
 
-    100,000 files take about half a second, so what was found in a large folder holds for a while: ``REUSED`` times as long as it took.
+    100,000 files take about half a second, so the stamp of a large folder is cached for ``REUSED`` times the duration of the scan.
     """
     now = time.monotonic()
-    found, until = _stamps.get(folder, ("", 0.0))
+    digest, until = _stamps.get(folder, ("", 0.0))
     if now < until:
-        return found
+        return digest
     stat = sorted(_image_files(str(folder), "", LEVELS))
-    found = hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16] if stat else ""
+    digest = hashlib.sha256(json.dumps(stat).encode()).hexdigest()[:16] if stat else ""
     spent = time.monotonic() - now
     if spent > SLOW:
-        _stamps[folder] = found, now + spent * REUSED
-    return found
+        _stamps[folder] = digest, now + spent * REUSED
+    return digest
 
 
 def _image_files(folder: str, name: str, levels: int) -> Iterator[tuple[str, int, int]]:
-    """(name below the first folder, bytes, time) of image files; folders and files that may not be looked at are left out."""
+    """(path relative to the first folder, bytes, mtime) of image files. Unreadable files and folders are skipped."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -169,8 +169,8 @@ def _image_files(folder: str, name: str, levels: int) -> Iterator[tuple[str, int
 
 
 def file_stamp(image: Any) -> list[int] | None:
-    """[bytes, time] of the file that an image is opened from (``Sample.image``, where it is a function of a path, or of a folder and a name
-    in it); None where that is not known, or the file is not there."""
+    """[bytes, mtime] of the file that an image is opened from (``Sample.image`` as a partial of a path, or of a folder and a file
+    name); None if the file is unknown or missing."""
     arguments = getattr(image, "args", ())
     folder = next((a for a in arguments if isinstance(a, Path)), None)
     name = next((a for a in arguments if isinstance(a, str)), "")
@@ -183,5 +183,5 @@ def file_stamp(image: Any) -> list[int] | None:
 
 
 def files_of(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Files in a folder and in the folders directly below it, where parquet files may stand."""
+    """Files in a folder and in its direct subfolders, which may hold parquet files."""
     return sorted({path for pattern in patterns for level in ("", "*/") for path in folder.glob(level + pattern)})

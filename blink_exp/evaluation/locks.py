@@ -1,6 +1,6 @@
-"""One run at a time in an output folder, and at a point of the store. A lock ends with its process, however that ends (flock).
+"""Locks for output folders and points of the store: one run at a time. A lock is released when its process ends (flock).
 
-Who holds a lock that others may wait for never waits for another one, so no two runs can wait for each other.
+A run that holds a lock never waits for another one, so there is no deadlock.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from filelock import FileLock, Timeout
 from blink_exp.disk import writing
 from blink_exp.errors import UserError
 
-NAME = ".lock"  # in an output folder; of a point or a file: .locks/ITS_NAME.lock beside it
-UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # what flock says on a file system without locks
-POLL = 0.2  # seconds between two looks at a lock that somebody else has
-_folders: dict[str, FileLock] = {}  # of this process, until it ends
+NAME = ".lock"  # in an output folder; a point or a file has .locks/NAME.lock beside it
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors of flock on a file system without locks
+POLL = 0.2  # seconds between attempts to acquire a lock
+_folders: dict[str, FileLock] = {}  # held by this process until it ends
 
 
 def claim(folder: str | Path | None, setting: str) -> Path:
-    """Makes ``folder``, the value of ``setting``, and keeps every other run out of it until this process ends.
+    """Creates ``folder``, the value of ``setting``, and locks it until this process ends.
 
     Raises:
-        UserError: where it is no folder's name, another run has it, or its file system has no locks.
-        WriteError: where it cannot be made.
+        UserError: if the name is empty, another run holds the lock, or the file system has no locks.
+        WriteError: if the folder cannot be created.
     """
     path = named(folder, setting)
     with writing(path):
@@ -45,7 +45,7 @@ def claim(folder: str | Path | None, setting: str) -> Path:
 
 
 def named(folder: str | Path | None, setting: str) -> Path:
-    """The folder that a setting names. Raises UserError where it names none: it would be the working folder, or one called None."""
+    """The folder named by a setting. Raises UserError for an empty value or "None"."""
     name = "" if folder is None else str(folder)
     if not name.strip() or name == "None":
         raise UserError(f"{setting}={name} names no folder; give one, or leave {setting} away")
@@ -54,7 +54,7 @@ def named(folder: str | Path | None, setting: str) -> Path:
 
 @contextlib.contextmanager
 def waited(path: Path) -> Iterator[None]:
-    """Alone at ``path``, a point of a store or what else runs share; waits, and says so, while another run has it."""
+    """Locks ``path``, a point of the store or another shared file. Prints a line and waits while another run holds the lock."""
     lock = _lock(path)
     try:
         _acquire(lock, path.parent, timeout=0)
@@ -69,17 +69,16 @@ def waited(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def free(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """Those of ``paths`` that no other run works on, alone at them. Never waits, so runs that want the same ones cannot block each
-    other."""
-    with contextlib.ExitStack() as held:
-        mine = []
+    """Locks and yields those of ``paths`` that no other run holds. Never waits, so runs with the same paths cannot block each other."""
+    with contextlib.ExitStack() as stack:
+        acquired = []
         for path in sorted(set(paths)):
             lock = _lock(path)
             with contextlib.suppress(Timeout):
                 _acquire(lock, path.parent, timeout=0)
-                held.callback(lock.release)
-                mine.append(path)
-        yield mine
+                stack.callback(lock.release)
+                acquired.append(path)
+        yield acquired
 
 
 def _lock(path: Path) -> FileLock:
@@ -90,8 +89,8 @@ def _lock(path: Path) -> FileLock:
 
 
 def _acquire(lock: FileLock, folder: Path, timeout: float = -1) -> None:
-    """``lock.acquire(timeout)``. Raises UserError where the file system of ``folder`` has no locks: filelock's substitute, a file that is
-    there, would outlive a run that is killed."""
+    """``lock.acquire(timeout)``. Raises UserError if the file system of ``folder`` has no locks: filelock's fallback, an
+    existing file, would outlive a killed run."""
     try:
         lock.acquire(timeout=timeout, poll_interval=POLL)
     except (NotImplementedError, OSError) as error:

@@ -15,7 +15,7 @@ def profile(backbone: Backbone, benchmark: Benchmark, limit: int | None = None, 
     """Scans every layer of the untouched model (thresholds that are never met).
 
     Returns ``rho``: mean by layer; ``hit``: by layer, the share of samples whose most salient patch holds the annotated region, among
-    samples whose region lies in one patch; ``samples``: how many those are; ``accuracy``: of the untouched model, in per cent.
+    samples whose region lies in one patch; ``samples``: number of those samples; ``accuracy``: of the untouched model, in per cent.
     """
     policy = BlinkPolicy(tuple(range(backbone.depth)), tau_expand=1.0, tau_drop=0.0, p=p, saliency=saliency)
     records, _ = evaluate(backbone, blink(policy), benchmark, batch_size=32, limit=limit)
@@ -38,7 +38,7 @@ def profile(backbone: Backbone, benchmark: Benchmark, limit: int | None = None, 
 
 
 def patch_of(box: Box, grid: PatchGrid) -> int | None:
-    """The one patch that a region lies in, or None if it lies across several."""
+    """Index of the patch that contains a region; None if the region spans several patches."""
     for region in range(grid.p**2):
         left, top, right, bottom = grid.box(region)
         slack = 1e-6

@@ -1,4 +1,4 @@
-"""One record a sample: what was asked, answered and decided."""
+"""Records: one per sample, with question, prediction and layer decisions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from blink_exp.errors import UserError, flat
 from blink_exp.evaluation.identity import file_stamp
 from blink_exp.files import brief, encodable, kind, parse_json, read_text
 
-FILE = "image_file"  # beside a record while it is kept: size and time of the file that its image was read from
-LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # str.splitlines would end a record at them, JSON does not
+FILE = "image_file"  # key in records.part: size and mtime of the image file of the sample
+LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # line ends to str.splitlines, but not to JSON
 
 
 def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: list[Any]) -> Record:
-    """A sample's line in records.jsonl. ``decisions``: what a policy recorded of it, by layer."""
+    """The record of a sample in records.jsonl. ``decisions``: the policy's decisions on it, by layer."""
     return graded(benchmark, sample, prediction) | {
         "layers": [
             {
@@ -38,7 +38,7 @@ def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: lis
 
 
 def graded(benchmark: Benchmark, sample: Sample, prediction: str) -> Record:
-    """What a benchmark says of a prediction."""
+    """The record fields that a benchmark computes for a prediction."""
     return {
         "id": sample.id,
         "image_id": sample.image_id,
@@ -53,7 +53,7 @@ def graded(benchmark: Benchmark, sample: Sample, prediction: str) -> Record:
 
 
 def summary(records: list[Record], visual: int) -> dict[str, Any]:
-    """By layer: mean rho, shares of expansions and of drops that had something to drop, mean visual tokens."""
+    """Per layer: mean rho, shares of expansions and of effective drops, mean visual tokens."""
     layers: dict[int, list[LayerStep]] = {}
     for r in records:
         for step in r["layers"]:
@@ -71,12 +71,12 @@ def summary(records: list[Record], visual: int) -> dict[str, Any]:
 
 
 def write_lines(records: Sequence[Mapping[str, Any]]) -> str:
-    """One line of JSON a record."""
+    """JSON Lines, one record per line."""
     return "".join(encodable(json.dumps(r, ensure_ascii=False)).translate(LINE_ENDS) + "\n" for r in records)
 
 
 def read(folder: str | Path) -> list[Record]:
-    """The records of a finished point, by its folder. Raises UserError where the file is not there, cut off, or a line is damaged."""
+    """The records in the folder of a finished point. Raises UserError if the file is missing, truncated or damaged."""
     path = Path(folder) / "records.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is not there; measure the point again")
@@ -84,8 +84,8 @@ def read(folder: str | Path) -> list[Record]:
 
 
 def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> Iterator[tuple[int, Record]]:
-    """(line, record) of a JSON lines file of records, blank lines passed over. Raises UserError, with the line, what is wrong with it and
-    ``cure``, where ``wrong_with`` says so of one."""
+    """(line number, record) of a JSON Lines file; blank lines are skipped. Raises UserError with the line number, the problem and
+    ``cure`` if ``wrong_with`` returns a problem."""
     try:
         lines = read_text(path).split("\n")  # not splitlines: JSON may hold U+2028 as it is
     except ValueError as error:
@@ -94,41 +94,41 @@ def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> 
         if not line.strip():
             continue
         try:
-            found = parse_json(line)
-            wrong = wrong_with(found)
+            value = parse_json(line)
+            wrong = wrong_with(value)
         except ValueError as error:
             wrong = f"is {str(error).partition(' at line')[0]}"
         if wrong is not None:
             raise UserError(f"line {number} of {path} {wrong}; {cure}")
-        yield number, found
+        yield number, value
 
 
-def wrong_prediction(found: Any) -> str | None:
+def wrong_prediction(value: Any) -> str | None:
     """Why a value read from JSON is no record {"id": text, "prediction": text, ...}; None for one."""
-    if not isinstance(found, dict):
-        return f"is {kind(found)}, not a record with id and prediction"
+    if not isinstance(value, dict):
+        return f"is {kind(value)}, not a record with id and prediction"
     for key in ("id", "prediction"):
-        if key not in found:
+        if key not in value:
             return f"has no {key}, so it is no record with id and prediction"
-    if not isinstance(found["id"], str):
-        return f"has id={brief(found['id'])}, which is no text"
-    if not isinstance(found["prediction"], str):
-        return f"({flat(found['id'], 80)}) has prediction={brief(found['prediction'])}, which is no text"
-    return wrong_layers(found)
+    if not isinstance(value["id"], str):
+        return f"has id={brief(value['id'])}, which is no text"
+    if not isinstance(value["prediction"], str):
+        return f"({flat(value['id'], 80)}) has prediction={brief(value['prediction'])}, which is no text"
+    return wrong_layers(value)
 
 
-def wrong_layers(found: Any) -> str | None:
-    """Why a value read from JSON is no record of any benchmark; None for one."""
-    if not isinstance(found, dict):
-        return f"is {kind(found)}, not a record"
-    steps = found.get("layers", [])
+def wrong_layers(value: Any) -> str | None:
+    """Why a value read from JSON is not a record; None if it is one."""
+    if not isinstance(value, dict):
+        return f"is {kind(value)}, not a record"
+    steps = value.get("layers", [])
     if not isinstance(steps, list) or not all(map(_is_step, steps)):
         return f"has layers={brief(steps)}, no list of decisions"
     return None
 
 
 def _is_step(step: Any) -> bool:
-    """Whether a value is a decision as ``record`` writes it."""
+    """Whether a value has the form of a decision written by ``record``."""
     number = (int, float)
     return (
         isinstance(step, dict)
@@ -141,41 +141,41 @@ def _is_step(step: Any) -> bool:
 
 
 class RecordLog:
-    """The records of an evaluation in ``path`` as they come, so that one that was killed goes on.
+    """Append-only file of an evaluation's records, from which a killed evaluation resumes.
 
-    ``settings``: a digest of all that they depend on. It is the file's first line; a file with another one is started anew. ``records``:
-    {id: record} of what is there, less a last line that was cut off."""
+    ``settings``: digest of everything that the records depend on. It is the first line; a file with another digest is overwritten.
+    ``records``: {id: record} of the complete lines."""
 
     def __init__(self, path: Path, settings: str):
         self.path, self.head = path, json.dumps({"settings": settings}).encode() + b"\n"
-        self.files: dict[str, list[int] | None] = {}  # {id of a sample: what ``file_stamp`` says of its image}
+        self.files: dict[str, list[int] | None] = {}  # {sample id: ``file_stamp`` of its image}
         self.records: dict[str, Record] = {}
-        self.stamps: dict[str, list[int] | None] = {}  # {id: of the image file that its record was made from}
-        self.whole = 0  # bytes up to the end of the last whole line
+        self.stamps: dict[str, list[int] | None] = {}  # {sample id: ``file_stamp`` stored with its record}
+        self.whole = 0  # bytes up to the end of the last complete line
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         if not lines or lines[0] != self.head:
             return
         self.whole = len(self.head)
         for line in lines[1:]:
             try:
-                found = parse_json(line.decode())
+                entry = parse_json(line.decode())
             except ValueError:
                 return
-            if not line.endswith(b"\n") or wrong_prediction(found) or not isinstance(found.get("question"), str):
+            if not line.endswith(b"\n") or wrong_prediction(entry) or not isinstance(entry.get("question"), str):
                 return
-            self.stamps[found["id"]] = found.pop(FILE, None)
-            self.records[found["id"]] = found
+            self.stamps[entry["id"]] = entry.pop(FILE, None)
+            self.records[entry["id"]] = entry
             self.whole += len(line)
 
     def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, Record]:
-        """{id: record} of the samples that were asked as they would be now, on an image whose file has not changed."""
+        """{id: record} of the samples whose prompt and image file are unchanged."""
         self.files = {s.id: file_stamp(s.image) for s in samples}
-        known = [(s, self.records[s.id]) for s in samples if s.id in self.records and self.stamps[s.id] == self.files[s.id]]
-        same = [(s, r) for s, r in known if r["question"] == benchmark.prompt(s)]
+        stored = [(s, self.records[s.id]) for s in samples if s.id in self.records and self.stamps[s.id] == self.files[s.id]]
+        same = [(s, r) for s, r in stored if r["question"] == benchmark.prompt(s)]
         return {s.id: {**r, **graded(benchmark, s, r["prediction"])} for s, r in same}
 
     def add(self, records: list[Record]) -> None:
-        """Appends; on the disk when this returns. The first call makes the file."""
+        """Appends ``records`` and writes them to disk. The first call creates the file."""
         lines = write_lines([{**r, **({FILE: stamp} if (stamp := self.files.get(r["id"])) else {})} for r in records])
         data = (b"" if self.whole else self.head) + lines.encode()
         with writing(self.path):

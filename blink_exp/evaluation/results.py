@@ -1,4 +1,4 @@
-"""A run's output folder: what is written, when, and in what order, so that nothing is ever half there."""
+"""The configuration and the provenance of a run in its output folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CURE = "measure the point again"
 
 
 def settings_of(folder: str | Path) -> PointSettings:
-    """The settings that a finished run was made with. Raises UserError where its config.yaml is not there or damaged."""
+    """The settings of a finished run. Raises UserError if its config.yaml is missing or damaged."""
     path = Path(folder) / CONFIG
     try:
         settings: PointSettings = from_plain(PointSettings, read_settings(path, CURE))

@@ -1,7 +1,7 @@
-"""Points that share a model and a benchmark, run together: everything that they have in common is run once (``blink_exp.decoder``).
+"""Points that share a model and a benchmark, run together: common computation is done once (``blink_exp.decoder``).
 
-A point's records go into its own folder of the store as they come, exactly as if it ran alone. So nothing else changes: each point is
-then measured as ever, finds its answers there, and scores and writes them. What cannot run here, or fails, simply runs alone.
+The records of a point are written to its own folder of the store, as if it ran alone. Each point is then measured as usual: it finds
+its answers there and scores them. A point that cannot be shared, or fails, runs alone.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 ONE_RUN = ("model", "benchmark", "part", "limit", "shard", "data_root", "batch_size", "shared_gb")  # settings that points must agree on
 
 
-def place(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
-    """The folder of a point in the store, and what its metrics.json holds if the point is there and whole."""
+def stored_point(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
+    """The folder of a point in the store, and its metrics if the point is finished and complete, else None."""
     folder = point_folder(settings)
     stored = None if settings.force else store.metrics_of(folder)
     if stored is None:
@@ -39,24 +39,24 @@ def place(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
 
 
 def point_folder(settings: EvaluateSettings) -> Path:
-    """The folder of a point in the store, whether it is there or not."""
+    """The folder of a point in the store, which need not exist."""
     point = with_local_data(settings)
     return Path(settings.store) / identity.config_hash(point, identity.digests(point))
 
 
 def parts_of(settings: EvaluateSettings) -> Path:
-    """The folder of a point's answers until it is finished, which is also what a run locks. It is the point's own, but where its data has
-    image files: there it does not depend on which of them are there, so that a point goes on when those that were missing are back."""
+    """The folder of a point's answers until it is finished; runs lock it. It equals the point's folder unless its data has image files:
+    then it does not depend on them, so that a point resumes when missing images are restored."""
     point = with_local_data(settings)
     return Path(settings.store) / identity.config_hash(point, identity.without_images(point))
 
 
 def run_together(points: Iterable[EvaluateSettings]) -> None:
-    """Answers the questions of all points that are not in the store, group by group. Points alone in their group are left alone."""
+    """Answers the questions of all points that are not in the store, group by group. Groups of one point are skipped."""
     groups: dict[str, dict[Path, EvaluateSettings]] = {}
     for settings in points:
         try:
-            folder, stored = place(settings)
+            folder, stored = stored_point(settings)
         except (UserError, OSError) as error:
             log.info("left alone: %s", one_line(error))
             continue
@@ -66,16 +66,18 @@ def run_together(points: Iterable[EvaluateSettings]) -> None:
         if len(group) < 2:
             continue
         try:
-            with locks.free(map(parts_of, group.values())) as mine:  # another run answers for the others
-                own = {parts: point for point in group.values() if (parts := parts_of(point)) in mine and place(point)[1] is None}
-                if len(own) > 1:
-                    _run_group(own)
-        except Exception as error:  # each point meets it again when it is measured, and says it as its own
+            with locks.free(map(parts_of, group.values())) as locked:  # the others are locked by another run
+                pending = {
+                    parts: point for point in group.values() if (parts := parts_of(point)) in locked and stored_point(point)[1] is None
+                }
+                if len(pending) > 1:
+                    _run_group(pending)
+        except Exception as error:  # raised again, for each point, when the points are measured
             log.warning("points run alone: %s", one_line(error))
 
 
 def _run_group(group: dict[Path, EvaluateSettings]) -> None:
-    """Answers for all points of a group, by their folders of ``parts_of``."""
+    """Answers the questions of all points of a group; ``group``: {``parts_of`` folder: settings}."""
     started = time.time()
     points: dict[Path, Point] = {}
     for folder, point in group.items():

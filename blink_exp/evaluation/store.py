@@ -1,6 +1,6 @@
-"""What earlier runs left in their folders, read with the doubt that a copied, edited or half-written file deserves.
+"""Reads the files of earlier runs, which may have been copied, edited or truncated, and validates them.
 
-A damaged entry is named once and counts as not measured: the point is measured again, and a sweep goes on.
+A damaged entry is reported once and counts as missing: the point is measured again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from blink_exp.settings.values import read_settings
 
 log = logging.getLogger(__name__)
 NUMBER = (int, float)
-# of a metrics.json: what tables, sweeps and lists read of it
 EMPTY = type(None)
+# keys of metrics.json that tables, sweeps and lists read
 METRICS: dict[str, type | tuple[type, ...]] = {
     "method": str,
     "scores": dict,
@@ -36,7 +36,7 @@ DONE: dict[str, type | tuple[type, ...]] = {"scores": dict, "samples": int, "sec
 
 
 def finished(folder: Path, cure: str) -> bool:
-    """Whether a training of the store has got to its end; a damaged metrics.json is named, and it has not."""
+    """Whether a training in the store is finished. A damaged metrics.json is reported and counts as unfinished."""
     try:
         return (folder / "metrics.json").is_file() and isinstance(read_object(folder / "metrics.json", {}, cure), dict)
     except UserError as error:
@@ -45,62 +45,62 @@ def finished(folder: Path, cure: str) -> bool:
 
 
 def metrics_of(folder: Path, needed: dict[str, type | tuple[type, ...]] = METRICS) -> Metrics | None:
-    """What a finished point's metrics.json holds; None where there is none, or a damaged one. ``needed``: what is read of it."""
+    """The metrics.json of a finished point; None if it is missing or damaged. ``needed``: {required key: type}."""
     path = folder / "metrics.json"
     if not path.is_file():
         return None
     try:
-        found: Any = read_object(path, needed, "the point is measured again")
-        for name, score in found.get("scores", {}).items():
+        metrics: Any = read_object(path, needed, "the point is measured again")
+        for name, score in metrics.get("scores", {}).items():
             if not isinstance(score, dict) or not all(isinstance(score.get(key), (*NUMBER, EMPTY)) for key in ("value", "stderr")):
                 raise UserError(f"{path} has no value and standard error of {name}; the point is measured again")
     except UserError as error:
         name_once(str(error))
         return None
-    return found  # type: ignore[no-any-return]
+    return metrics  # type: ignore[no-any-return]
 
 
 def point_of(folder: Path) -> tuple[Metrics, list[Record]] | None:
-    """(metrics, records) of a finished point; None where its metrics.json, records.jsonl or config.yaml is damaged."""
-    found = metrics_of(folder)
-    if found is None:
+    """(metrics, records) of a finished point; None if its metrics.json, records.jsonl or config.yaml is damaged."""
+    metrics = metrics_of(folder)
+    if metrics is None:
         return None
     try:
         records = read(folder)
-        if found["samples"] and not records:
+        if metrics["samples"] and not records:
             raise UserError(f"{folder / 'records.jsonl'} is empty; the point is measured again")
         if (folder / "config.yaml").is_file():
             read_settings(folder / "config.yaml", "the point is measured again")
     except (UserError, OSError) as error:
         name_once(str(error))
         return None
-    return found, records
+    return metrics, records
 
 
 def paces(paths: Iterable[Path]) -> list[tuple[Path, Metrics]]:
-    """(folder, metrics) of the finished points among metrics.json ``paths``, as far as they say how long they took."""
-    found = ((path.parent, metrics_of(path.parent, PACE)) for path in paths)
-    return [(folder, metrics) for folder, metrics in found if metrics is not None]
+    """(folder, metrics) of the finished points among the metrics.json ``paths`` that hold their duration."""
+    entries = ((path.parent, metrics_of(path.parent, PACE)) for path in paths)
+    return [(folder, metrics) for folder, metrics in entries if metrics is not None]
 
 
 @functools.lru_cache(maxsize=4096)
 def name_once(text: str) -> None:
-    """Says what is wrong with a file. A sweep looks at one several times."""
+    """Logs a problem with a file once, although a sweep reads the file several times."""
     log.warning(text)
 
 
-SHARED_NOTE = "together.json"  # in a point's folder, until it is measured: how many points ran together, and for how long
+SHARED_NOTE = "together.json"  # in a point's folder until it is measured: number of points that ran together, and seconds
 
 
 def pop_shared_note(folder: Path) -> dict[str, Any] | None:
-    """What ``shared_runs.run_together`` noted of a point, which is then forgotten."""
+    """Reads and removes the note that ``shared_runs.run_together`` left for a point."""
     path = folder / SHARED_NOTE
     if not path.is_file():
         return None
     try:
-        found = read_object(path, {"points": int, "seconds": NUMBER}, "the time of the run together is left out")
+        note = read_object(path, {"points": int, "seconds": NUMBER}, "the time of the run together is left out")
     except UserError as error:
         name_once(str(error))
-        found = None
+        note = None
     path.unlink()
-    return found if found and found["points"] > 0 else None
+    return note if note and note["points"] > 0 else None

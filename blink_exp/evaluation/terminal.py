@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a progress bar, its scores, the cost of a prompt."""
+"""Terminal output of a run: progress bar, scores, cost per prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blink_exp.reports.console import wide_console
 from blink_exp.reports.entries import duration
 from blink_exp.stopping import stopping
 
-EVERY = 30.0  # seconds from one line of progress to the next
+EVERY = 30.0  # seconds between two progress lines
 
 
 def show_run(finished: Metrics, out: Path) -> dict[str, float]:
@@ -36,7 +36,7 @@ def show(finished: Metrics) -> None:
     for column in ("score", "value", "stderr", "samples"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in finished["scores"].items():
-        table.add_row(shown(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
+        table.add_row(clip_label(name), number(score["value"]), number(score["stderr"]), str(score["samples"]))
     loaded = {"dtype": finished.get("dtype"), "pad": finished.get("pad"), "system_prompt": finished.get("system_prompt")}
     table.caption = printable(", ".join(f"{k} {v}".lower() for k, v in loaded.items() if v not in (None, "none"))) or None
     console = wide_console()
@@ -52,18 +52,18 @@ def show(finished: Metrics) -> None:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
 
 
-def shown(text: object) -> str:
-    """A label, a category or a path on one line of a table."""
+def clip_label(text: object) -> str:
+    """A label, category or path shortened to one table line."""
     return flat(printable(str(text)), 100)
 
 
 def number(value: float | None) -> str:
-    """Two digits; nothing for what has no value."""
+    """Two decimals; "" for None and NaN."""
     return "" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def cost_line(cost: dict[str, Any]) -> str:
-    """What a prompt costs, in words."""
+    """The cost of a prompt as a sentence."""
     layers = cost["tokens_by_layer"]
     return (
         f"a prompt: {cost['visual_tokens']:.0f} of {cost['visual_tokens_nominal']:.0f} visual tokens enter the LLM"
@@ -75,16 +75,16 @@ def cost_line(cost: dict[str, Any]) -> str:
 
 
 class bar:
-    """A progress bar on a terminal; where the output is a file or a pipe, a line at every tenth and after every 30 seconds. Gives a
-    function that advances it, which also ends a run that a signal should have ended (``stopping``)."""
+    """A progress bar on a terminal; in a file or pipe, a line per tenth and per 30 seconds. Yields a function that advances it and that
+    raises KeyboardInterrupt if a signal asked the run to stop (``stopping``)."""
 
-    def __init__(self, total: int | None, title: str, shown: bool):
+    def __init__(self, total: int | None, title: str, visible: bool):
         from rich.markup import escape
         from rich.progress import Progress
 
         terminal = wide_console().is_terminal
-        self.progress = Progress(transient=True, disable=not (shown and terminal))
-        self.lines = Lines(total, title) if shown and not terminal else None
+        self.progress = Progress(transient=True, disable=not (visible and terminal))
+        self.lines = Lines(total, title) if visible and not terminal else None
         self.total, self.title = total, escape(flat(printable(title), 100))  # the bar's own columns are markup
 
     def __enter__(self) -> Callable[[int], None]:
@@ -105,12 +105,12 @@ class bar:
 
 
 class Lines:
-    """Progress as lines of text. ``clock``: seconds, from wherever."""
+    """Progress as lines of text. ``clock``: returns seconds."""
 
     def __init__(self, total: int | None, title: str, clock: Callable[[], float] = time.monotonic):
         self.total, self.title, self.clock = total, title, clock
         self.done, self.tenth = 0, 0
-        self.found, self.spent = 0, 0.0  # done within the first second: answers of an earlier run say nothing about the pace
+        self.found, self.spent = 0, 0.0  # done within the first second: reused answers, excluded from the pace
         self.started = self.last = clock()
 
     def advance(self, n: int) -> None:

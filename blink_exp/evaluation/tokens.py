@@ -1,4 +1,4 @@
-"""How many visual tokens a method really works on, from the records of its answers."""
+"""Visual tokens that a method actually processes, computed from its records."""
 
 from __future__ import annotations
 
@@ -9,44 +9,46 @@ from blink_exp.documents import Record
 
 
 def realised(records: list[Record], depth: int | None) -> dict[str, float | None]:
-    """Means over ``records``, the evaluator's own.
+    """Means over the evaluator's ``records``.
 
-    ``entering``: visual tokens that enter the LLM, without newlines; ``newlines``: newline tokens beside them; ``layer``: visual tokens
-    that a layer works on, averaged over the LLM's ``depth`` layers (None where the depth is needed and not known). Methods that drop
-    inside the LLM choose among newlines too, so there ``layer`` counts them. Empty for records that do not say what entered.
+    ``entering``: visual tokens that enter the LLM, without newlines; ``newlines``: newline tokens; ``layer``: visual tokens per
+    layer, averaged over the LLM's ``depth`` layers (None if the depth is needed and unknown). Methods that drop inside the LLM may also
+    drop newlines, so ``layer`` counts them there. Empty if a record lacks ``visual_tokens``.
     """
     if not records or any("visual_tokens" not in r for r in records):
         return {}
     layers = [layer_average(r, depth) for r in records]
-    known = [n for n in layers if n is not None]
+    counts = [n for n in layers if n is not None]
     return {
         "entering": sum(r["visual_tokens"] for r in records) / len(records),
         "newlines": sum(r["newline_tokens"] for r in records) / len(records),
-        "layer": sum(known) / len(known) if len(known) == len(layers) else None,
+        "layer": sum(counts) / len(counts) if len(counts) == len(layers) else None,
     }
 
 
 def layer_average(record: Record, depth: int | None) -> float | None:
-    """Visual tokens that a layer works on for one sample, averaged over ``depth`` layers."""
+    """Visual tokens per layer of one sample, averaged over ``depth`` layers."""
     steps, entering = record["layers"], record["visual_tokens"]
     if not steps:
         return float(entering)
     if depth is None:
         return None
     inside = any(step["decision"] == "retain" for step in steps)
-    # A step's count holds from its own layer on (Blink, which decides before a layer) or from the next (what drops behind a layer).
-    known = sorted((step["layer"] + inside, step["visual_tokens"]) for step in steps)
-    edges = [0, *(first for first, _ in known), depth]
-    counts = [entering + record["newline_tokens"] * inside, *(count for _, count in known)]
+    # A step's count holds from its own layer on (Blink decides before a layer) or from the next (policies that drop after a layer).
+    changes = sorted((step["layer"] + inside, step["visual_tokens"]) for step in steps)
+    edges = [0, *(first for first, _ in changes), depth]
+    counts = [entering + record["newline_tokens"] * inside, *(count for _, count in changes)]
     return sum(n * (b - a) for n, (a, b) in zip(counts, itertools.pairwise(edges), strict=True)) / depth
 
 
 def llm_depth(path: str, revision: str | None = None) -> int | None:
-    """Layers of the LLM of a model folder, hub id or shipped model, from its configuration alone; None where that is not at hand."""
+    """Number of LLM layers of a model folder, hub id or shipped model, from its configuration; None if that is not available."""
     from transformers import AutoConfig
 
-    own = shipped(path)
+    shipped_model = shipped(path)
     try:
-        return AutoConfig.from_pretrained(str(own[0]) if own else path, revision=revision or "main").text_config.num_hidden_layers
+        return AutoConfig.from_pretrained(
+            str(shipped_model[0]) if shipped_model else path, revision=revision or "main"
+        ).text_config.num_hidden_layers
     except (OSError, ValueError, AttributeError):
         return None

@@ -1,7 +1,7 @@
 """The model that lmms-eval 0.7 loads by the name ``blink_exp`` (entry-point group ``lmms_eval.models``): docs/lmms_eval.md.
 
-The only module that imports lmms-eval. It follows lmms-eval's interface of "simple" models: a task's own prompt text, and a function that
-opens what the task shows with it.
+The only module that imports lmms-eval. It follows lmms-eval's interface of "simple" models: a task's prompt text, and a function that
+opens its images.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from loguru import logger
 from blink_exp.errors import UserError
 from blink_exp.evaluation.terminal import bar
 from blink_exp.images import ImageOptions
-from blink_exp.integrations.requests import DOC, Question, answer, build, configure, ignored, image_of, new_tokens, own_device, stop_at
+from blink_exp.integrations.requests import DOC, Request, answer, build, configure, ignored, image_of, new_tokens, process_device, stop_at
 
 manifest = ModelManifest(model_id="blink_exp", simple_class_path="blink_exp.integrations.lmms_eval.BlinkExp")
 
 
 class BlinkExp(lmms):
-    """A backbone with a method on it.
+    """An lmms-eval model: a backbone with a method.
 
     Args:
         settings: overrides of conf/evaluate.yaml, ``method="blink"``, ``model="llava_1_5_7b"``, ``**{"thresholds.tau_exp": 0.55}``.
@@ -39,11 +39,11 @@ class BlinkExp(lmms):
 
     def __init__(self, batch_size: int | str = 1, device: str | None = None, max_batch_size: int | None = None, **settings: Any):
         super().__init__()
-        made = configure(settings, batch_size, device)
-        made = replace(made, model=made.model | {"device": own_device(made.model["device"], os.environ)})
-        self.batch_size = made.batch_size
-        self.image_options = ImageOptions.of(asdict(made.image_loading))
-        self.backbone, self.method = build(made)
+        configured = configure(settings, batch_size, device)
+        configured = replace(configured, model=configured.model | {"device": process_device(configured.model["device"], os.environ)})
+        self.batch_size = configured.batch_size
+        self.image_options = ImageOptions.of(asdict(configured.image_loading))
+        self.backbone, self.method = build(configured)
         logger.info(f"{self.method.name} on {self.backbone.identity}, {self.backbone.settings}")
 
     @property
@@ -51,28 +51,28 @@ class BlinkExp(lmms):
         return self.backbone.model.device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """One greedy answer a request, in order. Of a task's generation settings only max_new_tokens and until are followed."""
+        """One greedy answer per request, in order. Of a task's generation settings only max_new_tokens and until are used."""
         questions = [self._question(*request.args) for request in requests]
-        firsts: dict[str, tuple[Any, Question]] = {}
+        firsts: dict[str, tuple[Any, Request]] = {}
         for request, question in zip(requests, questions, strict=True):
             firsts.setdefault(request.task_name, (request, question))
         for request, question in firsts.values():
-            image_of(question, self.image_options)  # the first of each task, before hours are spent on another
-            if unheard := ignored(request.args[1]):
-                logger.warning(f"{request.task_name}: {', '.join(unheard)} ignored, answers are greedy")
+            image_of(question, self.image_options)  # checks the first image of each task before a long run
+            if ignored_settings := ignored(request.args[1]):
+                logger.warning(f"{request.task_name}: {', '.join(ignored_settings)} ignored, answers are greedy")
         with bar(len(questions), self.method.name, self.rank == 0) as advance:
-            found = answer(self.backbone, self.method, questions, self.batch_size, advance, self.image_options)
-        if found:
-            mean = sum(answer.visual_tokens for answer in found) / len(found)
-            logger.info(f"{self.method.name}: {mean:.1f} visual tokens entered the LLM, averaged over {len(found)} questions")
-        return [answer.text for answer in found]
+            responses = answer(self.backbone, self.method, questions, self.batch_size, advance, self.image_options)
+        if responses:
+            mean = sum(answer.visual_tokens for answer in responses) / len(responses)
+            logger.info(f"{self.method.name}: {mean:.1f} visual tokens entered the LLM, averaged over {len(responses)} questions")
+        return [answer.text for answer in responses]
 
-    def _question(self, context: str, settings: dict[str, Any], doc_to_visual: Any, doc_id: int, task: str, split: str) -> Question:
+    def _question(self, context: str, settings: dict[str, Any], doc_to_visual: Any, doc_id: int, task: str, split: str) -> Request:
         def visuals() -> Any:
             return doc_to_visual(self.task_dict[task][split][doc_id])
 
         limit, until = new_tokens(settings, task), stop_at(settings.get("until"))
-        return Question(f"{task}/{split}/{doc_id}", context, visuals, limit, until)
+        return Request(f"{task}/{split}/{doc_id}", context, visuals, limit, until)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         raise self._refusal(requests, "multiple_choice or loglikelihood")

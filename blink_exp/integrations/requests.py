@@ -1,6 +1,6 @@
-"""What an evaluation harness needs of this project: a configuration from its ``key=value`` words, and answers to its questions.
+"""Interface for evaluation harnesses: builds a configuration from ``key=value`` arguments and answers requests.
 
-Knows of lmms-eval's conventions but does not import it; the class that it loads is in ``lmms_eval.py`` beside this file.
+Follows lmms-eval's conventions without importing it; the class that lmms-eval loads is in ``lmms_eval.py``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from blink_exp.images import DEFAULT, ImageOptions, to_rgb
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import EvaluateSettings
 
-if TYPE_CHECKING:  # a harness loads this for every one of its commands, so what takes seconds to import waits for the first model
+if TYPE_CHECKING:  # a harness imports this module for every command, so slow imports wait for the first model
     from blink_exp.backbone.model import Backbone
     from blink_exp.core.method import Method
 
 DOC = "docs/lmms_eval.md"
-NEW_TOKENS = 1024  # where a task names no limit, as in lmms-eval's wrappers of LLaVA
-FILLED_IN = ("\n\n",)  # the `until` that lmms-eval writes into tasks without one
+NEW_TOKENS = 1024  # default without a task limit, as in lmms-eval's wrappers of LLaVA
+FILLED_IN = ("\n\n",)  # the default `until` of lmms-eval
 GREEDY: dict[str, tuple[Any, ...]] = {"do_sample": (False, None), "temperature": (0, None), "num_beams": (1, None)}
 ELSEWHERE = {
     "benchmark": "choose tasks with --tasks",
@@ -44,9 +44,9 @@ ELSEWHERE = {
 
 
 @dataclass(frozen=True)
-class Question:
-    """One request. ``id`` depends neither on batch nor order; ``visuals``: opens what the task shows with it (None: nothing);
-    ``until``: the answer ends where one of these strings begins."""
+class Request:
+    """One request. ``id`` is independent of batch and order; ``visuals``: opens the request's images (None: no image);
+    ``until``: strings that end the answer."""
 
     id: str
     text: str
@@ -55,15 +55,15 @@ class Question:
     until: tuple[str, ...] = ()
 
 
-class Answer(NamedTuple):
-    """``visual_tokens``: how many entered the LLM, newlines included."""
+class Response(NamedTuple):
+    """``visual_tokens``: number that entered the LLM, newlines included."""
 
     text: str
     visual_tokens: int
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Hydra overrides of conf/evaluate.yaml, from words whose values a harness may have turned into Python already."""
+    """Hydra overrides of conf/evaluate.yaml, from arguments that a harness may have parsed into Python values."""
     for key in settings:
         if key.split(".")[0] in ELSEWHERE:
             raise UserError(f"{key}={settings[key]} is not a model argument; {ELSEWHERE[key.split('.')[0]]}")
@@ -101,51 +101,51 @@ def build(settings: EvaluateSettings) -> tuple[Backbone, Method]:
         raise UserError(one_line(error)) from error
 
 
-def own_device(device: str, environment: Mapping[str, str]) -> str:
+def process_device(device: str, environment: Mapping[str, str]) -> str:
     """The GPU of this process where several share the work (``accelerate launch``, ``torchrun``), each with a copy of the model."""
     several = int(environment.get("WORLD_SIZE", 1)) > 1
     return f"cuda:{environment.get('LOCAL_RANK', 0)}" if several and device == "cuda" else device
 
 
 def stop_at(until: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The strings that end an answer. What lmms-eval fills in by itself is none of them: its wrappers of LLaVA read no ``until``, and an
-    answer of several paragraphs would lose all but the first."""
-    found = (until,) if isinstance(until, str) else tuple(until or ())
-    return () if found == FILLED_IN else tuple(word for word in found if word)
+    """The strings that end an answer. lmms-eval's default is ignored: its LLaVA wrappers do not read ``until``, and answers would be cut
+    to their first paragraph."""
+    strings = (until,) if isinstance(until, str) else tuple(until or ())
+    return () if strings == FILLED_IN else tuple(word for word in strings if word)
 
 
 def cut(text: str, until: tuple[str, ...]) -> str:
-    """``text`` up to where the first of ``until`` begins."""
+    """``text`` up to the first occurrence of any of ``until``."""
     return text[: min((at for word in until if (at := text.find(word)) >= 0), default=len(text))].strip()
 
 
 def new_tokens(limits: Mapping[str, Any], where: str) -> int:
-    """How long an answer may be, from a task's generation settings."""
-    found = limits.get("max_new_tokens", NEW_TOKENS)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise UserError(f"max_new_tokens={found} of {where} leaves no answer; use a whole number from 1")
-    return found
+    """Maximum number of new tokens, from a task's generation settings."""
+    limit = limits.get("max_new_tokens", NEW_TOKENS)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise UserError(f"max_new_tokens={limit} of {where} leaves no answer; use a whole number from 1")
+    return limit
 
 
 def ignored(settings: Mapping[str, Any]) -> list[str]:
-    """The generation settings that would make answers other than greedy, which is all that is done here."""
+    """The ignored generation settings: those that ask for other than greedy decoding."""
     return [f"{key}={settings[key]}" for key, greedy in GREEDY.items() if key in settings and settings[key] not in greedy]
 
 
-def image_of(question: Question, options: ImageOptions = DEFAULT) -> Image.Image:
-    """The one image of a question, in RGB. Raises UserError for no image, several, or none that opens."""
+def image_of(question: Request, options: ImageOptions = DEFAULT) -> Image.Image:
+    """The image of a request in RGB. Raises UserError unless there is exactly one readable image."""
     try:
-        found = _flat(question.visuals())
+        visuals = _flat(question.visuals())
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"the image of {question.id} cannot be read ({' '.join(str(error).split())}); repair the data set") from error
-    other = next((type(v).__name__ for v in found if not isinstance(v, Image.Image)), None)
+    other = next((type(v).__name__ for v in visuals if not isinstance(v, Image.Image)), None)
     if other is not None:
         raise UserError(f"{question.id} shows a {other}, and this model sees images only; tasks that work: {DOC}")
-    if len(found) != 1:
-        raise UserError(f"{question.id} shows {len(found)} images, and this model answers about exactly one; tasks that work: {DOC}")
+    if len(visuals) != 1:
+        raise UserError(f"{question.id} shows {len(visuals)} images, and this model answers about exactly one; tasks that work: {DOC}")
     try:
-        return to_rgb(found[0], options, copy=False)
-    except Exception as error:  # what a file that is opened late has to say: a decoder raises whatever it met
+        return to_rgb(visuals[0], options, copy=False)
+    except Exception as error:  # lazily opened files are decoded here; decoders raise all kinds of errors
         raise UserError(f"the image of {question.id} cannot be read ({' '.join(str(error).split())}); repair the data set") from error
 
 
@@ -155,8 +155,8 @@ def _flat(visuals: Any) -> list[Any]:
     return [] if visuals is None else [visuals]
 
 
-def text_of(question: Question, placeholder: str) -> str:
-    """The question without the image's ``placeholder``. Raises UserError for several of them."""
+def text_of(question: Request, placeholder: str) -> str:
+    """The text of a request without the image ``placeholder``. Raises UserError for several placeholders."""
     try:
         return without_placeholder(question.text, placeholder, question.id)
     except UserError as error:
@@ -164,7 +164,7 @@ def text_of(question: Question, placeholder: str) -> str:
 
 
 def batches(lengths: list[int], size: int) -> list[list[int]]:
-    """Indices of questions that run together: at most ``size``, all with one limit, each limit's in their order."""
+    """Batches of request indices: at most ``size`` requests with the same length limit, in order."""
     groups: dict[int, list[int]] = defaultdict(list)
     for i, length in enumerate(lengths):
         groups[length].append(i)
@@ -172,7 +172,7 @@ def batches(lengths: list[int], size: int) -> list[list[int]]:
 
 
 def picture_id(image: Image.Image) -> str:
-    """Equal for equal pixels: a data set repeats an image for each question on it."""
+    """Hash of the pixels: data sets repeat an image for each of its questions."""
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:32]
 
 
@@ -180,30 +180,30 @@ def picture_id(image: Image.Image) -> str:
 def answer(
     backbone: Backbone,
     method: Method,
-    questions: list[Question],
+    questions: list[Request],
     batch_size: int = 1,
     advance: Callable[[int], None] = lambda n: None,
     options: ImageOptions = DEFAULT,
-) -> list[Answer]:
+) -> list[Response]:
     """Greedy answers of ``method`` on ``backbone``, in the order of ``questions``, as ``evaluate.py`` would give them.
 
     No answer is longer than the LLM has positions. Raises UserError at the first question that is not about exactly one image.
     """
     placeholder = backbone.processor.image_token
     most = backbone.model.config.text_config.max_position_embeddings
-    found: dict[int, Answer] = {}
+    responses: dict[int, Response] = {}
     with attach(backbone.model, method) as attached:
         for chunk in batches([min(q.max_new_tokens, most) for q in questions], batch_size):
             batch = [questions[i] for i in chunk]
-            images, asked = {}, []
+            images, prompts = {}, []
             for question in batch:
                 image = image_of(question, options)
-                asked.append((picture_id(image), text_of(question, placeholder)))
-                images[asked[-1][0]] = image
+                prompts.append((picture_id(image), text_of(question, placeholder)))
+                images[prompts[-1][0]] = image
             if attached is not None:
                 attached.samples = [question.id for question in batch]
-            said, visual = answers(backbone, method, attached, images, asked, min(batch[0].max_new_tokens, most))
-            for i, question, text, tokens in zip(chunk, batch, said, visual, strict=True):
-                found[i] = Answer(cut(text, question.until), len(tokens.source))
+            texts, visual = answers(backbone, method, attached, images, prompts, min(batch[0].max_new_tokens, most))
+            for i, question, text, tokens in zip(chunk, batch, texts, visual, strict=True):
+                responses[i] = Response(cut(text, question.until), len(tokens.source))
             advance(len(chunk))
-    return [found[i] for i in range(len(questions))]
+    return [responses[i] for i in range(len(questions))]

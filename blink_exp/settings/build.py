@@ -14,9 +14,9 @@ def build(node: Mapping[str, Any], *arguments: Any) -> Any:
     from hydra.utils import instantiate
 
     try:
-        made = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
+        factory = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    return made(*arguments) if arguments else made  # not through Hydra, which would make configs of them
+    return factory(*arguments) if arguments else factory  # not through Hydra, which would make configs of them

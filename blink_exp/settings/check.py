@@ -53,9 +53,9 @@ def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[s
 
 def schema_of(node: DictConfig) -> type | None:
     """The dataclass that says what ``node`` may hold; None for what comes from other packages."""
-    own = OmegaConf.get_type(node)
-    if dataclasses.is_dataclass(own):
-        return own
+    schema = OmegaConf.get_type(node)
+    if dataclasses.is_dataclass(schema):
+        return schema
     if "_target_" in node:
         return BY_TARGET.get(str(node["_target_"]))
     return None
@@ -135,15 +135,15 @@ def rule(schema: type, key: str) -> str:
     """What a setting must be, in words: "a whole number of at least 1, or null"."""
     kind, nullable = value_type(schema, key)
     limit: Limit | None = fields(schema)[key].metadata.get("limit")
-    said = limit.rule if limit is not None else NAMES.get(kind, "a group of settings" if dataclasses.is_dataclass(kind) else "null")
-    return said + (", or null" if nullable and said != "null" else "")
+    text = limit.rule if limit is not None else NAMES.get(kind, "a group of settings" if dataclasses.is_dataclass(kind) else "null")
+    return text + (", or null" if nullable and text != "null" else "")
 
 
-def unknown(name: str, known: Iterable[str]) -> str:
-    """One line for a setting that is not there, with the nearest of those ``known`` at its place."""
+def unknown(name: str, settings_there: Iterable[str]) -> str:
+    """One line for a setting that is not there, with the nearest of those ``settings_there`` at its place."""
     if line := moved(name):
         return line
-    settings = [key for key in known if not key.startswith("_")]
+    settings = [key for key in settings_there if not key.startswith("_")]
     return f"{name} is not a setting; " + (nearest(name.rpartition(".")[2], settings) if settings else "what holds it has none")
 
 
@@ -153,10 +153,10 @@ def refusal(schema: type, key: str, name: str, value: Any) -> str:
     hint = limit.hint(value) if limit is not None and isinstance(value, str) else ""
     if isinstance(value, float) and value_type(schema, key)[0] is float and value.is_integer():
         value = int(value)  # OmegaConf made a float of it
-    return f"{name} must be {rule(schema, key)}, got {shown(value)}" + (f"; {hint}" if hint else "")
+    return f"{name} must be {rule(schema, key)}, got {format_value(value)}" + (f"; {hint}" if hint else "")
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as one writes it on the command line."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
@@ -167,5 +167,5 @@ def shown(value: Any) -> str:
     if value == "":
         return "nothing"
     if isinstance(value, list):
-        return "[" + ",".join(shown(entry) for entry in value) + "]"
+        return "[" + ",".join(format_value(entry) for entry in value) + "]"
     return flat(value, 200)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Container, Sequence
 
-DOORS = {
+COMMANDS = {
     "view": "one page about one question: what the model saw, decided and attended to, layer by layer (sample=ID, or image= question=)",
     "rescore": "scores the records of earlier runs again, without a model; puts the shards of a run together (predictions=)",
     "compare": "scores the records of one run against those of another (predictions= against=)",
@@ -17,14 +17,14 @@ VERBS = ("list", "all")  # of tables= and figures=
 MOVED = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
 
 
-def usual(root: str) -> str:
+def command_name(root: str) -> str:
     """How the command of config ``root`` is called."""
-    return f"python -m blink_exp {root}" if root in DOORS else f"python {root}.py"
+    return f"python -m blink_exp {root}" if root in COMMANDS else f"python {root}.py"
 
 
-def redirection(argv: Sequence[str], root: str, known: Container[str]) -> str | None:
+def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str | None:
     """One line with the command to use instead, where a word of ``argv`` belongs to another command than that of ``root``; None where none
-    does. ``known``: the settings of ``root``."""
+    does. ``settings``: the settings of ``root``."""
     values = {word.partition("=")[0]: word.partition("=")[2] for word in argv if "=" in word and not word.startswith("-")}
     target, words = root, list(argv)
     if "table" in values and values["table"] == "parity":
@@ -40,8 +40,12 @@ def redirection(argv: Sequence[str], root: str, known: Container[str]) -> str | 
     words = [f"{kind}s={value}" if value in VERBS else word for word in words for kind, value in [_experiment(word)]]
     if target == "view":
         words = [f"sample={word.removeprefix('view=')}" if word.startswith("view=") else word for word in words]
-    foreign = next((word for word in argv if word not in words or ((key := word.partition("=")[0]) in MOVED and key not in known)), None)
-    return None if foreign is None else f"{foreign} is not taken by {usual(root)}; use {shlex.join([*usual(target).split(), *words])}"
+    foreign = next((word for word in argv if word not in words or ((key := word.partition("=")[0]) in MOVED and key not in settings)), None)
+    return (
+        None
+        if foreign is None
+        else f"{foreign} is not taken by {command_name(root)}; use {shlex.join([*command_name(target).split(), *words])}"
+    )
 
 
 def _experiment(word: str) -> tuple[str, str]:

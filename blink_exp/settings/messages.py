@@ -25,18 +25,18 @@ def translated(error: BaseException) -> str:
         if isinstance(cause, UserError):  # instantiate() wraps what a constructor raised
             return str(cause)
     for cause in chain:
-        said = _one(cause)
-        if said:
-            return said
+        message = _one(cause)
+        if message:
+            return message
     return flat(INTERNALS.sub("", str(error))) or type(error).__name__
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """An error and what it was raised from, innermost last."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _one(error: BaseException) -> str | None:
@@ -44,8 +44,8 @@ def _one(error: BaseException) -> str | None:
         return _missing_preset(error)
     if isinstance(error, InstantiationException):
         reason = error.__cause__ or error.__context__
-        said = flat(INTERNALS.sub("", str(error)).partition(", set env var")[0])
-        return f"{said}: {flat(reason, 300)}" if reason is not None and str(reason) not in said else said
+        message = flat(INTERNALS.sub("", str(error)).partition(", set env var")[0])
+        return f"{message}: {flat(reason, 300)}" if reason is not None and str(reason) not in message else message
     if isinstance(error, OverrideParseException):
         return misread(error.override)
     if isinstance(error, MissingMandatoryValue):
@@ -83,11 +83,11 @@ def _unknown(error: OmegaConfBaseException) -> str:
     """For a key that no schema or preset has."""
     schema, key = error.object_type, str(error.full_key or error.key)
     if dataclasses.is_dataclass(schema):
-        known = set(fields(schema)) | ({"method/pruner", "method/policy"} if "method" in fields(schema) else set())
+        keys = set(fields(schema)) | ({"method/pruner", "method/policy"} if "method" in fields(schema) else set())
     else:
         parent = error.parent_node
-        known = {str(name) for name in parent} if parent is not None and hasattr(parent, "__iter__") else set()
-    return unknown(key, known)
+        keys = {str(name) for name in parent} if parent is not None and hasattr(parent, "__iter__") else set()
+    return unknown(key, keys)
 
 
 def _wrong_value(error: ValidationError) -> str | None:

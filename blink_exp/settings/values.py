@@ -29,8 +29,8 @@ def typed(cfg: DictConfig) -> Any:
     check(cfg)
     schema = OmegaConf.get_type(cfg)
     assert dataclasses.is_dataclass(schema)
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != HYDRA])
-    return from_plain(schema, plain(own))
+    settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != HYDRA])
+    return from_plain(schema, plain(settings))
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -40,11 +40,11 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def from_plain(schema: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass of ``schema`` from plain Python; keys that it does not have are left out. Raises KeyError for one that is missing."""
-    made = {}
+    arguments = {}
     for name in fields(schema):
         kind = value_type(schema, name)[0]
-        made[name] = from_plain(kind, values[name]) if dataclasses.is_dataclass(kind) else values[name]
-    return schema(**made)
+        arguments[name] = from_plain(kind, values[name]) if dataclasses.is_dataclass(kind) else values[name]
+    return schema(**arguments)
 
 
 def as_type(schema: type[T], settings: Any) -> T:
@@ -68,9 +68,9 @@ def read_settings(path: Path, cure: str) -> dict[str, Any]:
         raise UserError(f"{path} is not there; {cure}")
     try:
         text = read_text(path)
-        found = OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if ":" in text else None  # it takes a lone word for a key
+        settings = OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if ":" in text else None  # it takes a lone word for a key
     except (ValueError, RecursionError, OSError, yaml.YAMLError, OmegaConfBaseException) as error:  # OSError: a YAML number
         raise UserError(f"{path} is damaged or cut off ({flat(error, 120)}); {cure}") from None
-    if not isinstance(found, dict) or not found:
+    if not isinstance(settings, dict) or not settings:
         raise UserError(f"{path} is empty or no mapping of settings; {cure}")
-    return {str(key): value for key, value in found.items()}
+    return {str(key): value for key, value in settings.items()}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import UserError, nearest
-from blink_exp.settings.check import fields, refusal, shown, value_type
+from blink_exp.settings.check import fields, format_value, refusal, value_type
 from blink_exp.settings.doors import redirection
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
@@ -65,10 +65,10 @@ def arranged(argv: Sequence[str]) -> list[str]:
         if flag not in (*WITH_VALUE, *ALONE):  # argparse would print its whole usage
             raise UserError(f"{flag} is no flag; {nearest(flag, [f for f in (*WITH_VALUE, *ALONE) if f.startswith('--')])}")
         if flag in WITH_VALUE and not equals:
-            given = next(words, None)
-            if given is None or given.startswith("-"):
+            following = next(words, None)
+            if following is None or following.startswith("-"):
                 raise UserError(f"{flag} needs a value behind it, e.g. {flag} {WITH_VALUE[flag]}")
-            flags.append(value := given)
+            flags.append(value := following)
         if flag in CFG and value not in ("job", "hydra", "all"):
             raise UserError(f"{flag} {value} is not known; use job, hydra or all")
     return [*flags, *settings]
@@ -147,20 +147,22 @@ def check_words(argv: Sequence[str], root: str) -> None:
         if word.startswith("+") and key in groups(ROOTS[root]):
             raise UserError(f"{word} would add a second preset to {key}; write {word.lstrip('+')}")
         if not (override.is_sweep_override() and any(flag in argv for flag in MULTIRUN)):
-            for one in values:
-                _check_one(key, one, ROOTS[root])
+            for single in values:
+                _check_one(key, single, ROOTS[root])
 
 
 def _check_one(key: str, value: Any, root: type) -> None:
     if key in groups(root):
         if isinstance(value, list):
             each = ",".join(map(str, value))
-            raise UserError(f"{key} must be one preset, got {shown(value)}; add -m and write {key}={each} to run one after the other")
+            raise UserError(
+                f"{key} must be one preset, got {format_value(value)}; add -m and write {key}={each} to run one after the other"
+            )
         if value is None or isinstance(value, dict):
-            raise UserError(f"{key} must be one preset, got {shown(value)}; --help lists them")
+            raise UserError(f"{key} must be one preset, got {format_value(value)}; --help lists them")
         if isinstance(value, int | float):
             instead = f"write layer={value} for one layer" if key == "layers" else "--help lists them"
-            raise UserError(f"{key}={shown(value)} is not a preset; {instead}")
+            raise UserError(f"{key}={format_value(value)} is not a preset; {instead}")
         return
     if isinstance(value, int | float) and not isinstance(value, bool):
         schemas = settings(root).get(key, [])
@@ -190,8 +192,8 @@ def _walk(schema: Any, prefix: str) -> Iterator[tuple[str, type, str]]:
     for name in fields(schema):
         kind = value_type(schema, name)[0]
         inner = [kind] if dataclasses.is_dataclass(kind) else _variants().get(f"{prefix}{name}", [])
-        for one in inner:
-            yield from _walk(one, f"{prefix}{name}.")
+        for variant in inner:
+            yield from _walk(variant, f"{prefix}{name}.")
         if not inner:
             yield prefix + name, schema, name
 
@@ -207,18 +209,18 @@ def _variants() -> dict[str, list[type]]:
         "data": "training.data.",
         "logger": "tracking.loggers.",
     }
-    found = {
+    by_group = {
         group: list(dict.fromkeys(schema for target, schema in BY_TARGET.items() if target.startswith(f"blink_exp.{home}")))
         for group, home in homes.items()
     }
-    alone = [schema for schema in found["method"] if schema is not Pair]
+    alone = [schema for schema in by_group["method"] if schema is not Pair]
     paired = {"method.pruner": alone, "method.policy": alone}
-    return found | paired
+    return by_group | paired
 
 
 @functools.cache
 def text_settings() -> frozenset[str]:
     """Dotted keys of the settings that hold text as it is."""
-    known = [(key, places) for root in ROOTS.values() for key, places in settings(root).items()]
-    texts = [key for key, places in known if any(isinstance(fields(s)[n].metadata.get("limit"), Text) for s, n in places)]
+    named_settings = [(key, places) for root in ROOTS.values() for key, places in settings(root).items()]
+    texts = [key for key, places in named_settings if any(isinstance(fields(s)[n].metadata.get("limit"), Text) for s, n in places)]
     return frozenset([*texts, *HYDRA_PATHS, "predictions"])

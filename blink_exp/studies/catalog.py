@@ -1,4 +1,4 @@
-"""sweep.py table=... and figure=...: one experiment; tables=... and figures=...: all of them, or a list of what there is."""
+"""Runs the experiments of sweep.py: table=... and figure=... one of them; tables=... and figures=... all of them, or their list."""
 
 from __future__ import annotations
 
@@ -30,135 +30,139 @@ from blink_exp.studies.figure_runs import measure_figure
 from blink_exp.studies.listing import show_list
 from blink_exp.studies.tables import measure_table
 
-SAME_TABLE = ("model", "model.device", "batch_size", "cost", "data_root", "logger")  # settings that leave a table what it is
-LONGEST = 120  # characters of a folder's name
+SAME_TABLE = ("model", "model.device", "batch_size", "cost", "data_root", "logger")  # settings that do not change what a table measures
+LONGEST = 120  # characters in a folder name
 log = logging.getLogger(__name__)
 
 
 def run_experiments(sweep: SweepSettings, out: Path) -> Document | None:
-    """Measures what ``table``, ``tables``, ``figure`` and ``figures`` name and writes each to ``out``. All that is known goes to
-    ``report``."""
-    own = plan.own_words()
+    """Measures the experiments named by ``table``, ``tables``, ``figure`` and ``figures`` and writes each to ``out`` and, for the
+    overall report, to ``report``."""
+    user_overrides = plan.command_line_overrides()
     settings = asdict(sweep)
     tracking.check(settings)
-    every = {kind: settings[f"{kind}s"] for kind in KINDS}
-    if "list" in every.values():
-        show_list(sweep, [experiment for kind in KINDS if every[kind] or settings[kind] for experiment in experiments(kind)], own)
+    selected = {kind: settings[f"{kind}s"] for kind in KINDS}
+    if "list" in selected.values():
+        show_list(
+            sweep, [experiment for kind in KINDS if selected[kind] or settings[kind] for experiment in experiments(kind)], user_overrides
+        )
         return None
-    wanted = [(k, e) for k in KINDS for e in (experiments(k) if every[k] else [settings[k]] if settings[k] else [])]
-    share(sweep, wanted, own)
+    wanted = [(k, e) for k in KINDS for e in (experiments(k) if selected[k] else [settings[k]] if settings[k] else [])]
+    answer_together(sweep, wanted, user_overrides)
     document, failed = None, []
-    for kind, found in wanted:
-        folder = out / found["name"] if len(wanted) > 1 else out
+    for kind, experiment in wanted:
+        folder = out / experiment["name"] if len(wanted) > 1 else out
         try:
-            document = measure(sweep, kind, found, own, folder)
-            failed += [f"{found['name']}: {said}" for said in failures(document)]
+            document = measure(sweep, kind, experiment, user_overrides, folder)
+            failed += [f"{experiment['name']}: {failure}" for failure in failures(document)]
         except Exception as error:
             if len(wanted) == 1:
                 raise
             if not isinstance(error, UserError):
-                log.error("%s failed:\n%s", found["name"], traceback.format_exc())
-            failed.append(f"{found['name']}: {one_line(error)}")
-            print(f"{found['name']} failed: {one_line(error)}", flush=True)
+                log.error("%s failed:\n%s", experiment["name"], traceback.format_exc())
+            failed.append(f"{experiment['name']}: {one_line(error)}")
+            print(f"{experiment['name']} failed: {one_line(error)}", flush=True)
     if failed:
         raise UserError(f"{len(failed)} points failed, first {failed[0]}")
     return document
 
 
-def share(sweep: SweepSettings, wanted: list[tuple[str, dict[str, Any]]], own: list[str]) -> None:
-    """Answers the questions of all points of all experiments together, where ``share`` says so."""
+def answer_together(sweep: SweepSettings, wanted: list[tuple[str, dict[str, Any]]], user_overrides: list[str]) -> None:
+    """Answers the questions of all points of all experiments together if ``share`` is set."""
     if not sweep.share:
         return
-    found = []
+    points = []
     for kind, experiment in wanted:
-        with contextlib.suppress(UserError):  # said when the experiment is measured
-            found += plan.settings_of(sweep, kind, experiment, own)
-    run_together(found)
+        with contextlib.suppress(UserError):  # reported when the experiment is measured
+            points += plan.settings_of(sweep, kind, experiment, user_overrides)
+    run_together(points)
 
 
-def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], own: list[str], out: Path) -> Document:
-    """One table or figure, measured, written to ``out`` and copied to the report, which is made anew."""
+def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_overrides: list[str], out: Path) -> Document:
+    """Measures one table or figure, writes it to ``out``, copies it to the report and rebuilds the report."""
     started = time.time()
     print(f"{experiment['name']}: {experiment['title']}", flush=True)
     embedded = []
     document: Document
     if kind == "table":
-        document = measure_table(sweep, experiment, own)
-        write_json(out / "table.json", document)  # a picture may fail, and what was measured must not be lost
+        document = measure_table(sweep, experiment, user_overrides)
+        write_json(out / "table.json", document)  # before drawing: a failing picture must not lose the measurements
         names = experiment.get("figures") or []
-        embedded = [drawn(sweep, load_experiment("figure", name), own, out / name, document, experiment) for name in names]
+        embedded = [
+            embedded_figure(sweep, load_experiment("figure", name), user_overrides, out / name, document, experiment) for name in names
+        ]
     else:
-        document = measure_figure(sweep, experiment, own, out)
-    document["model"] = model_name(experiment, own)
+        document = measure_figure(sweep, experiment, user_overrides, out)
+    document["model"] = model_name(experiment, user_overrides)
     document["provenance"] = provenance(sweep, time.time() - started)
     write_json(out / f"{kind}.json", document)
     if document["kind"] == "table":
         text.write(document, out)
         terminal.show(document)
     page = html.page(document, out, embedded)
-    place, group = tracking.place()
-    for found, folder in [*embedded, (document, out)]:
-        if "error" not in found:
-            tracking.log_summary(found, folder, asdict(sweep), f"{experiment['name']} {group}", place)
+    output, group = tracking.output_and_group()
+    for embedded_document, folder in [*embedded, (document, out)]:
+        if "error" not in embedded_document:
+            tracking.log_summary(embedded_document, folder, asdict(sweep), f"{experiment['name']} {group}", output)
     print(f"{kind}: {out / ('table.md' if kind == 'table' else 'figure.json')}\npage:  {page}")
     if worth_keeping(document):
         report = Path(sweep.report)
         with locks.waited(report / "report.html"):
-            keep(out, report / experiment["name"] / variant(document["model"], own))
+            copy_to_report(out, report / experiment["name"] / variant(document["model"], user_overrides))
             print(f"all:   {html.gather(report)}")
     return document
 
 
 def runs_of(document: Document) -> list[PointRun]:
-    """The runs behind a table, a row of which has one a benchmark, or behind a figure, whose rows are its runs."""
+    """The runs of a table (one per row and benchmark) or of a figure (one per row)."""
     if document["kind"] == "figure":
         return document["rows"]
     return [run for row in document["rows"] for run in row["runs"].values()]
 
 
 def worth_keeping(document: Document) -> bool:
-    """Whether anything in a document was measured, or nothing was to be: a run that failed must not take the place of one that did not."""
+    """Whether a document has a measured run, or needs none. A failed run must not replace a successful one in the report."""
     runs = runs_of(document)
     return not runs or any(run["status"] == "done" for run in runs)
 
 
-def keep(out: Path, kept: Path) -> None:
-    """Copies a run's folder to the report, in place of an older one and only when it is there whole."""
-    if kept.resolve() == out.resolve():
+def copy_to_report(out: Path, target: Path) -> None:
+    """Copies a run's folder to ``target``, replacing an older copy only once the new one is complete."""
+    if target.resolve() == out.resolve():
         return
-    part = kept.with_name(kept.name + ".part")
+    part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(out, part, ignore=shutil.ignore_patterns(".hydra", locks.NAME, "*.log", "wandb", "tensorboard", "mlflow*"))
-    shutil.rmtree(kept, ignore_errors=True)
-    part.rename(kept)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
 
 
-def drawn(
-    sweep: SweepSettings, figure: dict[str, Any], own: list[str], folder: Path, document: TableDocument, table: dict[str, Any]
+def embedded_figure(
+    sweep: SweepSettings, figure: dict[str, Any], user_overrides: list[str], folder: Path, document: TableDocument, table: dict[str, Any]
 ) -> tuple[FigureDocument, Path]:
-    """A figure on the page of a table, and its folder; where it cannot be drawn its document says why, and the table stands without."""
-    found: FigureDocument
+    """The document and folder of a figure on a table's page. If drawing fails, the document holds the error and the table is kept."""
+    figure_document: FigureDocument
     try:
-        found = measure_figure(sweep, figure, own, folder, document, table)
+        figure_document = measure_figure(sweep, figure, user_overrides, folder, document, table)
     except Exception as error:
         if not isinstance(error, UserError | OSError):
             log.error("%s failed:\n%s", figure["name"], traceback.format_exc())
-        found = {"kind": "figure", "name": figure["name"], "title": figure["title"], "error": one_line(error)}
-    write_json(folder / "figure.json", found)
-    return found, folder
+        figure_document = {"kind": "figure", "name": figure["name"], "title": figure["title"], "error": one_line(error)}
+    write_json(folder / "figure.json", figure_document)
+    return figure_document, folder
 
 
-def model_name(experiment: dict[str, Any], own: list[str]) -> str:
-    model = composed("sweep", [*experiment.get("overrides", []), *own]).model
+def model_name(experiment: dict[str, Any], user_overrides: list[str]) -> str:
+    model = composed("sweep", [*experiment.get("overrides", []), *user_overrides]).model
     return str(model["name"] or Path(model["path"]).name)
 
 
-def variant(model: str, own: list[str]) -> str:
-    """The folder of a run in the report: its model and what else the user set, so that a shortened run never takes a whole one's place."""
-    words = [word for word in own if plan.key(word) not in SAME_TABLE and not plan.key(word).startswith("logger.")]
-    said = ",".join([model, *sorted(words)])
-    name = re.sub(r"[^\w.,=+-]+", "_", said)
-    return name if name == said and len(name) <= LONGEST else f"{name[:LONGEST]},{hashlib.sha256(said.encode()).hexdigest()[:6]}"
+def variant(model: str, user_overrides: list[str]) -> str:
+    """Folder name of a run in the report: model and user overrides, so that a shortened run never replaces a full one."""
+    words = [word for word in user_overrides if plan.key(word) not in SAME_TABLE and not plan.key(word).startswith("logger.")]
+    label = ",".join([model, *sorted(words)])
+    name = re.sub(r"[^\w.,=+-]+", "_", label)
+    return name if name == label and len(name) <= LONGEST else f"{name[:LONGEST]},{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
 def provenance(sweep: SweepSettings, seconds: float) -> dict[str, Any]:
@@ -166,5 +170,5 @@ def provenance(sweep: SweepSettings, seconds: float) -> dict[str, Any]:
 
 
 def failures(document: Document) -> list[str]:
-    """What failed in a document: "label: why"."""
+    """The failed runs of a document as "label: error"."""
     return [f"{run['point']}: {run['error']}" for run in runs_of(document) if run["status"] == "failed"]

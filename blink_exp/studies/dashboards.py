@@ -19,67 +19,67 @@ from blink_exp.studies.experiments import natural
 NAME = "Blink and HERO ablations"
 KINDS = ("wandb",)
 WIDTH, HEIGHT, COLUMNS = 8, 6, 3  # of a panel in W&B's grid of 24, and panels a row
-RUNS = 100  # most runs that a panel shows: the largest experiment has 63 points
-PICTURES = 4  # of a figure that are shown
+RUNS = 100  # maximum number of runs in a panel: the largest experiment has 63 points
+PICTURES = 4  # shown per figure
 CURVES = ("rho", "expand", "drop", "tokens")  # blink/NAME_by_layer
 
 
 def run(settings: SweepSettings, out: Path) -> Path:
-    """Writes the workspace to ``out``/workspace.json and, where W&B can be reached with a key, saves it there. Returns the file.
+    """Writes the workspace to ``out``/workspace.json and, with ``mode=online``, saves it to W&B. Returns the file.
 
     Args:
-        settings: ``dashboard``: wandb. ``logger``, if it is W&B's, says project, entity and mode; any other mode than online asks nobody.
+        settings: ``dashboard``: wandb. ``logger``, if it is W&B's, gives project, entity and mode; other modes than online use no network.
 
     Raises:
-        UserError: for another dashboard, or without wandb-workspaces.
+        UserError: for an unknown dashboard, or without wandb-workspaces.
     """
     if settings.dashboard not in KINDS:
         raise UserError(f"dashboard={settings.dashboard} is not known; {nearest(str(settings.dashboard), KINDS)}")
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("dashboard=wandb needs wandb-workspaces; pip install wandb-workspaces")
     logger = settings.logger if tracking.logger_of({"logger": settings.logger}).name == "wandb" else {}
-    made = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
+    board = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
     path = out / "workspace.json"
-    write_text(path, as_json(made))
+    write_text(path, as_json(board))
     print(f"workspace: {path}")
     if logger.get("mode") == "online":
-        save(made)
+        save(board)
     else:
         print("not sent anywhere; with a W&B key: python sweep.py dashboard=wandb logger=wandb")
     return path
 
 
-def save(made: Any) -> None:
-    """Saves a workspace to W&B, under the key's own account where no entity was named. What fails is one line: the file is there."""
+def save(board: Any) -> None:
+    """Saves a workspace to W&B, by default under the account of the API key. Raises UserError on any failure."""
     import wandb
 
     try:
         if wandb.login(prompt=False, verify=False) is False:
             raise UserError("no API key; set WANDB_API_KEY or run `wandb login`")
-        made.entity = made.entity or wandb.Api(timeout=30).default_entity
-        made.save()
-        print(f"saved: {made.url}")
+        board.entity = board.entity or wandb.Api(timeout=30).default_entity
+        board.save()
+        print(f"saved: {board.url}")
     except Exception as error:
         raise UserError(f"the workspace could not be saved to W&B ({flat(error, 200)}); the file above holds it") from error
 
 
 def experiments() -> dict[str, list[dict[str, Any]]]:
-    """{"table" and "figure": what is in conf/table and conf/figure}, read as it stands there: composing all of it would take a minute."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """{"table": ..., "figure": ...}: the raw files of conf/table and conf/figure; composing all of them would take a minute."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
     for kind in ("table", "figure"):
         paths = sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem))
-        found[kind] = [read_yaml(p) for p in paths]
-    return found
+        by_kind[kind] = [read_yaml(p) for p in paths]
+    return by_kind
 
 
-def workspace(found: dict[str, list[dict[str, Any]]], project: str, entity: str | None) -> Any:
-    """The workspace as an object. Nothing is asked over the network."""
+def workspace(by_kind: dict[str, list[dict[str, Any]]], project: str, entity: str | None) -> Any:
+    """The workspace as an object, built without network access."""
     import wandb_workspaces.workspaces as ws
 
     sections = [
         section("All runs", list(common()), is_open=True),
-        *(section(e["title"], list(table(e))) for e in found["table"]),
-        *(section(e["title"], list(figure(e))) for e in found["figure"]),
+        *(section(e["title"], list(table(e))) for e in by_kind["table"]),
+        *(section(e["title"], list(figure(e))) for e in by_kind["figure"]),
         section("TokenSR training", list(training())),
     ]
     return ws.Workspace(
@@ -92,7 +92,7 @@ def workspace(found: dict[str, list[dict[str, Any]]], project: str, entity: str 
 
 
 def section(name: str, panels: list[Any], is_open: bool = False) -> Any:
-    """A section whose panels stand ``COLUMNS`` to a row."""
+    """A section with ``COLUMNS`` panels per row."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
@@ -103,7 +103,7 @@ def section(name: str, panels: list[Any], is_open: bool = False) -> Any:
 
 
 def common() -> Iterator[Any]:
-    """What every run has: what Blink does by layer, scores against tokens and against where the layers start, examples and records."""
+    """Panels for every run: Blink by layer, scores against tokens and against the first layer, examples and records."""
     import wandb_workspaces.reports.v2 as wr
 
     for name in CURVES:
@@ -116,8 +116,8 @@ def common() -> Iterator[Any]:
 
 
 def table(experiment: dict[str, Any]) -> Iterator[Any]:
-    """Of a table: bars of the headline score by point, a panel a benchmark; the same against tokens; the ratio by layer, for Blink's; the
-    table itself beside the published numbers; the figures that stand on its page."""
+    """Panels of a table: per benchmark, headline score by point and against tokens; for Blink's tables the saliency ratio by layer; the
+    table beside the published numbers; its embedded figures."""
     import wandb_workspaces.reports.v2 as wr
 
     name = experiment["name"]
@@ -132,7 +132,7 @@ def table(experiment: dict[str, Any]) -> Iterator[Any]:
 
 
 def figure(experiment: dict[str, Any]) -> Iterator[Any]:
-    """Of a figure: its points over its axis, where it has one; its curves; its pictures; its claims."""
+    """Panels of a figure: points over its axis if it has one, curves, pictures, claims."""
     import wandb_workspaces.reports.v2 as wr
 
     name = experiment["name"]
@@ -145,7 +145,7 @@ def figure(experiment: dict[str, Any]) -> Iterator[Any]:
 
 
 def training() -> Iterator[Any]:
-    """Of a training: the loss by step, and the held-out loss by layer."""
+    """Panels of a training: loss by step, held-out loss by layer."""
     import wandb_workspaces.reports.v2 as wr
 
     step = "trainer/global_step"
@@ -156,7 +156,7 @@ def training() -> Iterator[Any]:
 
 
 def benchmarks(experiment: dict[str, Any]) -> list[str]:
-    """The benchmarks that an experiment with points runs on, those of the scale model first."""
+    """The benchmarks of an experiment with points, those for scale models first."""
     if not (experiment.get("points") or experiment.get("sweeps")):
         return []
     presets = [experiment.get("benchmarks", {}).get(kind) or [] for kind in ("scale", "published")]
@@ -164,7 +164,7 @@ def benchmarks(experiment: dict[str, Any]) -> list[str]:
 
 
 def series(experiment: dict[str, Any]) -> list[str]:
-    """The curves of a figure whose points stand on an axis."""
+    """Names of the curves of a figure whose points have an x value."""
     named = [s["series"] for s in experiment.get("sweeps") or []]
     return list(dict.fromkeys([*named, *(p["series"] for p in experiment.get("points") or [] if p.get("x") is not None)]))
 
@@ -193,6 +193,6 @@ def pictures(name: str) -> Any:
     return wr.MediaBrowser(title=name, media_keys=[f"figures/{name}/{k + 1}" for k in range(PICTURES)])
 
 
-def as_json(made: Any) -> str:
-    """A workspace as W&B's app stores it."""
-    return json.dumps(json.loads(made._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=1) + "\n"
+def as_json(board: Any) -> str:
+    """A workspace in the JSON format of the W&B app."""
+    return json.dumps(json.loads(board._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=1) + "\n"

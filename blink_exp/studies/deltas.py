@@ -1,4 +1,4 @@
-"""How far every row of a table is from its baseline: as printed, and as measured on the same questions, with a paired test."""
+"""Differences of table rows from their baselines: as published, and as measured on the same questions with a paired test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blink_exp.reports.statistics import compare
 
 
 def add_deltas(document: TableDocument) -> None:
-    """Fills ``published_deltas`` and ``deltas`` of every row that has a baseline, in place."""
+    """Fills ``published_deltas`` and ``deltas`` of every row with a baseline, in place."""
     by_label = {row["point"]: row for row in document["rows"]}
     for row in document["rows"]:
         base = by_label.get(row["baseline"])
@@ -27,19 +27,19 @@ def add_deltas(document: TableDocument) -> None:
             continue
         try:
             benchmark = benchmark_of(pairs[0][0]["runs"][name])
-        except UserError as error:  # what was measured must not be lost for a file that is gone
+        except UserError as error:  # a missing file must not lose the measurements
             store.name_once(f"no differences on {name}: {error}")
             continue
-        known = {r["point"]: records_of(r["runs"][name]) for pair in pairs for r in pair}
+        records = {r["point"]: records_of(r["runs"][name]) for pair in pairs for r in pair}
         for row, base in pairs:
             wanted = [s for s in scores if s in row["runs"][name]["scores"] and s in base["runs"][name]["scores"]]
-            found = compare(benchmark, known[row["point"]], known[base["point"]], wanted)
+            differences = compare(benchmark, records[row["point"]], records[base["point"]], wanted)
             by_heading = {h: c["value"].removeprefix("scores.") for h, c in group["columns"].items()}
-            row["deltas"][name] = {heading: found[score] for heading, score in by_heading.items() if score in found}
+            row["deltas"][name] = {heading: differences[score] for heading, score in by_heading.items() if score in differences}
 
 
 def printed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
-    """Differences of printed numbers, by heading."""
+    """Differences of published numbers, by heading."""
     both = [h for h in values if isinstance(values[h], int | float) and isinstance(base.get(h), int | float)]
     return {h: round(values[h] - base[h], 4) for h in both}
 

@@ -1,4 +1,4 @@
-"""The experiments that conf/table and conf/figure describe."""
+"""Loads the experiments of conf/table and conf/figure."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def load_experiment(kind: str, name: str) -> dict[str, Any]:
 
 
 def natural(name: str) -> list[Any]:
-    """So that table10 stands behind table9."""
+    """Sort key that puts table10 after table9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

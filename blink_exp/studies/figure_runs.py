@@ -1,4 +1,4 @@
-"""A figure of a paper: its points measured, its picture drawn, and its claims computed. What it is drawn by: ``blink_exp.figures``."""
+"""Measures the points of a paper's figure, draws it (``blink_exp.figures``) and computes its claims."""
 
 from __future__ import annotations
 
@@ -18,37 +18,39 @@ from blink_exp.studies import plan
 def measure_figure(
     sweep: SweepSettings,
     figure: dict[str, Any],
-    own: list[str],
+    user_overrides: list[str],
     out: Path,
     table: TableDocument | None = None,
-    of: dict[str, Any] | None = None,
+    table_experiment: dict[str, Any] | None = None,
 ) -> FigureDocument:
-    """The document of a figure, whose pictures are in ``out``. ``table``, ``of``: the document and experiment of the table on whose page
-    it stands: it is then drawn on that table's model and benchmark, and from its points where it has none of its own."""
-    plan.refuse_collisions(figure, own)
-    base = of if of is not None else figure
-    first = [*figure.get("overrides", []), *(base.get("overrides", []) if of is not None else [])]
-    scale = plan.on_scale_model(base, own)
-    names = plan.benchmarks(base, own, scale) or plan.benchmarks(figure, own, scale)
+    """The document of a figure, with its pictures written to ``out``.
+
+    ``table``, ``table_experiment``: document and experiment of the table whose page embeds the figure. The figure then uses the table's
+    model and benchmark, and the table's points if it has none."""
+    plan.refuse_collisions(figure, user_overrides)
+    base = table_experiment if table_experiment is not None else figure
+    first = [*figure.get("overrides", []), *(base.get("overrides", []) if table_experiment is not None else [])]
+    scale = plan.on_scale_model(base, user_overrides)
+    names = plan.benchmarks(base, user_overrides, scale) or plan.benchmarks(figure, user_overrides, scale)
     if not names:
         where = "a scale model" if scale else "a published backbone"
         raise UserError(f"{figure['name']} names no benchmark for {where}; choose one: benchmark=mosaic_open")
     name = names[0]
     points = plan.points(figure)
-    modules = plan.trained(sweep, figure, own)
+    modules = plan.trained(sweep, figure, user_overrides)
     rows = [row["runs"][name] for row in table["rows"] if name in row["runs"]] if table is not None and not points else []
     for k, point in enumerate(points):
         print(f"[{k + 1}/{len(points)}] {point['label']}, {name}", flush=True)
         run = plan.measured_run(
-            sweep, [*plan.words(figure, point, name), *modules], own, point["label"], experiment=figure["name"], x=point.get("x")
+            sweep, [*plan.words(figure, point, name), *modules], user_overrides, point["label"], experiment=figure["name"], x=point.get("x")
         )
         if "series" in point:
             run["series"] = point["series"]
         if "x" in point:
             run["x"] = point["x"]
         rows.append(run)
-    at = (figure.get("at") or {}).get(name, [])
-    settings = composed("sweep", [*first, f"benchmark={name}", *at, *modules, *own])
+    benchmark_overrides = (figure.get("at") or {}).get(name, [])
+    settings = composed("sweep", [*first, f"benchmark={name}", *benchmark_overrides, *modules, *user_overrides])
     drawing = build(figure["draw"], Study(figure["name"], settings, rows))
     files = write_drawing(drawing, out)
     source = reference.figure(figure["paper"], figure["source"]) if figure.get("source") else {}
@@ -60,7 +62,7 @@ def measure_figure(
         "source": figure.get("source"),
         "note": figure.get("note"),
         "scale": scale,
-        "command": plan.command([f"figure={figure['name']}", *own], "sweep.py"),
+        "command": plan.command([f"figure={figure['name']}", *user_overrides], "sweep.py"),
         "plots": source.get("plots"),
         "claim": source.get("claim"),
         "footnotes": reference.footnotes(figure["paper"], figure["source"]) if source else [],

@@ -1,7 +1,7 @@
-"""The jobs of a Hydra multirun: what became of each, wherever it ran, and one line and exit code 2 at the end where some failed.
+"""The jobs of a Hydra multirun: collects their results and ends with one line and exit code 2 if any failed.
 
-A job notes its row in ``hydra.sweep.dir/.jobs``, which is emptied when a multirun starts and removed when it ends. So the rows are those
-of this multirun, whatever stands in a folder that is used again, however deep ``hydra.sweep.subdir`` is and whatever launcher is used.
+A job writes its row to ``hydra.sweep.dir/.jobs``, which is emptied when a multirun starts and removed when it ends. The rows are thus
+those of this multirun, also in a reused folder, for any ``hydra.sweep.subdir`` and any launcher.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ WRITTEN = (
     "output",
     "data.cache_path",
     "judge.cache",
-)  # folders that runs write to, beside their own
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # which process of a training this is: all of them share its folder
+)  # settings of folders that runs write to besides their output folder
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # rank of this process; the processes of a training share its folder
 
 
 class Jobs(Callback):
-    """Hydra callback: keeps other runs out of the output folder, and ends a multirun."""
+    """Hydra callback: locks the output folder and ends a multirun."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         note_folders(config, "hydra.run.dir")
@@ -58,22 +58,22 @@ class Jobs(Callback):
         try:
             guard(self.end, config)
         finally:
-            forget(config)
+            remove_job_rows(config)
 
     def end(self, config: DictConfig) -> None:
-        rows = noted(config)
+        rows = read_job_rows(config)
         name_points(rows)
         end(rows)
 
 
 def check_shared(config: DictConfig) -> None:
-    """Raises UserError for what every job would be refused for: ``config`` has the words that name one value."""
+    """Raises UserError for settings invalid in every job: ``config`` holds the overrides with a single value."""
     check(config, whole=False)
 
 
-def note_folders(config: DictConfig, own: str) -> None:
-    """Tells messages about files which setting names the folder that a file is in. ``own``: the setting of the output folder."""
-    for setting in (*WRITTEN, own):
+def note_folders(config: DictConfig, output_setting: str) -> None:
+    """Registers which setting names each folder, for error messages about files. ``output_setting``: that of the output folder."""
+    for setting in (*WRITTEN, output_setting):
         folder = OmegaConf.select(config, setting)
         if isinstance(folder, str) and folder:
             FOLDERS[Path(folder).absolute()] = setting
@@ -93,8 +93,8 @@ def claim_sweep(config: DictConfig) -> None:
 
 
 def job(run: Callable[[Any], Any], cfg: DictConfig) -> Any:
-    """``run(cfg)`` as the task of ``hydra.main``. In a multirun a job that fails is noted, and the others run; a disk that takes no more
-    ends them all."""
+    """``run(cfg)`` as the task of ``hydra.main``. In a multirun a failed job is recorded and the others run; a write error ends them
+    all."""
     return guard(_noting(run), cfg)
 
 
@@ -118,42 +118,42 @@ def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
             expected = isinstance(error, UserError | OSError)
             log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")
             row |= {"status": "failed", "error": one_line(error)}
-        note(row)
+        write_job_row(row)
         return value
 
     return noting
 
 
-def note(row: PointRun) -> None:
-    """Keeps what became of the job that Hydra runs."""
+def write_job_row(row: PointRun) -> None:
+    """Writes the row of the current Hydra job."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
     write_json(Path(hydra.sweep.dir) / NOTES / f"{hydra.job.num}.json", row)
 
 
-def noted(config: DictConfig) -> list[PointRun]:
-    """The rows of a multirun's jobs, in the order of their numbers. Raises UserError where there is none."""
+def read_job_rows(config: DictConfig) -> list[PointRun]:
+    """The rows of a multirun's jobs, by job number. Raises UserError if there is none."""
     rows: list[PointRun] = []
     for file in sorted((Path(config.hydra.sweep.dir) / NOTES).glob("*.json"), key=lambda file: int(file.stem)):
         try:
             row: Any = read_object(file, store.JOB, "it is left out of the summary")
             read_object(file, store.DONE if row["status"] == "done" and "scores" in row else {}, "it is left out of the summary")
             rows.append(row)
-        except UserError as error:  # cut off on its way from another machine
+        except UserError as error:  # truncated while copied from another machine
             store.name_once(str(error))
     if not rows:
         raise UserError(f"no job of {config.hydra.sweep.dir} left a result; see the log files of the jobs there")
     return rows
 
 
-def forget(config: DictConfig) -> None:
-    """Removes the notes of a multirun that has ended."""
+def remove_job_rows(config: DictConfig) -> None:
+    """Removes the job rows of a finished multirun."""
     shutil.rmtree(Path(config.hydra.sweep.dir) / NOTES, ignore_errors=True)
 
 
 def end(rows: list[PointRun], what: str = "jobs") -> None:
-    """Ends the program with 2 and one line where a job failed."""
+    """Exits with code 2 and one line if a job failed."""
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:
         print(f"error: {len(failed)} of {len(rows)} {what} failed, first {failed[0]['point']}: {failed[0]['error']}", file=sys.stderr)
@@ -161,7 +161,7 @@ def end(rows: list[PointRun], what: str = "jobs") -> None:
 
 
 def name_points(rows: list[PointRun]) -> list[str]:
-    """Names each row by the words that not all of them have, and returns the others."""
+    """Labels each row by the overrides that not all rows share, and returns the shared ones."""
     common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
     for row in rows:
         row["point"] = " ".join(word for word in row["overrides"] if word not in common)

@@ -1,4 +1,4 @@
-"""sweep.py tables=list and figures=list: what there is, what is done, and how long the rest will take."""
+"""sweep.py tables=list and figures=list: experiments, finished points, and the estimated time for the rest."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import matching, plan
 
 
-def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], own: list[str]) -> None:
-    """Prints a table: id, what varies, points, how many of them are in the store, and how long the others will take by those."""
+def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_overrides: list[str]) -> None:
+    """Prints a table: id, what varies, number of points, finished points, and the estimated time for the others."""
     from rich.table import Table
 
-    shown = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
+    table = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
     for column in ("id", "title", "what varies", "points", "done", "left"):
-        shown.add_column(column, justify="right" if column in ("points", "done", "left") else "left", overflow="fold")
-    known = Store(sweep)
+        table.add_column(column, justify="right" if column in ("points", "done", "left") else "left", overflow="fold")
+    finished_points = Store(sweep)
     with bar(len(experiments), "looking into the store", True) as advance:
         for experiment in experiments:
-            folders = known.folders(experiment, own)
-            left = known.seconds([f for f in folders if not known.done(f)])
-            done = sum(known.done(f) for f in folders)
+            folders = finished_points.folders(experiment, user_overrides)
+            left = finished_points.seconds([f for f in folders if not finished_points.done(f)])
+            done = sum(finished_points.done(f) for f in folders)
             spent = "" if left is None else f"{left / 60:.0f} min"
-            shown.add_row(experiment["name"], experiment["title"], varies(experiment), str(len(folders)), str(done), spent)
+            table.add_row(experiment["name"], experiment["title"], varies(experiment), str(len(folders)), str(done), spent)
             advance(1)
-    wide_console().print(shown)
+    wide_console().print(table)
 
 
 def varies(experiment: dict[str, Any]) -> str:
-    """What the paper's table or figure varies, by the reference data; empty for experiments of our own."""
+    """What the paper's table or figure varies, from the reference data; empty for experiments of this project."""
     if not experiment.get("source"):
         return ""
     look = reference.figure if "-fig-" in experiment["source"] else reference.table
@@ -46,50 +46,50 @@ def varies(experiment: dict[str, Any]) -> str:
 
 
 class Store:
-    """What is done: the finished points of a sweep's store."""
+    """The finished points of a sweep's store, and their pace."""
 
     def __init__(self, sweep: SweepSettings):
         self.sweep, self.root = sweep, Path(sweep.store)
-        self.asked: dict[Path, tuple[str, str, int | None]] = {}  # of a point's folder: model, benchmark and limit
-        self.pace: dict[tuple[str, str], list[float]] = {}  # seconds a sample, by backbone and benchmark
-        self.samples: dict[str, int] = {}  # most samples seen of a benchmark
+        self.asked: dict[Path, tuple[str, str, int | None]] = {}  # {folder of a point: (model, benchmark, limit)}
+        self.pace: dict[tuple[str, str], list[float]] = {}  # {(backbone, benchmark): seconds per sample}
+        self.samples: dict[str, int] = {}  # {benchmark: largest number of samples in a point}
         self.finished: set[Path] = set()
-        for folder, found in store.paces(self.root.glob("*/metrics.json")):
+        for folder, metrics in store.paces(self.root.glob("*/metrics.json")):
             self.finished.add(folder)
-            name = found["benchmark"]
-            self.pace.setdefault((found["backbone"], name), []).append(found["seconds"] / max(1, found["samples"]))
-            self.samples[name] = max(self.samples.get(name, 0), found["samples"])
+            name = metrics["benchmark"]
+            self.pace.setdefault((metrics["backbone"], name), []).append(metrics["seconds"] / max(1, metrics["samples"]))
+            self.samples[name] = max(self.samples.get(name, 0), metrics["samples"])
 
-    def folders(self, experiment: dict[str, Any], own: list[str]) -> list[Path]:
-        """The folder of every point on every benchmark, whether it is there or not."""
-        names = plan.benchmarks(experiment, own, plan.on_scale_model(experiment, own))
+    def folders(self, experiment: dict[str, Any], user_overrides: list[str]) -> list[Path]:
+        """The folder of every point on every benchmark; it need not exist."""
+        names = plan.benchmarks(experiment, user_overrides, plan.on_scale_model(experiment, user_overrides))
         try:
-            found = plan.training(self.sweep, experiment, own) if names else None
+            training_run = plan.training(self.sweep, experiment, user_overrides) if names else None
         except UserError:
-            found = None
-        modules = [f"tokensr.path={found[1] / 'tokensr'}"] if found else []
+            training_run = None
+        modules = [f"tokensr.path={training_run[1] / 'tokensr'}"] if training_run else []
         points = [(point, [*plan.words(experiment, point, name), *modules], name) for name in names for point in plan.points(experiment)]
-        return [self.folder(first, own, name, point.get("match")) for point, first, name in points]
+        return [self.folder(first, user_overrides, name, point.get("match")) for point, first, name in points]
 
-    def folder(self, first: list[str], own: list[str], benchmark: str, match: str | None = None) -> Path:
-        words = [*own, f"store={self.root}"]
+    def folder(self, first: list[str], user_overrides: list[str], benchmark: str, match: str | None = None) -> Path:
+        words = [*user_overrides, f"store={self.root}"]
         settings = composed("sweep", [*first, *words])
-        if match and (known := matching.known(matching.place(settings, match))) is not None:
-            settings = composed("sweep", [*first, f"{match}={known['value']:.6g}", *words])
+        if match and (match_result := matching.stored_match(matching.match_file(settings, match))) is not None:
+            settings = composed("sweep", [*first, f"{match}={match_result['value']:.6g}", *words])
         folder = point_folder(settings)
         self.asked[folder] = str(settings.model["name"]), benchmark, settings.limit
         return folder
 
     def done(self, folder: Path) -> bool:
-        found = store.metrics_of(folder) if folder in self.finished else None
-        return found is not None and not incomplete(len(found["skipped"]), found["samples"], self.sweep.skip_limit)
+        metrics = store.metrics_of(folder) if folder in self.finished else None
+        return metrics is not None and not incomplete(len(metrics["skipped"]), metrics["samples"], self.sweep.skip_limit)
 
     def seconds(self, folders: list[Path]) -> float | None:
-        """How long points will take; None where nothing like one of them has been measured."""
+        """Estimated seconds for points; None if there is no estimate for one of them."""
         spent = [self.typical(*self.asked[folder]) for folder in folders]
         return None if None in spent else sum(s for s in spent if s is not None)
 
     def typical(self, model: str, benchmark: str, limit: int | None) -> float | None:
-        """Seconds of a point by the median pace of those measured, on ``limit`` samples or as many as were ever measured at once."""
-        paces = [p for (backbone, name), found in self.pace.items() if name == benchmark and backbone.startswith(model) for p in found]
+        """Estimated seconds of a point by the median pace, on ``limit`` samples or the largest number measured so far."""
+        paces = [p for (backbone, name), values in self.pace.items() if name == benchmark and backbone.startswith(model) for p in values]
         return statistics.median(paces) * (limit or self.samples[benchmark]) if paces else None

@@ -1,9 +1,9 @@
-"""Methods at equal tokens: at which value of a setting a method really keeps the share of visual tokens that it is asked for.
+"""Searches a method's setting so that its mean visual tokens per layer equal the target share.
 
-A nominal ratio means something else to every method: of all tokens or of those that show the image, before or after rounding, of a tile
-or of the image, behind two layers or behind three. What counts is what the LLM works on, so the setting is searched, by bisection, at
-which the tokens of a layer, averaged over layers and over the benchmark's images, are the share that was asked for. No answer is looked
-at. Newlines count where a method chooses among them (inside the LLM) and not where they stand outside its budget.
+A nominal ratio differs between methods: of all tokens or of unpadded ones, before or after rounding, per tile or per image, after two
+layers or after three. Methods are therefore compared by the tokens that the LLM processes. Bisection finds the value at which the tokens
+per layer, averaged over layers and over the benchmark's images, are the target share. Answers are not used. Newlines count if a method
+selects among them (inside the LLM), not if they are outside its budget.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from blink_exp.files import read_object, write_json
 from blink_exp.settings.build import build
 from blink_exp.settings.roots import EvaluateSettings, PointSettings
 
-RANGES = {"iqr_factor": (50.0, 0.0)}  # of a setting, from the value that keeps least to the one that keeps most
-RATIO = (0.005, 1.0)  # of every other setting, all shares
-STEPS = 16  # halvings: the value is known to 2 ** -16 of its range
+RANGES = {"iqr_factor": (50.0, 0.0)}  # {setting: (value that keeps fewest tokens, value that keeps most)}
+RATIO = (0.005, 1.0)  # range of all other settings, which are ratios
+STEPS = 16  # bisection steps: precision of 2 ** -16 of the range
 
 
 def matched(settings: EvaluateSettings, key: str) -> list[str]:
-    """The override that makes a method work on ``retention_ratio`` of the visual tokens by its setting ``key`` ("method.iqr_factor").
-    Kept in the store. Raises UserError where no value of the setting does."""
+    """The override of the setting ``key`` ("method.iqr_factor") at which a method processes ``retention_ratio`` of the visual tokens.
+    Cached in the store. Raises UserError if no value meets the ratio."""
     settings = replace(settings, shard=None)  # the shards of a run must not differ in a setting
-    path = place(settings, key)
-    found = None if settings.force else known(path)
-    if found is None:
+    path = match_file(settings, key)
+    result = None if settings.force else stored_match(path)
+    if result is None:
         with locks.waited(path):
-            found = None if settings.force else known(path)  # another run may have found it meanwhile
-            if found is None:
+            result = None if settings.force else stored_match(path)  # another run may have finished the search meanwhile
+            if result is None:
                 value, share = search(
                     share_by(settings, key), settings.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key
                 )
-                found = {"key": key, "value": value, "wanted": settings.retention_ratio, "share": share}
-                write_json(path, found)
-    print(f"matched: {key}={found['value']:.6g} keeps {100 * found['share']:.2f} % of the visual tokens", flush=True)
-    return [f"{key}={found['value']:.6g}"]
+                result = {"key": key, "value": value, "wanted": settings.retention_ratio, "share": share}
+                write_json(path, result)
+    print(f"matched: {key}={result['value']:.6g} keeps {100 * result['share']:.2f} % of the visual tokens", flush=True)
+    return [f"{key}={result['value']:.6g}"]
 
 
-def known(path: Path) -> dict[str, Any] | None:
-    """What a file of the store holds of an earlier search; None where there is none, or a damaged one, which is named."""
+def stored_match(path: Path) -> dict[str, Any] | None:
+    """The cached result of an earlier search; None if the file is missing, or damaged, which is reported."""
     if not path.is_file():
         return None
     try:
@@ -59,15 +59,15 @@ def known(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def place(settings: EvaluateSettings, key: str) -> Path:
-    """The file of the store that holds what was found."""
-    asked = {"match": key, "wanted": str(settings.retention_ratio)}
-    return Path(settings.store) / "matched" / f"{identity.config_hash(settings, identity.digests(settings) | asked)}.json"
+def match_file(settings: EvaluateSettings, key: str) -> Path:
+    """The file of the store that caches the search result."""
+    query = {"match": key, "wanted": str(settings.retention_ratio)}
+    return Path(settings.store) / "matched" / f"{identity.config_hash(settings, identity.digests(settings) | query)}.json"
 
 
 def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:
-    """(value, share): where between ``least`` and ``most``, the values that keep fewest and most, ``share_of`` is nearest to
-    ``wanted``. It must not fall on the way; it may jump, as tokens are whole. Raises UserError where ``wanted`` lies outside."""
+    """(value, share) between ``least`` and ``most``, the values that keep fewest and most, at which ``share_of`` is nearest to
+    ``wanted``. ``share_of`` must be monotonic; it may jump, since tokens are whole. Raises UserError if ``wanted`` is out of range."""
     ends = (least, share_of(least)), (most, share_of(most))
     if not ends[0][1] <= wanted <= ends[1][1]:
         raise UserError(f"retention_ratio={wanted} cannot be met: {name} gives {ends[0][1]:.3f} to {ends[1][1]:.3f}; use a value inside")
@@ -79,40 +79,40 @@ def search(share_of: Callable[[float], float], wanted: float, least: float, most
             below = middle, share
         else:
             above = middle, share
-    return min(below, above, key=lambda found: abs(found[1] - wanted))
+    return min(below, above, key=lambda end: abs(end[1] - wanted))
 
 
 def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
-    """The share of visual tokens that a method works on, as a function of its setting ``key``; 0 where it refuses the value
-    because nothing would stay. Errors of the other settings are raised here."""
+    """The share of visual tokens that a method processes, as a function of its setting ``key``; 0 if the method rejects the value
+    because no token would remain. Errors of the other settings are raised here."""
     backbone, _, benchmark = evaluator.prepare(settings)
-    asked: list[tuple[Any, str]] = []
+    prompts: list[tuple[Any, str]] = []
     for first, *_ in group_by_image(evaluator.chosen(benchmark, settings)):
-        with contextlib.suppress(OSError, UserError):  # an evaluation skips and names it
-            asked.append((first.image(), prompt_of(backbone, benchmark, first)))
-    if not asked:
+        with contextlib.suppress(OSError, UserError):  # skipped and reported by an evaluation
+            prompts.append((first.image(), prompt_of(backbone, benchmark, first)))
+    if not prompts:
         raise UserError(f"{key} cannot be matched: nothing of {benchmark.name} can be asked; evaluate the method alone to see why")
     encodings: dict[int, Any] = {}
 
     def views(k: int) -> ViewGeometry:
-        image = asked[k][0]
+        image = prompts[k][0]
         return ViewGeometry.of(backbone.model.config, (image.height, image.width))
 
     def share_of(value: float) -> float:
         try:
             method: Method = build(settings.method | {key.removeprefix("method."): value}, backbone)
             if method.policy is not None:
-                sizes = [len(pack(views(k), all_tokens(views(k)))) for k in range(len(asked))]
+                sizes = [len(pack(views(k), all_tokens(views(k)))) for k in range(len(prompts))]
                 return sum(policy_tokens(method.policy, n, backbone.depth) for n in sizes) / sum(sizes)
             assert method.pruner is not None
-            kept = shown = 0
-            for k, (image, question) in enumerate(asked):
+            selected = total = 0
+            for k, (image, question) in enumerate(prompts):
                 if k not in encodings:
                     encodings[k] = backbone.encodings({f"matching:{k}": image}, method.pruner.needs)[f"matching:{k}"]
                 chosen = method.pruner.select(encodings[k], question) or all_tokens(encodings[k].views)
-                kept += int((pack(encodings[k].views, chosen, method.pruner.newline_policy) != NEWLINE).sum())
-                shown += int(encodings[k].views.valid.sum())
-            return kept / shown
+                selected += int((pack(encodings[k].views, chosen, method.pruner.newline_policy) != NEWLINE).sum())
+                total += int(encodings[k].views.valid.sum())
+            return selected / total
         except UserError:
             return 0.0
 
@@ -120,8 +120,8 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
 
 
 def policy_tokens(policy: LayerPolicy, visual: int, depth: int) -> float:
-    """Visual tokens that a layer works on, averaged over ``depth`` layers, for a prompt of ``visual``. Raises UserError for a policy that
-    keeps no set share of them."""
+    """Visual tokens per layer, averaged over ``depth`` layers, for a prompt with ``visual`` tokens. Raises UserError for a policy without
+    a fixed share."""
     counts = policy.layer_tokens(visual, depth)
     if counts is None:
         raise UserError(f"{type(policy).__name__} keeps no set share of the visual tokens, so it cannot be matched; leave match away")

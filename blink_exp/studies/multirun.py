@@ -1,4 +1,4 @@
-"""A multirun of sweep.py: what its jobs do together before Hydra runs them one by one, and the table at its end."""
+"""A multirun of sweep.py: the shared run of its jobs before Hydra runs them one by one, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blink_exp.evaluation.shared_runs import run_together
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import plain, typed
-from blink_exp.studies.jobs import Jobs, end, name_points, noted
+from blink_exp.studies.jobs import Jobs, end, name_points, read_job_rows
 from blink_exp.studies.summary import write_summary
 from blink_exp.studies.tuning import CHOOSING, searches
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raises UserError for what would fail every point: settings outside their limits, and what a logger refuses."""
+    """Raises UserError for settings that would fail at every point: values out of range, and an invalid logger."""
     check(cfg, whole=False)
     tracking.check({"logger": plain(cfg.logger)})
 
@@ -39,13 +39,13 @@ class Summary(Jobs):
 
     def end(self, config: DictConfig) -> None:
         if searches(config.hydra):
-            return  # Search has the last word
+            return  # the callback Search writes the summary
         folder = Path(config.hydra.sweep.dir)
-        rows = noted(config)
+        rows = read_job_rows(config)
         common = name_points(rows)
         write_summary(rows, folder)
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
-        tracking.log_summary(rows, folder, plain(own))
+        settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
+        tracking.log_summary(rows, folder, plain(settings))
         if common:
             print("at every point: " + " ".join(common))
         end(rows, "points")

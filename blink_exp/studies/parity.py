@@ -1,6 +1,6 @@
-"""``python -m blink_exp parity``: the untouched model on every benchmark beside what others print for it, with a verdict a row.
+"""``python -m blink_exp parity``: the untouched model on every benchmark beside what others print for it, with one verdict per row.
 
-The first thing to run on a published backbone: a method's gain of a point means nothing where the untouched model is two points off.
+Run it first on a published backbone: a method's gain of one point means nothing if the untouched model is two points off.
 """
 
 from __future__ import annotations
@@ -13,34 +13,39 @@ from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_json, write_text
 from blink_exp.reports.console import wide_console
-from blink_exp.settings.doors import usual
+from blink_exp.settings.doors import command_name
 from blink_exp.settings.roots import ParitySettings
-from blink_exp.studies.plan import measured_run, own_words
+from blink_exp.studies.plan import command_line_overrides, measured_run
 
 CHECK = "system prompt, pad or crop, OCR tokens, dtype, token ids around the image, image processor"  # in this order
 
 
 def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
-    """Measures every one of ``points`` and writes parity.md and parity.json to ``out``. Rows that are done are not run again."""
+    """Measures all ``points`` and writes parity.md and parity.json to ``out``. Finished rows are taken from the store."""
     from hydra.core.hydra_config import HydraConfig
 
     model = HydraConfig.get().runtime.choices["model"]
-    known = reference.published("vanilla")
-    if model not in known["models"]:
-        raise UserError(f"nobody prints numbers for model={model}; {nearest(model, known['models'])} (a folder: add model.path=...)")
-    own = own_words()
+    reference_data = reference.published("vanilla")
+    if model not in reference_data["models"]:
+        raise UserError(
+            f"nobody prints numbers for model={model}; {nearest(model, reference_data['models'])} (a folder: add model.path=...)"
+        )
+    user_overrides = command_line_overrides()
     rows: list[dict[str, Any]] = []
     for point in settings.points:
-        said = known["models"][model].get(point["id"], {})
+        printed = reference_data["models"][model].get(point["id"], {})
         print(f"[{len(rows) + 1}/{len(settings.points)}] {point['label']}", flush=True)
         words = [*settings.overrides, *point["overrides"], *point.get("only", {}).get(model, [])]
-        row = measured_run(settings, words, own, point["label"])
-        rows.append({"id": point["id"], "published": {s: said[s] for s in known["sources"] if s in said}} | judged(row, point, said))
+        row = measured_run(settings, words, user_overrides, point["label"])
+        rows.append(
+            {"id": point["id"], "published": {s: printed[s] for s in reference_data["sources"] if s in printed}}
+            | judged(row, point, printed)
+        )
     document = {
         "title": settings.title,
         "model": model,
         "backbone": next((r["backbone"] for r in rows if "backbone" in r), None),
-        "command": " ".join([usual("parity"), *own]),
+        "command": " ".join([command_name("parity"), *user_overrides]),
         "rows": rows,
     }
     write_json(out / "parity.json", document)
@@ -52,7 +57,7 @@ def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
     return document
 
 
-def judged(row: PointRun, point: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+def judged(row: PointRun, point: dict[str, Any], printed: dict[str, Any]) -> dict[str, Any]:
     """``row`` with ``measured``, ``stderr``, ``difference`` from the first source (or the band's center) and ``verdict``."""
     if row["status"] == "failed":
         return row | {"measured": None, "verdict": f"not measured: {row['error']}"}
@@ -60,20 +65,22 @@ def judged(row: PointRun, point: dict[str, Any], said: dict[str, Any]) -> dict[s
     if value is None:
         why = f"no score: none of {row['samples']} samples counts for {point['score']}; see {row['folder']}"
         return row | {"measured": None, "verdict": f"scored elsewhere: hand in {row['folder']}" if row.get("files") else why}
-    center = said.get("center", next((said[s] for s in reference.published("vanilla")["sources"] if s in said), None))
+    center = printed.get("center", next((printed[s] for s in reference.published("vanilla")["sources"] if s in printed), None))
     out = row | {"measured": value, "stderr": error, "difference": None if center is None else value - center}
     if row["samples"] < point["rows"]:
         return out | {"verdict": f"only {row['samples']} of {point['rows']} rows: no verdict"}
     if point.get("compares") is False:
         return out | {"verdict": point["why"]}
-    if center is None or "band" not in said:
+    if center is None or "band" not in printed:
         return out | {"verdict": "no band" if center is not None else "nobody prints it"}
-    inside = abs(value - center) <= said["band"]
-    return out | {"verdict": f"within {center:g} ± {said['band']:g}" if inside else f"OUTSIDE {center:g} ± {said['band']:g}; check {CHECK}"}
+    inside = abs(value - center) <= printed["band"]
+    return out | {
+        "verdict": f"within {center:g} ± {printed['band']:g}" if inside else f"OUTSIDE {center:g} ± {printed['band']:g}; check {CHECK}"
+    }
 
 
 def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of text; what was not measured and what nobody prints stays empty."""
+    """Headings and rows of text; unmeasured and unpublished cells are empty."""
     sources = reference.published("vanilla")["sources"]
     head = ["", *[f"{name} (published)" for name in sources.values()], "measured here", "difference", "rows", "skipped", "verdict"]
     body = []
@@ -94,7 +101,7 @@ def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """parity.md: the table under its two labels, and the command."""
+    """The text of parity.md: the table, labelled published and measured, and the command."""
     head, body = cells(document)
     return "\n".join(
         [
@@ -113,7 +120,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def show(document: dict[str, Any]) -> None:
-    """The table on the terminal."""
+    """Prints the table on the terminal."""
     from rich.table import Table
 
     head, body = cells(document)

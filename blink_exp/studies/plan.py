@@ -1,6 +1,6 @@
 """What an experiment runs. A file of conf/table or conf/figure is data:
 
-overrides       of every point, before its own, as evaluate.py takes them; what the user says on the command line comes last and wins
+overrides       of every point, before its own, as for evaluate.py; the user's command-line overrides come last and win
 benchmarks      those that it runs on: ``scale`` on a model that ships with this project, ``published`` on any other. The user's
                 ``benchmark=`` wins
 at              {benchmark: overrides of every point on that one}
@@ -32,8 +32,8 @@ from blink_exp.settings.roots import EvaluateSettings, SweepSettings
 from blink_exp.studies.matching import matched
 from blink_exp.studies.point import failed, guarded
 
-# of the sweep, not of its points
-OWN_SETTINGS = (
+# settings of the sweep, not of its points
+SWEEP_SETTINGS = (
     "table=",
     "tables=",
     "table.",
@@ -51,11 +51,11 @@ OWN_SETTINGS = (
 )
 
 
-def own_words() -> list[str]:
-    """What the user set on the command line for every point."""
+def command_line_overrides() -> list[str]:
+    """The user's command-line overrides that apply to every point."""
     from hydra.core.hydra_config import HydraConfig
 
-    return [word for word in HydraConfig.get().overrides.task if not word.startswith(OWN_SETTINGS)]
+    return [word for word in HydraConfig.get().overrides.task if not word.startswith(SWEEP_SETTINGS)]
 
 
 def key(word: str) -> str:
@@ -63,43 +63,43 @@ def key(word: str) -> str:
 
 
 def points(experiment: dict[str, Any]) -> list[dict[str, Any]]:
-    """Its points, those of ``sweeps`` written out."""
-    found = list(experiment.get("points") or [])
+    """The points of an experiment, ``sweeps`` expanded."""
+    written_out = list(experiment.get("points") or [])
     for sweep in experiment.get("sweeps") or []:
         for x in sweep["x"]:
-            said = [word.replace("{x}", str(x)) for word in sweep["overrides"]]
-            found.append({"label": f"{sweep['series']}: {x}", "series": sweep["series"], "x": x, "overrides": said})
-    return found
+            overrides = [word.replace("{x}", str(x)) for word in sweep["overrides"]]
+            written_out.append({"label": f"{sweep['series']}: {x}", "series": sweep["series"], "x": x, "overrides": overrides})
+    return written_out
 
 
-def benchmarks(experiment: dict[str, Any], own: list[str], scale: bool) -> list[str]:
-    """The benchmark presets that it runs on; the user's own, else those of ``benchmarks`` for this kind of model."""
-    said = [word.partition("=")[2] for word in own if key(word) == "benchmark"]
-    listed = said[-1:] or (experiment.get("benchmarks") or {}).get("scale" if scale else "published") or []
+def benchmarks(experiment: dict[str, Any], user_overrides: list[str], scale: bool) -> list[str]:
+    """The benchmark presets of an experiment: the user's, else those of ``benchmarks`` for this kind of model."""
+    chosen = [word.partition("=")[2] for word in user_overrides if key(word) == "benchmark"]
+    listed = chosen[-1:] or (experiment.get("benchmarks") or {}).get("scale" if scale else "published") or []
     return [listed] if isinstance(listed, str) else list(listed)
 
 
-def on_scale_model(experiment: dict[str, Any], own: list[str]) -> bool:
-    """Whether it runs on a model that ships with this project."""
-    return shipped(composed("sweep", [*experiment.get("overrides", []), *own]).model["path"]) is not None
+def on_scale_model(experiment: dict[str, Any], user_overrides: list[str]) -> bool:
+    """Whether an experiment runs on a model that ships with this project."""
+    return shipped(composed("sweep", [*experiment.get("overrides", []), *user_overrides]).model["path"]) is not None
 
 
 def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> list[str]:
-    """The overrides of a point on a benchmark. Of two with the same key, Hydra takes the later."""
-    at = (experiment.get("at") or {}).get(benchmark, [])
-    return [*experiment.get("overrides", []), f"benchmark={benchmark}", *at, *point["overrides"]]
+    """The overrides of a point on a benchmark. Of two with the same key, Hydra uses the later."""
+    benchmark_overrides = (experiment.get("at") or {}).get(benchmark, [])
+    return [*experiment.get("overrides", []), f"benchmark={benchmark}", *benchmark_overrides, *point["overrides"]]
 
 
 def command(overrides: list[str], script: str = "evaluate.py") -> str:
-    """The line that runs a point alone: of two words with the same key the later; where it is logged is no part of it."""
+    """The command that runs a point alone: the last override per key, without logger settings."""
     last = {key(word): word for word in overrides if key(word).partition(".")[0] != "logger"}
     return shlex.join(["python", script, *last.values()])
 
 
-def refuse_collisions(experiment: dict[str, Any], own: list[str]) -> None:
-    """Raises UserError where the user sets what the points vary: rows would carry labels that they have not earned."""
+def refuse_collisions(experiment: dict[str, Any], user_overrides: list[str]) -> None:
+    """Raises UserError if the user sets what the points vary: the row labels would then be wrong."""
     varied = {key(word): point["label"] for point in points(experiment) for word in point["overrides"]}
-    for word in own:
+    for word in user_overrides:
         mine = SHORT_FOR.get(key(word), key(word))
         for name, label in varied.items():
             theirs = SHORT_FOR.get(name, name)
@@ -111,13 +111,13 @@ def refuse_collisions(experiment: dict[str, Any], own: list[str]) -> None:
 
 
 def point_settings(
-    sweep: EvaluateSettings, first: list[str], own: list[str], match: str | None = None
+    sweep: EvaluateSettings, first: list[str], user_overrides: list[str], match: str | None = None
 ) -> tuple[EvaluateSettings, list[str]]:
-    """The settings of a point and the overrides that make them. ``sweep``: what it is a point of; ``match``: see ``matching``."""
-    kept = (f"store={sweep.store}", f"force={sweep.force}")
+    """The settings of a point and its overrides. ``sweep``: settings of the sweep; ``match``: see ``matching``."""
+    store_overrides = (f"store={sweep.store}", f"force={sweep.force}")
     if match:
-        first = [*first, *matched(_compose((*first, *own, *kept)), match)]
-    return _compose((*first, *own, *kept)), [*first, *own]
+        first = [*first, *matched(_compose((*first, *user_overrides, *store_overrides)), match)]
+    return _compose((*first, *user_overrides, *store_overrides)), [*first, *user_overrides]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -126,46 +126,46 @@ def _compose(overrides: tuple[str, ...]) -> EvaluateSettings:
 
 
 def measured_run(
-    sweep: EvaluateSettings, first: list[str], own: list[str], label: str, match: str | None = None, **logged: Any
+    sweep: EvaluateSettings, first: list[str], user_overrides: list[str], label: str, match: str | None = None, **logged: Any
 ) -> PointRun:
-    """A point measured, or why it could not be. ``sweep``, ``match``: see ``point_settings``; ``logged``: ``experiment`` and ``x``, see
+    """The run of a point, measured or failed. ``sweep``, ``match``: see ``point_settings``; ``logged``: ``experiment`` and ``x``, see
     ``point.guarded``."""
-    said = [*first, *own]
+    overrides = [*first, *user_overrides]
     try:
-        settings, said = point_settings(sweep, first, own, match)
-    except Exception as error:  # also what Hydra wraps, and what a model or a data set says while it is matched
+        settings, overrides = point_settings(sweep, first, user_overrides, match)
+    except Exception as error:  # also errors wrapped by Hydra, and of models and data sets during matching
         run = failed(label, error)
     else:
         run = guarded(settings, label, **logged)
-    return run | {"command": command(said)}
+    return run | {"command": command(overrides)}
 
 
-def settings_of(sweep: SweepSettings, kind: str, experiment: dict[str, Any], own: list[str]) -> list[EvaluateSettings]:
-    """The settings of every point of a table, or of a figure, which is measured on one benchmark; a point that cannot be composed is left
-    out. The modules that they need are trained first."""
-    refuse_collisions(experiment, own)
-    names = benchmarks(experiment, own, on_scale_model(experiment, own))[: None if kind == "table" else 1]
-    modules = trained(sweep, experiment, own) if names else []
+def settings_of(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_overrides: list[str]) -> list[EvaluateSettings]:
+    """The settings of every point of a table, or of a figure (measured on one benchmark). Points that cannot be composed are omitted.
+    Required modules are trained first."""
+    refuse_collisions(experiment, user_overrides)
+    names = benchmarks(experiment, user_overrides, on_scale_model(experiment, user_overrides))[: None if kind == "table" else 1]
+    modules = trained(sweep, experiment, user_overrides) if names else []
     out = []
     for name in names:
         for point in points(experiment):
-            with contextlib.suppress(Exception):  # it is said when the point is measured
-                out.append(point_settings(sweep, [*words(experiment, point, name), *modules], own, point.get("match"))[0])
+            with contextlib.suppress(Exception):  # reported when the point is measured
+                out.append(point_settings(sweep, [*words(experiment, point, name), *modules], user_overrides, point.get("match"))[0])
     return out
 
 
-def training(sweep: SweepSettings, experiment: dict[str, Any], own: list[str]) -> tuple[list[str], Path] | None:
-    """The words of train.py for the modules that an experiment ``trains``, on the user's model and with the user's ``train`` words, and the
-    folder of the store where they are kept. None where it trains none, or the user names modules.
+def training(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str]) -> tuple[list[str], Path] | None:
+    """The overrides of train.py for the modules that an experiment ``trains``, with the user's model and ``train`` overrides, and their
+    folder in the store. None if it trains none, or the user names modules.
 
-    Raises UserError on a published backbone without ``train`` words: what trains a scale model's modules would do nothing for it."""
-    if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in own):
+    Raises UserError on a published backbone without ``train`` overrides: the scale model's training settings do not fit it."""
+    if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in user_overrides):
         return None
-    models = [word for word in (*experiment.get("overrides", []), *own) if key(word).partition(".")[0] in ("model", "seed")]
-    given = shlex.split(sweep.train)
-    overrides = [*models, *experiment["trains"], *given]
+    models = [word for word in (*experiment.get("overrides", []), *user_overrides) if key(word).partition(".")[0] in ("model", "seed")]
+    train_overrides = shlex.split(sweep.train)
+    overrides = [*models, *experiment["trains"], *train_overrides]
     settings = composed_plain("train", overrides)
-    if shipped(settings["model"]["path"]) is None and not given:
+    if shipped(settings["model"]["path"]) is None and not train_overrides:
         needed = " ".join(experiment["trains"])
         raise UserError(
             f"{experiment['name']} needs TokenSR modules ({needed}) of {settings['model']['path']}; give tokensr.path=FOLDER, or"
@@ -173,15 +173,15 @@ def training(sweep: SweepSettings, experiment: dict[str, Any], own: list[str]) -
         )
     text = json.dumps([settings | {"logger": None}, identity.of_model(settings["model"]["path"])], sort_keys=True)
     folder = (Path(sweep.store) / "trained" / hashlib.sha256(text.encode()).hexdigest()[:16]).resolve()
-    return [*overrides, *(word for word in own if key(word).partition(".")[0] == "logger")], folder
+    return [*overrides, *(word for word in user_overrides if key(word).partition(".")[0] == "logger")], folder
 
 
-def trained(sweep: SweepSettings, experiment: dict[str, Any], own: list[str]) -> list[str]:
-    """The override that names the modules which an experiment ``trains``; the training is run now unless the store has it."""
-    found = training(sweep, experiment, own)
-    if found is None:
+def trained(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str]) -> list[str]:
+    """The override with the path of the modules that an experiment ``trains``. Trains them unless the store has them."""
+    training_run = training(sweep, experiment, user_overrides)
+    if training_run is None:
         return []
-    overrides, folder = found
+    overrides, folder = training_run
     if not store.finished(folder, "it is trained again"):
         with locks.waited(folder):
             if not store.finished(folder, "it is trained again"):

@@ -1,4 +1,4 @@
-"""One point of a study: taken from the store, or measured into it."""
+"""One point of a study: read from the store, or measured and stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark
 from blink_exp.evaluation.records import read
-from blink_exp.evaluation.shared_runs import parts_of, place
+from blink_exp.evaluation.shared_runs import parts_of, stored_point
 from blink_exp.evaluation.store import SHARED_NOTE
 from blink_exp.settings.roots import EvaluateSettings, PointSettings
 from blink_exp.settings.values import as_type
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 
 def guarded(settings: EvaluateSettings, label: str, experiment: str | None = None, x: float | None = None) -> PointRun:
-    """``measured_point``, logged, with a failure as a row of the table (its traceback logged) instead of the end of the sweep.
+    """Measures and logs a point. A failure becomes a row with its error instead of ending the sweep.
 
     ``experiment``: id of the table or figure, ``x``: where the point stands on the figure's axis."""
     try:
         row = {"point": label, "status": "done"} | measured_point(settings)
     except Exception as error:
         return failed(label, error)
-    out, group = tracking.place()
+    out, group = tracking.output_and_group()
     tracking.log_point(
         asdict(settings),
         Path(row["folder"]),
@@ -48,14 +48,14 @@ def guarded(settings: EvaluateSettings, label: str, experiment: str | None = Non
 
 
 def failed(label: str, error: Exception) -> PointRun:
-    """The row of a point that failed; logged, with its traceback where the user cannot cure it."""
+    """The row of a failed point. Logs the error, with a traceback unless the user caused it."""
     expected = isinstance(error, UserError | OSError)
     log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")
     return {"point": label, "status": "failed", "error": one_line(error)}
 
 
 def measured_point(settings: EvaluateSettings) -> PointRun:
-    """Measures a point, unless its folder in the store says that this has been done, its cost included where that is wanted."""
+    """The run of a point, measured unless the store has it, with its cost if requested."""
     folder, stored = in_store(settings)
     finished = stored
     parts = parts_of(settings)
@@ -93,8 +93,8 @@ def measured_point(settings: EvaluateSettings) -> PointRun:
 
 
 def in_store(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
-    """``place``, where a point that is there without the cost that is wanted counts as not there: the cost is no part of its hash."""
-    folder, stored = place(settings)
+    """``stored_point``; a stored point without the requested cost counts as missing, since the cost is not part of its hash."""
+    folder, stored = stored_point(settings)
     whole = store.point_of(folder) if stored is not None else None
     stored = whole[0] if whole is not None else None
     if stored is not None and (stored.get("cost") or {}).get("prompts", 0) < min(settings.cost, stored["samples"]):
@@ -103,7 +103,7 @@ def in_store(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
 
 
 def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, Metrics | None, Metrics]:
-    """(folder, what the store has of the point by now, what it has in the end): another run may have finished it meanwhile."""
+    """(folder, metrics already in the store or None, final metrics). Another run may have finished the point meanwhile."""
     folder, stored = in_store(settings)
     finished = stored or measure(as_type(PointSettings, settings), folder, parts)
     if parts != folder:
@@ -113,7 +113,7 @@ def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, Metrics | N
 
 
 def tidy(parts: Path) -> None:
-    """Removes what a run left that was killed between a point's last file and its last step."""
+    """Removes the partial files of a run that was killed after writing a point's metrics."""
     left = [path for path in (parts / "records.part", parts / SHARED_NOTE) if path.is_file()]
     if left:
         with contextlib.suppress(OSError), locks.free([parts]) as mine:

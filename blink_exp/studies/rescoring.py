@@ -1,4 +1,4 @@
-"""The records of earlier runs, scored again without a model, or against those of another run."""
+"""Scores the records of earlier runs again without a model, or against those of another run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from blink_exp.files import brief, json_ready, read_object, write_json, write_te
 from blink_exp.settings.roots import CompareSettings, RescoreSettings
 from blink_exp.settings.values import to_yaml
 
-# of a metrics.json: what changes predictions; not where and how fast they were made (device, batch_size), so that shards may differ in it
+# keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
 
 
 def score_again(settings: RescoreSettings, out: Path) -> Metrics:
-    """Scores ``predictions`` (records of earlier runs, the shards of one among them) by the benchmark, without a model."""
+    """Scores ``predictions`` (records of an earlier run or of its shards) with the benchmark, without a model."""
     started = time.time()
     benchmark = prepare_benchmark(settings)
     samples = benchmark.samples()
-    made = made_with(settings.predictions)
+    origin = made_with(settings.predictions)
     records = scored_again(benchmark, samples, predicted(settings.predictions))
-    visual = made.pop("visual_tokens_of_the_image", None)
+    visual = origin.pop("visual_tokens_of_the_image", None)
     blink = {} if visual is None else {"blink": summary(records, visual)}
     against = settings.against if isinstance(settings, CompareSettings) else None
     if against is not None:
@@ -46,7 +46,7 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
         "cost": None,
         "skipped": [],
         **results.provenance(settings.seed, time.time() - started),
-        **made,
+        **origin,
         **blink,
     }
     finished = json_ready(finished)
@@ -55,23 +55,23 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
 
 
 def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, Record]:
-    """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a pattern with * names many (the shards of a
-    run).
+    """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a glob pattern names several (the shards
+    of a run).
 
     Raises UserError if there is no such file, none holds a record, a line is damaged or holds no prediction, a question is answered twice
-    in one file, or differently in two. ``setting``: the one that names the files.
+    in one file, or differently in two. ``setting``: name of the setting, for messages.
     """
     out: dict[str, Record] = {}
     files = files_of(paths, setting)
     for file in files:
         lines: dict[str, int] = {}
-        for number, found in numbered(file, wrong_prediction, f"give {setting}=<the records.jsonl of a finished run>"):
-            name = flat(printable(found["id"]), 80)
-            if found["id"] in lines:
-                earlier = lines[found["id"]]
+        for number, prediction in numbered(file, wrong_prediction, f"give {setting}=<the records.jsonl of a finished run>"):
+            name = flat(printable(prediction["id"]), 80)
+            if prediction["id"] in lines:
+                earlier = lines[prediction["id"]]
                 raise UserError(f"{name} is answered twice in {file}, lines {earlier} and {number}; remove one of them")
-            lines[found["id"]] = number
-            if out.setdefault(found["id"], found)["prediction"] != found["prediction"]:
+            lines[prediction["id"]] = number
+            if out.setdefault(prediction["id"], prediction)["prediction"] != prediction["prediction"]:
                 raise UserError(f"{name} is answered twice and differently, last in {file}; give the files of one run only")
     if not out:
         raise UserError(f"{setting}={files[0] if files else '[]'} holds no record; give the records.jsonl of a finished run")
@@ -79,7 +79,7 @@ def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str,
 
 
 def files_of(paths: str | list[str], setting: str = "predictions") -> list[Path]:
-    """The files that ``predicted`` reads. Raises UserError if one is not there."""
+    """The files that ``predicted`` reads. Raises UserError if one is missing."""
     named = [Path(p) for path in ([paths] if isinstance(paths, str) else paths) for p in (sorted(glob.glob(path)) or [path])]
     files = [f / "records.jsonl" if f.is_dir() else f for f in named]
     for file in files:
@@ -89,43 +89,45 @@ def files_of(paths: str | list[str], setting: str = "predictions") -> list[Path]
 
 
 def made_with(paths: str | list[str]) -> dict[str, Any]:
-    """What predictions were made with, by the metrics.json beside each records.jsonl: MADE_WITH and ``visual_tokens_of_the_image``. Empty
-    where a file lacks it.
+    """The settings that produced predictions, from the metrics.json beside each records.jsonl: MADE_WITH and
+    ``visual_tokens_of_the_image``. Empty if a file has no metrics.json.
 
-    Raises UserError if two files were made differently, or a metrics.json is damaged.
+    Raises UserError if the settings of two files differ, or a metrics.json is damaged.
     """
     files = files_of(paths)
     beside = {f: f.with_name("metrics.json") for f in files if f.name == "records.jsonl"}
-    found = [(file, _made_with(metrics)) for file, metrics in beside.items() if metrics.is_file()]
-    for file, made in found[1:]:
-        first, before = found[0]
-        for key in made.keys() | before.keys():
-            if made.get(key) != before.get(key):
-                here, there = f"{file} was made with {key}={made.get(key)}", f"{first} with {before.get(key)}"
+    origins = [(file, _made_with(metrics)) for file, metrics in beside.items() if metrics.is_file()]
+    for file, origin in origins[1:]:
+        first, before = origins[0]
+        for key in origin.keys() | before.keys():
+            if origin.get(key) != before.get(key):
+                here, there = f"{file} was made with {key}={origin.get(key)}", f"{first} with {before.get(key)}"
                 raise UserError(f"{here}, {there}; give the files of one run only")
-    return found[0][1] if found and len(found) == len(set(files)) else {}
+    return origins[0][1] if origins and len(origins) == len(set(files)) else {}
 
 
 def _made_with(metrics: Path) -> dict[str, Any]:
     cure = "remove it, and what the predictions were made with is left out"
-    said = read_object(metrics, {}, cure)
+    document = read_object(metrics, {}, cure)
     try:
-        made = {key: said[key] for key in MADE_WITH if key in said}
-        tokens = (said.get("blink") or {}).get("visual_tokens_of_the_image")
+        origin = {key: document[key] for key in MADE_WITH if key in document}
+        tokens = (document.get("blink") or {}).get("visual_tokens_of_the_image")
     except AttributeError:
-        raise UserError(f"{metrics} is damaged (blink={brief(said['blink'])}); {cure}") from None
-    return made if tokens is None else made | {"visual_tokens_of_the_image": tokens}
+        raise UserError(f"{metrics} is damaged (blink={brief(document['blink'])}); {cure}") from None
+    return origin if tokens is None else origin | {"visual_tokens_of_the_image": tokens}
 
 
 def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str, Record]) -> list[Record]:
-    """Earlier predictions as records under the benchmark's rule of today. Raises UserError if they answer other samples, or the
-    same ones asked in other words."""
-    known = {sample.id for sample in samples}
-    foreign = [key for key in earlier if key not in known]
+    """Earlier predictions as records graded by the current benchmark. Raises UserError if they belong to other samples, or their
+    prompts differ."""
+    sample_ids = {sample.id for sample in samples}
+    foreign = [key for key in earlier if key not in sample_ids]
     if foreign:
-        asked = f"{benchmark.name}{'/' + benchmark.split if hasattr(benchmark, 'split') else ''}"
+        split_name = f"{benchmark.name}{'/' + benchmark.split if hasattr(benchmark, 'split') else ''}"
         cure = "choose the benchmark and split that they were made on"
-        raise UserError(f"{len(foreign)} of {len(earlier)} predictions are not of {asked}, first {flat(printable(foreign[0]), 80)}; {cure}")
+        raise UserError(
+            f"{len(foreign)} of {len(earlier)} predictions are not of {split_name}, first {flat(printable(foreign[0]), 80)}; {cure}"
+        )
     for sample in (s for s in samples if "question" in earlier.get(s.id, {})):
         if earlier[sample.id]["question"] != benchmark.prompt(sample):
             now = f"{benchmark.name} asks now (protocol {benchmark.protocol})"

@@ -10,7 +10,7 @@ from blink_exp.reports.console import wide_console
 
 
 def write_summary(rows: list[PointRun], folder: Path) -> None:
-    """One line a point: what is its own among its overrides, status, scores, samples, seconds and folder."""
+    """One row per point: its label (overrides not shared by all), status, scores, samples, seconds and folder."""
     import pandas as pd
     from rich.table import Table
 

@@ -1,8 +1,8 @@
-"""A table of a paper, its points measured here and set beside the published numbers, the two kept apart by label.
+"""Measures the points of a paper's table and sets them beside the published numbers, in separate labelled columns.
 
 A table is an experiment of conf/table (see ``plan``) with a layout:
 
-    source               its entry in the reference data, whose notes become footnotes
+    source               entry in the reference data; its notes become footnotes
     published            {heading: column of the reference}
     measured             {benchmark: {heading: where the number stands in a run, "scores.accuracy", or {value, per, digits, error_digits,
                          published: the heading that it belongs beside}}}; a benchmark that is not named shows its headline scores
@@ -29,20 +29,20 @@ from blink_exp.studies import plan
 from blink_exp.studies.deltas import add_deltas
 
 
-def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -> TableDocument:
-    """The document of a table: every point measured on every benchmark, beside what is published."""
-    plan.refuse_collisions(table, own)
-    scale = plan.on_scale_model(table, own)
-    names = plan.benchmarks(table, own, scale)
+def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: list[str]) -> TableDocument:
+    """The document of a table: every point measured on every benchmark, beside the published numbers."""
+    plan.refuse_collisions(table, user_overrides)
+    scale = plan.on_scale_model(table, user_overrides)
+    names = plan.benchmarks(table, user_overrides, scale)
     points = plan.points(table)
-    modules = plan.trained(sweep, table, own)
+    modules = plan.trained(sweep, table, user_overrides)
     rows = [new_row(table, point) for point in points] if points else recipe_rows(table)
     for n, name in enumerate(names):
         for k, (point, row) in enumerate(zip(points, rows, strict=False)):
             print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
             first = [*plan.words(table, point, name), *modules]
             row["runs"][name] = repeated_failure(rows, name, point["label"]) or plan.measured_run(
-                sweep, first, own, point["label"], point.get("match"), experiment=table["name"]
+                sweep, first, user_overrides, point["label"], point.get("match"), experiment=table["name"]
             )
         if table.get("split_by"):
             split([row["runs"][name] for row in rows], table["split_by"])
@@ -57,7 +57,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -
         "error_over": table.get("error_over"),
         "split_by": table.get("split_by"),
         "scale": scale,
-        "command": plan.command([f"table={table['name']}", *own], "sweep.py"),
+        "command": plan.command([f"table={table['name']}", *user_overrides], "sweep.py"),
         "footnotes": reference.footnotes(table["paper"], table["source"]) if table.get("source") else [],
         "published_columns": published_columns(table),
         "groups": [group(table, name, rows) for name in names],
@@ -68,8 +68,8 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], own: list[str]) -
 
 
 def repeated_failure(rows: list[TableRow], benchmark: str, label: str) -> PointRun | None:
-    """A failed run for a point that need not be tried, where the first two points failed in the same words: a model that cannot be loaded
-    need not be asked for once a point."""
+    """A failed run for a point to skip, if all runs so far (at least two) failed with the same error: a model that cannot be loaded is
+    not tried again for every point."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
     errors = {run.get("error") for run in runs}
     return {**runs[0], "point": label} if len(runs) >= 2 and len(errors) == 1 and None not in errors else None
@@ -80,7 +80,7 @@ def new_row(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
 
 
 def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
-    """The rows of a table that measures nothing: what is published, and what our own configuration says."""
+    """The rows of a table without measurements: published values, and those of our configuration."""
     recipe = table.get("recipe")
     if recipe is None:
         return []
@@ -97,7 +97,7 @@ def published_columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
-    """The paper's row for a point by heading, None where it has no number: ``published``, and ``derived`` (headings that follow from
+    """The paper's row for a point by heading, None without a number: ``published``, and ``derived`` (headings that follow from
     printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
     source, columns = dict(point.get("published") or {}), table.get("published") or {}
     if not source:
@@ -124,19 +124,19 @@ def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
 
 
 def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> ColumnGroup:
-    """The measured columns of one benchmark, and their label: which model they come from, and on how many questions."""
+    """The measured columns of one benchmark and their label: backbone, benchmark and number of questions."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
     done = [run for run in runs if run["status"] == "done"]
     columns = (table.get("measured") or {}).get(benchmark)
     if columns is None:
         columns = {run["headline"]: f"scores.{run['headline']}" for run in done[:1]}
-    own = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0), "published": None}
-    said = table.get("published") or {}
+    defaults = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0), "published": None}
+    published_headings = table.get("published") or {}
     return {
         "benchmark": benchmark,
         "label": label(benchmark, done),
         "columns": {
-            h: own | {"published": h if h in said else None} | (dict(c) if isinstance(c, dict) else {"value": c})
+            h: defaults | {"published": h if h in published_headings else None} | (dict(c) if isinstance(c, dict) else {"value": c})
             for h, c in columns.items()
         },
     }
@@ -155,9 +155,9 @@ def label(benchmark: str, done: list[PointRun]) -> str:
 
 def split(runs: list[PointRun], label: str) -> None:
     """Adds to the scores of the runs ``right_too`` and ``wrong_there``: their accuracy in per cent among the questions that the point
-    ``label`` answers right, and among those it answers wrong. That point's own would be 100 and 0 and are left out.
+    ``label`` answers right, and among those it answers wrong. Its own scores would be 100 and 0 and are omitted.
 
-    Questions are told by their ids; those that one of the two points skipped do not count. Nothing is added where ``label`` failed.
+    Questions are matched by id; those skipped by either point do not count. Nothing is added if ``label`` failed.
     """
     base = next((run for run in runs if run["point"] == label and run["status"] == "done"), None)
     if base is None:
@@ -167,12 +167,12 @@ def split(runs: list[PointRun], label: str) -> None:
         if run is base or run["status"] != "done":
             continue
         hits = _right(run)
-        for name, wanted in (("right_too", True), ("wrong_there", False)):
-            score = mean(hit for sample, hit in hits.items() if sample in right and right[sample] is wanted)
+        for name, expected in (("right_too", True), ("wrong_there", False)):
+            score = mean(hit for sample, hit in hits.items() if sample in right and right[sample] is expected)
             if score.samples:
                 run["scores"][name], run["stderr"][name] = score.value, score.stderr
 
 
 def _right(run: PointRun) -> dict[str, bool]:
-    """{sample id: whether it was answered right} of a measured point."""
+    """{sample id: whether the answer is correct} of a measured point."""
     return {r["id"]: bool(r["correct"]) for r in read(run["folder"])}

@@ -1,10 +1,10 @@
 """sweep.py -m search=blink: settings that Optuna chooses on the validation part of a benchmark, reported on its test part.
 
-The parts are those of ``benchmarks.parts``. Every point of a search runs on the validation part, whatever the command line says. The test
-part is looked at once, at the end, for two points: the best one, and the command without its search. A search that has got so far is over.
+The parts are those of ``benchmarks.parts``. Every point of a search runs on the validation part, regardless of the command line. The
+test part is used once, at the end, for two points: the best one, and the command without its search. The search is then finished.
 
-What a point is worth: ``objective`` (null: the benchmark's headline score) less ``token_price`` for every visual token that a layer
-works on. That is raised, whatever the sweeper's ``direction``: the plugin's own default would lower it.
+The value of a point is ``objective`` (null: the benchmark's headline score) minus ``token_price`` per visual token per layer. It is always
+maximised, regardless of the sweeper's ``direction``: the plugin's default is to minimise.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from blink_exp.settings import compose
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies.deltas import benchmark_of, records_of
-from blink_exp.studies.jobs import forget, noted
+from blink_exp.studies.jobs import read_job_rows, remove_job_rows
 from blink_exp.studies.plan import key
 from blink_exp.studies.point import guarded
 from blink_exp.studies.summary import write_summary
 
-PRESETS = ("model", "method", "benchmark")  # the groups that a file of conf/search may choose
-OWN = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
+PRESETS = ("model", "method", "benchmark")  # config groups that conf/search may select
+SEARCH_SETTINGS = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
 SETTINGS = ("default", "best")
-CHOOSING = "validation"  # the part that a search chooses on
+CHOOSING = "validation"  # the part that a search optimises on
 
 
 class Search(Callback):
-    """Hydra callback: what a search must not do, said before it starts; its result when it ends."""
+    """Hydra callback: checks a search before it starts and writes its result when it ends."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         if searches(config.hydra):
@@ -53,7 +53,7 @@ class Search(Callback):
             try:
                 guard(finish, config)
             finally:
-                forget(config)
+                remove_job_rows(config)
 
 
 def searches(hydra: Any) -> bool:
@@ -62,7 +62,7 @@ def searches(hydra: Any) -> bool:
 
 
 def check(config: DictConfig) -> None:
-    """Raises UserError where a search would choose on what it reports, or could not choose at all."""
+    """Raises UserError if a search would optimise on the test part, or has nothing to optimise."""
     from hydra.utils import get_object
 
     folder = Path(config.hydra.sweep.dir)
@@ -80,8 +80,8 @@ def check(config: DictConfig) -> None:
     if (folder / "tuning.json").is_file():
         raise UserError(f"{folder} holds a search that has been measured on the test part, so it is over; give another hydra.sweep.dir")
     if "seed" in sweeper.sampler and sweeper.sampler.seed is None:
-        sweeper.sampler.seed = config.seed  # the same command proposes the same points, so one that was stopped goes on from the store
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage, which names every part that it sets up
+        sweeper.sampler.seed = config.seed  # the same command proposes the same points, so an interrupted search resumes from the store
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's storage logs every table that it creates
     print("searching on the validation part; the test part is looked at once, at the end", flush=True)
 
 
@@ -91,7 +91,7 @@ def refuse_test(part: str) -> None:
 
 
 def prepared(settings: SweepSettings) -> SweepSettings:
-    """The settings of this job: in a search, on the validation part."""
+    """The settings of this job; in a search, set to the validation part."""
     from hydra.core.hydra_config import HydraConfig
 
     if not searches(HydraConfig.get()):
@@ -101,7 +101,7 @@ def prepared(settings: SweepSettings) -> SweepSettings:
 
 
 def returned(row: PointRun, objective: str | None, price: float) -> Any:
-    """What a job gives to Hydra: its row; in a search what the point is worth, the worst there is for one that failed."""
+    """The return value of a job for Hydra: its row; in a search the value of the point, -inf (to maximise) for a failed one."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
@@ -115,8 +115,8 @@ def worth(row: PointRun, objective: str | None, price: float) -> float:
     """The score ``objective`` (None: the headline) of a measured row, less ``price`` a visual token of a layer."""
     value = row["scores"].get(aim(row, objective))
     if value is None:
-        known = [k for k, v in row["scores"].items() if v is not None]
-        cure = nearest(str(aim(row, objective)), known) if known else "use a benchmark, or a split of it, that has answers"
+        scores = [k for k, v in row["scores"].items() if v is not None]
+        cure = nearest(str(aim(row, objective)), scores) if scores else "use a benchmark, or a split of it, that has answers"
         raise UserError(f"objective={aim(row, objective)} is no score of {row['benchmark']}; {cure}")
     if not price:
         return float(value)
@@ -131,12 +131,12 @@ def aim(row: PointRun, objective: str | None) -> str:
 
 
 def swept(config: DictConfig) -> list[str]:
-    """The user's words that name several values."""
+    """The user's overrides with several values."""
     return [word for word, many in _words(config) if many]
 
 
 def single(config: DictConfig) -> list[str]:
-    """The user's words that name one value, but for the part."""
+    """The user's overrides with a single value, except the part."""
     return [word for word, many in _words(config) if not many and key(word) != "part"]
 
 
@@ -148,12 +148,12 @@ def _words(config: DictConfig) -> list[tuple[str, bool]]:
 
 
 def finish(config: DictConfig) -> None:
-    """Writes summary.csv, summary.md, tuning.json and tuning.md and shows the latter's table. Raises UserError where all points failed."""
+    """Writes summary.csv, summary.md, tuning.json and tuning.md and prints the result. Raises UserError if all points failed."""
     from hydra.core.hydra_config import HydraConfig
 
     HydraConfig.instance().set_config(config)
     folder = Path(config.hydra.sweep.dir)
-    rows = noted(config)
+    rows = read_job_rows(config)
     fixed = single(config)
     for row in rows:
         row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")
@@ -169,7 +169,7 @@ def finish(config: DictConfig) -> None:
 
 
 def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[str, Any]:
-    """The best of the points ``done`` and the command without its search (``fixed``), both on both parts."""
+    """The document of the best point of ``done`` and of the command without its search (``fixed``), each on both parts."""
 
     def value(row: PointRun) -> float:
         return worth(row, config.objective, config.token_price)
@@ -190,8 +190,8 @@ def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[s
         "settings": {
             name: {
                 "point": best["point"] if name == "best" else "",
-                "command": shlex.join(alone(config, words[name])),
-                **{part: seen(by_name[name], score, value(by_name[name])) for part, by_name in runs.items()},
+                "command": shlex.join(standalone_command(config, words[name])),
+                **{part: part_summary(by_name[name], score, value(by_name[name])) for part, by_name in runs.items()},
             }
             for name in SETTINGS
         },
@@ -201,7 +201,7 @@ def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[s
 
 
 def measured(words: list[str], part: str) -> PointRun:
-    """A point on a part. Raises UserError if it fails."""
+    """Measures a point on a part. Raises UserError if it fails."""
     label = f"part={part} {' '.join(words)}"
     row = guarded(replace(composed("sweep", words), part=part), label)
     if row["status"] == "failed":
@@ -209,8 +209,8 @@ def measured(words: list[str], part: str) -> PointRun:
     return row
 
 
-def seen(row: PointRun, score: str, value: float) -> dict[str, Any]:
-    """What the report says of a point on a part."""
+def part_summary(row: PointRun, score: str, value: float) -> dict[str, Any]:
+    """The report entry of a point on a part."""
     return {
         "score": row["scores"][score],
         "stderr": row["stderr"].get(score),
@@ -222,17 +222,17 @@ def seen(row: PointRun, score: str, value: float) -> dict[str, Any]:
     }
 
 
-def alone(config: DictConfig, words: list[str]) -> list[str]:
+def standalone_command(config: DictConfig, words: list[str]) -> list[str]:
     """The command that runs a point of a search without it, on the test part."""
     cfg = compose.config("sweep", words)
     presets = {group: f"{group}={config.hydra.runtime.choices[group]}" for group in PRESETS}
-    own = {key(word): word for word in words if key(word).partition(".")[0] not in OWN}
+    point_settings = {key(word): word for word in words if key(word).partition(".")[0] not in SEARCH_SETTINGS}
     stands_for = {path: f"{path}={OmegaConf.select(cfg, path)}" for path in _reads_search(OmegaConf.to_container(cfg, resolve=False))}
-    return ["python", "evaluate.py", *(presets | own | stands_for).values(), "part=test"]
+    return ["python", "evaluate.py", *(presets | point_settings | stands_for).values(), "part=test"]
 
 
 def _reads_search(node: Any, path: str = "") -> list[str]:
-    """Where a configuration takes a value from the key ``search``."""
+    """Key paths of a configuration that interpolate ``search``."""
     if isinstance(node, dict):
-        return [found for k, v in node.items() for found in _reads_search(v, f"{path}.{k}" if path else str(k))]
+        return [key_path for k, v in node.items() for key_path in _reads_search(v, f"{path}.{k}" if path else str(k))]
     return [path] if isinstance(node, str) and "${search." in node else []

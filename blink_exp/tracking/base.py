@@ -1,4 +1,4 @@
-"""The logger of a run, made of its settings; and a block that closes its tracker whatever happens."""
+"""Creates the logger of a run from its settings, and a context manager that always closes its tracker."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def logger_of(settings: dict[str, Any]) -> Logger:
 
 
 def silent(settings: dict[str, Any]) -> bool:
-    """Whether the output folder has it all (`logger=csv`)."""
+    """Whether nothing is logged besides the output folder (`logger=csv`)."""
     return isinstance(logger_of(settings), Csv)
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Says before any work what ``settings["logger"]`` lacks: a package, or W&B's key (asked for where there is a terminal), and what it
-    holds that the logger would refuse at its first run, as far as that can be told without a network.
+    """Checks ``settings["logger"]`` before any work: installed packages, W&B's key (prompted for on a terminal), and values that the
+    logger would reject, as far as possible without a network.
 
     Raises:
-        UserError: for a package that is not installed, a name or number that is refused, or no key.
+        UserError: for a missing package, an invalid name or number, or no key.
     """
     schema = BY_TARGET.get(settings["logger"]["_target_"])
     if schema is not None:
@@ -42,15 +42,15 @@ def check(settings: dict[str, Any]) -> None:
 def tracker(
     settings: dict[str, Any], out: Path, name: str, group: str | None = None, tags: Sequence[str] = (), job: str = "point"
 ) -> Iterator[Tracker]:
-    """A run of the logger in ``settings["logger"]``, its files below ``out``, the rest of ``settings`` its configuration.
+    """A run of the logger in ``settings["logger"]``; its files are below ``out``, the other ``settings`` are its configuration.
 
-    It is closed with the block, whatever happens in it: otherwise the next job of a sweep would go on writing to this job's run. What
-    fails in a logger is said and never raised; what fails in the block is raised.
+    It is always closed at the end of the block, so that the next job of a sweep does not write to this job's run. Errors of a logger
+    are printed and never raised; errors of the block are raised.
     """
     run = Run(name, group, tuple(tags), job)
     logger = logger_of(settings)
     track: Tracker = (
-        NullTracker() if isinstance(logger, Csv) else SafeTracker(logger.name, lambda: opened(logger, settings, Path(out), run))
+        NullTracker() if isinstance(logger, Csv) else SafeTracker(logger.name, lambda: open_tracker(logger, settings, Path(out), run))
     )
     failed = True
     try:
@@ -60,7 +60,7 @@ def tracker(
         track.close(failed)
 
 
-def opened(logger: Logger, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+def open_tracker(logger: Logger, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
     logger.check(settings)
     out.mkdir(parents=True, exist_ok=True)
     return logger.tracker(settings, out, run)

@@ -1,4 +1,4 @@
-"""What a tracker is told about a run, whatever it writes to."""
+"""The interface of trackers, independent of the logger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Boxes = Sequence[tuple[float, float, float, float]]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is found by. ``group``: the sweep that it is a point of; ``tags``: "kind:value"; ``job``: point, summary or train."""
+    """Identifies a run. ``group``: the sweep of the point; ``tags``: "kind:value"; ``job``: point, summary or train."""
 
     name: str
     group: str | None = None
@@ -26,14 +26,14 @@ class Run:
 
 
 class Tracker(Protocol):
-    """A run of a logger. Names are stable and have slashes ("scores/total"); None and values that are no number are left out before."""
+    """A run of a logger. Names are stable and contain slashes ("scores/total"); values are numbers, never None."""
 
     def metrics(self, values: dict[str, float]) -> None:
         """Numbers of the run as a whole."""
         ...
 
     def curve(self, axis: str, rows: list[dict[str, float]]) -> None:
-        """Numbers over ``axis``, which every row holds too."""
+        """Numbers over ``axis``, a key of every row."""
         ...
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
@@ -48,7 +48,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """The logger of `logger=csv`: the output folder has it all."""
+    """The tracker of `logger=csv`: logs nothing besides the output folder."""
 
     def metrics(self, values: dict[str, float]) -> None: ...
 
@@ -62,23 +62,23 @@ class NullTracker:
 
 
 def attempt(kind: str, act: Callable[[], Any], silent: bool = False) -> tuple[bool, Any]:
-    """(whether ``act`` went well, what it gave). A failure is one line on stderr: no logger may cost a result."""
+    """(success, result of ``act``). A failure prints one line on stderr: a logger must never cost a result."""
     try:
         return True, act()
     except Exception as error:
         if not silent:
-            said = flat(error, 300) or type(error).__name__
-            print(f"warning: logger={kind} stopped ({said}); results are in the output folder all the same", file=sys.stderr)
+            problem = flat(error, 300) or type(error).__name__
+            print(f"warning: logger={kind} stopped ({problem}); results are in the output folder all the same", file=sys.stderr)
         return False, None
 
 
 class SafeTracker:
-    """A track that falls silent at its first failure. It is closed all the same."""
+    """A tracker that stops logging at its first failure. It is closed in any case."""
 
     def __init__(self, kind: str, make: Callable[[], Tracker]):
         self.kind = kind
-        self.working, made = attempt(kind, make)
-        self.inner: Tracker = made if self.working else NullTracker()
+        self.working, tracker = attempt(kind, make)
+        self.inner: Tracker = tracker if self.working else NullTracker()
 
     def metrics(self, values: dict[str, float]) -> None:
         self._say(lambda: self.inner.metrics(values))

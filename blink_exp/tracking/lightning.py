@@ -1,4 +1,4 @@
-"""TensorBoard and MLflow for evaluations too, through the loggers of Lightning that trainings use."""
+"""TensorBoard and MLflow trackers, built on the Lightning loggers that trainings use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from blink_exp.tracking.interface import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")  # of a tracking server or a database
-LONGEST_EXPERIMENT = 500  # characters that MLflow takes
+LONGEST_EXPERIMENT = 500  # characters, MLflow's limit
 RED, WIDTH = (255, 0, 0), 3  # of boxes, in pixels
 
 
@@ -30,7 +30,7 @@ def tensorboard(out: Path, name: str) -> Any:
 
 
 def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
-    """Lightning's logger that writes to ``logger.uri``, or to ``out``/mlflow.db and ``out``/mlflow (MLflow gave its file store up)."""
+    """Lightning's MLflow logger for ``logger.uri``, or for ``out``/mlflow.db and ``out``/mlflow (MLflow dropped its file store)."""
     from filelock import FileLock
     from pytorch_lightning.loggers import MLFlowLogger
 
@@ -39,36 +39,38 @@ def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logger = settings["logger"]
     folder = out.resolve()
-    own = logger.get("uri") is None
+    local = logger.get("uri") is None
     tags = dict(tag.split(":", 1) for tag in run.tags if ":" in tag) | {"job": run.job} | ({"group": run.group} if run.group else {})
-    made = MLFlowLogger(
+    mlflow_logger = MLFlowLogger(
         experiment_name=logger["project"],
         run_name=run.name,
-        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}" if own else logger["uri"],
-        artifact_location=(folder / "mlflow").as_uri() if own else None,
+        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}" if local else logger["uri"],
+        artifact_location=(folder / "mlflow").as_uri() if local else None,
         tags=tags,
     )
-    # two jobs that make the tables of one database at once would trip over each other
-    with FileLock(folder / "mlflow.lock") if own else contextlib.nullcontext(), quiet("pytorch_lightning.loggers.mlflow"):
-        _ = made.experiment
-    return made
+    # two jobs must not create the tables of one database at the same time
+    with FileLock(folder / "mlflow.lock") if local else contextlib.nullcontext(), quiet("pytorch_lightning.loggers.mlflow"):
+        _ = mlflow_logger.experiment
+    return mlflow_logger
 
 
 def check_mlflow(logger: dict[str, Any]) -> None:
-    """Raises UserError for an experiment or an address that MLflow would refuse when a run starts. Nobody is asked whether it answers."""
+    """Raises UserError for an experiment name or URI that MLflow would reject. Does not contact the server."""
     project, uri = logger["project"], logger.get("uri")
     if not isinstance(project, str) or not project.strip() or len(project) > LONGEST_EXPERIMENT:
-        said = "" if project is None else flat(project, 140)
-        raise UserError(f"logger.project={said} is no name of an experiment; use 1 to {LONGEST_EXPERIMENT} characters, e.g. blink-exp")
-    scheme, separator, place = str(uri).partition(":")
-    if uri is not None and uri != "databricks" and not (separator and scheme.partition("+")[0] in SCHEMES and place.strip("/")):
+        project_text = "" if project is None else flat(project, 140)
+        raise UserError(
+            f"logger.project={project_text} is no name of an experiment; use 1 to {LONGEST_EXPERIMENT} characters, e.g. blink-exp"
+        )
+    scheme, separator, rest = str(uri).partition(":")
+    if uri is not None and uri != "databricks" and not (separator and scheme.partition("+")[0] in SCHEMES and rest.strip("/")):
         schemes = ", ".join(f"{name}:" for name in SCHEMES)
         raise UserError(f"logger.uri={flat(uri, 140)} is no address of MLflow; begin it with one of {schemes}, or use null")
 
 
 @contextlib.contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Nothing below an error from a Python logger: that an experiment is new is no warning."""
+    """Limits a Python logger to errors: a new experiment is not worth a warning."""
     noisy = logging.getLogger(name)
     before = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -79,7 +81,7 @@ def quiet(name: str) -> Iterator[None]:
 
 
 class LightningTracker:
-    """The numbers of a ``Tracker``, which every logger of Lightning takes alike."""
+    """The numeric part of a ``Tracker``, the same for all Lightning loggers."""
 
     logger: Any
 
@@ -92,7 +94,7 @@ class LightningTracker:
 
 
 class TensorBoardTracker(LightningTracker):
-    """A ``Tracker`` that is a folder of event files. Tables are text, so only their first rows are readable there."""
+    """A ``Tracker`` that writes event files. Tables are logged as Markdown text."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
         self.logger = tensorboard(out, run.name)
@@ -107,7 +109,7 @@ class TensorBoardTracker(LightningTracker):
     def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
         import numpy as np
 
-        self.logger.experiment.add_image(key, np.asarray(drawn(picture, boxes)), global_step=0, dataformats="HWC")
+        self.logger.experiment.add_image(key, np.asarray(with_boxes(picture, boxes)), global_step=0, dataformats="HWC")
         if caption:
             self.logger.experiment.add_text(f"{key}/caption", caption, global_step=0)
 
@@ -117,7 +119,7 @@ class TensorBoardTracker(LightningTracker):
 
 
 class MLflowTracker(LightningTracker):
-    """A ``Tracker`` that is an MLflow run. Tables and pictures are its artifacts."""
+    """A ``Tracker`` that writes an MLflow run. Tables and pictures are artifacts."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
         self.logger = mlflow(settings, out, run)
@@ -130,7 +132,7 @@ class MLflowTracker(LightningTracker):
         self.client.log_table(self.id, pd.DataFrame(rows, columns=columns), f"{slug(key)}.json")
 
     def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
-        self.client.log_image(self.id, drawn(picture, boxes), f"images/{slug(key)}.png")
+        self.client.log_image(self.id, with_boxes(picture, boxes), f"images/{slug(key)}.png")
         if caption:
             self.client.log_text(self.id, caption, f"images/{slug(key)}.txt")
 
@@ -139,7 +141,7 @@ class MLflowTracker(LightningTracker):
 
 
 def steps(axis: str, rows: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:
-    """(step, numbers) of a curve for loggers with whole steps: the axis where it is whole, else the row's place with the axis beside it."""
+    """(step, numbers) of a curve for loggers with integer steps: the axis if it is integral, else the row index with the axis kept."""
     whole = all(float(row[axis]).is_integer() for row in rows)
     return [(int(row[axis]) if whole else k, {key: v for key, v in row.items() if key != axis or not whole}) for k, row in enumerate(rows)]
 
@@ -153,16 +155,18 @@ def cell(value: Any) -> str:
     return "" if value is None else " ".join(str(value).replace("|", "\\|").split())
 
 
-def drawn(picture: Picture, boxes: Boxes) -> Image.Image:
-    """The picture as RGB with its boxes drawn in."""
+def with_boxes(picture: Picture, boxes: Boxes) -> Image.Image:
+    """The picture as RGB with its boxes drawn."""
     if isinstance(picture, str | Path):
         picture = open_image(picture)
     elif not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
-    shown = picture.convert("RGB")
-    pen = ImageDraw.Draw(shown)
+    annotated = picture.convert("RGB")
+    pen = ImageDraw.Draw(annotated)
     for left, top, right, bottom in boxes:
         pen.rectangle(
-            (left * shown.width, top * shown.height, right * shown.width - 1, bottom * shown.height - 1), outline=RED, width=WIDTH
+            (left * annotated.width, top * annotated.height, right * annotated.width - 1, bottom * annotated.height - 1),
+            outline=RED,
+            width=WIDTH,
         )
-    return shown
+    return annotated

@@ -1,6 +1,6 @@
-"""The loggers of conf/logger, by ``_target_``: what each needs, the tracker of a run of an evaluation, and the logger of a training.
+"""The loggers of conf/logger, by ``_target_``: requirements, tracker of an evaluation, and Lightning logger of a training.
 
-What else is to be logged to brings a class like these. Its fields are its settings. See ``Logger``.
+Another logger is another subclass of ``Logger``; its fields are its settings.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from blink_exp.errors import UserError
 from blink_exp.tracking import lightning
 from blink_exp.tracking.interface import NullTracker, Run, Tracker
 from blink_exp.tracking.names import config_of
-from blink_exp.tracking.weights_and_biases import WandbTracker, check_key, check_names, started
+from blink_exp.tracking.weights_and_biases import WandbTracker, check_key, check_names, start_run
 
-STEP = "trainer/global_step"  # Lightning's name for the axis of everything that it logs to W&B
+STEP = "trainer/global_step"  # name of Lightning's step axis in W&B
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,23 @@ class Logger:
     install: ClassVar[str] = ""  # what installs them
 
     def check(self, settings: dict[str, Any]) -> None:
-        """Raises UserError for a package that is not installed, and for a name that the logger would refuse at its first run."""
+        """Raises UserError for a missing package, and for a name that the logger would reject."""
         absent = [package for package in self.packages if importlib.util.find_spec(package) is None]
         if absent:
             raise UserError(f"logger={self.name} needs {', '.join(absent)}; pip install {self.install}, or use logger=csv")
 
     def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
-        """A run of an evaluation."""
+        """The tracker of an evaluation."""
         raise NotImplementedError
 
     def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
-        """Lightning's logger of a training, its configuration logged."""
+        """The Lightning logger of a training, with the configuration logged."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Csv(Logger):
-    """The files of the output folder, and nothing beside them."""
+    """The files of the output folder only."""
 
     name = "csv"
 
@@ -81,7 +81,7 @@ class Wandb(Logger):
     def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
         from pytorch_lightning.loggers import WandbLogger
 
-        experiment = started(settings, out, run)  # ours, because it can fall back to offline
+        experiment = start_run(settings, out, run)  # ours, because it can fall back to offline
         experiment.define_metric(STEP)
         experiment.define_metric("*", step_metric=STEP, step_sync=True)
         return WandbLogger(experiment=experiment)

@@ -1,4 +1,4 @@
-"""The names under which results are logged. They are stable: dashboards are built on them (``blink_exp.studies.dashboards``)."""
+"""The names of logged metrics. They are stable: dashboards depend on them (``blink_exp.studies.dashboards``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from blink_exp.documents import LayerStep, Metrics, Record
 
 LEFT_OUT = ("logger", "table", "tables", "figure", "figures", "dashboard", "store", "force", "report")  # of a run's configuration
-LAYER = "layer"  # the axis of what is known by layer, 0-based
+LAYER = "layer"  # axis of per-layer values, 0-based
 BY_LAYER = {"rho": "rho", "expand": "expand", "drop": "drop", "visual_tokens": "tokens"}  # of metrics.json's "blink"
 COLUMNS = ("id", "image", "category", "question", "answer", "prediction", "correct", "decisions", "tokens")
 
@@ -28,26 +28,26 @@ def plain(value: Any) -> Any:
 
 
 def tags_of(settings: dict[str, Any], finished: Metrics, experiment: str | None) -> list[str]:
-    """Of a measured point: its table or figure, method, model and benchmark."""
+    """Tags of a measured point: experiment, method, model and benchmark."""
     model = settings.get("model", {}).get("name") or finished["backbone"]
     of = {"experiment": experiment, "method": finished["method"], "model": model, "benchmark": finished["benchmark"]}
     return [f"{kind}:{value}" for kind, value in of.items() if value]
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Those of ``values`` that are finite numbers."""
+    """The finite numbers among ``values``."""
     return {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)}
 
 
 def key(name: str) -> str:
-    """``name`` with what a metric's name may not hold in some logger replaced: W&B reads a dot as a path, MLflow refuses most signs."""
+    """``name`` with unsupported characters replaced: W&B reads a dot as a path, MLflow rejects most punctuation."""
     return re.sub(r"[^\w -]", "_", name)
 
 
 def metrics_of(finished: Metrics, tokens: dict[str, float | None], experiment: str | None = None) -> dict[str, float]:
     """{name: number} of a measured point.
 
-    ``finished``: metrics.json; ``tokens``: ``experiments.tokens.realised``. Names: ``scores/NAME``, ``stderr/NAME``, ``tokens/entering``,
+    ``finished``: metrics.json; ``tokens``: ``evaluation.tokens.realised``. Names: ``scores/NAME``, ``stderr/NAME``, ``tokens/entering``,
     ``tokens/layer``, ``cost/NAME`` (units in the name), ``layers/first``, ``layers/last``, ``run/samples``, ``run/skipped``,
     ``run/seconds``, and, for a point of ``experiment``, ``EXPERIMENT/BENCHMARK``: its headline score, so that bars show that experiment's
     points alone.
@@ -66,17 +66,17 @@ def metrics_of(finished: Metrics, tokens: dict[str, float | None], experiment: s
 
 
 def headline(finished: Metrics) -> str | None:
-    """The one score that stands for a run: where a benchmark names several, the last, which is their total."""
-    said = finished.get("headline")
-    return said if isinstance(said, str) or not said else said[-1]
+    """The headline score of a run: the last if a benchmark names several, which is their total."""
+    names = finished.get("headline")
+    return names if isinstance(names, str) or not names else names[-1]
 
 
 def by_layer(finished: Metrics, experiment: str | None = None) -> list[dict[str, float]]:
-    """A row a layer: ``layer``, ``blink/rho_by_layer``, ``blink/expand_by_layer`` and ``blink/drop_by_layer`` (shares of the samples),
-    ``blink/tokens_by_layer``, ``cost/tokens_by_layer`` (the whole prompt), ``EXPERIMENT/rho_by_layer``; what is not known is absent."""
+    """One row per layer: ``layer``, ``blink/rho_by_layer``, ``blink/expand_by_layer`` and ``blink/drop_by_layer`` (shares of the samples),
+    ``blink/tokens_by_layer``, ``cost/tokens_by_layer`` (the whole prompt), ``EXPERIMENT/rho_by_layer``; unknown values are omitted."""
     rows: dict[int, dict[str, Any]] = {}
     for layer, step in (finished.get("blink") or {}).get("layers", {}).items():
-        rows[int(layer)] = {f"blink/{name}_by_layer": step.get(known) for known, name in BY_LAYER.items()}
+        rows[int(layer)] = {f"blink/{name}_by_layer": step.get(field) for field, name in BY_LAYER.items()}
         if experiment is not None:
             rows[int(layer)][f"{experiment}/rho_by_layer"] = step.get("rho")
     for layer, count in enumerate((finished.get("cost") or {}).get("tokens_by_layer") or []):
@@ -85,11 +85,11 @@ def by_layer(finished: Metrics, experiment: str | None = None) -> list[dict[str,
 
 
 def record_row(record: Record) -> list[Any]:
-    """A record's cells under ``COLUMNS``. Text that is not there is None."""
-    said = [record.get(k) for k in ("id", "image_id", "category", "question", "answer", "prediction")]
+    """The cells of a record under ``COLUMNS``. Missing text is None."""
+    cells = [record.get(k) for k in ("id", "image_id", "category", "question", "answer", "prediction")]
     correct = record.get("correct")
     return [
-        *(None if cell is None else str(cell) for cell in said),
+        *(None if cell is None else str(cell) for cell in cells),
         None if correct is None else float(correct),
         decisions(record.get("layers") or []),
         record.get("visual_tokens"),
@@ -97,19 +97,19 @@ def record_row(record: Record) -> list[Any]:
 
 
 def decisions(steps: list[LayerStep]) -> str:
-    """What a policy did to a sample, as short text: "12 expand r2 (0.61), 15 drop, 16 retain 60". What changed nothing is left out."""
-    said = []
+    """The decisions on a sample as text: "12 expand r2 (0.61), 15 drop, 16 retain 60". Ineffective ones are omitted."""
+    parts = []
     for step in steps:
         kind = step["decision"]
         if kind == "keep" or not step.get("effective", True):
             continue
         detail = {"expand": f" r{step.get('region')}", "retain": f" {step.get('visual_tokens')}"}.get(kind, "")
         rho = f" ({step['rho']:.2f})" if step.get("rho") is not None else ""
-        said.append(f"{step['layer']} {kind}{detail}{rho}")
-    return ", ".join(said)
+        parts.append(f"{step['layer']} {kind}{detail}{rho}")
+    return ", ".join(parts)
 
 
-def evenly(found: list[Any], most: int) -> list[Any]:
-    """At most ``most`` of ``found``, evenly over it, in order."""
-    count = min(len(found), max(0, most))
-    return [found[k * len(found) // count] for k in range(count)]
+def evenly(values: list[Any], most: int) -> list[Any]:
+    """At most ``most`` entries of ``values``, evenly spaced, in order."""
+    count = min(len(values), max(0, most))
+    return [values[k * len(values) // count] for k in range(count)]

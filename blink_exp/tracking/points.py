@@ -1,4 +1,4 @@
-"""What of a measured point, and of a whole table or sweep, is logged."""
+"""Logs a measured point, or the summary of a table, figure or sweep."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from blink_exp.tracking.interface import attempt
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
 
-LONGEST_SIDE = 768  # pixels of an example that is logged
+LONGEST_SIDE = 768  # pixels of a logged example
 
 
-def place() -> tuple[Path, str]:
-    """(folder, sweep) of the command that Hydra runs: where the runs of all its points go, and what tells it from other commands."""
+def output_and_group() -> tuple[Path, str]:
+    """(folder, sweep name) of the running Hydra command: where the runs of all its points are logged, and their group."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -41,16 +41,16 @@ def log_point(
     tags: Sequence[str] = (),
     benchmark: Callable[[], Benchmark] | None = None,
 ) -> None:
-    """One run of ``settings["logger"]`` for the finished point in ``folder``, measured just now or long ago. Nothing for `logger=csv`.
+    """Logs the finished point in ``folder`` as one run of ``settings["logger"]``. Does nothing for `logger=csv`.
 
     Args:
         settings: the point's resolved configuration, its logger included.
         folder: holds metrics.json and records.jsonl.
-        out: the run's files go below it: the output folder of the command, so that a sweep's runs lie together.
-        name, group: of the run; the group is the sweep. A line says which point it is, as in the sweep's table.
+        out: folder of the run's files: the output folder of the command, shared by the runs of a sweep.
+        name, group: of the run; the group is the sweep, the name labels the point.
         experiment: id of the table or figure, for its tag and its own metric (see ``names.metrics_of``).
-        x: where the point stands on the figure's axis.
-        benchmark: opens the benchmark, for the images of some records; None: no images.
+        x: value of the point on the figure's axis.
+        benchmark: builds the benchmark, for example images; None: no images.
     """
     if silent(settings):
         return
@@ -67,15 +67,15 @@ def point_logged(
     x: float | None,
     benchmark: Callable[[], Benchmark] | None,
 ) -> None:
-    from blink_exp.evaluation.records import read  # torch comes with it: a wrong logger is to be named before
+    from blink_exp.evaluation.records import read  # imports torch: an invalid logger is reported first
 
     finished: Any = read_object(folder / "metrics.json", {}, "measure the point again")
     records = read(folder)
     model, logger = settings["model"], settings["logger"]
     decided = any(r.get("layers") for r in records)
     depth = tokens.llm_depth(model["path"], model.get("revision")) if decided else None
-    known = all("layers" in r for r in records)
-    metrics = metrics_of(finished, tokens.realised(records, depth) if known else {}, experiment)
+    complete = all("layers" in r for r in records)
+    metrics = metrics_of(finished, tokens.realised(records, depth) if complete else {}, experiment)
     metrics |= {} if x is None or experiment is None else {f"{experiment}/x": float(x)}
     tags = [*tags_of(settings, finished, experiment), *named["tags"]]
     with tracker(settings, out, named["name"], named["group"], tags) as track:
@@ -92,27 +92,27 @@ def point_logged(
 def examples(
     benchmark: Callable[[], Benchmark], records: list[Record], count: int
 ) -> Iterator[tuple[str, Image.Image, str, tuple[Box, ...]]]:
-    """("examples/1", image, what was asked and answered, regions where the answer is) of ``count`` records of different images, those with
-    regions first. Images that cannot be read are passed over; so is all where the benchmark's data has gone."""
+    """("examples/1", image, caption, annotated regions) of ``count`` records of different images, those with regions first. Unreadable
+    images are skipped; yields nothing if the benchmark's data is missing."""
     try:
         samples = {s.id: s for s in benchmark().samples()}
     except (OSError, ValueError):
         return
-    seen: set[str] = set()
+    shown_ids: set[str] = set()
     for record in sorted(records, key=lambda r: not r.get("regions")):
         sample = samples.get(record["id"])
-        if len(seen) == count:
+        if len(shown_ids) == count:
             return
-        if sample is None or record["image_id"] in seen:
+        if sample is None or record["image_id"] in shown_ids:
             continue
         try:
             image = sample.image()
         except OSError:
             continue
-        seen.add(record["image_id"])
+        shown_ids.add(record["image_id"])
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
         caption = f"{record.get('question', '')} | answer: {record.get('answer')} | predicted: {record.get('prediction')}"
-        yield f"examples/{len(seen)}", image, " ".join(caption.split()), tuple(sample.regions)
+        yield f"examples/{len(shown_ids)}", image, " ".join(caption.split()), tuple(sample.regions)
 
 
 def log_summary(
@@ -122,16 +122,16 @@ def log_summary(
     group: str | None = None,
     out: Path | None = None,
 ) -> None:
-    """The run of a whole table, figure or multirun, behind those of its points. Nothing for `logger=csv`.
+    """Logs a table, figure or multirun as one summary run. Does nothing for `logger=csv`.
 
-    A table: ``table/ID``, its published columns beside the measured ones, never one for the other. A figure: ``claims/ID``, its points as
+    A table: ``table/ID``, with separate published and measured columns. A figure: ``claims/ID``, its points as
     curves by series. A multirun (its rows): ``table/sweep``. And the PNG files of ``folder``, as ``figures/ID/1``, ``/2``, ...
 
     Args:
         document: table.json or figure.json, or a multirun's rows.
-        settings: anything with the ``logger``; the rest becomes the run's configuration.
-        group: as of the points; None: the folder's name.
-        out: where the run's files go; None: ``folder``.
+        settings: must hold ``logger``; the rest is the run's configuration.
+        group: that of the points; None: the folder's name.
+        out: folder of the run's files; None: ``folder``.
     """
     if not silent(settings):
         attempt(logger_of(settings).name, lambda: summary_logged(document, folder, settings, group or folder.name, out or folder))
@@ -141,8 +141,8 @@ def summary_logged(document: Document | list[PointRun], folder: Path, settings: 
     head: dict[str, Any] = {} if isinstance(document, list) else {**document}
     name = head.get("name") or "sweep"
     tags = [f"experiment:{name}"] + ([f"model:{head['model']}"] if head.get("model") else [])
-    about = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
-    with tracker(settings | {"summary": about}, out, f"{name} summary", group, tags, job="summary") as track:
+    description = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
+    with tracker(settings | {"summary": description}, out, f"{name} summary", group, tags, job="summary") as track:
         if isinstance(document, list):
             track.table("table/sweep", *sweep_table(document))
         elif document["kind"] == "table":
@@ -163,7 +163,7 @@ def curves(document: FigureDocument) -> Iterator[tuple[str, list[dict[str, float
     for row in document["rows"]:
         if row.get("status") == "done" and isinstance(row.get("x"), int | float):
             scores = numbers(row["scores"])
-            said = {f"{document['name']}/{key(row['series'])}/{key(k)}": v for k, v in scores.items()}
-            series.setdefault(row["series"], []).append({axis: row["x"]} | said)
+            point = {f"{document['name']}/{key(row['series'])}/{key(k)}": v for k, v in scores.items()}
+            series.setdefault(row["series"], []).append({axis: row["x"]} | point)
     for rows in series.values():
         yield axis, sorted(rows, key=lambda row: row[axis])

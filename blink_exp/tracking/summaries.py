@@ -1,4 +1,4 @@
-"""A document of a table, figure or multirun as columns and rows. Published and measured numbers keep columns of their own."""
+"""A table, figure or multirun as columns and rows. Published and measured numbers have separate columns."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Table = tuple[list[str], list[list[Any]]]
 
 
 def table_rows(document: TableDocument) -> Table:
-    """The columns and rows of a table's document: point; published values, each with a column that says where it was derived and not
-    printed; the measured values of each benchmark, with standard errors, changes against the baseline and their p, all but p in the
-    column's unit. Not known: None."""
-    said = list(document["published_columns"])
-    columns = ["point", *(f"{h} (published)" for h in said), "published, not printed but derived"]
+    """The columns and rows of a table: point; published values and the headings among them that were derived, not printed; per benchmark
+    the measured values with standard errors, changes against the baseline and p-values, all but p in the column's unit. Unknown values
+    are None."""
+    published = list(document["published_columns"])
+    columns = ["point", *(f"{h} (published)" for h in published), "published, not printed but derived"]
     for group in document["groups"]:
         mark = f"measured on {document['model']}{' (scale model)' if document['scale'] else ''}, {group['benchmark']}"
         for heading in group["columns"]:
             columns += [f"{heading}{part} ({mark})" for part in ("", " ±", " change", " p")]
     rows = []
     for row in document["rows"]:
-        line: list[Any] = [row["point"], *(number(row["published"].get(h)) for h in said), ", ".join(row.get("derived", [])) or None]
+        line: list[Any] = [row["point"], *(number(row["published"].get(h)) for h in published), ", ".join(row.get("derived", [])) or None]
         for group in document["groups"]:
             run = row["runs"].get(group["benchmark"])
             changes = row["deltas"].get(group["benchmark"], {})
@@ -51,7 +51,7 @@ def number(value: Any) -> float | None:
 
 
 def sweep_table(rows: list[PointRun]) -> Table:
-    """A row a point of a multirun: what is its own among its overrides, status, scores with errors, samples, skipped ones, seconds."""
+    """One row per point of a multirun: label, status, scores with errors, samples, skipped samples, seconds."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
     columns = ["point", "status", *(f"{n}{part}" for n in names for part in ("", " ±")), "samples", "skipped", "seconds", "error"]
     return columns, [
@@ -69,7 +69,7 @@ def sweep_table(rows: list[PointRun]) -> Table:
 
 
 def figure_tables(document: FigureDocument) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
-    """(key, columns, rows) of what a figure says: each claim with its numbers and whether it holds here."""
+    """(key, columns, rows) of a figure's claims: each with its numbers and whether it holds here."""
     claims = document.get("claims") or []
     if claims:
         rows = [[claim["said"], claim["how"], text(claim.get("numbers")), text(claim.get("holds"))] for claim in claims]
@@ -85,7 +85,7 @@ def text(value: Any) -> str | None:
 
 
 def pictures_of(folder: Path, name: str, embedded: list[str]) -> Iterator[tuple[str, Path]]:
-    """("figures/NAME/1", file), ... of the PNG files in ``folder``, and "figures/ID/1", ... of those of the figures that a table embeds."""
-    for of, place in [(name, folder), *((of, folder / of) for of in embedded)]:
-        for k, path in enumerate(sorted(place.glob("*.png"))):
-            yield f"figures/{of}/{k + 1}", path
+    """("figures/NAME/1", file), ... of the PNG files in ``folder``, and "figures/ID/1", ... of those of embedded figures."""
+    for figure, figure_folder in [(name, folder), *((figure, folder / figure) for figure in embedded)]:
+        for k, path in enumerate(sorted(figure_folder.glob("*.png"))):
+            yield f"figures/{figure}/{k + 1}", path

@@ -14,7 +14,7 @@ from blink_exp.tracking.loggers import Csv
 
 
 def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str | None = None) -> list[Any]:
-    """CSV files in ``out``, and by `logger=` one more beside them. It is opened now: what cannot be is said, and the training goes on
+    """A CSV logger in ``out`` and, by `logger=`, one more. It is opened here; if that fails, a warning is printed and the training runs
     without it. End with ``finish``.
 
     Raises:
@@ -23,7 +23,7 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str 
     from pytorch_lightning.loggers import CSVLogger
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    loggers: list[Any] = [CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1)]  # a killed run has its rows
+    loggers: list[Any] = [CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1)]  # so that a killed run keeps its rows
     logger = logger_of(settings)
     if isinstance(logger, Csv):
         return loggers
@@ -31,14 +31,13 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str 
     if getattr(rank_zero_only, "rank", 0) == 0:  # one run for all devices
         tags = (f"tokensr:{settings['tokensr']['architecture']}", f"model:{settings['model'].get('name') or settings['model']['path']}")
         out.mkdir(parents=True, exist_ok=True)
-        opened, beside = attempt(logger.name, lambda: logger.lightning(settings, out, Run(name, group, tags, "train")))
-        loggers += [beside] if opened else []
+        opened, extra = attempt(logger.name, lambda: logger.lightning(settings, out, Run(name, group, tags, "train")))
+        loggers += [extra] if opened else []
     return loggers
 
 
 def keep_rows(loggers: list[Any], step: int) -> None:
-    """Opens the CSV file of a training with the rows that it has up to optimizer step ``step``, from where the training goes on. Lightning
-    would take the file away."""
+    """Reopens the CSV file of a resumed training with its rows below optimizer step ``step``. Lightning would delete the file."""
     from pytorch_lightning.loggers import CSVLogger
 
     for logger in loggers:
@@ -46,7 +45,7 @@ def keep_rows(loggers: list[Any], step: int) -> None:
             continue
         path = Path(logger.log_dir) / "metrics.csv"
         part = path.with_name(path.name + ".part")
-        rows, columns = rows_before(path if path.is_file() else part, step)  # the part: killed right here before
+        rows, columns = rows_before(path if path.is_file() else part, step)  # .part: an earlier run was killed here
         if rows:
             with open(part, "w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, columns)
@@ -61,7 +60,7 @@ def keep_rows(loggers: list[Any], step: int) -> None:
 
 
 def rows_before(path: Path, step: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows of steps below ``step``, columns) of a CSV file; a row that was cut off is left out."""
+    """(rows of steps below ``step``, columns) of a CSV file; truncated rows are omitted."""
     if not path.is_file():
         return [], []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
@@ -71,7 +70,7 @@ def rows_before(path: Path, step: int) -> tuple[list[dict[str, Any]], list[str]]
 
 
 def finish(loggers: list[Any], failed: bool = False) -> None:
-    """Ends the W&B run of a training, which would else take in what the process logs next. Lightning ends the others."""
+    """Ends the W&B run of a training, so that later logging does not go to it. Lightning ends the other loggers."""
     from pytorch_lightning.loggers import WandbLogger
 
     for logger in loggers:

@@ -13,27 +13,27 @@ from blink_exp.errors import UserError, flat
 from blink_exp.tracking.interface import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
-ENTITY = r"[A-Za-z0-9_-]{1,64}"  # names that W&B gives to users and teams
-LONGEST = {"name": 128, "group": 128, "tag": 64}  # characters that W&B takes
-PATIENCE = {"init": 30, "finish": 300}  # seconds that a network which is not there may cost
-_unreachable = False  # one run that did not get through is enough: those behind it do not wait
+ENTITY = r"[A-Za-z0-9_-]{1,64}"  # valid names of W&B users and teams
+LONGEST = {"name": 128, "group": 128, "tag": 64}  # characters, W&B's limits
+PATIENCE = {"init": 30, "finish": 300}  # timeouts in seconds without a network
+_unreachable = False  # set by the first run that cannot connect: later runs start offline
 
 
 def check_key(logger: dict[str, Any]) -> None:
-    """Raises UserError for `mode=online` without a key where nobody can be asked for one."""
+    """Raises UserError for `mode=online` without a key if it cannot be prompted for."""
     if logger["mode"] != "online" or _unreachable:
         return
     import wandb
 
     try:
-        wandb.login(verify=False)  # a key that is refused, or no network, is found when a run starts
+        wandb.login(verify=False)  # an invalid key or a missing network shows when a run starts
     except Exception as error:
         cure = "set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline, which needs no account"
         raise UserError(f"logger=wandb cannot log in ({flat(error, 120)}); {cure}") from error
 
 
 def check_names(logger: dict[str, Any]) -> None:
-    """Raises UserError for a project or an entity that W&B would refuse when a run starts; the project by W&B's own rule."""
+    """Raises UserError for a project or entity that W&B would reject; the project by W&B's own check."""
     import wandb
 
     project, entity = logger["project"], logger.get("entity")
@@ -46,8 +46,8 @@ def check_names(logger: dict[str, Any]) -> None:
         raise UserError(f"logger.entity={flat(entity, 140)} is no user or team of W&B; use 1 to 64 letters, digits, - and _, or null")
 
 
-def started(settings: dict[str, Any], out: Path, run: Run) -> Any:
-    """A new W&B run in ``out``/wandb. Where W&B is out of reach the run, and those behind it, are kept offline."""
+def start_run(settings: dict[str, Any], out: Path, run: Run) -> Any:
+    """Starts a W&B run in ``out``/wandb. If W&B is unreachable, this run and later ones are kept offline."""
     global _unreachable
     import wandb
 
@@ -58,7 +58,7 @@ def started(settings: dict[str, Any], out: Path, run: Run) -> Any:
         "entity": logger.get("entity"),
         "dir": str(out),
         "name": run.name[: LONGEST["name"]],
-        "group": run.group and run.group[-LONGEST["group"] :],  # its end tells sweeps apart
+        "group": run.group and run.group[-LONGEST["group"] :],  # the end distinguishes sweeps
         "tags": [tag[: LONGEST["tag"]] for tag in run.tags],
         "job_type": run.job,
         "config": config_of(settings),
@@ -67,7 +67,7 @@ def started(settings: dict[str, Any], out: Path, run: Run) -> Any:
             init_timeout=PATIENCE["init"],
             finish_timeout=PATIENCE["finish"],
             console="off",
-            quiet=run.job == "point",  # its forty lines a point would bury a sweep's own
+            quiet=run.job == "point",  # forty lines per point would bury the sweep's output
             x_disable_stats=run.job != "train",
         ),
     }
@@ -83,10 +83,10 @@ def started(settings: dict[str, Any], out: Path, run: Run) -> Any:
 
 
 class WandbTracker:
-    """A ``Tracker`` that is a W&B run. Tables and pictures are below ``out``/wandb/RUN/files/media."""
+    """A ``Tracker`` that writes a W&B run. Tables and pictures are below ``out``/wandb/RUN/files/media."""
 
     def __init__(self, settings: dict[str, Any], out: Path, run: Run):
-        self.run = started(settings, out, run)
+        self.run = start_run(settings, out, run)
 
     def metrics(self, values: dict[str, float]) -> None:
         self.run.log(values)
@@ -106,17 +106,17 @@ class WandbTracker:
     def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
         import wandb
 
-        shown = str(picture) if isinstance(picture, str | Path) else picture
-        if isinstance(shown, Image.Image):
-            shown = shown.convert("RGB")
-        said = {"regions": {"box_data": [box(b) for b in boxes], "class_labels": {0: "region"}}} if boxes else None
-        self.run.log({key: wandb.Image(shown, caption=caption or None, boxes=said)})
+        data = str(picture) if isinstance(picture, str | Path) else picture
+        if isinstance(data, Image.Image):
+            data = data.convert("RGB")
+        regions = {"regions": {"box_data": [box(b) for b in boxes], "class_labels": {0: "region"}}} if boxes else None
+        self.run.log({key: wandb.Image(data, caption=caption or None, boxes=regions)})
 
     def close(self, failed: bool = False) -> None:
         self.run.finish(exit_code=int(failed))
 
 
 def box(sides: tuple[float, float, float, float]) -> dict[str, Any]:
-    """A box as W&B draws it, in fractions of the picture."""
+    """A box in W&B's format, in fractions of the picture."""
     left, top, right, bottom = sides
     return {"position": {"minX": left, "minY": top, "maxX": right, "maxY": bottom}, "class_id": 0, "box_caption": "region"}

@@ -1,7 +1,7 @@
-"""What the page draws: pictures and maps as PNG data URIs, charts as SVG. Tensors and numbers in, text out; the same bytes every time.
+"""Draws the page: pictures and maps as PNG data URIs, charts as SVG. Takes tensors and numbers, returns text; deterministic.
 
-Maps have one pixel a cell and are stretched by the browser, so a page with a map a layer stays small. Colours come from the page's style
-sheet, which knows about dark mode.
+Maps have one pixel per cell and are scaled by the browser, so a page with a map per layer stays small. Colours come from the page's
+style sheet, which supports dark mode.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from blink_exp.core.views import ViewGeometry
 from blink_exp.figures import shared
 from blink_exp.viewer.trace import PARTS, Stage
 
-LONGEST = 720  # pixels on the longer side of a picture: a photograph from a camera would make a page of 30 MB
+LONGEST = 720  # pixels on the longer side of a picture: a full-size photograph would make a page of 30 MB
 HEAT = (213, 94, 0)  # Okabe and Ito's vermilion
 GONE = (70, 70, 70, 217)
 WIDTH = 420  # of a chart, in its own units
 
 
 def png(image: Image.Image) -> str:
-    """A data URI."""
+    """An image as a PNG data URI."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def picture(image: Image.Image) -> str:
-    """A picture, no larger than a page needs."""
-    shown = image.convert("RGB")
-    shown.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    return png(shown)
+    """A picture as a data URI, scaled down to ``LONGEST``."""
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return png(thumbnail)
 
 
 def base_view(backbone: Backbone, image: Image.Image) -> str:
@@ -49,18 +49,18 @@ def base_view(backbone: Backbone, image: Image.Image) -> str:
 
 
 def heat(values: torch.Tensor) -> str:
-    """A (rows, columns) map of values >= 0, from clear to full at its own largest one; NaN, where nothing is, dark."""
-    known = values.nan_to_num(0.0)
-    top = float(known.max())
+    """A (rows, columns) map of values >= 0, from transparent at 0 to opaque at the maximum; NaN (no token) is dark."""
+    values_or_zero = values.nan_to_num(0.0)
+    top = float(values_or_zero.max())
     out = np.zeros((*values.shape, 4), np.uint8)
     out[..., :3] = HEAT
-    out[..., 3] = (known / top * 235).round().numpy() if top > 0 else 0
+    out[..., 3] = (values_or_zero / top * 235).round().numpy() if top > 0 else 0
     out[values.isnan().numpy()] = GONE
     return png(Image.fromarray(out, "RGBA"))
 
 
 def fade(share: torch.Tensor) -> str:
-    """A (rows, columns) map of shares from 0 (dark) to 1 (clear)."""
+    """A (rows, columns) map of shares from 0 (dark) to 1 (transparent)."""
     out = np.full((*share.shape, 4), GONE, np.uint8)
     out[..., 3] = (GONE[3] * (1 - share)).round().numpy()
     return png(Image.fromarray(out, "RGBA"))
@@ -68,7 +68,7 @@ def fade(share: torch.Tensor) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """A patch of the base view, as CSS places it: background-size and -position."""
+    """A patch of the base view as CSS background-size and background-position."""
 
     size: str
     position: str
@@ -76,18 +76,18 @@ class Piece:
     @classmethod
     def of(cls, grid: PatchGrid, region: int) -> Piece:
         r, c = divmod(region, grid.p)
-        place = [100 * k / max(1, grid.p - 1) for k in (c, r)]
-        return cls(f"{100 * grid.p}%", f"{place[0]:.4g}% {place[1]:.4g}%")
+        percent = [100 * k / max(1, grid.p - 1) for k in (c, r)]
+        return cls(f"{100 * grid.p}%", f"{percent[0]:.4g}% {percent[1]:.4g}%")
 
 
 def outlines(boxes: tuple[Box, ...]) -> Markup:
-    """Dashed boxes, given as fractions, to be laid over a picture."""
-    drawn = "".join(f'<rect x="{a:.5g}" y="{b:.5g}" width="{c - a:.5g}" height="{d - b:.5g}" class="mark"/>' for a, b, c, d in boxes)
-    return _overlay(1, 1, drawn)
+    """An overlay of dashed boxes, given as fractions of the picture."""
+    rectangles = "".join(f'<rect x="{a:.5g}" y="{b:.5g}" width="{c - a:.5g}" height="{d - b:.5g}" class="mark"/>' for a, b, c, d in boxes)
+    return _overlay(1, 1, rectangles)
 
 
 def patches(grid: PatchGrid) -> Markup:
-    """The cells of the base view, and the p x p patches with their numbers."""
+    """An overlay of the cells of the base view and of its numbered p x p patches."""
     fine = _lines(range(1, grid.width), range(1, grid.height), grid.width, grid.height, "cell")
     h, w = grid.patch
     bold = _lines(range(w, grid.width, w), range(h, grid.height, h), grid.width, grid.height, "patch")
@@ -100,7 +100,7 @@ def patches(grid: PatchGrid) -> Markup:
 
 
 def tiles(views: ViewGeometry) -> Markup:
-    """The tiles of an image with any, over the image itself: the stitched grid is cut free of padding first, as the backbone does."""
+    """An overlay of the tiles of an image. The padding of the stitched grid is removed first, as in the backbone."""
     rows, columns = views.unpadded.shape
     top, left = ((views.stitched == views.unpadded[0, 0]).nonzero()[0]).tolist()
     across = [k * views.side - left for k in range(1, views.columns) if 0 < k * views.side - left < columns]
@@ -118,8 +118,8 @@ def _overlay(width: int, height: int, inside: str) -> Markup:
 
 
 def ratios(rho: list[float | None], steps: list[dict], limits: dict[str, float], floor: float) -> Markup:
-    """The saliency ratio by layer: a line of ``rho`` (one value a layer), and a mark for each of ``steps`` (``layer``, ``rho``,
-    ``decision``) at what was scanned there; ``limits``: thresholds by name; ``floor``: of an even spread."""
+    """The saliency ratio by layer: a line of ``rho`` (one value per layer), and a mark at the scanned ratio of each of ``steps``
+    (``layer``, ``rho``, ``decision``). ``limits``: {name: threshold}; ``floor``: ratio of uniform attention."""
     left, right, top, bottom = 34, 14, 8, 158
     depth = len(rho)
 
@@ -139,19 +139,19 @@ def ratios(rho: list[float | None], steps: list[dict], limits: dict[str, float],
         # thresholds stand at the left, the even spread at the right, so that equal values do not hide one another
         at, anchor = (WIDTH - right, "end") if not k else (left + 4, "start")
         out.append(f'<text x="{at}" y="{y(value) - 3}" class="{anchor}">{escape(name)}</text>')
-    drawn = [(k, v) for k, v in enumerate(rho) if v is not None]
-    out.append('<path class="line" d="' + "".join(f"{'L' if i else 'M'}{x(k)} {y(v)}" for i, (k, v) in enumerate(drawn)) + '"/>')
+    points = [(k, v) for k, v in enumerate(rho) if v is not None]
+    out.append('<path class="line" d="' + "".join(f"{'L' if i else 'M'}{x(k)} {y(v)}" for i, (k, v) in enumerate(points)) + '"/>')
     for step in (s for s in steps if s["rho"] is not None):
         kind = step["decision"].split()[0]
         shape = {"expand": "M-4 3H4L0 -4.5Z", "drop": "M-4 -3H4L0 4.5Z"}.get(kind, "M-3 -3H3V3H-3Z")
         title = f"layer {step['layer']}: rho {step['rho']:.3f}, {step['decision']}"
-        place = f"translate({x(step['layer'])} {y(step['rho'])})"
-        out.append(f'<path class="{kind}" d="{shape}" transform="{place}"><title>{escape(title)}</title></path>')
+        translation = f"translate({x(step['layer'])} {y(step['rho'])})"
+        out.append(f'<path class="{kind}" d="{shape}" transform="{translation}"><title>{escape(title)}</title></path>')
     return _chart(bottom + 32, "Saliency ratio by layer", out)
 
 
 def sequences(stages: list[Stage]) -> Markup:
-    """A bar a layer, as long as its sequence: system | visual | expanded | text, where they stand."""
+    """One bar per layer over its sequence: system | visual | expanded | text."""
     left, right, high = 34, 14, 8
     longest = max(sum(s.counts.values()) for s in stages)
     unit = (WIDTH - left - right) / longest
@@ -164,8 +164,8 @@ def sequences(stages: list[Stage]) -> Markup:
             count = stage.counts[part]
             if count:
                 title = f"layer {stage.layer}: {count} {part} tokens at {start} to {start + count - 1}"
-                place = f'x="{left + unit * start:.2f}" y="{y}" width="{unit * count:.2f}" height="{high - 1}"'
-                out.append(f'<rect class="{part}" {place}><title>{title}</title></rect>')
+                frame = f'x="{left + unit * start:.2f}" y="{y}" width="{unit * count:.2f}" height="{high - 1}"'
+                out.append(f'<rect class="{part}" {frame}><title>{title}</title></rect>')
             start += count
     bottom = 4 + len(stages) * high
     step = _round_step(longest)
@@ -176,7 +176,7 @@ def sequences(stages: list[Stage]) -> Markup:
 
 
 def _round_step(longest: int) -> int:
-    """1, 2 or 5 times a power of ten: about five of them to ``longest``."""
+    """A tick step of 1, 2 or 5 times a power of ten that gives about five ticks up to ``longest``."""
     scale = 1
     while longest / scale > 50:
         scale *= 10

@@ -1,4 +1,4 @@
-"""The page of one question: what it says, as plain values (``contents``), and as HTML (``render``). No script, no network."""
+"""The page of one question as plain values (``contents``) and as HTML (``render``). No scripts, no network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from blink_exp.viewer.trace import Stage, Trace
 
 
 def verdict(correct: float | bool | None) -> str | None:
-    """How right an answer is, in a word; None where there is nothing to compare it with."""
+    """Correctness of an answer as text; None without a reference answer."""
     if correct is None:
         return None
     return {0.0: "wrong", 1.0: "right"}.get(float(correct), f"{100 * float(correct):.0f} % right")
 
 
 def answer(label: str, trace: Trace, shown: bool) -> dict[str, Any]:
-    """A line of the table of answers. ``shown``: whether the page is about this method."""
+    """A row of the table of answers. ``shown``: whether the page is about this method."""
     return {
         "label": label,
         "shown": shown,
@@ -35,25 +35,25 @@ def answer(label: str, trace: Trace, shown: bool) -> dict[str, Any]:
     }
 
 
-def unable(label: str, why: str) -> dict[str, Any]:
-    """The line of a method that cannot run on this backbone."""
+def unavailable(label: str, why: str) -> dict[str, Any]:
+    """The row of a method that cannot run on this backbone."""
     return {"label": label, "shown": False, "said": None, "verdict": None, "entering": None, "tokens": None, "why": why}
 
 
 def layers(trace: Trace, grid: PatchGrid) -> list[dict[str, Any]]:
-    """A line a layer: its tokens, its attention, and what was scanned and decided there, where something was.
+    """One row per layer: tokens, attention, and the scan and decision if there was one.
 
-    ``rho``, ``patch``: of the attention that the layer paid to the base view; ``scanned``, ``region``, ``decision``: of the record.
+    ``rho``, ``patch``: of the layer's attention to the base view; ``scanned``, ``region``, ``decision``: from the record.
     """
     steps = {step["layer"]: step for step in trace.record["layers"]}
     out = []
     for stage in trace.stages:
-        found, step = stage.rho(grid), steps.get(stage.layer)
+        ratio_and_patch, step = stage.rho(grid), steps.get(stage.layer)
         out.append(
             {
                 "layer": stage.layer,
-                "rho": found and found[0],
-                "patch": found and found[1],
+                "rho": ratio_and_patch and ratio_and_patch[0],
+                "patch": ratio_and_patch and ratio_and_patch[1],
                 "scanned": step and step["rho"],
                 "region": step and step["region"],
                 "decision": step and decision(step),
@@ -69,17 +69,17 @@ def decision(step: LayerStep) -> str:
     return step["decision"] if step["effective"] else f"{step['decision']} (nothing was there)"
 
 
-def kept(trace: Trace) -> dict[str, Any] | None:
-    """How many tokens of each view enter the LLM and how many its last layer still has; None for a method that drops none."""
+def token_counts(trace: Trace) -> dict[str, Any] | None:
+    """Tokens per kind of view that enter the LLM and that its last layer has; None for a method that drops none."""
     if not trace.drops:
         return None
     n, views = trace.visual.views.tokens, trace.visual.views
 
     def count(source) -> dict[str, int]:
-        own = source[source >= 0]
+        image_source = source[source >= 0]
         return {
-            "base": int((own < n).sum()),
-            "tiles": int((own >= n).sum()),
+            "base": int((image_source < n).sum()),
+            "tiles": int((image_source >= n).sum()),
             "merged": int((source == EXTRA).sum()),
         }
 
@@ -95,7 +95,7 @@ def kept(trace: Trace) -> dict[str, Any] | None:
 def contents(
     backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, answers: list[dict[str, Any]], command: str | None
 ) -> dict[str, Any]:
-    """Everything that the page says, without its pictures."""
+    """The contents of the page without its pictures."""
     policy = trace.method.policy
     return {
         "id": about.sample.id,
@@ -113,7 +113,7 @@ def contents(
         "views": {"rows": trace.visual.views.rows, "columns": trace.visual.views.columns},
         "thresholds": policy.thresholds if policy is not None else {},
         "layers": layers(trace, grid),
-        "kept": kept(trace),
+        "kept": token_counts(trace),
         "answers": answers,
         "command": command,
     }
@@ -144,14 +144,16 @@ def render(backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, pa
 
 
 def maps(stage: Stage, trace: Trace, grid: PatchGrid) -> dict[str, Any]:
-    """The maps of one layer's attention: on the base view, on the tiles (None without any), on each expanded part."""
+    """The attention maps of one layer: on the base view, on the tiles (None without any), on each expanded segment."""
     views = trace.visual.views
     every = stage.by_source(views.count * views.tokens)
     parts = stage.paid("expanded").split([o.tokens for o in stage.expanded]) if stage.expanded else ()
     expanded = []
     for origin, values in zip(stage.expanded, parts, strict=True):
         h, w = grid.patch if origin.tokens == grid.patch[0] * grid.patch[1] else (grid.height, grid.width)
-        whole = values.view(h, w) if origin.tokens == h * w else values[None]  # a module of another size: in their order
+        whole = (
+            values.view(h, w) if origin.tokens == h * w else values[None]
+        )  # a module with another output size: one row in sequence order
         expanded.append({"heat": drawing.heat(whole), "piece": drawing.Piece.of(grid, origin.region), "region": origin.region})
     return {
         "layer": stage.layer,

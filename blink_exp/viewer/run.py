@@ -1,4 +1,4 @@
-"""The page of one question."""
+"""Writes the page of one question."""
 
 from __future__ import annotations
 
@@ -16,68 +16,68 @@ from blink_exp.evaluation.evaluator import prepare_model
 from blink_exp.files import write_json, write_text
 from blink_exp.settings.build import build
 from blink_exp.settings.compose import method_preset
-from blink_exp.settings.doors import usual
+from blink_exp.settings.doors import command_name
 from blink_exp.settings.presets import presets as presets_of
 from blink_exp.settings.roots import ViewSettings
 from blink_exp.settings.words import LETTER_BY_LETTER
 from blink_exp.viewer import page as pages
-from blink_exp.viewer.subject import Subject, subject
+from blink_exp.viewer.subject import Subject, load_subject
 from blink_exp.viewer.trace import Trace, trace
 
 
 def view(settings: ViewSettings, out: Path) -> Path:
     """Writes the page of the question that ``settings`` name (``sample``, or ``image`` and ``question``) to ``out`` and returns its path.
 
-    The page is about ``method``; ``compare`` names presets of methods whose answers stand beside its own. Raises UserError
-    where the question, the picture or a preset is not there, or ``method`` cannot run; a compared method that cannot says why.
+    The page is about ``method``; ``compare`` names method presets whose answers are shown beside it. Raises UserError if the
+    question, the picture or a preset is missing, or ``method`` cannot run. A compared method that cannot run gets a row with the reason.
     """
     names = compared(settings.compare or [])
-    about = subject(settings)
+    subject = load_subject(settings)
     backbone, method = prepare_model(settings)
     scans = method.policy is not None and not method.drops_inside
     grid = PatchGrid(method.policy.p if scans else settings.grid.p, *backbone.grid)  # type: ignore[union-attr]
-    followed = trace(backbone, method, about.benchmark, about.sample, about.image)
-    lines = answers(settings, names, backbone, about, followed)
-    page = pages.contents(backbone, about, followed, grid, lines, command(settings))
+    traced = trace(backbone, method, subject.benchmark, subject.sample, subject.image)
+    lines = answers(settings, names, backbone, subject, traced)
+    page = pages.contents(backbone, subject, traced, grid, lines, command(settings))
     path = out / "view.html"
-    write_text(path, pages.render(backbone, about, followed, grid, page))
+    write_text(path, pages.render(backbone, subject, traced, grid, page))
     write_json(out / "view.json", page)
     return path
 
 
 def compared(presets: Iterable[str]) -> list[str]:
-    """Presets of methods, each once. Raises UserError for one that is not there."""
+    """Method presets without duplicates. Raises UserError for an unknown one."""
     names = list(dict.fromkeys(presets))
-    known = presets_of("method")
+    available = presets_of("method")
     for name in names:
-        if name not in known:
-            raise UserError(f"compare={name} is no preset of method; {nearest(str(name), known)}")
+        if name not in available:
+            raise UserError(f"compare={name} is no preset of method; {nearest(str(name), available)}")
     return names
 
 
-def answers(settings: ViewSettings, names: list[str], backbone: Backbone, about: Subject, followed: Trace) -> list[dict[str, Any]]:
-    """A line a method: the presets ``names`` and, first if it is none of them, the one that the page is about."""
+def answers(settings: ViewSettings, names: list[str], backbone: Backbone, subject: Subject, traced: Trace) -> list[dict[str, Any]]:
+    """One row per method: the presets ``names``, preceded by the method of the page if it is not among them."""
     methods = {name: method_preset(name, settings) for name in names}
     same = next((name for name, method in methods.items() if method == settings.method), None)
-    lines = [] if same else [pages.answer(followed.method.name, followed, True)]
+    lines = [] if same else [pages.answer(traced.method.name, traced, True)]
     for name, method in methods.items():
         if name == same:
-            lines.append(pages.answer(name, followed, True))
+            lines.append(pages.answer(name, traced, True))
             continue
         try:
-            found = trace(backbone, build(method, backbone), about.benchmark, about.sample, about.image)
-            lines.append(pages.answer(name, found, False))
+            other = trace(backbone, build(method, backbone), subject.benchmark, subject.sample, subject.image)
+            lines.append(pages.answer(name, other, False))
         except UserError as error:
-            lines.append(pages.unable(name, str(error)))
+            lines.append(pages.unavailable(name, str(error)))
     return lines
 
 
 def command(settings: ViewSettings) -> str | None:
-    """The command that makes the page again; None where it was made without a command line."""
+    """The command that reproduces the page; None without a command line."""
     if not HydraConfig.initialized():
         return None
     words = HydraConfig.get().overrides.task
-    own = [word.partition("=")[0] for word in words]  # the page's own keys as the user wrote them, not as ``settings.words`` quoted them
-    return f"{usual('view')} " + shlex.join(
-        f"{k}={getattr(settings, k)}" if k in LETTER_BY_LETTER else w for k, w in zip(own, words, strict=True)
+    keys = [word.partition("=")[0] for word in words]  # text values as the user wrote them, without the quotes of ``settings.words``
+    return f"{command_name('view')} " + shlex.join(
+        f"{k}={getattr(settings, k)}" if k in LETTER_BY_LETTER else w for k, w in zip(keys, words, strict=True)
     )

@@ -1,4 +1,4 @@
-"""What a page is about: a sample of the benchmark, or a picture and a question of the user's own."""
+"""The subject of a page: a sample of the benchmark, or the user's own picture and question."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from blink_exp.settings.roots import ViewSettings
 
 @dataclass(frozen=True)
 class Subject:
-    """``benchmark``: whose prompt, rule and length of answer hold."""
+    """``benchmark``: defines the prompt, the scoring rule and the maximum answer length."""
 
     sample: Sample
     image: Image.Image
@@ -28,38 +28,38 @@ class Subject:
 
 
 class OwnQuestion(ExactMatch):
-    """A question from the command line: asked as it stands, with nothing to compare the answer with."""
+    """A question from the command line, used as the prompt. It has no reference answer."""
 
     name = "own question"
     max_new_tokens = 64
 
 
-def subject(settings: ViewSettings) -> Subject:
-    """The picture and question that ``settings`` name. Raises UserError where it names none, two, or one that is not there."""
+def load_subject(settings: ViewSettings) -> Subject:
+    """Loads the picture and question named by ``settings``. Raises UserError if there is none, are two, or one is missing."""
     sample, image, question = settings.sample, settings.image, settings.question
     if sample is not None and image is not None:
         raise UserError(f"sample={sample} and image={image} are two pictures; give one of them")
     if sample is not None and question is not None:
         raise UserError(f"question={flat(question, 60)} needs image=...; sample={sample} asks its own question")
     if sample is not None:
-        return _sample(settings, sample)
+        return _benchmark_sample(settings, sample)
     if image is None and question is None:
         raise UserError('nothing to show; add sample=ID, or image=photo.jpg question="What is in the picture?"')
     if image is None:
         raise UserError(f"question={flat(question, 60)} has no picture; add image=photo.jpg")
     if question is None or not str(question).strip():
         raise UserError(f'image={image} has no question; add question="What is in the picture?"')
-    return _own(Path(str(image)), str(question).strip(), ImageOptions.of(asdict(settings.image_loading)))
+    return _custom_subject(Path(str(image)), str(question).strip(), ImageOptions.of(asdict(settings.image_loading)))
 
 
-def _sample(settings: ViewSettings, wanted: str) -> Subject:
+def _benchmark_sample(settings: ViewSettings, wanted: str) -> Subject:
     benchmark = prepare_benchmark(settings)
     if isinstance(benchmark, Probes):
         raise UserError(f"sample={wanted} needs a question, and benchmark={benchmark.name} asks none; use another, e.g. mosaic_mme")
     samples = {sample.id: sample for sample in benchmark.samples()}
     if wanted not in samples:
-        known = f"the {len(samples)} samples of {benchmark.name}"
-        raise UserError(f"sample={flat(wanted, 80)} is not among {known}; {nearest_ids(wanted, samples)}")
+        population = f"the {len(samples)} samples of {benchmark.name}"
+        raise UserError(f"sample={flat(wanted, 80)} is not among {population}; {nearest_ids(wanted, samples)}")
     sample = samples[wanted]
     try:
         return Subject(sample, sample.image(), benchmark)
@@ -69,28 +69,28 @@ def _sample(settings: ViewSettings, wanted: str) -> Subject:
 
 
 def nearest_ids(wanted: str, ids: Iterable[str], most: int = 400) -> str:
-    """A sentence with the three ids that are most like ``wanted``, of two that are equally like it the one that begins like it. Of the many
-    that a benchmark can have, only the ``most`` that hold it or begin like it are compared letter by letter."""
+    """A sentence with the three ids most similar to ``wanted``; ties go to the longer common prefix. Only the ``most`` best candidates,
+    by containment and common prefix, are compared letter by letter."""
     wanted = wanted[:200]
-    likely = sorted(ids, key=lambda known: (wanted not in known, -_common(wanted, known)))[:most]
+    likely = sorted(ids, key=lambda candidate: (wanted not in candidate, -_common(wanted, candidate)))[:most]
 
-    def alike(known: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, wanted, known).ratio(), _common(wanted, known)
+    def alike(candidate: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, wanted, candidate).ratio(), _common(wanted, candidate)
 
     close = heapq.nlargest(3, likely, key=alike)
     return f"did you mean {' or '.join(close)}?" if close else "it is empty"
 
 
 def _common(a: str, b: str) -> int:
-    """Letters that two words share from the left."""
+    """Length of the common prefix."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _own(path: Path, question: str, options: ImageOptions) -> Subject:
+def _custom_subject(path: Path, question: str, options: ImageOptions) -> Subject:
     path = path.expanduser()
     if not path.is_file():
-        said = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "is not there"
-        raise UserError(f"image={path} {said}; give the file of a picture")
+        problem = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "is not there"
+        raise UserError(f"image={path} {problem}; give the file of a picture")
     try:
         image = open_image(path, options)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One question, followed through the layers: what each of them worked on, and where the last prompt token looked."""
+"""Traces one question through the layers: the sequence of each layer, and the attention of the last prompt token."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ PARTS = ("system", "visual", "expanded", "text")
 
 @dataclass(frozen=True)
 class Stage:
-    """What one layer worked on, system | visual | expanded | text.
+    """The sequence of one layer: system | visual | expanded | text.
 
-    ``source``: where each visual token comes from (``backbone.views.pack``), newlines and merged tokens among them; ``expanded``: the
-    expanded parts in their order; ``attention``: (tokens,) of the last prompt token, over the whole sequence.
+    ``source``: origin of each visual token (``core.views.pack``), newlines and merged tokens included; ``expanded``: the expanded
+    segments in order; ``attention``: (tokens,) of the last prompt token, over the whole sequence.
     """
 
     layer: int
@@ -46,7 +46,7 @@ class Stage:
         return {"system": self.system, "visual": len(self.source), "expanded": sum(o.tokens for o in self.expanded), "text": self.text}
 
     def paid(self, part: str) -> torch.Tensor:
-        """(tokens of the part,) attention."""
+        """(tokens of the part,) attention of the last prompt token."""
         sizes = [self.counts[name] for name in PARTS]
         return self.attention.split(sizes)[PARTS.index(part)]
 
@@ -56,29 +56,29 @@ class Stage:
         return {part: float(self.paid(part).sum()) for part in PARTS}
 
     def cells(self, tokens: int) -> torch.Tensor:
-        """(tokens,) attention on the cells of the base view, which has ``tokens``; NaN where its token is not there."""
+        """(tokens,) attention on the ``tokens`` cells of the base view; NaN for dropped tokens."""
         return self.by_source(tokens)[:tokens]
 
     def by_source(self, tokens: int) -> torch.Tensor:
-        """(tokens,) attention on each of the ``tokens`` of all views, by view * N + patch; NaN where a token is not there."""
+        """(tokens,) attention on each of the ``tokens`` of all views, by view * N + patch; NaN for dropped tokens."""
         out = torch.full((tokens,), float("nan"))
-        here = (self.source >= 0) & (self.source < tokens)
-        out[self.source[here]] = self.paid("visual")[here]
+        present = (self.source >= 0) & (self.source < tokens)
+        out[self.source[present]] = self.paid("visual")[present]
         return out
 
     def rho(self, grid: PatchGrid) -> tuple[float, int] | None:
-        """(saliency ratio, most salient patch) of the attention on the base view; None where nothing of it is left."""
+        """(saliency ratio, most salient patch) of the attention on the base view; None if all its tokens are dropped."""
         cells = self.cells(grid.height * grid.width)
-        here = (~cells.isnan()).nonzero()[:, 0]
-        if not len(here):
+        present = (~cells.isnan()).nonzero()[:, 0]
+        if not len(present):
             return None
-        ratio, region = saliency_ratio(grid.sums_at(cells[here], here))
+        ratio, region = saliency_ratio(grid.sums_at(cells[present], present))
         return float(ratio), int(region)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """``record``: the sample's record, as an evaluation writes it; ``visual``: what entered the LLM; ``stages``: a layer each."""
+    """``record``: the sample's record, as an evaluation writes it; ``visual``: the tokens that enter the LLM; ``stages``: one per layer."""
 
     method: Method
     record: Record
@@ -87,32 +87,34 @@ class Trace:
 
     @property
     def tokens(self) -> float:
-        """Visual and expanded tokens, mean over layers."""
+        """Visual and expanded tokens, averaged over layers."""
         counts = [stage.counts for stage in self.stages]
         return sum(c["visual"] + c["expanded"] for c in counts) / len(counts)
 
     @property
     def drops(self) -> bool:
-        """Whether this is a method that drops visual tokens."""
+        """Whether the method drops visual tokens."""
         return self.method.drops
 
     @property
     def presence(self) -> torch.Tensor:
-        """(views, N) share of the layers in which each visual token is there."""
+        """(views, N) share of the layers in which each visual token is present."""
         return lasting([stage.source for stage in self.stages], self.visual.views)
 
 
 @torch.no_grad()
 def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, image: Image.Image) -> Trace:
-    """Asks ``method`` a sample's question as an evaluation does (batch of one), and writes down what happens."""
-    key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()  # backbones keep features by it: never by a file's name
+    """Runs ``method`` on a sample as an evaluation does (batch of one), and records the sequence and attention of each layer."""
+    key = hashlib.sha256(
+        repr(image.size).encode() + image.tobytes()
+    ).hexdigest()  # cache key of the image features; a file name would not be unique
     question = prompt_of(backbone, benchmark, sample)
     with attach(backbone.model, method) as attached, record_attention(backbone.llm) as rows:
         if attached is not None:
             attached.samples = [sample.id]
-        said, seen = answers(backbone, method, attached, {key: image}, [(key, question)], benchmark.max_new_tokens)
+        predictions, visuals = answers(backbone, method, attached, {key: image}, [(key, question)], benchmark.max_new_tokens)
         decisions = list(attached.records) if attached is not None else []
-    (visual,) = seen
+    (visual,) = visuals
     ids = backbone.batch([visual.features], [question])["input_ids"][0]
     stands = (ids == backbone.model.config.image_token_id).nonzero()[:, 0]
     system, text = int(stands[0]), len(ids) - int(stands[-1]) - 1
@@ -121,4 +123,4 @@ def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, im
         stage = Stage(layer, system, text, source, expanded, rows[layer][0])
         assert sum(stage.counts.values()) == len(stage.attention), "the decisions do not add up to the sequence that the layer ran on"
         stages.append(stage)
-    return Trace(method, record(benchmark, sample, said[0], decisions), visual, stages)
+    return Trace(method, record(benchmark, sample, predictions[0], decisions), visual, stages)

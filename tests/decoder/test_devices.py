@@ -45,7 +45,7 @@ def answer(backbone, method):
     """(text, decisions) of one question."""
     image, question = SAMPLE.image(), SAMPLE.question
     with attach(backbone.model, method) as run:
-        (visual,) = backbone.visual({"a": image}, [("a", question)], method.pruner, method.recall)
+        (visual,) = backbone.visual({"a": image}, [("a", question)], method.pruner, method.restore_dropped)
         if run is not None:
             run.images, run.samples = [[visual.base_map]], ["a"]
         said = backbone.generate([visual.features], [question], 3)

@@ -165,7 +165,7 @@ def test_blink_hero_scans_what_hero_left_and_recall_changes_what_is_expanded(sca
     made = {}
     for fill in ("neighbours", "recall"):
         method = pair(scale, "method=blink_hero", "retention_ratio=0.2", f"blink={fill}", "thresholds=always_expand")
-        assert method.recall == (fill == "recall")
+        assert method.restore_dropped == (fill == "recall")
         records, _ = evaluate(scale, method, MosaicMME(), batch_size=4, limit=4)
         assert all(r["visual_tokens"] == 28 for r in records)
         assert all(step["visual_tokens"] == 28 + 144 and 0.25 <= step["rho"] <= 1 for r in records for step in r["layers"])

@@ -258,8 +258,8 @@ def test_an_incomplete_point_that_was_allowed_is_not_taken_where_it_is_not(data,
     away(data, 1)
     row = measured_point(point(data, "skip_limit=0.5"))
     assert row["skipped_samples"] > 0 and row["first_skipped"].startswith("easyvqa/test/")
-    assert shared_runs.place(point(data, "skip_limit=0.5"))[1] is not None
-    assert shared_runs.place(point(data))[1] is None
+    assert shared_runs.stored_point(point(data, "skip_limit=0.5"))[1] is not None
+    assert shared_runs.stored_point(point(data))[1] is None
 
 
 def test_a_changed_image_is_asked_about_again(data, hydra, capsys):

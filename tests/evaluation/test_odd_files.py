@@ -185,10 +185,10 @@ def test_other_broken_files_of_a_sweep_are_left_out(how, tmp_path, caplog):
     (tmp_path / SHARED_NOTE).write_bytes(BROKEN[how])
     assert pop_shared_note(tmp_path) is None and not (tmp_path / SHARED_NOTE).exists()
     (tmp_path / "matched.json").write_bytes(BROKEN[how])
-    assert matching.known(tmp_path / "matched.json") is None
+    assert matching.stored_match(tmp_path / "matched.json") is None
     (tmp_path / ".jobs" / "0.json").write_bytes(BROKEN[how])
     write_json(tmp_path / ".jobs" / "1.json", row := {"overrides": [], "point": "p", "status": "failed", "error": "e"})
-    assert jobs.noted(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})) == [row]
+    assert jobs.read_job_rows(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})) == [row]
     assert "0.json" in caplog.text
 
 

@@ -74,11 +74,15 @@ def test_what_is_done_is_not_asked_again_and_what_was_killed_goes_on(tmp_path, m
     monkeypatch.setattr(shared_runs, "ask", killed)
     with pytest.raises(KeyboardInterrupt):
         shared_runs.run_together(configs)
-    assert [len((f / "records.part").read_text(encoding="utf-8").splitlines()) for f in (shared_runs.place(c)[0] for c in configs[1:])] == [
+    assert [
+        len((f / "records.part").read_text(encoding="utf-8").splitlines()) for f in (shared_runs.stored_point(c)[0] for c in configs[1:])
+    ] == [
         2,
         2,
     ]
-    monkeypatch.setattr(shared_runs, "ask", lambda *a: counted.append((len(a[1]), [len(p.kept.records) for p in a[1]])) or answered(*a))
+    monkeypatch.setattr(
+        shared_runs, "ask", lambda *a: counted.append((len(a[1]), [len(p.record_log.records) for p in a[1]])) or answered(*a)
+    )
     shared_runs.run_together(configs)
     assert counted == [(2, [1, 1])]  # the first point is in the store, the others have one answer each
     assert all(measured_point(c)["samples"] == 4 for c in configs)
@@ -108,7 +112,7 @@ def test_points_that_differ_in_more_than_the_method_do_not_run_together(tmp_path
 def test_a_point_that_cannot_run_does_not_stop_the_others(tmp_path, caplog):
     bad = [*points(tmp_path, words=[["method=blink", "grid.p=5"]]), *points(tmp_path, words=WORDS[2:4])]
     shared_runs.run_together(bad)
-    assert [(shared_runs.place(c)[0] / "records.part").is_file() for c in bad] == [False, True, True]
+    assert [(shared_runs.stored_point(c)[0] / "records.part").is_file() for c in bad] == [False, True, True]
     row = guarded(bad[0], "p=5")
     assert row["status"] == "failed" and "grid.p=5 does not divide" in row["error"]
 
@@ -154,7 +158,7 @@ def test_a_point_that_another_run_is_at_is_left_to_it_and_waited_for(tmp_path, m
     groups = []
     monkeypatch.setattr(shared_runs, "_run_group", lambda group: groups.append(set(group)))
     parts = [shared_runs.parts_of(cfg) for cfg in configs]
-    assert parts == [shared_runs.place(cfg)[0] for cfg in configs]  # no image files: one folder for both
+    assert parts == [shared_runs.stored_point(cfg)[0] for cfg in configs]  # no image files: one folder for both
     with locks.free(parts[:1]):
         shared_runs.run_together(configs)
     assert groups == [set(parts[1:])]

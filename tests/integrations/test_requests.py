@@ -11,7 +11,7 @@ from support.stand_ins import BLUE, RED, Calls, attach, stand_in
 
 from blink_exp.evaluation import answering, evaluator
 from blink_exp.integrations import requests
-from blink_exp.integrations.requests import Question
+from blink_exp.integrations.requests import Request
 from blink_exp.settings.compose import composed
 
 # Settings
@@ -64,11 +64,11 @@ def test_a_model_or_method_that_cannot_be_built_is_one_line(settings, message):
 
 def test_each_process_takes_its_own_gpu_only_where_several_share_the_work():
     two = {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    assert requests.own_device("cuda", two) == "cuda:1"
-    assert requests.own_device("cuda", {}) == "cuda"
-    assert requests.own_device("cuda", {"WORLD_SIZE": "1", "LOCAL_RANK": "0"}) == "cuda"
-    assert requests.own_device("cuda:0", two) == "cuda:0"
-    assert requests.own_device("cpu", two) == "cpu"
+    assert requests.process_device("cuda", two) == "cuda:1"
+    assert requests.process_device("cuda", {}) == "cuda"
+    assert requests.process_device("cuda", {"WORLD_SIZE": "1", "LOCAL_RANK": "0"}) == "cuda"
+    assert requests.process_device("cuda:0", two) == "cuda:0"
+    assert requests.process_device("cpu", two) == "cpu"
 
 
 # Generation settings
@@ -101,7 +101,7 @@ def test_new_tokens_and_what_is_ignored():
 
 
 def shows(visuals, text="?", name="t/test/3"):
-    return Question(name, text, lambda: visuals)
+    return Request(name, text, lambda: visuals)
 
 
 def test_the_one_image_of_a_question():
@@ -130,7 +130,7 @@ def test_an_image_that_does_not_decode_names_its_document():
     def broken():
         raise OSError("image file is truncated\n(3 bytes not processed)")
 
-    said = refusal(lambda: requests.image_of(Question("t/test/3", "?", broken)))
+    said = refusal(lambda: requests.image_of(Request("t/test/3", "?", broken)))
     assert "t/test/3 cannot be read (image file is truncated (3 bytes" in said
 
 
@@ -139,7 +139,7 @@ def test_an_image_that_the_harness_cannot_open_names_its_document(error):
     def broken():
         raise error
 
-    assert f"t/test/3 cannot be read ({error})" in refusal(lambda: requests.image_of(Question("t/test/3", "?", broken)))
+    assert f"t/test/3 cannot be read ({error})" in refusal(lambda: requests.image_of(Request("t/test/3", "?", broken)))
 
 
 @pytest.mark.parametrize("error", [KeyError("tag"), EOFError("no more"), IndexError("index out of range")])
@@ -177,10 +177,10 @@ def calls(monkeypatch) -> Calls:
 
 def test_answers_come_back_in_order_with_each_question_s_own_image_limit_and_end(calls):
     questions = [
-        Question("t/test/0", "a", lambda: [RED], 4),
-        Question("t/test/1", "b", lambda: [BLUE], 49152, ("STOP",)),
-        Question("t/test/2", "<image>\nc", lambda: [BLUE], 4, ("STOP",)),
-        Question("t/test/3", "d", lambda: [RED.copy()], 4),
+        Request("t/test/0", "a", lambda: [RED], 4),
+        Request("t/test/1", "b", lambda: [BLUE], 49152, ("STOP",)),
+        Request("t/test/2", "<image>\nc", lambda: [BLUE], 4, ("STOP",)),
+        Request("t/test/3", "d", lambda: [RED.copy()], 4),
     ]
     advanced: list[int] = []
     found = requests.answer(*stand_in(), questions, 2, advanced.append)
@@ -192,7 +192,7 @@ def test_answers_come_back_in_order_with_each_question_s_own_image_limit_and_end
 
 def test_equal_images_are_shown_to_the_vision_tower_once_and_others_never_mixed_up(calls):
     flat = Image.new("RGB", (8, 2), "red")  # as many bytes as RED, and the same ones
-    requests.answer(*stand_in(), [Question(str(i), "?", lambda i=i: [i]) for i in (RED, RED.copy(), BLUE, flat)], 4)
+    requests.answer(*stand_in(), [Request(str(i), "?", lambda i=i: [i]) for i in (RED, RED.copy(), BLUE, flat)], 4)
     (_, images, asked, _), *_ = calls.calls
     keys = [key for key, _ in asked]
     assert keys[0] == keys[1]
@@ -225,7 +225,7 @@ def test_answers_are_those_of_evaluate(scale, decided):
     wanted, _ = evaluator.evaluate(backbone, method, benchmark, 1, samples=samples)
     alone = [[(step["layer"], step["decision"], step["visual_tokens"]) for step in record["layers"]] for record in wanted]
     backbone.forget()
-    questions = [Question(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
+    questions = [Request(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
     found = requests.answer(backbone, method, questions[::-1], 3)[::-1]
     assert [a.text for a in found] == [r["prediction"] for r in wanted]
     assert [a.visual_tokens for a in found] == [r["visual_tokens"] for r in wanted]

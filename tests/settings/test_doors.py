@@ -9,7 +9,7 @@ import pytest
 from support.scripts import ROOT, run
 
 from blink_exp.errors import UserError
-from blink_exp.settings.doors import DOORS, redirection
+from blink_exp.settings.doors import COMMANDS, redirection
 from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.words import prepared
 
@@ -56,13 +56,13 @@ def test_a_command_s_own_words_stay_where_they_are(root, words):
 
 
 def test_every_door_has_settings_and_a_help():
-    for name in DOORS:
+    for name in COMMANDS:
         said = run(["-m", "blink_exp", name, "--help"])
         assert said.returncode == 0 and f"python -m blink_exp {name}" in said.stdout and f"conf/{name}.yaml:" in said.stdout
     listed = run(["-m", "blink_exp"])
-    assert listed.returncode == 0 and all(f"  {name}: " in listed.stdout for name in DOORS)
+    assert listed.returncode == 0 and all(f"  {name}: " in listed.stdout for name in COMMANDS)
     wrong = run(["-m", "blink_exp", "vew"])
-    assert (wrong.returncode, wrong.stderr) == (2, f"error: vew is not a command; use one of: {', '.join(DOORS)}\n")
+    assert (wrong.returncode, wrong.stderr) == (2, f"error: vew is not a command; use one of: {', '.join(COMMANDS)}\n")
 
 
 @pytest.mark.parametrize(

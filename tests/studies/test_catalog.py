@@ -43,7 +43,7 @@ def asked(monkeypatch, tmp_path):
         }
 
     monkeypatch.setattr(catalog, "measure", measure)
-    monkeypatch.setattr(plan, "own_words", lambda: [])
+    monkeypatch.setattr(plan, "command_line_overrides", lambda: [])
     monkeypatch.setattr(plan, "settings_of", lambda cfg, kind, experiment, own: [(kind, experiment["name"])])
     monkeypatch.setattr(catalog, "run_together", lambda configs: found.append(("together", list(configs), len(found))))
     return found
@@ -80,7 +80,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_on_the_page_of_its_table(monkeypa
         raise UserError("no CLS token")
 
     monkeypatch.setattr(catalog, "measure_figure", refuse)
-    found, folder = catalog.drawn(None, {"name": "hero_fig6", "title": "Kept"}, [], tmp_path / "hero_fig6", {}, {})
+    found, folder = catalog.embedded_figure(None, {"name": "hero_fig6", "title": "Kept"}, [], tmp_path / "hero_fig6", {}, {})
     assert json.loads((folder / "figure.json").read_text(encoding="utf-8")) == found
     document = {"kind": "table", "name": "toy", "title": "Toy", "published_columns": {}, "groups": [], "rows": [], "command": "c"}
     assert "no CLS token" in html.page(document, tmp_path, [(found, folder)]).read_text(encoding="utf-8")
@@ -168,7 +168,7 @@ def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path)
         (tmp_path / text).mkdir()
         (tmp_path / text / "table.json").write_text(text, encoding="utf-8")
         (tmp_path / text / "wandb").mkdir()
-        catalog.keep(tmp_path / text, tmp_path / "report" / "t" / "m")
+        catalog.copy_to_report(tmp_path / text, tmp_path / "report" / "t" / "m")
     assert [p.name for p in (tmp_path / "report" / "t").iterdir()] == ["m"]
     kept = tmp_path / "report" / "t" / "m"
     assert (kept / "table.json").read_text(encoding="utf-8") == "new" and not (kept / "wandb").exists()

@@ -256,7 +256,7 @@ def test_the_command_of_a_point_runs_that_point_without_its_search(conf, name):
     extra = {"blink": ["search.first_layer=13", "search.last_layer=17", "method=blink_interp"], "hero": ["hero_alpha.alpha=0.25"]}[name]
     words = [f"search={name}", *extra, "limit=20", "store=x", "objective=accuracy", "seed=3"]
     choices = compose("sweep", words, return_hydra_config=True).hydra.runtime.choices
-    said = tuning.alone(OmegaConf.create({"hydra": {"runtime": {"choices": choices}}}), words)
+    said = tuning.standalone_command(OmegaConf.create({"hydra": {"runtime": {"choices": choices}}}), words)
     script, *overrides = said[1:]
     assert script == "evaluate.py" and not any("search" in w for w in overrides)
     wanted = replace(composed("sweep", words), part="test")

@@ -50,7 +50,7 @@ def test_a_logger_that_cannot_be_opened_costs_nothing_but_a_line(monkeypatch, tm
     def refused(*_):
         raise RuntimeError("bad key")
 
-    monkeypatch.setattr(base, "opened", refused)
+    monkeypatch.setattr(base, "open_tracker", refused)
     with tracking.tracker(settings("wandb"), tmp_path, "n") as track:
         track.metrics({"a": 1})
     assert capsys.readouterr().err.count("\n") == 1
@@ -59,7 +59,7 @@ def test_a_logger_that_cannot_be_opened_costs_nothing_but_a_line(monkeypatch, tm
 def test_what_fails_in_the_block_is_raised_and_the_run_is_closed_as_failed(monkeypatch, tmp_path):
     closed = []
     kept = SimpleNamespace(close=lambda failed: closed.append(failed))
-    monkeypatch.setattr(base, "opened", lambda *_: kept)
+    monkeypatch.setattr(base, "open_tracker", lambda *_: kept)
     with pytest.raises(KeyboardInterrupt), tracking.tracker(settings("wandb"), tmp_path, "n"):
         raise KeyboardInterrupt
     with tracking.tracker(settings("wandb"), tmp_path, "n"):
@@ -109,7 +109,7 @@ def test_out_of_reach_goes_offline_and_the_next_run_does_not_wait(monkeypatch, t
     monkeypatch.setattr(wandb, "init", init)
     run = Run("n" * 200, "g" * 200 + "end", ("t" * 70,))
     for _ in range(2):
-        words = weights_and_biases.started(settings("wandb", mode="online"), tmp_path, run)
+        words = weights_and_biases.start_run(settings("wandb", mode="online"), tmp_path, run)
     assert asked == ["online", "offline", "offline"]
     assert (len(words["name"]), len(words["group"]), words["group"][-3:], len(words["tags"][0])) == (128, 128, "end", 64)
     assert capsys.readouterr().err.count("\n") == 1

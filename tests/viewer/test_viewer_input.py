@@ -49,7 +49,7 @@ def test_a_broken_picture_is_one_line(data, tmp_path):
 
 def test_an_unknown_sample_names_the_nearest():
     with pytest.raises(UserError) as error:
-        subject.subject(config(sample="mosaic_mme/v1/colr/0007/no"))
+        subject.load_subject(config(sample="mosaic_mme/v1/colr/0007/no"))
     said = str(error.value)
     assert said.startswith("sample=mosaic_mme/v1/colr/0007/no is not among the 640 samples of mosaic_mme; did you mean ")
     assert "mosaic_mme/v1/color/0007/no" in said and "\n" not in said and len(said) < 250
@@ -78,7 +78,7 @@ def test_benchmarks_without_questions_and_samples_without_image_are_refused(monk
     ):
         monkeypatch.setattr(subject, "prepare_benchmark", lambda cfg, found=benchmark: found)
         with pytest.raises(UserError) as error:
-            subject.subject(config(sample="7"))
+            subject.load_subject(config(sample="7"))
         assert str(error.value) == said
 
 

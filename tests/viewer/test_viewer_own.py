@@ -42,7 +42,7 @@ def test_pictures_with_one_name_and_size_are_not_taken_for_each_other(scale, tmp
     for colour in ("red", "blue"):
         (tmp_path / "photo.png").unlink(missing_ok=True)
         Image.new("RGB", (96, 96), colour).save(tmp_path / "photo.png")
-        about = subject.subject(config(image=str(tmp_path / "photo.png"), question="q"))
+        about = subject.load_subject(config(image=str(tmp_path / "photo.png"), question="q"))
         found.append(trace(scale, none(), about.benchmark, about.sample, about.image))
     assert not torch.equal(found[0].visual.features, found[1].visual.features)
 

@@ -38,9 +38,9 @@ def test_attention_is_put_where_its_tokens_stand():
 
 def test_kept_tokens_of_a_pruner_are_counted_and_darkened(scale_next, photo):
     cfg = config("model=scale_llava_next", "method=hero")
-    about = subject.subject(config(image=str(photo), question="is there a circle?"))
+    about = subject.load_subject(config(image=str(photo), question="is there a circle?"))
     found = trace(scale_next, build(cfg.method, scale_next), about.benchmark, about.sample, about.image)
-    kept = pages.kept(found)
+    kept = pages.token_counts(found)
     views = found.visual.views
     assert kept["of"] == {"base": 144, "tiles": int(views.valid[1:].sum())}
     assert kept["entering"] == kept["last"] and kept["entering"]["merged"] == 0
@@ -74,6 +74,6 @@ def test_kept_tokens_of_a_method_in_the_llm(scale, method):
         works = behind.get(stage.layer, works)
     merged = sum(int((stage.source == EXTRA).sum()) for stage in found.stages)
     assert float(found.presence.sum()) * 32 == pytest.approx(sum(len(stage.source) for stage in found.stages) - merged)
-    kept = pages.kept(found)
+    kept = pages.token_counts(found)
     assert kept["inside"] and kept["entering"]["base"] == 144 > kept["last"]["base"] > 0
     assert (kept["last"]["merged"] > 0) == (method == "sparsevlm")
