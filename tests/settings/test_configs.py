@@ -15,7 +15,7 @@ GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir
 ROOTS = {
     "evaluate": {
         *("model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"),
-        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "blink", "judge", "image_loading"),
+        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "fill", "judge", "image_loading"),
     },
     "train": {"model", "layers", "tokensr", "loss", "optim", "trainer", "data", "logger", "image_loading"},
 }
