@@ -64,4 +64,4 @@ def test_places_of_expanded_tokens_are_not_rounded_to_bfloat16(halves):
         hook.remove()
     fractional = [p for p in seen if p.is_floating_point()]
     assert fractional and all(p.dtype == torch.float32 for p in fractional)
-    assert max(len(p.unique()) for p in fractional) == 144
+    assert max(len(p[p % 1 != 0].unique()) for p in fractional) == 144  # tokens around them have whole numbers

@@ -16,6 +16,7 @@ from blink_exp.cli import CONF
 from blink_exp.core.views import ViewGeometry, all_tokens, pack
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, tokens
+from blink_exp.methods.blink import BlinkPolicy
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts, scaled_schedule
 from blink_exp.settings import compose
@@ -133,7 +134,7 @@ def test_policy_tokens_by_hand():
     a, b, c = counts(576, [int(s * 576 + 1e-9) for s in policy.shares])
     assert matching.policy_tokens(policy, 576, 32) == (3 * 576 + 4 * a + 9 * b + 16 * c) / 32  # layers 0 to 2 see all
     with pytest.raises(UserError, match="leave match away"):
-        matching.policy_tokens(object(), 1, 1)
+        matching.policy_tokens(BlinkPolicy((0,)), 1, 1)
 
 
 def test_search_finds_the_nearest_also_on_steps_and_backwards_and_says_what_is_out_of_reach():
