@@ -192,7 +192,7 @@ def evaluate(
     workers: int = 0,
 ) -> tuple[list[Record], list[Skipped]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
-    row or image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``pictures.open_images``."""
+    row or image could not be read; both in the samples' order. ``kept``: see ``asking.Point``; ``workers``: see ``open_images``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
     point = Point(method, kept)
     with bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
