@@ -25,7 +25,7 @@ from blink_exp.decoder.shared_attention import stacked
 
 @dataclass(frozen=True)
 class ScanRow:
-    """The segments in front of one text; see ``Branch`` and ``Question``."""
+    """The segments in front of one text; see ``Branch`` and ``QuestionInputs``."""
 
     blocks: Front
     expanded: tuple[Front, ...]
