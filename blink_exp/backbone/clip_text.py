@@ -14,7 +14,7 @@ from blink_exp.backbone.weights import check_finite
 from blink_exp.errors import UserError, flat
 
 SHARED = "vision_model."  # prefix of the weights that CLIP and LLaVA share
-MOST_TEXTS = 4096  # embeddings kept, of 3 KB each for CLIP-L: the questions of a benchmark are more
+MOST_TEXTS = 4096  # cached embeddings, 3 KB each for CLIP-L
 
 
 class ClipText:
@@ -23,7 +23,7 @@ class ClipText:
     Args:
         clip: a ``CLIPModel`` whose vision tower is the one that LLaVA has.
         tokenizer: its tokenizer; longer texts are cut to the tower's length (77 tokens).
-        ending: what the tokenizer does not put behind a text by itself although the tower pools there.
+        ending: end token to append where the tokenizer does not add the one that the tower pools at.
     """
 
     def __init__(self, clip: Any, tokenizer: Any, ending: str = ""):
@@ -32,7 +32,7 @@ class ClipText:
 
     @torch.no_grad()
     def project(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(views, projection) float32 from (views, width) pooled CLS tokens; the tower is not run again."""
+        """(views, projection) float32 from (views, width) pooled CLS tokens; the tower is not run."""
         weight = self.clip.visual_projection.weight
         return self.clip.visual_projection(pooled.to(weight.device, weight.dtype)).float()
 
@@ -42,7 +42,7 @@ class ClipText:
         if text not in self._known:
             most = self.clip.config.text_config.max_position_embeddings
             ids = self.tokenizer(text + self.ending, return_tensors="pt").input_ids.to(self.clip.device)
-            if ids.shape[1] > most:  # the last token is the one the tower pools at, so it stays
+            if ids.shape[1] > most:  # the tower pools at the last token, so it is kept
                 ids = torch.cat([ids[:, : most - 1], ids[:, -1:]], dim=1)
             if len(self._known) >= MOST_TEXTS:
                 del self._known[next(iter(self._known))]
@@ -51,8 +51,8 @@ class ClipText:
 
 
 def load_clip_text(path: str | None, backbone: Any) -> ClipText:
-    """The text tower for ``backbone``: ``scale`` is the one that ships, else a CLIP folder or hub id. Raises UserError where it does not
-    belong to the backbone's vision tower."""
+    """The text tower for ``backbone``: ``scale`` is the one that ships, else a CLIP folder or hub id. Raises UserError where it
+    does not match the backbone's vision tower."""
     if path is None:
         raise UserError("model.clip=null, but this method reads CLIP's text tower; give its folder or hub id, or set hero_alpha=no_text")
     if path == "scale":
@@ -62,7 +62,7 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     try:
         clip: Any = CLIPModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # what a library raises over a folder's files is nowhere documented
+    except Exception as error:  # libraries do not document their exceptions for damaged files
         raise UserError(
             f"model.clip={path} gives no CLIP in safetensors ({flat(error, 240)}); give a folder that holds one, or set hero_alpha=no_text"
         ) from error

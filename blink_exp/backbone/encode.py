@@ -1,7 +1,7 @@
-"""The frozen CLIP tower, run once an image: patch features, and what pruners ask to see of its attention.
+"""The frozen CLIP tower, run once for each image: patch features, and the attention inputs that pruners require.
 
-Only the CLS row is ever computed: queries of the CLS token and keys are taken from the q and k projections of the layers somebody asked
-for, so the tower keeps its fused attention kernel. CLIP layers are numbered 1 to 24 here, as the papers count them.
+Only the CLS row of attention is computed, from hooks on the q and k projections of the required layers, so the tower keeps its fused
+attention kernel. CLIP layers are numbered 1 to 24 here, as the papers count them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from blink_exp.errors import UserError
 
 
 def tower_layers(tower: Any) -> Any:
-    """The layer list of a vision tower, wherever its class keeps it."""
+    """The layer list of a vision tower, for every supported class."""
     inner = getattr(tower, "vision_model", tower)
     return inner.encoder.layers
 
@@ -59,7 +59,7 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
     Args:
         pixels: (all views, 3, size, size), the views of the images one after another.
         views: the geometry of each image.
-        clip: what has ``visual_projection`` and the text tower (see ``ClipText``), needed where ``needs.text``.
+        clip: the text tower and projections (see ``ClipText``), needed where ``needs.text``.
     """
     tower, config = model.model.vision_tower, model.config
     if needs.attention or needs.keys or needs.cls:
@@ -87,12 +87,12 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
 
 
 def compact(part: torch.Tensor) -> torch.Tensor:
-    """``part`` in memory of its own: a view of a batch that is kept keeps the whole batch."""
+    """``part``, copied if it is a view of a larger tensor, which a cached view would keep alive."""
     return part if part.nbytes == part.untyped_storage().nbytes() else part.clone()
 
 
 def _selected(states, config) -> torch.Tensor:
-    """(views, N, C): the hidden states that the backbone reads, without CLS unless it keeps that."""
+    """(views, N, C): the hidden states that the backbone reads, without CLS unless its config keeps it."""
     layer = config.vision_feature_layer
     chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
     return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
@@ -101,8 +101,7 @@ def _selected(states, config) -> torch.Tensor:
 def _cls_logits(query: torch.Tensor, keys: torch.Tensor, heads: int) -> torch.Tensor:
     """(views, heads, N + 1) from (views, C) and (views, N + 1, C), scaled by 1 / sqrt(head width). q_proj's output is unscaled.
 
-    One product of the keys as they lie with a matrix that holds each head's query in a column of its own, 0 elsewhere: cheaper than
-    copying the keys head by head."""
+    One matrix product with each head's query in its own column, 0 elsewhere: cheaper than copying the keys head by head."""
     q = query.unflatten(-1, (heads, -1))
     columns = torch.diag_embed(q.transpose(1, 2)).transpose(1, 2).flatten(1, 2)  # (views, C, heads)
     return (keys @ columns).transpose(1, 2) * q.shape[-1] ** -0.5

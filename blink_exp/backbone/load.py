@@ -1,4 +1,4 @@
-"""Loads a backbone: a scale model that ships, a folder in Hugging Face layout, or a repository of the hub."""
+"""Loads a backbone: a scale model of this package, a folder in Hugging Face layout, or a repository of the hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from blink_exp.settings.targets import Model
 
 
 def _cache_last(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
-    """Like lru_cache(1), but what is kept goes before another is loaded: a GPU may not hold two."""
+    """Like lru_cache(1), but evicts before loading another: a GPU may not hold two."""
     loaded: dict[tuple, Backbone] = {}
 
     @functools.wraps(function)
@@ -51,9 +51,9 @@ def load(
     pad: bool = False,
     system_prompt: str | None = "none",
 ) -> Backbone:
-    """The model in folder ``path`` (or hub id), frozen; ``scale`` and ``scale_next`` are those that ship with this package.
+    """The model in folder ``path`` (or hub id), frozen; ``scale`` and ``scale_next`` ship with this package.
 
-    Kept for the next call with the same arguments, so the jobs of a sweep share one copy.
+    Cached for the next call with the same arguments, so the jobs of a sweep share one copy.
 
     Args:
         revision: branch, tag or commit of a hub id; a folder has none.
@@ -61,7 +61,7 @@ def load(
         quantization: 4bit (nf4) or 8bit weights of the language model (needs bitsandbytes and a GPU); null: ``dtype``.
         pad, system_prompt: see ``Backbone``; the published scores of LLaVA-1.5 were taken with true and vicuna_v1.
 
-    Raises UserError before weights are read if they are missing, cut off, too large, or if a setting cannot be.
+    Raises UserError before weights are read if they are missing, cut off or too large, or if a setting is invalid.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -121,7 +121,7 @@ def _model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they come in the report, by name
+            ignore_mismatched_sizes=True,  # reported by name in the loading info
             **placed,
         )
     model, report = loaded
@@ -132,7 +132,7 @@ def _model(
 
 
 def _greedy(model: Any, path: str) -> None:
-    """Keeps of a checkpoint's generation_config.json the special tokens alone: some carry a temperature or a length of their own."""
+    """Keeps only the special tokens of generation_config.json, which may also set a temperature or a length."""
     from transformers import GenerationConfig
 
     old = model.generation_config
@@ -141,7 +141,7 @@ def _greedy(model: Any, path: str) -> None:
 
 
 def check_words(**settings: str | None) -> None:
-    """Raises UserError for a word that a setting does not know."""
+    """Raises UserError for a value that a setting does not allow."""
     for key, value in settings.items():
         choices = fields(Model)[key].metadata["limit"].words
         if value not in choices and not (value is None and value_type(Model, key)[1]):
@@ -149,7 +149,7 @@ def check_words(**settings: str | None) -> None:
 
 
 def check_device(device: str, quantization: str | None, device_map: str | None, attn_implementation: str, dtype: str) -> None:
-    """Raises UserError for a device that is not there, or a setting whose library or device is not."""
+    """Raises UserError for a missing device, or a setting whose library or device is missing."""
     try:
         kind = torch.device(str(device))
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A model whose logits are nan or inf answers nothing, and must not be scored as if it had answered wrongly."""
+"""Check for logits that are nan or inf: such a model has no answer, which must not be scored as a wrong one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blink_exp.errors import UserError
 
 
 def check_logits(best: torch.Tensor) -> None:
-    """``best``: (rows,) the largest logit of each row, which is nan where any of them is. Raises UserError where one is nan or inf."""
+    """``best``: (rows,) largest logit of each row, nan where any logit is. Raises UserError where one is nan or inf."""
     bad = int((~best.isfinite()).sum())
     if bad:
         raise UserError(
@@ -21,7 +21,7 @@ def check_logits(best: torch.Tensor) -> None:
 
 
 class Checked(LogitsProcessor):
-    """Lets finite logits through Hugging Face's generate()."""
+    """Checks logits in Hugging Face's generate()."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any) -> Any:
         check_logits(scores.max(-1).values)

@@ -1,4 +1,4 @@
-"""What a backbone will need of memory, from its config alone, so that too little is said before the weights are read.
+"""Estimates a backbone's memory from its config, so that a lack of memory is reported before the weights are read.
 
 ``python -m blink_exp.backbone.memory`` prints the table of docs/backbones.md.
 """
@@ -20,14 +20,14 @@ from blink_exp.errors import UserError
 BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 # bitsandbytes: a float32 scale for each 64 weights (nf4), for each row of a matrix (int8; too few to count).
 QUANTIZED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
-KEPT = ("vision_tower", "multi_modal_projector", "lm_head")  # never quantised: pruners and TokenSR read them
-MOST_SHARED = 2**30  # by default in main memory, which other processes use too: more batches of images there do not make it faster
+KEPT = ("vision_tower", "multi_modal_projector", "lm_head")  # not quantised: pruners and TokenSR read them
+MOST_SHARED = 2**30  # default limit in main memory; more is not faster
 TEXT = 512  # tokens of a long question with its prompt
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``parameters``: how many; ``weights``: bytes of them; ``cache``: bytes of one prompt's keys and values."""
+    """``parameters``: number of parameters; ``weights``: their bytes; ``cache``: bytes of one prompt's keys and values."""
 
     parameters: int
     weights: int
@@ -39,7 +39,7 @@ class Estimate:
 
 
 def count(config: Any) -> tuple[int, int]:
-    """Parameters of a LLaVA ``config`` that quantisation packs, and all others. The model is made on the meta device, without numbers."""
+    """(quantisable parameters, others) of a LLaVA ``config``. The model is built on the meta device."""
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
@@ -51,7 +51,7 @@ def count(config: Any) -> tuple[int, int]:
 
 
 def estimate(config: Any, dtype: str, quantization: str | None = None, counted: tuple[int, int] | None = None) -> Estimate:
-    """Of a LLaVA ``config``. ``counted``: what ``count`` gave, if that is known already."""
+    """Memory of a LLaVA ``config``. ``counted``: result of ``count``, if known."""
     matrices, others = counted or count(config)
     weights = matrices * (QUANTIZED[quantization] if quantization else BYTES[dtype]) + others * BYTES[dtype]
     text = config.text_config
@@ -61,7 +61,7 @@ def estimate(config: Any, dtype: str, quantization: str | None = None, counted: 
 
 
 def visual_tokens(config: Any) -> int:
-    """The most visual tokens, newlines included, that an image becomes."""
+    """The largest number of visual tokens of an image, newlines included."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     grids = getattr(config, "image_grid_pinpoints", None) or []
     tiles = [(h // config.vision_config.image_size * side, w // config.vision_config.image_size * side) for h, w in grids]
@@ -69,7 +69,7 @@ def visual_tokens(config: Any) -> int:
 
 
 def free(device: str) -> int | None:
-    """Bytes that are free on ``device``: a GPU's own, else main memory within the limit of the process's container; None if unknown."""
+    """Free bytes on ``device``: of the GPU, else of main memory within the container's limit; None if unknown."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(torch.device(device))[0]
     limits = [psutil.virtual_memory().available]
@@ -80,8 +80,8 @@ def free(device: str) -> int | None:
 
 
 def shared_bytes(shared_gb: float | None, device: str) -> int:
-    """What questions and points may hold in common: ``shared_gb`` GB, or a tenth of what is free, at most ``MOST_SHARED`` in main memory
-    (see ``blink_exp.decoder``)."""
+    """Memory budget in bytes for what questions and points share: ``shared_gb`` GB, or a tenth of what is free, at most ``MOST_SHARED`` in
+    main memory (see ``blink_exp.decoder``)."""
     if shared_gb is not None:
         if shared_gb <= 0:
             raise UserError(f"shared_gb={shared_gb} holds nothing; use a size in GB above 0, or null for a tenth of what is free")
@@ -91,12 +91,12 @@ def shared_bytes(shared_gb: float | None, device: str) -> int:
 
 
 def check(config: Any, dtype: str, device: str, quantization: str | None = None, device_map: str | None = None) -> None:
-    """Raises UserError where the weights and one prompt's cache do not fit: the value, the limit, and what would fit."""
+    """Raises UserError where the weights and one prompt's cache do not fit."""
     counted = count(config)
     need = estimate(config, dtype, quantization, counted)
     devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device_map else [device]
     if device_map and not quantization:
-        devices.append("cpu")  # what the GPUs cannot hold goes there
+        devices.append("cpu")  # for weights that do not fit on the GPUs
     room = [free(d) for d in devices]
     if None in room:
         return
@@ -116,7 +116,7 @@ def check(config: Any, dtype: str, device: str, quantization: str | None = None,
 
 
 def check_batch(config: Any, dtype: str, device: str, batch_size: int) -> None:
-    """Raises UserError where the keys and values of ``batch_size`` prompts do not fit beside the weights, which are loaded already."""
+    """Raises UserError where the keys and values of ``batch_size`` prompts do not fit beside the loaded weights."""
     have, one = free(device), estimate(config, dtype, counted=(0, 0)).cache
     if have is not None and batch_size * one > have:
         raise UserError(
@@ -128,7 +128,7 @@ def check_batch(config: Any, dtype: str, device: str, batch_size: int) -> None:
 def _cures(
     config: Any, counted: tuple[int, int], dtype: str, device: str, have: int, quantization: str | None, device_map: str | None
 ) -> str:
-    """What would fit instead, the least loss first."""
+    """Settings that would fit, the least loss of precision first."""
     options: list[tuple[str, str, str | None]] = (
         [("model.dtype=bfloat16", "bfloat16", None)] if BYTES[dtype] > 2 and not quantization else []
     )

@@ -31,10 +31,10 @@ from blink_exp.errors import UserError
 class Backbone:
     """A LLaVA or LLaVA-NeXT model with its processor.
 
-    ``name``: what results and checkpoints call it; ``tokensr``: folder of the TokenSR modules that ship with it, or None; ``pad``: whether
+    ``name``: its name in results and checkpoints; ``tokensr``: folder of the TokenSR modules that ship with it, or None; ``pad``: whether
     images are padded to squares instead of cropped; ``system_prompt``: a key of ``processor.SYSTEM_PROMPTS``; ``quantization``: null, 4bit
-    or 8bit; ``revision``: the commit or branch of the hub that the weights come from; ``files``: their folder, where they can be read as
-    they were saved.
+    or 8bit; ``revision``: the commit or branch of the hub that the weights come from; ``files``: folder of the saved
+    weights.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Backbone:
     processor: Any
     tokensr: Path | None = None
     clip_path: str | None = None  # of the text tower; loaded when a method reads it
-    cache_bytes: int = 2**28  # at most, of the tower's output for images seen before; the points of a sweep ask about the same images
-    shared_bytes: int = 2**31  # of all that questions and points share, images seen before included (``blink_exp.decoder``)
+    cache_bytes: int = 2**28  # limit for cached tower outputs; the points of a sweep share images
+    shared_bytes: int = 2**31  # limit for all shared data, cached images included (``blink_exp.decoder``)
     pad: bool = False
     system_prompt: str = "none"
     quantization: str | None = None
@@ -76,7 +76,7 @@ class Backbone:
         digest = hashlib.sha256()
         names = ("layers.0.self_attn.q_proj.weight", "multi_modal_projector.linear_2.weight")
         if self.files is not None and (self.quantization or len(set(getattr(self.model, "hf_device_map", {}).values())) > 1):
-            chosen = [weights.read(self.files, name) for name in names]  # in the model they are packed, or not in memory
+            chosen = [weights.read(self.files, name) for name in names]  # in memory they are quantised or offloaded
         else:
             chosen = [self.llm.layers[0].self_attn.q_proj.weight, self.model.model.multi_modal_projector.linear_2.weight]
         for weight in chosen:
@@ -85,7 +85,7 @@ class Backbone:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of the loading changes results: for the files that hold them."""
+        """Loading options that affect results, recorded with them."""
         return {
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": str(self.model.device),
@@ -113,7 +113,7 @@ class Backbone:
         return load_clip_text(self.clip_path, self)
 
     def check(self, needs: EncoderRequirements) -> None:
-        """Raises UserError where this backbone cannot show a method what it needs to see, before any work is done."""
+        """Raises UserError where this backbone lacks an output that a method needs."""
         if needs.attention or needs.keys or needs.cls:
             check_cls_token(self.model.model.vision_tower)
         if needs.text and self.tiled:
@@ -135,7 +135,7 @@ class Backbone:
     def encodings(self, images: ImagesById, needs: EncoderRequirements) -> dict[str, Encoding]:
         """{id: Encoding} of images by id."""
         wider = next((n for _, n in reversed(self._encodings) if n.covers(needs) and all((k, n) in self._encodings for k in images)), needs)
-        needs = wider  # what was made for somebody who looks at more serves as well
+        needs = wider  # a cached encoding with more outputs serves too
         new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
         if new:
             encodings: list[Encoding] = []
@@ -147,19 +147,19 @@ class Backbone:
 
     @property
     def tower_bytes(self) -> int:
-        """Bytes that the features of images seen before may hold, their encodings as many, and a pass of the tower."""
+        """Byte limit for cached features, for cached encodings, and for a pass of the tower, each."""
         return min(self.cache_bytes, self.shared_bytes // 8)
 
     @property
     def images_bytes(self) -> int:
-        """Bytes that features and encodings of images seen before hold."""
+        """Bytes of cached features and encodings."""
         return sum(f.nbytes for f in self._features.values()) + sum(e.nbytes for e in self._encodings.values())
 
     def _at_once(self, images: Iterable[Image.Image | PreparedImage]) -> Iterator[list[PreparedImage]]:
-        """Prepared images by the passes of the tower that run them: as many as ``tower_bytes`` holds with all layers' states."""
+        """Batches of prepared images: as many as fit into ``tower_bytes`` with all layers' states."""
         vision, views = self.model.config.vision_config, 0
         pictures: list[PreparedImage] = []
-        view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: inside a layer, its MLP and its heads
+        view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: activations inside a layer
         most = max(1, self.tower_bytes // (view * self.model.dtype.itemsize))
         for image in images:
             one = prepare_image(image, self.processor.image_processor)
@@ -176,7 +176,7 @@ class Backbone:
 
     @staticmethod
     def shrink(cache: OrderedDict, most: int, needed: Collection = ()) -> None:
-        """Makes a cache forget what was not used for longest until it fits in ``most`` bytes; what is not ``needed`` goes first."""
+        """Evicts least recently used entries until a cache fits into ``most`` bytes; entries that are not ``needed`` first."""
         size = sum(v.nbytes for v in cache.values())
         for key in [k for k in cache if k not in needed] + [k for k in cache if k in needed]:
             if size <= most:
@@ -185,7 +185,7 @@ class Backbone:
 
     @staticmethod
     def recall(cache: OrderedDict, keys: list, most: int) -> dict:
-        """Entries of a cache, which then forgets what was not used for longest until it fits in ``most`` bytes."""
+        """Entries of a cache, which is then shrunk to ``most`` bytes."""
         for key in keys:
             cache.move_to_end(key)
         out = {key: cache[key] for key in keys}
@@ -229,7 +229,7 @@ class Backbone:
         return out
 
     def forget(self) -> None:
-        """Empties what is kept of images seen before."""
+        """Clears the caches."""
         self.prefixes.clear()
         self._features.clear()
         self._encodings.clear()
@@ -243,7 +243,7 @@ class Backbone:
     def around(self, questions: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Token ids before and behind the image of each question's prompt, as ``batch`` has them.
 
-        Raises UserError for a question that holds an image's placeholder itself."""
+        Raises UserError for a question that contains the image placeholder."""
         token_ids = []
         image, token = self.model.config.image_token_id, self.processor.image_token
         for ids in self.processor.tokenizer([self.prompt(q) for q in questions], return_token_type_ids=False)["input_ids"]:

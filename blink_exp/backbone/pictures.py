@@ -1,4 +1,4 @@
-"""Images as the vision tower takes them, and processes that open and prepare them ahead of the model."""
+"""Prepares images for the vision tower, optionally in worker processes ahead of the model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from blink_exp.errors import UserError, flat, reason
 from blink_exp.images import shrink_to_side
 
-LARGE = 2**22  # pixels above which an image is prepared where it is opened: a batch of such would not fit in memory
-AT_MOST = 8  # processes by default: behind a GPU, what a batch of photographs needs
+LARGE = 2**22  # pixels above which an image is prepared when opened: a batch of such originals would not fit in memory
+AT_MOST = 8  # default number of worker processes with a GPU
 
 
 class PreparedImage(NamedTuple):
@@ -52,7 +52,7 @@ def check_workers(workers: int | None, device: str) -> int:
 
     Raises UserError for what is no number from 0 on."""
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # a scheduler may give but some
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # a scheduler may restrict them
         return 0 if device == "cpu" else min(AT_MOST, cores - 1)
     if not isinstance(workers, int) or workers < 0:
         raise UserError(f"workers={workers} is no number of processes; use 0 or more, or null")
@@ -60,11 +60,10 @@ def check_workers(workers: int | None, device: str) -> int:
 
 
 def open_images(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int = 0, ahead: int = 1) -> Iterator[OpenedImage]:
-    """The images that ``images`` open, in their order.
+    """Opens ``images`` in order.
 
-    Without workers one is opened when it is asked for, and prepared by whoever needs it, unless it is large. With workers they come
-    prepared in the backbone's dtype, and about ``ahead`` images are made before they are asked for. What comes does not depend on
-    ``workers``.
+    Without workers an image is opened on demand and left unprepared, unless it is large. With workers images are prepared in the
+    backbone's dtype, about ``ahead`` of them in advance. The contents do not depend on ``workers``.
     """
     prepare = functools.partial(_prepare_as, image_processor=backbone.processor.image_processor, dtype=backbone.model.dtype)
     loader: DataLoader[Any] = DataLoader(
@@ -74,7 +73,7 @@ def open_images(images: Rows[Callable[[], Image.Image]], backbone: Any, workers:
         num_workers=workers,
         prefetch_factor=max(2, math.ceil(ahead / workers)) if workers else None,
         pin_memory=workers > 0 and backbone.model.device.type == "cuda",
-        generator=torch.Generator(),  # of its own: the loader draws a seed, which must not be the run's
+        generator=torch.Generator(),  # a separate one: the loader draws a seed
     )
     try:
         yield from loader
@@ -88,7 +87,7 @@ def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Pre
     """``most``: pixels of an image that is not prepared."""
     try:
         opened_image = image()
-        opened_image.load()  # a file that is cut off says so here, whoever prepares it
+        opened_image.load()  # raises here for a truncated file
         return prepare(opened_image) if opened_image.width * opened_image.height > most else opened_image
     except OSError as error:
         return UnreadableImage(reason(error))

@@ -1,4 +1,4 @@
-"""The processor of a checkpoint, made to agree with its config: prompts, square padding, the number of image tokens."""
+"""Loads a checkpoint's processor and aligns it with the config: prompts, square padding, number of image tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from blink_exp.backbone.supported import read_by_library
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import encodable
 
-# ``vicuna_v1`` is what LLaVA's published scores were taken with; the checkpoints' own chat template has no system text by default.
+# LLaVA's published scores were measured with ``vicuna_v1``; the checkpoints' own chat template has no system text by default.
 SYSTEM_PROMPTS = {
     "none": None,
     "vicuna_v1": (
@@ -34,7 +34,7 @@ def without_placeholder(text: str, placeholder: str, of: str = "the question") -
 
 
 def conversation(question: str, system_prompt: str = "none") -> list[dict[str, Any]]:
-    """The messages of one question about one image, as a chat template takes them."""
+    """The messages of one question about one image, in the format of chat templates."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     system = SYSTEM_PROMPTS[system_prompt]
     before = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
@@ -47,14 +47,14 @@ def chat_prompt(processor: Any, question: str, system_prompt: str = "none") -> s
 
 
 def load_processor(folder: Path, config: Any, path: str, pad: bool, system_prompt: str) -> Any:
-    """The processor in ``folder``, resizing by PIL as LLaVA does, whether torchvision is there or not.
+    """The processor in ``folder``, resizing by PIL as LLaVA does, with or without torchvision.
 
     Args:
-        config: the model's, which the processor is made to agree with: older checkpoints leave out what the image tokens are counted by.
-        path: what messages call the checkpoint.
+        config: the model's; sets values for counting image tokens that older processors lack.
+        path: the checkpoint's name in messages.
         pad, system_prompt: see ``Backbone``.
 
-    Raises UserError where the files cannot serve.
+    Raises UserError where the files are unusable.
     """
     from transformers import AutoProcessor
 
@@ -79,7 +79,7 @@ def load_processor(folder: Path, config: Any, path: str, pad: bool, system_promp
 
 
 def _agree(processor: Any, config: Any, path: str) -> None:
-    """Sets what the number of image tokens follows from; it must be the model's own number."""
+    """Sets the values that determine the number of image tokens to the model's. Raises UserError for another image token."""
     processor.patch_size = config.vision_config.patch_size
     processor.vision_feature_select_strategy = config.vision_feature_select_strategy
     processor.num_additional_image_tokens = int("clip" in config.vision_config.model_type)  # the CLS token
@@ -92,8 +92,8 @@ def _agree(processor: Any, config: Any, path: str) -> None:
 
 
 def square_padding(image_processor: Any, config: Any) -> Any:
-    """The same image processor with LLaVA-1.5's padding: an image is pasted in the middle of a square of the mean colour, so that the crop
-    which follows loses nothing. Published checkpoints name CLIP's processor, which knows no such padding and would ignore the flag."""
+    """The image processor with LLaVA-1.5's padding: the image is centred on a square of the mean colour before the crop. Published
+    checkpoints name CLIP's processor, which ignores ``do_pad``."""
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     if hasattr(config, "image_grid_pinpoints"):

@@ -1,7 +1,6 @@
-"""The published backbones' configs, as far as shapes follow from them. Facts of their model cards, no weights.
+"""Configs of the published backbones, from their model cards: the values that determine shapes, no weights.
 
-They serve what must be known without a download: the memory that a backbone needs, the shape check at full size, and tests on folders in
-the published layout at small width.
+Used without a download for memory estimates, the shape check at full size, and tests on small models in the published layout.
 """
 
 from __future__ import annotations

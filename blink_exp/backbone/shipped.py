@@ -1,4 +1,4 @@
-"""Where the files of the scale models are that ship with the package. Imports nothing heavy."""
+"""Paths of the scale models that ship with the package. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What of a checkpoint this project can run: its config, its processor and its special tokens, checked before the weights are read.
+"""Checks that a checkpoint's config, processor and special tokens are supported, before the weights are read.
 
-A value that the code would misread gives wrong numbers without a word (a CLS token that counts as a patch, tiles of another size than the
-tower's), so each is refused by one line: the file, the key, its value, what is supported, the cure.
+An unsupported value would give wrong results silently (a CLS token counted as a patch, tiles of another size than the tower's), so each
+is refused with the file, the key, its value, the supported values and the cure.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from blink_exp.backbone.pictures import prepare_image
 from blink_exp.core.views import ViewGeometry
 from blink_exp.errors import UserError, flat
 
-LLMS = ("llama", "mistral", "qwen2")  # decoders whose layers differ in nothing that ``decode`` and ``scan`` do themselves
+LLMS = ("llama", "mistral", "qwen2")  # decoders with the layer structure that ``decoder`` assumes
 TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}  # and the strategy that leaves patches alone: SigLIP has no CLS
 MOST_TILES = 100
-MOST = {"num_hidden_layers": 1000, "image_size": 10_000}  # larger ones are misprints, which would take hours to fail
+MOST = {"num_hidden_layers": 1000, "image_size": 10_000}  # larger values are errors, which would take hours to fail
 MOST_NUMBER = 10_000_000
 CONFIG = "config.json"
 IMAGES = "preprocessor_config.json"
@@ -39,8 +39,7 @@ def refusal(
 
 @contextlib.contextmanager
 def read_by_library(path: str, content: str) -> Iterator[None]:
-    """Inside the block, whatever a library raises over a checkpoint's files becomes one line: what it raises is nowhere documented. Its
-    warnings, tables of many lines among them, are left out."""
+    """Converts exceptions of a library that reads a checkpoint to UserError, as they are not documented, and silences its warnings."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -55,7 +54,7 @@ def read_by_library(path: str, content: str) -> Iterator[None]:
 
 
 def check_raw(raw: Any, path: str) -> None:
-    """config.json as it was parsed, before a library makes objects of it."""
+    """Checks the parsed config.json. Raises UserError."""
     if not isinstance(raw, dict):
         raise UserError(f"model.path={path} has a config.json that is no object but {flat(raw, 40)}; download it again")
     for key in ("text_config", "vision_config"):
@@ -69,7 +68,7 @@ def check_raw(raw: Any, path: str) -> None:
 
 
 def check_config(config: Any, path: str) -> None:
-    """The config of a LLaVA: that its tower, its decoder and the way from one to the other are such as are run here."""
+    """Checks the config of a LLaVA: vision tower, decoder and feature selection. Raises UserError."""
     vision, text = config.vision_config, config.text_config
 
     def refuse(key: str, value: Any, limit: str) -> UserError:

@@ -1,4 +1,4 @@
-"""What visual tokens show of an image's base view, when they are not simply all of it in raster order."""
+"""Maps visual tokens to cells of an image's base view."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 
 @dataclass(frozen=True)
 class BaseViewMap:
-    """What the visual tokens of one image show, where they are not simply the H x W tokens of one view.
+    """Maps the visual tokens of one image to cells of its base view.
 
     ``cells``: (tokens,) raster index on the base view of each token, -1 for a token of a tile, a newline or a merged token;
-    ``dropped_embeddings``: (H * W, hidden) embeddings of the whole base view, dropped tokens included, or None where nobody restores them.
+    ``dropped_embeddings``: (H * W, hidden) embeddings of the whole base view, to restore dropped tokens from; None: not restored.
     """
 
     cells: torch.Tensor
     dropped_embeddings: torch.Tensor | None = None
 
     def whole(self, cells: int) -> bool:
-        """Whether these are just the ``cells`` tokens of one view, in raster order."""
+        """Whether these are the ``cells`` tokens of one view, in raster order."""
         return len(self.cells) == cells and torch.equal(self.cells.cpu(), torch.arange(cells))
 
     def grid(self, states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """(H * W, hidden) base view from the (tokens, hidden) ``states`` of what is left of it. A missing cell is restored from
-        ``dropped_embeddings`` or takes the mean of the tokens that are nearest to it on the grid."""
+        """(H * W, hidden) base view from the (tokens, hidden) ``states`` of the kept tokens. A missing cell is restored from
+        ``dropped_embeddings`` or takes the mean of its nearest kept tokens on the grid."""
         on_base = self.cells >= 0
         cells, values = self.cells[on_base].to(states.device), states[on_base.to(states.device)]
         missing = torch.ones(height * width, dtype=torch.bool, device=states.device)
@@ -36,9 +36,7 @@ class BaseViewMap:
         elif bool(missing.any()):
             raster = torch.arange(height * width, device=states.device)
             coordinates = torch.stack([raster // width, raster % width], dim=1)
-            distance = (
-                (coordinates[missing][:, None] - coordinates[cells][None]).square().sum(-1)
-            )  # squared, in whole numbers: ties are exact
+            distance = (coordinates[missing][:, None] - coordinates[cells][None]).square().sum(-1)  # squared integers: ties are exact
             nearest = (distance == distance.amin(1, keepdim=True)).to(states.dtype)
             out[missing] = nearest @ values / nearest.sum(1, keepdim=True)
         return out

@@ -1,4 +1,4 @@
-"""What the CLIP tower gives of one image: patch features, and what pruners read of its attention.
+"""CLIP's encoding of one image: patch features, and the attention inputs that pruners read.
 
 CLIP layers are 1-based, as the papers count them.
 """
@@ -16,8 +16,9 @@ from blink_exp.errors import UserError
 
 @dataclass(frozen=True)
 class EncoderRequirements:
-    """What a pruner looks at. ``attention``: CLIP layers (1-based) whose CLS row it reads; ``keys``: layers whose CLS query and keys it
-    reads; ``cls``: whether it reads CLS embeddings; ``text``: whether it reads the text tower's embedding of the question."""
+    """Encoder outputs that a pruner requires. ``attention``: CLIP layers (1-based) whose CLS row it reads; ``keys``: layers whose CLS
+    query and keys it reads; ``cls``: whether it reads CLS embeddings; ``text``: whether it reads the text tower's embedding of the
+    question."""
 
     attention: frozenset[int] = frozenset()
     keys: frozenset[int] = frozenset()
@@ -25,7 +26,7 @@ class EncoderRequirements:
     text: bool = False
 
     def union(self, *others: EncoderRequirements) -> EncoderRequirements:
-        """All that any of them looks at."""
+        """The union of all requirements."""
         requirements = (self, *others)
         attention, keys = (frozenset().union(*(getattr(n, name) for n in requirements)) for name in ("attention", "keys"))
         return EncoderRequirements(attention, keys, any(n.cls for n in requirements), any(n.text for n in requirements))
@@ -36,16 +37,16 @@ class EncoderRequirements:
 
 @dataclass
 class Encoding:
-    """One image as CLIP sees it.
+    """CLIP's outputs for one image.
 
     Args:
-        views: its geometry; views below is K + 1, N patches a view, C the tower's width.
+        views: its geometry. In the shapes below views is K + 1, N patches of a view, C the tower's width.
         hidden: (views, N, C) patch features of the layer that the backbone reads, before the projector.
         logits: {layer: (views, heads, N + 1)} float32 CLS-to-all products q k / sqrt(head width), the CLS key first.
         queries, keys: {layer: (views, C)} of the CLS token and {layer: (views, N + 1, C)}, float32.
-        last_hidden: (views, C) CLS token after the last layer, before its norm; ``pooled``: after it; None if not asked for.
-        projected: (views, projection) image embeddings in CLIP's joint space, where a text tower is there.
-        embed_text: the text tower: a question to (projection,); None where there is none.
+        last_hidden: (views, C) CLS token after the last layer, before its norm; ``pooled``: after it; None if not required.
+        projected: (views, projection) image embeddings in CLIP's joint space, if there is a text tower.
+        embed_text: maps a question to (projection,) by the text tower; None if there is none.
     """
 
     views: ViewGeometry
@@ -73,7 +74,7 @@ class Encoding:
 
 
 def check_layers(name: str, layers, depth: int) -> frozenset[int]:
-    """CLIP layers (1-based) as a set. Raises UserError if it is empty or leaves the encoder."""
+    """CLIP layers (1-based) as a set. Raises UserError if it is empty or has layers outside the encoder."""
     numbers = frozenset(int(layer) for layer in layers)
     if not numbers:
         raise UserError(f"{name}=[] names no layer; use layers from 1 to {depth}")

@@ -1,8 +1,8 @@
-"""What a method is: at most two plain objects, and how it is put on a backbone.
+"""A method: a pruner, a policy, or both.
 
 - a ViewPruner (``blink_exp.core.pruner``) chooses the visual tokens that enter the LLM;
-- a LayerPolicy looks at a scan of one layer and decides: before the layer, for each image, or, as a TokenPolicy, behind it, for each
-  row. Deciding never touches hidden states, so decisions can be tested by hand, recorded, replayed and compared.
+- a LayerPolicy takes a decision from a scan of one layer: before the layer, for each image, or, as a TokenPolicy, behind it, for each
+  row. Decisions do not touch hidden states, so they can be tested by hand, recorded, replayed and compared.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from blink_exp.core.sequence import Decision, Retain
 
 @dataclass(frozen=True)
 class Scan:
-    """What a policy knows of one image of one sample at one layer.
+    """Inputs of ``decide``: one image of one sample at one layer.
 
-    ``rho`` and ``region`` are None where the policy asked for no scoring; ``expanded``: whether an expanded segment is there;
+    ``rho`` and ``region`` are None where the policy has no scorer; ``expanded``: whether there is an expanded segment;
     ``sample``: an id that does not depend on batch size or order; ``image``: index of the image within the prompt.
 
-    For a TokenPolicy, which looks at all images of a row at once: ``visual``: visual tokens of the prompt; ``token_scores``: attention
-    on each one still present; ``distances``: takes (n,) indices of present ones and gives their (n, n) pairwise L2 distances at the
-    layer's output over sqrt(hidden).
+    For a TokenPolicy, over all images of a row: ``visual``: visual tokens of the prompt; ``token_scores``: attention on each remaining one;
+    ``distances``: maps (n,) indices of remaining tokens to their (n, n) pairwise L2 distances at the layer's output over sqrt(hidden).
     """
 
     layer: int
@@ -75,30 +74,30 @@ class LayerPolicy(Protocol):
 
     @property
     def drops(self) -> bool:
-        """Whether it decides behind its layers which visual tokens go on, as a ``TokenPolicy`` does."""
+        """Whether it drops visual tokens behind its layers, as a ``TokenPolicy`` does."""
         ...
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Settings that its decisions are drawn against; empty where there are none."""
+        """Thresholds of its decisions by setting; may be empty."""
         ...
 
     def decide(self, layer: int, scan: Scan) -> Decision: ...
 
     def layer_tokens(self, visual: int, depth: int) -> list[int] | None:
-        """How many of a prompt's ``visual`` tokens each of ``depth`` layers works on; None where that depends on the prompt."""
+        """Visual tokens in each of ``depth`` layers for a prompt of ``visual``; None where that depends on the prompt."""
         ...
 
 
 class TokenPolicy(ABC):
-    """A LayerPolicy without patches: behind each of its ``layers`` it decides which of all visual tokens of a row go on, from the
-    attention that this very layer paid to them. Any number of visual tokens will do, so LLaVA-NeXT's too."""
+    """A LayerPolicy without patches: behind each of its ``layers`` it decides which visual tokens of a row remain, from the attention that
+    this layer paid to them. Works for any number of visual tokens, so also for LLaVA-NeXT."""
 
     p = 1
     scorer: Scorer | None = None
     scan_expanded = interpolate = False
     drops = True
-    inherit_positions = False  # True: tokens keep their numbers and dropped ones leave gaps; False: numbered anew without gaps
+    inherit_positions = False  # True: tokens keep their position numbers, with gaps; False: renumbered without gaps
 
     @property
     @abstractmethod
@@ -114,21 +113,21 @@ class TokenPolicy(ABC):
 
     @abstractmethod
     def kept(self, visual: int) -> list[int]:
-        """How many of a prompt's ``visual`` tokens are left behind each of its layers."""
+        """How many of a prompt's ``visual`` tokens remain behind each of its layers."""
 
     @property
     def thresholds(self) -> dict[str, float]:
         return {}
 
     def layer_tokens(self, visual: int, depth: int) -> list[int]:
-        edges = [0, *(layer + 1 for layer in self.layers), depth]  # a layer works on what stands before it drops
+        edges = [0, *(layer + 1 for layer in self.layers), depth]  # tokens are dropped behind the layer
         return [n for n, (a, b) in zip([visual, *self.kept(visual)], itertools.pairwise(edges), strict=True) for _ in range(a, b)]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One decision, as it was taken: what was seen, what was decided, how many visual tokens are worked on from there (Blink: by this
-    layer; FastV and SparseVLM, which decide behind a layer: by the next one). ``row``: of the batch."""
+    """One decision: its scan, the decision, and the number of visual tokens behind it (Blink: in this layer; FastV and SparseVLM, which
+    decide behind a layer: in the next one). ``row``: of the batch."""
 
     row: int
     scan: Scan
@@ -138,7 +137,7 @@ class Record:
 
 @dataclass
 class Method:
-    """A pruner and a policy with the modules that it expands with, each of which may be absent; ``Method()`` is the untouched model.
+    """A pruner, and a policy with its TokenSR modules; each may be absent. ``Method()`` is the untouched model.
 
     ``amplifiers``: TokenSR module of each layer, keyed by layer index.
     """
@@ -151,7 +150,7 @@ class Method:
 
     @property
     def drops(self) -> bool:
-        """Whether visual tokens are dropped, in front of the LLM or inside it."""
+        """Whether visual tokens are dropped, before the LLM or inside it."""
         return self.pruner is not None or self.drops_inside
 
     @property

@@ -1,4 +1,4 @@
-"""What every method that drops visual tokens before the LLM implements."""
+"""The interface of methods that drop visual tokens before the LLM."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class ViewPruner(Protocol):
 
     @property
     def merges(self) -> bool:
-        """Whether it makes tokens out of several, so that a token no longer shows one cell."""
+        """Whether it merges tokens, so that a token no longer shows one cell."""
         ...
 
     @property
     def needs(self) -> EncoderRequirements:
-        """What of the encoder it looks at."""
+        """Encoder outputs that it reads."""
         ...
 
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:

@@ -1,10 +1,10 @@
 """Saliency-guided scanning (Blink, Sec. 3.1): which patch of an image the last text token looks at, and how sharply.
 
-Pure functions on tensors. A scorer gives every visual token a score from ONE query row (or the mean of several), so no attention
-matrix is ever made; a patch grid sums scores into p x p patches; the saliency ratio is the share of the largest patch.
+Pure functions on tensors. A scorer gives every visual token a score from ONE query row (or the mean of several), without an
+attention matrix; a patch grid sums scores into p x p patches; the saliency ratio is the share of the largest patch.
 
-A scorer declares what it reads (``Scorer.queries``, ``Scorer.raw``), and whoever scans makes just that. Scorers of other packages are
-found by the entry point group ``blink_exp.scorers``; ``find_scorer`` knows them all by name.
+A scorer declares its inputs (``Scorer.queries``, ``Scorer.raw``), and only those are computed. Installed packages add scorers by the
+entry point group ``blink_exp.scorers``; ``find_scorer`` looks them up by name.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from blink_exp.errors import UserError, nearest, reason
 
 ENTRY_POINTS = "blink_exp.scorers"
-RANDOM = "random"  # the word for no scorer: patches are drawn, not scored
+RANDOM = "random"  # no scorer: patches are drawn at random
 
 
 class ScorerInputs(Protocol):
-    """What a scorer may look at, at the input of one layer. ``visible``: (batch, queries, keys) bool; ``text``: (batch, queries) bool,
+    """Inputs of a scorer at one layer. ``visible``: (batch, queries, keys) bool; ``text``: (batch, queries) bool,
     false on padding."""
 
     visible: torch.Tensor
@@ -83,12 +83,12 @@ Scores = Callable[[ScorerInputs, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Scorer:
-    """How visual tokens are scored, and what that reads.
+    """A scoring function of visual tokens, and the inputs that it reads.
 
     Args:
-        score: (seen, columns) to (batch, visual) scores >= 0; ``columns``: (visual,) or (batch, visual), the visual keys among all keys.
-        queries: ``last``: ``seen`` holds the query of the last prompt token only; ``text``: those of all text tokens, the last one last.
-        raw: whether it reads ``seen.raw_logits()``.
+        score: (inputs, columns) to (batch, visual) scores >= 0; ``columns``: (visual,) or (batch, visual), the visual keys among all keys.
+        queries: ``last``: ``inputs`` holds the query of the last prompt token only; ``text``: those of all text tokens, the last one last.
+        raw: whether it reads ``inputs.raw_logits()``.
     """
 
     score: Scores
@@ -152,7 +152,7 @@ def dot_product(inputs: ScorerInputs, columns: torch.Tensor) -> torch.Tensor:
 
 
 def _probabilities(inputs: ScorerInputs, queries: slice) -> torch.Tensor:
-    """(batch, queries, keys) attention, mean over heads; only the rows asked for are ever made."""
+    """(batch, queries, keys) attention, mean over heads; only for ``queries``."""
     logits = inputs.logits(queries)
     logits = logits.masked_fill(~inputs.visible[:, None, queries], float("-inf"))
     return logits.softmax(-1).nan_to_num(0.0).mean(1)  # a padded query sees nothing: its row is 0, not nan
@@ -171,12 +171,12 @@ SCORERS: dict[str, Scorer] = {
 
 
 def scorer_names() -> tuple[str, ...]:
-    """Names of all scorers, those of other packages behind those that ship."""
+    """Names of all scorers, built-in ones first."""
     return tuple(dict.fromkeys((*SCORERS, *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS)))))
 
 
 def find_scorer(name: str) -> Scorer:
-    """The scorer of a name. Raises UserError where there is none, or where another package's cannot be loaded."""
+    """The scorer of a name. Raises UserError where it is unknown or cannot be loaded."""
     return SCORERS[name] if name in SCORERS else _installed_scorer(name)
 
 
@@ -219,7 +219,7 @@ class PatchGrid:
         return scores.unflatten(-1, (self.p, h, self.p, w)).sum((-3, -1)).flatten(-2)
 
     def sums_at(self, scores: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """(p * p,) patch scores of (tokens,) scores of some tokens that stand at (tokens,) raster indices ``cells``."""
+        """(p * p,) patch scores from (tokens,) scores of tokens at (tokens,) raster indices ``cells``."""
         h, w = self.patch
         cells = cells.to(scores.device, non_blocking=True)
         patch = cells // self.width // h * self.p + cells % self.width // w
@@ -249,7 +249,7 @@ class PatchGrid:
 def saliency_ratio(patch_scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """rho (Eq. 3) and the most salient patch of (..., patches) scores: two (...) tensors.
 
-    rho is in [1 / patches, 1] for non-negative scores. Where all scores are 0 nothing is salient: rho is 1 / patches.
+    rho is in [1 / patches, 1] for non-negative scores. Where all scores are 0, rho is 1 / patches.
     """
     total = patch_scores.sum(-1)
     best, region = patch_scores.max(-1)

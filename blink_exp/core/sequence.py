@@ -1,10 +1,10 @@
-"""The token sequence of a prompt, the decisions that change it, and the one rule by which they do (``transition``).
+"""The token sequence of a prompt, the decisions that change it, and their effect (``transition``).
 
     block 0 (system | visual) | expanded 0 | [block 1 (text | visual) | expanded 1 | ...] | text
 
-Attention is causal, so putting a segment in front of the text or taking it away changes nothing that stands before it. Visual tokens are
-the last ones of their block, also where some of them have been dropped (``Retain``). Nothing here knows a model; what carries decisions
-out on states is ``blink_exp.decoder``.
+Attention is causal, so inserting or removing a segment before the text changes no earlier state. Visual tokens are the last tokens of
+their block, also after some have been dropped (``Retain``). This module is independent of models; ``blink_exp.decoder`` applies decisions
+to hidden states.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from blink_exp.core.base_view import BaseViewMap
 
 
-# What a policy can decide for one image at one layer. Small and hashable: decisions are recorded, compared and replayed.
+# Decisions of a policy for one image at one layer. Hashable, as they are recorded, compared and replayed.
 @dataclass(frozen=True)
 class Keep:
     """Leave the sequence as it is."""
@@ -33,10 +33,10 @@ class Drop:
 
 @dataclass(frozen=True)
 class Expand:
-    """Put an enlarged copy of patch ``region`` between visual and text tokens (Blink, Sec. 3.2.1).
+    """Insert an enlarged copy of patch ``region`` between visual and text tokens (Blink, Sec. 3.2.1).
 
-    ``on_reexpand``: what becomes of an expanded segment that is already there: replace, keep (this decision has no effect) or
-    append (both stay). ``amplify``: whether the layer's TokenSR module refines the copy.
+    ``on_reexpand``: effect on an existing expanded segment: replace, keep (no effect of this decision) or append (both
+    remain). ``amplify``: whether the layer's TokenSR module refines the copy.
     """
 
     region: int
@@ -46,10 +46,10 @@ class Expand:
 
 @dataclass(frozen=True)
 class Retain:
-    """Go on with some of a row's visual tokens (FastV, SparseVLM); every other token of the prompt stays.
+    """Keep some of a row's visual tokens (FastV, SparseVLM); other tokens of the prompt are not affected.
 
-    ``indices``: which of the visual tokens that are present stay, ascending, counted through all images of the row. ``clusters``: groups
-    of visual tokens, counted alike, whose means are put behind the last visual token that stays, in this order.
+    ``indices``: the remaining visual tokens that are kept, ascending, counted over all images of the row. ``clusters``: groups of visual
+    tokens, counted alike, whose means are inserted behind the last kept visual token, in this order.
     """
 
     indices: tuple[int, ...]
@@ -64,7 +64,7 @@ E = TypeVar("E")  # a part of an expanded segment
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a part of an expanded segment comes from: the layer that made it, the patch, and how many tokens it has."""
+    """Origin of a part of an expanded segment: the layer that added it, the patch, and its number of tokens."""
 
     layer: int
     region: int
@@ -73,7 +73,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class State(Generic[V, E]):
-    """What of a row's images a layer works on. ``visual[k]``: the visual tokens of image k, in order; ``expanded[k]``: the parts of the
+    """The tokens of a row's images in one layer. ``visual[k]``: the visual tokens of image k, in order; ``expanded[k]``: the parts of the
     expanded segment behind them."""
 
     visual: tuple[Rows[V], ...]
@@ -81,7 +81,7 @@ class State(Generic[V, E]):
 
     @classmethod
     def of(cls, *visual: Rows[V]) -> State[V, E]:
-        """Images of these visual tokens, with nothing expanded."""
+        """Images with these visual tokens and no expanded segments."""
         return cls(visual, ((),) * len(visual))
 
 
@@ -93,12 +93,12 @@ def transition(
     expand: Callable[[tuple[E, ...]], E] | None = None,
     merge: Callable[[tuple[V, ...]], V] | None = None,
 ) -> State[V, E]:
-    """The state behind a decision, the one rule that everything that carries out or replays decisions goes by. Pure.
+    """The state after a decision; used wherever decisions are applied or replayed. Pure.
 
     Args:
-        image: which image is expanded or dropped; ``Retain`` is about all of them.
-        expand: the part that an expansion makes, given the parts that it stands behind. Called only if there is one to make.
-        merge: the token that some visual tokens are merged to.
+        image: index of the image; ``Retain`` concerns all images.
+        expand: makes the new part, given the parts in front of it. Called only if a part is added.
+        merge: makes the merged token of a cluster.
     """
     if isinstance(decision, Keep):
         return state
@@ -128,7 +128,7 @@ def _retained(visual: tuple[Rows[V], ...], decision: Retain, merge: Callable[[tu
 
 @dataclass
 class Layout:
-    """Where the tokens of a prompt stand, row by row. Segments of a row are the block of each image (the text before it and its visual
+    """Positions of a prompt's tokens, row by row. Segments of a row are the block of each image (the text before it and its visual
     tokens) and, last, the text.
 
     ``index[row][k]``: (tokens,) positions in the prompt of segment k's tokens; ``visual[row][image]``: visual tokens of each image;

@@ -16,7 +16,7 @@ from blink_exp.core.base_view import BaseViewMap
 from blink_exp.errors import UserError, nearest
 
 NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
-NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are no patch: a newline, a token that a merging method adds
+NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are not patches: a newline, a token added by a merging method
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class ViewGeometry:
 
     @classmethod
     def of(cls, config, size: tuple[int, int]) -> ViewGeometry:
-        """Those of an image of ``size`` (height, width) pixels under a LLaVA-1.5 or LLaVA-NeXT ``config``, by the backbone's own rule."""
+        """The views of an image of ``size`` (height, width) pixels under a LLaVA-1.5 or LLaVA-NeXT ``config``, by the backbone's own
+        rule."""
         side = config.vision_config.image_size // config.vision_config.patch_size
         if not hasattr(config, "image_grid_pinpoints"):
             return cls(side)
@@ -62,7 +63,7 @@ class ViewGeometry:
 
     @functools.cached_property
     def stitched(self) -> torch.Tensor:
-        """(rows * side, columns * side): flat index view * N + patch of what stands where in the stitched grid of tiles."""
+        """(rows * side, columns * side): flat index view * N + patch for each cell of the stitched grid of tiles."""
         flat = torch.arange(self.tokens, self.count * self.tokens).view(self.rows, self.columns, self.side, self.side)
         return flat.permute(0, 2, 1, 3).reshape(self.rows * self.side, self.columns * self.side)
 
@@ -73,7 +74,7 @@ class ViewGeometry:
 
     @property
     def shown_tiles(self) -> bool:
-        """Whether the tiles show anything of the image: of one thinner than a row of patches, the backbone's own rule leaves nothing."""
+        """Whether the tiles show any of the image; for an image thinner than a row of patches the backbone's rule leaves nothing."""
         return self.tiles > 0 and self.unpadded.numel() > 0
 
     @functools.cached_property
@@ -88,7 +89,7 @@ class ViewGeometry:
     @functools.cached_property
     def blocks(self) -> torch.Tensor:
         """(N,): the tile whose block each thumbnail patch lies in, when the thumbnail is split evenly into rows x columns blocks.
-        The last block takes what does not divide. Only with tiles."""
+        The last block takes the remainder. Only with tiles."""
         offsets = torch.arange(self.side)
         r = (offsets // (self.side // self.rows)).clamp(max=self.rows - 1)
         c = (offsets // (self.side // self.columns)).clamp(max=self.columns - 1)
@@ -97,15 +98,15 @@ class ViewGeometry:
 
 @dataclass(frozen=True)
 class TokenSelection:
-    """What a pruner keeps of one image.
+    """The tokens of one image that a pruner keeps.
 
     Args:
         indices: for each view the kept patches, (kept_i,) int64, each at most once. Without ``by_view`` their order does not matter.
-        merged: for each view features (kept_i, C) that stand in for the encoder's, in the order of ``indices``; None: the encoder's own.
-        extra: for each view further features (extra_i, C), put behind its patches; None: none.
+        merged: for each view features (kept_i, C) that replace the encoder's, in the order of ``indices``; None: the encoder's.
+        extra: for each view additional features (extra_i, C) behind its patches; None: none.
         by_view: tokens enter the LLM view after view in the order of ``indices``, without newlines; else the thumbnail in raster
             order, then the stitched grid of tiles in raster order.
-        padding: whether tile tokens that show padding may stay (the stitched grid is not cut then).
+        padding: whether tile tokens that show padding may be kept (the stitched grid is not cut then).
     """
 
     indices: tuple[torch.Tensor, ...]

@@ -1,8 +1,7 @@
-"""Where the last prompt token looks, layer by layer, while a method is at work, and which token stands where it looks.
+"""The attention of the last prompt token in each layer, with or without a method, and the tokens behind its columns.
 
-A row a layer is made from the query of that one token and the keys that the layer has cached anyway, so the layers keep their fused
-kernels and no attention matrix is ever there. The row is the one that the layer itself uses: behind its decisions, over the sequence
-that it runs on.
+One row for each layer is computed from that token's query and the layer's cached keys, so layers keep their fused kernels and no
+attention matrix is made. It is the row that the layer itself uses: over its own sequence, after its decisions.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def record_attention(llm: Any, layers: Collection[int] | None = None) -> Iterato
     """Records the first forward of a decoder inside the block, which is that of the prompt: {layer: (batch, keys)} float32 on the CPU,
     softmax over all keys that the token may see (0 elsewhere), mean over heads.
 
-    ``layers``: those that are recorded, 0-based; None: all. Keys stand in the order of the sequence at that layer. Works with and without
+    ``layers``: 0-based; None: all. Keys stand in the order of the sequence at that layer. Works with and without
     a method attached, with rows padded on the left. The hooks leave with the block.
     """
     rows: dict[int, torch.Tensor] = {}
@@ -94,10 +93,10 @@ def _visible(mask: torch.Tensor | None, batch: int, keys: int) -> torch.Tensor:
 
 
 def replay(decisions: Rows[Record], visual: torch.Tensor, depth: int) -> list[tuple[torch.Tensor, tuple[Origin, ...]]]:
-    """What each of the first ``depth`` layers works on: (its visual tokens, the parts of its expanded segment), both in their order.
+    """(visual tokens, parts of the expanded segment) of each of the first ``depth`` layers, in order.
 
-    ``decisions``: of one row with one image; ``visual``: (tokens,) a number for each visual token that enters (its source, or its cell of
-    the base view), by which it is known again; a token that is the mean of several has EXTRA. Blink decides before a layer, FastV and
+    ``decisions``: of one row with one image; ``visual``: (tokens,) an id of each visual token that enters (its source, or its cell of the
+    base view); a merged token has EXTRA. Blink decides before a layer, FastV and
     SparseVLM behind it.
     """
     by_layer = {d.scan.layer: d for d in decisions}
@@ -114,7 +113,7 @@ def replay(decisions: Rows[Record], visual: torch.Tensor, depth: int) -> list[tu
 
 
 def _origin(record: Record, visual: int, before: tuple[Origin, ...]) -> Origin:
-    """The part that a recorded expansion made behind ``visual`` tokens and the parts ``before``."""
+    """The part that a recorded expansion added behind ``visual`` tokens and the parts ``before``."""
     assert isinstance(record.decision, Expand)
     tokens = record.visual_tokens - visual - sum(part.tokens for part in before)
     return Origin(record.scan.layer, record.decision.region, tokens)

@@ -1,4 +1,4 @@
-"""Branches that run through the layers as one batch, and its division where a fork does not fit into memory."""
+"""A batch of branches on its way through the layers; it is halved where a fork does not fit into memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class BranchBatch:
-    """Branches that have run up to ``layer``; a ``Work``. ``decided``: whether it has been decided on already what stands in front there;
-    ``parent``: see ``Step``; ``over``: whether its halves go on in its place."""
+    """Branches that have run up to ``layer``; a ``Work``. ``decided``: whether the decisions before ``layer`` have been taken; ``parent``:
+    see ``Step``; ``over``: whether its halves continue instead."""
 
     decoder: BranchDecoder
     layer: int
@@ -31,14 +31,14 @@ class BranchBatch:
     decided: bool = False
     over: bool = False
     last: LastRuns = field(default_factory=dict)  # of segments
-    joint: dict[tuple[int | None, int], LastRun] = field(default_factory=dict)  # of the texts, as long as nothing in front of them changes
+    joint: dict[tuple[int | None, int], LastRun] = field(default_factory=dict)  # of the texts, while their fronts do not change
 
     def runs(self, i: int) -> Iterator[SegmentRun]:
         decoder, llm = self.decoder, self.decoder.llm
         if not self.decided:
             deciding = decoder.deciding(i, self.branches, drops=False)
             if deciding:
-                first: dict[Segment, Front] = {b.front[0]: () for b in self.branches if b.front}  # before what can change
+                first: dict[Segment, Front] = {b.front[0]: () for b in self.branches if b.front}  # not changed by decisions
                 yield from segment_runs(llm, i, first, self.last, decoder.read, alone=decoder.alone, weights=decoder.weights)
                 self.fork(*decoder.decide(i, self.branches, self.text, deciding))
         self.decided = False
@@ -71,9 +71,9 @@ class BranchBatch:
             self.fork(*forked)
 
     def joined(self, i: int) -> int | None:
-        """From which segment of their fronts on rows run as one piece with their texts: where rows share nothing, all that has not run
-        yet. A few dozen tokens of text alone read as many weights as thousands do. None where it cannot be: fronts of different lengths,
-        padded texts."""
+        """Index of the first segment of the fronts that runs in one piece with the text: one call reads the weights once.
+
+        Only where rows share no segments. None where it is not possible: fronts of different lengths, padded texts."""
         if not self.decoder.alone or self.decoder.padded:
             return None
         patterns = {tuple((s.tokens, s.reached == i) for s in b.front) for b in self.branches}
@@ -84,7 +84,7 @@ class BranchBatch:
         return first if all(waits for _, waits in pattern[first:]) else None
 
     def _run(self, i: int, first: int | None) -> SegmentRun:
-        """The texts, and with them the segments of their fronts from number ``first`` on; None: the texts alone."""
+        """The run of the texts, together with the segments of their fronts from index ``first`` on; None: the texts alone."""
         decoder, text = self.decoder, self.text
         joined = [() if first is None else b.front[first:] for b in self.branches]
         ahead = [b.front[: len(b.front) - len(o)] for b, o in zip(self.branches, joined, strict=True)]
@@ -111,8 +111,8 @@ class BranchBatch:
         return SegmentRun(states, rope, SharedKVCache(shared_kv(i, ahead), mask=mask, alone=decoder.alone, weights=decoder.weights))
 
     def _split(self, i: int, run: SegmentRun, first: int | None, read: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes what a run has made apart, into segments and texts. Returns the texts' keys and values. ``read``: whether anybody reads
-        those of the segments."""
+        """Splits the outputs of a run into segments and texts. Returns the texts' keys and values. ``read``: whether the segments' keys and
+        values are needed."""
         keys, values = run.cache.own
         before = run.states.shape[1] - self.text.length
         rows: list[torch.Tensor] = []
@@ -133,7 +133,7 @@ class BranchBatch:
         return keys[:, :, before:], values[:, :, before:]
 
     def fork(self, branches: list[Branch], rows: torch.Tensor | None) -> None:
-        """Goes on with ``branches``; ``rows``: which of the present ones each comes from, None: the same ones in the same order."""
+        """Continues with ``branches``. ``rows``: the row of each one's parent; None: the rows do not change."""
         if any(a is not b for a, b in zip(branches, self.branches, strict=False)) or len(branches) != len(self.branches):
             self.joint.clear()
         self.branches = branches
@@ -142,7 +142,7 @@ class BranchBatch:
             self.parent = rows if self.parent is None else self.parent[rows]
 
     def halve(self, i: int) -> None:
-        """Puts two halves in the place of this part, to be run one after the other."""
+        """Replaces this batch by two halves, which run one after the other."""
         self.over = True
         for half in torch.arange(len(self.branches), device=self.text.states.device).chunk(2)[::-1]:
             branches = [self.branches[r] for r in half.tolist()]

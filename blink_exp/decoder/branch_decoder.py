@@ -1,11 +1,10 @@
-"""Texts behind segments: the layers, the scans and the decisions of many questions and many points at once.
+"""Runs the texts of many questions under many methods through the layers, with their scans and decisions.
 
-A branch is one question's text under the decisions taken so far. At a selected layer it is scanned once for each scorer; each of its
-points decides, and points that decide alike stay together. What forks copies the text's states, a few dozen tokens; everything in front
-of the text is only pointed at. All branches run as one batch. Where there are more of them than memory allows, the layers behind are run
-for one half and then for the other.
+At a selected layer each branch is scanned once for each scorer. Its points decide; points that decide alike stay in one branch. A fork
+copies the states of the text, a few dozen tokens; segments in front of the text are shared by reference. All branches run as one batch.
+Where memory does not suffice for all branches, each half of them runs through the remaining layers separately.
 
-One question under one method is the smallest case: that is how Hugging Face's forward and generate() run (``blink_exp.decoder.attach``).
+The smallest case is one question under one method: Hugging Face's forward and generate() (``blink_exp.decoder.attach``).
 """
 
 from __future__ import annotations
@@ -33,13 +32,12 @@ class BranchDecoder:
     """The texts of ``questions`` under ``methods``.
 
     Args:
-        room: what may be held for texts, and for the segments in front of them that are made here, in bytes of a token's keys and values in
-            a layer; one branch runs even where it needs more.
-        alone: whether rows share nothing, so that each may run as one piece.
-        answer: tokens at the end of each text that were generated already, when everything is recomputed without a cache: scans look from
-            the last prompt token, not from them.
-        weights: whether attention modules return weights, as the eager kernel does.
-        ran: is told of every layer that has run, what it ran behind, and its keys and values; then nothing of it is kept here.
+        room: memory limit for the texts and the expanded segments, in units of one token's keys and values in one layer. A single branch
+            runs even where it needs more.
+        alone: whether rows share no segments, so that each may run in one piece.
+        answer: generated tokens at the end of each text, where all is recomputed without a cache; scans read the last prompt token.
+        weights: whether attention modules return their weights, as the eager kernel does.
+        ran: called behind each layer with its index, the fronts, the cache and the valid mask; the layer's keys and values are then freed.
         records: {(question, point): decisions}, filled as layers run.
     """
 
@@ -69,15 +67,15 @@ class BranchDecoder:
         self.work = (3 * config.intermediate_size + 4 * config.hidden_size) / pair  # of a token inside a layer: an MLP's widest moment
 
     def run(self, finish: Callable[[FinalBranches], None]) -> None:
-        """Runs all layers; ``finish`` takes the branches behind the last one, in parts where they are too many."""
-        first: dict[int, int] = {}  # questions of one prefix side by side, else in their order
+        """Runs all layers. ``finish`` is called with the branches behind the last layer, once for each batch of them."""
+        first: dict[int, int] = {}  # questions with one prefix are neighbours; otherwise input order
         for q, question in enumerate(self.questions):
             first.setdefault(id(question.blocks[0]) if question.blocks else -q, q)
         order = sorted(range(len(self.questions)), key=lambda q: first[id(b[0]) if (b := self.questions[q].blocks) else -q])
         branches = [Branch(q, b.blocks, ((),) * len(b.blocks), b.points) for q in order for b in [self.questions[q]]]
         self.waiting = [BranchBatch(self, 0, branches, Text.of([self.questions[q].text for q in order]))]
         del branches
-        while self.waiting:  # one part to the end, then the next: nothing else refers to what a part alone holds, which goes with it
+        while self.waiting:  # one batch at a time through all layers, so that its memory is freed before the next
             part = self.waiting.pop()
             run_layers(self.llm, part, part.layer, len(self.llm.layers))
             if not part.over:
@@ -86,8 +84,8 @@ class BranchDecoder:
     # --- memory -----------------------------------------------------------------------------------------------------------------------
 
     def needed(self, i: int, branches: Rows[Branch], text: int) -> float:
-        """What these branches come to hold, as ``room`` counts it, if none of their segments is dropped from layer i on: keys and values,
-        states that may be read, and what one layer takes, its attention and its MLP."""
+        """Peak memory of these branches in units of ``room`` if no segment is dropped from layer i on: keys and values, states that may be
+        read, and the activations of one layer."""
         depth, segments = len(self.llm.layers), unstored_segments(branches)
         stored = sum(e.tokens * (len(e.keys) + depth - max(i, e.reached) + self.state * len(e.inputs)) for e in segments)
         starting = sum(e.tokens for e in segments if e.reached == i)
@@ -97,7 +95,7 @@ class BranchDecoder:
         return len(branches) * (text * (depth + self.work) + row) + stored + to_read + running
 
     def held(self, branches: Rows[Branch], steps: Rows[Step], text: int) -> float:
-        """What is held beside ``needed`` of ``branches``: by parts that wait, and by texts' keys and values that parts have in common."""
+        """Memory in use beside ``needed`` of ``branches``: by waiting batches, and by keys and values of texts that batches share."""
         others = {e for part in self.waiting for e in unstored_segments(part.branches)} - unstored_segments(branches)
         segments = sum(e.tokens * (len(e.keys) + self.state * (1 + len(e.inputs))) for e in others)
         rows_by_tensor = {id(step.keys): len(step.keys) for part in (steps, *(w.steps for w in self.waiting)) for step in part}
@@ -107,7 +105,7 @@ class BranchDecoder:
     # --- decisions --------------------------------------------------------------------------------------------------------------------
 
     def deciding(self, i: int, branches: Rows[Branch], drops: bool) -> list[tuple[int, int]]:
-        """(row, point) pairs that decide at layer i: before it, or, those that drop visual tokens, behind it."""
+        """(row, point) pairs that decide at layer i: before it, or behind it for policies that drop visual tokens (``drops``)."""
         points = {p for p, m in enumerate(self.methods) if m.policy is not None and m.policy.drops == drops and i in m.policy.layers}
         if not points:
             return []
@@ -116,7 +114,7 @@ class BranchDecoder:
     def decide(
         self, i: int, branches: list[Branch], text: Text, deciding: list[tuple[int, int]]
     ) -> tuple[list[Branch], torch.Tensor | None]:
-        """The branches behind the decisions before layer i, and which one each comes from; see ``BranchBatch.fork``."""
+        """Takes the decisions before layer i. Returns the new branches and the row of each one's parent; see ``BranchBatch.fork``."""
         scans = self.scanner.patches(i, branches, text, deciding)
         states: dict[tuple[int, int], State] = {}
         decisions: list[tuple[tuple[int, int], Scan, Decision]] = []
@@ -130,7 +128,7 @@ class BranchDecoder:
                 decisions.append(((r, p), image_scan, decision))
             states[r, p] = state
         new = list(dict.fromkeys(part for state in states.values() for parts in state.expanded for part in parts if _is_key(part)))
-        segment_of = dict(zip(new, expand(new), strict=True))  # held by the branches alone: what none of them has is forgotten
+        segment_of = dict(zip(new, expand(new), strict=True))  # referenced by the branches only, so unused ones are freed
         fronts = {
             pair: (branches[pair[0]].blocks, tuple(tuple(segment_of.get(part, part) for part in parts) for parts in state.expanded))
             for pair, state in states.items()
@@ -144,7 +142,7 @@ class BranchDecoder:
     def drop(
         self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
     ) -> tuple[list[Branch], torch.Tensor | None]:
-        """The branches behind the decisions behind layer i, which ``text`` has gone into and run to ``keys``."""
+        """Takes the decisions behind layer i, whose input is ``text`` and whose keys of the text are ``keys``; returns as ``decide``."""
         retained: dict[tuple, Front] = {}
         fronts: dict[tuple[int, int], tuple[Front, tuple[Front, ...]]] = {}
         for (r, p), row_scan in self.scanner.tokens(i, branches, text, keys, deciding).items():
@@ -172,7 +170,7 @@ class BranchDecoder:
                 out.append((branch, r))  # as it was
             else:
                 out += [(Branch(branch.question, *front, tuple(points)), r) for front, points in groups.items()]
-        # Rows that have their front, or the beginning of it, in common stand side by side and are one part.
+        # Rows with a common front, or a common beginning of it, are neighbours, so that they share one ``Part``.
         rank: dict[Any, int] = {}
         for branch, r in out:
             for key in branch.front or (("row", r),):
@@ -183,7 +181,7 @@ class BranchDecoder:
         return [branch for branch, _ in out], None if unchanged else torch.tensor(rows, device=device)
 
     def _key(self, i: int, branch: Branch, point: int, image: int, decision: Expand, before: Front) -> ExpansionKey:
-        """What an expansion that a point decides on depends on."""
+        """Key of the expanded segment that a point's decision needs."""
         method, question, grid, block = self.methods[point], self.questions[branch.question], self.grids[point], branch.blocks[image]
         policy: Any = method.policy
         assert grid is not None

@@ -1,4 +1,4 @@
-"""Scans of branches: what each point of each branch decides by. Points with the same scorer, or the same raters, share one scan."""
+"""Scans of branches, the inputs of decisions. Points with the same scorer, or with the same raters, share one scan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BranchScanner:
     """Scans the branches of ``questions`` under ``methods``.
 
     Args:
-        generated: tokens at the end of each text that were generated already; scans look from the last prompt token.
+        generated: generated tokens at the end of each text; scans read the last prompt token.
     """
 
     def __init__(self, llm: Any, questions: Rows[QuestionInputs], methods: Rows[Method], grids: Rows[PatchGrid | None], generated: int):
@@ -26,14 +26,14 @@ class BranchScanner:
         self._raters: dict[tuple[int, Any], torch.Tensor] = {}
 
     def _prompt(self, text: Text, branches: list[Branch], rows: list[int]) -> tuple[Text, torch.Tensor]:
-        """The texts of some branches without what was generated already, and their position numbers."""
+        """The prompt texts of some branches, without generated tokens, and their position numbers."""
         end = text.length - self.generated
         index = torch.tensor(rows, device=text.states.device)
         part = Text(text.states[index, :end], text.valid[index, :end])
         return part, text_positions([branches[r] for r in rows], part.valid)
 
     def patches(self, i: int, branches: list[Branch], text: Text, deciding: list[tuple[int, int]]) -> dict[tuple[int, int], list[Scan]]:
-        """What each point of each branch sees of each image; points that look alike share one scan."""
+        """{(row, point): a scan of each image} before layer i; points with one scorer and grid share a scan."""
         groups: dict[tuple, list[tuple[int, int]]] = {}
         for r, p in deciding:
             policy: Any = self.methods[p].policy
@@ -61,7 +61,7 @@ class BranchScanner:
     def tokens(
         self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
     ) -> dict[tuple[int, int], Scan]:
-        """What each point of each branch sees behind layer i; points that have the same raters share one scan."""
+        """{(row, point): scan} behind layer i; points with the same raters share one."""
         groups: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
         raters_of: dict[tuple[int, bytes], torch.Tensor] = {}
         for r, p in deciding:
@@ -93,7 +93,7 @@ class BranchScanner:
         return {pair: out[pair] for pair in deciding}
 
     def _chosen_raters(self, q: int, p: int, prompt: int) -> torch.Tensor:
-        """(prompt,) bool of the left-padded text: the tokens whose attention a point's policy reads."""
+        """(prompt,) bool over the left-padded text: the tokens whose attention a point's policy reads."""
         policy: Any = self.methods[p].policy
         if (q, policy) not in self._raters:
             question = self.questions[q]

@@ -19,10 +19,10 @@ class QuestionInputs:
     """A text behind the images of a prompt.
 
     Args:
-        blocks: a segment for each image, the text in front of it and its visual tokens.
-        text: (tokens, hidden) embeddings of what stands behind the last image.
+        blocks: one segment for each image: the text before it and its visual tokens.
+        text: (tokens, hidden) embeddings of the text behind the last image.
         sample: see ``Scan``.
-        points: which methods answer it.
+        points: indices of the methods that answer it.
         base_maps: for each image, the cells of the base view that its visual tokens show; None: all of one view.
         visual: (visual, hidden) embeddings of all visual tokens, for policies that choose their raters by them.
     """
@@ -37,8 +37,11 @@ class QuestionInputs:
 
 @dataclass(frozen=True)
 class Branch:
-    """``question``: its number; ``blocks``: what is left of the images; ``expanded``: the segments behind each of them; ``points``: the
-    methods that have decided so."""
+    """A question's text under one sequence of decisions.
+
+    ``question``: its index; ``blocks``: the images' remaining tokens; ``expanded``: expanded segments of each image; ``points``: indices of
+    the methods that took these decisions.
+    """
 
     question: int
     blocks: Front
@@ -47,13 +50,13 @@ class Branch:
 
     @functools.cached_property
     def front(self) -> Front:
-        """All that stands in front of the text, in its order."""
+        """All segments in front of the text, in order."""
         every = (s for block, parts in zip(self.blocks, self.expanded, strict=True) for s in (block, *parts))
         return tuple(segment for segment in every if segment.tokens)
 
     @property
     def visual(self) -> int:
-        """Visual tokens that are left of all images."""
+        """Remaining visual tokens of all images."""
         return sum(block.visual for block in self.blocks)
 
 
@@ -88,8 +91,8 @@ class Text:
 
 @dataclass
 class Step:
-    """What a layer leaves behind for decoding, for the branches that ran through it. ``keys``, ``values``: (branches, kv_heads, text,
-    head_dim) of the text; ``parent``: the row of each branch at the layer before, None where none forked."""
+    """What decoding needs of one layer, for the branches that ran through it. ``keys``, ``values``: (branches, kv_heads, text,
+    head_dim) of the text; ``parent``: each branch's row at the layer before; None where none forked."""
 
     fronts: list[Front]
     keys: torch.Tensor
@@ -99,7 +102,7 @@ class Step:
 
 @dataclass
 class FinalBranches:
-    """Branches behind the last layer. ``text``: its states, not normed yet."""
+    """Branches behind the last layer. ``text``: its states before the final norm."""
 
     branches: list[Branch]
     steps: list[Step]
@@ -113,13 +116,13 @@ def text_positions(branches: Rows[Branch], valid: torch.Tensor) -> torch.Tensor:
 
 
 def unstored_segments(branches: Iterable[Branch]) -> set[Segment]:
-    """All that stands in front of their texts and that nobody holds but they."""
+    """Segments in front of the texts that only these branches hold."""
     return {s for branch in branches for s in branch.front if not s.stored}
 
 
 def steps_of_rows(steps: Rows[Step], rows: torch.Tensor) -> list[Step]:
-    """``steps`` of the branches alone that come from ``rows`` of the last one; the fronts of the others are left out, so that nothing of
-    them is held. Their keys and values stay, as one tensor has them all."""
+    """``steps`` restricted to the ancestors of ``rows`` of the last one. Fronts of other rows are left out so that they can be freed; keys
+    and values stay, as one tensor holds all rows."""
     out: list[Step] = []
     for step in reversed(steps):
         kept_rows = set(rows.tolist())
@@ -130,7 +133,7 @@ def steps_of_rows(steps: Rows[Step], rows: torch.Tensor) -> list[Step]:
 
 
 def read_layers(method: Method) -> tuple[int, ...]:
-    """Layers at whose input a method may read the states of what stands in front of the text."""
+    """Layers at whose input a method may read the states of segments."""
     policy = method.policy
     if policy is None:
         return ()
@@ -138,6 +141,6 @@ def read_layers(method: Method) -> tuple[int, ...]:
 
 
 def decoded_layers(method: Method, depth: int) -> int:
-    """How many layers the prompt's own segments run through: those that drop visual tokens replace them behind the first cut."""
+    """How many layers the prefix runs through under a method: a policy that drops visual tokens replaces it behind its first layer."""
     policy = method.policy
     return policy.layers[0] + 1 if policy is not None and policy.drops and policy.layers else depth

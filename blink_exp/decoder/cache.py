@@ -14,12 +14,11 @@ from blink_exp.errors import UserError
 
 
 class SegmentedLayer(DynamicLayer):
-    """A DynamicLayer that knows which keys are real and where the next token stands.
+    """A DynamicLayer with a key mask and the next token's position.
 
     ``keys``, ``values``: (batch, kv_heads, keys, head_dim) of rows' own tokens; ``key_valid``: (batch, keys) bool; ``next_position``:
-    (batch,); ``fronts``: what each row stands behind besides, where that is shared (``blink_exp.decoder.answers``), else empty;
-    ``prompt_tokens``: how many tokens of the caller's own sequence have gone in, which is what ``generate`` reckons with, whatever was
-    inserted or dropped.
+    (batch,); ``fronts``: segments in front of each row that are shared (``blink_exp.decoder.answers``), else empty;
+    ``prompt_tokens``: tokens of the caller's own sequence so far, which ``generate`` counts, whatever was inserted or dropped.
     """
 
     def __init__(self) -> None:
@@ -33,13 +32,13 @@ class SegmentedLayer(DynamicLayer):
         return self.prompt_tokens
 
     def hold(self, keys: torch.Tensor, values: torch.Tensor, valid: torch.Tensor, next_position: torch.Tensor, tokens: int) -> None:
-        """Takes over all keys and values of this layer; ``tokens``: how many of the caller's were added."""
+        """Sets all keys and values of this layer. ``tokens``: number of the caller's tokens added."""
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.keys, self.values, self.key_valid, self.next_position = keys, values, valid, next_position
         self.prompt_tokens += tokens
 
     def pick(self, index: torch.Tensor, picked: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Goes on with some rows. ``picked``: what layers had in common before, {id: (before, behind)}, they have in common behind."""
+        """Selects rows. ``picked``: {id: (tensor, selected tensor)}, so that layers that share a tensor share the selected one."""
         self.keys, self.values = self.keys[index], self.values[index]
         for name in ("key_valid", "next_position"):
             before = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Generated tokens: further tokens behind what each layer holds, and greedy answers of branches, one for all points that decided alike."""
+"""Decoding: further tokens over each layer's cache, and greedy answers of branches, one for all points that decided alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blink_exp.decoder.shared_attention import SharedKVCache
 
 
 class _Tokens:
-    """(rows, tokens, hidden) ``states`` behind what the cache ``layers`` hold; a ``Work``."""
+    """(rows, tokens, hidden) ``states`` of tokens behind the cache ``layers``; a ``Work``."""
 
     over = False
 
@@ -49,16 +49,16 @@ class _Tokens:
 
 
 def extend(llm: Any, embeds: torch.Tensor, layers: Rows[Any], weights: bool = False) -> torch.Tensor:
-    """Runs (rows, tokens, hidden) further tokens behind what each cache layer holds, which takes them in. Returns their final states."""
+    """Runs (rows, tokens, hidden) further tokens behind the cache, which is extended. Returns their final states."""
     work = _Tokens(llm, embeds, layers, weights)
     run_layers(llm, work, 0, len(llm.layers))
     return llm.norm(work.states)
 
 
 def greedy(model: Any, final: FinalBranches, max_new_tokens: int, ends: Collection[int], at_once: int) -> list[list[int]]:
-    """The tokens that each branch goes on with, up to one of ``ends`` or ``max_new_tokens``, as Hugging Face's greedy generate() says them.
+    """Generated tokens of each branch, up to one of ``ends`` or ``max_new_tokens``; the same as Hugging Face's greedy generate().
 
-    ``at_once``: branches whose keys and values are held in one place.
+    ``at_once``: branches that are decoded as one batch.
     """
     first = _next(model, model.model.language_model.norm(final.text.states[:, -1]))
     tokens = [[token] for token in first.tolist()]
@@ -69,14 +69,14 @@ def greedy(model: Any, final: FinalBranches, max_new_tokens: int, ends: Collecti
 
 
 def _next(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """(rows,) the likeliest token of each. Raises UserError where logits are nan or inf."""
+    """(rows,) most likely tokens. Raises UserError where logits are nan or inf."""
     best = model.lm_head(hidden).float().max(-1)
     check_logits(best.values)
     return best.indices
 
 
 def _go_on(model: Any, final: FinalBranches, rows: list[int], tokens: list[list[int]], most: int, ends: Collection[int]) -> None:
-    """Appends to ``tokens`` what branches ``rows`` go on with behind their first token."""
+    """Appends to ``tokens`` the tokens of branches ``rows`` behind their first one."""
     llm, layers = model.model.language_model, cached(final, rows)
     while rows:
         last = torch.tensor([tokens[r][-1] for r in rows], device=final.text.states.device)
@@ -93,7 +93,7 @@ def _go_on(model: Any, final: FinalBranches, rows: list[int], tokens: list[list[
 
 
 def cached(final: FinalBranches, rows: Rows[int]) -> list[SegmentedLayer]:
-    """By layer, what it holds of branches ``rows``: back through the forks, to the row that each of them was there."""
+    """The cache of branches ``rows``, layer by layer: forks are followed back to each one's row in that layer."""
     index = torch.tensor(list(rows), device=final.text.states.device)
     valid = final.text.valid[index]
     out: list[SegmentedLayer] = []

@@ -21,8 +21,8 @@ Rope = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class SegmentRun:
-    """Rows that a layer runs at once: (rows, tokens, hidden) ``states``, before and then behind the layer; their positions as cos and sin;
-    what they stand behind, which takes their keys and values."""
+    """One call of a layer: (rows, tokens, hidden) ``states``, its input and then its output; RoPE's cos and sin; the cache of the keys in
+    front, which receives the rows' own."""
 
     states: torch.Tensor
     rope: Rope
@@ -30,21 +30,20 @@ class SegmentRun:
 
 
 class Work(Protocol):
-    """What goes through the layers."""
+    """Tokens that run through the layers."""
 
     def runs(self, i: int) -> Iterator[SegmentRun]:
-        """What layer i runs, one after the other: what is yielded has been run when the iterator goes on, so that decisions can be taken
-        in between."""
+        """The calls of layer i, in order. Each has been run when the iterator resumes, so that decisions can be taken in between."""
         ...
 
     @property
     def over(self) -> bool:
-        """Whether to stop in front of the next layer."""
+        """Whether to stop before the next layer."""
         ...
 
 
 def run_layers(llm: Any, work: Work, first: int, last: int) -> None:
-    """Runs ``work`` through layers ``first`` to ``last`` - 1 of a decoder, whose layer modules stay as they are."""
+    """Runs ``work`` through layers ``first`` to ``last`` - 1 of a decoder, whose layer modules are not modified."""
     with shared(llm):
         for i in range(first, last):
             for run in work.runs(i):
@@ -62,8 +61,7 @@ def run_layers(llm: Any, work: Work, first: int, last: int) -> None:
 
 @dataclass
 class LastRun:
-    """What segments that ran together need no second time if they run together again: their positions, and their states in one piece
-    as long as nobody has touched ``rows``, the parts of it."""
+    """Reusable tensors of segments that ran together: RoPE, and the batched states, valid while ``rows``, its parts, are unchanged."""
 
     rope: Rope
     states: torch.Tensor
@@ -83,11 +81,10 @@ def segment_runs(
     alone: bool = False,
     weights: bool = False,
 ) -> Iterator[SegmentRun]:
-    """Runs of segments that have reached layer i, each with what it stands behind; those in front go first.
+    """Runs of the ``pending`` segments {segment: its front} that have reached layer i, those in front first.
 
-    Segments of near lengths are one batch. They are padded on the right, where causal attention never sees the padding. ``last``: runs of
-    the layer before, in whose place this one's go; ``read``: see ``Segment.advance``; ``most``: tokens that run at once, one segment's at
-    least.
+    Segments of similar lengths are one batch, padded on the right, where causal attention never sees the padding. ``last``: runs of the
+    layer before, replaced by this layer's; ``read``: see ``Segment.advance``; ``most``: tokens of a batch, at least one segment.
     """
     before = dict(last)
     last.clear()
@@ -127,7 +124,7 @@ def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _batches(waiting: Rows[tuple[Segment, Front]], most: float) -> Iterator[list[tuple[Segment, Front]]]:
-    """Neighbours of near lengths behind as many segments, ``most`` tokens at once."""
+    """Batches of segments with similar lengths and equally long fronts, ``most`` tokens each."""
     for _, same in itertools.groupby(waiting, key=lambda pair: len(pair[1])):
         group: list[tuple[Segment, Front]] = []
         for pair in same:  # from the shortest to the longest
@@ -141,5 +138,5 @@ def _batches(waiting: Rows[tuple[Segment, Front]], most: float) -> Iterator[list
 
 
 def fronts_of(chains: Rows[Front]) -> dict[Segment, Front]:
-    """{segment: what it stands behind} of all segments of some fronts."""
+    """{segment: the segments in front of it} for all segments of some fronts."""
     return {segment: chain[:n] for chain in chains for n, segment in enumerate(chain)}

@@ -1,4 +1,4 @@
-"""`system | visual` of an image, run through the layers once, whatever is asked about it and whatever is decided."""
+"""Prefixes: `system | visual` of an image, run through the layers once for all questions and decisions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PrefixInputs:
     base_map: BaseViewMap | None = None
 
     def digest(self) -> str:
-        """Equal for equal content, wherever it comes from: two points that keep the same tokens have one prefix."""
+        """A hash of the content: points that keep the same tokens share one prefix."""
         cells = self.ids if self.base_map is None else self.base_map.cells
         digest = hashlib.sha256(repr((self.features.dtype, len(self.ids), len(cells), self.base_map is None)).encode())
         for part in (self.ids, cells, self.features):
@@ -36,10 +36,10 @@ class PrefixInputs:
 
 @dataclass(eq=False)
 class Prefix(Segment):
-    """A segment that stands in front of everything and is kept for other questions, in memory of its own: one allocation a kind, so that
-    one that is forgotten before others leaves no gaps.
+    """The first segment of a sequence, cached for other questions. It owns its memory, one allocation for each kind of tensor, so that
+    evicting it leaves no gaps.
 
-    ``depth``: layers that it is to run through; ``read``: layers whose inputs are kept.
+    ``depth``: layers that it runs through; ``read``: layers whose inputs are kept.
     """
 
     depth: int = 0
@@ -76,12 +76,12 @@ class Prefix(Segment):
         self.keys[i], self.values[i], self.states, self.reached = buffer[0, i], buffer[1, i], states, i + 1
         self._keep(i + 1)
         if self.reached == self.depth:
-            self.states = self.inputs.get(self.depth, states[:0])  # nobody reads them but in front of a cut
+            self.states = self.inputs.get(self.depth, states[:0])  # read only by policies that drop tokens
 
 
 @dataclass
 class PrefixBatch:
-    """Prefixes that run through the layers together; a ``Work``."""
+    """Prefixes that run through the layers as one batch; a ``Work``."""
 
     llm: Any
     prefixes: Rows[Segment]
@@ -97,8 +97,8 @@ class PrefixBatch:
 def run_prefixes(
     llm: Any, embeds: Rows[torch.Tensor], visual: Rows[int], layers: Collection[int], depths: Rows[int], at_once: int
 ) -> list[Prefix]:
-    """Prefixes of (tokens, hidden) ``embeds``, the last ``visual`` of which are visual tokens. ``layers``: those whose inputs are kept;
-    ``depths``: how many layers each is to run through; ``at_once``: how many run as a batch."""
+    """Prefixes of (tokens, hidden) ``embeds``, which end with ``visual`` visual tokens. ``layers``: whose inputs are kept; ``depths``:
+    layers that each runs through; ``at_once``: prefixes of a batch."""
     out: dict[int, Prefix] = {}
     order = sorted(range(len(embeds)), key=lambda r: (depths[r], len(embeds[r])))
     for depth, same in itertools.groupby(order, key=lambda r: depths[r]):

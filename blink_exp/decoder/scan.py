@@ -1,8 +1,8 @@
-"""Scans: what a policy gets to see of a layer.
+"""Scans: the attention scores that a policy decides by.
 
 Before a layer, patch by patch (Blink): the attention of the last prompt token that the layer is about to compute, from the states at
-its input. Behind a layer, token by token (FastV, SparseVLM): the attention of chosen text tokens. Either way only the queries asked for
-are made, never an attention matrix, and keys that rows have in common are read where they are.
+its input. Behind a layer, token by token (FastV, SparseVLM): the attention of chosen text tokens. Either way only the
+required queries are computed, never an attention matrix, and shared keys are not copied.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from blink_exp.decoder.shared_attention import stacked
 
 @dataclass(frozen=True)
 class ScanRow:
-    """What stands in front of a text, as a scan needs it; see ``Branch`` and ``Question``."""
+    """The segments in front of one text; see ``Branch`` and ``QuestionInputs``."""
 
     blocks: Front
     expanded: tuple[Front, ...]
@@ -36,17 +36,17 @@ class ScanRow:
         return tuple(s for block, parts in zip(self.blocks, self.expanded, strict=True) for s in (block, *parts) if s.tokens)
 
     def visual_end(self, image: int) -> int:
-        """Tokens up to and with the last visual one of an image."""
+        """Tokens up to and including the last visual token of an image."""
         return (
             sum(b.tokens + length(parts) for b, parts in zip(self.blocks[:image], self.expanded, strict=False)) + self.blocks[image].tokens
         )
 
 
 class LazyScorerInputs:
-    """``ScorerInputs`` from products of queries with keys, made when they are read.
+    """``ScorerInputs`` whose query-key products are computed when they are read.
 
-    ``make``: gives (batch, heads, queries, keys) float32; ``make_raw``: gives (batch, heads, keys), None where the scorer has not declared
-    that it reads them.
+    ``make``: returns (batch, heads, queries, keys) float32; ``make_raw``: returns (batch, heads, keys), None where the scorer does not
+    declare ``raw``.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ def scan_patches(
     grid: PatchGrid,
     scan_expanded: bool,
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    """{(row, image): {rho, region, patch_scores}}, from the states at layer i's input, which the texts have not run through yet.
+    """{(row, image): {rho, region, patch_scores}}, from the states at layer i's input.
 
     ``states``, ``valid``, ``positions``: of the texts, (rows, tokens, ...), padded on the left, the last prompt token last;
     ``scan_expanded``: whether expanded tokens count towards the patch that they show.
@@ -174,8 +174,11 @@ def scorer_inputs(
     keys: torch.Tensor | None = None,
     raw: bool = False,
 ) -> tuple[LazyScorerInputs, int]:
-    """What scorers see at layer i, and how many columns stand in front of the texts. Columns: what each row stands behind, padded on the
-    left, then its text. ``queries``: which tokens of the texts ask; ``keys``: of the texts, None: projected here."""
+    """Inputs of a scorer at layer i, and the number of key columns in front of the texts.
+
+    Columns are each row's front, padded on the left, then its text. ``queries``: query tokens of the texts; ``keys``: of the texts; None:
+    computed here.
+    """
     layer = llm.layers[i]
     attention = layer.self_attn
     fronts = [row.front for row in rows]
@@ -213,15 +216,14 @@ def heads_of(attention: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 class _Keys:
-    """Keys of a segment, (kv_heads, tokens, head_dim), where ``shared_kv`` looks for those of a layer: by whatever number."""
+    """Keys of a segment, (kv_heads, tokens, head_dim), in the form that ``shared_kv`` reads: as those of layer 0."""
 
     def __init__(self, keys: torch.Tensor):
         self.keys = self.values = {0: keys}
 
 
 def _keys_at(llm: Any, i: int, first: dict[Segment, int]) -> dict[Segment, _Keys]:
-    """Keys of segments in layer i, also of those that have not run through it, and perhaps never will; ``first``: the position number that
-    is free in front of each."""
+    """Keys of segments in layer i, also of segments that have not run through it. ``first``: {segment: its first free position number}."""
     out = {segment: _Keys(segment.keys[i]) for segment in first if i in segment.keys}
     waiting: dict[int, list[Segment]] = {}  # those of one length at once
     for segment in first:
@@ -239,8 +241,8 @@ def _keys_at(llm: Any, i: int, first: dict[Segment, int]) -> dict[Segment, _Keys
 
 
 def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, text_keys: torch.Tensor) -> torch.Tensor:
-    """(rows, heads, queries, ahead + text) products of a (rows, heads, queries, head_dim) ``query`` with what stands in front of each row,
-    part by part, and with the texts' ``text_keys`` keys."""
+    """(rows, heads, queries, ahead + text) products of (rows, heads, queries, head_dim) ``query`` with the keys of each row's front, part
+    by part, and with the texts' ``text_keys``."""
     rows, heads, queries, width = query.shape
     out = query.new_zeros(rows, heads, queries, ahead + text_keys.shape[2])
     out[..., ahead:] = products(query, text_keys)
@@ -267,8 +269,10 @@ def distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def pairwise_distances(x: torch.Tensor) -> torch.Tensor:
-    """(n, n) L2 distances of (n, width) rows by one matrix product, on a CPU 18 times as fast as differences one by one. In float64, as
-    the difference of two large numbers is a small one; what is left there of rows that are equal is rounding, and becomes 0."""
+    """(n, n) L2 distances of (n, width) rows by one matrix product, on a CPU 18 times as fast as pairwise differences.
+
+    In float64 against cancellation; distances of equal rows, which are rounding errors, become 0.
+    """
     centred = x.double()
     centred -= centred.mean(0)
     products = centred @ centred.T

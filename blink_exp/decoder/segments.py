@@ -1,7 +1,7 @@
-"""Segments: runs of tokens whose states depend on what stands in front of them and on nothing behind.
+"""Segments: spans of tokens whose states depend only on the tokens in front of them.
 
-``system | visual`` of an image is one, an expanded segment is one. Each knows its states at the layer that it has reached and its keys
-and values in the layers that it has run through, so that any number of texts can stand behind it. A text's front is a chain of them.
+Examples are ``system | visual`` of an image and an expanded segment. A segment has its states at the layer that it has reached, and its
+keys and values in the layers before, so that any number of texts can follow it. The front of a text is a chain of segments.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from blink_exp.decoder.shared_attention import Part
 
 @dataclass(eq=False)
 class Segment:
-    """One segment of one row, or of several rows that have it in common.
+    """A segment of one row, or shared by several rows.
 
     Args:
         states: (tokens, hidden) at the input of layer ``reached``.
-        visual: how many visual tokens stand at its end.
-        numbers: (tokens,) position numbers of its own, where these are not simply the next ones; fractional ones are allowed.
-        takes: how many position numbers it takes away from what stands behind it; None: one a token.
-        index: (tokens,) places of its tokens in the caller's prompt, -1 for a token that is not of it; None where nobody asks.
+        visual: number of visual tokens at its end.
+        numbers: (tokens,) position numbers, may be fractional; None: consecutive.
+        takes: number of positions that the tokens behind it are shifted by; None: one for each token.
+        index: (tokens,) positions of its tokens in the caller's prompt, -1 for added tokens; None: not needed.
         region: the patch that an expanded segment shows.
-        keys, values: {layer: (kv_heads, tokens, head_dim)} of the layers that it has run through, keys behind RoPE.
-        inputs: {layer: (tokens, hidden)}, its states at the input of layers that it has run through and that somebody may read.
+        keys, values: {layer: (kv_heads, tokens, head_dim)} of the layers before ``reached``, keys behind RoPE.
+        inputs: {layer: (tokens, hidden)}, states at the input of earlier layers that may be read.
     """
 
     states: torch.Tensor
@@ -47,7 +47,7 @@ class Segment:
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     inputs: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    stored = False  # whether it is held beyond the questions that it is run for
+    stored = False  # whether a cache holds it beyond the current questions
 
     @property
     def tokens(self) -> int:
@@ -58,7 +58,7 @@ class Segment:
         return self.tokens if self.takes is None else self.takes
 
     def at(self, layer: int) -> torch.Tensor:
-        """(tokens, hidden) states at the input of a layer, also of one that it has run through for other texts."""
+        """(tokens, hidden) states at the input of a layer, the one reached or an earlier one in ``inputs``."""
         return self.states if self.reached == layer else self.inputs[layer]
 
     def visual_at(self, layer: int) -> torch.Tensor:
@@ -66,22 +66,22 @@ class Segment:
         return self.at(layer)[self.tokens - self.visual :]
 
     def positions(self, start: int) -> torch.Tensor:
-        """(tokens,) position numbers; ``start``: the first number that is free behind what stands in front."""
+        """(tokens,) position numbers. ``start``: the first free number behind the front."""
         return torch.arange(start, start + self.tokens, device=self.states.device) if self.numbers is None else self.numbers
 
     def advance(self, i: int, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, read: Collection[int]) -> None:
-        """Notes what layer ``i`` has made of it. ``read``: layers whose inputs may be read later."""
+        """Records the outputs of layer ``i``. ``read``: layers whose inputs may be read later."""
         self.keys[i], self.values[i] = keys, values
         self.pass_on(i, states, read)
 
     def pass_on(self, i: int, states: torch.Tensor, read: Collection[int]) -> None:
-        """``advance`` where nobody stands behind it any more who would read its keys and values in this layer."""
+        """``advance`` without keys and values, where no later token reads them in this layer."""
         if i in read:
             self.inputs[i] = self.states
         self.states, self.reached = states, i + 1
 
 
-Front = tuple[Segment, ...]  # what stands in front of a text, or of another segment, in its order
+Front = tuple[Segment, ...]  # the segments in front of a text or of another segment, in order
 
 
 def length(front: Rows[Segment]) -> int:
@@ -89,12 +89,12 @@ def length(front: Rows[Segment]) -> int:
 
 
 def starts(front: Rows[Segment]) -> list[int]:
-    """The first position number that is free in front of each segment, and, last, behind all of them."""
+    """The first free position number before each segment, and, last, behind all of them."""
     return list(itertools.accumulate((segment.taken for segment in front), initial=0))
 
 
 def shared_kv(i: int, fronts: Rows[Rows[Segment]]) -> list[Part]:
-    """What each row stands behind at layer i; neighbours that have a segment in common have one part."""
+    """Keys and values of the rows' fronts at layer i; neighbouring rows with a common segment share one part."""
     out = []
     for depth in range(max(map(len, fronts), default=0)):
         start = 0
@@ -108,14 +108,14 @@ def shared_kv(i: int, fronts: Rows[Rows[Segment]]) -> list[Part]:
 
 @dataclass(frozen=True)
 class ExpansionKey:
-    """All that an expanded segment depends on: equal keys, one segment.
+    """Cache key of an expanded segment: all that it depends on.
 
     Args:
         block: the segment that ends with the image's visual tokens.
         start: position number of the first visual token.
         module: the layer's TokenSR module, or None for plain interpolation.
-        inherit: whether its tokens take the positions of what they show.
-        before: expanded segments that it stands behind (``on_reexpand=append``).
+        inherit: whether its tokens take the positions of the patch.
+        before: expanded segments in front of it (``on_reexpand=append``).
         base_map: cells of the base view that the visual tokens show; None: all of one view. restore_dropped: whether dropped cells are
             restored.
     """
@@ -140,7 +140,7 @@ class ExpansionKey:
 
 
 def expand(keys: Rows[ExpansionKey]) -> list[Segment]:
-    """The expanded segments of some keys, those with one module as one batch. Blink, Eqs. (4)-(5)."""
+    """The expanded segments of some keys; keys with one module are one batch. Blink, Eqs. (4)-(5)."""
     segments: dict[int, Segment] = {}
     numbers = sorted(range(len(keys)), key=lambda n: _kind(keys[n]))
     for _, group_numbers in itertools.groupby(numbers, key=lambda n: _kind(keys[n])):
@@ -165,17 +165,17 @@ def _kind(key: ExpansionKey) -> tuple[int, int, bool]:
 
 
 def enlarge(patch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(batch, hidden, h, w) to (batch, hidden, H, W), bilinear (Blink, Sec. 3.2.1), as inference and training both need it."""
+    """(batch, hidden, h, w) to (batch, hidden, H, W), bilinear (Blink, Sec. 3.2.1), for inference and training."""
     return F.interpolate(patch, size=size, mode="bilinear", align_corners=False)
 
 
 def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -> Front:
-    """The blocks that go on where a decision, taken in front of ``layer``, drops and merges visual tokens (FastV, SparseVLM). Merged tokens
-    take the mean of their states. ``inherit``: tokens keep their position numbers and dropped ones leave gaps."""
+    """The blocks that remain after a decision before ``layer`` to drop and merge visual tokens (FastV, SparseVLM). A merged token is the
+    mean of its members. ``inherit``: tokens keep their position numbers and dropped ones leave gaps."""
     assert not (inherit and decision.clusters), "a merged token has no position to inherit"
     ends = list(itertools.accumulate((block.visual for block in blocks), initial=0))
     ranges = [range(first, end) for first, end in itertools.pairwise(ends)]
-    merged: list[tuple[int, ...]] = []  # a merged token is known by a negative number, that of its members
+    merged: list[tuple[int, ...]] = []  # merged token -1 - n is the mean of merged[n]
 
     def merge(members: tuple[int, ...]) -> int:
         merged.append(members)

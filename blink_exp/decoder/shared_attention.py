@@ -1,8 +1,8 @@
-"""Attention over keys that rows share, without a copy of them for every row.
+"""Attention over keys that rows share, without copying them for every row.
 
-What stands in front of a row's own tokens is a list of parts, each with its own keys and values. Queries of all rows that have a part in
-common go against it at once, and the results are merged by their log-sum-exps, which is exact. Layers are called unmodified: they find
-this attention by its name in the registry of transformers, and a ``SharedKVCache`` where they expect a cache.
+The context in front of a row's own tokens is a list of parts, each with its keys and values. The queries of all rows that share a part
+attend to it in one call, and the results are merged by their log-sum-exps, which is exact. Layers are called unmodified: they find this
+attention by its name in the registry of transformers, and get a ``SharedKVCache`` as their cache.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NAME = "blink_exp_shared"
 
 @dataclass(frozen=True)
 class Part:
-    """Keys and values, (kv_heads, tokens, head_dim) each, that rows ``start`` to ``stop`` of a batch all stand behind. ``depth``: 0 for the
-    first segment of a row, 1 for the second, and so on."""
+    """Keys and values, (kv_heads, tokens, head_dim) each, shared by rows ``start`` to ``stop`` of a batch. ``depth``: 0 for the first
+    segment of a row, 1 for the second, and so on."""
 
     start: int
     stop: int
@@ -33,15 +33,15 @@ class Part:
 
 @dataclass
 class SharedKVCache:
-    """What a layer takes for a cache.
+    """The cache object that a layer is called with.
 
     Args:
-        front: see above.
-        earlier: keys and values of rows' own tokens that have run before, two (rows, kv_heads, tokens, head_dim).
-        mask: (rows, queries, own tokens) bool; None where a token sees all own ones up to itself.
-        alone: whether no rows have a part in common, so that keys are put into one piece, of which the rows' caches are made anyway.
+        front: the parts in front of the rows' own tokens.
+        earlier: keys and values of rows' own earlier tokens, two (rows, kv_heads, tokens, head_dim).
+        mask: (rows, queries, own tokens) bool; None: causal.
+        alone: whether no rows share a part, so that keys are concatenated into one dense tensor, which the rows' caches need anyway.
         weights: whether attention weights are returned, (rows, heads, queries, keys), as the eager kernel does.
-        own: keys and values of all own tokens, once the layer has run.
+        own: keys and values of all own tokens, set when the layer runs.
     """
 
     front: list[Part]
@@ -60,12 +60,12 @@ class SharedKVCache:
 
     @property
     def known(self) -> int:
-        """Keys that stand in front of what the first row runs now."""
+        """Keys in front of the first row's current tokens."""
         earlier = 0 if self.earlier is None else self.earlier[0].shape[2]
         return earlier + sum(part.keys.shape[1] for part in self.front if part.start == 0)
 
     def dense(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All that each row stands behind, then its own tokens: two (rows, kv_heads, keys, head_dim), and (rows, keys) bool, false on
+        """Each row's front, then its own tokens: two (rows, kv_heads, keys, head_dim), and (rows, keys) bool, false on
         padding and on own tokens that the last one does not see. Rows are padded on the left."""
         if self._dense is None:
             self._dense = self._in_one_piece()
@@ -178,7 +178,7 @@ def _with_weights(query: torch.Tensor, cache: SharedKVCache, scaling: float) -> 
 
 
 def _alike(front: list[Part]) -> list[list[Part]]:
-    """Parts that one call of the kernel serves: as many tokens, for as many rows."""
+    """Groups of parts that one kernel call serves: equal in depth, tokens and rows."""
     groups: dict[tuple[int, int, int], list[Part]] = {}
     for part in front:
         groups.setdefault((part.depth, part.keys.shape[1], part.stop - part.start), []).append(part)
@@ -186,8 +186,7 @@ def _alike(front: list[Part]) -> list[list[Part]]:
 
 
 def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
-    """(parts, ...) of tensors of one shape; without a copy where they lie in one piece of memory at equal distances, as the rows of a batch
-    do."""
+    """(parts, ...) of tensors of one shape; a view where they are equally spaced in one storage, as the rows of a batch are."""
     first = parts[0]
     if len(parts) == 1:
         return first[None]
@@ -201,8 +200,8 @@ def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of (rows, heads, queries, head_dim) to the parts that they stand behind, and its (rows, heads, queries, 1) log-sum-exp. All
-    queries that have a part in common go against it as one long query."""
+    """Attention of (rows, heads, queries, head_dim) to the parts in front, and its (rows, heads, queries, 1) log-sum-exp. All queries that
+    share a part are one long query."""
     rows, heads, length, width = query.shape
     groups, several = parts[0].keys.shape[0], rows // len(parts)
     keys, values = stacked([p.keys for p in parts]), stacked([p.values for p in parts])
@@ -213,7 +212,7 @@ def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torc
 
 
 def _repeated(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values with a head for each query head."""
+    """Keys and values repeated to the number of query heads."""
     repeats = query.shape[1] // keys.shape[1]
     if repeats == 1:
         return keys, values
@@ -221,7 +220,7 @@ def _repeated(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> 
 
 
 def _own_alone(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, cache: SharedKVCache, scaling: float) -> torch.Tensor:
-    """Attention of rows that stand behind nothing, by torch's fused kernel."""
+    """Attention of rows without a front, by torch's fused kernel."""
     keys, values = _repeated(query, keys, values)
     causal = cache.mask is None and query.shape[2] == keys.shape[2] > 1
     mask = None if causal or (cache.mask is None and query.shape[2] == 1) else cache.own_mask(query.shape[2])[:, None]
@@ -247,7 +246,7 @@ def kernel(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, causal: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of (batch, heads, queries, head_dim) and its float32 log-sum-exp, (batch, heads, queries), which torch's public function
-    keeps to itself."""
+    does not return."""
     aten: Any = torch.ops.aten
     if query.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, causal, scale=scaling)

@@ -1,4 +1,4 @@
-"""Visual tokens' states at some layers, for TokenSR's training."""
+"""States of visual tokens at some layers, for TokenSR's training."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from blink_exp.decoder.segments import Segment
 def visual_states(llm: Any, embeds: torch.Tensor, visual: int, layers: Collection[int]) -> dict[int, torch.Tensor]:
     """The visual tokens' states at the input of ``layers``, {layer: (batch, visual, hidden)}, for TokenSR's training.
 
-    ``embeds``: (batch, system + visual, hidden). No text is run, as the states depend on the image alone, and the forward stops at
-    the last layer asked for.
+    ``embeds``: (batch, system + visual, hidden). No text is run, as the states depend on the image alone. The forward stops
+    before the last of ``layers``.
     """
     layer_set = set(layers)
-    rows = [_Passing(row, visual) for row in embeds]
+    rows = [_StatesOnly(row, visual) for row in embeds]
     run_layers(llm, PrefixBatch(llm, rows, layer_set), 0, max(layer_set))
     return {layer: torch.stack([row.visual_at(layer) for row in rows]) for layer in layer_set}
 
 
-class _Passing(Segment):
-    """A segment that nothing stands behind, so that its keys and values need not be kept."""
+class _StatesOnly(Segment):
+    """A segment without tokens behind it, so its keys and values are not kept."""
 
     def advance(self, i: int, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, read: Collection[int]) -> None:
         self.pass_on(i, states, read)
@@ -38,7 +38,7 @@ class _Passing(Segment):
 def image_states(backbone: Any, pixels: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
     """{layer: (images, H * W, width)} visual tokens of the base view at each layer's input, from (images, 3, size, size) pixels.
 
-    The prompt's opening stands before the image; no text behind it can change them.
+    The sequence is the prompt's opening and the image; text behind the image cannot change these states.
     """
     encodings = encode(backbone.model, pixels, [ViewGeometry(backbone.grid[0])] * len(pixels), EncoderRequirements())
     features = backbone.model.model.multi_modal_projector(torch.cat([encoding.hidden for encoding in encodings]))

@@ -39,7 +39,7 @@ from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import ARCHITECTURES
 
 POLICIES = ("threshold", "cycle", "expand_once", "copy")
-PRESETS = ("11-17", "12-18", "12-20", "13-19", "14-20", "all")  # of the group ``layers``
+PRESETS = ("11-17", "12-18", "12-20", "13-19", "14-20", "all")  # files of the config group ``layers``
 ON_REEXPAND = ("replace", "keep", "append")
 
 
@@ -77,7 +77,7 @@ class BlinkPolicy:
     inherit_positions: bool = False
     seed: int = 0
 
-    drops = False  # it adds tokens to the visual ones, which stay
+    drops = False  # visual tokens are kept, expanded ones are added
 
     def __post_init__(self):
         for name, value, choices in (
@@ -88,7 +88,7 @@ class BlinkPolicy:
                 raise UserError(f"{name}={value} is not known; {nearest(str(value), choices)}")
         check_threshold("tau_exp", self.tau_expand)
         check_threshold("tau_drop", self.tau_drop)
-        _ = self.scorer  # raises for a name that nobody knows
+        _ = self.scorer  # raises UserError for an unknown name
 
     @property
     def scorer(self) -> Scorer | None:
@@ -178,7 +178,7 @@ def configure(
     seed: int,
 ) -> Method:
     """Blink on ``backbone`` from the values of the config groups (see conf/method/blink.yaml)."""
-    check_threshold("tau_exp", tau_exp)  # as given: scaling could bring a wrong one back into range
+    check_threshold("tau_exp", tau_exp)  # before scaling, which could bring a wrong value into range
     check_threshold("tau_drop", tau_drop)
     numbers = selected_layers(backbone.depth, **layers)
     scale = scaled_threshold if scale_thresholds else lambda tau, p: tau
@@ -195,7 +195,7 @@ def configure(
         inherit_positions=_choice("resolution.positions", resolution["positions"], ("contiguous", "inherit")) == "inherit",
         seed=seed,
     )
-    PatchGrid(p, *backbone.grid)  # says which p divide the grid, before anything is loaded
+    PatchGrid(p, *backbone.grid)  # raises UserError for a p that does not divide the grid, before modules are loaded
     if not amplify or tokensr["architecture"] == "interp" or resolution["policy"] == "copy":
         return blink(policy)
     architecture, path = tokensr["architecture"], tokensr["path"]
@@ -204,7 +204,7 @@ def configure(
     if path is not None and not str(path).strip():
         raise UserError("tokensr.path= is empty; give a folder of trained modules, or null for those that ship with the model")
     folder = path or backbone.tokensr
-    model = "" if backbone.name == "scale-llava-1.5" else "model=... "  # which train.py has by default
+    model = "" if backbone.name == "scale-llava-1.5" else "model=... "  # train.py's default model
     command = f"python train.py {model}{training_words(architecture, layers, numbers)} output=FOLDER, then tokensr.path=FOLDER"
     if folder is None:
         raise UserError(f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them for this model: {command}")
@@ -217,7 +217,7 @@ def configure(
 
 
 def training_words(architecture: str, layers: dict, numbers: Rows[int]) -> str:
-    """What train.py is told to train modules of an architecture for these layers. ``layers``: as ``configure`` takes them."""
+    """train.py's overrides for modules of an architecture and these layers. ``layers``: as in ``configure``."""
     indices, plain = layers["indices"], (layers["base"], layers["relative"]) == (0, True)
     if isinstance(indices, list) and len(indices) == 1 and not layers["relative"]:
         overrides = f"layer={indices[0]}" if layers["base"] == 0 else f"layer={indices[0]} layers.base={layers['base']}"
@@ -229,9 +229,9 @@ def training_words(architecture: str, layers: dict, numbers: Rows[int]) -> str:
 
 
 def tokensr_module(backbone, folder: Path, layer: int) -> nn.Module:
-    """A trained module, one object for all methods that use it: what it made of a patch serves them all."""
+    """A trained module, one object for all methods that use it, so that they share expanded segments."""
     file = folder / f"layer_{layer:02d}.safetensors"
-    stat = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None  # a retrained one is another
+    stat = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None  # part of the cache key: the file may be retrained
     return _module(folder, layer, stat, backbone.identity, backbone.width, backbone.model.device, backbone.model.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Token budgets that pruners share: retention ratios, rounding, top-k, and what a tile cannot keep."""
+"""Token budgets of pruners: retention ratios, rounding, top-k, and caps of tiles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def check_ratio(name: str, ratio: float) -> float:
 
 
 def resolve_newline_policy(method: str, mode: str, policy: str, of_mode: dict[str, str]) -> str:
-    """The newline policy of a pruner with modes: ``policy``, or where that is empty the mode's own in ``of_mode``. Checks both words."""
+    """The newline policy of a pruner with modes: ``policy``, or where that is empty the mode's own in ``of_mode``. Raises UserError for
+    unknown words."""
     if mode not in of_mode:
         raise UserError(f"{method}.mode={mode} is not known; {nearest(str(mode), of_mode)}")
     return check_newline_policy(policy or of_mode[mode])
@@ -31,7 +32,7 @@ def keeps_everything(ratio: float, views: ViewGeometry, newline_policy: str) -> 
 
 
 def floor_tolerant(x: float) -> int:
-    """floor(x), forgiving what floats lose: 2880 * 0.7 is 2016 here, not 2015."""
+    """floor(x) with a tolerance for rounding errors: 2880 * 0.7 is 2016 here, not 2015."""
     return math.floor(x + 1e-9)
 
 
@@ -43,7 +44,7 @@ def at_least_one(name: str, budget: int, of: int) -> int:
 
 def top(scores: torch.Tensor, k: int, allowed: torch.Tensor | None = None) -> torch.Tensor:
     """(k,) indices of the largest of (N,) ``scores``, ascending; ties go to the lower index. ``allowed``: (N,) bool, others are never
-    taken, so fewer than k may come back."""
+    taken, so fewer than k may be returned."""
     order = torch.sort(scores.float().cpu(), descending=True, stable=True).indices
     if allowed is not None:
         order = order[allowed[order]]

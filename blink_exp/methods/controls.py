@@ -1,6 +1,6 @@
-"""Controls: what any method that drops tokens has to beat, at the same budget.
+"""Control methods: baselines at the same budget for methods that drop tokens.
 
-Three ways to keep a share of the visual tokens without looking at what they show: at random, on a regular grid, and by shrinking the
+Three ways to keep a share of the visual tokens regardless of content: at random, on a regular grid, and by shrinking the
 image until it has that many. Each view keeps its share of the tokens that show the image; padding is never kept.
 """
 
@@ -21,8 +21,8 @@ from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant,
 
 @dataclass(frozen=True)
 class _Control(ABC):
-    """What the three share. ``ratio``: share of each view's unpadded tokens that is kept, rounded down; 1 leaves the model untouched.
-    ``newline_policy``: see ``backbone.views.pack``."""
+    """Base class. ``ratio``: share of each view's unpadded tokens that is kept, rounded down; 1 leaves the model untouched.
+    ``newline_policy``: see ``core.views.pack``."""
 
     ratio: float
     newline_policy: str = field(default="valid_rows", kw_only=True)
@@ -45,7 +45,7 @@ class _Control(ABC):
 
     @abstractmethod
     def choose(self, views: ViewGeometry, view: int, budget: int, question: str) -> torch.Tensor:
-        """(budget or fewer,) ascending indices of what view ``view`` keeps."""
+        """(budget or fewer,) ascending indices of the kept tokens of view ``view``."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def budgets(views: ViewGeometry, ratio: float) -> list[int]:
 
 
 def rectangle(views: ViewGeometry, view: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) in tokens of what a view shows of the image; zeros where it shows none."""
+    """(top, left, height, width) in tokens of the unpadded part of a view; zeros where there is none."""
     valid = views.valid[view].view(views.side, views.side)
     rows, columns = valid.any(1).nonzero()[:, 0], valid.any(0).nonzero()[:, 0]
     return (int(rows[0]), int(columns[0]), len(rows), len(columns)) if len(rows) else (0, 0, 0, 0)

@@ -87,7 +87,7 @@ class GlobalCom2:
         floor = floor_tolerant if self.mode == "paper" else int
         out = [floor(views.tokens * self.ratio)]
         if views.tiles:
-            # In float64: in float32, equal tiles could miss a whole number of tokens by more than floored() forgives.
+            # In float64: in float32, equal tiles could miss a whole number of tokens by more than ``floor_tolerant`` allows.
             weights = torch.bincount(views.blocks, weights=scores[0].double(), minlength=views.tiles).tolist()
             shares = tile_shares(weights, self.ratio, self.temperature)
             out += [floor(int(valid.sum()) * share) for valid, share in zip(views.valid[1:], shares, strict=True)]

@@ -57,7 +57,7 @@ class Hero:
         overflow: a tile cannot keep more tokens than show the image: ``redistribute`` the excess in proportion to s, or ``truncate``.
         score: ``mean`` of attention probabilities, or ``double_softmax`` (authors' code: the probabilities go through another softmax).
         tile_budget: ``rest`` is floor((K + 1) N R) - floor(N R), the paper's; ``own`` is floor(K N R), the authors' code's.
-        newline_policy: see ``backbone.views.pack``.
+        newline_policy: see ``core.views.pack``.
         template: how a prompt is made of a question, for ``text=prompt``.
     """
 

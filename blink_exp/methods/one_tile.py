@@ -3,7 +3,7 @@
 HERO's pilot study keeps the thumbnail whole and beside it exactly one tile, whole: the k-th of the image's tiles by CLIPscore or by CLSsim.
 It is not cumulative: rank 2 is the second tile without the first. Both metrics are those of HERO's budgets (``blink_exp.methods.hero``).
 
-Newlines are those of ``backbone.views.pack``, as for every pruner here: under ``valid_rows`` a row of tiles ends with one also where none
+Newlines are those of ``core.views.pack``, as for every pruner here: under ``valid_rows`` a row of tiles ends with one also where none
 of its tokens stays. ``newline_policy=none`` leaves them out.
 """
 
@@ -34,7 +34,7 @@ class OneTile:
         fewer: images with fewer than k tiles. The paper does not say. Chosen: ``thumbnail``, there is no k-th tile, so none is added;
             ``last`` adds the last-ranked one. Tiles that show padding only have no rank.
         cls_source: see ``Hero.cls_source``.
-        newline_policy: see ``backbone.views.pack``.
+        newline_policy: see ``core.views.pack``.
     """
 
     rank: int | None = None

@@ -1,10 +1,10 @@
-"""A pair: a pruner in front of the LLM and a policy inside it, each configured as it is alone.
+"""A pair: a pruner before the LLM and a policy inside it, each configured as on its own.
 
-The pruner decides which visual tokens enter; the policy works on what is left:
+The pruner decides which visual tokens enter; the policy works on the remaining ones:
 
 - FastV and SparseVLM drop further tokens. Their ratios and layer averages count from what entered, so the two shares multiply.
 - Blink scans the tokens of the base view that are left, patch by patch, and expands the most salient patch. Cells of it that were dropped
-  take the mean of the nearest tokens that were kept, or, with ``fill="recall"``, the embeddings that were dropped, kept aside.
+  take the mean of the nearest tokens that were kept, or, with ``fill="recall"``, the dropped embeddings, which are kept for that.
 
 HERO with Blink is the pair this project is about: HERO takes away what no question is likely to need, Blink brings back resolution where
 this question looks. Pairs that make no sense are refused: Blink needs tokens that show one cell of the base view each, which a method that

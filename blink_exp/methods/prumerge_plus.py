@@ -52,7 +52,7 @@ class PruMergePlus:
         densify: divides the grid's step; higher keeps more. 3 stands in the authors' code only; the paper's text, a grid as
             sparse as r, is 1. Default 3 in both modes, as published numbers used it.
         mode: ``paper`` or ``reference``, see the module.
-        newline_policy: see ``backbone.views.pack``; without effect in ``reference``.
+        newline_policy: see ``core.views.pack``; without effect in ``reference``.
     """
 
     layer: int
