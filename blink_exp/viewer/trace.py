@@ -78,7 +78,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Trace:
-    """``record``: the sample's record, as written by an evaluation; ``visual``: the tokens that enter the LLM; ``stages``: one per layer."""
+    """``record``: the sample's record, as written by an evaluation; ``visual``: tokens that enter the LLM; ``stages``: one per layer."""
 
     method: Method
     record: Record
