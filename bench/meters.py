@@ -13,6 +13,8 @@ from torch.autograd import DeviceType
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
+from blink_exp.decoder.shared_attention import SharedKVCache
+
 
 def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
     """Most bytes of tensors that ``work`` holds at once, beyond those that were there before.
@@ -87,10 +89,8 @@ def arithmetic(model: Any, amplifiers: torch.nn.ModuleDict | None = None) -> Ite
 
     def before(layer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
-        cache, index = kwargs.get("past_key_values"), layer.self_attn.layer_idx
-        held = cache.layers[index] if cache is not None and index < len(cache.layers) else None
-        keys = getattr(held, "keys", None)
-        known = keys.shape[2] if keys is not None and keys.dim() == 4 else 0
+        cache = kwargs.get("past_key_values")
+        known = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
         total[0] += layer_flops(states.shape[1], known, config.hidden_size, config.intermediate_size)
 
     def behind(module: Any, args: tuple, out: torch.Tensor) -> None:

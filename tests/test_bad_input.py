@@ -152,11 +152,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatc
     target = tmp_path / "metrics.json"
     write_text(target, "old")
 
-    def full(self, text, **_):
+    def full(self, data):
         self.touch()
         raise OSError(28, "No space left on device", str(self))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write_text(target, "new")
     monkeypatch.undo()

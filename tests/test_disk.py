@@ -62,11 +62,11 @@ def test_full_disks_quotas_and_what_is_in_the_way(tmp_path):
 
 
 def test_a_write_that_is_interrupted_leaves_no_part(tmp_path, monkeypatch):
-    def stopped(self, text, **_):
+    def stopped(self, data):
         self.touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", stopped)
+    monkeypatch.setattr(Path, "write_bytes", stopped)
     with pytest.raises(KeyboardInterrupt):
         write_text(tmp_path / "a.json", "x")
     assert not list(tmp_path.iterdir())

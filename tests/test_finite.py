@@ -11,11 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.refusals import refusal
-from support.training_runs import composed
 
 from blink_exp.backbone import weights
 from blink_exp.backbone.load import load
@@ -24,6 +22,8 @@ from blink_exp.core.method import Method
 from blink_exp.decoder.answers import PointQuestion, answer
 from blink_exp.finite import first_nonfinite
 from blink_exp.methods.blink import tokensr_module
+from blink_exp.settings.build import build
+from blink_exp.settings.compose import composed as settings_of
 from blink_exp.tokensr import checkpoint, modules
 from blink_exp.tokensr.checkpoint import ModuleMetadata
 from blink_exp.training.rotation import Rotation, WholeFiles
@@ -99,14 +99,17 @@ def test_all_files_of_all_modules_or_none(tmp_path, monkeypatch, broken, there):
 
 
 def configured(backbone, *words: str) -> Method:
-    return instantiate(composed("evaluate", "method=blink", *words).method, _partial_=True, _convert_="all")(backbone)
+    return build(settings_of("evaluate", ["method=blink", *words]).method, backbone)
 
 
 @pytest.mark.parametrize(
     ("words", "command"),
     [
         (("tokensr=mlp",), "python train.py tokensr=mlp layers=12-18 output=FOLDER, then tokensr.path=FOLDER"),
-        (("tokensr=depthwise", "layer=13"), "python train.py tokensr=depthwise layer=13 output=FOLDER, then tokensr.path=FOLDER"),
+        (
+            ("tokensr=depthwise", "layer=13"),
+            "python train.py tokensr=depthwise layers.indices=[13] layers.relative=false output=FOLDER, then tokensr.path=FOLDER",
+        ),
         (("tokensr=mlp", "layers.indices=[12,14]"), "tokensr=mlp layers.indices=[12,14] layers.relative=false output=FOLDER"),
         (("tokensr.architecture=pixel_shuffle", "thresholds=high_exp"), "tokensr=pixel_shuffle layers=12-18"),
     ],

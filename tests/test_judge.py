@@ -286,7 +286,7 @@ def test_configs_make_a_judge_or_none(monkeypatch):
 
 def test_benchmarks_are_marked_through_a_real_endpoint(serve, tmp_path):
     """MM-Vet and captions from fixture to scores: marks, one nonsense, one failure; the key is in no file that a run leaves."""
-    import hub_choices  # noqa: F401 (enters its makers)
+    import support.hub_choices  # noqa: F401 (enters its makers)
     from support.hub import MAKERS, build
 
     def rule(number, asked):

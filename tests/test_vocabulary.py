@@ -17,6 +17,7 @@ from support.scripts import ROOT
 from blink_exp import reference
 from blink_exp.benchmarks import mme, pope
 from blink_exp.methods.blink import scaled_threshold, selected_layers
+from blink_exp.settings.check import expand_layer
 from blink_exp.studies import plan
 
 CONF = ROOT / "conf"
@@ -62,6 +63,7 @@ def composed(words: tuple[str, ...]):
     for override in said:
         if override.key_or_group not in groups:
             OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)  # what Hydra does, behind presets
+    expand_layer(cfg)
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 

@@ -1,6 +1,6 @@
-"""Typed settings: what every setting of train.py, evaluate.py and sweep.py may be, checked before any work is done.
+"""Typed settings: schemas and limits of all settings, checked before any work is done.
 
 ``roots`` and ``groups`` are dataclass schemas that Hydra composes conf/ into; ``targets`` those of models, methods, benchmarks, judges,
-data sources and loggers. ``check`` holds composed settings against them; ``messages`` says Hydra's errors in one line; ``words`` reads
-the command line; ``compose`` is for whoever has no command line.
+data sources and loggers. ``check`` validates composed settings; ``messages`` turns Hydra's errors into one line; ``words`` parses the
+command line; ``compose`` composes settings without one.
 """

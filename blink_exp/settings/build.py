@@ -1,4 +1,4 @@
-"""Objects from nodes with a ``_target_``: models, methods, benchmarks, judges, what draws a figure."""
+"""Builds objects from nodes with a ``_target_``: models, methods, benchmarks, judges, figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from blink_exp.errors import UserError
 
 
 def build(node: Mapping[str, Any], *arguments: Any) -> Any:
-    """What the ``_target_`` of ``node`` gives for its other values, behind ``arguments``. Raises its constructor's UserError as it is."""
+    """Calls the ``_target_`` of ``node`` with ``arguments`` and the values of ``node``. Raises the target's UserError unchanged."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -19,4 +19,4 @@ def build(node: Mapping[str, Any], *arguments: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
-    return factory(*arguments) if arguments else factory  # not through Hydra, which would make configs of them
+    return factory(*arguments) if arguments else factory  # not passed through Hydra, which would convert them to configs

@@ -1,7 +1,7 @@
-"""Whether composed settings are within their limits, and one line for those that are not.
+"""Validates composed settings; a violation is one line.
 
-Hydra holds the types of the root settings and of most groups by itself (``roots``); the groups whose presets differ, and all limits beyond
-a type, are checked here.
+Hydra checks the types of the root settings and of most groups (``roots``). Groups whose presets differ in schema, and all limits beyond
+types, are checked here.
 """
 
 from __future__ import annotations
@@ -22,16 +22,23 @@ from blink_exp.settings.moved import moved
 from blink_exp.settings.targets import BY_TARGET
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-HYDRA = "hydra"  # Hydra's own settings, which it checks itself
-SHORT_FOR = {"layer": "layers"}  # a setting that stands for a group
-REFUSED = "refused"  # in a job of a multirun whose words do not compose: why (``job_loader``)
+HYDRA = "hydra"  # Hydra's own settings, checked by Hydra
+SHORT_FOR = {"layer": "layers"}  # {setting: group that it abbreviates}
+REFUSED = "refused"  # key with the error of a multirun job whose overrides do not compose (``job_loader``)
+
+
+def expand_layer(cfg: DictConfig) -> None:
+    """Replaces ``layer``, which abbreviates ``layers``, in place."""
+    if cfg.get("layer") is not None:
+        cfg.layers.indices, cfg.layers.relative = [cfg.layer], False
+        cfg.layer = None
 
 
 def check(cfg: DictConfig, whole: bool = True) -> None:
     """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits.
 
-    In place, values given as text for a number ("0.5") become numbers, and ``layer`` becomes what it is short for. ``whole``: whether
-    settings that must be given have to be there.
+    In place, text given for a number ("0.5") is converted, and ``layer`` is expanded to ``layers``. ``whole``: whether mandatory
+    settings must be present.
     """
     if REFUSED in cfg:
         raise UserError(cfg[REFUSED])
@@ -39,20 +46,18 @@ def check(cfg: DictConfig, whole: bool = True) -> None:
         schema = schema_of(node)
         if schema is not None:
             _check_node(node, prefix, schema, whole)
-    if cfg.get("layer") is not None:
-        cfg.layers.indices, cfg.layers.relative = [cfg.layer], False
-        cfg.layer = None
+    expand_layer(cfg)
 
 
 def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as ``schema`` types them, for what is made without Hydra. Raises UserError as ``check`` does; settings may be missing."""
+    """``values`` converted to the types of ``schema``, for use without Hydra. Raises UserError as ``check``; settings may be missing."""
     node = OmegaConf.create(dict(values))
     _check_node(node, prefix, schema, whole=False)
     return {str(key): node[key] for key in node}
 
 
 def schema_of(node: DictConfig) -> type | None:
-    """The dataclass that says what ``node`` may hold; None for what comes from other packages."""
+    """The schema of ``node``; None for targets of other packages."""
     schema = OmegaConf.get_type(node)
     if dataclasses.is_dataclass(schema):
         return schema
@@ -62,7 +67,7 @@ def schema_of(node: DictConfig) -> type | None:
 
 
 def _nodes(node: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
-    """``node`` and every mapping below it, with the dotted keys that lead there; references to other places are left out."""
+    """``node`` and every mapping below it, with their dotted key prefixes. Interpolations are skipped."""
     yield prefix, node
     for key in list(node):
         if (not prefix and key == HYDRA) or OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
@@ -82,7 +87,7 @@ def _check_node(node: DictConfig, prefix: str, schema: type, whole: bool) -> Non
                 continue
             raise UserError(f"{prefix}{key} must be given: {prefix}{key}=... ({rule(schema, str(key))})")
         if OmegaConf.is_interpolation(node, key):
-            _ = node[key]  # raises where it refers to nothing; what it refers to is checked at its own place
+            _ = node[key]  # raises if it refers to nothing; its target is checked separately
         else:
             _check_value(node, str(key), prefix, schema)
 
@@ -97,7 +102,7 @@ def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
     except OmegaConfBaseException:
         raise UserError(refusal(schema, key, f"{prefix}{key}", node[key])) from None
     limit = fields(schema)[key].metadata.get("limit")
-    open_ended = value_type(schema, key)[0] is Any  # its limit says whether it may be null
+    open_ended = value_type(schema, key)[0] is Any  # its limit decides about null
     if (value is not None or open_ended) and limit is not None and not limit.holds(value):
         raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))
     if isinstance(value, float) and limit is None and not Between().holds(value):
@@ -108,7 +113,7 @@ def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
 
 @functools.cache
 def _empty(schema: type) -> DictConfig:
-    """A node of ``schema`` to try values on."""
+    """An empty node of ``schema`` to validate values with."""
     return OmegaConf.structured(schema)
 
 
@@ -123,7 +128,7 @@ def _types(schema: type) -> dict[str, Any]:
 
 
 def value_type(schema: type, key: str) -> tuple[Any, bool]:
-    """(the type of a setting, whether it may also be null)."""
+    """(type of a setting, whether it is nullable)."""
     hint = _types(schema)[key]
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
@@ -140,7 +145,7 @@ def rule(schema: type, key: str) -> str:
 
 
 def unknown(name: str, settings_there: Iterable[str]) -> str:
-    """One line for a setting that is not there, with the nearest of those ``settings_there`` at its place."""
+    """One line for an unknown setting, with the most similar one of ``settings_there``."""
     if line := moved(name):
         return line
     settings = [key for key in settings_there if not key.startswith("_")]
@@ -148,16 +153,16 @@ def unknown(name: str, settings_there: Iterable[str]) -> str:
 
 
 def refusal(schema: type, key: str, name: str, value: Any) -> str:
-    """One line: the setting, its rule, the value that breaks it, and a cure where one can be guessed."""
+    """One line: the setting, its rule, the invalid value, and a cure if one is known."""
     limit: Limit | None = fields(schema)[key].metadata.get("limit")
     hint = limit.hint(value) if limit is not None and isinstance(value, str) else ""
     if isinstance(value, float) and value_type(schema, key)[0] is float and value.is_integer():
-        value = int(value)  # OmegaConf made a float of it
+        value = int(value)  # OmegaConf converted it to float
     return f"{name} must be {rule(schema, key)}, got {format_value(value)}" + (f"; {hint}" if hint else "")
 
 
 def format_value(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """A value in command-line syntax."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
     if isinstance(value, bool):

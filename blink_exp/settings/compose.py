@@ -1,4 +1,4 @@
-"""conf/ composed and checked, for whoever needs settings without a script of the command line around it."""
+"""Composes and checks conf/ without a command line."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from blink_exp.settings.words import NOTHING_CHOSEN, quoted
 
 
 def composed(root: str, words: Sequence[str]) -> Any:
-    """The settings of conf/<root>.yaml with the overrides ``words``, as its command has them. Raises UserError for wrong and missing
-    ones."""
+    """The typed settings of conf/<root>.yaml with the overrides ``words``. Raises UserError for invalid and missing settings."""
     return typed(config(root, words))
 
 
 def composed_plain(root: str, words: Sequence[str]) -> dict[str, Any]:
-    """The same as plain Python, with "???" for settings that must be given and are not."""
+    """Like ``composed``, as plain Python; missing mandatory settings are "???"."""
     cfg = config(root, words)
     check(cfg, whole=False)
     return plain(cfg)
 
 
 def config(root: str, words: Sequence[str]) -> DictConfig:
-    """The same as Hydra composes it, unchecked."""
-    inside = GlobalHydra.instance().is_initialized()  # under hydra.main, which allows no second
+    """Like ``composed``, as an unchecked Hydra config."""
+    inside = GlobalHydra.instance().is_initialized()  # under hydra.main, Hydra is initialized already
     try:
         with contextlib.nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(root, overrides=[word for word in quoted(words) if word not in NOTHING_CHOSEN])
@@ -43,7 +42,7 @@ def config(root: str, words: Sequence[str]) -> DictConfig:
 
 
 def method_preset(name: str, settings: Any) -> dict[str, Any]:
-    """The method of preset ``name``; the values that it takes from other groups are those of ``settings``."""
+    """The method of preset ``name``, its interpolations resolved with ``settings``."""
     groups = {key: value for key, value in dataclasses.asdict(settings).items() if not isinstance(value, str)}
     method = OmegaConf.to_container(config("evaluate", [f"method={name}"]).method)
     resolved: dict[str, Any] = plain(OmegaConf.create(groups | {"method": method}))["method"]

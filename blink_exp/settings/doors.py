@@ -1,4 +1,4 @@
-"""The commands, and which of them a word of the command line belongs to."""
+"""The commands, and which command a command-line argument belongs to."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MOVED = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
 
 
 def command_name(root: str) -> str:
-    """How the command of config ``root`` is called."""
+    """The command line prefix of config ``root``."""
     return f"python -m blink_exp {root}" if root in COMMANDS else f"python {root}.py"
 
 
 def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str | None:
-    """One line with the command to use instead, where a word of ``argv`` belongs to another command than that of ``root``; None where none
-    does. ``settings``: the settings of ``root``."""
+    """One line with the command to use instead if an argument of ``argv`` belongs to another command than ``root``, else None.
+    ``settings``: the settings of ``root``."""
     values = {word.partition("=")[0]: word.partition("=")[2] for word in argv if "=" in word and not word.startswith("-")}
     target, words = root, list(argv)
     if "table" in values and values["table"] == "parity":
@@ -49,6 +49,6 @@ def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str
 
 
 def _experiment(word: str) -> tuple[str, str]:
-    """("table" or "figure", which one) of a word that chooses one; ("", "") of any other."""
+    """("table" or "figure", its value) of an argument that selects one; ("", "") for others."""
     key, _, value = word.partition("=")
     return (key, value) if key in ("table", "figure") else ("", "")

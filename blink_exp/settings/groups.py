@@ -1,6 +1,6 @@
-"""Schemas of the config groups whose presets all hold the same settings: types and limits. The values are those of conf/.
+"""Schemas of the config groups whose presets share one set of settings: types and limits. Values are in conf/.
 
-A field without a default must be in the preset. What a setting means stands beside its value in conf/.
+A field without a default must be in the preset. Settings are documented beside their values in conf/.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from blink_exp import plugins
 from blink_exp.settings import limits
 
-MOST_PIXELS = 178_956_970  # of an image: Pillow's own limit, above which it opens nothing
+MOST_PIXELS = 178_956_970  # per image, Pillow's limit
 
 
 @dataclass
@@ -73,7 +73,7 @@ class TokenSR:
     path: str | None = limits.path()
 
 
-# the project's own losses and those of installed packages: a weight for each
+# one weight per loss of this project and of installed plugins
 LOSSES = tuple(dict.fromkeys(["kl", "kl_spatial", "mse", "cosine", *filter(str.isidentifier, plugins.installed(plugins.LOSSES))]))
 LossWeights = dataclasses.make_dataclass("LossWeights", [(name, float, limits.number(0, default=0.0)) for name in LOSSES])
 

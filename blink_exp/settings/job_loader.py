@@ -1,4 +1,4 @@
-"""The jobs of a multirun composed one by one, so that one whose words do not compose does not end the others."""
+"""Composes the jobs of a multirun one by one, so that a job whose overrides do not compose does not end the others."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from blink_exp.settings.words import check_words
 
 
 class JobLoader(ConfigLoaderImpl):
-    """Hydra's loader of configurations, which every sweeper and launcher composes jobs with, in this process or another. A job whose words
-    do not compose gets the configuration of the words that all jobs share, with the reason at ``REFUSED``: ``check`` refuses that, so the
-    job fails where any other would. ``root``: name of the root config."""
+    """Hydra's config loader, used by every sweeper and launcher, in this process or another. A job whose overrides do not compose gets
+    the config of the overrides that all jobs share, with the error at ``REFUSED``. ``check`` raises it, so the job fails like any other.
+    ``root``: name of the root config."""
 
     def __init__(self, loader: ConfigLoaderImpl, root: str):
         super().__init__(loader.config_search_path)
@@ -35,17 +35,17 @@ class JobLoader(ConfigLoaderImpl):
         with open_dict(config):
             config[REFUSED] = reason
             config.hydra.overrides.task = list(sweep_overrides)
-            config.hydra.sweep.subdir = "${hydra.job.num}"  # the user's may be named after the value that is refused
+            config.hydra.sweep.subdir = "${hydra.job.num}"  # the user's may depend on the invalid value
         return config
 
 
 def one_valued(words: Sequence[str]) -> list[str]:
-    """Those of ``words`` that name one value, in the order given."""
+    """The overrides of ``words`` with a single value, in order."""
     parsed = OverridesParser.create().parse_overrides(list(words))
     return [word for word, override in zip(words, parsed, strict=True) if not override.is_sweep_override()]
 
 
 def compose_each_job(root: str) -> None:
-    """Makes the multirun that starts compose its jobs with ``JobLoader``."""
+    """Makes the starting multirun compose its jobs with ``JobLoader``."""
     hydra: Any = GlobalHydra.instance().hydra
     hydra.config_loader = JobLoader(hydra.config_loader, root)

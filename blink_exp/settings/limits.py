@@ -1,6 +1,6 @@
-"""What a setting may hold beyond its type. Every limit states its rule in words, so that one statement serves messages and documentation.
+"""Limits of settings beyond their types. Every limit states its rule in words, used in messages and documentation.
 
-Imports nothing heavy: settings are checked before torch is loaded.
+No slow imports: settings are checked before torch is loaded.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from omegaconf import MISSING, OmegaConf
 
 from blink_exp.errors import nearest
 
-SEEDS = 2**32 - 1  # the largest seed that numpy and Lightning take
+SEEDS = 2**32 - 1  # the largest seed of numpy and Lightning
 
 
 class Limit(Protocol):
-    """``rule``: what a value must be, as the end of "... must be". ``holds``: whether a value of the right type is so; ``hint``: a cure
-    for a value that is not."""
+    """``rule``: completes "... must be". ``holds``: whether a value of the right type is valid; ``hint``: a cure for an invalid
+    value."""
 
     @property
     def rule(self) -> str: ...
@@ -33,7 +33,7 @@ class Limit(Protocol):
 
 @dataclass(frozen=True)
 class Between:
-    """A finite number from ``low`` to ``high``; ``above``, ``below``: whether that end itself is left out. None: no such end."""
+    """A finite number from ``low`` to ``high``; ``above``, ``below``: whether the bound is exclusive. None: unbounded."""
 
     low: float | None = None
     high: float | None = None
@@ -80,7 +80,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Text:
-    """Any text but an empty one. ``noun``: what it stands for. ``blank``: whether it may be empty all the same."""
+    """Text. ``noun``: what it denotes. ``blank``: whether it may be empty."""
 
     noun: str = "text"
     blank: bool = False
@@ -98,7 +98,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Folder(Text):
-    """A folder that is there."""
+    """An existing folder."""
 
     noun: str = "a folder"
 
@@ -111,7 +111,7 @@ class Folder(Text):
 
 @dataclass(frozen=True)
 class Each:
-    """A list with at least ``least`` entries, each within ``limit``."""
+    """A list of at least ``least`` entries, each valid by ``limit``."""
 
     limit: Between | Words | Text
     least: int = 1
@@ -129,7 +129,7 @@ class Each:
 
 @dataclass(frozen=True)
 class Such:
-    """What ``test`` accepts; ``rule`` says it in words. For settings that take values of several types."""
+    """Values accepted by ``test``; ``rule`` describes them. For settings with values of several types."""
 
     rule: str
     test: Callable[[Any], bool]
@@ -189,12 +189,12 @@ def such(rule: str, test: Callable[[Any], bool], default: Any = MISSING) -> Any:
 
 
 def group() -> Any:
-    """A field for a group of settings that a preset refers to; its own values are checked at their own place."""
+    """A field for a group of settings that a preset refers to; the group is checked separately."""
     return such("a group of settings, or null", lambda value: value is None or OmegaConf.is_dict(value), None)
 
 
 def is_target(value: Any) -> bool:
-    """Whether Hydra can make something of it."""
+    """Whether Hydra can instantiate ``value``."""
     return OmegaConf.is_dict(value) and "_target_" in value
 
 

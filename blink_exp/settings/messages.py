@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors in the words of this project: one line with the setting, its value, its rule and a cure."""
+"""Translates errors of Hydra and OmegaConf into one line with the setting, its value, its rule and a cure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings.check import fields, refusal, unknown
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
-# where Hydra says in which of its objects an error came up, or where to read on
+# Hydra's internal object names and links in error messages
 INTERNALS = re.compile(r"\n\s*(full_key|object_type|reference_type):?.*|\n?See https?://\S+.*", re.DOTALL)
 
 
 def translated(error: BaseException) -> str:
-    """The line that says what an error of Hydra or OmegaConf means for who typed the command."""
+    """One line that explains an error of Hydra or OmegaConf to the user."""
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, UserError):  # instantiate() wraps what a constructor raised
@@ -32,7 +32,7 @@ def translated(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from, innermost last."""
+    """An error and its chain of causes, innermost last."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -67,7 +67,7 @@ def _one(error: BaseException) -> str | None:
 
 
 def misread(word: str) -> str:
-    """For a word that is no setting by Hydra's grammar."""
+    """The message for an argument that Hydra's grammar rejects."""
     cure = "quote a value with blanks, commas, quotes or brackets: \"key='value'\"" if "=" in word else "write key=value"
     return f"{flat(word)} is not understood; {cure}"
 
@@ -80,7 +80,7 @@ def _missing_preset(error: MissingConfigException) -> str | None:
 
 
 def _unknown(error: OmegaConfBaseException) -> str:
-    """For a key that no schema or preset has."""
+    """The message for an unknown key."""
     schema, key = error.object_type, str(error.full_key or error.key)
     if dataclasses.is_dataclass(schema):
         keys = set(fields(schema)) | ({"method/pruner", "method/policy"} if "method" in fields(schema) else set())
@@ -91,7 +91,7 @@ def _unknown(error: OmegaConfBaseException) -> str:
 
 
 def _wrong_value(error: ValidationError) -> str | None:
-    name = re.sub(r"\[\d+\]$", "", str(error.full_key))  # an entry of a list is refused as part of it
+    name = re.sub(r"\[\d+\]$", "", str(error.full_key))  # an invalid list entry is reported for the whole list
     schema, key = error.object_type, name.rpartition(".")[2]
     if not dataclasses.is_dataclass(schema):
         parent = error.parent_node

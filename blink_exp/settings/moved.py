@@ -1,4 +1,4 @@
-"""Settings that have another name today: whoever types the old one is told the new one."""
+"""Renamed settings: the old name is answered with the new one."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ MOVED = OPTIM | {
 
 
 def moved(name: str) -> str | None:
-    """One line for an old name; None for any other."""
+    """One line for a renamed setting, else None."""
     return f"{name} is now {MOVED[name]}; write {MOVED[name]}=..." if name in MOVED else None

@@ -15,7 +15,7 @@ CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def presets(group: str) -> list[str]:
-    """Names of the presets of ``group``, sorted. Without a running Hydra those of conf/ and of installed packages."""
+    """Sorted preset names of ``group``. Without a running Hydra, those of conf/ and of installed packages."""
     hydra = GlobalHydra.instance()
     if hydra.is_initialized():
         return sorted(hydra.config_loader().get_group_options(group))
@@ -23,7 +23,7 @@ def presets(group: str) -> list[str]:
 
 
 def folders() -> list[Traversable]:
-    """conf/ and its likes in installed packages; those of packages that cannot be imported are left out."""
+    """conf/ and the config folders of installed plugins; plugins that cannot be imported are skipped."""
     out: list[Traversable] = [CONF]
     for point in plugins.installed(plugins.CONF).values():
         try:

@@ -1,6 +1,6 @@
-"""Schemas of the settings of every command. Hydra composes conf/ into them, so that a wrong type never gets further.
+"""Schemas of the settings of every command. Hydra composes conf/ into them and checks types.
 
-Importing this module makes them known to Hydra, without which conf/ does not compose.
+Importing this module registers them in Hydra's ConfigStore, which conf/ requires.
 """
 
 from __future__ import annotations
@@ -137,5 +137,5 @@ GROUP = "settings"  # of Hydra's config store: conf/<root>.yaml names its schema
 for _name, _schema in ROOTS.items():
     ConfigStore.instance().store(group=GROUP, name=_name, node=_schema, package="_global_")
 
-for _point in importlib.metadata.entry_points(group="blink_exp.scorers"):  # a preset for each scorer of another package
+for _point in importlib.metadata.entry_points(group="blink_exp.scorers"):  # a preset per scorer of installed plugins
     ConfigStore.instance().store(group="saliency", name=_point.name, node={"scorer": _point.name})

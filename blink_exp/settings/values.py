@@ -1,8 +1,8 @@
-"""Settings as values: what Hydra composed, checked and resolved, as the dataclass of its root. Below the commands nothing else is
-known of it.
+"""Settings as values: composed, checked and resolved Hydra configs as the dataclass of their root. Code below the commands sees no
+Hydra config.
 
-Groups with a schema of their own are dataclasses too; what has a ``_target_`` (model, method, benchmark, judge) and the logger are plain
-dicts, which ``settings.build`` makes objects of. A change is ``dataclasses.replace``.
+Groups with a schema are dataclasses too. Nodes with a ``_target_`` (model, method, benchmark, judge) and the logger are plain dicts, from
+which ``settings.build`` builds objects. Use ``dataclasses.replace`` to change a setting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def typed(cfg: DictConfig) -> Any:
-    """A composed config as the dataclass of its root, of which it is checked to be. Hydra's own settings are left out."""
+    """A composed config, checked, as the dataclass of its root without Hydra's own settings."""
     check(cfg)
     schema = OmegaConf.get_type(cfg)
     assert dataclasses.is_dataclass(schema)
@@ -34,12 +34,12 @@ def typed(cfg: DictConfig) -> Any:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config as plain Python, its references resolved; what is missing is "???"."""
+    """A config as plain Python with interpolations resolved; missing values are "???"."""
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def from_plain(schema: Any, values: Mapping[str, Any]) -> Any:
-    """A dataclass of ``schema`` from plain Python; keys that it does not have are left out. Raises KeyError for one that is missing."""
+    """A dataclass of ``schema`` from plain Python; unknown keys are ignored. Raises KeyError for a missing one."""
     arguments = {}
     for name in fields(schema):
         kind = value_type(schema, name)[0]
@@ -48,7 +48,7 @@ def from_plain(schema: Any, values: Mapping[str, Any]) -> Any:
 
 
 def as_type(schema: type[T], settings: Any) -> T:
-    """``settings`` as the dataclass that it is derived from: what a point of a sweep is, less what the sweep itself has."""
+    """``settings`` reduced to the base dataclass ``schema``, e.g. sweep settings to those of a point."""
     names = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
     return schema(**{name: getattr(settings, name) for name in names})
 
@@ -58,17 +58,19 @@ def to_yaml(settings: Any) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A file of conf/ as plain Python, its references resolved."""
+    """A file of conf/ as plain Python with interpolations resolved."""
     return plain(OmegaConf.load(path))  # type: ignore[arg-type]
 
 
 def read_settings(path: Path, cure: str) -> dict[str, Any]:
-    """The mapping in a YAML file as plain Python. Raises UserError where the file is not there, damaged, empty or no mapping."""
+    """The mapping in a YAML file as plain Python. Raises UserError if the file is missing, damaged, empty or not a mapping."""
     if not path.is_file():
         raise UserError(f"{path} is not there; {cure}")
     try:
         text = read_text(path)
-        settings = OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if ":" in text else None  # it takes a lone word for a key
+        settings = (
+            OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) if ":" in text else None
+        )  # OmegaConf reads a single word as a key
     except (ValueError, RecursionError, OSError, yaml.YAMLError, OmegaConfBaseException) as error:  # OSError: a YAML number
         raise UserError(f"{path} is damaged or cut off ({flat(error, 120)}); {cure}") from None
     if not isinstance(settings, dict) or not settings:

@@ -1,8 +1,7 @@
-"""The words of a command line, before Hydra reads them.
+"""Preprocesses command-line arguments before Hydra parses them.
 
-Hydra reads a value by a grammar of its own, in which commas, quotes, brackets, colons and exponents mean something: a question with a
-comma would be taken for a sweep, the commit 7e31021 for a number. Settings that hold text are therefore quoted, so that they arrive letter
-by letter.
+In Hydra's override grammar commas, quotes, brackets, colons and exponents have a meaning: a question with a comma would be a sweep, the
+commit 7e31021 a number. Text settings are therefore quoted, so that Hydra reads them literally.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.targets import BY_TARGET, Pair
 
-WITH_VALUE = {  # Hydra's flags that take a value, and one
+WITH_VALUE = {  # {Hydra flag with a value: example value}
     **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "FOLDER"),
     **dict.fromkeys(("--config-name", "-cn"), "evaluate"),
     **dict.fromkeys(("--package", "-p"), "model"),
@@ -36,14 +35,14 @@ ALONE = (
 )
 MULTIRUN = ("-m", "--multirun")
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-LETTER_BY_LETTER = ("sample", "image", "question")  # what looks like a reference, ${...}, is none in them
-FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra's way to say several values
+LETTER_BY_LETTER = ("sample", "image", "question")  # text in which ${...} is not an interpolation
+FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra functions for several values
 OPTIONAL_GROUPS = ("table", "figure", "search")
-NOTHING_CHOSEN = tuple(f"{group}=null" for group in OPTIONAL_GROUPS)  # what they are anyway, and no choice that Hydra takes
+NOTHING_CHOSEN = tuple(f"{group}=null" for group in OPTIONAL_GROUPS)  # the default, which Hydra rejects as a choice
 
 
 def prepared(argv: Sequence[str], root: str) -> list[str]:
-    """The words for Hydra's main function of config ``root``. Raises UserError for those that it would misread."""
+    """The arguments for Hydra's main function of config ``root``. Raises UserError for those that Hydra would misread."""
     words = [word for word in arranged(argv) if word not in NOTHING_CHOSEN]
     if root != "train" and (line := redirection(words, root, fields(ROOTS[root]))) is not None:
         raise UserError(line)
@@ -53,7 +52,7 @@ def prepared(argv: Sequence[str], root: str) -> list[str]:
 
 
 def arranged(argv: Sequence[str]) -> list[str]:
-    """Flags in front of settings, as the parser of flags wants them."""
+    """Moves flags before settings, as argparse requires."""
     flags: list[str] = []
     settings: list[str] = []
     words = iter(argv)
@@ -62,7 +61,7 @@ def arranged(argv: Sequence[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         if not word.startswith("-"):
             continue
-        if flag not in (*WITH_VALUE, *ALONE):  # argparse would print its whole usage
+        if flag not in (*WITH_VALUE, *ALONE):  # argparse would print its full usage
             raise UserError(f"{flag} is no flag; {nearest(flag, [f for f in (*WITH_VALUE, *ALONE) if f.startswith('--')])}")
         if flag in WITH_VALUE and not equals:
             following = next(words, None)
@@ -75,8 +74,8 @@ def arranged(argv: Sequence[str]) -> list[str]:
 
 
 def quoted(argv: Sequence[str]) -> list[str]:
-    """Words in which the values of text settings are quoted. null, an empty value and what is quoted already stay as they are. In a
-    multirun a comma separates values, unless the whole is a path that is there."""
+    """Arguments with the values of text settings quoted. null, empty and already quoted values are unchanged. In a multirun a comma
+    separates values, unless the whole value is an existing path."""
     several = any(flag in argv for flag in MULTIRUN)
     return [_quoted(word, several) for word in argv]
 
@@ -94,7 +93,7 @@ def _quoted(word: str, several: bool) -> str:
     if name == "predictions" and value.startswith("[") and value.endswith("]"):
         return word  # a list of files
     value = os.path.expanduser(value) if value.startswith("~/") and name not in LETTER_BY_LETTER else value
-    several = several and name not in HYDRA_PATHS  # Hydra sweeps over none of its own settings
+    several = several and name not in HYDRA_PATHS  # Hydra does not sweep over its own settings
     if several and FUNCTION.fullmatch(value):
         return word
     if several and "," in value and not Path(value).exists():
@@ -109,7 +108,7 @@ def _is_quoted(value: str) -> bool:
 
 
 def _quote(value: str, references: bool = True) -> str:
-    """``value`` between quotes. There a backslash means something only in front of a quote, to Hydra, and in front of ${, to OmegaConf."""
+    """``value`` in quotes. Inside, a backslash escapes only a quote (Hydra) and ${ (OmegaConf)."""
     if not references:
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)
@@ -118,8 +117,8 @@ def _quote(value: str, references: bool = True) -> str:
 
 
 def check_words(argv: Sequence[str], root: str) -> None:
-    """Raises UserError for words that Hydra would take without a word of its own: a sweep over nothing, several presets or none at once,
-    a number for true or false. Of a word with several values, each is left to the job that has it."""
+    """Raises UserError for overrides that Hydra would accept silently: an empty sweep, several presets or none for a group, a number
+    for a boolean. In a multirun, each value of a sweep is checked by its own job."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Glob
     from hydra.errors import HydraException
@@ -172,7 +171,7 @@ def _check_one(key: str, value: Any, root: type) -> None:
 
 @functools.cache
 def groups(root: type) -> tuple[str, ...]:
-    """Config groups of a root config: those with a schema of their own, and those whose presets differ."""
+    """Config groups of a root config: those with one schema, and those whose presets have different schemas."""
     typed = [name for name in fields(root) if dataclasses.is_dataclass(value_type(root, name)[0])]
     mixed = [name for name in fields(root) if name in (*_variants(), *OPTIONAL_GROUPS)]
     return (*typed, *mixed)
@@ -180,8 +179,8 @@ def groups(root: type) -> tuple[str, ...]:
 
 @functools.cache
 def settings(root: type) -> dict[str, list[tuple[type, str]]]:
-    """Every setting that a command line may name: its dotted key, and where the schemas hold it. Of a group whose presets differ several
-    schemas may have one of the same name."""
+    """{dotted key: [(schema, field name)]} of every setting of a command line. In a group whose presets differ, several schemas may have
+    the same field."""
     out: dict[str, list[tuple[type, str]]] = {}
     for key, schema, name in _walk(root, ""):
         out.setdefault(key, []).append((schema, name))
@@ -200,7 +199,7 @@ def _walk(schema: Any, prefix: str) -> Iterator[tuple[str, type, str]]:
 
 @functools.cache
 def _variants() -> dict[str, list[type]]:
-    """The schemas of each group whose presets differ."""
+    """The schemas of each group whose presets have different schemas."""
     homes = {
         "model": "backbone.",
         "method": "methods.",
@@ -220,7 +219,7 @@ def _variants() -> dict[str, list[type]]:
 
 @functools.cache
 def text_settings() -> frozenset[str]:
-    """Dotted keys of the settings that hold text as it is."""
+    """Dotted keys of the settings that hold literal text."""
     named_settings = [(key, places) for root in ROOTS.values() for key, places in settings(root).items()]
     texts = [key for key, places in named_settings if any(isinstance(fields(s)[n].metadata.get("limit"), Text) for s, n in places)]
     return frozenset([*texts, *HYDRA_PATHS, "predictions"])

@@ -88,7 +88,8 @@ def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
     rows: list[TableRow] = []
     for label, path in recipe["values"].items():
         point = {"label": label, "published": {"table": table["source"], "row": label}}
-        rows.append({**new_row(table, point), "settings": {path: functools.reduce(operator.getitem, path.split("."), settings)}})
+        ours = {} if path is None else {path: functools.reduce(operator.getitem, path.split("."), settings)}
+        rows.append({**new_row(table, point), "settings": ours})
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_what_stays_is_mapped_onto_the_image():
     assert hero_kept.recall(share, weight) == pytest.approx(0.5)
 
 
-def test_how_long_tokens_are_there_under_a_policy_by_hand():
+def test_how_long_tokens_are_there_under_a_policy_by_hand(monkeypatch):
     """Four tokens and a newline in a model of four layers: behind layer 0 two stay and one merged token joins, behind layer 2 the
     merged one goes."""
     from blink_exp.methods.fastv import FastVPolicy
@@ -45,14 +46,8 @@ def test_how_long_tokens_are_there_under_a_policy_by_hand():
     taken = [SimpleNamespace(decision=d, scan=SimpleNamespace(layer=layer)) for layer, d in steps]
     backbone = SimpleNamespace(depth=4, model=None, visual=lambda *_: [visual], generate=lambda *_: None)
 
-    class Attached:
-        def __enter__(self):
-            return SimpleNamespace(records=taken)
-
-        def __exit__(self, *_):
-            pass
-
-    method = SimpleNamespace(pruner=None, policy=FastVPolicy(), attach=lambda model: Attached())
+    monkeypatch.setattr(hero_kept, "attach", lambda model, method: contextlib.nullcontext(SimpleNamespace(records=taken)))
+    method = Method(FastVPolicy())
     share, _ = hero_kept.presence(backbone, method, "k", None, "q")
     assert share.tolist() == [[0.25, 0.75, 0.25, 1.0]]
 

@@ -266,5 +266,5 @@ def test_tokensr_trains_on_the_device_at_the_cpu_s_settings(device, index, monke
         cfg, stock = compose("train", words[2:]), compose("train")
     changed = {k for k in cfg.trainer if cfg.trainer[k] != stock.trainer[k]}
     assert cfg.model.device == device
-    assert changed == {"epochs"} | (set() if index is None else {"accelerator", "devices"})
+    assert changed == {"max_epochs"} | (set() if index is None else {"accelerator", "devices"})
     assert index is None or (cfg.trainer.accelerator, list(cfg.trainer.devices)) == ("gpu", [index])

@@ -32,6 +32,9 @@ class FirstHalf(TokenPolicy):
     def decide(self, layer, scan):
         return Retain(tuple(range(len(scan.token_scores) // 2)))
 
+    def kept(self, visual):
+        return [visual // 2]
+
 
 def first_half(backbone, *, name: str) -> Method:
     return Method(FirstHalf(), name=name)

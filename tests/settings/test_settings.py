@@ -16,6 +16,7 @@ from support.scripts import ROOT
 from blink_exp.errors import UserError
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
+from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.targets import BY_TARGET
 from blink_exp.settings.words import prepared
 
@@ -343,7 +344,8 @@ def test_everything_that_ships_has_a_schema():
 
 
 def test_the_rows_name_settings_that_are_there():
-    keys = {key for root, word in ROUNDS for key in leaves(composed(root, word))}
+    doors = [(root, "") for root in ROOTS]
+    keys = {key for root, word in (*ROUNDS, *doors) for key in leaves(composed(root, word))}
     assert set(MEANT) <= keys | {"benchmark.request", "benchmark.of"}
     assert {f"method.{name}" for name in OF_METHODS} <= keys
 

@@ -66,7 +66,11 @@ def build(name: str, folder: Path, **changes: Any) -> Any:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8")) | {"path": str(folder)} | changes
+    own = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    inherited = [
+        yaml.safe_load((CONF / f"{base}.yaml").read_text(encoding="utf-8")) for base in own.pop("defaults", []) if base != "_self_"
+    ]
+    settings = {k: v for part in (*inherited, own) for k, v in part.items()} | {"path": str(folder)} | changes
     root = {"judge": None, "seed": 0, "benchmark": settings}  # what a benchmark's config refers to
     try:
         return instantiate(OmegaConf.create(root, flags={"allow_objects": True}).benchmark, _convert_="all")

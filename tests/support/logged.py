@@ -87,6 +87,12 @@ TABLE = {
             "runs": {"mosaic_mme": {"status": "done", "scores": {"total": 1143.75}, "stderr": {"total": 22.0}, "cost": None}},
             "deltas": {"mosaic_mme": {"total": {"delta": -2.5, "p": 0.25}}},
         },
-        {"point": "Blink", "published": {"total": 1881.53, "GQA": 62}, "derived": [], "runs": {"mosaic_mme": {"status": "failed"}}},
+        {
+            "point": "Blink",
+            "published": {"total": 1881.53, "GQA": 62},
+            "derived": [],
+            "runs": {"mosaic_mme": {"status": "failed"}},
+            "deltas": {},
+        },
     ],
 }

@@ -16,6 +16,7 @@ from bench import tokensr, tokensr_cuda
 from bench.shapes import TINY
 from blink_exp.commands.train import job_of
 from blink_exp.errors import UserError
+from blink_exp.flops import CPU_ATTENTION
 from blink_exp.training import module as training_module
 from blink_exp.training.capture import Ranks, prepare_features
 from blink_exp.training.feature_cache import Features
@@ -178,7 +179,7 @@ def test_the_work_that_mfu_is_of_is_what_torch_counts():
     frozen = tokensr_cuda.Frozen(TINY, "cpu")
     frozen.model.set_attn_implementation("eager")
     module = TokenSRTraining(frozen, [2, 5])
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         module.losses(tokensr_cuda.batch_of(frozen, 8, 2)).sum().backward()
     assert tokensr_cuda.flops(TINY, [2, 5], 8, 2 + 8) == pytest.approx(counter.get_total_flops(), rel=0.03)
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blink_exp.decoder import visual_states
 from blink_exp.errors import UserError
+from blink_exp.flops import CPU_ATTENTION
 from blink_exp.tokensr import arithmetic, checkpoint, modules
 from blink_exp.training import distributed, export, resume
 
@@ -148,7 +149,7 @@ def test_flops_are_those_that_torch_counts():
 def test_a_pass_has_the_flops_that_torch_counts():
     model = random_llava(layers=4, width=32, side=6, attn="eager")
     shape = arithmetic.Shape(width=32, mlp=64, tokens=36, before=2, vision_width=16, vision_layers=0)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.no_grad():
         visual_states.visual_states(model.model.language_model, torch.randn(1, 38, 32), 36, [1, 3])
     assert counter.get_total_flops() == pytest.approx(arithmetic.pass_flops(3, shape) - 2 * 36 * (16 * 32 + 32 * 32), rel=0.01)
 
