@@ -124,9 +124,7 @@ def prepare_features(
     size = row_bytes(backbone, layers, data.cache_dtype)
     needed, folder = None, data.cache_path
     if ranks.rank == 0:
-        most = {
-            split: min(SHARD, size * len(order.items) // (4 * ranks.world)) for split, order in orders.items()
-        }  # several files for each process
+        most = {split: min(SHARD, size * len(order.items) // (4 * ranks.world)) for split, order in orders.items()}
         shard_starts = {split: shards(order.images, batch, size, most[split]) for split, order in orders.items()}
         needed = CachePlan(*plan_contents(backbone, layers, data, precision), shard_starts)
         folder = cache_folder(data.cache_path, needed.settings)

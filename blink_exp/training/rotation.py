@@ -78,7 +78,7 @@ class Sink:
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoint files by ``Rotation``. (Lightning's own writes to the system's temporary folder, so that it does not rename
+    """Checkpoint files by ``Rotation``. (Lightning's own writes to the system's temporary folder, so its move is not atomic
     across disks.)"""
 
     def __init__(self, rotation: Rotation):
