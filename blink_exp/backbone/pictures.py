@@ -48,9 +48,9 @@ def prepare_image(image: Image.Image | PreparedImage, image_processor: Any) -> P
 
 
 def check_workers(workers: int | None, device: str) -> int:
-    """How many processes ``workers`` asks for; None: none where the model itself works on the CPU, else one a core that is left, up to 8.
+    """Number of worker processes. None: 0 where the model runs on the CPU, else one for each free core, at most 8.
 
-    Raises UserError for what is no number from 0 on."""
+    Raises UserError for a value that is not a number >= 0."""
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # a scheduler may restrict them
         return 0 if device == "cpu" else min(AT_MOST, cores - 1)

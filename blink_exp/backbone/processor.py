@@ -23,9 +23,9 @@ AROUND_AN_IMAGE = (29901, 29871, 32000, 29871, 13)
 
 
 def without_placeholder(text: str, placeholder: str, of: str = "the question") -> str:
-    """A prompt without the image's ``placeholder``: the chat template puts the image in front, wherever a data set has it.
+    """A prompt without the image's ``placeholder``, as the chat template puts the image first.
 
-    Raises UserError for several of them, which mean several images; ``of``: what it calls the prompt."""
+    Raises UserError for several placeholders, which mean several images. ``of``: name of the prompt in the message."""
     text = encodable(text)  # a tokenizer takes no lone surrogate
     count = text.count(placeholder)
     if count > 1:

@@ -153,7 +153,7 @@ def check_images(image_processor: Any, config: Any, path: str) -> None:
     if hasattr(config, "image_grid_pinpoints"):
         pinpoints: Any = getattr(image_processor, "image_grid_pinpoints", None)
         check_pinpoints(pinpoints, size, path, IMAGES)
-        if [*map(list, pinpoints)] != [*map(list, config.image_grid_pinpoints)]:  # in one order: the first of two that fit alike is taken
+        if [*map(list, pinpoints)] != [*map(list, config.image_grid_pinpoints)]:  # order matters: the first of equally good grids is taken
             limit = f"config.json has {flat(config.image_grid_pinpoints, 120)}; the two must be the same"
             raise refusal(path, IMAGES, "image_grid_pinpoints", pinpoints, limit)
     for width, height in ((2 * size + 10, size // 2), (size // 3, size), (7, 5)):
@@ -168,7 +168,7 @@ def check_images(image_processor: Any, config: Any, path: str) -> None:
 
 
 def _check_pixels(image_processor: Any, path: str) -> None:
-    """What becomes of colours: CLIP and SigLIP read images resized by a filter, scaled to 0 to 1 and normalised."""
+    """Checks pixel preprocessing: CLIP and SigLIP read images resized by a filter, scaled to [0, 1] and normalised."""
 
     def refuse(key: str, limit: str) -> UserError:
         return refusal(path, IMAGES, key, getattr(image_processor, key, None), limit)
@@ -192,7 +192,7 @@ def _is_number(value: Any) -> bool:
 
 
 def check_tokens(processor: Any, config: Any, prompt: Callable[[str], str], path: str) -> None:
-    """The tokenizer and the chat template: that a prompt shows one image and the question, in tokens that the model has.
+    """Checks tokenizer and chat template: a prompt has one image and the question, in tokens of the model's vocabulary.
 
     ``prompt``: see ``Backbone``."""
     tokenizer, vocabulary = processor.tokenizer, config.text_config.vocab_size
@@ -217,7 +217,7 @@ def check_tokens(processor: Any, config: Any, prompt: Callable[[str], str], path
 
 
 def check_ends(generation: Any, vocabulary: int, path: str) -> None:
-    """The special tokens of generation_config.json: tokens of the model, or none."""
+    """Checks that the special tokens of generation_config.json are in the vocabulary."""
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(generation, key, None)
         several = value if isinstance(value, list | tuple) else [] if value is None else [value]

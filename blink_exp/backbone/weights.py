@@ -1,7 +1,7 @@
-"""Where a checkpoint's files are, and whether they are all there: said in one line, before anything is loaded.
+"""Finds a checkpoint's files and checks that they are complete before anything is loaded.
 
-Only safetensors are taken, as they cannot run code, and no code of a repository is ever run. HF_HUB_OFFLINE=1 and HF_HOME work as they do
-everywhere in Hugging Face's libraries.
+Only safetensors are read, as they cannot run code, and no code of a repository is run. HF_HUB_OFFLINE=1 and HF_HOME work as in Hugging
+Face's libraries.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from blink_exp.finite import first_nonfinite
 
 T = TypeVar("T")
 INDEX = "model.safetensors.index.json"
-FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")  # what is downloaded of a repository
+FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.txt")  # downloaded files of a repository
 KINDS = ("llava", "llava_next")
 
 
 def is_folder(path: str) -> bool:
-    """Whether ``path`` is a folder, not a hub id. Raises UserError if it can be neither."""
+    """Whether ``path`` is a folder, not a hub id. Raises UserError if it is neither."""
     if Path(path).is_dir():
         return True
     if Path(path).is_file():
@@ -35,7 +35,7 @@ def is_folder(path: str) -> bool:
 
 
 def find_config(path: str, revision: str | None) -> Path:
-    """The folder that holds config.json: ``path`` itself or, of a hub id, the cache. Of a hub id nothing else is downloaded yet."""
+    """The folder with config.json: ``path`` itself or, for a hub id, the cache, to which only config.json is downloaded."""
     if not is_folder(path):
         from huggingface_hub import hf_hub_download
 
@@ -67,7 +67,7 @@ def read_config(folder: Path, path: str) -> Any:
 
 
 def fetch(path: str, revision: str | None) -> tuple[Path, str | None]:
-    """(folder with all files of the checkpoint, commit): downloads what the cache lacks of a hub id; of a folder the commit is None."""
+    """(folder with all files of the checkpoint, commit). Downloads missing files of a hub id; commit is None for a folder."""
     if is_folder(path):
         return Path(path), None
     from huggingface_hub import snapshot_download
@@ -100,7 +100,7 @@ def _from_hub(call: Callable[[], T], path: str, revision: str | None) -> T:
 
 
 def check_complete(folder: Path, path: str) -> None:
-    """Raises UserError where weights are missing or were half downloaded."""
+    """Raises UserError where weights are missing or incompletely downloaded."""
     index = folder / INDEX
     if index.is_file():
         try:
@@ -153,8 +153,8 @@ def shard_fault(file: Path) -> str | None:
 
 
 def check_loaded(missing: Iterable[str], mismatched: Iterable[Any], path: str, unexpected: Iterable[str] = ()) -> None:
-    """Raises UserError if a weight of the model did not come from the checkpoint, which would leave it random, or if a layer's weights of
-    the checkpoint went nowhere. ``mismatched``: (name, checkpoint shape, model shape)."""
+    """Raises UserError if a weight of the model is not in the checkpoint, which would leave it random, or if a layer's weights in the
+    checkpoint are not used. ``mismatched``: (name, checkpoint shape, model shape)."""
     unused = sorted(name for name in unexpected if ".layers." in name and name.endswith((".weight", ".bias")))
     if unused:
         raise UserError(

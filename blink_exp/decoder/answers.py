@@ -1,4 +1,4 @@
-"""Answers of many points to many questions, with everything that they have in common run once."""
+"""Answers many questions under many methods; shared computation runs once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from blink_exp.decoder.generated import greedy
 from blink_exp.decoder.layers import NEAR
 from blink_exp.decoder.prefixes import Prefix, PrefixInputs, run_prefixes
 
-USUAL = 64  # tokens that an answer is expected to take, whatever it may
+USUAL = 64  # expected tokens of an answer, to plan memory
 
 
 @dataclass(frozen=True)
 class PointQuestion:
-    """One question to some methods. ``image``: its key among the images; ``sample``: see ``Scan``; ``points``: which methods."""
+    """One question for some methods. ``image``: key of its image; ``sample``: see ``Scan``; ``points``: indices of the methods."""
 
     image: str
     question: str
@@ -37,8 +37,8 @@ class PointQuestion:
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """``tokens``: that were generated, the one that ends it included; ``visual``: what entered the LLM; ``decisions``: what the policy
-    decided, by layer."""
+    """``tokens``: number of generated tokens, the end token included; ``visual``: the visual tokens that entered the LLM; ``decisions``: of
+    the policy, by layer."""
 
     text: str
     tokens: int
@@ -47,13 +47,14 @@ class GeneratedAnswer:
 
 
 def shareable(backbone: Backbone) -> bool:
-    """Whether questions and points can be answered together. A model spread over devices is run by its own hooks."""
+    """Whether questions and points can be answered together. Not for a model spread over devices, which runs by its own
+    hooks."""
     return len(set(getattr(backbone.model, "hf_device_map", {}).values())) <= 1
 
 
 @dataclass
 class _Unit:
-    """A question with the prefix that some points see."""
+    """A question with one prefix, and the points that have this prefix."""
 
     asking: int
     inputs: PrefixInputs
@@ -71,8 +72,8 @@ class _Unit:
 def answer(
     backbone: Backbone, methods: Rows[Method], images: ImagesById, questions: Rows[PointQuestion], max_new_tokens: int, batch_size: int
 ) -> dict[tuple[int, int], GeneratedAnswer]:
-    """{(number of the question, number of the method): its answer}. What is held stays within ``backbone.shared_bytes``, down to one text
-    behind one prefix; ``batch_size``: texts that start together, and are parted where they come to need more."""
+    """{(question index, method index): answer}. Memory stays within ``backbone.shared_bytes``, but at least one text and its prefix are
+    run. ``batch_size``: texts that start together; they are split where memory does not suffice."""
     visual = _visual(backbone, methods, images, questions)
     units = _units(backbone, methods, questions, visual)
     layers = frozenset(layer for method in methods for layer in read_layers(method))
@@ -114,13 +115,13 @@ def _by_key(units: Rows[_Unit]) -> dict[str, list[_Unit]]:
 def _visual(
     backbone: Backbone, methods: Rows[Method], images: ImagesById, questions: Rows[PointQuestion]
 ) -> dict[tuple[int, int], VisualTokens]:
-    """What each method lets into the LLM for each question; methods with one pruner share it."""
+    """{(question index, method index): visual tokens that enter the LLM}; methods with one pruner share them."""
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):
         alike.setdefault((method.pruner, method.restore_dropped), []).append(p)
     needs = [m.pruner.needs for m in methods if m.pruner is not None]
     if needs:
-        backbone.encodings(images, needs[0].union(*needs[1:]))  # the tower once, for all that any of them looks at
+        backbone.encodings(images, needs[0].union(*needs[1:]))  # one pass of the tower for all pruners
     out: dict[tuple[int, int], VisualTokens] = {}
     for (pruner, restore_dropped), points in alike.items():
         numbers = [n for n, a in enumerate(questions) if set(points) & set(a.points)]
@@ -146,7 +147,7 @@ def _units(
             tokens = visual[n, p]
             base_map = None if tokens.dropped_embeddings is None and tokens.base_map.whole(cells) else tokens.base_map
             inputs = PrefixInputs(ahead, tokens.features, base_map)
-            content = (id(tokens.features), tuple(ahead.tolist()), base_map is None)  # of one call: the tensors live as long as ``visual``
+            content = (id(tokens.features), tuple(ahead.tolist()), base_map is None)  # ids are valid while ``visual`` lives
             if content not in digests:
                 digests[content] = inputs.digest()
             restore_dropped = base_map is not None and base_map.dropped_embeddings is not None
@@ -156,11 +157,11 @@ def _units(
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """How ``backbone.shared_bytes`` is divided, less what images seen before hold of it: half is the prefixes', half the texts'.
+    """The division of ``backbone.shared_bytes``, less the cached images: half for prefixes, half for texts.
 
-    ``prefix``: bytes of a visual token's keys and values in all layers, and of its states where they are kept; ``texts``: questions that
-    start together; ``room``: see ``BranchDecoder``; ``decoding``: branches that are decoded together; ``prefixes``, ``budget``: bytes of
-    all prefixes, and of all; ``one``: bytes of a token's keys and values in a layer; ``work``: of what it takes inside a layer, in ``one``.
+    ``prefix``: bytes of a prefix token: keys and values of all layers, and kept states; ``texts``: questions that start together; ``room``:
+    see ``BranchDecoder``; ``decoding``: branches that are decoded together; ``prefixes``, ``budget``: bytes of all prefixes, and in total;
+    ``one``: bytes of a token's keys and values in a layer; ``work``: a token's activations inside a layer, in units of ``one``.
     """
 
     prefix: int
@@ -176,7 +177,7 @@ class MemoryBudget:
     def of(cls, backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], batch_size: int, new: int) -> MemoryBudget:
         config, size = backbone.llm.config, torch.finfo(backbone.model.dtype).bits // 8
         one = 2 * config.num_key_value_heads * backbone.llm.layers[0].self_attn.head_dim * size
-        work = math.ceil((3 * config.intermediate_size + 4 * config.hidden_size) * size / one)  # an MLP's widest moment
+        work = math.ceil((3 * config.intermediate_size + 4 * config.hidden_size) * size / one)  # peak inside the MLP
         text = max(len(u.text) for u in units)
         row = max(u.ahead for u in units) + text
         if layers:
@@ -189,16 +190,16 @@ class MemoryBudget:
         return cls(prefix, texts, half // one, decoding, half, budget, one, work)
 
     def left(self, prefix_bytes: int) -> int:
-        """``room`` beside prefixes of ``prefix_bytes`` bytes: less than half where one of them is larger than that."""
+        """``room`` beside prefixes of ``prefix_bytes``, which may exceed their half."""
         return min(self.room, max(0, self.budget - prefix_bytes) // self.one)
 
     def at_once(self, tokens: int) -> int:
-        """Prefixes of so many tokens that run as a batch: beside what they leave, what runs may take an eighth."""
+        """Batch size for prefixes of ``tokens`` tokens, whose activations may take an eighth of the budget."""
         return max(1, min(self.texts, self.budget // (8 * self.one * self.work * tokens)))
 
 
 def _parts(units: list[_Unit], budget: MemoryBudget) -> Iterator[list[_Unit]]:
-    """Units that run at once: of like lengths, as many as fit."""
+    """Batches of units with similar lengths, as many as fit."""
     bucket = lambda n: math.ceil(math.log(n, NEAR))  # noqa: E731
     size = lambda u: (bucket(len(u.inputs.features)), bucket(len(u.text)))  # noqa: E731
     for _, alike in itertools.groupby(sorted(units, key=lambda u: (*size(u), u.key)), key=size):
@@ -217,7 +218,7 @@ def _parts(units: list[_Unit], budget: MemoryBudget) -> Iterator[list[_Unit]]:
 def stored_prefixes(
     backbone: Backbone, units: Rows[_Unit], layers: frozenset[int], depths: dict[str, int], budget: MemoryBudget
 ) -> dict[str, Prefix]:
-    """{key: prefix} of units, those run that the backbone does not hold with all layers and states that are wanted."""
+    """{key: prefix} of units, from the backbone's cache or run; a cached one must have all required layers and states."""
     store, embed = backbone.prefixes, backbone.model.get_input_embeddings()
     inputs_by_key = {u.key: u.inputs for u in units}
 
@@ -230,11 +231,9 @@ def stored_prefixes(
     if new:
         embeds = [torch.cat([embed(inputs.ids), inputs.features]) for inputs in new.values()]
         for key in new:
-            store.pop(key, None)  # one without the states that are wanted
+            store.pop(key, None)  # lacks required layers or states
         new_bytes = sum(budget.prefix * len(e) for e in embeds)
-        backbone.shrink(
-            store, budget.prefixes - new_bytes, inputs_by_key
-        )  # before they are made: the old and the new are never there together
+        backbone.shrink(store, budget.prefixes - new_bytes, inputs_by_key)  # evict before the new ones are made
         at_once = budget.at_once(max(map(len, embeds)))
         visual = [len(inputs.features) for inputs in new.values()]
         out |= zip(new, run_prefixes(backbone.llm, embeds, visual, layers, [depths[key] for key in new], at_once), strict=True)

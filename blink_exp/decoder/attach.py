@@ -1,7 +1,7 @@
-"""Puts a method on a Hugging Face LLaVA model and takes it off again.
+"""Attaches a method to a Hugging Face LLaVA model.
 
-Three things change while attached, all of them instance attributes or hooks that leave with the ``with`` block: the decoder's
-``forward``, the outer model's ``generate`` (it tells a prompt from generated tokens), and a pre-hook that sees the token ids.
+The ``with`` block sets the decoder's ``forward``, the outer model's ``generate`` (which knows the prompt's length), and a pre-hook that
+reads the token ids. They are instance attributes and hooks, removed at exit.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from blink_exp.errors import UserError
 
 
 class Attachment:
-    """A method at work on a model.
+    """A method attached to a model.
 
-    ``samples``: ids of the rows of the next prompt, for seeded choices and records; left at None, a digest of the row's tokens, which
-    does not depend on the batch either. ``images``: what the visual tokens of each row of the next prompt show, image by image; left at
-    None, all that the stock model makes of an image. ``records``: the decisions taken for the last prompt.
+    ``samples``: ids of the rows of the next prompt, for seeded choices and records; None: a digest of the row's tokens, independent of the
+    batch. ``images``: base-view maps of the visual tokens of the next prompt, by row and image; None: those of the stock model.
+    ``records``: decisions for the last prompt.
     """
 
     def __init__(self, model: Any, method: Method):
@@ -66,13 +66,13 @@ class Attachment:
 
     def note_ids(self, module, args, kwargs):
         self._ids = kwargs.get("input_ids", args[0] if args else None)
-        if self._prompt is None:  # generate() encodes images beforehand and does not hand their sizes on
+        if self._prompt is None:  # generate() encodes images beforehand and does not pass their sizes on
             self._sizes = kwargs.get("image_sizes")
         if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
             raise UserError("output_hidden_states / output_attentions have no one shape while a method is attached; read .records instead")
 
     def forward(self, inputs_embeds=None, attention_mask=None, past_key_values=None, use_cache=None, **_ignored):
-        """Stands in for LlamaModel.forward. Positions are the method's own, so position_ids that come in are not used."""
+        """Replaces LlamaModel.forward. position_ids are ignored, as the method sets positions."""
         llm = self.model.model.language_model
         going_on = past_key_values is not None and past_key_values.get_seq_length() > 0
         if going_on and isinstance(past_key_values.layers[0], SegmentedLayer):
@@ -81,7 +81,7 @@ class Attachment:
         if self._ids is None:
             raise UserError("a method needs input_ids to see where the images stand; pass input_ids, not inputs_embeds")
         images = self._ids == self.model.config.image_token_id
-        if going_on or not bool(images.any()):  # a prompt without an image is none of the method's business
+        if going_on or not bool(images.any()):  # no image: stock forward
             return type(llm).forward(
                 llm, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache
             )
@@ -97,19 +97,19 @@ class Attachment:
 
     @property
     def _weights(self) -> bool:
-        """Whether attention modules are to return their weights."""
+        """Whether attention modules return their weights."""
         return self.model.config._attn_implementation == "eager"
 
     def _prompt_states(self, layout: Layout, embeds: torch.Tensor, names: list[str], cache: Any, answer: int) -> torch.Tensor:
-        """Runs a prompt: rows that share nothing, one question each. Returns (batch, tokens, hidden) final states, 0 on padding and on
+        """Runs a prompt, each row as a question without shared segments. Returns (batch, tokens, hidden) final states, 0 on padding and on
         tokens that were dropped, and fills ``records`` and ``cache``.
 
-        ``answer``: how many tokens at the end of the prompt were generated already, when everything is recomputed without a cache.
+        ``answer``: generated tokens at the end of the prompt, where all is recomputed without a cache.
         """
         llm = self.model.model.language_model
         questions = [_question(layout, embeds, b, name) for b, name in enumerate(names)]
 
-        same: dict[tuple[Front, ...], tuple[torch.Tensor, torch.Tensor]] = {}  # layers that hold the same have it in common
+        same: dict[tuple[Front, ...], tuple[torch.Tensor, torch.Tensor]] = {}  # layers with the same sequence share mask and positions
 
         def fill(i: int, fronts: list[Front], ran: SharedKVCache, valid: torch.Tensor) -> None:
             keys, values, real = ran.dense()
@@ -147,7 +147,7 @@ class Attachment:
         return llm.norm(out)
 
     def _layout(self, images: torch.Tensor, attention_mask: torch.Tensor | None) -> Layout:
-        """Where the ``images`` (batch, tokens) stand, as the policy needs them: by the base view, or of any size with text behind them."""
+        """The layout of ``images`` (batch, tokens) bool: by the base view, or of any size for policies that drop tokens."""
         visual = self.grid.height * self.grid.width
         if self.method.drops_inside:
             return self._with_text(Layout.of(images, attention_mask, None))
@@ -164,7 +164,7 @@ class Attachment:
             for count, base_map in zip(counts, row, strict=False):
                 self._check(count, base_map)
         if not all(base_map.whole(visual) for row in rows for base_map in row):
-            layout.base_maps = rows  # whole grids are scanned all rows at once
+            layout.base_maps = rows  # None where all are whole grids, which are scanned as one batch
         return layout
 
     def _with_text(self, layout: Layout) -> Layout:
@@ -173,12 +173,12 @@ class Attachment:
         return layout
 
     def _shown(self, layout: Layout) -> list[list[BaseViewMap]]:
-        """What the visual tokens of each row show."""
+        """Base-view maps of each row, image by image."""
         if self.images is not None:
             rows = len(layout.visual)
             if rows % len(self.images):
                 raise ValueError(f"images of {len(self.images)} rows for {rows} rows; give each row's")
-            return [row for row in self.images for _ in range(rows // len(self.images))]  # beams of a sample stand together
+            return [row for row in self.images for _ in range(rows // len(self.images))]  # beams of a sample are neighbours
         assert self._sizes is not None
         sizes = iter(self._sizes.tolist())
         beams = sum(map(len, layout.visual)) // len(self._sizes)
@@ -214,7 +214,7 @@ class Attachment:
         if self.samples is not None:
             if rows % len(self.samples):
                 raise ValueError(f"{len(self.samples)} sample ids for {rows} rows; give one for each row")
-            return [name for name in self.samples for _ in range(rows // len(self.samples))]  # beams of a sample stand together
+            return [name for name in self.samples for _ in range(rows // len(self.samples))]  # beams of a sample are neighbours
         real = torch.ones_like(self._ids) if attention_mask is None else attention_mask
         prompts = [ids[:prompt][mask[:prompt].bool()].tolist() for ids, mask in zip(self._ids, real, strict=True)]
         return [hashlib.sha256(repr(row).encode()).hexdigest()[:16] for row in prompts]
@@ -242,7 +242,7 @@ class Attachment:
 
 
 def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> QuestionInputs:
-    """A row of a prompt as a question of its own."""
+    """A row of a prompt as a question."""
     index, visual = layout.index[row], layout.visual[row]
     blocks = tuple(Segment(embeds[row, positions], n, index=positions) for positions, n in zip(index, visual, strict=False))
     base_maps = tuple(layout.base_maps[row]) if layout.base_maps is not None else (None,) * len(blocks)
@@ -251,12 +251,12 @@ def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> Qu
 
 
 def _forget(*_: Any) -> None:
-    """Nothing of a layer is kept that no cache asks for."""
+    """``ran`` without a cache: nothing is kept."""
 
 
 @contextlib.contextmanager
 def attach(model: Any, method: Method) -> Iterator[Attachment | None]:
-    """Runs ``method`` on ``model`` inside the block. A method without policy or without layers leaves the stock path untouched."""
+    """Runs ``method`` on ``model`` inside the block. Without a policy or layers the model is not changed."""
     if "blink_exp_method" in model.__dict__:
         raise RuntimeError(f"method {model.__dict__['blink_exp_method']!r} is attached already; leave its with block first")
     if method.policy is None or not method.policy.layers:

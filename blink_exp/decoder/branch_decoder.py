@@ -64,7 +64,7 @@ class BranchDecoder:
         config, width = llm.config, llm.layers[0].self_attn.head_dim
         pair = 2 * config.num_key_value_heads * width  # numbers of a token's keys and values in a layer
         self.state = config.hidden_size / pair
-        self.work = (3 * config.intermediate_size + 4 * config.hidden_size) / pair  # of a token inside a layer: an MLP's widest moment
+        self.work = (3 * config.intermediate_size + 4 * config.hidden_size) / pair  # activations of a token in a layer: peak inside the MLP
 
     def run(self, finish: Callable[[FinalBranches], None]) -> None:
         """Runs all layers. ``finish`` is called with the branches behind the last layer, once for each batch of them."""

@@ -1,16 +1,16 @@
 """SparseVLM (Visual Token Sparsification for Efficient Vision-Language Model Inference), as its authors' code runs it (v1).
 
-Which visual tokens matter depends on the question, and not every word of the question has anything to do with the image. So
+Which visual tokens matter depends on the question, and only some words of the question concern the image. So
 
   1. raters: before the first layer, the text tokens whose embeddings match the visual ones best are chosen, once (``text_raters``);
   2. behind layers 2, 6 and 15 a visual token is scored by the attention that the raters paid to it in that layer (softmax over all
-     keys, mean over heads and raters), and only the best ones go on;
-  3. recycling: the better 30 % of what was pruned is not lost: it is clustered by density (``density_peaks``) to about a tenth of as
-     many tokens, the means of the clusters, which go on behind the kept visual tokens. They can be pruned again at the next layer.
+     keys, mean over heads and raters), and only the best ones are kept;
+  3. recycling: the better 30 % of the pruned tokens are clustered by density (``density_peaks``) to about a tenth of as many tokens, the
+     means of the clusters, which follow the kept visual tokens. They can be pruned again at the next layer.
 
-Positions are numbered anew without gaps behind each pruning, and a generated token stands behind what its layer's cache holds.
+Positions are renumbered without gaps after each pruning, and a generated token follows its layer's cache.
 
-How many tokens stay is a list for the three layers: the authors' lists for LLaVA-1.5 are named by the number of visual tokens that
+The numbers of kept tokens are a list for the three layers: the authors' lists for LLaVA-1.5 are named by the number of visual tokens that
 their layers hold on average ("192 tokens"). For any other number of tokens, so for LLaVA-NeXT, the shape of the first list is scaled
 (``scaled_schedule``).
 """
@@ -32,7 +32,7 @@ from blink_exp.methods.budgets import check_ratio, floor_tolerant, top
 LAYERS = (2, 6, 15)
 TOKENS = 576  # of LLaVA-1.5, which the lists are made for
 SCHEDULES = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
-RECYCLED, CLUSTERED = 0.3, 0.1  # share of the pruned tokens that is clustered; clusters a candidate
+RECYCLED, CLUSTERED = 0.3, 0.1  # share of the pruned tokens that is clustered; clusters for each candidate
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SparseVLMPolicy(TokenPolicy):
 
 
 def text_raters(visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """(text,) bool: the text tokens that are to judge visual tokens, from embeddings (visual, hidden) and (text, hidden).
+    """(text,) bool: the text tokens that rate visual tokens, from embeddings (visual, hidden) and (text, hidden).
 
     Each visual token spreads a weight of 1 over the text tokens by the softmax of their dot products; raters have more than the mean
     weight. If none has, as with a single token, all are.
@@ -96,8 +96,8 @@ def counts(visual: int, schedule: Rows[int]) -> list[int]:
 
 
 def layer_average(visual: int, behind: Rows[float], layers: Rows[int] = LAYERS, depth: int = 32) -> float:
-    """Visual tokens a layer holds on average, counted as the published names of the lists are: as if a pruning layer worked on what it
-    leaves behind already. It does not (layers 0 to 2 see all tokens), so the tokens truly worked on are a few more."""
+    """Visual tokens a layer holds on average, counted as the published names of the lists are: as if a pruning layer itself had
+    the pruned sequence. The true average is slightly higher (layers 0 to 2 see all tokens)."""
     edges = [0, *layers, depth]
     spans = [b - a for a, b in itertools.pairwise(edges)]
     return sum(n * span for n, span in zip([visual, *behind], spans, strict=True)) / depth

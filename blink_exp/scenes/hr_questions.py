@@ -27,7 +27,7 @@ def _alone(scene: Scene) -> list[int]:
 
 
 def small_object(rng, scene, answer):
-    """For "no" some object has the colour and another the shape wherever possible, only not one both."""
+    """For "no", colour and shape both occur in the scene if possible, but not on one object."""
     if answer == "yes":
         i = _pick(rng, _alone(scene))
         return None if i is None else SceneQuestion("small_object", f"is there a {_name(scene.tiles[i])}?", "yes", (i,))
@@ -47,7 +47,7 @@ def count(rng, scene, answer):
 
 
 def position(rng, scene, answer):
-    """In which half an object is; objects in the middle are not asked about."""
+    """In which half an object is; objects in the middle are excluded."""
     options = []
     for i in _alone(scene):
         for axis, sides in enumerate((("top", "bottom"), ("left", "right"))):

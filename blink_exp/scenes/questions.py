@@ -1,8 +1,8 @@
-"""Questions about scenes, with their answers and the objects that they are about.
+"""Generates questions about scenes, with answers and the objects concerned.
 
 A kind is a function ``(rng, scene, answer) -> Question | None``: open kinds ignore ``answer``; yes/no kinds build a question whose
 true answer is ``answer`` ("yes" or "no"), so that guessing from the text alone gives one half. None means that this scene has no
-such question (no unique circle, say); callers draw another kind or another scene.
+such question (no unique circle, for example); callers draw another kind or another scene.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class SceneQuestion:
     kind: str
     text: str
     answer: str
-    objects: tuple[int, ...] = ()  # indices of the tiles that hold the answer; empty where every tile matters
-    mentions: tuple[tuple[str, int], ...] = ()  # (the question up to and with the words that name an object, that object's tile)
+    objects: tuple[int, ...] = ()  # indices of the tiles that determine the answer; empty: all
+    mentions: tuple[tuple[str, int], ...] = ()  # (the question up to and including the name of an object, that object's tile)
 
 
 Kind = Callable[[np.random.Generator, Scene, str], SceneQuestion | None]
@@ -90,7 +90,7 @@ def existence(rng, scene, answer):
 
 
 def conjunction(rng, scene, answer):
-    """For "no" the colour and the shape are both in the scene wherever possible, only not on one object."""
+    """For "no", colour and shape both occur in the scene if possible, but not on one object."""
     present = {(tile.color, tile.shape) for tile in scene.tiles}
     if answer == "yes":
         pair = _pick(rng, sorted(present))
@@ -141,7 +141,7 @@ def count_check(rng, scene, answer):
 
 
 def comparison(rng, scene, answer):
-    """Which of two shapes there is more of; ties are left out, so that "no" means fewer."""
+    """Compares the counts of two shapes; without ties, so that "no" means fewer."""
     counts = {s: len(_matches(scene, s)) for s in SHAPES}
     pairs = [(a, b) for a in SHAPES for b in SHAPES if (counts[a] > counts[b] if answer == "yes" else counts[a] < counts[b])]
     pair = _pick(rng, pairs)
@@ -185,7 +185,7 @@ def caption(scene: Scene, with_places: bool = True) -> str:
 
 
 def vocabulary_corpus() -> list[str]:
-    """Every word a prompt, a caption or an answer can hold, as whole sentences: what the tokenizer is trained on."""
+    """Sentences with every word of prompts, captions and answers, to train the tokenizer on."""
     rng = np.random.default_rng(0)
 
     lines = [f"{q} ASSISTANT: {a}" for q, a, _ in official_questions("train")[:5000]]

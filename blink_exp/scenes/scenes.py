@@ -1,7 +1,7 @@
-"""Scenes made of real easy-VQA images: what is in them, where, and what each pixel belongs to.
+"""Scenes composed of easy-VQA images, with objects, positions and masks.
 
-easy-VQA (PyPI package ``easy-vqa``) holds 64 x 64 images with one coloured shape each. A scene lays rows x columns of them out on one
-canvas. Train scenes use train images only and test scenes test images only, so held-out means unseen pixels.
+easy-VQA (PyPI package ``easy-vqa``) holds 64 x 64 images with one coloured shape each. A scene is a canvas of rows x columns
+of them. Train scenes use train images only and test scenes test images only, so held-out means unseen pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blink_exp.images import open_image
 TILE = 64  # pixels on a side of an easy-VQA image
 SMALL = 0.06  # of its image: an object below has about 5 pixels a side in the thumbnail of a 4 x 4 scene, 10 in a tile
 SHAPES = ("circle", "rectangle", "triangle")
-# (rows, columns) of scenes with many small objects, and how often each is drawn
+# {(rows, columns): probability} of scenes with many small objects
 SIZES = {(4, 4): 0.3, (2, 4): 0.14, (4, 2): 0.14, (3, 4): 0.1, (4, 3): 0.1, (2, 3): 0.06, (3, 2): 0.06, (1, 3): 0.05, (3, 1): 0.05}
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 
@@ -65,7 +65,7 @@ class Scene:
 
     @property
     def canvas(self) -> Image.Image:
-        """Drawn anew each time: a benchmark holds its scenes to the end, and their pictures would add up."""
+        """Not cached: a benchmark keeps its scenes, and their images would add up in memory."""
         rows, columns = self.grid
         lines = [np.concatenate([t.pixels for t in self.tiles[r * columns : (r + 1) * columns]], axis=1) for r in range(rows)]
         return Image.fromarray(np.concatenate(lines, axis=0))

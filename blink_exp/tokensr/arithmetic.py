@@ -1,4 +1,4 @@
-"""Memory and floating-point operations of TokenSR's training, worked out from shapes: what docs/training.md tells. Nothing is measured.
+"""Memory and floating-point operations of TokenSR's training, computed from shapes, for docs/training.md. Nothing is measured.
 
 python -m blink_exp.tokensr.arithmetic
 """
@@ -22,7 +22,7 @@ class Shape:
     width: int = 4096
     mlp: int = 11008
     tokens: int = 576  # visual
-    before: int = 35  # tokens that stand before the image (vicuna_v1)
+    before: int = 35  # tokens before the image (vicuna_v1)
     vision_width: int = 1024
     vision_layers: int = 24
     memory: float = 14.1e9
@@ -32,13 +32,13 @@ LLAVA_7B = Shape()
 
 
 def module_parameters(width: int, architecture: str = "conv") -> int:
-    """Of one TokenSR module; counted on the real module, without its memory."""
+    """Parameters of one TokenSR module, counted on the meta device."""
     with torch.device("meta"):
         return sum(p.numel() for p in build(architecture, width).parameters())
 
 
 def bytes_a_parameter(strategy: str, devices: int) -> float:
-    """Bytes that a device holds for each trained parameter at an optimizer step.
+    """Bytes of a device for each trained parameter at an optimizer step.
 
     ``ddp`` (and one device alone): float32 weights 4, gradients 4, Adam's two moments 8, autocast's bf16 copy of the weights 2. ZeRO:
     bf16 weights 2 and gradients 2, and of its share float32 weights 4, gradients 4 while stepping, moments 8; stage 2 keeps the bf16
@@ -62,8 +62,8 @@ def activation_bytes(pairs: int, modules: int, shape: Shape = LLAVA_7B) -> float
 
 
 def memory(strategy: str, devices: int, modules: int, global_batch: int = 8, shape: Shape = LLAVA_7B) -> dict[str, float]:
-    """{part: GB of a device}; ``total`` is a lower bound: kernels' workspaces, the passes' passing tensors and what the allocator
-    wastes come on top."""
+    """{part: GB of a device}; ``total`` is a lower bound, without kernels' workspaces, temporary tensors and
+    fragmentation."""
     n = modules * module_parameters(shape.width)
     parts = {
         "backbone": shape.memory / GB,
@@ -75,7 +75,7 @@ def memory(strategy: str, devices: int, modules: int, global_batch: int = 8, sha
 
 
 def pass_flops(last_layer: int, shape: Shape = LLAVA_7B) -> float:
-    """Of one view through the frozen model to the input of ``last_layer`` (0-based): 2 a weight and token, 4 T^2 d for attention."""
+    """FLOPs of one view through the frozen model to the input of ``last_layer`` (0-based): 2 a weight and token, 4 T^2 d for attention."""
     d, t, v = shape.width, shape.tokens + shape.before, shape.vision_width
     llm = last_layer * (2 * t * (4 * d * d + 3 * d * shape.mlp) + 4 * t * t * d)
     patches = shape.tokens + 1
@@ -84,7 +84,7 @@ def pass_flops(last_layer: int, shape: Shape = LLAVA_7B) -> float:
 
 
 def module_flops(shape: Shape = LLAVA_7B) -> float:
-    """Of one ``conv`` module on one pair, forward and backward. Its input needs no gradient, so the first convolution's backward pass
+    """FLOPs of one ``conv`` module on one pair, forward and backward. Its input needs no gradient, so the first convolution's backward pass
     is half of the others'."""
     d = shape.width
     first, rest = 25 * d * (d // 2), 9 * (d // 2) * (d // 4) + (d // 4) * d
@@ -92,7 +92,7 @@ def module_flops(shape: Shape = LLAVA_7B) -> float:
 
 
 def pair_flops(layers: list[int], shape: Shape = LLAVA_7B) -> float:
-    """Of one training pair: both views up to the last layer, and every module."""
+    """FLOPs of one training pair: both views up to the last layer, and every module."""
     return 2 * pass_flops(max(layers), shape) + len(layers) * module_flops(shape)
 
 

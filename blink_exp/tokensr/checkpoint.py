@@ -1,6 +1,6 @@
-"""TokenSR modules on disk: ``layer_12.safetensors`` with the weights and ``layer_12.json`` with what they belong to.
+"""TokenSR modules on disk: ``layer_12.safetensors`` with the weights and ``layer_12.json`` with metadata.
 
-Only safetensors are read: a checkpoint can come from anybody, and must not be able to run code.
+Only safetensors are read, as they cannot run code.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def save(module: nn.Module, metadata: ModuleMetadata, folder: Path, dtype: torch
 
 
 def save_all(modules: Iterable[tuple[nn.Module, ModuleMetadata]], folder: Path, dtype: torch.dtype = torch.float32) -> list[Path]:
-    """Writes modules and what they belong to: all files are written beside their places first, so that a disk which fills up or a process
-    that is killed meanwhile leaves the folder as it was.
+    """Writes modules and metadata. All files are written under temporary names first, so that a full disk or a killed process leaves the
+    folder as it was.
 
     Raises UserError for weights that are nan or inf.
     """
@@ -67,14 +67,14 @@ def save_all(modules: Iterable[tuple[nn.Module, ModuleMetadata]], folder: Path, 
                     os.fsync(file.fileno())
             paths.append(path)
         rename_all({part: part.with_name(part.name.removesuffix(".part")) for part in parts})
-    finally:  # also where the process is told to end
+    finally:  # also on SIGTERM
         for part in parts:
             part.unlink(missing_ok=True)
     return paths
 
 
 def rename_all(targets: dict[Path, Path]) -> None:
-    """Renames every file to its target, or none: what stood there before is kept until all are in place."""
+    """Renames all files to their targets, or none: existing targets are restored on failure."""
     before: dict[Path, Path] = {}
     renamed: list[Path] = []
     try:
@@ -100,7 +100,7 @@ def rename_all(targets: dict[Path, Path]) -> None:
 
 
 def architecture_of(folder: Path, layer: int) -> str | None:
-    """That of the module of one layer; None where there is no module, or nothing readable that says it (see ``load``)."""
+    """Architecture of one layer's module; None where there is no module or no readable metadata (see ``load``)."""
     try:
         architecture = json.loads((folder / f"layer_{layer:02d}.json").read_text(encoding="utf-8"))["architecture"]
     except (OSError, ValueError, TypeError, KeyError):

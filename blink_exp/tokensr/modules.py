@@ -29,7 +29,7 @@ def conv(width: int) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """x + body(x), the body's last layer starting at zero: training begins at plain interpolation and can only leave it to gain."""
+    """x + body(x), with the body's last layer initialised to zero, so that training starts at plain interpolation."""
 
     def __init__(self, body: nn.Sequential):
         super().__init__()
@@ -70,7 +70,7 @@ def depthwise(width: int) -> nn.Module:
 class PixelShuffle(nn.Module):
     """Sub-pixel convolution: works at half the resolution, predicts four tokens for each, and adds them to its input.
 
-    Odd sides are padded by repeating the last row and column, and cut off again.
+    Odd sides are padded by repeating the last row and column, and cropped again.
     """
 
     def __init__(self, width: int):
@@ -97,7 +97,7 @@ def pixel_shuffle(width: int) -> nn.Module:
 
 
 def interp(width: int) -> nn.Module:
-    """No parameters: what comes in is what was interpolated (Blink-interp)."""
+    """No parameters: the interpolated patch itself (Blink-interp)."""
     return nn.Identity()
 
 

@@ -1,7 +1,7 @@
-"""Which training pairs make an optimizer step, and which of them each device works on.
+"""Assigns training pairs to optimizer steps and devices.
 
-A step takes the next ``global_batch`` items, however many devices share them and in however many parts each takes its own. So a
-training on 2 GPUs sees what one on 8 sees, and one that was stopped goes on with the next item, on any number of devices.
+A step takes the next ``global_batch`` items, for any number of devices and micro-batches. So trainings on 2 and on 8 GPUs see the same
+steps, and a resumed one continues with the next item on any number of devices.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from blink_exp.errors import UserError
 
 
 def share_out(global_batch: int, devices: int, batch_size: int | None = None) -> tuple[int, int]:
-    """(pairs of a device at once, parts that a device takes one after another) for an optimizer step on ``global_batch`` pairs.
+    """(batch size of a device, accumulated batches) for an optimizer step on ``global_batch`` pairs.
 
-    ``batch_size``: pairs of a device at once; None: all of its share. Raises UserError where it does not come out even.
+    ``batch_size``: pairs of a device at once; None: all of its share. Raises UserError where the numbers do not divide.
     """
     if global_batch < 1 or global_batch % devices:
         fitting = ", ".join(str(n) for n in range(1, max(global_batch, 1) + 1) if global_batch % n == 0)
@@ -40,9 +40,8 @@ def share_out(global_batch: int, devices: int, batch_size: int | None = None) ->
 class GlobalBatches(Sampler[list[int]]):
     """The batches of one device, as lists of item indices: whole steps in the order of the items.
 
-    Step s works on items s * global_batch to (s + 1) * global_batch - 1; what is left at the end of an epoch is not used. Part m of it
-    is cut into one run of ``batch_size`` items a device. Only the first pass begins at step ``start``, where a training that goes on
-    had stopped.
+    Step s works on items s * global_batch to (s + 1) * global_batch - 1; the rest of an epoch is not used. Part m of it is cut
+    into one run of ``batch_size`` items for each device. Only the first pass begins at step ``start``, for a resumed training.
 
     Args:
         length: items of an epoch.
@@ -66,9 +65,8 @@ class GlobalBatches(Sampler[list[int]]):
 
 
 def rescale(batches: dict[str, Any], before: int, now: int) -> None:
-    """Recounts the batches of a Lightning checkpoint (its ``epoch_loop.batch_progress``), in place, where a step was ``before`` parts
-    of a device and is ``now`` parts: the devices have become fewer or more. Checkpoints are made at the end of a step, inside its
-    last batch."""
+    """Rescales the batch counts of a Lightning checkpoint (its ``epoch_loop.batch_progress``), in place, from ``before`` accumulated
+    batches of a step to ``now``, as the number of devices changed. Checkpoints are made at the end of a step, inside its last batch."""
     for name in ("total", "current"):
         count = batches[name]
         open_ = count["processed"] - count["completed"]

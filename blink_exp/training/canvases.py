@@ -1,4 +1,4 @@
-"""The square canvases that training pairs are cut from: of scenes that are drawn, and of image files."""
+"""Square canvases that training pairs are cut from: generated scenes and image files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blink_exp.errors import UserError
 from blink_exp.images import DEFAULT, ImageOptions, open_image, shrink_to_side
 from blink_exp.scenes.scenes import random_scene
 
-PATIENCE = 100  # images in a row that cannot be read, after which it is the disk and not the images
+PATIENCE = 100  # consecutive unreadable images that count as a failure of the disk
 
 
 def square_canvas(image: Image.Image, pad: bool = False) -> Image.Image:
@@ -52,7 +52,7 @@ def scene_canvases(split: str, seed: int, sizes: tuple[int, ...] = (2, 3, 4)) ->
 
 
 def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAULT) -> tuple[list[Path], list[Path]]:
-    """(images that can be trained on, others) of a folder and those below it, each opened once, so that training meets no surprise."""
+    """(images that can be trained on, others) of a folder and those below it, each opened once."""
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"data.path={folder} is not a folder; give one that holds images")
@@ -74,25 +74,27 @@ def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAUL
 
 @dataclass(frozen=True)
 class BaseView:
-    """A backbone's own preprocessing of the base view, without the backbone: worker processes get a copy of it."""
+    """A backbone's preprocessing of the base view, without the backbone, so that it can be sent to worker processes."""
 
     image_processor: Any
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """(3, size, size) pixels."""
         pixels = self.image_processor(images=image, return_tensors="pt").pixel_values[0]
-        return pixels if pixels.ndim == 3 else pixels[0]  # LLaVA-NeXT: the thumbnail stands first
+        return pixels if pixels.ndim == 3 else pixels[0]  # LLaVA-NeXT: the thumbnail is the first view
 
 
 class Files:
     """Canvases of image files: number i is file i % len(names), and where that cannot be read, the next one that can.
 
-    ``unreadable``: (files,) uint8, 1 where reading failed; in shared memory, so that what worker processes meet is seen here.
+    ``unreadable``: (files,) uint8, 1 where reading failed; in shared memory with the worker processes.
     """
 
     def __init__(self, root: Path, names: list[str], pad: bool, options: ImageOptions = DEFAULT):
         self.root, self.pad, self.options = root, pad, options
-        self.names = np.array([os.fsencode(name) for name in names])  # one block: half a million str would be copied into every worker
+        self.names = np.array(
+            [os.fsencode(name) for name in names]
+        )  # one array: half a million str objects would be copied into every worker
         self.unreadable = torch.zeros(len(names), dtype=torch.uint8).share_memory_()
 
     def path(self, i: int) -> Path:
@@ -108,11 +110,11 @@ class Files:
         raise UserError(f"{min(PATIENCE, len(self.names))} images in a row cannot be read, first {first}; check the disk and the copy")
 
     def digest(self) -> str:
-        """Of the names and their order, which say what number i is."""
+        """Hash of the names and their order."""
         return hashlib.sha256(b"\n".join(bytes(name) for name in self.names)).hexdigest()[:16]
 
     def stamp(self) -> str:
-        """Of the names, lengths and times of change: another one where a file was written anew."""
+        """Hash of the names, sizes and modification times."""
         digest = hashlib.sha256()
         for i in range(len(self.names)):
             try:
@@ -125,8 +127,8 @@ class Files:
 
 
 def hold_out(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """(names to train on, names held out) in an order and by a choice that a hash of seed and name makes: an image that is missing from
-    a copy of the data moves no other one."""
+    """(names to train on, names held out) ordered and split by a hash of seed and name, so that a missing image does not
+    move others."""
     numbers = {name: hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names}
     limit = int(share * 2**64)
     ordered = sorted(names, key=lambda name: (numbers[name][::-1], name))

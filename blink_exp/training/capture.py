@@ -1,6 +1,6 @@
-"""Makes feature caches, or finds that one is there: by one process or by all of a training's, going on where a killed run had stopped.
+"""Makes or reuses feature caches, in one process or in all of a training's; an interrupted cache is continued.
 
-Each process makes every n-th of the missing files. The first one alone decides, cleans and speaks; see ``feature_identity``.
+Each process makes every n-th of the missing files. Rank 0 alone plans, deletes and prints; see ``feature_identity``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from blink_exp.training.feature_cache import CachePlan, Features, StoredFeatures
 from blink_exp.training.feature_identity import cache_folder, choose_cache, faults, plan_contents
 from blink_exp.training.pairs import PairBatch, PairDataset, collate
 
-SHARD = 2**25  # bytes of a file, or one batch where that is more: what a killed run loses at most
+SHARD = 2**25  # bytes of a file, at least one batch; the most that a killed run loses
 SPLITS = ("train", "held_out")
 CURE = "free some, choose another disk with data.cache_path=..., or use data.cache_features=false"
-Capture = Callable[[PairBatch], Features]  # a batch of pixels to (pairs, layers, tokens, width) of the backbone's own type
+Capture = Callable[[PairBatch], Features]  # a batch of pixels to (pairs, layers, tokens, width) in the backbone's dtype
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Ranks:
     strategy: Any = None
 
     def broadcast(self, value: Any) -> Any:
-        """``value`` of the first process, on all."""
+        """``value`` of rank 0, on all processes."""
         return self.strategy.broadcast(value) if self.world > 1 else value
 
     def barrier(self) -> None:
@@ -53,8 +53,8 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Order:
-    """The distinct rows of a split. ``items``: one item that shows each, pairs of one image side by side; ``images``: their images;
-    ``row``: (length,) the row of each item."""
+    """The distinct rows of a split. ``items``: one item for each, pairs of one image side by side; ``images``: their images; ``row``:
+    (length,) the row of each item."""
 
     items: list[int]
     images: list[int]
@@ -74,8 +74,8 @@ class Order:
 
 
 def cut(images: list[int], most: int) -> list[int]:
-    """First rows of groups of at most ``most`` rows (4 at least), and behind the last one their number. No image is in two groups, so its
-    full view is run once."""
+    """Start rows of groups of at most ``most`` rows (4 at least), then the number of rows. No image is in two groups, so that its full view
+    is run once."""
     starts, most = [0], max(4, most)
     ends = [i for i in range(1, len(images)) if images[i] != images[i - 1]] + [len(images)]
     for begin, end in pairwise([0, *ends]):
@@ -85,7 +85,7 @@ def cut(images: list[int], most: int) -> list[int]:
 
 
 def shards(images: list[int], batch: int, row_bytes: int, most: int) -> list[int]:
-    """The same of files: whole batches, as training itself makes them, up to ``most`` bytes."""
+    """Start rows of files: whole batches, as in training, up to ``most`` bytes."""
     starts = [0]
     for begin, end in pairwise(cut(images, batch)):
         if (end - starts[-1]) * row_bytes > most and begin > starts[-1]:
@@ -95,10 +95,7 @@ def shards(images: list[int], batch: int, row_bytes: int, most: int) -> list[int
 
 @contextlib.contextmanager
 def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keeps other runs from making the same cache meanwhile.
-
-    Raises UserError for what the disk refuses inside the block.
-    """
+    """Locks the cache against other runs. Raises UserError where the disk is full or not writable inside the block."""
     with contextlib.ExitStack() as stack:
         try:
             if ranks.rank == 0:
@@ -118,7 +115,7 @@ def prepare_features(
 ) -> dict[str, StoredFeatures]:
     """The features of both splits of ``data``, read or made. Every process must call it.
 
-    Raises UserError where pairs change from draw to draw, or where the disk is full, not writable or not shared by all processes.
+    Raises UserError where pairs are not deterministic, or where the disk is full, not writable or not shared by all processes.
     """
     began = time.monotonic()
     pairs = {split: getattr(data, split) for split in SPLITS}
@@ -127,7 +124,7 @@ def prepare_features(
     size = row_bytes(backbone, layers, data.cache_dtype)
     needed, folder = None, data.cache_path
     if ranks.rank == 0:
-        most = {split: min(SHARD, size * len(order.items) // (4 * ranks.world)) for split, order in orders.items()}  # some for each process
+        most = {split: min(SHARD, size * len(order.items) // (4 * ranks.world)) for split, order in orders.items()}
         shard_starts = {split: shards(order.images, batch, size, most[split]) for split, order in orders.items()}
         needed = CachePlan(*plan_contents(backbone, layers, data, precision), shard_starts)
         folder = cache_folder(data.cache_path, needed.settings)
@@ -146,14 +143,14 @@ def prepare_features(
 
 
 def row_bytes(backbone: Any, layers: list[int], dtype: str) -> int:
-    """Of one pair."""
+    """Bytes of the features of one pair."""
     height, width = PatchGrid(2, *backbone.grid).patch
     tokens = backbone.grid[0] * backbone.grid[1] + height * width
     return tokens * backbone.width * len(layers) * (2 if dtype == "bfloat16" else 4)
 
 
 def total(size: int, plan: CachePlan, files: list[tuple[str, int]]) -> int:
-    """Bytes of some files at ``size`` bytes a pair."""
+    """Bytes of some files, ``size`` bytes for each pair."""
     return size * sum(len(plan.rows(*file)) for file in files)
 
 
@@ -162,7 +159,7 @@ def amount(size: int) -> str:
 
 
 def begin(data: Any, needed: CachePlan, size: int) -> tuple[Path, CachePlan, list[tuple[str, int]]]:
-    """(folder, plan, files to make), said in one line. Of the first process. Raises UserError where they do not fit on the disk."""
+    """(folder, plan, files to make), printed in one line. Called by rank 0. Raises UserError where they do not fit on the disk."""
     folder, plan, message = choose_cache(data.cache_path, needed)
     wrong, unreadable = faults(folder, plan)
     for files, split in zip(data.files, SPLITS, strict=False):
@@ -192,7 +189,7 @@ def make(
     data: Any,
     batch: int,
 ) -> None:
-    """Runs the pairs of ``files`` through the backbone and writes them, each file as soon as it is whole."""
+    """Runs the pairs of ``files`` through the backbone and writes them, file by file."""
     kind = getattr(torch, plan.settings["dtype"])
     for number, split in enumerate(SPLITS):
         order, mine = orders[split], [file for file in files if file[0] == split]

@@ -1,7 +1,7 @@
-"""Training pairs: an image as the model sees it, and one of its four quadrants as a view of its own (Blink, App. A.2).
+"""Training pairs: the full view of an image, and a close-up of one of its four quadrants (Blink, App. A.2).
 
 Both are cut from the same square canvas, the quadrant at the canvas's full resolution, so the H x W tokens of the quadrant cover
-exactly the H/2 x W/2 tokens of the full view. A DataModule for each source of images, chosen by conf/data.
+exactly the H/2 x W/2 tokens of the full view. There is a DataModule for each source of images, chosen by conf/data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from blink_exp.training.pairs import PairDataset, Transform, collate
 
 
 class Split(NamedTuple):
-    """``canvases``: number i to a square image; ``size``: pairs; ``distinct``: images, None where there is no end of them."""
+    """``canvases``: maps i to a square image; ``size``: number of pairs; ``distinct``: number of images, None if unlimited."""
 
     canvases: Callable[[int], Image.Image]
     size: int
@@ -36,21 +36,20 @@ class Split(NamedTuple):
 
 
 class PairedCrops(pl.LightningDataModule):
-    """Training and held-out pairs of some source of images.
+    """Training and held-out pairs from one source of images.
 
     Args:
-        transform: the backbone's own preprocessing.
-        train_size, held_out_size: numbers of pairs; None: each image once. Images are used again once they run out.
+        transform: the backbone's preprocessing.
+        train_size, held_out_size: numbers of pairs; None: each image once. Images are reused when they run out.
         global_batch: pairs of an optimizer step, over all devices. batch_size: of a device at once; None: its share of a step.
-        workers: processes that prepare pairs; their number changes nothing but the speed.
+        workers: processes that prepare pairs; affects only the speed.
         quadrants: ``one`` quadrant of each image in turn, or ``all`` four (see ``PairDataset``).
-        steps_done: optimizer steps of the checkpoint that training goes on from. (The trainer itself learns them only after Lightning
-            has asked for the loader.)
-        cache_features, cache_path, cache_dtype: whether the backbone's part of every pair is kept on disk, below which folder, and as
-            bfloat16 or float32 (see ``feature_cache``).
+        steps_done: optimizer steps of the checkpoint to resume from. (The trainer restores them only after it has asked for the loader.)
+        cache_features, cache_path, cache_dtype: whether the backbone's features of the pairs are cached on disk, the folder, and bfloat16
+            or float32 (see ``feature_cache``).
     """
 
-    source: ClassVar[str]  # its name in messages and caches
+    source: ClassVar[str]  # name in messages and caches
 
     def __init__(
         self,
@@ -76,22 +75,22 @@ class PairedCrops(pl.LightningDataModule):
         self.global_batch, self.batch_size, self.workers = global_batch, batch_size, workers
         self.train: PairDataset | None = None
         self.held_out: PairDataset | None = None
-        self.broken: list[Path] = []  # files that were found unreadable before training
-        self.summary: dict[str, Any] = {}  # what the source holds
-        self.files: list[Files] = []  # of a source that is files: to train on, held out
+        self.broken: list[Path] = []  # files unreadable before training
+        self.summary: dict[str, Any] = {}  # statistics of the source
+        self.files: list[Files] = []  # of a file source: training, held out
         self.stored: dict[str, StoredFeatures] = {}  # by "train" and "held_out", once the features are on disk
 
     @abstractmethod
     def splits(self) -> tuple[Split, Split]:
-        """(to train on, held out)."""
+        """(training, held out)."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What, beside their number, says which pairs these are."""
+        """Settings that determine the pairs, beside their number."""
         return {"source": self.source, "seed": self.seed, "quadrants": self.quadrants}
 
     def setup(self, stage: Any = None) -> None:
-        if self.train is not None:  # Lightning asks again before it validates
+        if self.train is not None:  # Lightning calls it again before validation
             return
         train, held_out = self.splits()
         if train.size < self.global_batch:
@@ -102,21 +101,21 @@ class PairedCrops(pl.LightningDataModule):
         self.held_out = PairDataset(held_out.canvases, held_out.size, self.transform, self.seed + 1, held_out.distinct, self.quadrants)
 
     def _rank(self) -> tuple[int, int]:
-        """(rank of this process, how many there are)."""
+        """(rank, world size)."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader:
-        """Items are drawn at random by their index, so they need no shuffling."""
+        """Not shuffled: items are random functions of their index."""
         assert self.train is not None
         rank, world = self._rank()
         batch_size, parts = share_out(self.global_batch, world, self.batch_size)
         order = GlobalBatches(len(self.train), batch_size, parts, rank, world, start=self.steps_done)
-        if self.stored:  # a batch is one read
+        if self.stored:  # items are batches
             return DataLoader(self.stored["train"], batch_size=None, sampler=order, num_workers=self.workers)
         return DataLoader(self.train, batch_sampler=order, num_workers=self.workers, collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader:
-        """Every device measures its share of the held-out pairs, each pair on one device."""
+        """Each held-out pair is on exactly one device."""
         assert self.held_out is not None
         rank, world = self._rank()
         if len(self.held_out) < world:
@@ -129,7 +128,7 @@ class PairedCrops(pl.LightningDataModule):
         return DataLoader(Subset(self.held_out, share), batch_size, num_workers=self.workers, collate_fn=collate)
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: what number i is, so that nobody goes on with other images unawares."""
+        """For the checkpoint: hashes of the file lists, so that a resumed training has the same images."""
         return {"files": [files.digest() for files in self.files]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -137,7 +136,7 @@ class PairedCrops(pl.LightningDataModule):
             raise UserError("the images are not those that the checkpoint was trained on; bring them back, or start a new run")
 
     def unreadable_everywhere(self) -> list[str]:
-        """Files that some process or worker could not read in this run. Every process must call it."""
+        """Files that any process could not read in this run. Every process must call it."""
         assert self.trainer is not None
         lost = []
         for files in self.files:
@@ -170,7 +169,7 @@ class FileData(PairedCrops):
     """Pairs of image files.
 
     Args:
-        pad: square canvases by padding (LLaVA-1.5's original) instead of centre crop.
+        pad: makes square canvases by padding, as LLaVA-1.5, instead of a centre crop.
         image_loading: how files are opened, see ``images.ImageOptions``.
     """
 
@@ -180,7 +179,7 @@ class FileData(PairedCrops):
 
     @abstractmethod
     def names(self) -> tuple[Path, list[str], list[str]]:
-        """(root, names of the files below it to train on, names of those held out)."""
+        """(root, training files, held-out files), names relative to the root."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -222,8 +221,8 @@ class LlavaData(FileData):
     """The images of LLaVA-1.5's instruction data, each once.
 
     Args:
-        json: llava_v1_5_mix665k.json. images: the folder that its paths begin in.
-        held_out_share: of the distinct images.
+        json: llava_v1_5_mix665k.json. images: root folder of its paths.
+        held_out_share: share of the distinct images.
     """
 
     source = "llava_665k"

@@ -1,4 +1,4 @@
-"""Training on one device or many: Lightning's strategies with what TokenSR needs set right, and an end for all when one fails."""
+"""Lightning's strategies configured for TokenSR, and termination of all processes when one fails."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from blink_exp.errors import UserError, nearest
 from blink_exp.training.rotation import Rotation, write_whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
-TAG = "checkpoint"  # what Lightning calls the folder in a checkpoint of DeepSpeed
-UNIVERSAL = "universal"  # folder in the run folder that is there while a checkpoint of another number of processes is loaded
+TAG = "checkpoint"  # Lightning's name of the folder in a DeepSpeed checkpoint
+UNIVERSAL = "universal"  # temporary folder while loading a checkpoint of another number of processes
 
 
 class Zero(DeepSpeedStrategy):
     """DeepSpeed's ZeRO, stages 1 and 2: every device holds all weights in bf16, and its share of the float32 copy and of Adam's state.
 
-    Beyond Lightning's: it also runs on CPUs, over gloo; a checkpoint can be gone on with by another number of processes, through
-    DeepSpeed's universal one; and a job that is killed while it writes one still has the one before (see ``Rotation``).
+    Beyond Lightning's: runs on CPUs, over gloo; resumes from a checkpoint of another number of processes, by DeepSpeed's universal format;
+    keeps the previous checkpoint until a new one is complete (see ``Rotation``).
     """
 
     def __init__(self, stage: int, rotation: Rotation | None = None):
-        super().__init__(stage=stage, logging_batch_size_per_gpu=1)  # 1: used for DeepSpeed's own log of its speed only
+        super().__init__(stage=stage, logging_batch_size_per_gpu=1)  # only for DeepSpeed's speed log
         self.rotation = rotation or Rotation()
 
     @property
     def root_device(self) -> torch.device:
         device = super().root_device
-        return torch.device("cpu", 0) if device.type == "cpu" else device  # DeepSpeed wants a number
+        return torch.device("cpu", 0) if device.type == "cpu" else device  # DeepSpeed requires an index
 
     def setup_environment(self) -> None:
         if not isinstance(self.accelerator, CPUAccelerator):
@@ -50,7 +50,7 @@ class Zero(DeepSpeedStrategy):
 
         # Without this entry DeepSpeed compiles a C++ extension for shared memory at start: a minute, and fatal without a compiler.
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
-        DDPStrategy.setup_environment(self)  # DeepSpeedStrategy's own does the same after refusing CPUs
+        DDPStrategy.setup_environment(self)  # as DeepSpeedStrategy's, which refuses CPUs
 
     def setup_distributed(self) -> None:
         if not isinstance(self.accelerator, CPUAccelerator):
@@ -76,8 +76,8 @@ class Zero(DeepSpeedStrategy):
         self.barrier()
 
     def goes_on_from(self, path: Path | None) -> None:
-        """Prepares for the checkpoint ``path`` that a training goes on from; None: it starts anew. Call it before the training begins:
-        DeepSpeed is told when it starts whether it will load the checkpoint of another number of processes."""
+        """Prepares for resuming from the checkpoint ``path``; None: a new training. Call it before the training begins, as DeepSpeed's
+        config must say at start whether a universal checkpoint will be loaded."""
         if path is not None and len(parts_of(path)) != self.world_size:
             self.config["checkpoint"] = {"load_universal": True}
 
@@ -99,13 +99,13 @@ class Zero(DeepSpeedStrategy):
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files with the optimizer's state in a checkpoint of DeepSpeed, one of each process that wrote it."""
+    """The optimizer state files of a DeepSpeed checkpoint, one for each process that wrote it."""
     return sorted((path / TAG).glob("*zero_pp_rank_*_optim_states.pt"))
 
 
 def convert(path: Path, universal: Path) -> None:
-    """Writes a checkpoint as DeepSpeed's universal one, which any number of processes can load, to the folder ``universal``. It holds
-    float32 weights and moments, 12 bytes a parameter."""
+    """Converts a checkpoint to DeepSpeed's universal format, which any number of processes can load. It holds float32 weights and moments,
+    12 bytes for each parameter."""
     from deepspeed.checkpoint import ds_to_universal
 
     options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True, "inject_missing_state": True}
@@ -114,9 +114,9 @@ def convert(path: Path, universal: Path) -> None:
 
 
 def strategy(name: str, accelerator: str, rotation: Rotation | None = None) -> Any:
-    """What Lightning's Trainer takes as its strategy. ``rotation``: of ZeRO's checkpoints, which the strategy writes itself.
+    """The strategy for Lightning's Trainer. ``rotation``: of ZeRO's checkpoints, which the strategy writes itself.
 
-    Raises UserError for an unknown name and for what is not installed.
+    Raises UserError for an unknown name, or where DeepSpeed is not installed.
     """
     if name not in STRATEGIES:
         raise UserError(f"trainer.strategy={name} is not known; {nearest(name, STRATEGIES)}")
@@ -127,12 +127,12 @@ def strategy(name: str, accelerator: str, rotation: Rotation | None = None) -> A
     if find_spec("deepspeed") is None:
         raise UserError(f"trainer.strategy={name} needs DeepSpeed, which is not installed; pip install deepspeed, or use trainer=ddp")
     if accelerator == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported first; else it takes a GPU that is there
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read at DeepSpeed's first import; otherwise it selects a GPU if there is one
     return Zero(int(name[-1]), rotation)
 
 
 def check_devices(accelerator: str, devices: Any) -> None:
-    """Raises UserError where the machine has fewer GPUs than asked for."""
+    """Raises UserError where the machine has fewer GPUs than requested."""
     if accelerator not in ("gpu", "cuda"):
         return
     available = torch.cuda.device_count() or int(accelerator == "gpu" and torch.backends.mps.is_available())
@@ -146,15 +146,15 @@ def check_devices(accelerator: str, devices: Any) -> None:
 
 @contextlib.contextmanager
 def terminate_children_on_failure(trainer: Any, grace: float = 10.0) -> Iterator[None]:
-    """Ends the processes that Lightning started from this one when this one fails in the block, so that none waits for it forever.
+    """Ends the processes that Lightning launched from this one when this one fails in the block, so that none waits forever.
 
-    ``grace``: seconds for them to end by themselves and say why; where this one was stopped, they are told to.
+    ``grace``: seconds for them to exit by themselves. If this process was stopped by a signal, they get SIGTERM first.
     """
     try:
         yield
     except BaseException as error:
         started = getattr(trainer.strategy.launcher, "procs", [])
-        children, started[:] = list(started), []  # Lightning's watcher of this list would kill this process before it can say why
+        children, started[:] = list(started), []  # Lightning's monitor of this list would kill this process before it reports the error
         if isinstance(error, SystemExit | KeyboardInterrupt):
             for child in children:
                 child.terminate()

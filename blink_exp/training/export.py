@@ -1,4 +1,4 @@
-"""TokenSR modules out of a training's checkpoint, whole runs and killed ones alike: python -m blink_exp.training.export RUN_FOLDER
+"""Exports TokenSR modules from a training's checkpoint, also of an unfinished run: python -m blink_exp.training.export RUN_FOLDER
 
 Reads what Lightning and DeepSpeed (ZeRO 1 and 2) write; needs neither the backbone nor a GPU nor DeepSpeed.
 """
@@ -20,13 +20,13 @@ from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import build_all
 from blink_exp.training import resume
 
-RECORDED = ("loss", "optim", "trainer", "data", "seed")  # settings that a module's file keeps
+RECORDED = ("loss", "optim", "trainer", "data", "seed")  # settings recorded in a module's metadata
 
 
 def save_modules(
     modules: nn.ModuleDict, metadata: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
 ) -> None:
-    """Writes the module of each layer in our format. ``more``: what is known about the training of single layers."""
+    """Writes the module of each layer. ``more``: {layer: additional training metadata}."""
     metadata_of = {
         layer: checkpoint.ModuleMetadata(
             backbone=metadata["backbone"],

@@ -1,9 +1,9 @@
-"""What a training step needs of the frozen backbone, on disk: later epochs, and other runs on the same pairs, do without the backbone.
+"""Cache of the frozen backbone's features on disk, for later epochs and other runs on the same pairs.
 
-A cache is a folder. ``cache.json`` says what it was made of; ``train-00003.safetensors``, ``held_out-00000.safetensors`` hold some rows
+A cache is a folder. ``cache.json`` is its plan; ``train-00003.safetensors``, ``held_out-00000.safetensors`` hold some rows
 each, a row being an image with one of its quadrants: ``patch``, the full view's tokens of the quadrant, and ``teacher``, those of the
-close-up, at the input of every layer. So quadrants of one image share no byte, and none is kept twice. A file names the key of its cache
-and the checksum of its tensors. It appears whole or not at all.
+close-up, at the input of every layer. Quadrants of one image share no data. A file records the key of its cache and the checksum of its
+tensors. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Features(NamedTuple):
 
 
 def check_settings(path: Any, dtype: str) -> None:
-    """Raises UserError for a value of data.cache_path or data.cache_dtype that cannot be."""
+    """Raises UserError for an invalid data.cache_path or data.cache_dtype."""
     if dtype not in DTYPES:
         raise UserError(f"data.cache_dtype={dtype} is not known; {nearest(str(dtype), DTYPES)}")
     if not str(path or "").strip():
@@ -53,12 +53,12 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What a cache holds.
+    """Description of a cache.
 
     Args:
-        settings: what the user chose: model, layers, data, precision, type of the numbers.
-        contents: {what: digest} of what these words stood for when it was made: weights, files, preprocessing, pixels.
-        shards: {split: first row of each file, and behind the last one the number of rows}.
+        settings: the user's settings: model, layers, data, precision, dtype.
+        contents: {name: digest} of the inputs when it was made: weights, files, preprocessing, pixels.
+        shards: {split: first row of each file, then the number of rows}.
     """
 
     settings: dict[str, Any]
@@ -86,7 +86,7 @@ class CachePlan:
 
     @classmethod
     def load(cls, folder: Path) -> CachePlan | None:
-        """That of a folder; None where there is none, or none that can be read."""
+        """The plan of a folder; None where it is missing or unreadable."""
         try:
             plan = cls(**json.loads((folder / PLAN).read_text(encoding="utf-8")))
             whole = isinstance(plan.contents, dict) and all(isinstance(n, int) for starts in plan.shards.values() for n in starts)
@@ -100,7 +100,7 @@ def shard_path(folder: Path, split: str, k: int) -> Path:
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    """CRC-32 of the tensors' bytes, by name: it tells a torn or rotten file at the speed of the disk, and is no proof against malice."""
+    """CRC-32 of the tensors' bytes, in order of names. Detects damaged files, not tampering."""
     value = 0
     for name in sorted(tensors):
         value = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, value)
@@ -108,20 +108,20 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def write_shard(path: Path, key: str, features: Features, states: torch.dtype, unreadable: list[int]) -> None:
-    """Writes some rows. ``states``: the type in which the backbone gave them; ``unreadable``: numbers of files that could not be read."""
+    """Writes rows to a file. ``states``: the backbone's dtype; ``unreadable``: indices of image files that could not be read."""
     tensors = features._asdict()
     metadata = {"key": key, "file": path.name, "states": str(states).removeprefix("torch."), "crc32": _checksum(tensors)}
     write_bytes(path, safetensors.torch.save(tensors, metadata | {"unreadable": json.dumps(unreadable)}))
 
 
 def _read(path: Path) -> tuple[dict[str, str], Features]:
-    """What a file says of itself, and its tensors, left on disk until they are used."""
+    """Metadata and tensors of a file; tensors are memory-mapped."""
     with safetensors.safe_open(str(path), framework="pt") as file:
         return file.metadata() or {}, Features(file.get_tensor("patch"), file.get_tensor("teacher"))
 
 
 def fault(path: Path, key: str, rows: int) -> tuple[str | None, list[int]]:
-    """(what is wrong with a file, None if nothing is; numbers of files that could not be read when it was made). Reads all of it."""
+    """(fault of a file or None, indices of image files that were unreadable when it was made). Reads the whole file."""
     if not path.is_file():
         return "missing", []
     try:
@@ -136,12 +136,12 @@ def fault(path: Path, key: str, rows: int) -> tuple[str | None, list[int]]:
 
 
 class StoredFeatures(Dataset):
-    """The features of a split's pairs. Index: a list of items, as a batch sampler gives it. Gives Features of the backbone's own type.
+    """The features of a split's pairs. Index: a list of items from a batch sampler. Returns Features in the backbone's dtype.
 
     Args:
-        folder, plan, split: the cache, checked before.
-        layers: those wanted, all of them in the cache.
-        row: (items,) the row that each item of the split shows.
+        folder, plan, split: the cache, already checked.
+        layers: required layers, a subset of the cache's.
+        row: (items,) the row of each item.
     """
 
     def __init__(self, folder: Path, plan: CachePlan, split: str, layers: list[int], row: np.ndarray):
@@ -152,7 +152,7 @@ class StoredFeatures(Dataset):
 
     @property
     def shards(self) -> list[tuple[torch.dtype, Features]]:
-        """(the backbone's type, rows) of each file. All are opened at once: what another run throws away stays readable."""
+        """(backbone dtype, rows) of each file. All are opened at once, so that they stay readable if another run deletes them."""
         if not self._open:
             for k in range(len(self.plan.shards[self.split]) - 1):
                 metadata, features = _read(shard_path(self.folder, self.split, k))
@@ -162,7 +162,7 @@ class StoredFeatures(Dataset):
         return self._open
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": []}  # a worker process opens the files itself instead of being sent their contents
+        return self.__dict__ | {"_open": []}  # worker processes open the files themselves
 
     def __len__(self) -> int:
         return len(self.row)

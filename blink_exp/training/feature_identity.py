@@ -1,7 +1,7 @@
-"""Which features a training needs, and whether a cache holds them: by what goes into them and not by when they were made.
+"""Identifies the features that a training needs, and finds or invalidates caches by the inputs of these features.
 
-That is: weights, layers, the prompt's opening, preprocessing, the image files' names, lengths and times, and the pixels of three pairs of
-each split.
+Inputs are weights, layers, the prompt's opening, preprocessing, names, sizes and times of the image files, and the pixels of three
+pairs of each split.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from blink_exp.training.pairs import PairDataset
 
 
 def weights(model: Any) -> str:
-    """A digest of up to 65,536 numbers of every weight, wherever it lies."""
+    """A digest of up to 65,536 values of every weight, on any device."""
     sha = hashlib.sha256()
     for name, weight in chain(model.named_parameters(), model.named_buffers()):
         if weight.device.type == "meta":
@@ -43,7 +43,7 @@ def pixels(pairs: PairDataset) -> str:
 
 
 def plan_contents(backbone: Any, layers: list[int], data: Any, precision: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """``settings`` and ``contents`` of a plan. Raises UserError where a pair is another one when it is drawn again."""
+    """``settings`` and ``contents`` of a plan. Raises UserError where pairs are not deterministic."""
     splits = [data.train, data.held_out]
     digests = [pixels(pairs) for pairs in splits]
     if digests != [pixels(pairs) for pairs in splits]:
@@ -68,12 +68,12 @@ def plan_contents(backbone: Any, layers: list[int], data: Any, precision: str) -
         "pixels": digest(digests),
     }
     if backbone.settings.get("attn_implementation") == "eager":
-        contents["attention"] = "causal"  # a cache that does not say so may hold features of an eager pass without a mask
+        contents["attention"] = "causal"  # older caches may hold features of an eager pass without a mask
     return settings, contents
 
 
 def choose_cache(root: Path, plan: CachePlan) -> tuple[Path, CachePlan, str]:
-    """(folder, what it holds or is to hold, what to say of it). Throws away what is stale or of another cache. Of the first process."""
+    """(folder, its plan, message). Deletes stale files and files of another cache. Called by rank 0."""
     folder = cache_folder(root, plan.settings)
     old = CachePlan.load(folder)
     stored = list(folder.glob("*.safetensors"))
@@ -88,12 +88,12 @@ def choose_cache(root: Path, plan: CachePlan) -> tuple[Path, CachePlan, str]:
         message = f"features in {folder} are stale (another {', '.join(changed(plan, old))}) and are made anew"
         for path in stored:
             path.unlink()
-    plan.save(folder)  # where only this file was torn, those that bear the plan's key are kept
+    plan.save(folder)  # if only this file was damaged, files with the plan's key are reused
     return folder, plan, message
 
 
 def _whole(old: CachePlan, new: CachePlan) -> bool:
-    """Whether the rows of ``old`` are cut into files, as many as those of ``new``, wherever it cuts them."""
+    """Whether the files of ``old`` cover as many rows as those of ``new``, in any partition."""
     ends = {split: starts[-1] for split, starts in new.shards.items()}
     return {split: starts[-1] for split, starts in old.shards.items()} == ends and all(
         starts[0] == 0 and sorted(set(starts)) == starts for starts in old.shards.values()
@@ -111,7 +111,7 @@ def changed(now: CachePlan, before: CachePlan) -> list[str]:
 
 
 def superset(root: Path, plan: CachePlan) -> tuple[Path, CachePlan] | None:
-    """A whole cache of the same with more layers."""
+    """A complete cache of the same inputs with more layers."""
     for path in sorted(root.glob(f"*/{PLAN}")):
         other = CachePlan.load(path.parent)
         if other is None or not set(plan.layers) <= set(other.layers) or other.contents != plan.contents:
@@ -122,13 +122,13 @@ def superset(root: Path, plan: CachePlan) -> tuple[Path, CachePlan] | None:
 
 
 def faults(folder: Path, plan: CachePlan) -> tuple[dict[tuple[str, int], str], dict[str, set[int]]]:
-    """({file: what is wrong with it}, {split: numbers of files that could not be read})."""
+    """({file: its fault}, {split: indices of unreadable image files})."""
 
     def check(file: tuple[str, int]) -> tuple[str | None, list[int]]:
         return fault(shard_path(folder, *file), plan.key, len(plan.rows(*file)))
 
     files = plan.files()
-    with ThreadPoolExecutor(8) as threads:  # checksums and reads let other threads run
+    with ThreadPoolExecutor(8) as threads:  # checksums and reads release the GIL
         results = list(threads.map(check, files))
     unreadable: dict[str, set[int]] = {split: set() for split in plan.shards}
     for (split, _), (_, numbers) in zip(files, results, strict=True):

@@ -1,4 +1,4 @@
-"""What a training is made of, once its settings are read."""
+"""The objects of a training, made from its settings."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Job:
 
     Args:
         settings: of train.py, typed.
-        record: the same as plain values, as checkpoints and loggers keep them.
-        text: the same as config.yaml.
-        out: the run folder. folder: the setting that names it.
-        backbone: loads the frozen model; called with ``device`` and, for another than the settings say, ``dtype``.
-        data: makes the pairs; called with ``transform`` and ``steps_done``.
-        trainer: Lightning's; called with what the settings do not say.
-        callbacks: of the trainer.
+        record: the settings as plain values, for checkpoints and loggers.
+        text: the settings as the text of config.yaml.
+        out: the run folder. folder: the name of its setting.
+        backbone: loads the frozen model; called with ``device`` and, to override the settings, ``dtype``.
+        data: makes the DataModule; called with ``transform`` and ``steps_done``.
+        trainer: makes Lightning's Trainer; called with the arguments that are not settings.
+        callbacks: of the Trainer.
     """
 
     settings: TrainSettings

@@ -2,7 +2,7 @@
 
 The file is a list of rows {"id", "image" (absent where a row is text only), "conversations"}; images lie below one folder in
 coco/train2017, gqa/images, ocr_vqa/images, textvqa/train_images, vg/VG_100K and vg/VG_100K_2, as LLaVA's README lays them out. TokenSR's
-training features depend on the image alone, so an image that several conversations name is run once.
+training features depend on the image alone, so an image in several conversations is run once.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from blink_exp.errors import UserError, flat
 from blink_exp.files import brief, encodable
 from blink_exp.images import URL, is_inside
 
-LONGEST_ROW = 2**26  # characters; more without an end is damage, not a row
-KEYS = 12  # that a message names
+LONGEST_ROW = 2**26  # characters; longer rows count as damage
+KEYS = 12  # most keys in a message
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
 class ImageListing:
-    """What a copy of the data holds.
+    """The images of a copy of the data.
 
     Args:
-        names: the distinct images that are there, in the order in which the rows name them first; paths below the image folder.
-        rows, with_image: rows of the file, and those of them that name an image.
-        distinct: images that they name.
-        renamed: images that are there with another suffix than the file says (OCR-VQA's .gif and .png).
-        missing: {folder: images that are not there}.
-        refused: names that are URLs or lead out of the image folder, by themselves or by a link.
-        other_key: rows that name their image under another key ("images") beside rows that have "image"; they are passed over.
+        names: the distinct images found, in the order of their first row; paths relative to the image folder.
+        rows, with_image: number of rows, and of rows with an image.
+        distinct: number of distinct images in the rows.
+        renamed: images found under another suffix (OCR-VQA's .gif and .png).
+        missing: {folder: number of missing images}.
+        refused: URLs, and names that lead out of the image folder, also by a link.
+        other_key: rows with their image under another key ("images"), which are skipped.
     """
 
     names: list[str]
@@ -74,9 +74,9 @@ class ImageListing:
 
 
 def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
-    """The elements of a JSON list, one by one: a gigabyte of rows is never in memory at once. ``chunk``: characters read at a time.
+    """The elements of a JSON list, parsed incrementally to save memory. ``chunk``: characters read at a time.
 
-    Raises UserError where the file is missing or no such list.
+    Raises UserError where the file is missing or not a JSON list.
     """
     decoder = json.JSONDecoder()
     try:
@@ -115,8 +115,8 @@ def _refused_note(refused: list[str]) -> str:
 
 
 def find(path: Path, images: Path, outside: bool = False) -> ImageListing:
-    """Reads the file once and looks up its images by listing each folder once, as asking for 400 thousand files one by one takes
-    minutes on a network disk. ``outside``: whether names may lead out of the folder. Raises UserError where none is there."""
+    """Reads the file and looks up its images. Each folder is listed once, as 400 thousand single look-ups take minutes on a network disk.
+    ``outside``: whether names may lead out of the folder. Raises UserError where no image is found."""
     if not images.is_dir():
         raise UserError(f"data.images={images} is not a folder; give the one that holds coco, gqa, ocr_vqa, textvqa and vg")
     named: dict[str, None] = {}
@@ -149,7 +149,7 @@ def find(path: Path, images: Path, outside: bool = False) -> ImageListing:
 
 
 def _imageless(path: Path, total: int, keys: list[str]) -> str:
-    """What is wrong with a file none of whose ``total`` rows has the key "image"; ``keys``: those that they have."""
+    """The error message for a file without the key "image" in any of ``total`` rows. ``keys``: the keys found."""
     if not total:
         return f"data.json={path} is an empty list; give LLaVA's llava_v1_5_mix665k.json"
     other = next(filter(_names_an_image, keys), None)
@@ -163,13 +163,13 @@ def _names_an_image(key: str) -> bool:
 
 
 def _leaves(name: str) -> bool:
-    """Whether a name leads out of the folder that it stands for, whatever is on disk."""
+    """Whether a name leads out of its folder, by the name alone."""
     parts = PurePosixPath(name)
     return parts.is_absolute() or ".." in parts.parts or bool(PureWindowsPath(name).drive)
 
 
 def _checked(name: Any, row: int, path: Path) -> str:
-    """An image's path below the image folder, its parts joined by "/" on every system. Windows writes them with a backslash."""
+    """An image's path relative to the image folder, with "/" as separator."""
     posix = name.replace("\\", "/") if isinstance(name, str) else ""
     if not posix.strip():
         raise UserError(f"row {row} of {path} has image={brief(name)}; it must be a path below data.images")
@@ -177,7 +177,7 @@ def _checked(name: Any, row: int, path: Path) -> str:
 
 
 def _present(named: dict[str, None], images: Path, outside: bool) -> tuple[list[str], int, Counter[str], list[str]]:
-    """(names on disk, how many of them with another suffix, missing by folder, those that a link leads out of ``images``)."""
+    """(names on disk, number of them with another suffix, missing by folder, names that a link leads out of ``images``)."""
     listings: dict[str, tuple[set[str], dict[str, str], set[str]]] = {}
     names, renamed, missing, linked = [], 0, Counter[str](), []
     root = os.path.realpath(images)
@@ -203,7 +203,7 @@ def _present(named: dict[str, None], images: Path, outside: bool) -> tuple[list[
 
 
 def _nameable(name: str) -> bool:
-    """Whether a file can be called so: no null character, nothing that the file system's encoding lacks."""
+    """Whether a name is valid on the file system: encodable, without null characters."""
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
@@ -212,8 +212,8 @@ def _nameable(name: str) -> bool:
 
 
 def _listing(folder: Path, root: str | None) -> tuple[set[str], dict[str, str], set[str]]:
-    """(files of a folder, {name without suffix: the first image so called}, files that lie outside of ``root``: all where the folder itself
-    does, else those that are links out of it); nothing where there is no folder."""
+    """(files of a folder, {stem: first image with it}, files outside ``root``: all if the folder is outside, else links out of it); empty
+    if there is no folder."""
     try:
         with os.scandir(folder) as entries:
             links = {entry.name: entry.is_symlink() for entry in entries}

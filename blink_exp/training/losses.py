@@ -1,9 +1,8 @@
-"""What makes expanded tokens like those of a real close-up (Blink, Sec. 3.2.1: KL to the crop's hidden states).
+"""Training losses between expanded tokens and those of the close-up (Blink, Sec. 3.2.1: KL to the crop's hidden states).
 
-All take student and teacher as (batch, tokens, width) and give a scalar. Installed packages add some by entry points
-(``blink_exp.plugins``). The paper states neither direction, normalisation nor
-temperature; chosen: KL(teacher || student), softmax over the hidden dimension of each token, temperature 1, mean over tokens.
-"""
+All take student and teacher as (batch, tokens, width) and return a scalar. Installed packages add losses by entry points
+(``blink_exp.plugins``). The paper gives neither direction, normalisation nor temperature; chosen: KL(teacher || student), softmax over the
+hidden dimension of each token, temperature 1, mean over tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ def kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def kl_spatial(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The same with the softmax over tokens, a channel at a time."""
+    """As ``kl``, with the softmax over tokens for each channel."""
     return kl(student.mT, teacher.mT)
 
 

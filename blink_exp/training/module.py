@@ -1,4 +1,5 @@
-"""The Lightning module that trains TokenSR (Blink, Sec. 3.2.1 and App. A): one module a layer, all from the same two passes."""
+"""The Lightning module that trains TokenSR (Blink, Sec. 3.2.1 and App. A): one module for each layer, all from the same two forward
+passes."""
 
 from __future__ import annotations
 
@@ -30,15 +31,15 @@ class TokenSRTraining(pl.LightningModule):
     """Trains TokenSR modules of several layers side by side on a frozen backbone.
 
     Student: the full view's tokens of a quadrant at the input of layer l, bilinear to H x W, through TokenSR_l. Teacher: the hidden
-    states of the quadrant as a view of its own, at the same point. Only TokenSR has gradients; text is never run.
+    states of the quadrant as a view of its own, at the same point. Only TokenSR has gradients; no text is run.
 
     Args:
         layers: 0-based layers to train modules for.
         architecture: one of ``tokensr.modules.ARCHITECTURES``.
         loss: weights of ``tokensr.losses``.
         optimization: optimizer and schedule; None: those of Blink's recipe.
-        checkpoint_activations: keeps of each module's forward pass its input only and runs it again for the gradients.
-        channels_last: lays the convolutions' weights out as their inputs lie in memory, the channels of a token side by side.
+        checkpoint_activations: activation checkpointing of each module.
+        channels_last: memory format of the convolutions' weights, which is that of their inputs.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class TokenSRTraining(pl.LightningModule):
         channels_last: bool = False,
     ):
         super().__init__()
-        self._frozen = [backbone]  # in a list, so that Lightning neither saves nor moves nor counts it
+        self._frozen = [backbone]  # in a list to hide it from Lightning: not saved, moved or counted
         self.layers, self.optimization = list(layers), optimization or Optimization()
         self.checkpoint_activations = checkpoint_activations
         self.amplifiers = build_all(architecture, backbone.width, layers)
@@ -87,12 +88,12 @@ class TokenSRTraining(pl.LightningModule):
             precision = self.trainer.precision_plugin
             ranks = Ranks(self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy)
             name = f"{type(precision).__name__} {precision.precision}"
-            with precision.train_step_context():  # features as a step without a cache would see them
+            with precision.train_step_context():  # the precision of a step without a cache
                 data.stored = prepare_features(self._frozen[0], self.layers, self.capture, data, name, ranks)
 
     def frozen(self, batch: PairBatch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """{layer: (patch (pairs, h * w, width) of the full view, teacher (pairs, H * W, width))}: all that a step needs of the backbone.
-        An image runs once, however many of its quadrants the batch shows."""
+        Each image runs once for all its quadrants in the batch."""
         full, crop, quadrant, owner = batch
         states = image_states(self._frozen[0], torch.cat([full, crop]), self.layers)
         index = self.quadrants.to(quadrant.device)[quadrant]
@@ -100,7 +101,7 @@ class TokenSRTraining(pl.LightningModule):
         return {layer: (view[owner[:, None], index], teacher) for layer, (view, teacher) in cut.items()}
 
     def capture(self, batch: PairBatch) -> Features:
-        """The same of a batch that lies in main memory, with the layers as one dimension."""
+        """``frozen`` for a batch in main memory, with the layers as one dimension."""
         features = self.frozen(PairBatch(*(x.to(self.device) for x in batch)))
         patches, teachers = zip(*(features[layer] for layer in self.layers), strict=True)
         return Features(torch.stack(patches, dim=1), torch.stack(teachers, dim=1))
@@ -133,7 +134,7 @@ class TokenSRTraining(pl.LightningModule):
         return losses.sum()  # the layers share no weight, so the sum trains each as if alone
 
     def optimizer_step(self, *args, **kwargs):
-        """Raises UserError where the step itself is too large for the optimizer's numbers."""
+        """Raises UserError where the step overflows."""
         try:
             super().optimizer_step(*args, **kwargs)
         except RuntimeError as error:
@@ -142,7 +143,7 @@ class TokenSRTraining(pl.LightningModule):
             raise UserError(self._diverged("the step is larger than the weights can hold")) from None
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        """Logs the mean over the whole step: all its parts, all devices. Raises UserError where it is nan or inf."""
+        """Logs the mean over the whole step: all accumulated batches, all devices. Raises UserError where it is nan or inf."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
         mean = torch.stack(self._step_losses).mean(0)
@@ -183,7 +184,7 @@ class TokenSRTraining(pl.LightningModule):
         return self.trainer.strategy.reduce(torch.tensor(sums, dtype=torch.float64, device=self.device), reduce_op="sum").tolist()
 
     def _check_losses(self, losses: torch.Tensor) -> None:
-        """``losses``: (layers,) of a step that has been taken."""
+        """Raises UserError where ``losses``, (layers,) of a step, are nan or inf."""
         if not bool(losses.isfinite().all()):
             layer, value = next((n, v) for n, v in zip(self.layers, losses.tolist(), strict=True) if not math.isfinite(v))
             raise UserError(self._diverged(f"the loss of layer {layer} is {value}"))
@@ -195,7 +196,7 @@ class TokenSRTraining(pl.LightningModule):
         )
 
     def _check_state(self, checkpoint: dict[str, Any]) -> None:
-        """Raises UserError before what is nan or inf takes a good checkpoint's place: losses of the step, weights, Adam's moments."""
+        """Raises UserError, before a good checkpoint is replaced, where losses, weights or Adam's moments are nan or inf."""
         if self._step_losses:
             self._check_losses(torch.stack(self._step_losses).mean(0))
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""The optimizer of a training and the schedule of its learning rate, as conf/optim names them."""
+"""The optimizer and the learning-rate schedule of a training, as set in conf/optim."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Optimization:
         lr: peak of the learning rate.
         weight_decay: not given in the paper; chosen: LLaVA-1.5's.
         betas, eps: None: the optimizer's own.
-        warmup: share of the steps, of which it takes one at least.
+        warmup: share of the steps, at least one step.
         optimizer: called with the weights and the values above.
         schedule: called as ``cosine``.
     """
@@ -46,7 +46,7 @@ class Optimization:
     schedule: Callable[..., LRScheduler] = cosine
 
     def build(self, weights: Iterable[torch.nn.Parameter], steps: int) -> tuple[Optimizer, LRScheduler]:
-        """The optimizer of ``weights`` and its schedule over ``steps`` optimizer steps. Raises UserError for what cannot be made."""
+        """The optimizer of ``weights`` and its schedule over ``steps`` optimizer steps. Raises UserError for invalid values."""
         values: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "betas": self.betas, "eps": self.eps}
         try:
             optimizer = self.optimizer(list(weights), **{name: value for name, value in values.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Which image and which of its quadrants each training pair shows, and how pairs become a batch in which every image stands once."""
+"""Training pairs of an image and a quadrant, and their collation to a batch in which every image appears once."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def quadrant_box(index: int, side: int) -> tuple[int, int, int, int]:
 
 
 class PairBatch(NamedTuple):
-    """Training pairs. ``full``: (images, 3, size, size) pixels of the distinct images; ``crop``: (pairs, 3, size, size) of a quadrant of
-    one; ``quadrant``: (pairs,) which; ``owner``: (pairs,) the row of ``full`` that the quadrant is cut from."""
+    """Training pairs. ``full``: (images, 3, size, size) pixels of the distinct images; ``crop``: (pairs, 3, size, size) of a
+    quadrant; ``quadrant``: (pairs,) its index; ``owner``: (pairs,) the row of ``full`` that the quadrant is cut from."""
 
     full: torch.Tensor
     crop: torch.Tensor
@@ -38,11 +38,11 @@ class PairDataset(Dataset):
     """(full, crop, quadrant) items: pixels (3, size, size) twice, and the quadrant's index. Item i is the same in every run and epoch.
 
     Args:
-        canvases: number i to a square image.
-        length: items.
-        images: distinct images, after which number i is the first again; None: there is no end of them.
-        quadrants: ``one``: each pair another image, with a quadrant drawn from seed and i; ``all``: four pairs an image, a quadrant each
-            (Blink, App. A.2), one behind the other, so that a batch runs the image once.
+        canvases: maps i to a square image.
+        length: number of items.
+        images: number of distinct images, which repeat after that; None: unlimited.
+        quadrants: ``one``: one pair of each image, its quadrant drawn from seed and i; ``all``: four consecutive pairs of each image, one
+            for each quadrant (Blink, App. A.2), so that a batch runs the image once.
     """
 
     def __init__(
@@ -76,8 +76,7 @@ class PairDataset(Dataset):
         return self.__getitems__([i])[0]
 
     def __getitems__(self, items: list[int]) -> list[Item]:
-        """Several items at once, as DataLoader asks for a batch: an image that several of them show is read and prepared once, and is one
-        and the same tensor in all of them."""
+        """Several items, called by DataLoader for a batch: an image of several items is read once and is the same tensor in all."""
         views: dict[int, tuple[Image.Image, torch.Tensor]] = {}
         out = []
         for i in items:
@@ -91,7 +90,7 @@ class PairDataset(Dataset):
 
 
 def collate(items: list[Item]) -> PairBatch:
-    """A batch of items, in which full views that are one tensor stand once."""
+    """A batch of items; full views that are the same tensor appear once."""
     fulls = {id(full): full for full, _, _ in items}
     row = {key: k for k, key in enumerate(fulls)}
     crops, quadrants = default_collate([(crop, quadrant) for _, crop, quadrant in items])

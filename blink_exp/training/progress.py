@@ -1,4 +1,4 @@
-"""Lightning's progress where the output is a file or a pipe: a line now and then, as evaluations print them."""
+"""Progress of a training: a bar on a terminal, occasional lines in a file or pipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def progress() -> Callback:
 
 
 class ProgressLines(Callback):
-    """A line at every tenth of the training's batches and after every 30 seconds, from the process of rank 0."""
+    """A line at every tenth of the training's batches and after every 30 seconds, on rank 0."""
 
     def __init__(self) -> None:
         self.lines: Lines | None = None

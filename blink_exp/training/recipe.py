@@ -1,4 +1,4 @@
-"""What settings of a training go together, checked before anything is loaded; the range of each alone: ``blink_exp.settings``."""
+"""Checks combinations of training settings before anything is loaded; single settings: ``blink_exp.settings``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from blink_exp.errors import UserError
 from blink_exp.settings.roots import TrainSettings
 
-SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # what Lightning also takes
+SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's short names
 
 
 def check_recipe(settings: TrainSettings) -> None:
-    """Raises UserError for settings that do not go together."""
+    """Raises UserError for incompatible settings."""
     trainer = settings.trainer
     if trainer.accelerator == "cpu" and SHORT.get(trainer.precision, trainer.precision) == "16-mixed":  # Lightning would take bfloat16
         raise UserError(f"trainer.precision={trainer.precision} needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
@@ -23,7 +23,7 @@ def check_recipe(settings: TrainSettings) -> None:
 
 
 def check_output(folder: str | None) -> None:
-    """Raises UserError where the modules could not be written to ``folder`` once they are trained."""
+    """Raises UserError where ``folder`` is not writable."""
     if folder is None:
         return
     output = Path(folder)
@@ -35,10 +35,9 @@ def check_output(folder: str | None) -> None:
 
 
 def backbone_type(precision: str, dtype: str | None) -> str | None:
-    """The type that the frozen backbone has to be loaded in instead of ``dtype`` to run under a trainer's ``precision``; None: as it is.
+    """The dtype to load the frozen backbone in, instead of ``dtype``, under a trainer's ``precision``; None: no change.
 
-    Autocast to bfloat16 refuses float16 operands; bfloat16 holds every magnitude of float16. The other way round it does not, so that is
-    refused.
+    Autocast to bfloat16 refuses float16 operands; bfloat16 has the range of float16, but not vice versa, so the opposite is refused.
     """
     name = SHORT.get(precision, precision)
     if name.startswith("bf16") and dtype == "float16":

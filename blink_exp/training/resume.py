@@ -1,4 +1,4 @@
-"""Where a training goes on from: its last checkpoint, a file, or under DeepSpeed a folder with a part for each process."""
+"""Finds and checks the checkpoint to resume from: a file, or under DeepSpeed a folder with a part for each process."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from blink_exp.settings.values import read_settings
 
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
 NAMES = (CHECKPOINT, OLD)  # newest first
-WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and what Lightning knows
-# What may differ from the training that is gone on with: where it runs and how fast, but no number of its recipe.
+WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and Lightning's state
+# Settings that may differ from the resumed training: hardware and paths, not the recipe.
 FREE = {
-    "": ("resume", "output", "logger", "image_loading"),  # of the latter, data has its own where it opens files
+    "": ("resume", "output", "logger", "image_loading"),  # data has its own image_loading
     "trainer": ("accelerator", "devices", "num_nodes", "callbacks", "log_every_n_steps"),
-    "data": ("workers", "batch_size", "path", "json", "images", "cache_path"),  # the checkpoint knows the images by their names
+    "data": ("workers", "batch_size", "path", "json", "images", "cache_path"),  # the checkpoint has hashes of the image names
     "model": ("device", "device_map"),
 }
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins. ``path``: the checkpoint that it goes on from, None for a new one; ``step``: optimizer steps done;
-    ``note``: what is to be said where the checkpoint is not the newest."""
+    """Start of a training. ``path``: checkpoint to resume from, None for a new training; ``step``: optimizer steps done; ``note``: message
+    where the checkpoint is not the newest."""
 
     path: Path | None = None
     step: int = 0
@@ -37,10 +37,10 @@ class Start:
 
 
 def resume_from(settings: dict[str, Any], out: Path) -> Start:
-    """The checkpoint to go on from and its steps: that of ``resume`` (a run folder or a checkpoint in it), or one in the run folder itself
-    (a job that its cluster started again).
+    """The checkpoint to resume from and its steps: of ``resume`` (a run folder or a checkpoint in it), or in the run folder ``out`` (a job
+    restarted by its cluster).
 
-    Raises UserError if it is missing, damaged without an older one, or of a training with other settings.
+    Raises UserError if it is missing, damaged with no older one, or of a training with other settings.
     """
     named = settings["resume"]
     folder, names = checkpoint_location(Path(named)) if named else (out, NAMES)
@@ -60,7 +60,7 @@ def resume_from(settings: dict[str, Any], out: Path) -> Start:
 
 
 def checkpoint_location(path: Path) -> tuple[Path, tuple[str, ...]]:
-    """(run folder, names of the checkpoints to look at, newest first) of what a user names: a run folder, or a checkpoint in it."""
+    """(run folder, names of candidate checkpoints, newest first) of a run folder or a checkpoint in it."""
     if path.name == CHECKPOINT:
         return path.parent, NAMES
     if path.name == OLD:
@@ -71,12 +71,12 @@ def checkpoint_location(path: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def find(folder: Path) -> Path | None:
-    """The newest checkpoint of a run, whole or not."""
+    """The newest checkpoint of a run, complete or not."""
     return next((folder / name for name in NAMES if (folder / name).exists()), None)
 
 
 def latest(folder: Path, names: Iterable[str] = NAMES) -> tuple[Path, dict[str, Any], str] | None:
-    """(path, contents, what to say) of the newest checkpoint of a run that is whole; None where there is none at all.
+    """(path, contents, message) of the newest complete checkpoint of a run; None where there is no checkpoint.
 
     Raises UserError where all are damaged.
     """
@@ -95,7 +95,7 @@ def latest(folder: Path, names: Iterable[str] = NAMES) -> tuple[Path, dict[str, 
 
 
 def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Groups of settings whose values changed and may not."""
+    """Groups of settings that differ but must not."""
     changed = []
     now, before = (_one_kind(settings) for settings in (now, before))
     for group in now:
@@ -109,7 +109,7 @@ def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
 
 
 def _one_kind(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with one name for the strategies that write the same checkpoints."""
+    """Settings with ``auto`` as ``ddp``, which writes the same checkpoints."""
     trainer = settings.get("trainer")
     if not isinstance(trainer, dict) or trainer.get("strategy") != "auto":
         return settings
@@ -117,13 +117,13 @@ def _one_kind(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a checkpoint of either kind holds, tensors left on disk until they are used; the weights under "state_dict".
+    """The contents of a checkpoint of either kind, tensors memory-mapped; the weights under "state_dict".
 
     Raises UserError where it is damaged, not one of train.py's, or holds nan or inf.
     """
     try:
         files = [path] if path.is_file() else sorted((path / "checkpoint").glob("*.pt"))
-        for file in files:  # a file that was cut off has no table of contents; one with a hole has another checksum than that says
+        for file in files:  # detects truncation and wrong checksums
             with zipfile.ZipFile(file) as entries:
                 if (torn := entries.testzip()) is not None:
                     raise EOFError(torn)
@@ -133,7 +133,7 @@ def read(path: Path) -> dict[str, Any]:
             if len(parts) < state["dp_world_size"]:
                 raise EOFError(f"{len(parts)} of {state['dp_world_size']} parts")
             state = state | {"state_dict": state["module"]}
-    except Exception as error:  # torch raises whatever its unpickler met
+    except Exception as error:  # torch does not document its exceptions
         raise UserError(f"{path} is corrupt or cut off ({type(error).__name__})") from None
     if not (
         isinstance(state, dict)

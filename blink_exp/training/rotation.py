@@ -1,6 +1,6 @@
-"""How checkpoints take each other's place: the new one is written beside the old, and the one before is kept.
+"""Rotation of checkpoints: a new one is written beside the old, and the previous one is kept.
 
-So neither a process that is killed nor a disk that is full leaves a run without a whole checkpoint.
+So a killed process or a full disk never leaves a run without a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def remove(path: Path) -> None:
-    """A file, a folder, or nothing."""
+    """Removes a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -29,10 +29,10 @@ def remove(path: Path) -> None:
 
 
 class Rotation:
-    """Puts checkpoints (files or folders) in their place.
+    """Replaces checkpoints (files or folders).
 
     Args:
-        sound: whether a checkpoint that is there already is whole. A damaged one is replaced, and does not push out the one before it.
+        sound: whether an existing checkpoint is complete. A damaged one is replaced, and the one before it is kept.
     """
 
     def __init__(self, sound: bool = True):
@@ -43,13 +43,13 @@ class Rotation:
         return path.with_name(f"{path.name}.{word}")
 
     def clear(self, path: Path) -> None:
-        """Makes room for a new one: a disk holds two at a time."""
+        """Removes what a new checkpoint replaces, so that at most two are on disk."""
         remove(self.beside(path, "part"))
         if self.sound and path.exists():
             remove(self.beside(path, "old"))
 
     def put(self, path: Path) -> None:
-        """The part that was written beside ``path`` becomes ``path``."""
+        """Moves the finished part to ``path``."""
         if path.exists() and self.sound:
             remove(self.beside(path, "old"))
             os.replace(path, self.beside(path, "old"))
@@ -60,7 +60,7 @@ class Rotation:
 
 
 class Sink:
-    """A file that remembers why it could not be written: torch says no more than that it could not."""
+    """A file that keeps its write error, which torch does not report."""
 
     def __init__(self, file: IO[bytes]):
         self.file = file
@@ -78,8 +78,8 @@ class Sink:
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoint files by ``Rotation``. (Lightning's own goes through the system's folder for temporary files, and is no rename where
-    that is another disk.)"""
+    """Checkpoint files by ``Rotation``. (Lightning's own writes to the system's temporary folder, so its move is not atomic
+    across disks.)"""
 
     def __init__(self, rotation: Rotation):
         super().__init__()
@@ -108,10 +108,10 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def write_whole(write: Callable[[], None], part: Path, path: Path) -> None:
-    """``write``, which leaves no ``part`` where it fails. Raises UserError for a disk that takes no more."""
+    """Calls ``write`` and removes ``part`` if it fails. Raises UserError where the disk is full or not writable."""
     try:
         write()
-    except BaseException as error:  # also where the process is told to end
+    except BaseException as error:  # also on SIGTERM
         remove(part)
         unwritten = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)  # DeepSpeed's, with torch's words
         if isinstance(error, OSError) or unwritten:

@@ -1,4 +1,4 @@
-"""How a training ends that somebody stops: SIGTERM (a cluster, a sweep) by exit code 143, Ctrl-C by 130, each with a line on going on."""
+"""Stopping a training: exit code 143 on SIGTERM, 130 on Ctrl-C, each with a line on how to resume."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
 
 def end(_signal: int, _frame: FrameType | None) -> None:
-    """What is written meanwhile is written beside its place, so the process may end anywhere."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second one would cut off what cleans up
+    """Handler of SIGTERM. Safe at any point, as files are written atomically."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleanup
     raise SystemExit(TERMINATED)
 
 
 class OwnSignals(Callback):
-    """Puts ``end`` back where Lightning has installed its own handler of SIGTERM, which lets the process go on to the end of the batch (or,
-    while it measures, to the end), leaves with exit code 0, and talks to the other processes from inside the handler."""
+    """Restores ``end`` in place of Lightning's SIGTERM handler, which continues to the end of the batch (or of the validation), exits with
+    code 0, and communicates with other processes inside the handler."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         install()
@@ -67,7 +67,7 @@ def stoppable(out: Path, step: Callable[[], int], speaks: Callable[[], bool]) ->
 
 
 def code_of(error: BaseException) -> int | None:
-    """130 for Ctrl-C (which Lightning turns into exit code 1), 143 for SIGTERM, None for anything else that ends a process."""
+    """130 for Ctrl-C (which Lightning turns into exit code 1), 143 for SIGTERM, None for other exceptions."""
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         return INTERRUPTED
     return TERMINATED if isinstance(error, SystemExit) and error.code == TERMINATED else None

@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a training of TokenSR, with what every such training needs of it."""
+"""Lightning's Trainer for TokenSR."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from blink_exp.training.rotation import Rotation, WholeFiles
 
 
 def make_trainer(job: Job, sound: bool = True) -> pl.Trainer:
-    """The Trainer of ``job``. ``sound``: see ``Rotation``. Raises UserError for what Lightning refuses."""
+    """The Trainer of ``job``. ``sound``: see ``Rotation``. Raises UserError for settings that Lightning refuses."""
     chosen = job.settings.trainer
     check_devices(chosen.accelerator, chosen.devices)
     rotation = Rotation(sound)
@@ -43,7 +43,7 @@ def make_trainer(job: Job, sound: bool = True) -> pl.Trainer:
 
 
 def quieten() -> None:
-    """Leaves of Lightning's messages those that a user can act on."""
+    """Silences messages of Lightning that a user cannot act on."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in (
         ".*your dataloader is not resumable",  # PairedCrops starts at the restored step by itself

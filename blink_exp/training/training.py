@@ -1,4 +1,4 @@
-"""Trains TokenSR modules, saves them, and says what they gain over interpolation on held-out images."""
+"""Trains TokenSR modules, saves them, and reports their gain over interpolation on held-out images."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from blink_exp.training.trainer import make_trainer, quieten
 
 
 def run(job: Job) -> dict[int, dict[str, float]]:
-    """Trains, going on from a checkpoint where there is one. Returns {layer: held-out losses and gain}.
+    """Trains, resuming from a checkpoint if there is one. Returns {layer: held-out losses and gain}.
 
-    Raises UserError for what cannot be trained, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``signals``.
+    Raises UserError for invalid settings, and where a loss or a weight becomes nan or inf. SIGTERM and Ctrl-C: see ``signals``.
     """
     quieten()
     check_recipe(job.settings)
@@ -55,7 +55,7 @@ def run(job: Job) -> dict[int, dict[str, float]]:
 
 
 def load_backbone(job: Job, trainer: pl.Trainer) -> Backbone:
-    """The frozen model on this process's device. Raises UserError for settings that do not go together with the trainer's."""
+    """The frozen model on this process's device. Raises UserError for settings incompatible with the trainer's."""
     model, precision = job.record["model"], job.settings.trainer.precision
     if trainer.world_size > 1 and model.get("device_map"):
         raise UserError("model.device_map spreads one backbone over the devices that train; set model.device_map=null with several devices")
@@ -70,7 +70,7 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
     started, settings, speaks = time.time(), job.settings, trainer.is_global_zero
     weights = asdict(settings.loss)["weights"]
     weighted(weights)
-    data = job.data(transform=BaseView(None), steps_done=start.step)  # before the model is loaded: it says which of its settings cannot be
+    data = job.data(transform=BaseView(None), steps_done=start.step)  # checks its settings before the model is loaded
     batch_size, trainer.accumulate_grad_batches = share_out(data.global_batch, trainer.world_size, data.batch_size)
     backbone = load_backbone(job, trainer)
     layers = list(selected_layers(backbone.depth, **asdict(settings.layers)))
@@ -101,7 +101,7 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
     with terminate_children_on_failure(trainer):
         try:
             trainer.fit(module, data, ckpt_path=start.path and str(start.path), weights_only=True if start.path else None)
-            if not module.result:  # it was killed behind its last step
+            if not module.result:  # killed after its last step
                 trainer.validate(module, data, verbose=False)
             unreadable = data.unreadable_everywhere()
             failed = False
@@ -115,7 +115,7 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
 
 
 def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list[str], seconds: float) -> None:
-    """The modules and what is known about their training."""
+    """Writes the modules and the metrics of their training."""
     target = Path(job.settings.output) if job.settings.output else job.out / "tokensr"
     training = {name: job.record[name] for name in RECORDED}
     held_out = {layer: {"held_out": row} for layer, row in module.result.items()}
