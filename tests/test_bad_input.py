@@ -20,7 +20,7 @@ CASES = [
     (["evaluate.py", "grid.p=5"], "grid.p=5 does not divide the 12 x 12 visual tokens; use one of 1, 2, 3, 4, 6, 12"),
     (["evaluate.py", "thresholds.tau_exp=1.5"], "thresholds.tau_exp must be a number in [0, 1], got 1.5"),
     (["evaluate.py", "thresholds=hihg_exp"], "thresholds=hihg_exp is not a preset; did you mean high_exp"),
-    (["sweep.py", "-m", "thresholds=high_exp,lowdrop"], "thresholds=lowdrop is not a preset; did you mean low_drop"),
+    (["sweep.py", "-m", "thresholds=high_exp,lowdrop", "limit=2", "cost=0"], "thresholds=lowdrop is not a preset; did you mean low_drop"),
     (["evaluate.py", "tresholds=default"], "tresholds is not a setting; did you mean thresholds"),
     (["evaluate.py", "thresholds.tau_expp=0.5"], "tau_expp"),
     (

@@ -6,7 +6,7 @@ import string
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.refusals import one_line_of
 from support.scripts import ROOT
@@ -30,6 +30,7 @@ def hydra():
 TEXTS = st.text(string.ascii_letters + string.digits + " =,[]{}()#~:;'\"\\/.+-*?@%&|<>!^é", min_size=1).filter(lambda text: text.strip())
 
 
+@settings(max_examples=30)
 @given(TEXTS)
 @example("7e31021")
 @example("1.10")
