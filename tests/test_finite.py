@@ -108,7 +108,7 @@ def configured(backbone, *words: str) -> Method:
         (("tokensr=mlp",), "python train.py tokensr=mlp layers=12-18 output=FOLDER, then tokensr.path=FOLDER"),
         (
             ("tokensr=depthwise", "layer=13"),
-            "python train.py tokensr=depthwise layers.indices=[13] layers.relative=false output=FOLDER, then tokensr.path=FOLDER",
+            "python train.py tokensr=depthwise layer=13 output=FOLDER, then tokensr.path=FOLDER",
         ),
         (("tokensr=mlp", "layers.indices=[12,14]"), "tokensr=mlp layers.indices=[12,14] layers.relative=false output=FOLDER"),
         (("tokensr.architecture=pixel_shuffle", "thresholds=high_exp"), "tokensr=pixel_shuffle layers=12-18"),
@@ -124,7 +124,7 @@ def test_modules_of_another_architecture_in_a_folder(scale, tmp_path):
     line = refusal(lambda: configured(scale, "layer=12", f"tokensr.path={tmp_path}"))
     assert f"tokensr=conv, but {tmp_path} holds mlp modules; use tokensr=mlp" in line
     assert configured(scale, "layer=12", "tokensr=mlp", f"tokensr.path={tmp_path}").amplifiers is not None
-    assert "tokensr.path= is empty" in refusal(lambda: configured(scale, "layer=12", "tokensr.path="))
+    assert "tokensr.path must be a path" in refusal(lambda: configured(scale, "layer=12", "tokensr.path="))
     assert "is not known; did you mean mlp" in refusal(lambda: configured(scale, "layer=12", "tokensr.architecture=mlpp"))
 
 

@@ -11,6 +11,7 @@ from support.models import prompts, random_llava
 from bench import methods, reading, shapes, throughput, usual, ways
 from bench.meters import HostReads, arithmetic, layer_flops
 from blink_exp.core.encoding import EncoderRequirements
+from blink_exp.core.views import all_tokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.scan import pairwise_distances
 from blink_exp.methods.blink import BlinkPolicy, blink
@@ -26,11 +27,7 @@ def ground():
 
 def test_the_named_shapes_are_those_of_the_issue_and_of_the_papers():
     views = shapes.square(shapes.MEDIUM)
-    assert (
-        len(shapes.pack(views, ways.everything(views)))
-        == 2928
-        == len(shapes.pack(shapes.square(shapes.LLAVA_NEXT_7B), ways.everything(views)))
-    )
+    assert len(shapes.pack(views, all_tokens(views))) == 2928 == len(shapes.pack(shapes.square(shapes.LLAVA_NEXT_7B), all_tokens(views)))
     assert (shapes.MEDIUM.width, shapes.MEDIUM.layers) == (1024, 12)
     for shape, heads, size in ((shapes.LLAVA_NEXT_7B, 32, 7.06e9), (shapes.LLAVA_NEXT_13B, 40, 13.35e9)):
         with torch.device("meta"):
