@@ -164,7 +164,7 @@ def test_what_blink_cannot_work_on_is_one_line(shown, policy, word):
 def test_blink_hero_scans_what_hero_left_and_recall_changes_what_is_expanded(scale):
     made = {}
     for fill in ("neighbours", "recall"):
-        method = pair(scale, "method=blink_hero", "retention_ratio=0.2", f"blink={fill}", "thresholds=always_expand")
+        method = pair(scale, "method=blink_hero", "retention_ratio=0.2", f"fill={fill}", "thresholds=always_expand")
         assert method.restore_dropped == (fill == "recall")
         records, _ = evaluate(scale, method, MosaicMME(), batch_size=4, limit=4)
         assert all(r["visual_tokens"] == 28 for r in records)

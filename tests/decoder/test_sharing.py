@@ -128,7 +128,7 @@ def test_pruned_images_and_base_views_with_gaps():
     words = [
         ["method=hero"],
         ["method=blink_hero", "thresholds=gqa"],
-        ["method=blink_hero", "blink=recall"],
+        ["method=blink_hero", "fill=recall"],
         ["method=none"],
         ["method=blink"],
     ]

@@ -200,9 +200,9 @@ def test_every_figure_composes_and_its_maker_takes_a_study(name):
     swept = [[w.format(x=x) for w in s["overrides"]] for s in figure.get("sweeps", []) for x in s["x"]]
     points = [*(p["overrides"] for p in figure.get("points", [])), *(swept[:1] + swept[-1:])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        assert compose("sweep", overrides=[*figure["overrides"], f"benchmark={figure['there']}"])
+        assert compose("sweep", overrides=[*figure["overrides"], f"benchmark={figure['benchmarks']['published']}"])
         for words in points or [[]]:
-            cfg = compose("sweep", overrides=[*figure["overrides"], f"benchmark={figure['here']}", *words])
+            cfg = compose("sweep", overrides=[*figure["overrides"], f"benchmark={figure['benchmarks']['scale']}", *words])
             assert cfg.model.name == "scale-llava-next"
         if swept:
             assert cfg.hero_alpha.alpha == 1.0 and len(swept) == 11

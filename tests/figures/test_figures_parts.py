@@ -24,10 +24,10 @@ ASKED = {  # what is asked for, by hand
     "limit": ({"part": "test", "limit": 4}, [TEST[k * len(TEST) // 2] for k in range(2)]),  # two images with two questions each
 }
 MAKERS = [
-    (hero_layers, "measured", lambda s: hero_layers.heat(s)),
-    (hero_attention, "seen", lambda s: hero_attention.by_layer(s)),
-    (hero_tiles, "ranked", lambda s: hero_tiles.scores(s)),
-    (hero_kept, "drawn_first", lambda s: hero_kept.examples(s)),
+    (hero_layers, "similarities", lambda s: hero_layers.heat(s)),
+    (hero_attention, "measure_images", lambda s: hero_attention.by_layer(s)),
+    (hero_tiles, "rank_tiles", lambda s: hero_tiles.scores(s)),
+    (hero_kept, "select_examples", lambda s: hero_kept.examples(s)),
     (hero_kept, "recalls", lambda s: hero_kept.examples(s, count=0)),
 ]
 BACKBONE = SimpleNamespace(name="b", identity="b@1", tiled=True)
