@@ -14,7 +14,7 @@ COMMANDS = {
 OF_VIEW = ("view", "image", "question", "compare")
 OF_SWEEP = ("table", "tables", "figure", "figures", "search", "dashboard")
 VERBS = ("list", "all")  # of tables= and figures=
-MOVED = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
+COMMAND_KEYS = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
 
 
 def command_name(root: str) -> str:
@@ -40,7 +40,9 @@ def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str
     words = [f"{kind}s={value}" if value in VERBS else word for word in words for kind, value in [_experiment(word)]]
     if target == "view":
         words = [f"sample={word.removeprefix('view=')}" if word.startswith("view=") else word for word in words]
-    foreign = next((word for word in argv if word not in words or ((key := word.partition("=")[0]) in MOVED and key not in settings)), None)
+    foreign = next(
+        (word for word in argv if word not in words or ((key := word.partition("=")[0]) in COMMAND_KEYS and key not in settings)), None
+    )
     return (
         None
         if foreign is None

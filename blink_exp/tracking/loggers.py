@@ -6,6 +6,7 @@ Another logger is another subclass of ``Logger``; its fields are its settings.
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ STEP = "trainer/global_step"  # name of Lightning's step axis in W&B
 
 
 @dataclass(frozen=True)
-class Logger:
+class Logger(ABC):
     """A logger beside the files of the output folder. ``rows``: records of a point in its table; ``images``: examples of a point.
 
     ``settings`` of the methods are those of the whole run, which hold the logger's own under "logger"; files go below ``out``.
@@ -39,13 +40,13 @@ class Logger:
         if absent:
             raise UserError(f"logger={self.name} needs {', '.join(absent)}; pip install {self.install}, or use logger=csv")
 
+    @abstractmethod
     def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
         """The tracker of an evaluation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
         """The Lightning logger of a training, with the configuration logged."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Csv(Logger):
 
     def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
         return NullTracker()
+
+    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+        from pytorch_lightning.loggers import CSVLogger
+
+        return CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1)  # so that a killed run keeps its rows
 
 
 @dataclass(frozen=True)

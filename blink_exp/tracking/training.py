@@ -20,18 +20,18 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str 
     Raises:
         UserError: see ``check``.
     """
-    from pytorch_lightning.loggers import CSVLogger
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    loggers: list[Any] = [CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1)]  # so that a killed run keeps its rows
+    tags = (f"tokensr:{settings['tokensr']['architecture']}", f"model:{settings['model'].get('name') or settings['model']['path']}")
+    run = Run(name, group, tags, "train")
+    loggers = [Csv().lightning(settings, out, run)]
     logger = logger_of(settings)
     if isinstance(logger, Csv):
         return loggers
     logger.check(settings)
     if getattr(rank_zero_only, "rank", 0) == 0:  # one run for all devices
-        tags = (f"tokensr:{settings['tokensr']['architecture']}", f"model:{settings['model'].get('name') or settings['model']['path']}")
         out.mkdir(parents=True, exist_ok=True)
-        opened, extra = attempt(logger.name, lambda: logger.lightning(settings, out, Run(name, group, tags, "train")))
+        opened, extra = attempt(logger.name, lambda: logger.lightning(settings, out, run))
         loggers += [extra] if opened else []
     return loggers
 
