@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.backbone import weights
+from blink_exp.backbone.canvas import ImageRegions, base_canvas
 from blink_exp.backbone.clip_text import ClipText, load_clip_text
 from blink_exp.backbone.encode import check_cls_token, compact, encode
 from blink_exp.backbone.logits import Checked
@@ -50,6 +51,7 @@ class Backbone:
     revision: str | None = None
     files: Path | None = None
     prefixes: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False)  # see ``decoder.answers.stored_prefixes``
+    closeups: OrderedDict[tuple[str, int, int], Any] = field(default_factory=OrderedDict, repr=False)  # see ``decoder.closeups``
     _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
     _encodings: OrderedDict[tuple[str, EncoderRequirements], Encoding] = field(default_factory=OrderedDict, repr=False)
 
@@ -99,6 +101,18 @@ class Backbone:
     def transform(self, image: Image.Image) -> torch.Tensor:
         """(3, size, size) pixels of the base view by the backbone's own image processor."""
         return prepare_image(image, self.processor.image_processor).views[0]
+
+    def canvas(self, image: Image.Image | PreparedImage) -> Image.Image:
+        """What the base view shows of an image, at the image's own resolution (``canvas.base_canvas``)."""
+        if not isinstance(image, PreparedImage):
+            return base_canvas(image, self.processor.image_processor)
+        if image.canvas is None:
+            raise ValueError("an image was prepared without its canvas, which close-ups are cut from; prepare it with canvas=True")
+        return image.canvas
+
+    def regions(self, images: ImagesById) -> dict[str, ImageRegions]:
+        """{id: the image's regions at its own resolution} of images by id."""
+        return {key: ImageRegions(self, key, image) for key, image in images.items()}
 
     def prompt(self, question: str) -> str:
         return chat_prompt(self.processor, question, self.system_prompt)
@@ -152,15 +166,21 @@ class Backbone:
 
     @property
     def images_bytes(self) -> int:
-        """Bytes of cached features and encodings."""
-        return sum(f.nbytes for f in self._features.values()) + sum(e.nbytes for e in self._encodings.values())
+        """Bytes of cached features, encodings and close-ups."""
+        caches: tuple[Iterable[Any], ...] = (self._features.values(), self._encodings.values(), self.closeups.values())
+        return sum(entry.nbytes for cache in caches for entry in cache)
+
+    @property
+    def views_at_once(self) -> int:
+        """Views of a pass of the tower that fit into ``tower_bytes`` with all layers' states."""
+        vision = self.model.config.vision_config
+        view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: activations inside a layer
+        return max(1, self.tower_bytes // (view * self.model.dtype.itemsize))
 
     def _at_once(self, images: Iterable[Image.Image | PreparedImage]) -> Iterator[list[PreparedImage]]:
-        """Batches of prepared images: as many as fit into ``tower_bytes`` with all layers' states."""
-        vision, views = self.model.config.vision_config, 0
+        """Batches of prepared images, ``views_at_once`` views each."""
+        views, most = 0, self.views_at_once
         pictures: list[PreparedImage] = []
-        view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: activations inside a layer
-        most = max(1, self.tower_bytes // (view * self.model.dtype.itemsize))
         for image in images:
             one = prepare_image(image, self.processor.image_processor)
             if pictures and views + len(one.views) > most:
@@ -231,6 +251,7 @@ class Backbone:
     def forget(self) -> None:
         """Clears the caches."""
         self.prefixes.clear()
+        self.closeups.clear()
         self._features.clear()
         self._encodings.clear()
 

@@ -146,6 +146,7 @@ class Method:
     amplifiers: nn.ModuleDict | None = None
     name: str = "none"
     pruner: ViewPruner | None = None
+    closeup: bool = False  # whether expanded tokens are made from the image's pixels (``blink_exp.decoder.closeups``), not from its tokens
     restore_dropped: bool = False  # whether an expansion restores tokens of the base view that the pruner dropped
 
     @property

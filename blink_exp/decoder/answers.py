@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from blink_exp.backbone.canvas import ImageRegions
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import ImagesById
 from blink_exp.core.method import Method, Record
@@ -61,6 +62,7 @@ class _Unit:
     key: str
     text: torch.Tensor
     points: list[int]
+    regions: ImageRegions | None
 
     @property
     def ahead(self) -> int:
@@ -75,7 +77,8 @@ def answer(
     """{(question index, method index): answer}. Memory stays within ``backbone.shared_bytes``, but at least one text and its prefix are
     run. ``batch_size``: texts that start together; they are split where memory does not suffice."""
     visual = _visual(backbone, methods, images, questions)
-    units = _units(backbone, methods, questions, visual)
+    regions = backbone.regions(images) if any(method.closeup for method in methods) else {}
+    units = _units(backbone, methods, questions, visual, regions)
     layers = frozenset(layer for method in methods for layer in read_layers(method))
     grids = [PatchGrid(m.policy.p, *backbone.grid) if m.policy is not None else None for m in methods]
     depths = {key: max(decoded_layers(methods[p], backbone.depth) for u in same for p in u.points) for key, same in _by_key(units).items()}
@@ -85,7 +88,10 @@ def answer(
         prefixes = stored_prefixes(backbone, part, layers, depths, budget)
         prefix_bytes = {id(p): p.nbytes for p in (*prefixes.values(), *backbone.prefixes.values())}
         inputs = [
-            QuestionInputs((prefixes[u.key],), u.text, questions[u.asking].sample, tuple(u.points), (u.inputs.base_map,), u.inputs.features)
+            QuestionInputs(
+                *((prefixes[u.key],), u.text, questions[u.asking].sample, tuple(u.points)),
+                *((u.inputs.base_map,), u.inputs.features, (u.regions,)),
+            )
             for u in part
         ]
         decoder = BranchDecoder(backbone.llm, inputs, methods, grids, budget.left(sum(prefix_bytes.values())))
@@ -135,7 +141,11 @@ def _visual(
 
 
 def _units(
-    backbone: Backbone, methods: Rows[Method], questions: Rows[PointQuestion], visual: dict[tuple[int, int], VisualTokens]
+    backbone: Backbone,
+    methods: Rows[Method],
+    questions: Rows[PointQuestion],
+    visual: dict[tuple[int, int], VisualTokens],
+    regions: dict[str, ImageRegions],
 ) -> list[_Unit]:
     embed = backbone.model.get_input_embeddings()
     cells = backbone.grid[0] * backbone.grid[1]
@@ -151,7 +161,8 @@ def _units(
             if content not in digests:
                 digests[content] = inputs.digest()
             restore_dropped = base_map is not None and base_map.dropped_embeddings is not None
-            out.setdefault((n, digests[content], restore_dropped), _Unit(n, inputs, digests[content], text, [])).points.append(p)
+            unit = _Unit(n, inputs, digests[content], text, [], regions.get(a.image))
+            out.setdefault((n, digests[content], restore_dropped), unit).points.append(p)
     return list(out.values())
 
 

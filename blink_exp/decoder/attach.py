@@ -15,6 +15,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from blink_exp.backbone.canvas import ImageRegions
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
@@ -34,6 +35,7 @@ class Attachment:
 
     ``samples``: ids of the rows of the next prompt, for seeded choices and records; None: a digest of the row's tokens, independent of the
     batch. ``images``: base-view maps of the visual tokens of the next prompt, by row and image; None: those of the stock model.
+    ``regions``: of the images of the next prompt, by row and image (``Backbone.regions``), for close-ups.
     ``records``: decisions for the last prompt.
     """
 
@@ -41,6 +43,7 @@ class Attachment:
         self.model, self.method = model, method
         self.samples: list[str] | None = None
         self.images: list[list[BaseViewMap]] | None = None
+        self.regions: list[list[ImageRegions]] | None = None
         self.records: list[Record] = []
         self._ids: torch.Tensor | None = None
         self._sizes: torch.Tensor | None = None  # (images, 2) height and width in pixels, of a tiled backbone's images
@@ -107,7 +110,8 @@ class Attachment:
         ``answer``: generated tokens at the end of the prompt, where all is recomputed without a cache.
         """
         llm = self.model.model.language_model
-        questions = [_question(layout, embeds, b, name) for b, name in enumerate(names)]
+        regions = self._regions(layout) if self.method.closeup else [[None] * len(row) for row in layout.visual]
+        questions = [_question(layout, embeds, b, name, regions[b]) for b, name in enumerate(names)]
 
         same: dict[tuple[Front, ...], tuple[torch.Tensor, torch.Tensor]] = {}  # layers with the same sequence share mask and positions
 
@@ -175,10 +179,7 @@ class Attachment:
     def _shown(self, layout: Layout) -> list[list[BaseViewMap]]:
         """Base-view maps of each row, image by image."""
         if self.images is not None:
-            rows = len(layout.visual)
-            if rows % len(self.images):
-                raise ValueError(f"images of {len(self.images)} rows for {rows} rows; give each row's")
-            return [row for row in self.images for _ in range(rows // len(self.images))]  # beams of a sample are neighbours
+            return _by_row("images", self.images, len(layout.visual))
         assert self._sizes is not None
         sizes = iter(self._sizes.tolist())
         beams = sum(map(len, layout.visual)) // len(self._sizes)
@@ -190,6 +191,19 @@ class Attachment:
             geometry = [ViewGeometry.of(self.model.config, next(sizes)) for _ in counts]
             out.append([base_view(pack(views, all_tokens(views)), views) for views in geometry])
         return out
+
+    def _regions(self, layout: Layout) -> list[list[ImageRegions]]:
+        """The regions of each row's images. Raises UserError where they are not set."""
+        if self.regions is None:
+            raise UserError(
+                f"method={self.method.name} cuts close-ups from the image's pixels, which a prompt does not hold;"
+                " set .regions (Backbone.regions) for every prompt, or run it through evaluate.py"
+            )
+        rows = _by_row("regions", self.regions, len(layout.visual))
+        for counts, row in zip(layout.visual, rows, strict=True):
+            if len(counts) != len(row):
+                raise ValueError(f".regions speaks of {len(row)} images where the prompt has {len(counts)}; set it anew for every prompt")
+        return rows
 
     def _check(self, tokens: int, base_map: BaseViewMap) -> None:
         cells = base_map.cells
@@ -212,9 +226,7 @@ class Attachment:
         assert self._ids is not None
         rows = len(self._ids)
         if self.samples is not None:
-            if rows % len(self.samples):
-                raise ValueError(f"{len(self.samples)} sample ids for {rows} rows; give one for each row")
-            return [name for name in self.samples for _ in range(rows // len(self.samples))]  # beams of a sample are neighbours
+            return _by_row("samples", self.samples, rows)
         real = torch.ones_like(self._ids) if attention_mask is None else attention_mask
         prompts = [ids[:prompt][mask[:prompt].bool()].tolist() for ids, mask in zip(self._ids, real, strict=True)]
         return [hashlib.sha256(repr(row).encode()).hexdigest()[:16] for row in prompts]
@@ -241,13 +253,20 @@ class Attachment:
             self._prompt = None
 
 
-def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str) -> QuestionInputs:
+def _by_row(name: str, given: list[Any], rows: int) -> list[Any]:
+    """What was given for each sample, for each row: beams of a sample are neighbours."""
+    if rows % len(given):
+        raise ValueError(f".{name} has {len(given)} rows where the prompt has {rows}; give one for each row")
+    return [value for value in given for _ in range(rows // len(given))]
+
+
+def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str, regions: list[Any]) -> QuestionInputs:
     """A row of a prompt as a question."""
     index, visual = layout.index[row], layout.visual[row]
     blocks = tuple(Segment(embeds[row, positions], n, index=positions) for positions, n in zip(index, visual, strict=False))
     base_maps = tuple(layout.base_maps[row]) if layout.base_maps is not None else (None,) * len(blocks)
     visual_embeds = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
-    return QuestionInputs(blocks, embeds[row, index[-1]], sample, (0,), base_maps, visual_embeds)
+    return QuestionInputs(blocks, embeds[row, index[-1]], sample, (0,), base_maps, visual_embeds, tuple(regions))
 
 
 def _forget(*_: Any) -> None:

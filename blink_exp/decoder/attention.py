@@ -36,7 +36,8 @@ def record_attention(llm: Any, layers: Collection[int] | None = None) -> Iterato
     over = False
 
     def record(attention: Any, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
-        if not over:  # a method runs a layer segment by segment: the last one, the text, overwrites those in front of it
+        aside = getattr(kwargs.get("past_key_values"), "aside", False)
+        if not over and not aside:  # a method runs a layer segment by segment: the last one, the text, overwrites those in front of it
             rows[attention.layer_idx] = last_row(attention, **kwargs)
 
     def close(*_: Any) -> None:

@@ -23,6 +23,7 @@ from blink_exp.core.sequence import Decision, Expand, State, transition
 from blink_exp.decoder.branch_batch import BranchBatch
 from blink_exp.decoder.branch_scans import BranchScanner
 from blink_exp.decoder.branches import Branch, FinalBranches, QuestionInputs, Step, Text, read_layers, unstored_segments
+from blink_exp.decoder.closeups import expand_closeups
 from blink_exp.decoder.layers import run_layers
 from blink_exp.decoder.segments import ExpansionKey, Front, Segment, expand, length, retain, starts
 from blink_exp.decoder.shared_attention import SharedKVCache
@@ -128,7 +129,7 @@ class BranchDecoder:
                 decisions.append(((r, p), image_scan, decision))
             states[r, p] = state
         new = list(dict.fromkeys(part for state in states.values() for parts in state.expanded for part in parts if _is_key(part)))
-        segment_of = dict(zip(new, expand(new), strict=True))  # referenced by the branches only, so unused ones are freed
+        segment_of = self._expanded(new)  # referenced by the branches only, so unused ones are freed
         fronts = {
             pair: (branches[pair[0]].blocks, tuple(tuple(segment_of.get(part, part) for part in parts) for parts in state.expanded))
             for pair, state in states.items()
@@ -189,9 +190,18 @@ class BranchDecoder:
         base_map = question.base_maps[image]
         start = starts(branch.front)[branch.front.index(block) + 1] - block.visual
         restore_dropped = base_map is not None and base_map.dropped_embeddings is not None
+        regions = question.regions[image] if method.closeup and decision.amplify else None
         return ExpansionKey(
-            block, start, i, decision.region, grid, policy.interpolate, policy.inherit_positions, module, before, base_map, restore_dropped
+            *(block, start, i, decision.region, grid, policy.interpolate, policy.inherit_positions, module, before),
+            *(base_map, restore_dropped, regions),
         )
+
+    def _expanded(self, keys: list[ExpansionKey]) -> dict[Any, Segment]:
+        """{key: its expanded segment}, for keys of one layer."""
+        closeups = [key for key in keys if key.regions is not None]
+        enlarged = [key for key in keys if key.regions is None]
+        out: dict[Any, Segment] = dict(zip(enlarged, expand(enlarged), strict=True))
+        return out | dict(zip(closeups, expand_closeups(closeups, self.read) if closeups else (), strict=True))
 
 
 def _is_key(part: Segment | ExpansionKey) -> bool:

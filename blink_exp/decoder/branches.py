@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from blink_exp.backbone.canvas import ImageRegions
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method
 from blink_exp.decoder.segments import Front, Segment, starts
@@ -24,6 +25,7 @@ class QuestionInputs:
         sample: see ``Scan``.
         points: indices of the methods that answer it.
         base_maps: for each image, the cells of the base view that its visual tokens show; None: all of one view.
+        regions: of each image, for methods that look at it again (``Method.closeup``); None: not at hand.
         visual: (visual, hidden) embeddings of all visual tokens, for policies that choose their raters by them.
     """
 
@@ -33,6 +35,7 @@ class QuestionInputs:
     points: tuple[int, ...]
     base_maps: tuple[BaseViewMap | None, ...] = (None,)
     visual: torch.Tensor | None = None
+    regions: tuple[ImageRegions | None, ...] = (None,)
 
 
 @dataclass(frozen=True)

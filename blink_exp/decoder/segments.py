@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from blink_exp.backbone.canvas import ImageRegions
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Retain, State, transition
@@ -118,6 +119,7 @@ class ExpansionKey:
         before: expanded segments in front of it (``on_reexpand=append``).
         base_map: cells of the base view that the visual tokens show; None: all of one view. restore_dropped: whether dropped cells are
             restored.
+        regions: what close-ups are cut from, instead of an enlarged patch; None: not required.
     """
 
     block: Segment
@@ -131,6 +133,7 @@ class ExpansionKey:
     before: Front
     base_map: BaseViewMap | None = field(compare=False, default=None)
     restore_dropped: bool = False
+    regions: ImageRegions | None = None
 
     def base_view(self) -> torch.Tensor:
         """(H * W, hidden) states of the base view at the layer's input, from before its norm (Blink, Alg. 1)."""
@@ -154,10 +157,14 @@ def expand(keys: Rows[ExpansionKey]) -> list[Segment]:
             patches = first.module(patches)
         size = (patches.shape[-2], patches.shape[-1])
         for n, states in zip(group, patches.flatten(2).mT, strict=True):
-            key = keys[n]
-            places = grid.places(key.region, size).to(states.device) + key.start if key.inherit else None
-            segments[n] = Segment(states, 0, places, 0 if key.inherit else None, region=key.region, reached=key.layer)
+            segments[n] = expanded_segment(keys[n], states, size)
     return [segments[n] for n in range(len(keys))]
+
+
+def expanded_segment(key: ExpansionKey, states: torch.Tensor, size: tuple[int, int]) -> Segment:
+    """The segment of a key, from its (height * width, hidden) ``states``; ``size``: height and width."""
+    places = key.grid.places(key.region, size).to(states.device) + key.start if key.inherit else None
+    return Segment(states, 0, places, 0 if key.inherit else None, region=key.region, reached=key.layer)
 
 
 def _kind(key: ExpansionKey) -> tuple[int, int, bool]:

@@ -42,6 +42,7 @@ class SharedKVCache:
         alone: whether no rows share a part, so that keys are concatenated into one dense tensor, which the rows' caches need anyway.
         weights: whether attention weights are returned, (rows, heads, queries, keys), as the eager kernel does.
         own: keys and values of all own tokens, set when the layer runs.
+        aside: whether the rows are not part of any prompt (close-ups).
     """
 
     front: list[Part]
@@ -50,6 +51,7 @@ class SharedKVCache:
     alone: bool = False
     weights: bool = False
     own: tuple[torch.Tensor, ...] = field(default=())
+    aside: bool = False
     _dense: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[SharedKVCache, SharedKVCache]:

@@ -55,7 +55,8 @@ def ask(
         print(f"going on: {answered} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
     advance(answered)
     skipped: dict[str, str] = {}
-    for chunk, images in _with_images(backbone, left, batch_size, workers):
+    canvas = any(point.method.closeup for point in points)
+    for chunk, images in _with_images(backbone, left, batch_size, workers, canvas):
         batch, images_by_id = [], {}
         for sample in chunk:
             image = images[sample.image_id]
@@ -80,13 +81,14 @@ def ask(
 
 
 def _with_images(
-    backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int
+    backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int, canvas: bool
 ) -> Iterator[tuple[Rows[Sample], dict[str, OpenedImage]]]:
-    """Yields batches of samples with their images by id. Each image is opened once; ``samples`` are grouped by image."""
+    """Yields batches of samples with their images by id. Each image is opened once; ``samples`` are grouped by image.
+    ``canvas``: see ``pictures.open_images``."""
     images: dict[str, Callable[[], Any]] = {}
     for sample in samples:
         images.setdefault(sample.image_id, sample.image)
-    coming = zip(images, open_images(list(images.values()), backbone, workers, batch_size), strict=True)
+    coming = zip(images, open_images(list(images.values()), backbone, workers, batch_size, canvas), strict=True)
     cached: dict[str, OpenedImage] = {}
     for start in range(0, len(samples), batch_size):
         chunk = samples[start : start + batch_size]
@@ -181,4 +183,6 @@ def answers(
     visual = backbone.visual(images, prompts, method.pruner, method.restore_dropped)
     if attached is not None:
         attached.images = [[v.base_map] for v in visual]
+        regions = backbone.regions(images) if method.closeup else {}
+        attached.regions = [[regions[key]] for key, _ in prompts] if regions else None
     return backbone.generate([v.features for v in visual], [question for _, question in prompts], max_new_tokens), visual

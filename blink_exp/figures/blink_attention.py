@@ -65,6 +65,7 @@ def last_token_attention(
     with attach(backbone.model, method) as attached, record_attention(backbone.llm, layers) as rows:
         if attached is not None:
             attached.images = [[visual.base_map]]
+            attached.regions = [list(backbone.regions({key: image}).values())]
             attached.samples = [key]
         backbone.generate([visual.features], [question], 1)
         records = list(attached.records) if attached is not None else []

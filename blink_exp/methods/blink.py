@@ -40,6 +40,7 @@ from blink_exp.tokensr.modules import ARCHITECTURES
 
 POLICIES = ("threshold", "cycle", "expand_once", "copy")
 PRESETS = ("11-17", "12-18", "12-20", "13-19", "14-20", "all")  # files of the config group ``layers``
+CLOSEUP = "closeup"  # in place of an architecture: expanded tokens from the image's own pixels; ours, not the paper's
 ON_REEXPAND = ("replace", "keep", "append")
 
 
@@ -196,9 +197,15 @@ def configure(
         seed=seed,
     )
     PatchGrid(p, *backbone.grid)  # raises UserError for a p that does not divide the grid, before modules are loaded
-    if not amplify or tokensr["architecture"] == "interp" or resolution["policy"] == "copy":
-        return blink(policy)
     architecture, path = tokensr["architecture"], tokensr["path"]
+    if not amplify or architecture == "interp" or resolution["policy"] == "copy":
+        return blink(policy)
+    if architecture == CLOSEUP:
+        if path is not None:
+            raise UserError(f"tokensr.path={path}, but tokensr=closeup has no modules to load; use tokensr.path=null")
+        if not policy.interpolate:
+            raise UserError("resolution.interpolate=false, but a close-up has the tokens of a full view; use tokensr=conv, or true")
+        return Method(policy, closeup=True, name="blink_closeup")
     if architecture not in ARCHITECTURES:
         raise UserError(f"tokensr.architecture={architecture} is not known; {nearest(str(architecture), ARCHITECTURES)}")
     if path is not None and not str(path).strip():

@@ -14,6 +14,7 @@ merges tokens does not leave; and SparseVLM's published schedules are numbers of
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from blink_exp.core.method import Method
@@ -44,4 +45,4 @@ def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, name: str | 
             f"sparsevlm.schedule={list(second.policy.schedule)} counts tokens of a whole image, "
             f"but method/pruner={first.name} leaves fewer; use schedule=null with a retention_ratio"
         )
-    return Method(second.policy, second.amplifiers, name or f"{first.name}+{second.name}", first.pruner, blinks and fill == "recall")
+    return replace(second, name=name or f"{first.name}+{second.name}", pruner=first.pruner, restore_dropped=blinks and fill == "recall")

@@ -16,8 +16,10 @@ def check_recipe(settings: TrainSettings) -> None:
     trainer = settings.trainer
     if trainer.accelerator == "cpu" and SHORT.get(trainer.precision, trainer.precision) == "16-mixed":  # Lightning would take bfloat16
         raise UserError(f"trainer.precision={trainer.precision} needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
-    if settings.tokensr.architecture == "interp":
-        raise UserError("tokensr=interp has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle")
+    if settings.tokensr.architecture in ("interp", "closeup"):
+        raise UserError(
+            f"tokensr={settings.tokensr.architecture} has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle"
+        )
     if settings.channels_last and trainer.strategy.startswith("deepspeed"):
         raise UserError("channels_last=true has no effect under ZeRO, which lays the weights out itself; use false, or trainer=ddp")
 

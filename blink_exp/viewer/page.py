@@ -139,8 +139,18 @@ def render(backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, pa
         ratios=drawing.ratios([v["rho"] for v in lines], steps, page["thresholds"], 1 / grid.p**2),
         sequences=drawing.sequences(trace.stages),
         maps=[maps(stage, trace, grid) for stage in trace.stages],
+        closeups=closeups(backbone, about, trace, grid),
         any_expanded=any(stage.expanded for stage in trace.stages),
     )
+
+
+def closeups(backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid) -> dict[int, str]:
+    """{region: the picture of its close-up as the tower saw it}, of the regions that the method looked at."""
+    if not trace.method.closeup:
+        return {}
+    regions = backbone.regions({"": about.image})[""]
+    shown = sorted({origin.region for stage in trace.stages for origin in stage.expanded})
+    return {region: drawing.base_view(backbone, regions.crop(region, grid.p)) for region in shown}
 
 
 def maps(stage: Stage, trace: Trace, grid: PatchGrid) -> dict[str, Any]:
