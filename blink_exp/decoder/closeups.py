@@ -68,7 +68,8 @@ def expand_closeups(keys: Rows[ExpansionKey], read: Collection[int]) -> list[Seg
 def closeup_states(wanted: Rows[Wanted], layer: int, read: Collection[int]) -> dict[tuple[str, int, int], torch.Tensor]:
     """{key: (H * W, hidden) states of a close-up at the input of ``layer``}, from the backbone's cache or run."""
     backbone = wanted[0].regions.backbone
-    cache, closeups = backbone.closeups, {}
+    cache = backbone.closeups
+    closeups: dict[tuple[str, int, int], CloseUp] = {}
     new = {w.key: w for w in wanted if w.key not in cache}
     for some in _chunks(list(new.values()), backbone.views_at_once):
         pixels = torch.stack([w.regions.pixels(w.region, w.p) for w in some])

@@ -18,7 +18,8 @@ def check_recipe(settings: TrainSettings) -> None:
         raise UserError(f"trainer.precision={trainer.precision} needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
     if settings.tokensr.architecture in ("interp", "closeup"):
         raise UserError(
-            f"tokensr={settings.tokensr.architecture} has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle"
+            f"tokensr={settings.tokensr.architecture} has no parameters to train;"
+            " choose conv, residual_conv, mlp, depthwise or pixel_shuffle"
         )
     if settings.channels_last and trainer.strategy.startswith("deepspeed"):
         raise UserError("channels_last=true has no effect under ZeRO, which lays the weights out itself; use false, or trainer=ddp")
