@@ -122,6 +122,7 @@ class TableRow(TypedDict, total=False):
 
     point: str
     baseline: Any  # the point that it is compared with; None: with none
+    control: bool  # whether it is a control of ours, which the paper does not have
     runs: dict[str, PointRun]
     deltas: dict[str, dict[str, Any]]  # by benchmark and heading
     published: dict[str, Any]  # by heading
