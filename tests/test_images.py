@@ -13,6 +13,7 @@ from PIL import Image
 from support.refusals import refusal
 
 from blink_exp import images
+from blink_exp.backbone.canvas import square_canvas
 from blink_exp.benchmarks.duts import Duts
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.figures import shared
@@ -219,8 +220,8 @@ def test_thin_images_that_preprocessing_would_blow_up_are_refused(size):
 
 def test_a_square_around_a_long_image_is_bounded(monkeypatch):
     monkeypatch.setattr(images.shrink_to_side, "__defaults__", (64,))
-    assert canvases.square_canvas(Image.new("RGB", (640, 8), "red"), pad=True).size == (64, 64)
-    assert canvases.square_canvas(Image.new("RGB", (60, 8)), pad=True).size == (60, 60)
+    assert square_canvas(Image.new("RGB", (640, 8), "red"), pad=True).size == (64, 64)
+    assert square_canvas(Image.new("RGB", (60, 8)), pad=True).size == (60, 60)
 
 
 def test_padding_by_the_processor_is_bounded(monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from blink_exp.backbone.canvas import base_canvas
 from blink_exp.errors import UserError, flat, reason
 from blink_exp.images import shrink_to_side
 
@@ -21,11 +22,13 @@ AT_MOST = 8  # default number of worker processes with a GPU
 
 
 class PreparedImage(NamedTuple):
-    """A prepared image. ``views``: (views, 3, size, size) pixels, the base view first; ``height``, ``width``: of the image itself."""
+    """A prepared image. ``views``: (views, 3, size, size) pixels, the base view first; ``height``, ``width``: of the image itself;
+    ``canvas``: what its regions are cut from, if that was asked for."""
 
     views: torch.Tensor
     height: int
     width: int
+    canvas: Image.Image | None = None
 
 
 class UnreadableImage(NamedTuple):
@@ -38,13 +41,14 @@ OpenedImage = Image.Image | PreparedImage | UnreadableImage
 ImagesById = Mapping[str, Image.Image | PreparedImage]  # by id, prepared or not
 
 
-def prepare_image(image: Image.Image | PreparedImage, image_processor: Any) -> PreparedImage:
-    """``image`` by the backbone's own image processor, unless it is prepared already."""
+def prepare_image(image: Image.Image | PreparedImage, image_processor: Any, canvas: bool = False) -> PreparedImage:
+    """``image`` by the backbone's own image processor, unless it is prepared already. ``canvas``: whether to keep its canvas."""
     if isinstance(image, PreparedImage):
         return image
     pads = getattr(image_processor, "do_pad", False) and not hasattr(image_processor, "image_grid_pinpoints")  # to a square around it
     pixels = image_processor(images=shrink_to_side(image) if pads else image, return_tensors="pt").pixel_values[0]
-    return PreparedImage(pixels if pixels.dim() == 4 else pixels[None], image.height, image.width)
+    views = pixels if pixels.dim() == 4 else pixels[None]
+    return PreparedImage(views, image.height, image.width, base_canvas(image, image_processor) if canvas else None)
 
 
 def check_workers(workers: int | None, device: str) -> int:
@@ -59,13 +63,16 @@ def check_workers(workers: int | None, device: str) -> int:
     return workers
 
 
-def open_images(images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int = 0, ahead: int = 1) -> Iterator[OpenedImage]:
+def open_images(
+    images: Rows[Callable[[], Image.Image]], backbone: Any, workers: int = 0, ahead: int = 1, canvas: bool = False
+) -> Iterator[OpenedImage]:
     """Opens ``images`` in order.
 
     Without workers an image is opened on demand and left unprepared, unless it is large. With workers images are prepared in the
-    backbone's dtype, about ``ahead`` of them in advance. The contents do not depend on ``workers``.
+    backbone's dtype, about ``ahead`` of them in advance. The contents do not depend on ``workers``. ``canvas``: see ``prepare_image``.
     """
-    prepare = functools.partial(_prepare_as, image_processor=backbone.processor.image_processor, dtype=backbone.model.dtype)
+    processor = backbone.processor.image_processor
+    prepare = functools.partial(_prepare_as, image_processor=processor, dtype=backbone.model.dtype, canvas=canvas)
     loader: DataLoader[Any] = DataLoader(
         images,  # type: ignore[arg-type]
         batch_size=None,
@@ -93,6 +100,6 @@ def _open(image: Callable[[], Image.Image], prepare: Callable[[Image.Image], Pre
         return UnreadableImage(reason(error))
 
 
-def _prepare_as(image: Image.Image, image_processor: Any, dtype: torch.dtype) -> PreparedImage:
-    prepared = prepare_image(image, image_processor)
+def _prepare_as(image: Image.Image, image_processor: Any, dtype: torch.dtype, canvas: bool) -> PreparedImage:
+    prepared = prepare_image(image, image_processor, canvas)
     return prepared._replace(views=prepared.views.to(dtype))

@@ -13,8 +13,8 @@ TESTS = {  # of ``statistics``
 
 
 def gaps(document: TableDocument) -> list[str]:
-    """What is not there, for readers without a pointer: rows that the paper does not have, what it does not print and for which reason, runs on fewer questions than
-    the others of their group, and what failed."""
+    """What is not there, for readers without a pointer: controls (not in the paper), what it does not print and for which reason,
+    runs on fewer questions than the others of their group, and what failed."""
     reasons: dict[str, list[str]] = {}
     for row in document["rows"]:
         for heading in document["published_columns"]:
@@ -29,9 +29,8 @@ def gaps(document: TableDocument) -> list[str]:
     ]
     controls = [row["point"] for row in document["rows"] if row.get("control")]
     ours = [_sentence(f"{CONTROL}: {', '.join(controls)}")] if controls else []
-    return (
-        ours + [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()] + fewer(document) + skipped(document) + failed
-    )
+    missing = [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()]
+    return ours + missing + fewer(document) + skipped(document) + failed
 
 
 def skipped(document: TableDocument) -> list[str]:

@@ -13,24 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from blink_exp.backbone.canvas import square_canvas
 from blink_exp.errors import UserError
-from blink_exp.images import DEFAULT, ImageOptions, open_image, shrink_to_side
+from blink_exp.images import DEFAULT, ImageOptions, open_image
 from blink_exp.scenes.scenes import random_scene
 
 PATIENCE = 100  # consecutive unreadable images that count as a failure of the disk
-
-
-def square_canvas(image: Image.Image, pad: bool = False) -> Image.Image:
-    """The largest centred square, or with ``pad`` the smallest square around the image, filled with CLIP's mean colour."""
-    image = shrink_to_side(image) if pad else image
-    w, h = image.size
-    side = max(w, h) if pad else min(w, h)
-    if not pad:
-        left, top = (w - side) // 2, (h - side) // 2
-        return image.crop((left, top, left + side, top + side))
-    canvas = Image.new("RGB", (side, side), (122, 116, 104))
-    canvas.paste(image, ((side - w) // 2, (side - h) // 2))
-    return canvas
 
 
 def open_canvas(name: str, root: Path, pad: bool, options: ImageOptions = DEFAULT) -> Image.Image:

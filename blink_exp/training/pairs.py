@@ -10,18 +10,12 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
+from blink_exp.backbone.canvas import region_box
 from blink_exp.errors import UserError, nearest
 
 Transform = Callable[[Image.Image], torch.Tensor]  # an image to (3, size, size) pixels
 Item = tuple[torch.Tensor, torch.Tensor, int]
 QUADRANTS = ("one", "all")
-
-
-def quadrant_box(index: int, side: int) -> tuple[int, int, int, int]:
-    """Pixels of quadrant ``index`` (top left, top right, bottom left, bottom right) of a ``side`` x ``side`` canvas."""
-    half = side // 2
-    r, c = divmod(index, 2)
-    return (c * half, r * half, (c + 1) * half, (r + 1) * half)
 
 
 class PairBatch(NamedTuple):
@@ -85,7 +79,7 @@ class PairDataset(Dataset):
                 canvas = self.canvases(image)
                 views[image] = canvas, self.transform(canvas)
             canvas, full = views[image]
-            out.append((full, self.transform(canvas.crop(quadrant_box(quadrant, canvas.width))), quadrant))
+            out.append((full, self.transform(canvas.crop(region_box(quadrant, 2, *canvas.size))), quadrant))
         return out
 
 

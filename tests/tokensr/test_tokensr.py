@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from blink_exp.backbone.canvas import region_box, square_canvas
 from blink_exp.errors import UserError
 from blink_exp.tokensr import checkpoint, modules
 from blink_exp.tokensr.checkpoint import ModuleMetadata
 from blink_exp.training import canvases, data, losses
-from blink_exp.training.pairs import PairDataset, quadrant_box
+from blink_exp.training.pairs import PairDataset
 
 
 @pytest.mark.parametrize("name", modules.ARCHITECTURES)
@@ -64,7 +65,7 @@ def test_a_weighted_sum_and_its_errors():
 def test_a_crop_shows_the_place_that_its_quadrant_names():
     canvas = Image.new("RGB", (64, 64))
     for q in range(4):
-        canvas.paste((50 * q + 20, 0, 0), quadrant_box(q, 64))
+        canvas.paste((50 * q + 20, 0, 0), region_box(q, 2, 64, 64))
     pairs = PairDataset(lambda i: canvas, 40, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1), seed=0)
     seen = set()
     for full, crop, quadrant in pairs:
@@ -77,8 +78,8 @@ def test_a_crop_shows_the_place_that_its_quadrant_names():
 
 def test_square_canvas_by_crop_and_by_padding():
     wide = Image.new("RGB", (100, 60), (255, 0, 0))
-    assert canvases.square_canvas(wide).size == (60, 60)
-    padded = canvases.square_canvas(wide, pad=True)
+    assert square_canvas(wide).size == (60, 60)
+    padded = square_canvas(wide, pad=True)
     assert padded.size == (100, 100)
     assert padded.getpixel((50, 0)) == (122, 116, 104)
     assert padded.getpixel((50, 50)) == (255, 0, 0)
