@@ -33,6 +33,7 @@ class Record(TypedDict, total=False):
     regions: Any  # boxes, as fractions of the image
     visual_tokens: float  # that entered the LLM, without newlines
     newline_tokens: float
+    second_view: dict[str, Any]  # the part of the image that was shown as a second one: its box as fractions of the image, its region
     layers: list[LayerStep]
     l2: str  # MMStar's sub-axis
     judge: dict[str, Any]

@@ -2,7 +2,8 @@
 
 FLOPs are given twice. By the papers' formula (HERO, Sec. IV-C): a decoder layer that runs q tokens over k keys costs
 8 q d^2 + 4 q k d + 6 q d m, which for a whole prompt (q = k = n) is 8 n d^2 + 4 n^2 d + 6 n d m; a TokenSR module costs twice its
-weights at every position of its output. And by torch's FLOP counter on the running model, which includes the cost of scoring.
+weights at every position of its output. The tower's pass over the image is not counted, that over a part of it is (a second view). And by
+torch's FLOP counter on the running model, which includes the cost of scoring.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.attach import attach
+from blink_exp.decoder.second_views import Asking, visual_tokens
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.flops import CPU_ATTENTION
 
@@ -32,12 +34,22 @@ def layer_flops(q: int, k: int, d: int, m: int) -> int:
     return 8 * q * d**2 + 4 * q * k * d + 6 * q * d * m
 
 
+def tower_flops(config: Any) -> int:
+    """FLOPs of one view through tower and projector of a LLaVA model."""
+    vision, d = config.vision_config, config.text_config.hidden_size
+    v, m, patches = vision.hidden_size, vision.intermediate_size, (vision.image_size // vision.patch_size) ** 2
+    n = patches + 1  # with CLS
+    layer = 8 * n * v**2 + 4 * n**2 * v + 4 * n * v * m  # its MLP has two matrices
+    features = v * (1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer))
+    return vision.num_hidden_layers * layer + 2 * patches * (3 * vision.patch_size**2 * v + features * d + d**2)
+
+
 @torch.no_grad()
-def measure_cost(backbone: Backbone, method: Method, prompts: list[tuple[Any, str]]) -> dict[str, Any]:
+def measure_cost(backbone: Backbone, method: Method, prompts: Sequence[tuple[Any, Asking | str]]) -> dict[str, Any]:
     """Mean cost over ``prompts``, pairs of (image, question), each run alone after one warm-up."""
     rows = []
     with attach(backbone.model, method) as attached:
-        for number, (image, question) in enumerate(prompts[:1] + prompts):
+        for number, (image, question) in enumerate([*prompts[:1], *prompts]):
             row = _one(backbone, method, attached, image, question)
             rows += [row] if number else []
     means = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
@@ -52,19 +64,23 @@ def measure_cost(backbone: Backbone, method: Method, prompts: list[tuple[Any, st
     }
 
 
-def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question: str) -> dict[str, Any]:
-    model, config = backbone.model, backbone.model.config.text_config
+def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question: Asking | str) -> dict[str, Any]:
+    model = backbone.model
+    asking = Asking("image", question) if isinstance(question, str) else question
     backbone.forget()
     started = _now(model)
-    visual = backbone.visual({"image": image}, [("image", question)], method.pruner, method.restore_dropped)[0]
+    visual = visual_tokens(backbone, method, {asking.image: image}, [asking])[0]
     if attached is not None:
         attached.images = [[visual.base_map]]
     encoded = _now(model)
-    batch = backbone.batch([visual.features], [question])
+    batch = backbone.batch([visual.features], [asking.question])
     with (
-        _counted(backbone.llm, config, method.amplifiers) as formula,
+        _counted(backbone, method.amplifiers) as formula,
         FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
     ):
+        if method.second_view is not None:  # its scan and its part of the image count, as the image itself does not
+            backbone.second_views.clear()
+            visual_tokens(backbone, method, {asking.image: image}, [asking])
         cache = _forward(model, batch, visual).past_key_values
     begun = _now(model)
     cache_again = _forward(model, batch, visual).past_key_values  # timed separately, since the FLOP counter slows the first pass
@@ -99,25 +115,30 @@ def _forward(model: Any, batch: dict[str, torch.Tensor], visual: VisualTokens) -
 
 
 @contextlib.contextmanager
-def _counted(llm: Any, config: Any, amplifiers: torch.nn.ModuleDict | None) -> Iterator[list[int]]:
+def _counted(backbone: Backbone, amplifiers: torch.nn.ModuleDict | None) -> Iterator[list[int]]:
     """Formula FLOPs of all decoder layers that run inside the block, by their actual numbers of queries and keys, plus all TokenSR
-    modules."""
+    modules, and the tower and projector, which run for parts of the image."""
+    llm, config = backbone.llm, backbone.model.config.text_config
     total = [0]
 
     def before(module, args, kwargs):
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
         cached_tokens = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
-        q = states.shape[1]
-        total[0] += layer_flops(q, q + cached_tokens, config.hidden_size, config.intermediate_size)
+        rows, q = states.shape[:2]
+        total[0] += rows * layer_flops(q, q + cached_tokens, config.hidden_size, config.intermediate_size)
 
     def behind(module, args, out):
         channels = out.shape[1] if isinstance(module, torch.nn.Conv2d) else out.shape[-1]
         total[0] += 2 * module.weight.numel() * (out.numel() // channels)
 
+    def encoded(module, args, out):
+        total[0] += len(out.last_hidden_state) * tower_flops(backbone.model.config)
+
     hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in llm.layers]
     modules = amplifiers.modules() if amplifiers is not None else ()
     hooks += [m.register_forward_hook(behind) for m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    hooks.append(backbone.model.model.vision_tower.register_forward_hook(encoded))
     try:
         yield total
     finally:

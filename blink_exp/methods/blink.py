@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -109,9 +109,8 @@ class BlinkPolicy:
         if self.saliency == RANDOM:
             return self._random(layer, scan)
         assert scan.rho is not None and scan.region is not None
-        if self.saliency == RANDOM_REGION:
-            scan = replace(scan, region=self._draw(layer, scan)[0])
-        expand = Expand(scan.region, self.on_reexpand, amplify=self.resolution != "copy")
+        region = self._draw(layer, scan)[0] if self.saliency == RANDOM_REGION else scan.region
+        expand = Expand(region, self.on_reexpand, amplify=self.resolution != "copy")
         if self.resolution == "cycle":
             return expand if self.layers.index(layer) % 2 == 0 else Drop()
         if self.resolution in ("expand_once", "copy"):
