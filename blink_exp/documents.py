@@ -33,6 +33,7 @@ class Record(TypedDict, total=False):
     regions: Any  # boxes, as fractions of the image
     visual_tokens: float  # that entered the LLM, without newlines
     newline_tokens: float
+    second_view: dict[str, Any]  # the part of the image that was shown as a second one: its box as fractions of the image, its region
     layers: list[LayerStep]
     l2: str  # MMStar's sub-axis
     judge: dict[str, Any]
@@ -122,6 +123,7 @@ class TableRow(TypedDict, total=False):
 
     point: str
     baseline: Any  # the point that it is compared with; None: with none
+    control: bool  # whether it is a control of ours, which the paper does not have
     runs: dict[str, PointRun]
     deltas: dict[str, dict[str, Any]]  # by benchmark and heading
     published: dict[str, Any]  # by heading

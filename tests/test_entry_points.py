@@ -139,13 +139,17 @@ def test_a_failing_point_is_a_row_and_does_not_end_the_sweep(tmp_path):
     assert "| layers.indices=[99] | failed |" in (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
 
 
+CONTROLS = ["Blink-interp / random region", "Blink / random region"]
+
+
 def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     out, report = tmp_path / "a", tmp_path / "report"
     words = ("sweep.py", "table=blink_table2", "limit=4", f"store={tmp_path / 'points'}", f"report={report}", f"hydra.run.dir={out}")
     assert "Blink, Table 2" in run(*words)
     table = (out / "table.md").read_text(encoding="utf-8")
     document = json.loads((out / "table.json").read_text(encoding="utf-8"))
-    assert len(document["rows"]) == 13
+    assert len(document["rows"]) == 15 and [row["point"] for row in document["rows"] if row.get("control")] == CONTROLS
+    assert "Control, not in the paper: Blink-interp / random region, Blink / random region." in table
     assert all(row["runs"]["mosaic_mme"]["status"] == "done" and row["runs"]["mosaic_mme"]["samples"] == 4 for row in document["rows"])
     full = next(line for line in table.splitlines() if line.startswith("| Blink / full"))
     assert "1881.53" in full

@@ -24,6 +24,7 @@ from blink_exp.backbone.pictures import ImagesById, PreparedImage, prepare_image
 from blink_exp.backbone.processor import chat_prompt
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.pruner import ViewPruner
+from blink_exp.core.second_view import PixelBox
 from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, VisualTokens, all_tokens, pack
 from blink_exp.errors import UserError
 
@@ -52,6 +53,7 @@ class Backbone:
     files: Path | None = None
     prefixes: OrderedDict[str, Any] = field(default_factory=OrderedDict, repr=False)  # see ``decoder.answers.stored_prefixes``
     closeups: OrderedDict[tuple[str, int, int], Any] = field(default_factory=OrderedDict, repr=False)  # see ``decoder.closeups``
+    second_views: OrderedDict[tuple[str, PixelBox], torch.Tensor] = field(default_factory=OrderedDict, repr=False)  # see ``parts``
     _features: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict, repr=False)
     _encodings: OrderedDict[tuple[str, EncoderRequirements], Encoding] = field(default_factory=OrderedDict, repr=False)
 
@@ -159,15 +161,32 @@ class Backbone:
             self._encodings.update(zip([(k, needs) for k in new], encodings, strict=True))
         return {k: encoding for (k, _), encoding in self.recall(self._encodings, [(k, needs) for k in images], self.tower_bytes).items()}
 
+    @torch.no_grad()
+    def parts(self, images: ImagesById, boxes: Collection[tuple[str, PixelBox]]) -> dict[tuple[str, PixelBox], torch.Tensor]:
+        """{(id, box): (H * W, width) projected tokens} of parts of images, each shown as an image of its own, by its base view only.
+        ``boxes``: (id, pixels of the image's canvas)."""
+        canvases = {key: self.canvas(images[key]) for key, _ in boxes}
+        new = [part for part in dict.fromkeys(boxes) if part not in self.second_views]
+        for start in range(0, len(new), self.views_at_once):
+            some = new[start : start + self.views_at_once]
+            pixels = torch.stack([self.transform(canvases[key].crop(box)) for key, box in some])
+            encodings = encode(self.model, pixels, [ViewGeometry(self.grid[0])] * len(some), EncoderRequirements())
+            features = self.model.model.multi_modal_projector(torch.cat([encoding.hidden for encoding in encodings]))
+            self.second_views.update(zip(some, map(compact, features), strict=True))
+        return self.recall(self.second_views, list(dict.fromkeys(boxes)), self.tower_bytes)
+
     @property
     def tower_bytes(self) -> int:
-        """Byte limit for cached features, for cached encodings, and for a pass of the tower, each."""
+        """Byte limit for cached features, for cached encodings, for second views, and for a pass of the tower, each."""
         return min(self.cache_bytes, self.shared_bytes // 8)
 
     @property
     def images_bytes(self) -> int:
-        """Bytes of cached features, encodings and close-ups."""
-        caches: tuple[Iterable[Any], ...] = (self._features.values(), self._encodings.values(), self.closeups.values())
+        """Bytes of cached features, encodings, close-ups and second views."""
+        caches: tuple[Iterable[Any], ...] = (
+            *(self._features.values(), self._encodings.values()),
+            *(self.closeups.values(), self.second_views.values()),
+        )
         return sum(entry.nbytes for cache in caches for entry in cache)
 
     @property
@@ -252,6 +271,7 @@ class Backbone:
         """Clears the caches."""
         self.prefixes.clear()
         self.closeups.clear()
+        self.second_views.clear()
         self._features.clear()
         self._encodings.clear()
 
@@ -274,6 +294,16 @@ class Backbone:
             parts = (torch.tensor(part, dtype=torch.long, device=self.model.device) for part in (ids[:position], ids[position + 1 :]))
             token_ids.append((next(parts), next(parts)))
         return token_ids
+
+    @functools.cached_property
+    def between_images(self) -> torch.Tensor:
+        """(tokens, width) embeddings of what stands between two images of a prompt: a newline."""
+        image, token = self.model.config.image_token_id, self.processor.image_token
+        text = self.prompt("?").replace(token, f"{token}\n{token}")
+        ids = self.processor.tokenizer(text, return_token_type_ids=False)["input_ids"]
+        first = ids.index(image)
+        between = ids[first + 1 : ids.index(image, first + 1)]
+        return self.model.get_input_embeddings()(torch.tensor(between, device=self.model.device)).detach()
 
     @property
     def ends(self) -> frozenset[int]:

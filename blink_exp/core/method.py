@@ -1,8 +1,9 @@
-"""A method: a pruner, a policy, or both.
+"""A method: a pruner, a policy, or both, or a second view.
 
 - a ViewPruner (``blink_exp.core.pruner``) chooses the visual tokens that enter the LLM;
 - a LayerPolicy takes a decision from a scan of one layer: before the layer, for each image, or, as a TokenPolicy, behind it, for each
-  row. Decisions do not touch hidden states, so they can be tested by hand, recorded, replayed and compared.
+  row. Decisions do not touch hidden states, so they can be tested by hand, recorded, replayed and compared;
+- a RegionChooser (``blink_exp.core.second_view``) chooses a part of the image that is shown as a second one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 
 from blink_exp.core.pruner import ViewPruner
 from blink_exp.core.saliency import Scorer
+from blink_exp.core.second_view import RegionChooser
 from blink_exp.core.sequence import Decision, Retain
 
 
@@ -137,7 +139,7 @@ class Record:
 
 @dataclass
 class Method:
-    """A pruner, and a policy with its TokenSR modules; each may be absent. ``Method()`` is the untouched model.
+    """A pruner, a policy with its TokenSR modules, and a second view; each may be absent. ``Method()`` is the untouched model.
 
     ``amplifiers``: TokenSR module of each layer, keyed by layer index.
     """
@@ -148,6 +150,12 @@ class Method:
     pruner: ViewPruner | None = None
     closeup: bool = False  # whether expanded tokens are made from the image's pixels (``blink_exp.decoder.closeups``), not from its tokens
     restore_dropped: bool = False  # whether an expansion restores tokens of the base view that the pruner dropped
+    second_view: RegionChooser | None = None
+
+    @property
+    def needs_canvas(self) -> bool:
+        """Whether it looks at parts of an image at the image's own resolution."""
+        return self.closeup or self.second_view is not None
 
     @property
     def drops(self) -> bool:

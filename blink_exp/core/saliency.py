@@ -20,7 +20,8 @@ import torch
 from blink_exp.errors import UserError, nearest, reason
 
 ENTRY_POINTS = "blink_exp.scorers"
-RANDOM = "random"  # no scorer: patches are drawn at random
+RANDOM = "random"  # no scorer: patch and action are drawn at random
+RANDOM_REGION = "random_region"  # scored by attention, which gives rho; the patch is drawn at random
 
 
 class ScorerInputs(Protocol):
@@ -190,7 +191,7 @@ def _installed_scorer(name: str) -> Scorer:
         if not isinstance(loaded, Scorer):
             raise UserError(f"saliency={name}: {point.value} is no scorer; put @blink_exp.core.saliency.scorer() on the function")
         return loaded
-    raise UserError(f"saliency={name} is not known; {nearest(name, (*scorer_names(), RANDOM))}")
+    raise UserError(f"saliency={name} is not known; {nearest(name, (*scorer_names(), RANDOM, RANDOM_REGION))}")
 
 
 @dataclass(frozen=True)

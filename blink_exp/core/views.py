@@ -13,6 +13,7 @@ import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from blink_exp.core.base_view import BaseViewMap
+from blink_exp.core.second_view import SecondView
 from blink_exp.errors import UserError, nearest
 
 NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
@@ -162,13 +163,15 @@ def pack(views: ViewGeometry, selection: TokenSelection, newline_policy: str = "
 class VisualTokens:
     """The visual tokens of one image that enter the LLM: (tokens, hidden) projected features and their sources (see ``pack``).
 
-    ``dropped_embeddings``: (N, hidden), the whole projected base view, for methods that restore dropped tokens.
+    ``dropped_embeddings``: (N, hidden), the whole projected base view, for methods that restore dropped tokens; ``second``: the part of
+    the image that is shown as a second one, its tokens last, with sources behind those of all views; None: there is none.
     """
 
     features: torch.Tensor
     source: torch.Tensor
     views: ViewGeometry
     dropped_embeddings: torch.Tensor | None = None
+    second: SecondView | None = None
 
     @property
     def newlines(self) -> int:

@@ -16,24 +16,28 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import ImagesById
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.second_view import Box
 from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs, decoded_layers, read_layers
 from blink_exp.decoder.generated import greedy
 from blink_exp.decoder.layers import NEAR
 from blink_exp.decoder.prefixes import Prefix, PrefixInputs, run_prefixes
+from blink_exp.decoder.second_views import Asking, visual_tokens
 
 USUAL = 64  # expected tokens of an answer, to plan memory
 
 
 @dataclass(frozen=True)
 class PointQuestion:
-    """One question for some methods. ``image``: key of its image; ``sample``: see ``Scan``; ``points``: indices of the methods."""
+    """One question for some methods. ``image``: key of its image; ``sample``: see ``Scan``; ``points``: indices of the methods;
+    ``regions``: see ``Asking``."""
 
     image: str
     question: str
     sample: str
     points: tuple[int, ...]
+    regions: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,21 +125,20 @@ def _by_key(units: Rows[_Unit]) -> dict[str, list[_Unit]]:
 def _visual(
     backbone: Backbone, methods: Rows[Method], images: ImagesById, questions: Rows[PointQuestion]
 ) -> dict[tuple[int, int], VisualTokens]:
-    """{(question index, method index): visual tokens that enter the LLM}; methods with one pruner share them."""
+    """{(question index, method index): visual tokens that enter the LLM}; methods with one pruner and second view share them."""
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):
-        alike.setdefault((method.pruner, method.restore_dropped), []).append(p)
+        alike.setdefault((method.pruner, method.restore_dropped, method.second_view), []).append(p)
     needs = [m.pruner.needs for m in methods if m.pruner is not None]
     if needs:
         backbone.encodings(images, needs[0].union(*needs[1:]))  # one pass of the tower for all pruners
     out: dict[tuple[int, int], VisualTokens] = {}
-    for (pruner, restore_dropped), points in alike.items():
+    for points in alike.values():
         numbers = [n for n, a in enumerate(questions) if set(points) & set(a.points)]
         if numbers:
             needed_images = {questions[n].image: images[questions[n].image] for n in numbers}
-            selected = backbone.visual(
-                needed_images, [(questions[n].image, questions[n].question) for n in numbers], pruner, restore_dropped
-            )
+            askings = [Asking(q.image, q.question, q.sample, q.regions) for q in (questions[n] for n in numbers)]
+            selected = visual_tokens(backbone, methods[points[0]], needed_images, askings)
             out |= {(n, p): v for n, v in zip(numbers, selected, strict=True) for p in points if p in questions[n].points}
     return out
 

@@ -38,6 +38,7 @@ class BranchDecoder:
         alone: whether rows share no segments, so that each may run in one piece.
         answer: generated tokens at the end of each text, where all is recomputed without a cache; scans read the last prompt token.
         weights: whether attention modules return their weights, as the eager kernel does.
+        depth: layers that run; None: all.
         ran: called behind each layer with its index, the fronts, the cache and the valid mask; the layer's keys and values are then freed.
         records: {(question, point): decisions}, filled as layers run.
     """
@@ -53,10 +54,12 @@ class BranchDecoder:
         alone: bool = False,
         answer: int = 0,
         weights: bool = False,
+        depth: int | None = None,
         ran: Callable[[int, list[Front], SharedKVCache, torch.Tensor], None] | None = None,
     ):
         self.llm, self.questions, self.methods, self.grids, self.room = llm, questions, methods, grids, room
         self.alone, self.weights, self.ran = alone, weights, ran
+        self.depth = len(llm.layers) if depth is None else depth
         self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, question in enumerate(questions) for p in question.points}
         self.padded = len({len(question.text) for question in questions}) > 1
         self.read = frozenset(layer for method in methods for layer in read_layers(method))
@@ -78,7 +81,7 @@ class BranchDecoder:
         del branches
         while self.waiting:  # one batch at a time through all layers, so that its memory is freed before the next
             part = self.waiting.pop()
-            run_layers(self.llm, part, part.layer, len(self.llm.layers))
+            run_layers(self.llm, part, part.layer, self.depth)
             if not part.over:
                 finish(FinalBranches(part.branches, part.steps, part.text))
 

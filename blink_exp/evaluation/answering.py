@@ -18,6 +18,7 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.answers import PointQuestion, answer, shareable
 from blink_exp.decoder.attach import attach
+from blink_exp.decoder.second_views import Asking, visual_tokens
 from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.evaluation.records import RecordLog, record
@@ -55,7 +56,7 @@ def ask(
         print(f"going on: {answered} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
     advance(answered)
     skipped: dict[str, str] = {}
-    canvas = any(point.method.closeup for point in points)
+    canvas = any(point.method.needs_canvas for point in points)
     for chunk, images in _with_images(backbone, left, batch_size, workers, canvas):
         batch, images_by_id = [], {}
         for sample in chunk:
@@ -99,6 +100,15 @@ def _with_images(
         yield chunk, cached
 
 
+def check_annotation(method: Method, source: str, samples: Iterable[Sample]) -> None:
+    """Raises UserError if ``method`` goes by annotated regions and no sample of ``source`` has any."""
+    if method.second_view is not None and method.second_view.annotated and not any(sample.regions for sample in samples):
+        raise UserError(
+            f"method={method.name} shows a region by the annotation, and {source} says nowhere where the answer is to be seen;"
+            " use method.region=most_salient or random"
+        )
+
+
 def prompt_of(backbone: Backbone, benchmark: Benchmark, sample: Sample) -> str:
     """The benchmark's prompt without the image placeholder.
 
@@ -140,7 +150,7 @@ def _answered(
     prompts = [prompt_of(backbone, benchmark, sample) for sample in batch]
     together = range(len(points)) if shareable(backbone) else range(0)
     requests = [
-        PointQuestion(key, prompt, sample.id, tuple(p for p in asking if p in together))
+        PointQuestion(key, prompt, sample.id, tuple(p for p in asking if p in together), sample.regions)
         for key, prompt, sample, asking in zip(keys, prompts, batch, points_by_sample, strict=True)
     ]
     out: dict[int, list[Record]] = {}
@@ -148,6 +158,8 @@ def _answered(
     def note(p: int, n: int, prediction: str, visual: VisualTokens, decisions: list[Any]) -> None:
         row = record(benchmark, batch[n], prediction, decisions)
         row["visual_tokens"], row["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
+        if visual.second is not None:
+            row["second_view"] = {"box": list(visual.second.box), "region": visual.second.region}
         out.setdefault(p, []).append(row)
 
     if any(a.points for a in requests):
@@ -163,7 +175,9 @@ def _answered(
                 attached.samples = [batch[n].id for n in rows]
             batch_images = {keys[n]: pictures[keys[n]] for n in rows}
             predictions, visual = answers(
-                backbone, point.method, attached, batch_images, [(keys[n], prompts[n]) for n in rows], benchmark.max_new_tokens
+                *(backbone, point.method, attached, batch_images),
+                [Asking(keys[n], prompts[n], batch[n].id, batch[n].regions) for n in rows],
+                benchmark.max_new_tokens,
             )
         for b, n in enumerate(rows):
             note(p, n, predictions[b], visual[b], [r for r in attached.records if r.row == b] if attached is not None else [])
@@ -175,14 +189,15 @@ def answers(
     method: Method,
     attached: Any,
     images: ImagesById,
-    prompts: list[tuple[str, str]],
+    prompts: Rows[Asking | tuple[str, str]],
     max_new_tokens: int,
 ) -> tuple[list[str], list[VisualTokens]]:
-    """Greedy answers of Hugging Face's generate() to one batch of (image id, question), and the visual tokens of each prompt.
+    """Greedy answers of Hugging Face's generate() to one batch of questions, ``Asking`` or its first fields, and their visual tokens.
     ``attached``: the object yielded by ``attach(model, method)``, or None."""
-    visual = backbone.visual(images, prompts, method.pruner, method.restore_dropped)
+    askings = [Asking(*prompt) for prompt in prompts]
+    visual = visual_tokens(backbone, method, images, askings)
     if attached is not None:
         attached.images = [[v.base_map] for v in visual]
         regions = backbone.regions(images) if method.closeup else {}
-        attached.regions = [[regions[key]] for key, _ in prompts] if regions else None
-    return backbone.generate([v.features for v in visual], [question for _, question in prompts], max_new_tokens), visual
+        attached.regions = [[regions[asking.image]] for asking in askings] if regions else None
+    return backbone.generate([v.features for v in visual], [asking.question for asking in askings], max_new_tokens), visual

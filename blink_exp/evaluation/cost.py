@@ -2,7 +2,8 @@
 
 FLOPs are given twice. By the papers' formula (HERO, Sec. IV-C): a decoder layer that runs q tokens over k keys costs
 8 q d^2 + 4 q k d + 6 q d m, which for a whole prompt (q = k = n) is 8 n d^2 + 4 n^2 d + 6 n d m; a TokenSR module costs twice its
-weights at every position of its output. And by torch's FLOP counter on the running model, which includes the cost of scoring.
+weights at every position of its output. The tower's pass over the image is not counted, that over a part of it is (a second view). And by
+torch's FLOP counter on the running model, which includes the cost of scoring.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.attach import attach
+from blink_exp.decoder.second_views import Asking, visual_tokens
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.flops import CPU_ATTENTION
 
@@ -43,11 +45,11 @@ def tower_flops(config: Any) -> int:
 
 
 @torch.no_grad()
-def measure_cost(backbone: Backbone, method: Method, prompts: list[tuple[Any, str]]) -> dict[str, Any]:
+def measure_cost(backbone: Backbone, method: Method, prompts: Sequence[tuple[Any, Asking | str]]) -> dict[str, Any]:
     """Mean cost over ``prompts``, pairs of (image, question), each run alone after one warm-up."""
     rows = []
     with attach(backbone.model, method) as attached:
-        for number, (image, question) in enumerate(prompts[:1] + prompts):
+        for number, (image, question) in enumerate([*prompts[:1], *prompts]):
             row = _one(backbone, method, attached, image, question)
             rows += [row] if number else []
     means = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
@@ -62,20 +64,24 @@ def measure_cost(backbone: Backbone, method: Method, prompts: list[tuple[Any, st
     }
 
 
-def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question: str) -> dict[str, Any]:
+def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question: Asking | str) -> dict[str, Any]:
     model = backbone.model
+    asking = Asking("image", question) if isinstance(question, str) else question
     backbone.forget()
     started = _now(model)
-    visual = backbone.visual({"image": image}, [("image", question)], method.pruner, method.restore_dropped)[0]
+    visual = visual_tokens(backbone, method, {asking.image: image}, [asking])[0]
     if attached is not None:
         attached.images = [[visual.base_map]]
-        attached.regions = [list(backbone.regions({"image": image}).values())]
+        attached.regions = [list(backbone.regions({asking.image: image}).values())]
     encoded = _now(model)
-    batch = backbone.batch([visual.features], [question])
+    batch = backbone.batch([visual.features], [asking.question])
     with (
         _counted(backbone, method.amplifiers) as formula,
         FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
     ):
+        if method.second_view is not None:  # its scan and its part of the image count, as the image itself does not
+            backbone.second_views.clear()
+            visual_tokens(backbone, method, {asking.image: image}, [asking])
         cache = _forward(model, batch, visual).past_key_values
     backbone.closeups.clear()  # part of a prompt's prefill
     begun = _now(model)
@@ -114,7 +120,7 @@ def _forward(model: Any, batch: dict[str, torch.Tensor], visual: VisualTokens) -
 @contextlib.contextmanager
 def _counted(backbone: Backbone, amplifiers: torch.nn.ModuleDict | None) -> Iterator[list[int]]:
     """Formula FLOPs of all decoder layers that run inside the block, by their actual numbers of queries and keys, plus all TokenSR
-    modules, and the tower and projector, which run for close-ups."""
+    modules, and the tower and projector, which run for parts of the image."""
     llm, config = backbone.llm, backbone.model.config.text_config
     total = [0]
 

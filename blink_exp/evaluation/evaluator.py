@@ -14,10 +14,11 @@ from blink_exp.backbone.pictures import check_workers
 from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.core.method import Method
+from blink_exp.decoder.second_views import Asking
 from blink_exp.documents import Metrics, Record, Skipped
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import identity, results
-from blink_exp.evaluation.answering import Point, ask, prompt_of
+from blink_exp.evaluation.answering import Point, ask, check_annotation, prompt_of
 from blink_exp.evaluation.cost import measure_cost
 from blink_exp.evaluation.records import RecordLog, summary, write_lines
 from blink_exp.evaluation.store import pop_shared_note
@@ -181,7 +182,7 @@ def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: l
     pairs = []
     for sample in samples:
         with contextlib.suppress(OSError, UserError):
-            pairs.append((sample.image(), prompt_of(backbone, benchmark, sample)))
+            pairs.append((sample.image(), Asking("image", prompt_of(backbone, benchmark, sample), sample.id, sample.regions)))
         if len(pairs) == prompts:
             break
     return measure_cost(backbone, method, pairs) if pairs else None
@@ -202,6 +203,7 @@ def evaluate(
     row or image could not be read, both in the order of ``samples``. ``record_log``: see ``answering.Point``; ``workers``: see
     ``pictures.open_images``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
+    check_annotation(method, f"benchmark={benchmark.name}", samples)
     point = Point(method, record_log)
     with bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
         skipped = ask(backbone, [point], benchmark, samples, batch_size, advance, workers)

@@ -17,7 +17,7 @@ from blink_exp.cli import one_line
 from blink_exp.documents import Metrics
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
-from blink_exp.evaluation.answering import Point, ask
+from blink_exp.evaluation.answering import Point, ask, check_annotation
 from blink_exp.evaluation.evaluator import chosen, incomplete, prepare, with_local_data, workers_of
 from blink_exp.evaluation.records import RecordLog
 from blink_exp.evaluation.store import SHARED_NOTE
@@ -84,6 +84,8 @@ def _run_group(group: dict[Path, EvaluateSettings]) -> None:
         try:
             settings = with_local_data(point)
             backbone, method, benchmark = prepare(settings)
+            if method.second_view is not None:
+                check_annotation(method, f"benchmark={benchmark.name}", chosen(benchmark, settings))
         except (UserError, OSError) as error:
             log.info("left alone: %s", one_line(error))
             continue

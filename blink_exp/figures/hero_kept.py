@@ -94,7 +94,7 @@ def lasting(sources: Sequence[torch.Tensor], views: ViewGeometry) -> torch.Tenso
     """(views, N) share of the layers in which each visual token is present. ``sources``: for each layer, (tokens,) source indices."""
     share = torch.zeros(views.count * views.tokens)
     for source in sources:
-        share[source[source >= 0]] += 1
+        share[source[(source >= 0) & (source < len(share))]] += 1  # a second view's tokens stand behind those of all views
     return (share / len(sources)).view(views.count, views.tokens)
 
 

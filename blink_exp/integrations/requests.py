@@ -17,8 +17,9 @@ from PIL import Image
 from blink_exp.backbone.processor import without_placeholder
 from blink_exp.cli import CONF, one_line
 from blink_exp.decoder.attach import attach
+from blink_exp.decoder.second_views import Asking
 from blink_exp.errors import UserError
-from blink_exp.evaluation.answering import answers
+from blink_exp.evaluation.answering import answers, check_annotation
 from blink_exp.evaluation.evaluator import prepare_model
 from blink_exp.images import DEFAULT, ImageOptions, to_rgb
 from blink_exp.settings.compose import composed
@@ -96,9 +97,11 @@ def build(settings: EvaluateSettings) -> tuple[Backbone, Method]:
     from hydra.errors import HydraException
 
     try:
-        return prepare_model(settings)
+        backbone, method = prepare_model(settings)
     except HydraException as error:
         raise UserError(one_line(error)) from error
+    check_annotation(method, "a harness", ())
+    return backbone, method
 
 
 def process_device(device: str, environment: Mapping[str, str]) -> str:
@@ -198,8 +201,8 @@ def answer(
             images, prompts = {}, []
             for question in batch:
                 image = image_of(question, options)
-                prompts.append((picture_id(image), text_of(question, placeholder)))
-                images[prompts[-1][0]] = image
+                prompts.append(Asking(picture_id(image), text_of(question, placeholder), question.id))
+                images[prompts[-1].image] = image
             if attached is not None:
                 attached.samples = [question.id for question in batch]
             texts, visual = answers(backbone, method, attached, images, prompts, min(batch[0].max_new_tokens, most))

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from blink_exp.core.method import Method, Scan
-from blink_exp.core.saliency import RANDOM, PatchGrid, Scorer, find_scorer
+from blink_exp.core.saliency import RANDOM, RANDOM_REGION, PatchGrid, Scorer, find_scorer
 from blink_exp.core.sequence import Decision, Drop, Expand, Keep
 from blink_exp.errors import UserError, nearest
 from blink_exp.finite import first_nonfinite
@@ -54,7 +54,8 @@ class BlinkPolicy:
         tau_drop: rho below which a layer drops. The expansion test comes first, so tau_expand <= tau_drop is legal (the paper
             uses 0.25 / 0.4: always expand). Equality leaves the sequence as it is.
         p: patches a side (Sec. 3.1; 2 in the main experiments, 3 and 4 in App. E).
-        saliency: a scorer's name (``blink_exp.core.saliency``), or ``random``: patch and action drawn at random (Table 2, "w/o SGS").
+        saliency: a scorer's name (``blink_exp.core.saliency``), or ``random``: patch and action drawn at random (Table 2, "w/o SGS"), or
+            ``random_region`` (ours): the actions of ``attention``, by its rho and the thresholds, on a patch drawn at random.
         resolution: ``threshold`` (Alg. 1); ``cycle``: expand, drop, expand, ... over the selected layers whatever rho is (Table 2,
             "w/o DTR"; the order is not given, chosen: expand first); ``expand_once``: expand at the first selected layer and keep
             (Sec. 4.4); ``copy``: the same without TokenSR (Fig. 4).
@@ -63,7 +64,7 @@ class BlinkPolicy:
         interpolate: enlarge the patch to the full grid before TokenSR; False is Table 7's "w/o interp".
         inherit_positions: give expanded tokens the fractional positions of the patch that they show, instead of positions of their
             own in front of the text (Sec. 3.2.1 only says that positions are updated; chosen: False, contiguous).
-        seed: of ``saliency=random``.
+        seed: of ``saliency=random`` and ``random_region``.
     """
 
     layers: tuple[int, ...]
@@ -93,7 +94,9 @@ class BlinkPolicy:
 
     @property
     def scorer(self) -> Scorer | None:
-        return None if self.saliency == RANDOM else find_scorer(self.saliency)
+        if self.saliency == RANDOM:
+            return None
+        return find_scorer("attention" if self.saliency == RANDOM_REGION else self.saliency)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -107,7 +110,8 @@ class BlinkPolicy:
         if self.saliency == RANDOM:
             return self._random(layer, scan)
         assert scan.rho is not None and scan.region is not None
-        expand = Expand(scan.region, self.on_reexpand, amplify=self.resolution != "copy")
+        region = self._draw(layer, scan)[0] if self.saliency == RANDOM_REGION else scan.region
+        expand = Expand(region, self.on_reexpand, amplify=self.resolution != "copy")
         if self.resolution == "cycle":
             return expand if self.layers.index(layer) % 2 == 0 else Drop()
         if self.resolution in ("expand_once", "copy"):
@@ -119,17 +123,20 @@ class BlinkPolicy:
         return Keep()
 
     def _random(self, layer: int, scan: Scan) -> Decision:
-        """Table 2, "w/o SGS": selection for expansion or drop without saliency. Region and action are drawn from (seed, sample,
-        image, layer), so a result depends neither on batch size nor on order."""
-        word = f"{self.seed}|{scan.sample}|{scan.image}|{layer}"
-        draw = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
-        region, action = draw % self.p**2, draw // self.p**2 % 3
+        """Table 2, "w/o SGS": selection for expansion or drop without saliency."""
+        region, action = self._draw(layer, scan)
         expand = Expand(region, self.on_reexpand, amplify=self.resolution != "copy")
         if self.resolution == "cycle":
             return expand if self.layers.index(layer) % 2 == 0 else Drop()
         if self.resolution in ("expand_once", "copy"):
             return expand if layer == self.layers[0] else Keep()
         return (expand, Drop(), Keep())[action]
+
+    def _draw(self, layer: int, scan: Scan) -> tuple[int, int]:
+        """(region, one of three actions) from (seed, sample, image, layer), so a result depends neither on batch size nor on order."""
+        word = f"{self.seed}|{scan.sample}|{scan.image}|{layer}"
+        draw = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
+        return draw % self.p**2, draw // self.p**2 % 3
 
 
 def check_threshold(name: str, tau: float) -> None:

@@ -15,6 +15,7 @@ from blink_exp.documents import PointRun, TableDocument, TableRow
 
 PUBLISHED, SETTINGS = "published", "settings"  # groups that are no benchmark
 DERIVED, SIGNIFICANT = "*", "†"
+CONTROL = "control, not in the paper"
 LEVEL = 0.05  # a delta whose p is below carries SIGNIFICANT
 NOTHING = 1e-9  # points of a score; a standard error below is rounding
 
@@ -139,7 +140,7 @@ def _setting(row: TableRow) -> Cell:
 def _published(row: TableRow, heading: str, column: dict[str, Any]) -> Cell:
     number, digits = (row.get("published") or {}).get(heading), column.get("digits")
     if number is None:
-        return Cell(note=_why(row, heading))
+        return Cell(note=CONTROL if row.get("control") else _why(row, heading))
     derived = heading in (row.get("derived") or [])
     delta = signed((row.get("published_deltas") or {}).get(heading), digits)
     notes = ["published", "not printed, follows from printed numbers" if derived else "", _against(row, delta)]

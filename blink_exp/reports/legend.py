@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
-from blink_exp.reports.cells import DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, rows
+from blink_exp.reports.cells import CONTROL, DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, rows
 
 TESTS = {  # of ``statistics``
     "McNemar": "McNemar's exact test",
@@ -13,8 +13,8 @@ TESTS = {  # of ``statistics``
 
 
 def gaps(document: TableDocument) -> list[str]:
-    """What is not there, for readers without a pointer: what the paper does not print and for which reason, runs on fewer questions than
-    the others of their group, and what failed."""
+    """What is not there, for readers without a pointer: controls (not in the paper), what it does not print and for which reason,
+    runs on fewer questions than the others of their group, and what failed."""
     reasons: dict[str, list[str]] = {}
     for row in document["rows"]:
         for heading in document["published_columns"]:
@@ -27,7 +27,10 @@ def gaps(document: TableDocument) -> list[str]:
         for benchmark, run in (row.get("runs") or {}).items()
         if run.get("status") != "done"
     ]
-    return [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()] + fewer(document) + skipped(document) + failed
+    controls = [row["point"] for row in document["rows"] if row.get("control")]
+    ours = [_sentence(f"{CONTROL}: {', '.join(controls)}")] if controls else []
+    missing = [f"Published, {why}: {', '.join(where)}." for why, where in reasons.items()]
+    return ours + missing + fewer(document) + skipped(document) + failed
 
 
 def skipped(document: TableDocument) -> list[str]:

@@ -139,6 +139,22 @@ class ThumbnailPlusTile(Thumbnail):
 
 
 @dataclass
+class TwoViews:
+    region: str = limits.words("most_salient", "annotated", "wrong", "random")
+    p: int = limits.whole(1)
+    layer: int = limits.whole(0)
+    relative: bool = limits.flag()
+    seed: int = limits.seed()
+    alone: bool = limits.flag()
+
+
+@dataclass
+class ViCrop:
+    layer: int = limits.whole(0)
+    relative: bool = limits.flag()
+
+
+@dataclass
 class Pair:
     pruner: Any = limits.group()
     policy: Any = limits.group()
@@ -354,6 +370,8 @@ BY_TARGET: dict[str, type] = {
             "one_tile.thumbnail": Thumbnail,
             "one_tile.thumbnail_plus_tile": ThumbnailPlusTile,
             "pair.configure": Pair,
+            "two_views.configure": TwoViews,
+            "vicrop.configure": ViCrop,
         }.items()
     },
     **{

@@ -76,7 +76,8 @@ def repeated_failure(rows: list[TableRow], benchmark: str, label: str) -> PointR
 
 
 def new_row(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
-    return {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}, **published(table, point)}
+    row: TableRow = {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}, **published(table, point)}
+    return {**row, "control": True} if point.get("control") else row
 
 
 def recipe_rows(table: dict[str, Any]) -> list[TableRow]:

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError, nearest
+from blink_exp.evaluation.answering import check_annotation
 from blink_exp.evaluation.evaluator import prepare_model
 from blink_exp.files import write_json, write_text
 from blink_exp.settings.build import build
@@ -34,6 +35,8 @@ def view(settings: ViewSettings, out: Path) -> Path:
     names = compared(settings.compare or [])
     subject = load_subject(settings)
     backbone, method = prepare_model(settings)
+    if settings.image is not None:
+        check_annotation(method, f"image={settings.image}", ())
     scans = method.policy is not None and not method.drops_inside
     grid = PatchGrid(method.policy.p if scans else settings.grid.p, *backbone.grid)  # type: ignore[union-attr]
     traced = trace(backbone, method, subject.benchmark, subject.sample, subject.image)

@@ -17,6 +17,7 @@ from blink_exp.core.sequence import Origin
 from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import record_attention, replay
+from blink_exp.decoder.second_views import Asking
 from blink_exp.documents import Record
 from blink_exp.evaluation.answering import answers, prompt_of
 from blink_exp.evaluation.records import record
@@ -112,7 +113,8 @@ def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, im
     with attach(backbone.model, method) as attached, record_attention(backbone.llm) as rows:
         if attached is not None:
             attached.samples = [sample.id]
-        predictions, visuals = answers(backbone, method, attached, {key: image}, [(key, question)], benchmark.max_new_tokens)
+        asking = Asking(key, question, sample.id, sample.regions)
+        predictions, visuals = answers(backbone, method, attached, {key: image}, [asking], benchmark.max_new_tokens)
         decisions = list(attached.records) if attached is not None else []
     (visual,) = visuals
     ids = backbone.batch([visual.features], [question])["input_ids"][0]

@@ -35,6 +35,7 @@ POLICIES = {
     "inherit": {"inherit_positions": True, "tau_expand": 0.4},
     "small": {"interpolate": False, "tau_expand": 0.4},
     "random": {"saliency": "random"},
+    "random region": {"saliency": "random_region", "tau_expand": 0.4},
     "products": {"saliency": "dot_product", "tau_expand": 0.3, "tau_drop": 0.27},
     "text mean": {"saliency": "text_mean", "tau_expand": 0.4},
     "cycle": {"resolution": "cycle"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from blink_exp.core.method import Scan
@@ -48,6 +50,33 @@ def test_random_is_seeded_by_sample_and_layer_and_covers_all():
     assert all(25 <= expansions.count(r) <= 80 for r in range(4))
     assert draws != [policy.decide(13, Scan(13, f"s{i}", 0, False)) for i in range(600)]
     assert draws != [BlinkPolicy(LAYERS, saliency="random", seed=1).decide(12, Scan(12, f"s{i}", 0, False)) for i in range(600)]
+
+
+@pytest.mark.parametrize("resolution", ["threshold", "cycle", "expand_once", "copy"])
+def test_a_random_region_keeps_the_actions_and_draws_the_region(resolution):
+    attended, drawn = (BlinkPolicy(LAYERS, 0.5, 0.4, resolution=resolution, saliency=s) for s in ("attention", "random_region"))
+    assert drawn.scorer is attended.scorer
+    regions = []
+    for layer in LAYERS:
+        for n, rho in enumerate((0.7, 0.5, 0.45, 0.39, 0.51) * 60):
+            scanned = scan(rho, layer, f"s{n}")
+            wanted, got = attended.decide(layer, scanned), drawn.decide(layer, scanned)
+            assert replace(got, region=3) == wanted if isinstance(wanted, Expand) else got == wanted
+            assert got == drawn.decide(layer, replace(scanned, expanded=True, region=1, patch_scores=(1.0,)))
+            regions += [got.region] if isinstance(got, Expand) else []
+    assert all(0.15 < regions.count(r) / len(regions) < 0.35 for r in range(4))
+
+
+def test_a_random_region_is_drawn_as_without_saliency_by_sample_image_layer_and_seed():
+    def region(seed=0, sample="a", image=0, layer=12, saliency="random_region"):
+        policy = BlinkPolicy(LAYERS, saliency=saliency, resolution="copy" if layer == 12 else "cycle", p=4, seed=seed)
+        return policy.decide(layer, Scan(layer, sample, image, False, 0.9, 3)).region
+
+    assert [region(sample=f"s{n}") for n in range(20)] == [region(sample=f"s{n}", saliency="random") for n in range(20)]
+    names = [f"s{n}" for n in range(20)]
+    first = [region(sample=name) for name in names]
+    assert first != [region(1, name) for name in names] != [region(sample=name, image=1) for name in names]
+    assert first != [region(sample=name, image=1) for name in names] and first != [region(sample=name, layer=14) for name in names]
 
 
 def test_thresholds_scale_with_the_grid_as_appendix_e_prints_them():

@@ -18,7 +18,9 @@ from blink_exp.evaluation.evaluator import evaluate
 
 # Visual tokens of 144 that enter the LLM at retention_ratio=0.25; None: as many as the image has outliers
 ENTER = dict.fromkeys(("blink_hero", "pair", "fastervlm", "globalcom2", "hero", "hired", "random", "uniform", "downsample"), 36) | {
-    "prumerge_plus": None
+    "prumerge_plus": None,
+    "two_views": 288,
+    "vicrop": 288,
 }
 
 
@@ -82,7 +84,7 @@ def test_a_method_on_llava_next_in_a_batch_and_alone(name, scale_next):
     alone, _ = evaluate(scale_next, method, MosaicHR(), batch_size=1, samples=chosen_hr()[every_other])
     assert not skipped
     assert len(together) == 5
-    assert len({r["newline_tokens"] for r in together}) > 1 or name in ("hired", "globalcom2", "prumerge_plus")
+    assert len({r["newline_tokens"] for r in together}) > 1 or name in ("hired", "globalcom2", "prumerge_plus", "crop")
     rounded = [[{k: v for k, v in r.items() if k != "layers"} for r in rows] for rows in (together[every_other], alone)]
     assert rounded[0] == rounded[1]
 

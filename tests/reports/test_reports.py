@@ -170,6 +170,13 @@ def test_rows_measured_on_fewer_questions_than_the_others_are_named(document):
     ]
 
 
+def test_a_control_is_said_not_to_be_in_the_paper(document):
+    assert "Control, not in the paper" not in text.markdown(document)
+    document["rows"][2] |= {"control": True, "published": {}, "missing": {}, "conjecture": {}}
+    assert "\n- Control, not in the paper: L={6-10}.\n" in text.markdown(document) and "Control, not in the paper" in text.latex(document)
+    assert cell(document, "L={6-10}", "total", "published") == Cell(note="control, not in the paper")
+
+
 def test_the_commits_that_measured_are_named_once_each_and_short(document, capsys):
     assert not any("commit" in line for line in legend.lines(document))
     runs = [r["runs"]["mosaic_mme"] for r in document["rows"]]
