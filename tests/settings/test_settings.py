@@ -173,6 +173,8 @@ MEANT: dict[str, set[str]] = {
     "data.workers": NOTHING,
     "data.pad": NOTHING,
     "data.quadrants": NOTHING,
+    "data.sizes": {"list"},
+    "data.small": NOTHING,
     "data.cache_features": NOTHING,
     "data.cache_path": TEXT,
     "data.cache_dtype": NOTHING,
