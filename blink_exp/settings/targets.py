@@ -238,6 +238,12 @@ class Mosaic:
 
 
 @dataclass
+class MosaicDetail(Mosaic):
+    questions: str = limits.words("all", "open", "pairs")
+    blank: bool = limits.flag()
+
+
+@dataclass
 class MosaicSaliency(Mosaic):
     layers: list[int] = limits.layer_list()
     top: int = limits.whole(1)
@@ -265,7 +271,7 @@ class OpenAIJudge:
 
 
 @dataclass
-class SceneData:
+class PairData:
     train_size: int = limits.whole(1)
     held_out_size: int = limits.whole(1)
     global_batch: int = limits.whole(1)
@@ -278,14 +284,20 @@ class SceneData:
 
 
 @dataclass
-class FolderData(SceneData):
+class SceneData(PairData):
+    sizes: list[int] = limits.whole_list(1, 16)  # 16 x 16 small objects are all but 27 of the test images'
+    small: bool = limits.flag()
+
+
+@dataclass
+class FolderData(PairData):
     path: str = limits.path()
     pad: bool = limits.flag()
     image_loading: Any = limits.group()
 
 
 @dataclass
-class LlavaData(SceneData):
+class LlavaData(PairData):
     json: str = limits.path()
     images: str = limits.path()
     train_size: int | None = limits.whole(1)  # type: ignore[assignment]
@@ -386,6 +398,7 @@ BY_TARGET: dict[str, type] = {
             "mme.MME": Rows,
             "mmstar.MMStar": MMStar,
             "mmvet.MMVet": Marked,
+            "mosaic_detail.MosaicDetail": MosaicDetail,
             "mosaic_hr.MosaicHR": Mosaic,
             "mosaic_mme.MosaicMME": Mosaic,
             "mosaic_open.MosaicOpen": Mosaic,
