@@ -142,6 +142,28 @@ class ColumnGroup(TypedDict):
     columns: dict[str, dict[str, Any]]  # by heading: value, per, digits, error_digits, published
 
 
+class EffectRow(TypedDict):
+    """What a table's point gains by where it looks: its accuracy less that of its control, in points, on the same questions of a benchmark.
+
+    ``low``, ``high``: 95 % interval; ``p``: None where too few images differ; ``detectable``: the smallest effect that would be found with
+    80 % power; ``share``: of the reference's effect, None where that cannot be told from 0."""
+
+    label: str
+    benchmark: str
+    point: str
+    control: str
+    effect: float
+    low: float | None
+    high: float | None
+    p: float | None
+    test: str
+    n: int
+    detectable: float | None
+    share: float | None
+    share_low: float | None
+    share_high: float | None
+
+
 class TableDocument(TypedDict, total=False):
     """table.json."""
 
@@ -160,6 +182,8 @@ class TableDocument(TypedDict, total=False):
     published_columns: Required[dict[str, dict[str, Any]]]
     groups: Required[list[ColumnGroup]]
     rows: Required[list[TableRow]]
+    effects: list[EffectRow]
+    conclusion: list[str]  # what the numbers allow to say, a sentence each
     model: str
     provenance: dict[str, Any]
     figures: list[str]

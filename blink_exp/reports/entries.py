@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from blink_exp.documents import ColumnGroup, Document, FigureDocument, PointRun, TableDocument
-from blink_exp.reports import cells, legend
+from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.inline import picture
 
 Embedded = list[tuple[FigureDocument, Path]]  # documents of figures and their folders
@@ -91,6 +91,10 @@ def _table(document: TableDocument) -> dict[str, Any]:
             {"label": label, "cells": [_cell(*parts) for parts in zip(line, kinds, first, strict=True)]}
             for label, line in cells.rows(document)
         ],
+        "effect_headings": effects.HEADINGS,
+        "effects": effects.lines(document),
+        "effect_meaning": effects.MEANING,
+        "conclusion": document.get("conclusion") or [],
         "benchmarks": [group["benchmark"] for group in document["groups"]],
         "legend": [*legend.lines(document), *legend.fewer(document), *legend.skipped(document)],
         "differences": [

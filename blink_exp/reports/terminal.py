@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blink_exp.documents import TableDocument
-from blink_exp.reports import cells, legend
+from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell, Column
 from blink_exp.reports.console import wide_console
 
@@ -31,7 +31,16 @@ def show(document: TableDocument) -> None:
         for label, row_cells in body:
             table.add_row(Text(label), *(Text(cell_text(row_cells[k]), style="bold" if row_cells[k].best else "") for k in part))
         console.print(table)
-    for line in [*legend.lines(document), *legend.gaps(document)]:
+    rows = effects.lines(document)
+    if rows:
+        table = Table(title="Region effects")
+        table.add_column("", overflow="fold")
+        for heading in effects.HEADINGS:
+            table.add_column(heading, justify="right", overflow="fold")
+        for label, values in rows:
+            table.add_row(Text(label), *map(Text, values))
+        console.print(table)
+    for line in [*([effects.MEANING] if rows else []), *document.get("conclusion", []), *legend.lines(document), *legend.gaps(document)]:
         console.print(Text(line))
 
 

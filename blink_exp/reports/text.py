@@ -10,7 +10,7 @@ from typing import Any
 from blink_exp import markdown as md
 from blink_exp.documents import TableDocument, TableRow
 from blink_exp.files import write_text
-from blink_exp.reports import cells, legend
+from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell
 
 TIGHT = 8  # columns of numbers; above, a LaTeX table spans the page and is scaled to its width
@@ -61,12 +61,22 @@ def markdown(document: TableDocument) -> str:
         "",
         md.table(["", *heads], ([_plain(label), *map(_marked_down, row_cells)] for label, row_cells in cells.rows(document))),
         "",
+        *_effects(document),
         *(f"- {_plain(line)}" for line in legend.gaps(document)),
         *(f"- {line}" for line in footnotes),
         *([""] if legend.gaps(document) or footnotes else []),
         f"`{document['command']}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _effects(document: TableDocument) -> list[str]:
+    """The table of region effects, and what they allow to say; nothing without any."""
+    rows = effects.lines(document)
+    if not rows:
+        return []
+    table = md.table(["", *effects.HEADINGS], ([_plain(label), *map(_plain, row)] for label, row in rows))
+    return [effects.MEANING, "", table, "", *document.get("conclusion", []), ""]
 
 
 def _plain(text: str) -> str:

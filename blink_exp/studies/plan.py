@@ -5,7 +5,8 @@ benchmarks      those that it runs on: ``scale`` on a model that ships with this
                 ``benchmark=`` wins
 at              {benchmark: overrides of every point on that one}
 points          label, overrides; optionally ``published`` ({table, row, ...}, see ``reference.entry``), ``baseline`` (label of the
-                point that it is compared with), ``control`` (true: ours, not in the paper), ``match`` (see ``matching``), and for
+                point that it is compared with), ``control`` (true: ours, not in the paper), ``needs: regions`` (runs on benchmarks that say where the
+                answer is to be seen only), ``match`` (see ``matching``), and for
                 figures ``series`` and ``x``
 sweeps          short for many points: series, x (a list) and overrides in which {x} stands for each
 trains          overrides of a training whose modules the points use
@@ -27,6 +28,7 @@ from blink_exp.backbone.shipped import shipped
 from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
+from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.settings.check import SHORT_FOR
 from blink_exp.settings.compose import composed, composed_plain
 from blink_exp.settings.roots import EvaluateSettings, SweepSettings
@@ -91,6 +93,21 @@ def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> 
     return [*experiment.get("overrides", []), f"benchmark={benchmark}", *benchmark_overrides, *point["overrides"]]
 
 
+def runs_on(point: dict[str, Any], first: list[str], user_overrides: list[str]) -> bool:
+    """Whether a point runs on the benchmark of its overrides ``first``: one that needs annotated regions, where there are any."""
+    if point.get("needs") != "regions":
+        return True
+    try:
+        return _annotated((*first, *user_overrides))
+    except (UserError, OSError):
+        return True  # reported when the point is measured
+
+
+@functools.lru_cache(maxsize=64)
+def _annotated(overrides: tuple[str, ...]) -> bool:
+    return any(sample.regions for sample in prepare_benchmark(_compose(overrides)).samples())
+
+
 def command(overrides: list[str], script: str = "evaluate.py") -> str:
     """The command that runs a point alone: the last override per key, without logger settings."""
     last = {key(word): word for word in overrides if key(word).partition(".")[0] != "logger"}
@@ -150,8 +167,10 @@ def settings_of(sweep: SweepSettings, kind: str, experiment: dict[str, Any], use
     out = []
     for name in names:
         for point in points(experiment):
+            first = [*words(experiment, point, name), *modules]
             with contextlib.suppress(Exception):  # reported when the point is measured
-                out.append(point_settings(sweep, [*words(experiment, point, name), *modules], user_overrides, point.get("match"))[0])
+                if runs_on(point, first, user_overrides):
+                    out.append(point_settings(sweep, first, user_overrides, point.get("match"))[0])
     return out
 
 

@@ -10,6 +10,7 @@ A table is an experiment of conf/table (see ``plan``) with a layout:
     split_by             label of a point: the accuracy of the others among questions that it gets right, and among those it gets wrong
     digits, error_digits, published_digits   decimals (2, 0 and 2; null: as printed)
     figures              figures of conf/figure that its page shows, drawn from its own points where they have none
+    effects              region effects, see ``effects``; with ``tokens`` see ``reports.effects.conclusion``
     note, error_over     see ``blink_exp.reports``
 """
 
@@ -23,10 +24,12 @@ from blink_exp import reference
 from blink_exp.benchmarks.base import mean
 from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
 from blink_exp.evaluation.records import read
+from blink_exp.reports.effects import conclusion
 from blink_exp.settings.compose import composed_plain
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
 from blink_exp.studies.deltas import add_deltas
+from blink_exp.studies.effects import region_effects
 
 
 def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: list[str]) -> TableDocument:
@@ -41,11 +44,13 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
         for k, (point, row) in enumerate(zip(points, rows, strict=False)):
             print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
             first = [*plan.words(table, point, name), *modules]
+            if not plan.runs_on(point, first, user_overrides):
+                continue
             row["runs"][name] = repeated_failure(rows, name, point["label"]) or plan.measured_run(
                 sweep, first, user_overrides, point["label"], point.get("match"), experiment=table["name"]
             )
         if table.get("split_by"):
-            split([row["runs"][name] for row in rows], table["split_by"])
+            split([row["runs"][name] for row in rows if name in row["runs"]], table["split_by"])
     document: TableDocument = {
         "kind": "table",
         "name": table["name"],
@@ -64,6 +69,9 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
         "rows": rows,
     }
     add_deltas(document)
+    if effects := table.get("effects"):
+        document["effects"] = region_effects(document, effects)
+        document["conclusion"] = conclusion(document, effects["reference"], effects["tokens"])
     return document
 
 

@@ -1,0 +1,78 @@
+"""Region effects of a table as text; see ``blink_exp.studies.effects``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from blink_exp.documents import EffectRow, TableDocument
+from blink_exp.reports.cells import LEVEL, SIGNIFICANT, signed
+
+HEADINGS = ("region effect", "95 % interval", "p", "detectable", "share recovered", "95 % interval of it")
+MEANING = (
+    "Region effect: accuracy with the region by attention less accuracy with a random one, in points, on the same questions. Share"
+    " recovered: of the close-up's region effect; empty where the close-up's cannot be told from 0."
+)
+
+
+def lines(document: TableDocument) -> list[tuple[str, list[str]]]:
+    """(label, a cell for each of ``HEADINGS``) of every effect; with the benchmark where there are several."""
+    effects = document.get("effects") or []
+    several = len({row["benchmark"] for row in effects}) > 1
+    return [(f"{row['label']}, {row['benchmark']}" if several else row["label"], _cells(row)) for row in effects]
+
+
+def _cells(row: EffectRow) -> list[str]:
+    p = row["p"]
+    dagger = SIGNIFICANT if p is not None and p < LEVEL else ""
+    return [
+        signed(row["effect"], 2) + dagger,
+        _between(signed(row["low"], 2), signed(row["high"], 2)),
+        "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+        "" if row["detectable"] is None else f"{row['detectable']:.2f}",
+        _percent(row["share"]),
+        _between(_percent(row["share_low"]), _percent(row["share_high"])),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %".replace("-0 %", "0 %")
+
+
+def _between(low: str, high: str) -> str:
+    return f"{low} to {high}" if low and high else ""
+
+
+def conclusion(document: TableDocument, reference: str, tokens: Iterable[str]) -> list[str]:
+    """What the numbers allow to say, a sentence for each benchmark. ``reference``: label of the close-up's effect; ``tokens``: labels of
+    effects of methods that use the image's tokens only."""
+    out = []
+    for group in document["groups"]:
+        effects = {row["label"]: row for row in document.get("effects") or [] if row["benchmark"] == group["benchmark"]}
+        bound = effects.get(reference)
+        if bound is None:
+            continue
+        where = f"On {group['benchmark']}"
+        if not _above(bound):
+            least = "" if bound["detectable"] is None else f" (an effect below {bound['detectable']:.1f} points would not be seen)"
+            out.append(
+                f"{where} even the real close-up gains nothing by where it looks ({signed(bound['effect'], 1)} points{least}), so no"
+                " amplifier can be told apart here: choose questions that need detail before training one."
+            )
+            continue
+        own = [effects[label] for label in tokens if label in effects]
+        said = ", ".join(f"{row['label']} {signed(row['effect'], 1)}{_share(row)}" for row in own)
+        gains = [row["label"] for row in own if _above(row)]
+        verdict = f"{' and '.join(gains) if gains else 'none of these'} can be told from a random region"
+        out.append(
+            f"{where} looking closer at the right place is worth {signed(bound['effect'], 1)} points to the close-up, which reads the image's"
+            f" own pixels; from the tokens: {said}; {verdict}."
+        )
+    return out
+
+
+def _above(row: EffectRow) -> bool:
+    return row["effect"] > 0 and row["p"] is not None and row["p"] < LEVEL
+
+
+def _share(row: EffectRow) -> str:
+    return "" if row["share"] is None else f" ({_percent(row['share'])} of it)"
