@@ -122,8 +122,8 @@ def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Cla
         moves,
         Claim(
             "On an image with several targets the most attended patch goes from one to another.",
-            f"{where} Questions whose annotated regions lie in two patches or more. Compared: share of them whose top patch is a different target "
-            f"at different layers, with one half; does not hold where targets are on top no more often than by chance. {RULE}",
+            f"{where} Questions whose annotated regions lie in two patches or more. Compared: share of them whose top patch is a different "
+            f"target at different layers, with one half; does not hold where targets are on top no more often than by chance. {RULE}",
             numbers,
             verdict,
         ),

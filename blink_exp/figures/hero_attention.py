@@ -103,7 +103,12 @@ def stages(images: Sequence[ImageMeasures], kind: str) -> list[Claim]:
             f"Means over layers within an image, {count} {kind} images; peak: share of the top 10 % of tokens. The paper names the stages, "
             f"not their layers: these are ours. {RULES}"
         )
-        return Claim(f"{kind} images: {statement}", how, values(numbers) | differences(changes), combined_verdict(gap.above for gap in changes.values()))
+        return Claim(
+            f"{kind} images: {statement}",
+            how,
+            values(numbers) | differences(changes),
+            combined_verdict(gap.above for gap in changes.values()),
+        )
 
     return [
         claim(f"attention is broad in the initial layers ({layer_names(initial)}), then narrows", ("entropy", initial, focused)),
@@ -123,8 +128,8 @@ def stages(images: Sequence[ImageMeasures], kind: str) -> list[Claim]:
 
 
 def best_layers(clear: Sequence[ImageMeasures], cluttered: Sequence[ImageMeasures]) -> Claim:
-    """The best layer differs from image to image: by IoU. The paper says no more (ship: layer 4, street: layer 9); whether it comes later on
-    cluttered images is a number beside it."""
+    """Whether the layer of largest IoU differs from image to image. The paper says no more (ship: layer 4, street: layer 9); whether it
+    comes later on cluttered images is a number beside it."""
     groups = {kind: [one.by_layer["iou"] for one in images] for kind, images in zip(KINDS, (clear, cluttered), strict=True)}
     groups = {kind: [row for row in rows if not np.isnan(row).any()] for kind, rows in groups.items()}
     numbers: dict[str, float | None] = {}
@@ -136,11 +141,13 @@ def best_layers(clear: Sequence[ImageMeasures], cluttered: Sequence[ImageMeasure
     layers = [int(row.argmax()) + 1 for rows in groups.values() for row in rows]
     commonest = max(sorted(set(layers)), key=layers.count, default=None)
     other = mean(float(layer != commonest) for layer in layers)
-    numbers |= {"commonest best layer": commonest} | differences({"share of images with another": other, "later if cluttered, by": a.below(b)})
+    numbers |= {"commonest best layer": commonest} | differences(
+        {"share of images with another": other, "later if cluttered, by": a.below(b)}
+    )
     return Claim(
         "The layer that covers the foreground best differs from image to image",
-        f"Layer of largest IoU, image by image, {a.n} clear and {b.n} cluttered images. Compared: share of images whose best layer is not the "
-        f"commonest one, with one half. {RULE}",
+        f"Layer of largest IoU, image by image, {a.n} clear and {b.n} cluttered images. Compared: share of images whose best layer is not "
+        f"the commonest one, with one half. {RULE}",
         numbers,
         other.less(0.5).above,
     )
