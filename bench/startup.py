@@ -15,7 +15,7 @@ from bench.timing import median_seconds
 TITLE = "Start-up: seconds before the work"
 HELP = 1.0
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("hydra", "torch", "transformers", "blink_exp.evaluation.evaluator", "blink_exp.training.run")
+MODULES = ("hydra", "torch", "transformers", "blink_exp.evaluation.evaluator", "blink_exp.training.training")
 # Run in a process of its own: seconds of composing and of loading, and of what a second point of the same process pays.
 POINT = """
 import time

@@ -34,7 +34,7 @@ def by_layer(
     study: Study, layers: tuple[int, ...], images: int = 2, samples: int | None = None, middle: tuple[int, int] = (12, 26)
 ) -> Drawing:
     """Fig. 2. ``layers``: those that are drawn, of 32; ``images``: cases; ``samples``: about so many questions behind the claims, at most;
-    ``middle``: the layers that the claims look at, of 32."""
+    ``middle``: the layers that the claims look at, of 32: those of Fig. 3, as Fig. 2 names none."""
     backbone, _, benchmark = study.load()
     questions = {s.id: s for s in spread(chosen(benchmark, study.settings), samples)}
     p = study.settings.grid.p
@@ -85,7 +85,7 @@ def cases(records: list[Record], grid: PatchGrid, layers: tuple[int, ...], image
 
 def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Claim]:
     """That the top patch does not stay the same over the layers ``inside``, and that it goes from one target to another."""
-    name = f"layers {min(inside)}-{max(inside)}"
+    where = f"Over layers {min(inside)}-{max(inside)}, Fig. 3's middle layers; Fig. 2 names none."
     tops = [top_patches(r, inside) for r in records]
     images = [r["image_id"] for r in records]
     changed = mean([float(len(set(t)) > 1) for t in tops], images)
@@ -99,8 +99,8 @@ def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Cla
         "questions": float(len(records)),
     }
     moves = Claim(
-        f"The most attended patch changes with depth ({name}).",
-        f"1 distinct patch would be a focus that never moves. Compared: share of questions with 2 or more, with one half. {RULE}",
+        "The most attended patch changes with depth.",
+        f"{where} 1 distinct patch would be a focus that never moves. Compared: share of questions with 2 or more, with one half. {RULE}",
         numbers,
         changed.less(0.5).above,
     )
@@ -121,9 +121,9 @@ def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Cla
     return [
         moves,
         Claim(
-            f"On an image with several targets the most attended patch goes from one to another ({name}).",
-            "questions whose annotated regions lie in two patches or more. Compared: share of them whose top patch is a different target "
-            f"at different layers, with one half; does not hold where targets are on top no more often than by chance. {RULE}",
+            "On an image with several targets the most attended patch goes from one to another.",
+            f"{where} Questions whose annotated regions lie in two patches or more. Compared: share of them whose top patch is a different "
+            f"target at different layers, with one half; does not hold where targets are on top no more often than by chance. {RULE}",
             numbers,
             verdict,
         ),

@@ -3,12 +3,13 @@
 LLaVA-NeXT turns an image into a thumbnail and K tiles of N tokens each, mostly redundant. HERO keeps a share R of them in two steps:
 
   1. budget (Sec. IV-B-1): the thumbnail keeps floor(N R) tokens, the tiles share the rest. A tile's share s mixes how much its CLS
-     token resembles the thumbnail's (is it about what the image is about?) with how well it fits the question by CLIP's text tower:
+     token resembles the thumbnail's (visual saliency) with how well it fits the question by CLIP's text tower:
 
          s = alpha softmax(CLSsim) + (1 - alpha) softmax(CLIPscore)
 
-  2. selection (Sec. IV-B-2): within a view the tokens with most CLS attention stay. The thumbnail is read at deep CLIP layers (the set
-     H), which attend to what the image is about; tiles at shallow ones (L), which attend to local detail. The two complement each other.
+  2. selection (Sec. IV-B-2): within a view the tokens with most CLS attention stay. Tiles are read at low-to-middle CLIP layers (the set
+     L), whose attention is on primary tokens: the main content, in detail. The thumbnail is read at middle-to-high layers (H), whose
+     attention is on shortcut tokens, often in the background: the global context. The two complement each other (Sec. III-C).
 
 The LLM then sees an ordinary, shorter sequence. Where the authors' code departs from the paper, the departure is an option here and the
 paper the default.
@@ -46,7 +47,7 @@ class Hero:
 
     Args:
         ratio: R, the share of all (K + 1) N tokens that is kept; 1 leaves the model untouched.
-        low, high: CLIP layers (1-based) that tiles (L) and the thumbnail (H) are read at.
+        low, high: CLIP layers (1-based) at which tiles (L) and the thumbnail (H) are read.
         alpha: weight of CLSsim against CLIPscore; 1.0 needs no text tower (Table V, setting 1).
         allocation: ``uniform`` gives every tile the same (Table V, setting 2).
         temperature_cls, temperature_clip: of the two softmaxes. At the paper's 1.0 both are nearly flat.

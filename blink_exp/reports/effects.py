@@ -63,9 +63,10 @@ def conclusion(document: TableDocument, reference: str, tokens: Iterable[str]) -
         said = ", ".join(f"{row['label']} {signed(row['effect'], 1)}{_share(row)}" for row in own)
         gains = [row["label"] for row in own if _above(row)]
         verdict = f"{' and '.join(gains) if gains else 'none of these'} can be told from a random region"
+        worth = signed(bound["effect"], 1)
         out.append(
-            f"{where} looking closer at the right place is worth {signed(bound['effect'], 1)} points to the close-up, which reads the image's"
-            f" own pixels; from the tokens: {said}; {verdict}."
+            f"{where} looking closer at the right place is worth {worth} points to the close-up, which reads the image's own pixels;"
+            f" from the tokens: {said}; {verdict}."
         )
     return out
 

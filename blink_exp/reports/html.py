@@ -23,7 +23,8 @@ ABOUT = {
     "blink": "Blink looks, before each of a few middle layers, at which patch of the image the last text token attends to. Where the focus "
     "is sharp it expands that patch into more tokens; where the focus is gone it drops them again.",
     "hero": "HERO drops visual tokens before the language model. Tiles that resemble the thumbnail, or fit the question, share out the "
-    "budget; inside a view those tokens stay that CLIP's CLS token attends to, at early layers in tiles and at a late one in thumbnails.",
+    "budget; inside a view those tokens stay that CLIP's CLS token attends to, at low-to-middle layers in tiles, at a higher one in the "
+    "thumbnail.",
 }
 
 

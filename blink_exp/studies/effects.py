@@ -72,8 +72,8 @@ def effects_of(benchmark: Any, name: str, runs: Runs, pairs: list[dict[str, str]
     counts = (lambda r: benchmark.counts(score, r)) if isinstance(benchmark, Subsets) else (lambda r: r.get("correct") is not None)
     for row in rows:
         if row is not bound:
-            both = [(runs[one["point"]], runs[one["control"]]) for one in (row, bound)]
-            row |= share_recovered(*both, counts)  # type: ignore[assignment]
+            pair, against = ((runs[one["point"]], runs[one["control"]]) for one in (row, bound))
+            row["share"], row["share_low"], row["share_high"] = share_recovered(pair, against, counts)
     return rows
 
 
@@ -82,8 +82,8 @@ Pair = tuple[dict[str, Record], dict[str, Record]]  # a run and its control
 
 def share_recovered(
     pair: Pair, reference: Pair, counts: Callable[[Record], bool], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, float | None]:
-    """The mean difference of ``correct`` in ``pair`` over that in ``reference``, with a percentile interval of a bootstrap over images
+) -> tuple[float | None, float | None, float | None]:
+    """The mean difference of ``correct`` in ``pair`` over that in ``reference``, and the ends of a percentile interval from a bootstrap over images
     (Efron and Tibshirani, 1993, chapter 13). ``counts``: which records count. None where the reference's difference is 0, or, for the
     interval, 0 in some draw."""
     ids = sorted(set.intersection(*(set(run) for run in (*pair, *reference))))
@@ -92,13 +92,14 @@ def share_recovered(
     gains = np.array([[_gain(ours, [r["id"] for r in image]) for image in images.values()] for ours in (pair, reference)])
     total = gains.sum(1)
     if abs(total[1]) < SAME:
-        return {"share": None, "share_low": None, "share_high": None}
+        return None, None, None
     draws = np.random.default_rng(seed).multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples)
     drawn = gains @ draws.T
-    ends: list[float | None] = [None, None]
-    if (drawn[1] > SAME).all():
-        ends = [float(q) for q in np.quantile(drawn[0] / drawn[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])]
-    return {"share": float(total[0] / total[1]), "share_low": ends[0], "share_high": ends[1]}
+    share = float(total[0] / total[1])
+    if not (drawn[1] > SAME).all():
+        return share, None, None
+    low, high = np.quantile(drawn[0] / drawn[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return share, float(low), float(high)
 
 
 def _gain(pair: Pair, ids: list[str]) -> float:

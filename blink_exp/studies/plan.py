@@ -5,9 +5,8 @@ benchmarks      those that it runs on: ``scale`` on a model that ships with this
                 ``benchmark=`` wins
 at              {benchmark: overrides of every point on that one}
 points          label, overrides; optionally ``published`` ({table, row, ...}, see ``reference.entry``), ``baseline`` (label of the
-                point that it is compared with), ``control`` (true: ours, not in the paper), ``needs: regions`` (runs on benchmarks that say where the
-                answer is to be seen only), ``match`` (see ``matching``), and for
-                figures ``series`` and ``x``
+                point that it is compared with), ``control`` (true: ours, not in the paper), ``needs: regions`` (runs only on benchmarks
+                that say where the answer is to be seen), ``match`` (see ``matching``), and for figures ``series`` and ``x``
 sweeps          short for many points: series, x (a list) and overrides in which {x} stands for each
 trains          overrides of a training whose modules the points use
 """

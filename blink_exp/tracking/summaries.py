@@ -73,7 +73,7 @@ def figure_tables(document: FigureDocument) -> Iterator[tuple[str, list[str], li
     claims = document.get("claims") or []
     if claims:
         rows = [[claim["said"], claim["how"], text(claim.get("numbers")), text(claim.get("holds"))] for claim in claims]
-        yield f"claims/{document['name']}", ["the paper says", "computed as", "numbers", "holds here"], rows
+        yield f"claims/{document['name']}", ["claim", "computed as", "numbers", "holds here"], rows
 
 
 def text(value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import pytest
@@ -35,3 +36,7 @@ def test_seconds_of_a_failure_are_no_result():
     with pytest.raises(RuntimeError, match=r"failed: \['ZeroDivisionError"):
         startup.output([sys.executable, "-c", "1 / 0"])
     assert startup.split([sys.executable, "-c", "print('x'); print(1.5, 2)"]) == [1.5, 2.0]
+
+
+def test_what_is_imported_is_there():
+    assert all(importlib.util.find_spec(name) for name in startup.MODULES)

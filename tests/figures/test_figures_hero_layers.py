@@ -140,18 +140,22 @@ def test_the_stages_hold_where_they_are_and_nowhere_else():
     assert [claim.holds for claim in hero_attention.stages(other, "clear")] == [False] * 5
 
 
-def test_the_best_layer_comes_later_or_does_not():
+def test_the_best_layer_differs_from_image_to_image_or_does_not():
     def peaked(layer, kind):
         sample = Sample("a", "a", lambda: None, "", None, kind)
         return hero_attention.ImageMeasures(sample, kind, 0.1, {"iou": np.eye(24)[layer - 1]})
 
     clear, cluttered = [peaked(n, "clear") for n in (4, 4, 5)], [peaked(n, "cluttered") for n in (9, 9, 9, 10)]
     claim = hero_attention.best_layers(clear, cluttered)
-    assert claim.holds is True and claim.numbers["best layer by mean IoU, clear"] == 4
-    assert claim.numbers["best layer by mean IoU, cluttered"] == 9
-    assert claim.numbers["later by"] == pytest.approx(9.25 - 13 / 3)
-    assert hero_attention.best_layers(cluttered, clear).holds is False
-    assert hero_attention.best_layers([], cluttered).holds is None
+    assert claim.holds is None  # 4 of 7 have another than layer 9
+    assert claim.numbers["best layer by mean IoU, clear"] == 4 and claim.numbers["best layer by mean IoU, cluttered"] == 9
+    assert claim.numbers["commonest best layer"] == 9
+    assert claim.numbers["share of images with another"] == pytest.approx(4 / 7)
+    assert claim.numbers["later if cluttered, by"] == pytest.approx(9.25 - 13 / 3)
+    every = [peaked(n, "clear") for n in range(1, 25)]
+    assert hero_attention.best_layers(every, cluttered).holds is True
+    assert hero_attention.best_layers(clear[:2] * 5, clear).holds is False  # though 5 is later than 4
+    assert hero_attention.best_layers([], []).holds is None
 
 
 def test_kinds_without_words_are_thirds_by_area(monkeypatch):

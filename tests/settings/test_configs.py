@@ -98,3 +98,12 @@ def test_layer_stands_for_one_of_the_layers():
         settings = composed("evaluate", words)
         assert settings.layer is None and vars(settings.layers) == settings.method["layers"] == one
     assert composed("train", ["layer=7", "layers.base=1"]).layers == Layers([7], base=1, relative=False)
+
+
+@pytest.mark.parametrize("method", ["method=hero", "method=blink_hero", "method=pair method/pruner=hero method/policy=blink"])
+@pytest.mark.parametrize(
+    ("words", "policy"), [("", "valid_rows"), ("hero=reference", "all_rows"), ("newline_policy=none hero=reference", "none")]
+)
+def test_hero_as_released_ends_every_row_with_a_newline_unless_told_otherwise(method, words, policy):
+    chosen = composed("evaluate", [*method.split(), *words.split()]).method
+    assert chosen.get("pruner", chosen)["newline_policy"] == policy
