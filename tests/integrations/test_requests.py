@@ -56,10 +56,7 @@ def test_a_setting_that_cannot_be_is_one_line(settings, batch_size, device, mess
     [
         ({"model": "folder", "model.path": "no/such/folder", "model.device": "cpu"}, "no/such/folder"),
         ({"layer": 99}, "99"),
-        (
-            {"method": "two_views", "method.region": "wrong"},
-            "method=two_views shows a region by the annotation, and a harness says nowhere",
-        ),
+        ({"method": "two_views", "method.region": "wrong"}, "method=two_views shows a region by the annotation, and a harness"),
     ],
 )
 def test_a_model_or_method_that_cannot_be_built_is_one_line(settings, message):

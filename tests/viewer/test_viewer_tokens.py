@@ -87,8 +87,7 @@ def test_a_second_view_is_outlined_and_its_tokens_have_no_place_on_the_base_view
     path = viewer.view(config(f"method={method}", "method.region=annotated", "sample=mosaic_mme/v1/color/0000/yes"), tmp_path)
     said = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))
     left, top, right, bottom = said["second_view"]["box"]
-    assert f'<rect x="{left:.5g}" y="{top:.5g}" width="{right - left:.5g}" height="{bottom - top:.5g}" class="mark"/>' in path.read_text(
-        encoding="utf-8"
-    )
+    outline = f'<rect x="{left:.5g}" y="{top:.5g}" width="{right - left:.5g}" height="{bottom - top:.5g}" class="mark"/>'
+    assert outline in path.read_text(encoding="utf-8")
     assert {line["visual"] for line in said["layers"]} == {entering} and said["kept"] is None
     assert all((line["rho"] is None) == (method == "crop") for line in said["layers"])
