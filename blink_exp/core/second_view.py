@@ -7,7 +7,7 @@ Parts are cut from the image's *canvas*, what its base view shows (``blink_exp.b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions
 PixelBox = tuple[int, int, int, int]  # left, top, right, bottom
@@ -72,6 +72,9 @@ class SecondView:
 
     box: Box
     region: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"box": list(self.box), "region": self.region}
 
 
 @dataclass(frozen=True)

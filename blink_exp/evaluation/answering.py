@@ -159,7 +159,7 @@ def _answered(
         row = record(benchmark, batch[n], prediction, decisions)
         row["visual_tokens"], row["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
         if visual.second is not None:
-            row["second_view"] = {"box": list(visual.second.box), "region": visual.second.region}
+            row["second_view"] = visual.second.to_json()
         out.setdefault(p, []).append(row)
 
     if any(a.points for a in requests):

@@ -72,8 +72,8 @@ def effects_of(benchmark: Any, name: str, runs: Runs, pairs: list[dict[str, str]
     counts = (lambda r: benchmark.counts(score, r)) if isinstance(benchmark, Subsets) else (lambda r: r.get("correct") is not None)
     for row in rows:
         if row is not bound:
-            pair, against = ((runs[one["point"]], runs[one["control"]]) for one in (row, bound))
-            row["share"], row["share_low"], row["share_high"] = share_recovered(pair, against, counts)
+            ours, theirs = ((runs[one["point"]], runs[one["control"]]) for one in (row, bound))
+            row["share"], row["share_low"], row["share_high"] = share_recovered(ours, theirs, counts)
     return rows
 
 
@@ -83,9 +83,9 @@ Pair = tuple[dict[str, Record], dict[str, Record]]  # a run and its control
 def share_recovered(
     pair: Pair, reference: Pair, counts: Callable[[Record], bool], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float | None, float | None, float | None]:
-    """The mean difference of ``correct`` in ``pair`` over that in ``reference``, and the ends of a percentile interval from a bootstrap over images
-    (Efron and Tibshirani, 1993, chapter 13). ``counts``: which records count. None where the reference's difference is 0, or, for the
-    interval, 0 in some draw."""
+    """The mean difference of ``correct`` in ``pair`` over that in ``reference``, and the ends of a percentile interval from a bootstrap
+    over images (Efron and Tibshirani, 1993, chapter 13). ``counts``: which records count. None where the reference's difference is 0,
+    or, for the interval, 0 in some draw."""
     ids = sorted(set.intersection(*(set(run) for run in (*pair, *reference))))
     ids = [k for k in ids if counts(pair[0][k])]
     images = group_by([pair[0][k] for k in ids], "image_id")

@@ -117,6 +117,15 @@ def test_a_point_that_cannot_run_does_not_stop_the_others(tmp_path, caplog):
     assert row["status"] == "failed" and "grid.p=5 does not divide" in row["error"]
 
 
+def test_a_point_that_needs_regions_where_there_are_none_does_not_stop_the_others(tmp_path):
+    words = [["method=two_views", "method.region=annotated"], ["method=two_views", "method.region=random"], ["method=none"]]
+    asked = points(tmp_path, "benchmark=easyvqa", words=words)
+    shared_runs.run_together(asked)
+    assert [(shared_runs.stored_point(c)[0] / "records.part").is_file() for c in asked] == [False, True, True]
+    row = guarded(asked[0], "annotated")
+    assert row["status"] == "failed" and "benchmark=easyvqa says nowhere where the answer is to be seen" in row["error"]
+
+
 def test_a_failure_of_the_shared_run_leaves_the_points_to_themselves(tmp_path, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError("out of luck")

@@ -56,6 +56,7 @@ def test_a_setting_that_cannot_be_is_one_line(settings, batch_size, device, mess
     [
         ({"model": "folder", "model.path": "no/such/folder", "model.device": "cpu"}, "no/such/folder"),
         ({"layer": 99}, "99"),
+        ({"method": "two_views", "method.region": "wrong"}, "method=two_views shows a region by the annotation, and a harness"),
     ],
 )
 def test_a_model_or_method_that_cannot_be_built_is_one_line(settings, message):
@@ -212,6 +213,22 @@ def decided(monkeypatch) -> list[list]:
 
     monkeypatch.setattr(requests, "answers", answers)
     return found
+
+
+@pytest.mark.parametrize("region", ["most_salient", "random"])
+def test_a_second_view_is_that_of_evaluate(region):
+    """What is drawn is drawn by the question's id."""
+    from blink_exp.benchmarks.mosaic_open import MosaicOpen
+
+    backbone, method = requests.build(requests.configure({"method": "crop", "method.region": region, "model.device": "cpu"}))
+    benchmark = MosaicOpen(images=6)
+    samples = benchmark.samples()[::3]
+    wanted, _ = evaluator.evaluate(backbone, method, benchmark, 2, samples=samples)
+    backbone.forget()
+    questions = [Request(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
+    found = requests.answer(backbone, method, questions[::-1], 3)[::-1]
+    assert [a.text for a in found] == [r["prediction"] for r in wanted] and {a.visual_tokens for a in found} == {144}
+    assert len({r["second_view"]["region"] for r in wanted}) > 2
 
 
 def test_answers_are_those_of_evaluate(scale, decided):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from blink_exp.figures.hero_kept import presence
 from blink_exp.settings.build import build
 from blink_exp.viewer import drawing, subject
 from blink_exp.viewer import page as pages
+from blink_exp.viewer import run as viewer
 from blink_exp.viewer.trace import Stage, trace
 
 
@@ -77,3 +80,14 @@ def test_kept_tokens_of_a_method_in_the_llm(scale, method):
     kept = pages.token_counts(found)
     assert kept["inside"] and kept["entering"]["base"] == 144 > kept["last"]["base"] > 0
     assert (kept["last"]["merged"] > 0) == (method == "sparsevlm")
+
+
+@pytest.mark.parametrize(("method", "entering"), [("two_views", 289), ("crop", 144)])
+def test_a_second_view_is_outlined_and_its_tokens_have_no_place_on_the_base_view(tmp_path, method, entering):
+    path = viewer.view(config(f"method={method}", "method.region=annotated", "sample=mosaic_mme/v1/color/0000/yes"), tmp_path)
+    said = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))
+    left, top, right, bottom = said["second_view"]["box"]
+    outline = f'<rect x="{left:.5g}" y="{top:.5g}" width="{right - left:.5g}" height="{bottom - top:.5g}" class="mark"/>'
+    assert outline in path.read_text(encoding="utf-8")
+    assert {line["visual"] for line in said["layers"]} == {entering} and said["kept"] is None
+    assert all((line["rho"] is None) == (method == "crop") for line in said["layers"])
