@@ -206,13 +206,14 @@ def _against(row: TableRow, delta: str) -> str:
 
 
 def _tested(test: dict[str, Any], per: float, digits: int | None) -> str:
-    """The interval, p and count behind a delta."""
+    """The interval, p, count and smallest detectable difference behind a delta."""
     if test.get("p") is None:
         return ""
     low, high = (signed(None if test.get(k) is None else test[k] / per, digits) for k in ("low", "high"))
     interval = f"95 % interval {low} to {high}, " if low and high else ""
     p = f"p = {test['p']:.3f}" if test["p"] >= 0.001 else "p < 0.001"
-    return f"{interval}{p} ({test['test']}, {test['n']} shared samples)"
+    least = None if test.get("detectable") is None else printed(test["detectable"] / per, digits)
+    return f"{interval}{p} ({test['test']}, {test['n']} shared samples)" + (f", detectable from {least}" if least else "")
 
 
 def _best(document: TableDocument, benchmark: str, column: dict[str, Any]) -> float | None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
+<<<<<<< HEAD
 from blink_exp.reports.cells import CONTROL, DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, rows
+=======
+from blink_exp.reports.cells import DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, printed, rows
+>>>>>>> detail
 
 TESTS = {  # of ``statistics``
     "McNemar": "McNemar's exact test",
@@ -89,6 +93,7 @@ def lines(document: TableDocument) -> list[str]:
         out.append(f"In brackets: difference from {_baselines(document)}, within the same column.")
     if any(SIGNIFICANT in cell.mark for cell in measured):
         out.append(f"{SIGNIFICANT}: p < {LEVEL:g} in a paired test ({_tests(document)}), not corrected for the number of rows.")
+    out += detectable(document)
     if any(DERIVED in cell.mark for cell in published):
         out.append(f"{DERIVED}: not printed, follows from printed numbers.")
     if any(cell.best for cell in measured):
@@ -97,6 +102,22 @@ def lines(document: TableDocument) -> list[str]:
         ["not measured"] if any(not cell.text for cell in measured) else []
     )
     return out + ([f"Empty: {' or '.join(empty)}."] if empty else [])
+
+
+def detectable(document: TableDocument) -> list[str]:
+    """A sentence with the smallest difference that each column's tests could have found, as a range over the rows; none without tests."""
+    several, parts = len(document["groups"]) > 1, []
+    for group in document["groups"]:
+        tests = [(row.get("deltas") or {}).get(group["benchmark"]) or {} for row in document["rows"]]
+        for heading, column in group["columns"].items():
+            smallest = [test[heading]["detectable"] for test in tests if (test.get(heading) or {}).get("detectable") is not None]
+            ends = (
+                [printed(end / column.get("per", 1), column.get("digits", 2)) for end in (min(smallest), max(smallest))] if smallest else []
+            )
+            where = f"{heading} ({group['benchmark']})" if several else heading
+            parts += [f"{where} {' to '.join(dict.fromkeys(ends))}"] if ends else []
+    means = f"p < {LEVEL:g}, two-sided, with a power of 80 %, by the answers that differ"
+    return [f"Smallest difference that could be detected ({means}): {', '.join(parts)}."] if parts else []
 
 
 def _sentence(text: str) -> str:

@@ -7,26 +7,30 @@ hold against a bootstrap over images.
 Scores that are no plain accuracy (MME's accuracy + accuracy-plus, averages of categories, F1) are recomputed by the benchmark's own rule on
 images drawn with replacement, the same images for both runs; p and interval are read off the differences (Efron and Tibshirani, 1993,
 chapters 13 and 15).
+
+How small a difference these questions could have told from none is ``detectable`` of every comparison.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
-from blink_exp.benchmarks.base import Benchmark, Judged, group_by
+from blink_exp.benchmarks.base import Benchmark, Judged, Subsets, group_by
 from blink_exp.documents import Record
 
 Records = list[Record]
+Select = Callable[[Record], bool]  # which records an accuracy counts
 BOTH = "McNemar and image bootstrap"  # the larger p of the two
 RESAMPLES = 1000
 CONFIDENCE = 0.95
+POWER = 0.8  # of ``detectable``: how often a true difference of that size would be found at 1 - CONFIDENCE, two-sided
 SAME = 1e-6  # points of a score; below, two ways to compute it agree
 ASIDE = ("id", "image_id", "question", "regions", "layers", "visual_tokens", "newline_tokens")  # of a record: no score reads them
 
@@ -43,7 +47,8 @@ def compare(
 
     ``records``, ``baseline``: {sample id: record}. ``names``: scores of the benchmark; one that is not in both runs is left out. Returns
     {name: {delta (in the score's points, run - baseline), p (two-sided), test ("McNemar", "bootstrap" or ``BOTH``), n (samples compared),
-    low, high (95 % interval of delta)}}. The same ``seed`` gives the same numbers, in whichever order the records come.
+    low, high (95 % interval of delta), detectable (the smallest difference found with a power of 80 %; None: none)}}.
+    The same ``seed`` gives the same numbers, in whichever order the records come.
     """
     shared = sorted(records.keys() & baseline.keys())
     if not shared:
@@ -52,23 +57,23 @@ def compare(
     benchmark = _quiet(benchmark, ours)
     results: dict[str, dict[str, Any]] = {}
     bootstrapped: list[str] = []
-    clustered: dict[str, str] = {}  # {score: category} whose images have several questions
+    clustered: dict[str, Select] = {}  # scores whose images have several questions
     scores = _scores(benchmark, ours), _scores(benchmark, theirs)
     mixed = _mixtures(ours, theirs, seed)
     mixed_scores = [_scores(benchmark, m) for m in mixed]
     for name in (n for n in dict.fromkeys(names) if all(n in s for s in scores)):
         runs = [(ours, scores[0]), (theirs, scores[1]), *zip(mixed, mixed_scores, strict=True)]
-        category = _counted(runs, name)
-        if category is None:
+        select = _counted(benchmark, runs, name)
+        if select is None:
             bootstrapped.append(name)
         else:
-            results[name] = mcnemar(_hits(ours, category), _hits(theirs, category))
-            images = {r["image_id"] for r in _answered(ours, category)}
-            clustered |= {name: category} if len(images) < results[name]["n"] else {}
+            results[name] = mcnemar(_hits(ours, select), _hits(theirs, select))
+            images = {r["image_id"] for r in _answered(ours, select)}
+            clustered |= {name: select} if len(images) < results[name]["n"] else {}
     if clustered:
         pairs = PairedImages.of(ours, theirs)
         weights = _draws(pairs.strata, resamples, np.random.default_rng(seed))
-        results |= {name: over_images(results[name], pairs, category, weights) for name, category in clustered.items()}
+        results |= {name: over_images(results[name], pairs, select, weights) for name, select in clustered.items()}
     if bootstrapped:
         results |= bootstrap(benchmark, ours, theirs, bootstrapped, resamples, seed)
     return results
@@ -81,7 +86,8 @@ def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
     gained = sum(a and not b for a, b in zip(ours, theirs, strict=True))
     lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
     n, discordant = len(ours), gained + lost
-    result = {"delta": 100 * (gained - lost) / n, "p": 1.0, "test": "McNemar", "n": n, "low": 0.0, "high": 0.0}
+    smallest = detectable(n, discordant)
+    result = {"delta": 100 * (gained - lost) / n, "p": 1.0, "test": "McNemar", "n": n, "low": 0.0, "high": 0.0, "detectable": smallest}
     if not discordant:
         return result
     test = binomtest(gained, discordant, 0.5)
@@ -90,18 +96,41 @@ def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
     return result | {"p": float(test.pvalue), "low": low, "high": high}
 
 
-def over_images(alone: dict[str, Any], pairs: PairedImages, category: str, weights: np.ndarray) -> dict[str, Any]:
+def detectable(n: int, discordant: int) -> float | None:
+    """The smallest true difference of two accuracies, in per cent of ``n`` paired answers, that McNemar's test finds with a power of 80 %
+    at p < 0.05, two-sided; None where not even answers that all differ one way would do.
+
+    ``discordant``: pairs that one run gets right and the other wrong, as seen; their share psi is taken for the true one. With z the
+    quantiles of the normal distribution, the difference d solves (Miettinen, Biometrics 24, 1968, 339-352; Connor, Biometrics 43, 1987,
+    207-211)
+
+        d sqrt(n) = z(0.975) sqrt(psi) + z(0.8) sqrt(psi - d^2).
+
+    No difference exceeds psi. Where so few pairs differ that d would, psi itself has to be larger, and d = psi: all of them one way. The
+    exact test needs a little more than this approximation.
+    """
+    a, b = float(norm.ppf((1 + CONFIDENCE) / 2)), float(norm.ppf(POWER))
+    if 2 * 0.5**n >= 1 - CONFIDENCE:
+        return None
+    root = (a * n**0.5 + b * (n + b**2 - a**2) ** 0.5) / (n + b**2)  # d = root sqrt(psi), by squaring
+    return 100 * root * max(root, (discordant / n) ** 0.5)
+
+
+def over_images(alone: dict[str, Any], pairs: PairedImages, select: Select, weights: np.ndarray) -> dict[str, Any]:
     """McNemar's answer ``alone``, corrected for images that have several questions. ``weights``: (draws, images), of ``_draws``.
 
     p is the larger of McNemar's and that of the share of right answers in ``weights``; the interval is that of the draws. Where k images
-    differ, p is at least 2 / 2^k: so often all of them go one way by chance, which draws of a handful of images do not see."""
-    runs = [[_hits(image, category) for image in run] for run in (pairs.ours, pairs.theirs)]
+    differ, p is at least 2 / 2^k: so often all of them go one way by chance, which draws of a handful of images do not see. What is
+    detectable is the larger of both too."""
+    runs = [[_hits(image, select) for image in run] for run in (pairs.ours, pairs.theirs)]
     ours, theirs = (np.array([sum(hits) for hits in run]) for run in runs)
     counts = weights @ np.array([len(hits) for hits in runs[0]])
     column = 100 * (weights @ (ours - theirs))[counts > 0] / counts[counts > 0]
     interval = _interval(column, alone["delta"])
     one_way = min(1.0, 2 * 0.5 ** int(np.count_nonzero(ours - theirs)))
-    return alone | interval | {"p": max(alone["p"], interval["p"] or 0.0, one_way), "test": BOTH}
+    known = interval["p"] is not None and alone["detectable"] is not None
+    smallest = max(alone["detectable"], interval["detectable"] or 0.0) if known else None
+    return alone | interval | {"p": max(alone["p"], interval["p"] or 0.0, one_way), "test": BOTH, "detectable": smallest}
 
 
 def bootstrap(
@@ -127,12 +156,17 @@ def bootstrap(
 
 
 def _interval(column: np.ndarray, delta: float) -> dict[str, float | None]:
-    """p, low and high of (draws,) bootstrap differences."""
+    """p, low, high and what is detectable of (draws,) bootstrap differences.
+
+    A normal difference is found with a power of 80 % where it is z(0.975) + z(0.8) standard errors, those being the draws' standard
+    deviation. None where the draws do not differ, and so have none."""
     if not len(column) or np.ptp(column) <= SAME < abs(delta):  # one image a category: draws cannot differ, so they tell nothing
-        return {"p": None, "low": None, "high": None}
+        return {"p": None, "low": None, "high": None, "detectable": None}
     sides = [(1 + np.count_nonzero(side)) / (1 + len(column)) for side in (column <= SAME, column >= -SAME)]
     low, high = np.quantile(column, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return {"p": float(min(1.0, 2 * min(sides))), "low": float(low), "high": float(high)}
+    errors = float(norm.ppf((1 + CONFIDENCE) / 2) + norm.ppf(POWER))
+    smallest = errors * float(np.std(column)) if np.ptp(column) > SAME else None
+    return {"p": float(min(1.0, 2 * min(sides))), "low": float(low), "high": float(high), "detectable": smallest}
 
 
 @dataclass(frozen=True)
@@ -241,15 +275,19 @@ def _mixtures(ours: Records, theirs: Records, seed: int) -> list[Records]:
     return [[pair[k] for k, pair in zip(lot, zip(ours, theirs, strict=True), strict=True)] for lot in lots]
 
 
-def _counted(runs: list[tuple[Records, dict[str, float]]], name: str) -> str | None:
-    """The category ("": all) whose share of right answers the score is, on all of ``runs``; None where it is none, where answers are
-    right in part, or where a question stands there more than once (POPE asks the same in three categories) and so counts for one only."""
-    for category in ("", name):
-        subsets = [(_answered(records, category), scores.get(name)) for records, scores in runs]
+def _counted(benchmark: Benchmark, runs: list[tuple[Records, dict[str, float]]], name: str) -> Select | None:
+    """The records (all, a category, or a subset that the benchmark names) whose share of right answers the score is, on all of ``runs``;
+    None where it is none, where answers are right in part, or where a question stands there more than once (POPE asks the same in three
+    categories) and so counts for one only."""
+    selections: list[Select] = [lambda record: True, lambda record: record.get("category") == name]
+    if isinstance(benchmark, Subsets):
+        selections.append(lambda record: benchmark.counts(name, record))
+    for select in selections:
+        subsets = [(_answered(records, select), scores.get(name)) for records, scores in runs]
         if any([r["id"] for r in records] != [r["id"] for r in subsets[0][0]] for records, _ in subsets):
             continue  # one run has no verdict where the other has
         if all(_is_share(records, score) for records, score in subsets) and _unique_questions(subsets[0][0]):
-            return category
+            return select
     return None
 
 
@@ -266,9 +304,9 @@ def _unique_questions(records: Records) -> bool:
     return len(set(keys)) == len(keys)
 
 
-def _answered(records: Records, category: str) -> Records:
-    return [r for r in records if r.get("correct") is not None and category in ("", r.get("category"))]
+def _answered(records: Records, select: Select) -> Records:
+    return [r for r in records if r.get("correct") is not None and select(r)]
 
 
-def _hits(records: Records, category: str) -> list[bool]:
-    return [bool(r["correct"]) for r in _answered(records, category)]
+def _hits(records: Records, select: Select) -> list[bool]:
+    return [bool(r["correct"]) for r in _answered(records, select)]

@@ -109,7 +109,7 @@ def csv(document: TableDocument) -> str:
 CSV = [
     *("table", "point", "group", "measured_on", "column"),
     *("published", "published_delta", "derived", "missing"),
-    *("measured", "stderr", "samples", "skipped", "baseline", "delta", "p", "test", "n", "low", "high"),
+    *("measured", "stderr", "samples", "skipped", "baseline", "delta", "p", "test", "n", "low", "high", "detectable"),
     *("status", "error", "command"),
 ]
 
@@ -148,7 +148,7 @@ def _measured_lines(document: TableDocument, row: TableRow) -> list[dict[str, An
                 | _published_fields(row, column.get("published"))
                 | {"measured_on": group["label"], "baseline": row.get("baseline")}
                 | {k: None if v is None else v / per for k, v in (("measured", number), ("stderr", stderr))}
-                | {k: None if test.get(k) is None else test[k] / per for k in ("delta", "low", "high")}
+                | {k: None if test.get(k) is None else test[k] / per for k in ("delta", "low", "high", "detectable")}
                 | {k: test.get(k) for k in ("p", "test", "n")}
                 | {k: run.get(k) for k in ("samples", "status", "error", "command")}
                 | {"skipped": run.get("skipped_samples")}

@@ -201,6 +201,24 @@ def test_each_test_is_told_in_words_of_its_own(document):
     assert any(f"p < 0.05 in a paired test ({words}), not" in line for line in legend.lines(document))
 
 
+def test_the_smallest_detectable_difference_is_printed_for_each_column_as_a_range_over_the_rows(document, capsys):
+    assert not any("could be detected" in line for line in legend.lines(document))
+    deltas = [r["deltas"]["mosaic_mme"]["total"] for r in document["rows"][1:3]]
+    deltas[0]["detectable"], deltas[1]["detectable"] = 2.314, None
+    words = "Smallest difference that could be detected (p < 0.05, two-sided, with a power of 80 %, by the answers that differ)"
+    assert f"{words}: total 2.31." in legend.lines(document)
+    deltas[1]["detectable"] = 0.7
+    assert f"{words}: total 0.70 to 2.31." in legend.lines(document)
+    assert cell(document, "w/o SGS", "total").note.endswith("638 shared samples), detectable from 2.31")
+    frame = pandas.read_csv(io.StringIO(text.csv(document)))
+    assert frame.detectable.dropna().tolist() == [2.314, 0.7]
+    terminal.show(document)
+    assert "total 0.70 to 2.31." in " ".join(capsys.readouterr().out.split())
+    document["groups"][0]["columns"]["total"]["per"] = 10
+    document["groups"].append({"benchmark": "gqa", "label": "b on gqa, 9 questions", "columns": {}})
+    assert f"{words}: total (mosaic_mme) 0.07 to 0.23." in legend.lines(document)
+
+
 def test_the_legend_says_what_occurs_and_nothing_else(document):
     said = " ".join(legend.lines(document))
     for wanted in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from blink_exp.benchmarks.base import ExactMatch, Score, group_by, mean
 from blink_exp.benchmarks.mme import score_pairs
+from blink_exp.benchmarks.mosaic_detail import MosaicDetail
+from blink_exp.evaluation.records import graded
 from blink_exp.reports import statistics
 from blink_exp.reports.statistics import BOTH, bootstrap, compare, mcnemar, resampled
 
@@ -83,6 +86,70 @@ def test_mcnemar_s_interval_and_p_never_contradict_each_other():
         for lost in range(12):
             found = mcnemar([True] * gained + [False] * (lost + 5), [False] * gained + [True] * lost + [False] * 5)
             assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0), (gained, lost)
+
+
+# the smallest detectable difference
+
+
+@pytest.mark.parametrize(
+    ("n", "discordant", "smallest"),
+    [
+        (1000, 100, 2.79831),  # root = (1.959964 * 31.6228 + 0.841621 * 31.5732) / 1000.708 = 0.0884894; times sqrt(0.1)
+        (4000, 400, 1.40038),  # four times the questions: about half
+        (1000, 3, 0.783037),  # root^2: fewer than eight differ, which could not tell anything
+        (1000, 0, 0.783037),
+        (8, 0, 72.2157),  # root = (1.959964 * 2.828427 + 0.841621 * 2.206097) / 8.708327 = 0.849798: six of eight
+        (5, 5, None),  # all five one way: p = 2 / 2^5
+    ],
+)
+def test_the_smallest_detectable_difference_by_hand(n, discordant, smallest):
+    assert statistics.detectable(n, discordant) == (None if smallest is None else pytest.approx(smallest, rel=1e-4))
+
+
+@pytest.mark.parametrize(("n", "discordant"), [(1000, 100), (1344, 269), (300, 30)])
+def test_the_equation_of_the_smallest_detectable_difference_holds(n, discordant):
+    d, psi = statistics.detectable(n, discordant) / 100, discordant / n
+    assert d * n**0.5 == pytest.approx(1.959964 * psi**0.5 + 0.841621 * (psi - d**2) ** 0.5, rel=1e-6)
+
+
+def test_a_difference_of_that_size_is_found_four_times_in_five():
+    """Runs are drawn that truly differ so much: the exact test finds it a little less often than the normal approximation says."""
+    n, discordant = 1344, 200
+    d, psi = statistics.detectable(n, discordant) / 100, discordant / n
+    draws = np.random.default_rng(0).multinomial(n, [(psi + d) / 2, (psi - d) / 2, 1 - psi], size=3000)
+    pvalue = functools.cache(lambda gained, lost: mcnemar([True] * gained + [False] * lost, [False] * gained + [True] * lost)["p"])
+    assert 0.75 < np.mean([pvalue(int(gained), int(lost)) < 0.05 for gained, lost, _ in draws]) < 0.81
+
+
+def test_what_is_detectable_is_there_for_every_test_and_grows_where_questions_of_an_image_fall_together():
+    ours, theirs = run(noisy(1, 480), subtasks), run(noisy(2, 480), subtasks)
+    alone = compare(ExactMatch(), ours, theirs, ["accuracy"])["accuracy"]["detectable"]
+    differ = sum(ours[k]["correct"] != theirs[k]["correct"] for k in ours)
+    assert alone == statistics.detectable(480, differ)
+    drawn = bootstrap(ExactMatch(), list(ours.values()), list(theirs.values()), ["accuracy"])["accuracy"]
+    assert drawn["detectable"] == pytest.approx(alone, rel=0.1)
+    theirs = run([True] * 320 + [False] * 80, per_image=10)
+    ours = run([False] * 80 + [True] * 260 + [False] * 60, per_image=10)
+    found = compare(ExactMatch(), ours, theirs, ["accuracy"])["accuracy"]
+    assert found["detectable"] > 2 * statistics.detectable(400, 100)  # ten images differ, not 100 questions
+    again = compare(ExactMatch(), ours, ours, ["accuracy"])["accuracy"]
+    assert again["detectable"] == statistics.detectable(400, 0)
+    pairs = compare(Pairs(), run(noisy(1), subtasks, 2), run(noisy(2), subtasks, 2), ["total"])["total"]
+    assert (pairs["high"] - pairs["low"]) * 0.5 < pairs["detectable"] < pairs["high"] - pairs["low"]  # 2.8 errors, of an interval of 3.9
+
+
+def test_an_accuracy_over_a_part_of_the_questions_is_mcnemar_s_too():
+    """mosaic_detail has open questions and pairs on one image: accuracy counts the first alone, as do the accuracies by scene size."""
+    benchmark, generators = MosaicDetail(24), [random.Random(seed) for seed in (0, 1)]
+    ours, theirs = (
+        {s.id: graded(benchmark, s, generator.choice([s.answer, "other"])) for s in benchmark.samples()} for generator in generators
+    )
+    found = compare(benchmark, ours, theirs, ["accuracy", "5x5", "shape 5x5", "perception"], resamples=200)
+    assert {k: v["test"] for k, v in found.items()} == {"accuracy": BOTH, "5x5": BOTH, "shape 5x5": "McNemar", "perception": "bootstrap"}
+    assert [found[k]["n"] for k in ("accuracy", "5x5", "shape 5x5")] == [48, 12, 6]
+    for name, test in found.items():
+        first, second = (benchmark.score(list(records.values()))[name].value for records in (ours, theirs))
+        assert test["delta"] == pytest.approx(first - second), name
 
 
 # which test
