@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
-<<<<<<< HEAD
-from blink_exp.reports.cells import CONTROL, DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, rows
-=======
-from blink_exp.reports.cells import DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, printed, rows
->>>>>>> detail
+from blink_exp.reports.cells import CONTROL, DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, printed, rows
 
 TESTS = {  # of ``statistics``
     "McNemar": "McNemar's exact test",
