@@ -35,10 +35,10 @@ def show(document: TableDocument) -> None:
     if rows:
         table = Table(title="Region effects")
         table.add_column("", overflow="fold")
-        for heading in effects.HEADINGS:
-            table.add_column(heading, justify="right", overflow="fold")
-        for label, values in rows:
-            table.add_row(Text(label), *map(Text, values))
+        for name in effects.HEADINGS:
+            table.add_column(name, justify="right", overflow="fold")
+        for point, values in rows:
+            table.add_row(Text(point), *map(Text, values))
         console.print(table)
     for line in [*([effects.MEANING] if rows else []), *document.get("conclusion", []), *legend.lines(document), *legend.gaps(document)]:
         console.print(Text(line))
