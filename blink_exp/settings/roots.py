@@ -123,6 +123,7 @@ class TrainSettings:
     seed: int = limits.seed()
     checkpoint_activations: bool = limits.flag()
     channels_last: bool = limits.flag()
+    measure: bool = limits.flag()
     output: str | None = limits.path()
     resume: str | None = limits.path()
 

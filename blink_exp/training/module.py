@@ -19,12 +19,14 @@ from blink_exp.decoder.visual_states import image_states
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.tokensr.modules import build_all
+from blink_exp.tracking.names import held_out_metrics
 from blink_exp.training.batches import rescale
 from blink_exp.training.capture import Ranks, prepare_features
 from blink_exp.training.feature_cache import Features
 from blink_exp.training.losses import Loss, weighted
 from blink_exp.training.optimization import Optimization
 from blink_exp.training.pairs import PairBatch
+from blink_exp.training.quality import INTERPOLATION, TOKENSR, HeldOut, Norm, check_finite, layer_norm, measures
 
 
 class TokenSRTraining(pl.LightningModule):
@@ -64,7 +66,7 @@ class TokenSRTraining(pl.LightningModule):
         self.quadrants: torch.Tensor
         self.register_buffer("quadrants", torch.stack([self.grid.indices(q) for q in range(4)]), persistent=False)
         self._step_losses: list[torch.Tensor] = []  # (layers,) of each part of an optimizer step
-        self._held_out: dict[str, list[tuple[float, float, int]]] = {}
+        self._held_out: dict[int, HeldOut] = {}
         self.result: dict[int, dict[str, float]] = {}
         self.metadata = {
             "backbone": backbone.identity,
@@ -120,6 +122,10 @@ class TokenSRTraining(pl.LightningModule):
         module = self.amplifiers[str(layer)]
         return module(patch.to(next(module.parameters()).dtype)).flatten(2).mT
 
+    def norm(self, layer: int) -> Norm:
+        """The input norm of a layer of the frozen model."""
+        return layer_norm(self._frozen[0].llm, layer)
+
     def layer_loss(self, layer: int, patch: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return self.loss(self.refine(layer, patch), teacher)
 
@@ -155,28 +161,23 @@ class TokenSRTraining(pl.LightningModule):
         self.log("loss/train", mean.mean(), on_step=True, prog_bar=True)
 
     def on_validation_epoch_start(self):
-        self._held_out = {str(layer): [] for layer in self.layers}
+        self._held_out = {layer: HeldOut() for layer in self.layers}
 
     def validation_step(self, batch, batch_idx):
         for layer, (patch, teacher) in self.pairs(batch).items():
-            plain = self.loss(patch.flatten(2).mT, teacher).item()
-            refined = self.loss(self.refine(layer, patch), teacher).item()
-            self._held_out[str(layer)].append((plain, refined, len(teacher)))
+            held_out = self._held_out[layer]
+            held_out.add_teacher(teacher)
+            for way, student in ((INTERPOLATION, patch.flatten(2).mT), (TOKENSR, self.refine(layer, patch))):
+                held_out.add(way, self.loss(student, teacher).item(), *measures(student, teacher, self.norm(layer)), len(teacher))
 
     def on_validation_epoch_end(self):
         for layer in self.layers:
-            rows = self._held_out[str(layer)]
-            sums = [sum(row[k] * row[2] for row in rows) for k in (0, 1)] + [sum(row[2] for row in rows)]
-            plain, refined, samples = self._over_devices(sums)
-            plain, refined = plain / samples, refined / samples
-            if not math.isfinite(plain):
-                raise UserError(f"layer {layer} of the frozen model has held-out states that are nan or inf; use another model.dtype")
-            if not math.isfinite(refined):
-                raise UserError(self._diverged(f"the held-out loss of layer {layer} is {refined}"))
-            gain = 1 - refined / plain if plain else -math.inf if refined else 0.0  # plain: 0 where all pictures are of one colour
-            self.result[layer] = {"interpolation": plain, "tokensr": refined, "gain": gain, "samples": int(samples)}
-            for name, value in (("loss/held_out", refined), ("gain", gain)):
-                self.log(f"{name}/layer_{layer}", value, sync_dist=self.trainer.world_size > 1)  # the same number on all
+            held_out = self._held_out[layer]
+            row = held_out.row(self._over_devices(held_out.sums))
+            check_finite(layer, row, self._diverged)
+            self.result[layer] = row
+            for name, value in held_out_metrics(layer, row).items():
+                self.log(name, value, sync_dist=self.trainer.world_size > 1)  # the same number on all
 
     def _over_devices(self, sums: list[float]) -> list[float]:
         if self.trainer.world_size == 1:

@@ -18,6 +18,10 @@ def check_recipe(settings: TrainSettings) -> None:
         raise UserError(f"trainer.precision={trainer.precision} needs a GPU; on a CPU use trainer.precision=bf16-mixed or 32-true")
     if settings.tokensr.architecture == "interp":
         raise UserError("tokensr=interp has no parameters to train; choose conv, residual_conv, mlp, depthwise or pixel_shuffle")
+    if settings.measure and settings.resume:
+        raise UserError(f"measure=true trains nothing, so that resume={settings.resume} has nothing to go on with; give one of them")
+    if settings.measure and settings.output:
+        raise UserError(f"measure=true trains nothing, so that nothing would be written to output={settings.output}; give one of them")
     if settings.channels_last and trainer.strategy.startswith("deepspeed"):
         raise UserError("channels_last=true has no effect under ZeRO, which lays the weights out itself; use false, or trainer=ddp")
 

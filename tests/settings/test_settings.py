@@ -119,6 +119,7 @@ MEANT: dict[str, set[str]] = {
     "optim.warmup": {"float"},
     "checkpoint_activations": NOTHING,
     "channels_last": NOTHING,
+    "measure": NOTHING,
     "model.path": TEXT,
     "model.name": TEXT | OR_NULL,
     "model.revision": TEXT | OR_NULL,
