@@ -117,15 +117,20 @@ class PairedCrops(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Each held-out pair is on exactly one device."""
         assert self.held_out is not None
-        rank, world = self._rank()
+        _, world = self._rank()
         if len(self.held_out) < world:
             raise UserError(f"data.held_out_size={len(self.held_out)} gives {world} devices nothing to measure; use {world} or more")
+        return self.in_order("held_out", len(self.held_out))
+
+    def in_order(self, split: str, pairs: int) -> DataLoader:
+        """This device's share of the first ``pairs`` of a split."""
+        rank, world = self._rank()
         batch_size, _ = share_out(self.global_batch, world, self.batch_size)
-        share = range(rank, len(self.held_out), world)
+        share = range(rank, pairs, world)
         if self.stored:
             order = BatchSampler(share, batch_size, drop_last=False)
-            return DataLoader(self.stored["held_out"], batch_size=None, sampler=order, num_workers=self.workers)
-        return DataLoader(Subset(self.held_out, share), batch_size, num_workers=self.workers, collate_fn=collate)
+            return DataLoader(self.stored[split], batch_size=None, sampler=order, num_workers=self.workers)
+        return DataLoader(Subset(getattr(self, split), share), batch_size, num_workers=self.workers, collate_fn=collate)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: hashes of the file lists, so that a resumed training has the same images."""

@@ -72,8 +72,7 @@ def load_backbone(job: Job, trainer: pl.Trainer) -> Backbone:
 
 def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, float]]:
     started, settings, speaks = time.time(), job.settings, trainer.is_global_zero
-    weights = asdict(settings.loss)["weights"]
-    weighted(weights)
+    loss = weighted(asdict(settings.loss.weights), settings.loss.temperature)  # type: ignore[call-overload]
     data = job.data(transform=BaseView(None), steps_done=start.step)  # checks its settings before the model is loaded
     batch_size, trainer.accumulate_grad_batches = share_out(data.global_batch, trainer.world_size, data.batch_size)
     backbone = load_backbone(job, trainer)
@@ -84,10 +83,12 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
         backbone,
         layers,
         settings.tokensr.architecture,
-        weights,
+        loss,
         job.optimization,
         checkpoint_activations=settings.checkpoint_activations,
         channels_last=settings.channels_last,
+        standardise=settings.loss.standardise,
+        statistics_pairs=settings.loss.statistics_pairs,
     )
     if speaks:
         keep_rows(trainer.loggers, start.step)

@@ -99,8 +99,12 @@ MEANT: dict[str, set[str]] = {
     "newline_policy.policy": NOTHING,
     "loss.weights.kl": {"float"},
     "loss.weights.kl_spatial": {"float"},
+    "loss.weights.kl_standardised": {"float"},
     "loss.weights.mse": {"float"},
     "loss.weights.cosine": {"float"},
+    "loss.temperature": {"float"},
+    "loss.standardise": NOTHING,
+    "loss.statistics_pairs": NOTHING,
     "trainer.accelerator": NOTHING,
     "trainer.strategy": TEXT,  # an unknown one is refused when the trainer is made
     "trainer.devices": {"list"},
