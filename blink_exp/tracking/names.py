@@ -78,6 +78,15 @@ def held_out_metrics(layer: int, row: dict[str, float]) -> dict[str, float]:
     return out | {f"gain/layer_{layer}": row["gain"]}
 
 
+def answer_metrics(row: dict[str, float]) -> dict[str, float]:
+    """{name: number} of the held-out answers of a training on answers (``training.answer_module``).
+
+    Names: ``answers/loss/WAY`` (cross-entropy) and ``answers/accuracy/WAY``, WAY one of ``none``, ``interpolation``, ``held_out``."""
+    ways = {"none": "none", "interpolation": "interpolation", "held_out": "tokensr"}
+    loss = {f"answers/loss/{name}": row[way] for name, way in ways.items()}
+    return loss | {f"answers/accuracy/{name}": row[f"accuracy_{way}"] for name, way in ways.items()}
+
+
 def headline(finished: Metrics) -> str | None:
     """The headline score of a run: the last if a benchmark names several, which is their total."""
     names = finished.get("headline")
