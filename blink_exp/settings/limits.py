@@ -180,6 +180,11 @@ def layer_list() -> Any:
     return _field(Each(Between(1, noun="a whole number")), MISSING)
 
 
+def whole_list(low: int, high: int) -> Any:
+    """A field for a list of whole numbers from ``low`` to ``high``."""
+    return _field(Each(Between(low, high, noun="a whole number")), MISSING)
+
+
 def preset_list() -> Any:
     return _field(Each(Text("a name"), least=0), MISSING)
 

@@ -249,7 +249,7 @@ class OpenAIJudge:
 
 
 @dataclass
-class SceneData:
+class PairData:
     train_size: int = limits.whole(1)
     held_out_size: int = limits.whole(1)
     global_batch: int = limits.whole(1)
@@ -263,14 +263,20 @@ class SceneData:
 
 
 @dataclass
-class FolderData(SceneData):
+class SceneData(PairData):
+    sizes: list[int] = limits.whole_list(1, 16)  # 16 x 16 small objects are all but 27 of the test images'
+    small: bool = limits.flag()
+
+
+@dataclass
+class FolderData(PairData):
     path: str = limits.path()
     pad: bool = limits.flag()
     image_loading: Any = limits.group()
 
 
 @dataclass
-class LlavaData(SceneData):
+class LlavaData(PairData):
     json: str = limits.path()
     images: str = limits.path()
     train_size: int | None = limits.whole(1)  # type: ignore[assignment]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,12 +43,13 @@ def open_canvas(name: str, root: Path, pad: bool, options: ImageOptions = DEFAUL
     return canvas
 
 
-def scene_canvases(split: str, seed: int, sizes: tuple[int, ...] = (2, 3, 4)) -> Callable[[int], Image.Image]:
-    """Scenes of real easy-VQA images (see scale_model.scenes), 2 x 2 to 4 x 4."""
+def scene_canvases(split: str, seed: int, sizes: Sequence[int] = (2, 3, 4), small: bool = False) -> Callable[[int], Image.Image]:
+    """Scenes of easy-VQA's images of ``split``. ``sizes``: objects a row, drawn alike; ``small``: only small objects."""
+    scene = functools.partial(random_scene, small=True) if small else random_scene
 
     def canvas(i: int) -> Image.Image:
         rng = np.random.default_rng((seed, 5, i))
-        return random_scene(rng, split, sizes[int(rng.integers(len(sizes)))]).canvas
+        return scene(rng, split, sizes[int(rng.integers(len(sizes)))]).canvas
 
     return canvas
 

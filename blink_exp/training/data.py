@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -194,20 +194,31 @@ class PairedCrops(pl.LightningDataModule):
 
 
 class SceneData(PairedCrops):
-    """Mosaics of real easy-VQA images; held out: mosaics of its test images."""
+    """Mosaics of real easy-VQA images; held out: mosaics of its test images.
+
+    Args:
+        sizes: objects a row of a scene, drawn from this list; 4: scenes of 4 x 4.
+        small: whether all objects are small ones, as in scenes where the full view lacks their detail.
+    """
 
     source = "scenes"
 
-    def __init__(self, transform: Transform, **common: Any):
+    def __init__(self, transform: Transform, sizes: Sequence[int] = (2, 3, 4), small: bool = False, **common: Any):
         super().__init__(transform, **common)
+        self.sizes, self.small = list(sizes), small
         if self.train_size is None or self.held_out_size is None:
             raise UserError(
                 "data.train_size=null means every image once, and there is no end of scenes; give data.train_size and held_out_size"
             )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        return super().identity | {"sizes": self.sizes, "small": self.small}
+
     def splits(self) -> tuple[Split, Split]:
         assert self.train_size is not None and self.held_out_size is not None
-        return Split(scene_canvases("train", self.seed), self.train_size), Split(scene_canvases("test", self.seed), self.held_out_size)
+        train, test = (scene_canvases(split, self.seed, self.sizes, self.small) for split in ("train", "test"))
+        return Split(train, self.train_size), Split(test, self.held_out_size)
 
     def dialogue_sources(self) -> tuple[Source, Source]:
         assert self.train_size is not None and self.held_out_size is not None

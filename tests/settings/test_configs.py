@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -9,6 +11,7 @@ from support.scripts import ROOT
 
 from blink_exp.settings.compose import composed
 from blink_exp.settings.groups import Layers
+from blink_exp.settings.targets import PairData
 
 CONF = ROOT / "conf"
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
@@ -55,6 +58,15 @@ def test_no_file_is_left_out():
     covered = {word for _, words in rounds() for word in words} | elsewhere
     assert len(files) == len(covered)
     assert all(GROUPS.values())
+
+
+def test_presets_of_data_share_the_values_of_their_common_settings():
+    presets = {name: compose("train", [f"data={name}", *NEEDED.get(f"data={name}", [])]).data for name in GROUPS["data"]}
+    own = {"folder": set(), "llava_665k": {"train_size", "held_out_size", "workers"}}
+    for name, differs in own.items():
+        shared = presets["scenes"].keys() & presets[name].keys() - {"_target_"}
+        assert shared >= {field.name for field in dataclasses.fields(PairData)}
+        assert {key for key in shared if presets[name][key] != presets["scenes"][key]} == differs
 
 
 def test_threshold_presets_are_the_paper_s():

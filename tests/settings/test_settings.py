@@ -178,6 +178,8 @@ MEANT: dict[str, set[str]] = {
     "data.pad": NOTHING,
     "data.quadrants": NOTHING,
     "data.questions": NOTHING,
+    "data.sizes": {"list"},
+    "data.small": NOTHING,
     "data.cache_features": NOTHING,
     "data.cache_path": TEXT,
     "data.cache_dtype": NOTHING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from blink_exp.errors import UserError
+from blink_exp.scenes.scenes import load_tiles, small_tiles
 from blink_exp.tokensr import checkpoint, modules
 from blink_exp.tokensr.checkpoint import ModuleMetadata
 from blink_exp.training import canvases, data, losses
@@ -91,6 +93,29 @@ def test_training_draws_train_images_and_holding_out_draws_test_images(monkeypat
     module.setup()
     _ = module.train[0], module.held_out[0]
     assert drawn == ["train", "test"]
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_scenes_to_train_on_have_the_sizes_and_objects_that_are_asked_for(small):
+    """Train scenes hold pictures of the train split only, held-out scenes of the test split only, small ones where that is asked."""
+    made = data.SceneData(lambda image: torch.zeros(1), sizes=[4, 5], small=small, train_size=16, held_out_size=16)
+    for split, canvas in zip(("train", "test"), (part.canvases for part in made.splits()), strict=True):
+        pool = {tile.pixels.tobytes() for tile in (small_tiles(split) if small else load_tiles(split))}
+        sides = set()
+        for i in range(16):
+            pixels = np.asarray(canvas(i))
+            n = len(pixels) // 64
+            sides.add(n)
+            cells = [pixels[r * 64 : (r + 1) * 64, c * 64 : (c + 1) * 64].tobytes() for r in range(n) for c in range(n)]
+            assert len(set(cells)) == n * n and set(cells) <= pool
+        assert sides == {4, 5}
+
+
+def test_scenes_are_those_of_before_where_nothing_is_asked():
+    made = data.SceneData(lambda image: torch.zeros(1), train_size=8, held_out_size=8)
+    canvas = made.splits()[0].canvases
+    digest = hashlib.sha256(b"".join(canvas(i).tobytes() for i in range(16))).hexdigest()
+    assert digest[:16] == "ba7127dc0ef21306"
 
 
 def test_broken_images_of_a_folder_are_counted_and_left_out(tmp_path):

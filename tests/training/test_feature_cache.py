@@ -84,6 +84,20 @@ def test_other_settings_have_a_cache_of_their_own(tmp_path):
     assert again.batches == 0
 
 
+def test_other_scenes_have_a_cache_of_their_own(tmp_path):
+    """Also scenes that happen to look alike, as here by lists that draw the same sizes."""
+    settings = [{}, {"sizes": [4, 5]}, {"sizes": [4]}, {"sizes": [4, 4]}, {"sizes": [4], "small": True}]
+    counts = []
+    for more in (*settings, *settings):
+        made = data.SceneData(Shrink(), train_size=4, held_out_size=2, global_batch=2, cache_path=str(tmp_path / "cache"), **more)
+        made.setup()
+        frozen = Pixels(LAYERS)
+        frozen.ready(made)
+        counts.append(frozen.batches)
+    assert len(caches(tmp_path)) == len(settings)
+    assert all(counts[: len(settings)]) and not any(counts[len(settings) :])
+
+
 def test_fewer_layers_read_the_cache_of_more(tmp_path):
     folder(tmp_path)
     made = module(tmp_path, cache_dtype="float32")
