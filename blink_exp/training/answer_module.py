@@ -63,11 +63,6 @@ class AnswerTraining(TokenSRTraining):
         wrapped = nn.ModuleDict({layer: InStates(module) for layer, module in self.amplifiers.items()})
         return {NONE: Method(), INTERPOLATION: blink(self.policy), TOKENSR: blink(self.policy, wrapped)}
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if isinstance(batch, dict):
-            return {name: self.transfer_batch_to_device(part, device, dataloader_idx) for name, part in batch.items()}
-        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     @torch.no_grad()
     def questions(self, dialogues: list[Dialogue]) -> list[ForcedQuestion]:
         """The questions of a batch, with the visual tokens of its images."""

@@ -222,8 +222,11 @@ class SceneData(PairedCrops):
 
     def dialogue_sources(self) -> tuple[Source, Source]:
         assert self.train_size is not None and self.held_out_size is not None
-        train = SceneDialogues(self.train_size, self.questions, self.seed)
-        return train, SceneDialogues(self.held_out_size, self.questions, self.seed, held_out=True)
+        train, held_out = (
+            SceneDialogues(size, self.questions, self.seed, held_out, self.sizes, self.small)
+            for size, held_out in ((self.train_size, False), (self.held_out_size, True))
+        )
+        return train, held_out
 
 
 class FileData(PairedCrops):

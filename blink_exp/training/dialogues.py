@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -58,18 +58,18 @@ class SceneDialogues:
     """Scenes of train images with questions that the looks of an object answer. Those held out are other scenes, of train images too, so
     that choosing a recipe by them leaves the test images unseen.
 
-    ``each``: questions of a scene; ``sizes``: of its sides in objects.
+    ``each``: questions of a scene; ``sizes``: objects a row, drawn from these; ``small``: whether all objects are small.
     """
 
-    def __init__(self, size: int, each: int, seed: int, held_out: bool = False, sizes: tuple[int, ...] = (2, 3, 4)):
-        self.size, self.each, self.seed, self.held_out, self.sizes = size, each, seed, held_out, sizes
+    def __init__(self, size: int, each: int, seed: int, held_out: bool = False, sizes: Sequence[int] = (2, 3, 4), small: bool = False):
+        self.size, self.each, self.seed, self.held_out, self.sizes, self.small = size, each, seed, held_out, sizes, small
 
     def __len__(self) -> int:
         return self.size
 
     def __call__(self, i: int) -> Dialogue:
         rng = np.random.default_rng((self.seed, 13 if self.held_out else 12, i))
-        scene = random_scene(rng, "train", self.sizes[int(rng.integers(len(self.sizes)))])
+        scene = random_scene(rng, "train", self.sizes[int(rng.integers(len(self.sizes)))], small=self.small)
         drawn = questions.draw(rng, scene, {kind: questions.KINDS[kind] for kind in ONE_OBJECT}, self.each)
         name = "held_out" if self.held_out else "train"
         return Dialogue(f"scene/{name}/{self.seed}/{i}", scene.canvas, [((question.text, question.answer),) for question in drawn])
@@ -95,9 +95,11 @@ class Conversations:
             if name is None:
                 continue
             try:
-                found[name].append(turns_of(row.get("conversations")))
+                turns = turns_of(row.get("conversations"))
             except ValueError as error:
                 self.skipped.append((str(row.get("id", number)), str(error)))
+            else:
+                found[name].append(turns)
         self.number = {name: n for n, name in enumerate(found)}
         parts = [json.dumps(conversations).encode() for conversations in found.values()]
         self.text, self.ends = b"".join(parts), np.cumsum([0, *map(len, parts)])
@@ -114,12 +116,12 @@ def turns_of(conversation: Any) -> Turns:
     """The turns of a row's ``conversations``. Raises ValueError where it has none that can be used."""
     if not isinstance(conversation, list) or not conversation:
         raise ValueError("it has no conversation")
-    texts = [(message.get("from"), message.get("value")) if isinstance(message, dict) else (None, None) for message in conversation]
-    if any(not isinstance(value, str) for _, value in texts):
+    messages = [(m.get("from"), m.get("value")) if isinstance(m, dict) else (None, None) for m in conversation]
+    texts = [(speaker, value.replace(PLACEHOLDER, "").strip()) for speaker, value in messages if isinstance(value, str)]
+    if len(texts) < len(messages):
         raise ValueError("a message of its conversation has no text")
     turns = []
     for (asker, question), (answerer, answer) in zip(texts[::2], texts[1::2], strict=False):
-        question, answer = question.replace(PLACEHOLDER, "").strip(), answer.replace(PLACEHOLDER, "").strip()
         if (asker, answerer) != ("human", "gpt") or not question or not answer:
             break  # later turns may refer to it
         turns.append((question, answer))

@@ -26,7 +26,7 @@ from blink_exp.training.batches import share_out
 from blink_exp.training.canvases import BaseView
 from blink_exp.training.data import PairedCrops
 from blink_exp.training.distributed import Zero, terminate_children_on_failure
-from blink_exp.training.export import RECORDED, save_modules
+from blink_exp.training.export import DECISIONS, RECORDED, save_modules
 from blink_exp.training.job import Job
 from blink_exp.training.losses import WeightedLoss, weighted
 from blink_exp.training.module import TokenSRTraining, parameters
@@ -169,7 +169,8 @@ def load_modules(module: TokenSRTraining, path: str | None) -> Path:
 def save(job: Job, module: TokenSRTraining) -> Path:
     """Writes the modules. Returns their folder."""
     target = Path(job.settings.output) if job.settings.output else job.out / "tokensr"
-    training = {name: job.record[name] for name in RECORDED}
+    names = (*RECORDED, *DECISIONS) if job.settings.loss.weights.answer else RECORDED  # type: ignore[attr-defined]
+    training = {name: job.record[name] for name in names}
     held_out = {layer: {"held_out": row} for layer, row in module.result.items()}
     save_modules(module.amplifiers, module.metadata, training, target, held_out)
     return target
