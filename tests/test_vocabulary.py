@@ -206,11 +206,12 @@ def pairs(categories: tuple[str, ...]) -> list[dict]:
 @functools.lru_cache
 def scores_of(preset: str) -> set[str]:
     """The scores that a benchmark makes of a few right answers, or, where these would need its data, those that its rule names."""
-    from blink_exp.benchmarks import mmstar, mosaic_hr, mosaic_mme, mosaic_open
+    from blink_exp.benchmarks import mmstar, mosaic_detail, mosaic_hr, mosaic_mme, mosaic_open
 
-    if preset in ("mosaic_hr", "mosaic_open"):
-        made = {"mosaic_hr": mosaic_hr.MosaicHR, "mosaic_open": mosaic_open.MosaicOpen}[preset](images=8)
-        return {*made.score([{"category": s.category, "correct": True} for s in made.samples()])}
+    scenes = {"mosaic_detail": mosaic_detail.MosaicDetail, "mosaic_hr": mosaic_hr.MosaicHR, "mosaic_open": mosaic_open.MosaicOpen}
+    if preset in scenes:
+        made = scenes[preset](images=8)
+        return {*made.score([{"image_id": s.image_id, "category": s.category, "correct": True} for s in made.samples()])}
     if preset in ("mosaic_mme", "mme"):
         kind = {"mosaic_mme": mosaic_mme, "mme": mme}[preset]
         return {*mme.score_pairs(pairs((*kind.PERCEPTION, *kind.COGNITION)), tuple(kind.PERCEPTION), tuple(kind.COGNITION))}

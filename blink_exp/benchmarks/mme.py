@@ -60,9 +60,10 @@ def yes_or_no(text: str, letters: bool = False) -> str:
 
 
 def score_pairs(records: list[Record], perception: tuple[str, ...], cognition: tuple[str, ...]) -> dict[str, Score]:
-    """MME's scores. Images with one answer missing (a broken image, a limit) are left out of accuracy-plus and of accuracy alike."""
-    images = group_by(records, "image_id")
-    pairs = [pair for pair in images.values() if len(pair) == 2 and all(r["correct"] is not None for r in pair)]
+    """MME's scores. A pair is a subtask's two questions on an image. One with an answer missing (a broken image, a limit) is left out of
+    accuracy-plus and of accuracy alike."""
+    images = [pair for rows in group_by(records, "category").values() for pair in group_by(rows, "image_id").values()]
+    pairs = [pair for pair in images if len(pair) == 2 and all(r["correct"] is not None for r in pair)]
     paired = [r for pair in pairs for r in pair]
     scores = {subtask: subtask_score(rows) for subtask, rows in group_by(paired, "category").items()}
     sums = [total(scores[s] for s in group if s in scores) for group in (perception, cognition)]

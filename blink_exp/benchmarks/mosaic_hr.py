@@ -9,7 +9,7 @@ import numpy as np
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
 from blink_exp.scenes.hr_questions import KINDS
-from blink_exp.scenes.scenes import Scene, many_objects, random_scene
+from blink_exp.scenes.scenes import many_objects, random_scene
 
 VERSION = 1
 TRIES = 20  # draws of a question before a scene goes without one of that kind (a single row has nothing above anything else)
@@ -48,11 +48,7 @@ class MosaicHR(ExactMatch):
                             question.answer,
                             kind,
                             tuple(scene.box(k) for k in question.objects),
-                            functools.partial(_mask, scene, question.objects),
+                            functools.partial(scene.mask, question.objects),
                         )
                     )
         return out
-
-
-def _mask(scene: Scene, objects: tuple[int, ...]) -> np.ndarray:
-    return np.any(scene.masks()[list(objects)], axis=0, keepdims=True)[0]

@@ -52,17 +52,40 @@ def _matches(scene: Scene, value: str) -> tuple[int, ...]:
     return tuple(i for i, tile in enumerate(scene.tiles) if value in (tile.shape, tile.color))
 
 
+# About tile i, named by what it alone has.
+
+
+def color_of(scene: Scene, i: int) -> SceneQuestion:
+    return SceneQuestion("color", f"what color is the {scene.tiles[i].shape}?", scene.tiles[i].color, (i,))
+
+
+def shape_of(scene: Scene, i: int) -> SceneQuestion:
+    return SceneQuestion("shape", f"what is the {scene.tiles[i].color} shape?", scene.tiles[i].shape, (i,))
+
+
+def color_check_of(rng: np.random.Generator, scene: Scene, i: int, answer: str) -> SceneQuestion:
+    tile = scene.tiles[i]
+    claim = tile.color if answer == "yes" else _other(rng, COLORS, tile.color)
+    return SceneQuestion("color_check", f"is the {tile.shape} {claim}?", answer, (i,))
+
+
+def shape_check_of(rng: np.random.Generator, scene: Scene, i: int, answer: str) -> SceneQuestion:
+    tile = scene.tiles[i]
+    claim = tile.shape if answer == "yes" else _other(rng, SHAPES, tile.shape)
+    return SceneQuestion("shape_check", f"is the {tile.color} shape a {claim}?", answer, (i,))
+
+
 # Open questions: the answer is one word.
 
 
 def color(rng, scene, answer):
     unique = _pick(rng, _unique(scene, "shape"))
-    return unique and SceneQuestion("color", f"what color is the {unique[0]}?", scene.tiles[unique[1]].color, (unique[1],))
+    return unique and color_of(scene, unique[1])
 
 
 def shape(rng, scene, answer):
     unique = _pick(rng, _unique(scene, "color"))
-    return unique and SceneQuestion("shape", f"what is the {unique[0]} shape?", scene.tiles[unique[1]].shape, (unique[1],))
+    return unique and shape_of(scene, unique[1])
 
 
 def color_at(rng, scene, answer):
@@ -116,20 +139,12 @@ def position(rng, scene, answer):
 
 def color_check(rng, scene, answer):
     unique = _pick(rng, _unique(scene, "shape"))
-    if unique is None:
-        return None
-    truth = scene.tiles[unique[1]].color
-    claim = truth if answer == "yes" else _other(rng, COLORS, truth)
-    return SceneQuestion("color_check", f"is the {unique[0]} {claim}?", answer, (unique[1],))
+    return unique and color_check_of(rng, scene, unique[1], answer)
 
 
 def shape_check(rng, scene, answer):
     unique = _pick(rng, _unique(scene, "color"))
-    if unique is None:
-        return None
-    truth = scene.tiles[unique[1]].shape
-    claim = truth if answer == "yes" else _other(rng, SHAPES, truth)
-    return SceneQuestion("shape_check", f"is the {unique[0]} shape a {claim}?", answer, (unique[1],))
+    return unique and shape_check_of(rng, scene, unique[1], answer)
 
 
 def count_check(rng, scene, answer):

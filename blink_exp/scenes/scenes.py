@@ -79,6 +79,10 @@ class Scene:
             out[i, r * TILE : (r + 1) * TILE, c * TILE : (c + 1) * TILE] = tile.mask
         return out
 
+    def mask(self, objects: tuple[int, ...]) -> np.ndarray:
+        """(height, width) bool: the union of some tiles' masks; nothing without any."""
+        return np.any(self.masks()[list(objects)], axis=0, keepdims=True)[0]
+
     def box(self, index: int) -> Box:
         """The cell of tile ``index`` as fractions of the canvas."""
         (rows, columns), (r, c) = self.grid, self.cell(index)

@@ -222,6 +222,12 @@ class Mosaic:
 
 
 @dataclass
+class MosaicDetail(Mosaic):
+    questions: str = limits.words("all", "open", "pairs")
+    blank: bool = limits.flag()
+
+
+@dataclass
 class MosaicSaliency(Mosaic):
     layers: list[int] = limits.layer_list()
     top: int = limits.whole(1)
@@ -375,6 +381,7 @@ BY_TARGET: dict[str, type] = {
             "mme.MME": Rows,
             "mmstar.MMStar": MMStar,
             "mmvet.MMVet": Marked,
+            "mosaic_detail.MosaicDetail": MosaicDetail,
             "mosaic_hr.MosaicHR": Mosaic,
             "mosaic_mme.MosaicMME": Mosaic,
             "mosaic_open.MosaicOpen": Mosaic,

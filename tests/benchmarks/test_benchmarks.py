@@ -10,6 +10,7 @@ import pytest
 
 from blink_exp.benchmarks.base import Score, mean, normalized, spread
 from blink_exp.benchmarks.easyvqa import EasyVQA
+from blink_exp.benchmarks.mosaic_detail import MosaicDetail
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import COGNITION, PERCEPTION, MosaicMME, yes_or_no
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
@@ -150,6 +151,7 @@ def test_sample_ids_are_stable_for_ever():
         (MosaicOpen(), 411, "828450425edf49cc"),
         (MosaicHR(), 469, "9c872c5c08eff292"),
         (EasyVQA(), 9673, "80353e836b6aafe5"),
+        (MosaicDetail(), 4032, "aab2d5ac2d1fe9f9"),
     ):
         samples = benchmark.samples()
         assert len({s.id for s in samples}) == len(samples) == count

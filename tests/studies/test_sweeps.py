@@ -20,6 +20,7 @@ from support.scripts import ROOT
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.duts import Duts
 from blink_exp.benchmarks.easyvqa import EasyVQA
+from blink_exp.benchmarks.mosaic_detail import MosaicDetail
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
@@ -113,7 +114,7 @@ def test_an_empty_part_an_unknown_one_and_a_benchmark_without_questions_are_refu
     check_part("all", Duts("x"))
 
 
-@pytest.mark.parametrize("make", [MosaicMME, MosaicHR, MosaicOpen, EasyVQA])
+@pytest.mark.parametrize("make", [MosaicMME, MosaicHR, MosaicOpen, MosaicDetail, EasyVQA])
 def test_no_picture_of_a_shipped_benchmark_is_in_both_parts(make):
     samples = make().samples()
     pixels = []
