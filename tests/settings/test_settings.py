@@ -156,6 +156,8 @@ MEANT: dict[str, set[str]] = {
     "benchmark.batch": NOTHING,
     "benchmark.seed": NOTHING,
     "benchmark.rule": NOTHING,
+    "benchmark.questions": NOTHING,
+    "benchmark.blank": NOTHING,
     "judge.model": TEXT,
     "judge.base_url": TEXT | OR_NULL,
     "judge.key_variable": TEXT,
