@@ -180,6 +180,7 @@ def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list
     """Writes the metrics of a training and prints them. ``target``: folder of its modules; None: nothing was trained."""
     finished = {
         "layers": module.result,
+        "parameters": parameters(module.amplifiers),
         "images": data.summary | {"unreadable": len(unreadable)},
         "skipped_images": [str(p) for p in data.broken] + unreadable,
         "backbone": module.backbone.settings,
