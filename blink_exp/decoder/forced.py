@@ -16,6 +16,7 @@ import torch
 
 from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.core.sequence import Expand
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs, read_layers
 from blink_exp.decoder.prefixes import Prefix, PrefixInputs, run_prefixes
@@ -68,8 +69,10 @@ def forced_answers(model: Any, questions: Rows[ForcedQuestion], methods: Rows[Me
     def finish(final: FinalBranches) -> None:
         logits = model.lm_head(llm.norm(final.text.states[:, -longest - 1 : -1])).float()
         for branch, row in zip(final.branches, logits, strict=True):
-            forced = ForcedAnswer(row[: len(questions[branch.question].answer)], any(map(len, branch.expanded)))
-            out.update({(branch.question, point): forced for point in branch.points})
+            answer_logits = row[: len(questions[branch.question].answer)]
+            for point in branch.points:
+                expanded = any(isinstance(record.decision, Expand) for record in decoder.records[branch.question, point])
+                out[branch.question, point] = ForcedAnswer(answer_logits, expanded)
 
     decoder.run(finish)
     return out
