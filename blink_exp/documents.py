@@ -112,6 +112,7 @@ class PointRun(TypedDict, total=False):
     blink: dict[str, Any]
     folder: str
     reused: bool
+    training: dict[str, float]  # measures of the modules that a point of a table trained
     command: str  # that runs it alone
     overrides: list[str]  # of a multirun's job
     series: str  # of a figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from blink_exp.backbone.clip_text import ClipText, load_clip_text
 from blink_exp.backbone.encode import check_cls_token, compact, encode
 from blink_exp.backbone.logits import Checked
 from blink_exp.backbone.pictures import ImagesById, PreparedImage, prepare_image
-from blink_exp.backbone.processor import chat_prompt
+from blink_exp.backbone.processor import answered_prompt, chat_prompt
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.pruner import ViewPruner
 from blink_exp.core.second_view import PixelBox
@@ -285,15 +285,31 @@ class Backbone:
         """Token ids before and behind the image of each question's prompt, as ``batch`` has them.
 
         Raises UserError for a question that contains the image placeholder."""
-        token_ids = []
+        return [self._cut(ids) for ids in self._tokens([self.prompt(q) for q in questions])]
+
+    def around_answered(self, turns: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids before the image, behind it up to the end of the prompt, and of the answer with its end token, of the last of ``turns``
+        (see ``answered_prompt``). Raises UserError as ``around``."""
+        prompt, answer = answered_prompt(self.processor, turns, self.system_prompt)
+        alone, whole = self._tokens([prompt, prompt + answer])
+        before, behind = self._cut(alone)
+        if whole[: len(alone)] == alone:
+            ids = whole[len(alone) :]
+        else:  # the tokenizer joins the end of the prompt with the answer
+            ids = self.processor.tokenizer(answer, add_special_tokens=False, return_token_type_ids=False)["input_ids"]
+        return before, behind, torch.tensor(ids, dtype=torch.long, device=self.model.device)
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        return self.processor.tokenizer(texts, return_token_type_ids=False)["input_ids"]
+
+    def _cut(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids before and behind the image of a prompt."""
         image, token = self.model.config.image_token_id, self.processor.image_token
-        for ids in self.processor.tokenizer([self.prompt(q) for q in questions], return_token_type_ids=False)["input_ids"]:
-            if ids.count(image) != 1:
-                raise UserError(f"a prompt has {ids.count(image)} placeholders {token} where it shows one image; reword the question")
-            position = ids.index(image)
-            parts = (torch.tensor(part, dtype=torch.long, device=self.model.device) for part in (ids[:position], ids[position + 1 :]))
-            token_ids.append((next(parts), next(parts)))
-        return token_ids
+        if ids.count(image) != 1:
+            raise UserError(f"a prompt has {ids.count(image)} placeholders {token} where it shows one image; reword the question")
+        position = ids.index(image)
+        before, behind = (torch.tensor(part, dtype=torch.long, device=self.model.device) for part in (ids[:position], ids[position + 1 :]))
+        return before, behind
 
     @functools.cached_property
     def between_images(self) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,24 @@ def conversation(question: str, system_prompt: str = "none") -> list[dict[str, A
 def chat_prompt(processor: Any, question: str, system_prompt: str = "none") -> str:
     """The text of one question about one image, as the checkpoint's chat template has it."""
     return processor.apply_chat_template(conversation(question, system_prompt), add_generation_prompt=True)
+
+
+def answered_prompt(processor: Any, turns: Sequence[tuple[str, str]], system_prompt: str = "none") -> tuple[str, str]:
+    """(prompt of the last question of a conversation about one image, its answer as the chat template writes it, with the end token).
+
+    ``turns``: (question, answer), at least one; those before the last are part of the prompt."""
+    messages = conversation(turns[0][0], system_prompt)
+    for (_, answer), (question, _) in itertools.pairwise(turns):
+        messages += [_text_message("assistant", answer), _text_message("user", question)]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    end = processor.tokenizer.eos_token
+    whole = processor.apply_chat_template([*messages, _text_message("assistant", turns[-1][1])], add_generation_prompt=False)
+    answer = whole[len(prompt) :] if whole.startswith(prompt) else f" {turns[-1][1]}"
+    return prompt, answer.rstrip().removesuffix(end).rstrip() + end
+
+
+def _text_message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def load_processor(folder: Path, config: Any, path: str, pad: bool, system_prompt: str) -> Any:

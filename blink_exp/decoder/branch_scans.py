@@ -32,6 +32,7 @@ class BranchScanner:
         part = Text(text.states[index, :end], text.valid[index, :end])
         return part, text_positions([branches[r] for r in rows], part.valid)
 
+    @torch.no_grad()  # decisions have no gradient
     def patches(self, i: int, branches: list[Branch], text: Text, deciding: list[tuple[int, int]]) -> dict[tuple[int, int], list[Scan]]:
         """{(row, point): a scan of each image} before layer i; points with one scorer and grid share a scan."""
         groups: dict[tuple, list[tuple[int, int]]] = {}
@@ -58,6 +59,7 @@ class BranchScanner:
                 ]
         return {pair: out[pair] for pair in deciding}
 
+    @torch.no_grad()
     def tokens(
         self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
     ) -> dict[tuple[int, int], Scan]:

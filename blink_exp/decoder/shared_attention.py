@@ -147,7 +147,7 @@ def attend(
     keys, values = cache.own
     if not cache.front:
         return _own_alone(query, keys, values, cache, scaling).transpose(1, 2), None
-    if cache.alone:
+    if cache.alone or _has_gradients(query, keys, *(part.keys for part in cache.front)):
         keys, values, _valid = cache.dense()
         out = F.scaled_dot_product_attention(
             query, *_repeated(query, keys, values), attn_mask=cache.visible(query.shape[2])[:, None], scale=scaling
@@ -167,6 +167,12 @@ def attend(
         else:
             out[rows], total[rows] = merged, merged_total
     return out.to(query.dtype).transpose(1, 2), None
+
+
+def _has_gradients(*tensors: torch.Tensor) -> bool:
+    """Whether autograd records. The log-sum-exps by which parts are merged have no gradient in the fused kernels; keys in one piece need
+    none."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _with_weights(query: torch.Tensor, cache: SharedKVCache, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,6 +198,8 @@ def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
     first = parts[0]
     if len(parts) == 1:
         return first[None]
+    if _has_gradients(*parts):
+        return torch.stack(parts)  # a gradient of a view of the first one's storage would not reach the others
     offset, step = first.storage_offset(), parts[1].storage_offset() - first.storage_offset()
     memory, strides = first.untyped_storage().data_ptr(), first.stride()
     in_one_piece = step > 0 and all(

@@ -179,7 +179,8 @@ def _spread(score: Any) -> float:
 def caption(train: int, test: int) -> str:
     return (
         "Accuracy of an MLP that reads the 3 x 3 tokens around an object's centre, trained on the objects of"
-        f" {train} train scenes and tested on those of {test} test scenes: solid, the tokens of the full view; dashed, those of the close-up of the object's quadrant."
+        f" {train} train scenes and tested on those of {test} test scenes: solid, the tokens of the full view;"
+        " dashed, those of the close-up of the object's quadrant."
     )
 
 

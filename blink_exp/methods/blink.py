@@ -186,24 +186,18 @@ def configure(
     seed: int,
 ) -> Method:
     """Blink on ``backbone`` from the values of the config groups (see conf/method/blink.yaml)."""
-    check_threshold("tau_exp", tau_exp)  # before scaling, which could bring a wrong value into range
-    check_threshold("tau_drop", tau_drop)
-    numbers = selected_layers(backbone.depth, **layers)
-    scale = scaled_threshold if scale_thresholds else lambda tau, p: tau
-    policy = BlinkPolicy(
-        layers=numbers,
-        tau_expand=min(1.0, scale(tau_exp, p)),
-        tau_drop=min(1.0, scale(tau_drop, p)),
-        p=p,
+    policy = policy_of(
+        backbone,
         saliency=saliency,
-        resolution=resolution["policy"],
-        on_reexpand=resolution["on_reexpand"],
-        scan_expanded=_choice("resolution.scan", resolution["scan"], ("visual", "visual_and_expanded")) == "visual_and_expanded",
-        interpolate=resolution["interpolate"],
-        inherit_positions=_choice("resolution.positions", resolution["positions"], ("contiguous", "inherit")) == "inherit",
+        p=p,
+        scale_thresholds=scale_thresholds,
+        tau_exp=tau_exp,
+        tau_drop=tau_drop,
+        layers=layers,
+        resolution=resolution,
         seed=seed,
     )
-    PatchGrid(p, *backbone.grid)  # raises UserError for a p that does not divide the grid, before modules are loaded
+    numbers = policy.layers
     architecture, path = tokensr["architecture"], tokensr["path"]
     if not amplify or architecture == "interp" or resolution["policy"] == "copy":
         return blink(policy)
@@ -228,6 +222,40 @@ def configure(
             owner = f"{folder} holds" if path else f"{backbone.name} ships with"
             raise UserError(f"tokensr={architecture}, but {owner} {stored} modules; use tokensr={stored}, or train: {command}")
     return blink(policy, nn.ModuleDict({str(number): tokensr_module(backbone, Path(folder), number) for number in numbers}))
+
+
+def policy_of(
+    backbone,
+    *,
+    saliency: str,
+    p: int,
+    scale_thresholds: bool,
+    tau_exp: float,
+    tau_drop: float,
+    layers: dict,
+    resolution: dict,
+    seed: int,
+) -> BlinkPolicy:
+    """Blink's decisions on ``backbone`` from the values of the config groups."""
+    check_threshold("tau_exp", tau_exp)  # before scaling, which could bring a wrong value into range
+    check_threshold("tau_drop", tau_drop)
+    numbers = selected_layers(backbone.depth, **layers)
+    scale = scaled_threshold if scale_thresholds else lambda tau, p: tau
+    policy = BlinkPolicy(
+        layers=numbers,
+        tau_expand=min(1.0, scale(tau_exp, p)),
+        tau_drop=min(1.0, scale(tau_drop, p)),
+        p=p,
+        saliency=saliency,
+        resolution=resolution["policy"],
+        on_reexpand=resolution["on_reexpand"],
+        scan_expanded=_choice("resolution.scan", resolution["scan"], ("visual", "visual_and_expanded")) == "visual_and_expanded",
+        interpolate=resolution["interpolate"],
+        inherit_positions=_choice("resolution.positions", resolution["positions"], ("contiguous", "inherit")) == "inherit",
+        seed=seed,
+    )
+    PatchGrid(p, *backbone.grid)  # raises UserError for a p that does not divide the grid, before modules are loaded
+    return policy
 
 
 def training_words(architecture: str, layers: dict, numbers: Rows[int]) -> str:

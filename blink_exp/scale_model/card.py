@@ -24,7 +24,14 @@ from blink_exp.scale_model.train_clip import zero_shot
 from blink_exp.scale_model.train_llava import held_out
 from blink_exp.scenes import questions
 from blink_exp.scenes.scenes import random_scene
+from blink_exp.training.quality import WAYS
 
+TOKENSR_COLUMNS = (
+    "layer",
+    *("KL: interpolation", "KL: TokenSR"),
+    *("cosine: interpolation", "cosine: TokenSR"),
+    *("relative error: interpolation", "relative error: TokenSR"),
+)
 SCENES = 128  # held-out scenes of each size, ten questions each
 
 
@@ -90,6 +97,30 @@ def write(assets: Path = SHIPPED) -> Path:
     return path
 
 
+def module_rows(folder: Path) -> dict[int, dict[str, float]]:
+    """{layer: held-out measures of its module (``training.quality``)} of a folder of modules."""
+    metadata = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return {m["layer"]: m["training"]["held_out"] for m in metadata}
+
+
+def claim(rows: dict[int, dict[str, float]]) -> str:
+    """What the measures of modules trained on KL say, in a sentence each."""
+
+    def span(key: str, scale: float = 1, digits: int = 2) -> str:
+        values = [scale * row[key] for row in rows.values()]
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+    def against(measure: str) -> str:
+        return f"{span(f'{measure}_tokensr')} against {span(f'{measure}_interpolation')}"
+
+    cosine = sum(row["cosine_tokensr"] < row["cosine_interpolation"] for row in rows.values())
+    error = sum(row["relative_error_tokensr"] > row["relative_error_interpolation"] for row in rows.values())
+    return (
+        f"KL is {span('gain', scale=100, digits=0)} % lower than plain interpolation's; cosine is worse at {cosine} of {len(rows)} layers"
+        f" ({against('cosine')}), the relative squared error at {error} ({against('relative_error')})."
+    )
+
+
 def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
     mosaics = measured["mosaics"]
     kinds = list(mosaics["2x2"])
@@ -99,10 +130,10 @@ def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
     saliency = measured["saliency"]
     layers = [(i, f"{r:.3f}", f"{100 * h:.1f} %") for i, (r, h) in enumerate(zip(saliency["rho"], saliency["hit"], strict=True))]
     gains = []
-    for path in sorted((assets / "tokensr").glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        h = found["training"]["held_out"]
-        gains.append((found["layer"], f"{h['interpolation']:.4f}", f"{h['tokensr']:.4f}", f"{100 * h['gain']:.1f} %"))
+    held_out_rows = module_rows(assets / "tokensr")
+    for layer, h in held_out_rows.items():
+        others = [f"{h[f'{measure}_{way}']:.3f}" for measure in ("cosine", "relative_error") for way in WAYS]
+        gains.append((layer, f"{h['interpolation']:.4f}", f"{h['tokensr']:.4f}", *others))
     best = max(range(len(saliency["hit"])), key=lambda i: saliency["hit"][i])
     part = "all" if measured["scenes"] == SCENES else "some"
     return {
@@ -112,7 +143,8 @@ def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
         "clip": ", ".join(f"{k} {v} %" for k, v in measured["clip_zero_shot"].items()),
         "saliency": markdown.table(("layer", "mean rho", "most salient patch is the annotated one"), layers, left=()),
         "best": f"layer {best}, {100 * saliency['hit'][best]:.1f} % of {saliency['samples']} questions",
-        "tokensr": markdown.table(("layer", "interpolation", "TokenSR", "gain"), gains, left=()),
+        "tokensr_claim": claim(held_out_rows),
+        "tokensr": markdown.table(TOKENSR_COLUMNS, gains, left=()),
         "seed": str(measured["seed"]),
         **measure_next.tables(measured["next"]),
     }

@@ -73,14 +73,18 @@ class TokenSR:
     path: str | None = limits.path()
 
 
-# one weight per loss of this project and of installed plugins
-LOSSES = tuple(dict.fromkeys(["kl", "kl_spatial", "mse", "cosine", *filter(str.isidentifier, plugins.installed(plugins.LOSSES))]))
+# one weight per loss of this project and of installed plugins; ``answer`` is a loss of answers, the others are of features
+OWN_LOSSES = ("answer", "kl", "kl_spatial", "kl_standardised", "mse", "cosine")
+LOSSES = tuple(dict.fromkeys([*OWN_LOSSES, *filter(str.isidentifier, plugins.installed(plugins.LOSSES))]))
 LossWeights = dataclasses.make_dataclass("LossWeights", [(name, float, limits.number(0, default=0.0)) for name in LOSSES])
 
 
 @dataclass
 class Loss:
     weights: LossWeights = field(default_factory=LossWeights)  # type: ignore[valid-type]
+    temperature: float = limits.number(0, above=True, default=1.0)
+    standardise: str = limits.words("features", "norm", default="features")
+    statistics_pairs: int = limits.whole(1, default=512)
 
 
 def _devices(value: Any) -> bool:

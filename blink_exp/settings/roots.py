@@ -114,6 +114,10 @@ class TrainSettings:
     layers: groups.Layers = MISSING
     tokensr: groups.TokenSR = MISSING
     loss: groups.Loss = MISSING
+    saliency: groups.Saliency = MISSING
+    grid: groups.Grid = MISSING
+    thresholds: groups.Thresholds = MISSING
+    resolution: groups.Resolution = MISSING
     trainer: groups.Trainer = MISSING
     optim: groups.Optim = MISSING
     data: Any = MISSING
@@ -123,6 +127,7 @@ class TrainSettings:
     seed: int = limits.seed()
     checkpoint_activations: bool = limits.flag()
     channels_last: bool = limits.flag()
+    measure: bool = limits.flag()
     output: str | None = limits.path()
     resume: str | None = limits.path()
 

@@ -278,6 +278,7 @@ class PairData:
     batch_size: int | None = limits.whole(1)
     workers: int = limits.whole(0)
     quadrants: str = limits.words("one", "all")
+    questions: int = limits.whole(1)
     cache_features: bool = limits.flag()
     cache_path: str = limits.path()
     cache_dtype: str = limits.words("bfloat16", "float32")

@@ -145,13 +145,15 @@ def figure(experiment: dict[str, Any]) -> Iterator[Any]:
 
 
 def training() -> Iterator[Any]:
-    """Panels of a training: loss by step, held-out loss by layer."""
+    """Panels of a training: loss by step; on held-out pairs loss, cosine and relative error by layer beside interpolation's."""
     import wandb_workspaces.reports.v2 as wr
 
     step = "trainer/global_step"
     yield line("loss by step", step, "loss/train")
     yield wr.LinePlot(title="loss by step and layer", x=step, metric_regex="^loss/train/layer_.*", max_runs_to_show=RUNS)
-    yield wr.LinePlot(title="held-out loss by layer", x=step, metric_regex="^loss/held_out/layer_.*", max_runs_to_show=RUNS)
+    for title, name in (("loss", "loss"), ("cosine behind the norm", "cosine"), ("relative squared error", "relative_error")):
+        regex = f"^{name}/(held_out|interpolation)/layer_.*"
+        yield wr.LinePlot(title=f"held-out {title} by layer, beside interpolation's", x=step, metric_regex=regex, max_runs_to_show=RUNS)
     yield wr.LinePlot(title="gain over interpolation by layer", x=step, metric_regex="^gain/layer_.*", max_runs_to_show=RUNS)
 
 

@@ -63,13 +63,21 @@ class Store:
     def folders(self, experiment: dict[str, Any], user_overrides: list[str]) -> list[Path]:
         """The folder of every point on every benchmark; it need not exist."""
         names = plan.benchmarks(experiment, user_overrides, plan.on_scale_model(experiment, user_overrides))
-        try:
-            training_run = plan.training(self.sweep, experiment, user_overrides) if names else None
-        except UserError:
-            training_run = None
-        modules = [f"tokensr.path={training_run[1] / 'tokensr'}"] if training_run else []
-        points = [(point, [*plan.words(experiment, point, name), *modules], name) for name in names for point in plan.points(experiment)]
+        modules = {point["label"]: self.modules(experiment, user_overrides, point) for point in plan.points(experiment)} if names else {}
+        points = [
+            (point, [*plan.words(experiment, point, name), *modules[point["label"]]], name)
+            for name in names
+            for point in plan.points(experiment)
+        ]
         return [self.folder(first, user_overrides, name, point.get("match")) for point, first, name in points]
+
+    def modules(self, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any]) -> list[str]:
+        """The override with the path of the modules that a point uses; they need not be trained yet."""
+        try:
+            training_run = plan.training(self.sweep, experiment, user_overrides, point)
+        except UserError:
+            return []
+        return [f"tokensr.path={training_run[1] / 'tokensr'}"] if training_run else []
 
     def folder(self, first: list[str], user_overrides: list[str], benchmark: str, match: str | None = None) -> Path:
         words = [*user_overrides, f"store={self.root}"]

@@ -8,7 +8,8 @@ points          label, overrides; optionally ``published`` ({table, row, ...}, s
                 point that it is compared with), ``control`` (true: ours, not in the paper), ``needs: regions`` (runs only on benchmarks
                 that say where the answer is to be seen), ``match`` (see ``matching``), and for figures ``series`` and ``x``
 sweeps          short for many points: series, x (a list) and overrides in which {x} stands for each
-trains          overrides of a training whose modules the points use
+trains          overrides of a training whose modules the points use; a point's own ``trains`` come behind them and make a training
+                of its own, and what was measured of it stands in the point's run under ``training``
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
+from blink_exp.files import read_object
 from blink_exp.settings.check import SHORT_FOR
 from blink_exp.settings.compose import composed, composed_plain
 from blink_exp.settings.roots import EvaluateSettings, SweepSettings
@@ -116,6 +118,8 @@ def command(overrides: list[str], script: str = "evaluate.py") -> str:
 def refuse_collisions(experiment: dict[str, Any], user_overrides: list[str]) -> None:
     """Raises UserError if the user sets what the points vary: the row labels would then be wrong."""
     varied = {key(word): point["label"] for point in points(experiment) for word in point["overrides"]}
+    if (training_point := next((point for point in points(experiment) if point.get("trains")), None)) is not None:
+        varied["tokensr.path"] = training_point["label"]
     for word in user_overrides:
         mine = SHORT_FOR.get(key(word), key(word))
         for name, label in varied.items():
@@ -162,30 +166,38 @@ def settings_of(sweep: SweepSettings, kind: str, experiment: dict[str, Any], use
     Required modules are trained first."""
     refuse_collisions(experiment, user_overrides)
     names = benchmarks(experiment, user_overrides, on_scale_model(experiment, user_overrides))[: None if kind == "table" else 1]
-    modules = trained(sweep, experiment, user_overrides) if names else []
     out = []
-    for name in names:
-        for point in points(experiment):
-            first = [*words(experiment, point, name), *modules]
-            with contextlib.suppress(Exception):  # reported when the point is measured
-                if runs_on(point, first, user_overrides):
+    for point in points(experiment) if names else []:
+        with contextlib.suppress(Exception):  # reported when the point is measured
+            modules = trained(sweep, experiment, user_overrides, point)
+            for name in names:
+                first = [*words(experiment, point, name), *modules]
+                with contextlib.suppress(Exception):
+                    if not runs_on(point, first, user_overrides):
+                        continue
                     out.append(point_settings(sweep, first, user_overrides, point.get("match"))[0])
     return out
 
 
-def training(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str]) -> tuple[list[str], Path] | None:
-    """The overrides of train.py for the modules that an experiment ``trains``, with the user's model and ``train`` overrides, and their
-    folder in the store. None if it trains none, or the user names modules.
+def training(
+    sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any] | None = None
+) -> tuple[list[str], Path] | None:
+    """The overrides of train.py for the modules that a point uses, and their folder in the store: what the experiment and the point
+    ``trains``, with the user's model and ``train`` overrides, and for a training of the point's own the user's layers. None if it trains
+    none, or the user names modules.
 
     Raises UserError on a published backbone without ``train`` overrides: the scale model's training settings do not fit it."""
-    if not experiment.get("trains") or any(word.startswith("tokensr.path=") for word in user_overrides):
+    own = list((point or {}).get("trains") or [])
+    words_of_training = [*(experiment.get("trains") or []), *own]
+    if not words_of_training or any(word.startswith("tokensr.path=") for word in user_overrides):
         return None
-    models = [word for word in (*experiment.get("overrides", []), *user_overrides) if key(word).partition(".")[0] in ("model", "seed")]
+    shared_groups = ("model", "seed", *(("layer", "layers") if own else ()))
+    shared = [word for word in (*experiment.get("overrides", []), *user_overrides) if key(word).partition(".")[0] in shared_groups]
     train_overrides = shlex.split(sweep.train)
-    overrides = [*models, *experiment["trains"], *train_overrides]
+    overrides = [*shared, *words_of_training, *train_overrides]
     settings = composed_plain("train", overrides)
     if shipped(settings["model"]["path"]) is None and not train_overrides:
-        needed = " ".join(experiment["trains"])
+        needed = " ".join(words_of_training)
         raise UserError(
             f"{experiment['name']} needs TokenSR modules ({needed}) of {settings['model']['path']}; give tokensr.path=FOLDER, or"
             " \"train='trainer=paper data=llava_665k data.json=... data.images=...'\""
@@ -195,9 +207,9 @@ def training(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: l
     return [*overrides, *(word for word in user_overrides if key(word).partition(".")[0] == "logger")], folder
 
 
-def trained(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str]) -> list[str]:
-    """The override with the path of the modules that an experiment ``trains``. Trains them unless the store has them."""
-    training_run = training(sweep, experiment, user_overrides)
+def trained(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any] | None = None) -> list[str]:
+    """The override with the path of the modules that a point uses (see ``training``). Trains them unless the store has them."""
+    training_run = training(sweep, experiment, user_overrides, point)
     if training_run is None:
         return []
     overrides, folder = training_run
@@ -206,6 +218,20 @@ def trained(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: li
             if not store.finished(folder, "it is trained again"):
                 _train(overrides, folder)
     return [f"tokensr.path={folder / 'tokensr'}"]
+
+
+def training_measures(
+    sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any]
+) -> dict[str, float]:
+    """What a point's training measured, means over its layers (``training.quality``), and ``parameters`` of a module; empty where the point
+    trains none of its own."""
+    training_run = training(sweep, experiment, user_overrides, point) if point.get("trains") else None
+    if training_run is None:
+        return {}
+    finished: Any = read_object(training_run[1] / "metrics.json", {}, "it is trained again")
+    rows = list(finished["layers"].values())
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "samples"}
+    return means | {"parameters": finished["parameters"] / len(rows)}
 
 
 def _train(overrides: list[str], folder: Path) -> None:

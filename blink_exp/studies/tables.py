@@ -4,8 +4,9 @@ A table is an experiment of conf/table (see ``plan``) with a layout:
 
     source               entry in the reference data; its notes become footnotes
     published            {heading: column of the reference}
-    measured             {benchmark: {heading: where the number stands in a run, "scores.accuracy", or {value, per, digits, error_digits,
-                         published: the heading that it belongs beside}}}; a benchmark that is not named shows its headline scores
+    measured             {benchmark: {heading: where the number stands in a run, "scores.accuracy" or "training.cosine_tokensr" (of modules
+                         that the point ``trains``), or {value, per, digits, error_digits, published: the heading that it belongs
+                         beside}}}; a benchmark that is not named shows its headline scores
     recipe               instead of points: {config, overrides, values: {row: where the value stands in that config}}
     split_by             label of a point: the accuracy of the others among questions that it gets right, and among those it gets wrong
     digits, error_digits, published_digits   decimals (2, 0 and 2; null: as printed)
@@ -23,6 +24,7 @@ from typing import Any
 from blink_exp import reference
 from blink_exp.benchmarks.base import mean
 from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
+from blink_exp.errors import UserError
 from blink_exp.evaluation.records import read
 from blink_exp.reports.effects import conclusion
 from blink_exp.settings.compose import composed_plain
@@ -30,6 +32,7 @@ from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
 from blink_exp.studies.deltas import add_deltas
 from blink_exp.studies.effects import region_effects
+from blink_exp.studies.point import failed
 
 
 def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: list[str]) -> TableDocument:
@@ -38,17 +41,13 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
     scale = plan.on_scale_model(table, user_overrides)
     names = plan.benchmarks(table, user_overrides, scale)
     points = plan.points(table)
-    modules = plan.trained(sweep, table, user_overrides)
     rows = [new_row(table, point) for point in points] if points else recipe_rows(table)
     for n, name in enumerate(names):
         for k, (point, row) in enumerate(zip(points, rows, strict=False)):
             print(f"[{n * len(points) + k + 1}/{len(names) * len(points)}] {point['label']}, {name}", flush=True)
-            first = [*plan.words(table, point, name), *modules]
-            if not plan.runs_on(point, first, user_overrides):
+            if not plan.runs_on(point, plan.words(table, point, name), user_overrides):
                 continue
-            row["runs"][name] = repeated_failure(rows, name, point["label"]) or plan.measured_run(
-                sweep, first, user_overrides, point["label"], point.get("match"), experiment=table["name"]
-            )
+            row["runs"][name] = repeated_failure(rows, name, point["label"]) or point_run(sweep, table, user_overrides, point, name)
         if table.get("split_by"):
             split([row["runs"][name] for row in rows if name in row["runs"]], table["split_by"])
     document: TableDocument = {
@@ -73,6 +72,21 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
         document["effects"] = region_effects(document, effects)
         document["conclusion"] = conclusion(document, effects["reference"], effects["tokens"])
     return document
+
+
+def point_run(sweep: SweepSettings, table: dict[str, Any], user_overrides: list[str], point: dict[str, Any], name: str) -> PointRun:
+    """The run of a point on a benchmark, with what was measured of the modules that it trains."""
+    label = point["label"]
+    try:
+        modules = plan.trained(sweep, table, user_overrides, point)
+        measures = plan.training_measures(sweep, table, user_overrides, point)
+    except UserError as error:
+        if not point.get("trains"):
+            raise
+        return failed(label, error)  # the others have modules of their own
+    first = [*plan.words(table, point, name), *modules]
+    run = plan.measured_run(sweep, first, user_overrides, label, point.get("match"), experiment=table["name"])
+    return {**run, "training": measures} if measures else run
 
 
 def repeated_failure(rows: list[TableRow], benchmark: str, label: str) -> PointRun | None:

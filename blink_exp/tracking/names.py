@@ -65,6 +65,28 @@ def metrics_of(finished: Metrics, tokens: dict[str, float | None], experiment: s
     return numbers(out)
 
 
+def held_out_metrics(layer: int, row: dict[str, float]) -> dict[str, float]:
+    """{name: number} of a layer's held-out row (``training.quality``).
+
+    Names: ``loss/held_out/layer_N``, ``cosine/held_out/layer_N``, ``relative_error/held_out/layer_N``, those of plain interpolation with
+    ``interpolation`` in place of ``held_out``, and ``gain/layer_N``."""
+    out = {}
+    for word, way in (("held_out", "tokensr"), ("interpolation", "interpolation")):
+        out[f"loss/{word}/layer_{layer}"] = row[way]
+        for measure in ("cosine", "relative_error"):
+            out[f"{measure}/{word}/layer_{layer}"] = row[f"{measure}_{way}"]
+    return out | {f"gain/layer_{layer}": row["gain"]}
+
+
+def answer_metrics(row: dict[str, float]) -> dict[str, float]:
+    """{name: number} of the held-out answers of a training on answers (``training.answer_module``).
+
+    Names: ``answers/loss/WAY`` (cross-entropy) and ``answers/accuracy/WAY``, WAY one of ``none``, ``interpolation``, ``held_out``."""
+    ways = {"none": "none", "interpolation": "interpolation", "held_out": "tokensr"}
+    loss = {f"answers/loss/{name}": row[way] for name, way in ways.items()}
+    return loss | {f"answers/accuracy/{name}": row[f"accuracy_{way}"] for name, way in ways.items()}
+
+
 def headline(finished: Metrics) -> str | None:
     """The headline score of a run: the last if a benchmark names several, which is their total."""
     names = finished.get("headline")

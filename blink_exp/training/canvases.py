@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from blink_exp.errors import UserError
 from blink_exp.images import DEFAULT, ImageOptions, open_image
 from blink_exp.scenes.scenes import random_scene
 
+T = TypeVar("T")
 PATIENCE = 100  # consecutive unreadable images that count as a failure of the disk
 
 
@@ -90,14 +91,25 @@ class Files:
     def path(self, i: int) -> Path:
         return self.root / os.fsdecode(bytes(self.names[i]))
 
+    def listed(self) -> list[str]:
+        """The names, in order."""
+        return [os.fsdecode(bytes(name)) for name in self.names]
+
     def __call__(self, i: int) -> Image.Image:
+        return self.first(i, lambda name: open_canvas(name, self.root, self.pad, self.options))[1]
+
+    def first(self, i: int, opened: Callable[[str], T | None], used: str = "read") -> tuple[str, T]:
+        """(name, what ``opened`` makes of it) of file i or the next one for which that neither raises OSError nor is None. ``used``: the
+        word for it in the error."""
         for k in range(i, i + min(PATIENCE, len(self.names))):
+            name = os.fsdecode(bytes(self.names[k % len(self.names)]))
             try:
-                return open_canvas(os.fsdecode(bytes(self.names[k % len(self.names)])), self.root, self.pad, self.options)
+                if (value := opened(name)) is not None:
+                    return name, value
             except OSError:
                 self.unreadable[k % len(self.names)] = 1
         first = self.path(i % len(self.names))
-        raise UserError(f"{min(PATIENCE, len(self.names))} images in a row cannot be read, first {first}; check the disk and the copy")
+        raise UserError(f"{min(PATIENCE, len(self.names))} images in a row cannot be {used}, first {first}; check the disk and the copy")
 
     def digest(self) -> str:
         """Hash of the names and their order."""

@@ -23,6 +23,7 @@ from blink_exp.images import ImageOptions
 from blink_exp.training import llava_665k
 from blink_exp.training.batches import GlobalBatches, share_out
 from blink_exp.training.canvases import Files, folder_images, hold_out, scene_canvases
+from blink_exp.training.dialogues import Conversations, DialogueDataset, FileDialogues, SceneDialogues, Source
 from blink_exp.training.feature_cache import StoredFeatures, check_settings
 from blink_exp.training.pairs import PairDataset, Transform, collate
 
@@ -43,6 +44,7 @@ class PairedCrops(pl.LightningDataModule):
         train_size, held_out_size: numbers of pairs; None: each image once. Images are reused when they run out.
         global_batch: pairs of an optimizer step, over all devices. batch_size: of a device at once; None: its share of a step.
         workers: processes that prepare pairs; affects only the speed.
+        questions: of each image, for a training on answers (see ``ask``).
         quadrants: ``one`` quadrant of each image in turn, or ``all`` four (see ``PairDataset``).
         steps_done: optimizer steps of the checkpoint to resume from. (The trainer restores them only after it has asked for the loader.)
         cache_features, cache_path, cache_dtype: whether the backbone's features of the pairs are cached on disk, the folder, and bfloat16
@@ -61,6 +63,7 @@ class PairedCrops(pl.LightningDataModule):
         batch_size: int | None = None,
         workers: int = 0,
         quadrants: str = "one",
+        questions: int = 4,
         seed: int = 0,
         steps_done: int = 0,
         cache_features: bool = False,
@@ -73,6 +76,9 @@ class PairedCrops(pl.LightningDataModule):
         self.transform, self.quadrants, self.seed, self.steps_done = transform, quadrants, seed, steps_done
         self.train_size, self.held_out_size = train_size, held_out_size
         self.global_batch, self.batch_size, self.workers = global_batch, batch_size, workers
+        self.questions = questions
+        self.dialogues: dict[str, DialogueDataset] = {}  # by "train" and "held_out", for a training on answers
+        self._asks: tuple[Any, bool] | None = None
         self.train: PairDataset | None = None
         self.held_out: PairDataset | None = None
         self.broken: list[Path] = []  # files unreadable before training
@@ -83,6 +89,20 @@ class PairedCrops(pl.LightningDataModule):
     @abstractmethod
     def splits(self) -> tuple[Split, Split]:
         """(training, held out)."""
+
+    def ask(self, image_processor: Any, pairs: bool) -> None:
+        """Makes the loaders give dialogues: batches of ``train_dataloader`` are {"answers": dialogues}, and with ``pairs`` also
+        {"pairs": PairBatch}; ``val_dataloader`` is a list of two, dialogues and pairs."""
+        self._asks = image_processor, pairs
+
+    def check_answers(self) -> None:
+        """Raises UserError where the source has no questions."""
+        if type(self).dialogue_sources is PairedCrops.dialogue_sources:
+            raise UserError(f"data={self.source} has no questions to train answers on; use data=scenes or data=llava_665k, or another loss")
+
+    def dialogue_sources(self) -> tuple[Source, Source]:
+        """(training, held out), of sources that have questions."""
+        raise NotImplementedError
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -99,33 +119,58 @@ class PairedCrops(pl.LightningDataModule):
             )
         self.train = PairDataset(train.canvases, train.size, self.transform, self.seed, train.distinct, self.quadrants)
         self.held_out = PairDataset(held_out.canvases, held_out.size, self.transform, self.seed + 1, held_out.distinct, self.quadrants)
+        if self._asks is not None:
+            sources = zip(("train", "held_out"), self.dialogue_sources(), strict=True)
+            self.dialogues = {split: DialogueDataset(source, self._asks[0]) for split, source in sources}
 
     def _rank(self) -> tuple[int, int]:
         """(rank, world size)."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Any:
         """Not shuffled: items are random functions of their index."""
         assert self.train is not None
+        if self._asks is None:
+            return self._train_loader(self.train, collate)
+        answers = self._train_loader(self.dialogues["train"], list)
+        return {"answers": answers, "pairs": self._train_loader(self.train, collate)} if self._asks[1] else {"answers": answers}
+
+    def _train_loader(self, dataset: Any, collate_batch: Callable[[list[Any]], Any]) -> DataLoader:
         rank, world = self._rank()
         batch_size, parts = share_out(self.global_batch, world, self.batch_size)
-        order = GlobalBatches(len(self.train), batch_size, parts, rank, world, start=self.steps_done)
+        order = GlobalBatches(len(dataset), batch_size, parts, rank, world, start=self.steps_done)
         if self.stored:  # items are batches
             return DataLoader(self.stored["train"], batch_size=None, sampler=order, num_workers=self.workers)
-        return DataLoader(self.train, batch_sampler=order, num_workers=self.workers, collate_fn=collate)
+        return DataLoader(dataset, batch_sampler=order, num_workers=self.workers, collate_fn=collate_batch)
 
-    def val_dataloader(self) -> DataLoader:
-        """Each held-out pair is on exactly one device."""
+    def val_dataloader(self) -> Any:
+        """Each held-out pair, and each held-out dialogue, is on exactly one device."""
         assert self.held_out is not None
-        rank, world = self._rank()
+        _, world = self._rank()
         if len(self.held_out) < world:
             raise UserError(f"data.held_out_size={len(self.held_out)} gives {world} devices nothing to measure; use {world} or more")
-        batch_size, _ = share_out(self.global_batch, world, self.batch_size)
-        share = range(rank, len(self.held_out), world)
-        if self.stored:
-            order = BatchSampler(share, batch_size, drop_last=False)
-            return DataLoader(self.stored["held_out"], batch_size=None, sampler=order, num_workers=self.workers)
-        return DataLoader(Subset(self.held_out, share), batch_size, num_workers=self.workers, collate_fn=collate)
+        pairs = self.in_order("held_out", len(self.held_out))
+        if self._asks is None:
+            return pairs
+        dialogues = self.dialogues["held_out"]
+        return [self._share_loader(dialogues, len(dialogues), list), pairs]
+
+    def in_order(self, split: str, pairs: int) -> DataLoader:
+        """This device's share of the first ``pairs`` of a split."""
+        if not self.stored:
+            return self._share_loader(getattr(self, split), pairs, collate)
+        order = BatchSampler(self._share(pairs), self._batch_size(), drop_last=False)
+        return DataLoader(self.stored[split], batch_size=None, sampler=order, num_workers=self.workers)
+
+    def _share(self, items: int) -> range:
+        rank, world = self._rank()
+        return range(rank, items, world)
+
+    def _batch_size(self) -> int:
+        return share_out(self.global_batch, self._rank()[1], self.batch_size)[0]
+
+    def _share_loader(self, dataset: Any, items: int, collate_batch: Callable[[list[Any]], Any]) -> DataLoader:
+        return DataLoader(Subset(dataset, self._share(items)), self._batch_size(), num_workers=self.workers, collate_fn=collate_batch)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: hashes of the file lists, so that a resumed training has the same images."""
@@ -174,6 +219,14 @@ class SceneData(PairedCrops):
         assert self.train_size is not None and self.held_out_size is not None
         train, test = (scene_canvases(split, self.seed, self.sizes, self.small) for split in ("train", "test"))
         return Split(train, self.train_size), Split(test, self.held_out_size)
+
+    def dialogue_sources(self) -> tuple[Source, Source]:
+        assert self.train_size is not None and self.held_out_size is not None
+        train, held_out = (
+            SceneDialogues(size, self.questions, self.seed, held_out, self.sizes, self.small)
+            for size, held_out in ((self.train_size, False), (self.held_out_size, True))
+        )
+        return train, held_out
 
 
 class FileData(PairedCrops):
@@ -260,3 +313,20 @@ class LlavaData(FileData):
                 " use another share"
             )
         return root, names, held_out
+
+    def dialogue_sources(self) -> tuple[Source, Source]:
+        names = [name for files in self.files for name in files.listed()]
+        conversations = Conversations(llava_665k.rows(Path(self.json)), names)
+        self.summary |= {"images_with_conversation": len(conversations.number), "conversations_left_out": len(conversations.skipped)}
+        if conversations.skipped and (self.trainer is None or self.trainer.is_global_zero):
+            (row, why), count = conversations.skipped[0], len(conversations.skipped)
+            print(f"{count:,} rows with an image are left out, first {row}: {why}")
+        sizes = [
+            len(files.names) if size is None else size
+            for files, size in zip(self.files, (self.train_size, self.held_out_size), strict=True)
+        ]
+        train, held_out = (
+            FileDialogues(files, conversations, size, self.questions, self.seed + k)
+            for k, (files, size) in enumerate(zip(self.files, sizes, strict=True))
+        )
+        return train, held_out

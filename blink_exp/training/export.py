@@ -22,6 +22,8 @@ from blink_exp.training import resume
 
 RECORDED = ("loss", "optim", "trainer", "data", "seed")  # settings recorded in a module's metadata
 
+DECISIONS = ("saliency", "grid", "thresholds", "resolution")  # and those by which a training on answers expanded
+
 
 def save_modules(
     modules: nn.ModuleDict, metadata: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,12 +20,15 @@ from blink_exp.decoder.visual_states import image_states
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.tokensr.modules import build_all
+from blink_exp.tracking.names import held_out_metrics
 from blink_exp.training.batches import rescale
 from blink_exp.training.capture import Ranks, prepare_features
 from blink_exp.training.feature_cache import Features
-from blink_exp.training.losses import Loss, weighted
+from blink_exp.training.losses import Standardise, WeightedLoss, weighted
 from blink_exp.training.optimization import Optimization
 from blink_exp.training.pairs import PairBatch
+from blink_exp.training.quality import INTERPOLATION, TOKENSR, HeldOut, Norm, check_finite, layer_norm, measures
+from blink_exp.training.standardise import Moments, Standardiser
 
 
 class TokenSRTraining(pl.LightningModule):
@@ -36,7 +40,9 @@ class TokenSRTraining(pl.LightningModule):
     Args:
         layers: 0-based layers to train modules for.
         architecture: one of ``tokensr.modules.ARCHITECTURES``.
-        loss: weights of ``tokensr.losses``.
+        loss: a weighted sum of ``training.losses``; None: KL.
+        standardise: for losses of standardised features: ``features``, by mean and deviation of each dimension over the teacher's
+            features of the first ``statistics_pairs`` training pairs, or ``norm``, behind the layer's input norm.
         optimization: optimizer and schedule; None: those of Blink's recipe.
         checkpoint_activations: activation checkpointing of each module.
         channels_last: memory format of the convolutions' weights, which is that of their inputs.
@@ -47,10 +53,12 @@ class TokenSRTraining(pl.LightningModule):
         backbone: Backbone,
         layers: list[int],
         architecture: str = "conv",
-        loss: dict[str, float] | None = None,
+        loss: WeightedLoss | None = None,
         optimization: Optimization | None = None,
         checkpoint_activations: bool = False,
         channels_last: bool = False,
+        standardise: str = "features",
+        statistics_pairs: int = 512,
     ):
         super().__init__()
         self._frozen = [backbone]  # in a list to hide it from Lightning: not saved, moved or counted
@@ -59,12 +67,17 @@ class TokenSRTraining(pl.LightningModule):
         self.amplifiers = build_all(architecture, backbone.width, layers)
         if channels_last:
             self.amplifiers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss: Loss = weighted(loss or {"kl": 1.0})
+        self.loss = loss or weighted({"kl": 1.0})
+        self.standardise, self.statistics_pairs = standardise, statistics_pairs
+        self.mean: torch.Tensor | None  # (layers, width) of each layer's ``Standardiser``
+        self.scale: torch.Tensor | None
+        self.register_buffer("mean", None, persistent=False)
+        self.register_buffer("scale", None, persistent=False)
         self.grid = PatchGrid(2, *backbone.grid)  # quadrants
         self.quadrants: torch.Tensor
         self.register_buffer("quadrants", torch.stack([self.grid.indices(q) for q in range(4)]), persistent=False)
         self._step_losses: list[torch.Tensor] = []  # (layers,) of each part of an optimizer step
-        self._held_out: dict[str, list[tuple[float, float, int]]] = {}
+        self._held_out: dict[int, HeldOut] = {}
         self.result: dict[int, dict[str, float]] = {}
         self.metadata = {
             "backbone": backbone.identity,
@@ -90,6 +103,32 @@ class TokenSRTraining(pl.LightningModule):
             name = f"{type(precision).__name__} {precision.precision}"
             with precision.train_step_context():  # the precision of a step without a cache
                 data.stored = prepare_features(self._frozen[0], self.layers, self.capture, data, name, ranks)
+        if data is not None and self.loss.standardises and self.standardise == "features" and self.mean is None:
+            with self.trainer.precision_plugin.train_step_context():
+                self.take_statistics(data.in_order("train", min(self.statistics_pairs, len(data.train))), self._sum_over_devices)
+
+    @torch.no_grad()
+    def take_statistics(
+        self, batches: Iterable[PairBatch | Features], over_devices: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums
+    ) -> None:
+        """Sets mean and scale of each layer's dimensions from the teacher's features of ``batches``."""
+        moments = Moments(len(self.layers), self.backbone.width, self.device)
+        for batch in batches:
+            here = type(batch)(*(x.to(self.device) for x in batch))
+            for row, (_, teacher) in enumerate(self.pairs(here).values()):
+                moments.add(row, teacher)
+        moments.sums = over_devices(moments.sums)
+        self.mean, self.scale = moments.mean_and_scale()
+
+    def standardiser(self, layer: int) -> Standardise | None:
+        """What a loss of standardised features standardises by."""
+        if not self.loss.standardises:
+            return None
+        if self.standardise == "norm":
+            return self.norm(layer)
+        assert self.mean is not None and self.scale is not None, "take_statistics comes first"
+        row = self.layers.index(layer)
+        return Standardiser(self.mean[row], self.scale[row])
 
     def frozen(self, batch: PairBatch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """{layer: (patch (pairs, h * w, width) of the full view, teacher (pairs, H * W, width))}: all that a step needs of the backbone.
@@ -120,8 +159,15 @@ class TokenSRTraining(pl.LightningModule):
         module = self.amplifiers[str(layer)]
         return module(patch.to(next(module.parameters()).dtype)).flatten(2).mT
 
+    def norm(self, layer: int) -> Norm:
+        """The input norm of a layer of the frozen model."""
+        return layer_norm(self._frozen[0].llm, layer)
+
+    def loss_of(self, layer: int, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return self.loss(student, teacher, self.standardiser(layer))
+
     def layer_loss(self, layer: int, patch: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        return self.loss(self.refine(layer, patch), teacher)
+        return self.loss_of(layer, self.refine(layer, patch), teacher)
 
     def losses(self, batch: PairBatch | Features) -> torch.Tensor:
         """(layers,) losses of a batch."""
@@ -155,33 +201,29 @@ class TokenSRTraining(pl.LightningModule):
         self.log("loss/train", mean.mean(), on_step=True, prog_bar=True)
 
     def on_validation_epoch_start(self):
-        self._held_out = {str(layer): [] for layer in self.layers}
+        self._held_out = {layer: HeldOut() for layer in self.layers}
 
     def validation_step(self, batch, batch_idx):
         for layer, (patch, teacher) in self.pairs(batch).items():
-            plain = self.loss(patch.flatten(2).mT, teacher).item()
-            refined = self.loss(self.refine(layer, patch), teacher).item()
-            self._held_out[str(layer)].append((plain, refined, len(teacher)))
+            held_out = self._held_out[layer]
+            held_out.add_teacher(teacher)
+            for way, student in ((INTERPOLATION, patch.flatten(2).mT), (TOKENSR, self.refine(layer, patch))):
+                held_out.add(way, self.loss_of(layer, student, teacher).item(), *measures(student, teacher, self.norm(layer)), len(teacher))
 
     def on_validation_epoch_end(self):
         for layer in self.layers:
-            rows = self._held_out[str(layer)]
-            sums = [sum(row[k] * row[2] for row in rows) for k in (0, 1)] + [sum(row[2] for row in rows)]
-            plain, refined, samples = self._over_devices(sums)
-            plain, refined = plain / samples, refined / samples
-            if not math.isfinite(plain):
-                raise UserError(f"layer {layer} of the frozen model has held-out states that are nan or inf; use another model.dtype")
-            if not math.isfinite(refined):
-                raise UserError(self._diverged(f"the held-out loss of layer {layer} is {refined}"))
-            gain = 1 - refined / plain if plain else -math.inf if refined else 0.0  # plain: 0 where all pictures are of one colour
-            self.result[layer] = {"interpolation": plain, "tokensr": refined, "gain": gain, "samples": int(samples)}
-            for name, value in (("loss/held_out", refined), ("gain", gain)):
-                self.log(f"{name}/layer_{layer}", value, sync_dist=self.trainer.world_size > 1)  # the same number on all
+            held_out = self._held_out[layer]
+            row = held_out.row(self._over_devices(held_out.sums))
+            check_finite(layer, row, self._diverged)
+            self.result[layer] = row
+            for name, value in held_out_metrics(layer, row).items():
+                self.log(name, value, sync_dist=self.trainer.world_size > 1)  # the same number on all
 
     def _over_devices(self, sums: list[float]) -> list[float]:
-        if self.trainer.world_size == 1:
-            return sums
-        return self.trainer.strategy.reduce(torch.tensor(sums, dtype=torch.float64, device=self.device), reduce_op="sum").tolist()
+        return self._sum_over_devices(torch.tensor(sums, dtype=torch.float64, device=self.device)).tolist()
+
+    def _sum_over_devices(self, sums: torch.Tensor) -> torch.Tensor:
+        return sums if self.trainer.world_size == 1 else self.trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[return-value]
 
     def _check_losses(self, losses: torch.Tensor) -> None:
         """Raises UserError where ``losses``, (layers,) of a step, are nan or inf."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from blink_exp.errors import UserError
 from blink_exp.settings.roots import TrainSettings
+from blink_exp.training.data import PairedCrops
 
 SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's short names
 
@@ -21,8 +22,25 @@ def check_recipe(settings: TrainSettings) -> None:
             f"tokensr={settings.tokensr.architecture} has no parameters to train;"
             " choose conv, residual_conv, mlp, depthwise or pixel_shuffle"
         )
+    if settings.measure and settings.resume:
+        raise UserError(f"measure=true trains nothing, so that resume={settings.resume} has nothing to go on with; give one of them")
+    if settings.measure and settings.output:
+        raise UserError(f"measure=true trains nothing, so that nothing would be written to output={settings.output}; give one of them")
     if settings.channels_last and trainer.strategy.startswith("deepspeed"):
         raise UserError("channels_last=true has no effect under ZeRO, which lays the weights out itself; use false, or trainer=ddp")
+
+
+def check_data(settings: TrainSettings, data: PairedCrops) -> None:
+    """Raises UserError for settings that a training on answers cannot follow."""
+    if not settings.loss.weights.answer:  # type: ignore[attr-defined]
+        return
+    if data.cache_features:
+        raise UserError("data.cache_features=true keeps no features of text, which loss.weights.answer runs; use false")
+    if settings.checkpoint_activations:
+        raise UserError("checkpoint_activations=true has no effect on loss.weights.answer; use false")
+    if settings.resolution.policy == "copy":
+        raise UserError("resolution.policy=copy inserts tokens without TokenSR, which loss.weights.answer trains; use another policy")
+    data.check_answers()
 
 
 def check_output(folder: str | None) -> None:

@@ -19,7 +19,7 @@ NAMES = (CHECKPOINT, OLD)  # newest first
 WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and Lightning's state
 # Settings that may differ from the resumed training: hardware and paths, not the recipe.
 FREE = {
-    "": ("resume", "output", "logger", "image_loading"),  # data has its own image_loading
+    "": ("resume", "output", "logger", "image_loading", "measure"),  # data has its own image_loading
     "trainer": ("accelerator", "devices", "num_nodes", "callbacks", "log_every_n_steps"),
     "data": ("workers", "batch_size", "path", "json", "images", "cache_path"),  # the checkpoint has hashes of the image names
     "model": ("device", "device_map"),

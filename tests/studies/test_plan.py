@@ -118,6 +118,43 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
     assert plan.trained(base, figure, ["tokensr.path=/mine"]) == plan.trained(base, {"name": "g"}, []) == []
 
 
+def test_points_train_modules_of_their_own_at_the_user_s_layer_and_show_what_was_measured_of_them(monkeypatch, tmp_path):
+    commands = []
+
+    def run(words):
+        commands.append(words)
+        folder = Path(next(w for w in words if w.startswith("hydra.run.dir=")).partition("=")[2])
+        folder.mkdir(parents=True)
+        rows = {"12": {"cosine_tokensr": 0.5, "samples": 4}, "13": {"cosine_tokensr": 0.75, "samples": 4}}
+        (folder / "metrics.json").write_text(json.dumps({"layers": rows, "parameters": 200}), encoding="utf-8")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    base = composed("sweep", [f"store={tmp_path}"])
+    table = {
+        "name": "t",
+        "overrides": ["model=scale_llava", "layer=12", "thresholds=always_expand"],
+        "benchmarks": {"scale": ["mosaic_mme"]},
+        "points": [
+            {"label": "none", "overrides": ["method=none"]},
+            {"label": "mlp", "overrides": ["tokensr=mlp"], "trains": ["tokensr=mlp", "loss=mse"]},
+            {"label": "conv", "overrides": [], "trains": ["tokensr=conv"]},
+        ],
+    }
+    paths = [plan.trained(base, table, ["layer=16", "limit=3"], point) for point in plan.points(table)]
+    assert paths[0] == [] and len({*map(tuple, paths)}) == 3
+    assert [words[2:6] for words in commands] == [
+        ["model=scale_llava", "layer=12", "layer=16", "tokensr=mlp"],
+        ["model=scale_llava", "layer=12", "layer=16", "tokensr=conv"],
+    ]
+    again = plan.settings_of(base, "table", table, ["layer=16", "limit=3"])
+    assert len(commands) == 2 and [settings.tokensr.path for settings in again] == [None, *(p[0].partition("=")[2] for p in paths[1:])]
+    assert plan.training_measures(base, table, ["layer=16"], table["points"][1]) == {"cosine_tokensr": 0.625, "parameters": 100}
+    assert plan.training_measures(base, table, [], table["points"][0]) == {}
+    with pytest.raises(UserError, match="tokensr.path=x would replace tokensr.path of t's point mlp"):
+        plan.refuse_collisions(table, ["tokensr.path=x"])
+
+
 def test_modules_of_a_published_backbone_are_never_trained_by_a_scale_model_s_recipe(tmp_path):
     base = composed("sweep", [f"store={tmp_path}"])
     figure = {"name": "f", "trains": ["layers.indices=4-5"]}
