@@ -199,6 +199,7 @@ BUT = {
     ("benchmark=duts", "benchmark.split"): NOTHING,
     ("data=llava_665k", "data.train_size"): OR_NULL,
     ("data=llava_665k", "data.held_out_size"): OR_NULL,
+    **{(f"method={name}", "method.layer"): NOTHING for name in ("two_views", "crop", "vicrop")},
 }
 # of methods, under method., method.pruner. and method.policy.
 OF_METHODS: dict[str, set[str]] = {
@@ -233,6 +234,8 @@ OF_METHODS: dict[str, set[str]] = {
     "fewer": NOTHING,
     "cls_source": NOTHING,
     "fill": NOTHING,
+    "region": NOTHING,
+    "alone": NOTHING,
     "name": TEXT | OR_NULL,
 }
 NULLABLE_NEWLINES = ("fastervlm", "globalcom2", "hired")  # null: that of the mode
