@@ -28,6 +28,7 @@ The paper is silent on tiles, padding and the extra token; the left column there
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ class PruMergePlus:
         layer: CLIP layer (1-based) whose query and keys are read; the last one in the paper (24 of 24).
         neighbours: patches that each kept one takes in; 0 merges nothing. Cut to what a view has.
         iqr_factor: interquartile ranges above Q3 from which on a patch is an outlier; higher keeps fewer.
-        densify: divides the grid's step; higher keeps more. 3 stands in the authors' code only; the paper's text, a grid as
+        densify: divides the grid's step; higher keeps more, at most the patches of a view. 3 stands in the authors' code only; the paper's text, a grid as
             sparse as r, is 1. Default 3 in both modes, as published numbers used it.
         mode: ``paper`` or ``reference``, see the module.
         newline_policy: see ``core.views.pack``; without effect in ``reference``.
@@ -173,6 +174,9 @@ def configure(
     """PruMerge+ on ``backbone``. ``layer`` (1-based): None is the encoder's last."""
     depth = backbone.model.config.vision_config.num_hidden_layers
     (chosen,) = check_layers("prumerge_plus.layer", [depth if layer is None else layer], depth)
+    patches = math.prod(backbone.grid)
+    if densify > patches:
+        raise UserError(f"prumerge_plus.densify={densify} is more than the {patches} patches of a view; use at most {patches}")
     pruner = PruMergePlus(chosen, neighbours, iqr_factor, densify, mode, newline_policy)
     backbone.check(pruner.needs)
     return Method(name=pruner.name, pruner=pruner)

@@ -120,15 +120,16 @@ def test_schemas_list_the_words_that_the_code_takes():
     from blink_exp.backbone.processor import SYSTEM_PROMPTS
     from blink_exp.methods.blink import POLICIES
     from blink_exp.methods.pair import FILLS
-    from blink_exp.settings import groups, targets
+    from blink_exp.settings import groups
     from blink_exp.settings.check import fields
+    from blink_exp.settings.schemas import methods, models
 
     def words(schema, name):
         return set(fields(schema)[name].metadata["limit"].words)
 
-    assert words(targets.Model, "system_prompt") == set(SYSTEM_PROMPTS)
+    assert words(models.Model, "system_prompt") == set(SYSTEM_PROMPTS)
     assert words(groups.Resolution, "policy") == set(POLICIES)
-    assert words(groups.Fill, "policy") == words(targets.Pair, "fill") == set(FILLS)
+    assert words(groups.Fill, "policy") == words(methods.Pair, "fill") == set(FILLS)
 
 
 @pytest.mark.parametrize(
