@@ -3,23 +3,22 @@
 Pure functions on tensors. A scorer gives every visual token a score from ONE query row (or the mean of several), without an
 attention matrix; a patch grid sums scores into p x p patches; the saliency ratio is the share of the largest patch.
 
-A scorer declares its inputs (``Scorer.queries``, ``Scorer.raw``), and only those are computed. Installed packages add scorers by the
-entry point group ``blink_exp.scorers``; ``find_scorer`` looks them up by name.
+A scorer declares its inputs (``Scorer.queries``, ``Scorer.raw``), and only those are computed. ``SCORERS`` has them by name, also those of
+installed packages.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
-from blink_exp.errors import UserError, nearest, reason
+from blink_exp import plugins
+from blink_exp.errors import UserError, nearest
+from blink_exp.plugins import Registry
 
-ENTRY_POINTS = "blink_exp.scorers"
 RANDOM = "random"  # no scorer: patches are drawn at random
 
 
@@ -95,6 +94,10 @@ class Scorer:
     queries: Literal["last", "text"] = "last"
     raw: bool = False
 
+    @property
+    def __name__(self) -> str:
+        return self.score.__name__
+
     def __call__(self, inputs: ScorerInputs, columns: torch.Tensor) -> torch.Tensor:
         return self.score(inputs, columns)
 
@@ -162,35 +165,16 @@ def _rows(columns: torch.Tensor, inputs: ScorerInputs) -> torch.Tensor:
     return columns.expand(len(inputs.visible), -1)
 
 
-SCORERS: dict[str, Scorer] = {
-    "attention": attention,
-    "attention_visual": attention_visual,
-    "dot_product": dot_product,
-    "text_mean": text_mean,
-}
-
-
-def scorer_names() -> tuple[str, ...]:
-    """Names of all scorers, built-in ones first."""
-    return tuple(dict.fromkeys((*SCORERS, *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS)))))
+SCORERS: Registry[Scorer] = Registry(plugins.SCORERS, attention, attention_visual, dot_product, text_mean)
 
 
 def find_scorer(name: str) -> Scorer:
-    """The scorer of a name. Raises UserError where it is unknown or cannot be loaded."""
-    return SCORERS[name] if name in SCORERS else _installed_scorer(name)
-
-
-@functools.cache
-def _installed_scorer(name: str) -> Scorer:
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            loaded = point.load()
-        except Exception as error:  # whatever a foreign module does while it is imported
-            raise UserError(f"saliency={name}: {point.value} cannot be loaded ({reason(error)}); mend or uninstall its package") from error
-        if not isinstance(loaded, Scorer):
-            raise UserError(f"saliency={name}: {point.value} is no scorer; put @blink_exp.core.saliency.scorer() on the function")
-        return loaded
-    raise UserError(f"saliency={name} is not known; {nearest(name, (*scorer_names(), RANDOM))}")
+    """The scorer of a name. Raises UserError where it is unknown, cannot be imported or is none."""
+    if name not in SCORERS:
+        raise UserError(f"saliency={name} is not known; {nearest(name, (*SCORERS, RANDOM))}")
+    if not isinstance(SCORERS[name], Scorer):
+        raise UserError(f"saliency={name}: what the installed package calls so is no scorer; put @blink_exp.core.saliency.scorer() on it")
+    return SCORERS[name]
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ Importing this module registers them in Hydra's ConfigStore, which conf/ require
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from blink_exp import plugins
 from blink_exp.settings import groups, limits
 
 
@@ -137,5 +137,5 @@ GROUP = "settings"  # of Hydra's config store: conf/<root>.yaml names its schema
 for _name, _schema in ROOTS.items():
     ConfigStore.instance().store(group=GROUP, name=_name, node=_schema, package="_global_")
 
-for _point in importlib.metadata.entry_points(group="blink_exp.scorers"):  # a preset per scorer of installed plugins
-    ConfigStore.instance().store(group="saliency", name=_point.name, node={"scorer": _point.name})
+for _name in plugins.installed(plugins.SCORERS):  # a preset per scorer of installed packages
+    ConfigStore.instance().store(group="saliency", name=_name, node={"scorer": _name})
