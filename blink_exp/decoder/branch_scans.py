@@ -14,7 +14,6 @@ from blink_exp.core.saliency import PatchGrid
 from blink_exp.decoder import scan
 from blink_exp.decoder.branches import Branch, QuestionInputs, Text, text_positions
 
-
 Maps = tuple[BaseViewMap | None, ...]
 
 

@@ -20,8 +20,8 @@ from blink_exp.settings.doors import redirection
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
-from blink_exp.settings.targets import BY_TARGET
 from blink_exp.settings.schemas.methods import Pair
+from blink_exp.settings.targets import BY_TARGET
 
 WITH_VALUE = {  # {Hydra flag with a value: example value}
     **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "FOLDER"),
