@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,10 +127,19 @@ def settings_of(*words: str):
 def test_a_point_is_another_one_where_images_are_opened_otherwise():
     from blink_exp.evaluation.identity import config_hash
 
-    changes = ("exif=false", "alpha=drop", "max_pixels=1000", "outside=true")
+    def changed(settings, **options):
+        """The settings with others under image_loading, and where the benchmark refers to it."""
+        loading = replace(settings.image_loading, **options)
+        refers = "image_loading" in settings.benchmark
+        return replace(
+            settings, image_loading=loading, benchmark=settings.benchmark | ({"image_loading": asdict(loading)} if refers else {})
+        )
+
+    changes = ({"exif": False}, {"alpha": "drop"}, {"max_pixels": 1000}, {"outside": True})
     for benchmark, other in (("easyvqa", True), ("duts", True), ("pope", True), ("mosaic_mme", False)):  # whose images are drawn
-        before = config_hash(settings_of(f"benchmark={benchmark}"), {})
-        hashes = {config_hash(settings_of(f"benchmark={benchmark}", f"image_loading.{change}"), {}) for change in changes}
+        settings = settings_of(f"benchmark={benchmark}")
+        before = config_hash(settings, {})
+        hashes = {config_hash(changed(settings, **change), {}) for change in changes}
         assert (len(hashes), before in hashes) == ((4, False) if other else (1, True))
 
 

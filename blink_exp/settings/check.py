@@ -102,7 +102,8 @@ def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
     if kind is bool and isinstance(given, int | float) and not isinstance(given, bool):
         raise wrong()  # OmegaConf would take any number for true
     value = given
-    if not isinstance(given, DictConfig) or not (kind is Any or dataclasses.is_dataclass(kind)):  # what a group holds is checked by itself
+    group = isinstance(given, DictConfig) and (kind is Any or dataclasses.is_dataclass(kind))  # what it holds is checked by itself
+    if not group and type(given) is not kind:
         typed = _empty(schema)
         try:
             typed[key] = given
