@@ -67,7 +67,7 @@ class FastVPolicy(TokenPolicy):
         """How many of ``visual`` tokens are kept."""
         share = visual * self.retention_ratio
         budget = floor_tolerant(share) if self.mode == "paper" else round(share)
-        if budget < 1:
+        if budget < 1 <= visual:
             _warn_of_one_token(self.retention_ratio, visual)
         return max(1, budget)
 

@@ -28,7 +28,6 @@ The paper is silent on tiles, padding and the extra token; the left column there
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +79,9 @@ class PruMergePlus:
 
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """Kept patches of each view with merged features, and one extra token a view. The question is not looked at."""
+        patches = encoding.views.tokens
+        if self.densify > patches:
+            raise UserError(f"prumerge_plus.densify={self.densify} is more than the {patches} patches of a view; use at most {patches}")
         views = [self._view(encoding, v) for v in range(encoding.views.count)]
         indices, merged, extra = (tuple(parts) for parts in zip(*views, strict=True))
         reference = self.mode == "reference"
@@ -174,9 +176,6 @@ def configure(
     """PruMerge+ on ``backbone``. ``layer`` (1-based): None is the encoder's last."""
     depth = backbone.model.config.vision_config.num_hidden_layers
     (chosen,) = check_layers("prumerge_plus.layer", [depth if layer is None else layer], depth)
-    patches = math.prod(backbone.grid)
-    if densify > patches:
-        raise UserError(f"prumerge_plus.densify={densify} is more than the {patches} patches of a view; use at most {patches}")
     pruner = PruMergePlus(chosen, neighbours, iqr_factor, densify, mode, newline_policy)
     backbone.check(pruner.needs)
     return Method(name=pruner.name, pruner=pruner)
