@@ -185,7 +185,7 @@ class PatchGrid:
     height: int
     width: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.p < 1 or self.height % self.p or self.width % self.p:
             common = [d for d in range(1, min(self.height, self.width) + 1) if self.height % d == 0 and self.width % d == 0]
             raise UserError(
@@ -200,7 +200,8 @@ class PatchGrid:
     def sums(self, scores: torch.Tensor) -> torch.Tensor:
         """(..., H * W) token scores to (..., p * p) patch scores, patches in raster order."""
         h, w = self.patch
-        return scores.unflatten(-1, (self.p, h, self.p, w)).sum((-3, -1)).flatten(-2)
+        cells: torch.Tensor = scores.unflatten(-1, (self.p, h, self.p, w))
+        return cells.sum((-3, -1)).flatten(-2)
 
     def sums_at(self, scores: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """(p * p,) patch scores from (tokens,) scores of tokens at (tokens,) raster indices ``cells``."""

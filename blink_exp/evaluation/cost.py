@@ -91,7 +91,7 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
 
 
 def _output(visual: VisualTokens) -> dict[str, Any]:
-    return {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}  # type: ignore[arg-type]
+    return {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}
 
 
 def _forward(model: Any, batch: dict[str, torch.Tensor], visual: VisualTokens) -> Any:
@@ -104,14 +104,14 @@ def _counted(llm: Any, config: Any, amplifiers: torch.nn.ModuleDict | None) -> I
     modules."""
     total = [0]
 
-    def before(module, args, kwargs):
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
         cached_tokens = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
         q = states.shape[1]
         total[0] += layer_flops(q, q + cached_tokens, config.hidden_size, config.intermediate_size)
 
-    def behind(module, args, out):
+    def behind(module: Any, args: tuple[Any, ...], out: torch.Tensor) -> None:
         channels = out.shape[1] if isinstance(module, torch.nn.Conv2d) else out.shape[-1]
         total[0] += 2 * module.weight.numel() * (out.numel() // channels)
 

@@ -134,10 +134,10 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
         **backbone.settings,
         **results.provenance(settings.seed, seconds),
     }
-    finished = json_ready(finished)
-    write_json(out / "metrics.json", finished)
+    metrics: Metrics = json_ready(finished)
+    write_json(out / "metrics.json", metrics)
     record_log.remove()
-    return finished
+    return metrics
 
 
 def check_complete(records: list[Record], skipped: list[Skipped], limit: float) -> None:

@@ -52,6 +52,7 @@ def llm_depth(path: str, revision: str | None = None) -> int | None:
     if not Path(source).is_dir():
         hub.check_connection()
     try:
-        return AutoConfig.from_pretrained(source, revision=revision or "main").text_config.num_hidden_layers
+        depth: int = AutoConfig.from_pretrained(source, revision=revision or "main").text_config.num_hidden_layers
+        return depth
     except (OSError, ValueError, AttributeError):
         return None

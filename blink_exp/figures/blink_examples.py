@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure, SubFigure
@@ -47,7 +48,7 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     )
 
 
-def examples(records: list[Record], interest: Callable[[Record], tuple], images: int) -> list[Record]:
+def examples(records: list[Record], interest: Callable[[Record], tuple[Any, ...]], images: int) -> list[Record]:
     """``images`` records of different images, highest ``interest`` first, of different categories as far as possible."""
     ordered = sorted(records, key=interest, reverse=True)
     chosen: list[Record] = []
@@ -59,7 +60,7 @@ def examples(records: list[Record], interest: Callable[[Record], tuple], images:
     return chosen[:images]
 
 
-def worked_on(r: Record) -> tuple:
+def worked_on(r: Record) -> tuple[Any, ...]:
     """Sort key: correct answers with an expansion that was dropped again come first."""
     kinds = [effective_decision(s) for s in r["layers"]]
     return ("expand" in kinds and "drop" in kinds, "expand" in kinds, bool(r["correct"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,7 +79,7 @@ def blocks(matrices: Sequence[np.ndarray], name: str) -> list[Claim]:
     return out
 
 
-def _inside(layers: Sequence[int]):
+def _inside(layers: Sequence[int]) -> Callable[[np.ndarray], float]:
     return lambda matrix: inside(matrix, layers)
 
 

@@ -73,7 +73,7 @@ def placed(device: torch.device) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("outputs/scale_model"), help="checkpoints")
     parser.add_argument("--assets", type=Path, default=SHIPPED, help="where the finished files go")

@@ -122,11 +122,12 @@ def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
 @functools.cache
 def _empty(schema: type) -> DictConfig:
     """An empty node of ``schema`` to validate values with."""
-    return OmegaConf.structured(schema)
+    empty: DictConfig = OmegaConf.structured(schema)
+    return empty
 
 
 @functools.cache
-def fields(schema: type) -> dict[str, dataclasses.Field]:
+def fields(schema: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(schema)}
 
 
