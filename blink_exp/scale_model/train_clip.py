@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from blink_exp.scale_model.recipe import CPU, Movable, PhaseRun, pixels
 from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, Tile, load_tiles, random_scene
 
 # (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4, weight of ``place_loss``)
-STAGES = (
+Stage = tuple[int, float, int, int, tuple[float, float, float, float], float]
+STAGES: tuple[Stage, ...] = (
     (1000, 1e-3, 48, 64, (1.0, 0.0, 0.0, 0.0), 0.0),
     (1200, 8e-4, 96, 32, (0.1, 0.55, 0.1, 0.25), 0.0),
     (250, 8e-4, 96, 32, (0.05, 0.55, 0.1, 0.3), 10.0),
@@ -167,7 +169,7 @@ def zero_shot(clip: Any, tokenizer: Any, image_size: int, split: str = "test", l
     return {"shape": float(shape), "color": float(color)}
 
 
-def train_clip(tokenizer: Any, out: Path, seed: int, stages=STAGES, device: torch.device = CPU, workers: int = 0) -> Any:
+def train_clip(tokenizer: Any, out: Path, seed: int, stages: Sequence[Stage] = STAGES, device: torch.device = CPU, workers: int = 0) -> Any:
     """Trains all stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px, on ``device``."""
     torch.manual_seed(seed)
     clip: Any = build_models.build_clip(tokenizer, stages[0][2])

@@ -70,7 +70,8 @@ def coverage(scene: Scene, views: ViewGeometry) -> torch.Tensor:
     out = torch.zeros(len(tiles), views.count * views.tokens)
     out[:, : views.tokens] = thumbnail / thumbnail.amax(1, keepdim=True)
     out[:, views.stitched.flatten()] = tiles.flatten(1) / tiles.flatten(1).amax(1, keepdim=True)
-    return (out >= 0.5).unflatten(1, (views.count, views.tokens))
+    shown: torch.Tensor = (out >= 0.5).unflatten(1, (views.count, views.tokens))
+    return shown
 
 
 @dataclass

@@ -119,9 +119,9 @@ def held_bytes() -> int:
 
 def test_what_is_held_from_batch_to_batch_stays_within_the_budget(scale, monkeypatch):
     """Prefixes, features and encodings of images seen before, of many more images than there is room for."""
-    benchmark = MosaicMME(images=6)
+    benchmark = MosaicMME(images=3)
     samples = benchmark.samples()[::2]
-    monkeypatch.setattr(scale, "shared_bytes", 16 * 2**20)
+    monkeypatch.setattr(scale, "shared_bytes", 8 * 2**20)
     methods = [Method(), blink(BlinkPolicy(layers=(12, 13), tau_expand=0.3))]
     scale.forget()
     together(scale, methods, samples[:1], benchmark)  # what the backbone computes once and keeps for itself
