@@ -12,25 +12,27 @@ from support.ends import answers, run, until
 
 def test_a_stopped_evaluation_says_how_to_go_on_and_goes_on_and_keeps_others_out(tmp_path):
     out = tmp_path / "run"
-    words = ["evaluate.py", "method=none", "limit=40", "batch_size=1", "cost=0", f"hydra.run.dir={out}"]
+    words = ["evaluate.py", "method=none", "limit=12", "batch_size=1", "cost=0", f"hydra.run.dir={out}"]
     (tmp_path / "said").mkdir()
     process = scripts.start(words, str(tmp_path / "said"))
     until(process, lambda: answers(out / "records.part"))
+    os.kill(process.pid, signal.SIGSTOP)  # so that it is not done before the other has looked
     _, errors = run(*words, code=2)
     assert errors == [
         f"error: hydra.run.dir={out} is in use by another run; wait until that has ended, or give another folder with hydra.run.dir=..."
     ]
-    os.kill(process.pid, signal.SIGTERM)
+    for each in (signal.SIGTERM, signal.SIGCONT):
+        os.kill(process.pid, each)
     process.join()
     assert process.exitcode == 143
     line = f"stopped by SIGTERM; to go on, run the same command with hydra.run.dir={out}"
     assert (tmp_path / "said" / "err").read_text(encoding="utf-8").splitlines() == [line]
     first = answers(out / "records.part")
     printed, _ = run(*words)
-    assert f"going on: {len(first)} of 40 samples are done" in printed
-    assert "none on mosaic_mme: 40 of 40 (100 %)" in printed  # the output is a file
+    assert f"going on: {len(first)} of 12 samples are done" in printed
+    assert "none on mosaic_mme: 12 of 12 (100 %)" in printed  # the output is a file
     ids = answers(out / "records.jsonl")
-    assert len(ids) == len(set(ids)) == 40 and set(first) <= set(ids)
+    assert len(ids) == len(set(ids)) == 12 and set(first) <= set(ids)
     assert not list(out.rglob("*.part"))
 
 

@@ -31,6 +31,24 @@ def composed(root: str, word: str) -> Any:
         return compose(root, overrides=[w for w in (word, *GIVEN.get(word, [])) if w])
 
 
+@functools.cache
+def _presets(root: str, words: tuple[str, ...]) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(root, overrides=list(words))
+
+
+def config(root: str, *words: str) -> Any:
+    """A config of one's own with these overrides, unchecked. Presets are composed once, which is what costs time, and values are set behind
+    them, as Hydra does."""
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    groups = {override.input_line for override in parsed if (CONF / str(override.key_or_group)).is_dir()}
+    cfg = copy.deepcopy(_presets(root, tuple(sorted(groups))))
+    for override in parsed:
+        if override.input_line not in groups:
+            OmegaConf.update(cfg, str(override.key_or_group), override.value(), merge=True, force_add=override.is_add())
+    return cfg
+
+
 def leaves(node: Any, prefix: str = "") -> list[str]:
     """Dotted keys of the settings that hold values themselves, less what Hydra reads."""
     out = []

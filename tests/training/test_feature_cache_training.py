@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.composing import config
 from support.features import scenes
-from support.training_runs import composed, train
+from support.training_runs import train
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import tokensr, tokensr_cuda
@@ -132,9 +133,9 @@ def test_channels_last_changes_the_layout_and_not_the_loss():
 
 def test_words_of_a_recipe_that_nothing_follows_are_refused():
     words = ("channels_last=true", "trainer.strategy=deepspeed_zero2")
-    check_recipe(job_of(composed("train", words[0]), Path("run")).settings)
+    check_recipe(job_of(config("train", words[0]), Path("run")).settings)
     with pytest.raises(UserError, match="channels_last=true has no effect under ZeRO"):
-        check_recipe(job_of(composed("train", *words), Path("run")).settings)
+        check_recipe(job_of(config("train", *words), Path("run")).settings)
 
 
 def test_trainings_are_the_same_without_a_cache_from_a_new_one_and_from_one_that_was_there(tmp_path, monkeypatch, capsys):
