@@ -35,7 +35,7 @@ _get_mode = Hydra.get_mode
 
 def get_mode(self, config_name, overrides):
     """Hydra composes everything once more, which takes as long again, to see whether something sets hydra.mode; no preset here does."""
-    return _get_mode(self, config_name, overrides) if any("mode" in word for word in overrides) else None
+    return _get_mode(self, config_name, overrides) if any("hydra.mode" in word for word in overrides) else None
 
 
 Hydra.get_mode = get_mode  # type: ignore[method-assign]
