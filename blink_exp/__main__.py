@@ -6,9 +6,11 @@ import importlib
 import sys
 
 import hydra
+from omegaconf import DictConfig
 
-from blink_exp.cli import CONF, entry
+from blink_exp.cli import entry
 from blink_exp.settings.doors import COMMANDS
+from blink_exp.settings.presets import CONF
 
 
 def usage() -> str:
@@ -19,7 +21,7 @@ def start(name: str) -> None:
     """Runs ``blink_exp.commands.<name>.run`` with the settings of conf/<name>.yaml."""
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
-    def main(cfg):
+    def main(cfg: DictConfig) -> object:
         from blink_exp.studies.jobs import job
 
         return job(importlib.import_module(f"blink_exp.commands.{name}").run, cfg)

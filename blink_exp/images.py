@@ -222,7 +222,7 @@ def shrink(image: Image.Image, max_pixels: int) -> None:
     for scale in (2, 4, 8):
         width, height = (-(-side // scale) for side in image.size)
         if width * height <= max_pixels:
-            image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))  # type: ignore[arg-type]  # None: the file's mode
+            image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))  # None: the file's mode
             return
 
 

@@ -1,7 +1,8 @@
-"""What installed packages add by entry points: losses and TokenSR architectures by name, and folders of presets.
+"""What installed packages add by entry points: scorers, losses and TokenSR architectures by name, and folders of presets.
 
-``[project.entry-points."blink_exp.losses"]`` with ``huber = "package.module:function"``; groups: ``blink_exp.losses``,
-``blink_exp.architectures``, and ``blink_exp.conf``, whose values are packages that hold a folder like conf/ (docs/settings.md).
+``[project.entry-points."blink_exp.losses"]`` with ``huber = "package.module:function"``; groups: ``blink_exp.scorers``,
+``blink_exp.losses``, ``blink_exp.architectures``, and ``blink_exp.conf``, whose values are packages that hold a folder like conf/
+(docs/settings.md).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from blink_exp.errors import UserError, flat
 
-LOSSES, ARCHITECTURES, CONF = "blink_exp.losses", "blink_exp.architectures", "blink_exp.conf"
+SCORERS, LOSSES, ARCHITECTURES, CONF = "blink_exp.scorers", "blink_exp.losses", "blink_exp.architectures", "blink_exp.conf"
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -131,7 +131,7 @@ def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     less = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     command = [*less, sys.executable, "evaluate.py", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: no permission to write {tmp_path}")

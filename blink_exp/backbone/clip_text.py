@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlavaForConditionalGeneration
 
+from blink_exp import hub
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.backbone.weights import check_finite
 from blink_exp.errors import UserError, flat
@@ -59,6 +60,8 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
         return ClipText(load_clip().to(backbone.model.device), backbone.processor.tokenizer, backbone.processor.tokenizer.eos_token)
     if not Path(path).is_dir() and path.count("/") != 1:
         raise UserError(f"model.clip={path} is neither a folder nor a hub id like openai/clip-vit-large-patch14-336; give one of them")
+    if not Path(path).is_dir():
+        hub.check_connection()
     try:
         clip: Any = CLIPModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
         tokenizer = AutoTokenizer.from_pretrained(path)

@@ -17,7 +17,7 @@ from blink_exp.backbone.processor import chat_prompt, load_processor, warn_of_to
 from blink_exp.backbone.shipped import SCALE, shipped
 from blink_exp.errors import UserError, nearest
 from blink_exp.settings.check import fields, value_type
-from blink_exp.settings.targets import Model
+from blink_exp.settings.schemas.models import Model
 
 
 def _cache_last(function: Callable[..., Backbone]) -> Callable[..., Backbone]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from blink_exp import hub
 from blink_exp.backbone.supported import check_config, check_raw, read_by_library
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
@@ -79,6 +80,7 @@ def fetch(path: str, revision: str | None) -> tuple[Path, str | None]:
 def _from_hub(call: Callable[[], T], path: str, revision: str | None) -> T:
     from huggingface_hub import errors
 
+    hub.check_connection()
     setting = f"model.path={path}" + (f" (model.revision={revision})" if revision else "")
     try:
         return call()

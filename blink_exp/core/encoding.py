@@ -5,7 +5,7 @@ CLIP layers are 1-based, as the papers count them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -73,7 +73,7 @@ class Encoding:
         return torch.stack([self.attention(layer).mean(1) for layer in sorted(layers)]).mean(0)
 
 
-def check_layers(name: str, layers, depth: int) -> frozenset[int]:
+def check_layers(name: str, layers: Iterable[int], depth: int) -> frozenset[int]:
     """CLIP layers (1-based) as a set. Raises UserError if it is empty or has layers outside the encoder."""
     numbers = frozenset(int(layer) for layer in layers)
     if not numbers:

@@ -3,23 +3,22 @@
 Pure functions on tensors. A scorer gives every visual token a score from ONE query row (or the mean of several), without an
 attention matrix; a patch grid sums scores into p x p patches; the saliency ratio is the share of the largest patch.
 
-A scorer declares its inputs (``Scorer.queries``, ``Scorer.raw``), and only those are computed. Installed packages add scorers by the
-entry point group ``blink_exp.scorers``; ``find_scorer`` looks them up by name.
+A scorer declares its inputs (``Scorer.queries``, ``Scorer.raw``), and only those are computed. ``SCORERS`` has them by name, also those of
+installed packages.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
-from blink_exp.errors import UserError, nearest, reason
+from blink_exp import plugins
+from blink_exp.errors import UserError, nearest
+from blink_exp.plugins import Registry
 
-ENTRY_POINTS = "blink_exp.scorers"
 RANDOM = "random"  # no scorer: patch and action are drawn at random
 RANDOM_REGION = "random_region"  # scored by attention, which gives rho; the patch is drawn at random
 
@@ -96,6 +95,10 @@ class Scorer:
     queries: Literal["last", "text"] = "last"
     raw: bool = False
 
+    @property
+    def __name__(self) -> str:
+        return self.score.__name__
+
     def __call__(self, inputs: ScorerInputs, columns: torch.Tensor) -> torch.Tensor:
         return self.score(inputs, columns)
 
@@ -163,35 +166,16 @@ def _rows(columns: torch.Tensor, inputs: ScorerInputs) -> torch.Tensor:
     return columns.expand(len(inputs.visible), -1)
 
 
-SCORERS: dict[str, Scorer] = {
-    "attention": attention,
-    "attention_visual": attention_visual,
-    "dot_product": dot_product,
-    "text_mean": text_mean,
-}
-
-
-def scorer_names() -> tuple[str, ...]:
-    """Names of all scorers, built-in ones first."""
-    return tuple(dict.fromkeys((*SCORERS, *(point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS)))))
+SCORERS: Registry[Scorer] = Registry(plugins.SCORERS, attention, attention_visual, dot_product, text_mean)
 
 
 def find_scorer(name: str) -> Scorer:
-    """The scorer of a name. Raises UserError where it is unknown or cannot be loaded."""
-    return SCORERS[name] if name in SCORERS else _installed_scorer(name)
-
-
-@functools.cache
-def _installed_scorer(name: str) -> Scorer:
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            loaded = point.load()
-        except Exception as error:  # whatever a foreign module does while it is imported
-            raise UserError(f"saliency={name}: {point.value} cannot be loaded ({reason(error)}); mend or uninstall its package") from error
-        if not isinstance(loaded, Scorer):
-            raise UserError(f"saliency={name}: {point.value} is no scorer; put @blink_exp.core.saliency.scorer() on the function")
-        return loaded
-    raise UserError(f"saliency={name} is not known; {nearest(name, (*scorer_names(), RANDOM, RANDOM_REGION))}")
+    """The scorer of a name. Raises UserError where it is unknown, cannot be imported or is none."""
+    if name not in SCORERS:
+        raise UserError(f"saliency={name} is not known; {nearest(name, (*SCORERS, RANDOM, RANDOM_REGION))}")
+    if not isinstance(SCORERS[name], Scorer):
+        raise UserError(f"saliency={name}: what the installed package calls so is no scorer; put @blink_exp.core.saliency.scorer() on it")
+    return SCORERS[name]
 
 
 @dataclass(frozen=True)
@@ -202,7 +186,7 @@ class PatchGrid:
     height: int
     width: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.p < 1 or self.height % self.p or self.width % self.p:
             common = [d for d in range(1, min(self.height, self.width) + 1) if self.height % d == 0 and self.width % d == 0]
             raise UserError(
@@ -217,7 +201,8 @@ class PatchGrid:
     def sums(self, scores: torch.Tensor) -> torch.Tensor:
         """(..., H * W) token scores to (..., p * p) patch scores, patches in raster order."""
         h, w = self.patch
-        return scores.unflatten(-1, (self.p, h, self.p, w)).sum((-3, -1)).flatten(-2)
+        cells: torch.Tensor = scores.unflatten(-1, (self.p, h, self.p, w))
+        return cells.sum((-3, -1)).flatten(-2)
 
     def sums_at(self, scores: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """(p * p,) patch scores from (tokens,) scores of tokens at (tokens,) raster indices ``cells``."""

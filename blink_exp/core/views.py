@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
@@ -38,7 +39,7 @@ class ViewGeometry:
     newline: bool = False
 
     @classmethod
-    def of(cls, config, size: tuple[int, int]) -> ViewGeometry:
+    def of(cls, config: Any, size: tuple[int, int]) -> ViewGeometry:
         """The views of an image of ``size`` (height, width) pixels under a LLaVA-1.5 or LLaVA-NeXT ``config``, by the backbone's own
         rule."""
         side = config.vision_config.image_size // config.vision_config.patch_size
@@ -71,7 +72,8 @@ class ViewGeometry:
     @functools.cached_property
     def unpadded(self) -> torch.Tensor:
         """The part of ``stitched`` that shows the image, cut as the backbone cuts it."""
-        return unpad_image(self.stitched[None], self.size)[0]
+        part: torch.Tensor = unpad_image(self.stitched[None], self.size)[0]
+        return part
 
     @property
     def shown_tiles(self) -> bool:

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method, Scan
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.decoder import scan
 from blink_exp.decoder.branches import Branch, QuestionInputs, Text, text_positions
+
+Maps = tuple[BaseViewMap | None, ...]
 
 
 class BranchScanner:
@@ -25,12 +28,14 @@ class BranchScanner:
         self.llm, self.questions, self.methods, self.grids, self.generated = llm, questions, methods, grids, generated
         self._raters: dict[tuple[int, Any], torch.Tensor] = {}
 
-    def _prompt(self, text: Text, branches: list[Branch], rows: list[int]) -> tuple[Text, torch.Tensor]:
-        """The prompt texts of some branches, without generated tokens, and their position numbers."""
+    def _batch(self, i: int, text: Text, branches: list[Branch], rows: list[int], base_maps: Rows[Maps]) -> scan.ScanBatch:
+        """The prompt texts of some branches, without generated tokens."""
         end = text.length - self.generated
         index = torch.tensor(rows, device=text.states.device)
-        part = Text(text.states[index, :end], text.valid[index, :end])
-        return part, text_positions([branches[r] for r in rows], part.valid)
+        states, valid = text.states[index, :end], text.valid[index, :end]
+        chosen = [branches[r] for r in rows]
+        scan_rows = [scan.ScanRow(branch.blocks, branch.expanded, maps) for branch, maps in zip(chosen, base_maps, strict=True)]
+        return scan.ScanBatch(self.llm, i, scan_rows, states, valid, text_positions(chosen, valid))
 
     @torch.no_grad()  # decisions have no gradient
     def patches(self, i: int, branches: list[Branch], text: Text, deciding: list[tuple[int, int]]) -> dict[tuple[int, int], list[Scan]]:
@@ -44,11 +49,8 @@ class BranchScanner:
             rows = list(dict.fromkeys(r for r, _ in pairs))
             scores: dict[tuple[int, int], dict[str, Any]] = {}
             if scorer is not None:
-                part, positions = self._prompt(text, branches, rows)
-                scan_rows = [
-                    scan.ScanRow(branches[r].blocks, branches[r].expanded, self.questions[branches[r].question].base_maps) for r in rows
-                ]
-                scored = scan.scan_patches(self.llm, i, scan_rows, part.states, part.valid, positions, scorer, grid, scan_expanded)
+                base_maps = [self.questions[branches[r].question].base_maps for r in rows]
+                scored = scan.scan_patches(self._batch(i, text, branches, rows, base_maps), scorer, grid, scan_expanded)
                 scores = {(rows[n], k): fields for (n, k), fields in scored.items()}
             for r, p in pairs:
                 sample = self.questions[branches[r].question].sample
@@ -72,12 +74,11 @@ class BranchScanner:
             raters_of[group] = raters
             groups.setdefault(group, []).append((r, p))
         rows = [r for r, _ in groups]
-        part, positions = self._prompt(text, branches, rows)
+        batch = self._batch(i, text, branches, rows, [()] * len(rows))
         index = torch.tensor(rows, device=keys.device)
-        text_keys = keys[index][:, :, : part.length]
-        scan_rows = [scan.ScanRow(branches[r].blocks, branches[r].expanded, ()) for r in rows]
+        text_keys = keys[index][:, :, : batch.states.shape[1]]
         raters = torch.stack([raters_of[group] for group in groups])
-        scores = scan.scan_tokens(self.llm, i, scan_rows, part.states, part.valid, positions, text_keys, raters)
+        scores = scan.scan_tokens(batch, text_keys, raters)
         out: dict[tuple[int, int], Scan] = {}
         for (r, _), pairs, row_scores in zip(groups, groups.values(), scores, strict=True):
             question = self.questions[branches[r].question]

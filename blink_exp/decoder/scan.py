@@ -42,6 +42,21 @@ class ScanRow:
         )
 
 
+@dataclass(frozen=True)
+class ScanBatch:
+    """The texts that a scan at layer ``layer`` reads, each with its row of ``rows``.
+
+    ``states``, ``valid``, ``positions``: at the layer's input, (rows, tokens, ...), padded on the left, the last prompt token last.
+    """
+
+    llm: Any
+    layer: int
+    rows: Rows[ScanRow]
+    states: torch.Tensor
+    valid: torch.Tensor
+    positions: torch.Tensor
+
+
 class LazyScorerInputs:
     """``ScorerInputs`` whose query-key products are computed when they are read.
 
@@ -79,24 +94,14 @@ class LazyScorerInputs:
         return LazyScorerInputs(self.visible[one], self.text[one], lambda: self.logits(slice(None))[one], raw)
 
 
-def scan_patches(
-    llm: Any,
-    i: int,
-    rows: Rows[ScanRow],
-    states: torch.Tensor,
-    valid: torch.Tensor,
-    positions: torch.Tensor,
-    scorer: Scorer,
-    grid: PatchGrid,
-    scan_expanded: bool,
-) -> dict[tuple[int, int], dict[str, Any]]:
-    """{(row, image): {rho, region, patch_scores}}, from the states at layer i's input.
+def scan_patches(batch: ScanBatch, scorer: Scorer, grid: PatchGrid, scan_expanded: bool) -> dict[tuple[int, int], dict[str, Any]]:
+    """{(row, image): {rho, region, patch_scores}}, from the states at the layer's input.
 
-    ``states``, ``valid``, ``positions``: of the texts, (rows, tokens, ...), padded on the left, the last prompt token last;
     ``scan_expanded``: whether expanded tokens count towards the patch that they show.
     """
+    rows, states = batch.rows, batch.states
     queries = slice(0 if scorer.queries == "text" else states.shape[1] - 1, states.shape[1])
-    inputs, ahead = scorer_inputs(llm, i, rows, states, valid, positions, queries, raw=scorer.raw)
+    inputs, ahead = scorer_inputs(batch, queries, raw=scorer.raw)
     cells = grid.height * grid.width
     patches_of: dict[tuple[int, int], torch.Tensor] = {}
     for k in range(max(len(row.blocks) for row in rows)):
@@ -135,27 +140,17 @@ def row_patches(
     return sums
 
 
-def scan_tokens(
-    llm: Any,
-    i: int,
-    rows: Rows[ScanRow],
-    states: torch.Tensor,
-    valid: torch.Tensor,
-    positions: torch.Tensor,
-    keys: torch.Tensor,
-    raters: torch.Tensor,
-) -> list[tuple[float, ...]]:
-    """The attention behind layer i from the raters to each visual token that is left, mean over heads and raters.
+def scan_tokens(batch: ScanBatch, keys: torch.Tensor, raters: torch.Tensor) -> list[tuple[float, ...]]:
+    """The attention behind the layer from the raters to each visual token that is left, mean over heads and raters.
 
-    ``states``, ``valid``, ``positions``: see ``scan_patches``; ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in layer i;
-    ``raters``: (rows, tokens) bool.
+    ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in the layer; ``raters``: (rows, tokens) bool.
     """
     queries = raters.any(0).nonzero()[:, 0]
-    inputs, ahead = scorer_inputs(llm, i, rows, states, valid, positions, queries, keys)
+    inputs, ahead = scorer_inputs(batch, queries, keys)
     inputs.text = raters[:, queries]
-    scores = saliency.text_mean(inputs, torch.arange(inputs.visible.shape[2], device=states.device))
+    scores = saliency.text_mean(inputs, torch.arange(inputs.visible.shape[2], device=batch.states.device))
     out = []
-    for b, row in enumerate(rows):
+    for b, row in enumerate(batch.rows):
         first = ahead - length(row.front)
         ends = [first + row.visual_end(k) for k in range(len(row.blocks))]
         columns = [c for end, block in zip(ends, row.blocks, strict=True) for c in range(end - block.visual, end)]
@@ -164,24 +159,17 @@ def scan_tokens(
 
 
 def scorer_inputs(
-    llm: Any,
-    i: int,
-    rows: Rows[ScanRow],
-    states: torch.Tensor,
-    valid: torch.Tensor,
-    positions: torch.Tensor,
-    queries: slice | torch.Tensor,
-    keys: torch.Tensor | None = None,
-    raw: bool = False,
+    batch: ScanBatch, queries: slice | torch.Tensor, keys: torch.Tensor | None = None, raw: bool = False
 ) -> tuple[LazyScorerInputs, int]:
-    """Inputs of a scorer at layer i, and the number of key columns in front of the texts.
+    """Inputs of a scorer, and the number of key columns in front of the texts.
 
     Columns are each row's front, padded on the left, then its text. ``queries``: query tokens of the texts; ``keys``: of the texts; None:
     computed here.
     """
+    llm, i, states, valid, positions = batch.llm, batch.layer, batch.states, batch.valid, batch.positions
     layer = llm.layers[i]
     attention = layer.self_attn
-    fronts = [row.front for row in rows]
+    fronts = [row.front for row in batch.rows]
     ahead = max(map(length, fronts))
     columns = torch.arange(ahead, device=states.device)
     real = columns >= ahead - torch.tensor([length(front) for front in fronts], device=states.device)[:, None]

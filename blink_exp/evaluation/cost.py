@@ -41,7 +41,7 @@ def tower_flops(config: Any) -> int:
     n = patches + 1  # with CLS
     layer = 8 * n * v**2 + 4 * n**2 * v + 4 * n * v * m  # its MLP has two matrices
     features = v * (1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer))
-    return vision.num_hidden_layers * layer + 2 * patches * (3 * vision.patch_size**2 * v + features * d + d**2)
+    return int(vision.num_hidden_layers * layer + 2 * patches * (3 * vision.patch_size**2 * v + features * d + d**2))
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
 
 
 def _output(visual: VisualTokens) -> dict[str, Any]:
-    return {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}  # type: ignore[arg-type]
+    return {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}
 
 
 def _forward(model: Any, batch: dict[str, torch.Tensor], visual: VisualTokens) -> Any:
@@ -124,18 +124,18 @@ def _counted(backbone: Backbone, amplifiers: torch.nn.ModuleDict | None) -> Iter
     llm, config = backbone.llm, backbone.model.config.text_config
     total = [0]
 
-    def before(module, args, kwargs):
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
         cached_tokens = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
         rows, q = states.shape[:2]
         total[0] += rows * layer_flops(q, q + cached_tokens, config.hidden_size, config.intermediate_size)
 
-    def behind(module, args, out):
+    def behind(module: Any, args: tuple[Any, ...], out: torch.Tensor) -> None:
         channels = out.shape[1] if isinstance(module, torch.nn.Conv2d) else out.shape[-1]
         total[0] += 2 * module.weight.numel() * (out.numel() // channels)
 
-    def encoded(module, args, out):
+    def encoded(module: Any, args: Any, out: Any) -> None:
         total[0] += len(out.last_hidden_state) * tower_flops(backbone.model.config)
 
     hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in llm.layers]

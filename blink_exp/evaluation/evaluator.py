@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from blink_exp import hub
 from blink_exp.backbone.memory import check_batch, shared_bytes
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import check_workers
@@ -52,7 +53,10 @@ def prepare_model(settings: PointSettings) -> tuple[Backbone, Method]:
 
 def prepare_benchmark(settings: PointSettings) -> Benchmark:
     """The benchmark, with its data read from ``data_root`` if it holds a copy."""
-    benchmark: Benchmark = build(with_local_data(settings).benchmark)
+    node = with_local_data(settings).benchmark
+    if (path := node.get("path")) is not None and not Path(path).is_dir():
+        hub.check_connection()
+    benchmark: Benchmark = build(node)
     check_part(settings.part, benchmark)
     return benchmark
 
@@ -131,10 +135,10 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
         **backbone.settings,
         **results.provenance(settings.seed, seconds),
     }
-    finished = json_ready(finished)
-    write_json(out / "metrics.json", finished)
+    metrics: Metrics = json_ready(finished)
+    write_json(out / "metrics.json", metrics)
     record_log.remove()
-    return finished
+    return metrics
 
 
 def check_complete(records: list[Record], skipped: list[Skipped], limit: float) -> None:

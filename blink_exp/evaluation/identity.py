@@ -110,8 +110,9 @@ def modules(method: Any) -> dict[str, Any] | None:
     if not isinstance(method, dict):
         return None
     if method.get("amplify") and "tokensr" in method:
-        return method["tokensr"]
-    return next((tokensr for value in method.values() if (tokensr := modules(value))), None)
+        tokensr: dict[str, Any] | None = method["tokensr"]
+        return tokensr
+    return next((found for value in method.values() if (found := modules(value))), None)
 
 
 def of_folder(folder: Path, patterns: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # line ends
 
 def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: list[Any]) -> Record:
     """The record of a sample in records.jsonl. ``decisions``: the policy's decisions on it, by layer."""
-    return graded(benchmark, sample, prediction) | {
+    full: Record = graded(benchmark, sample, prediction) | {
         "layers": [
             {
                 "layer": d.scan.layer,
@@ -35,6 +35,7 @@ def record(benchmark: Benchmark, sample: Sample, prediction: str, decisions: lis
             for d in decisions
         ],
     }
+    return full
 
 
 def graded(benchmark: Benchmark, sample: Sample, prediction: str) -> Record:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
+from blink_exp import hub
 from blink_exp.backbone.shipped import shipped
 from blink_exp.documents import Record
 
@@ -46,9 +48,11 @@ def llm_depth(path: str, revision: str | None = None) -> int | None:
     from transformers import AutoConfig
 
     shipped_model = shipped(path)
+    source = str(shipped_model[0]) if shipped_model else path
+    if not Path(source).is_dir():
+        hub.check_connection()
     try:
-        return AutoConfig.from_pretrained(
-            str(shipped_model[0]) if shipped_model else path, revision=revision or "main"
-        ).text_config.num_hidden_layers
+        depth: int = AutoConfig.from_pretrained(source, revision=revision or "main").text_config.num_hidden_layers
+        return depth
     except (OSError, ValueError, AttributeError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure, SubFigure
@@ -24,7 +25,7 @@ Example = tuple[Image.Image, Record]
 
 
 def decisions(study: Study, images: int = 3) -> Drawing:
-    """``images`` questions of the first Blink point, one per picture (``example_1`` ...) and all in one (``blink``)."""
+    """``images`` questions of the first Blink point, in one picture."""
     row = next((r for r in study.done if r["method"] in ("blink", "blink_interp")), None)
     if row is None:
         raise UserError(f"figure={study.name} needs a measured point with method=blink; see the points that failed")
@@ -34,9 +35,8 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     records = records_of(row)
     samples = {s.id: s for s in benchmark.samples()}
     chosen_examples = [(square(backbone, samples[r["id"]].image()), r) for r in examples(records, worked_on, images)]
-    pictures = {f"example_{k + 1}": sheet([one], grid) for k, one in enumerate(chosen_examples)} | {"blink": sheet(chosen_examples, grid)}
     return Drawing(
-        pictures,
+        {"blink": sheet(chosen_examples, grid)},
         {"decisions": {r["id"]: r["layers"] for _, r in chosen_examples}, "shares": by_decision(records)},
         [at_work(records)],
         "A row a question: the image with what is asked about (dashed), then a panel a layer. Box: the most attended patch; rho: its share "
@@ -47,7 +47,7 @@ def decisions(study: Study, images: int = 3) -> Drawing:
     )
 
 
-def examples(records: list[Record], interest: Callable[[Record], tuple], images: int) -> list[Record]:
+def examples(records: list[Record], interest: Callable[[Record], tuple[Any, ...]], images: int) -> list[Record]:
     """``images`` records of different images, highest ``interest`` first, of different categories as far as possible."""
     ordered = sorted(records, key=interest, reverse=True)
     chosen: list[Record] = []
@@ -59,7 +59,7 @@ def examples(records: list[Record], interest: Callable[[Record], tuple], images:
     return chosen[:images]
 
 
-def worked_on(r: Record) -> tuple:
+def worked_on(r: Record) -> tuple[Any, ...]:
     """Sort key: correct answers with an expansion that was dropped again come first."""
     kinds = [effective_decision(s) for s in r["layers"]]
     return ("expand" in kinds and "drop" in kinds, "expand" in kinds, bool(r["correct"]))

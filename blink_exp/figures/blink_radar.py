@@ -70,9 +70,8 @@ def groups(subtasks: list[str]) -> dict[str, list[str]]:
 def area(scores: np.ndarray) -> np.ndarray:
     """(...,) areas of polygons with (..., n) radii at equal angles; of one or two radii, which enclose nothing, their sum."""
     n = scores.shape[-1]
-    if n < 3:
-        return scores.sum(-1)
-    return 0.5 * math.sin(2 * math.pi / n) * (scores * np.roll(scores, -1, axis=-1)).sum(-1)
+    sums: np.ndarray = (scores if n < 3 else scores * np.roll(scores, -1, axis=-1)).sum(-1)
+    return sums if n < 3 else 0.5 * math.sin(2 * math.pi / n) * sums
 
 
 def claim(panel: str, runs: list[Gains], labels: list[str]) -> Claim:

@@ -151,7 +151,8 @@ def probe(train: Objects, test: Objects, view: str, layer: int, attribute: str, 
                 optimizer.step()
                 schedule.step()
     with torch.no_grad():
-        return (model(unseen).argmax(1) == test.labels[attribute]).float().numpy()
+        hits: np.ndarray = (model(unseen).argmax(1) == test.labels[attribute]).float().numpy()
+    return hits
 
 
 def bounds(scores: dict[tuple[str, int, str], Any], layer: int, answered: dict[str, float]) -> list[Claim]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample
@@ -189,7 +190,7 @@ def by_layer(study: Study, kind: str = CLEAR) -> Drawing:
     return Drawing(pictures, data, claims, caption, measured_on)
 
 
-def maps(backbone: Backbone, example: ImageMeasures, columns: int = 9):
+def maps(backbone: Backbone, example: ImageMeasures, columns: int = 9) -> Figure:
     """The image as the base view shows it, and a panel a layer."""
     ((_, image, attention),) = cls_attention_maps(backbone, [example.sample])
     side = backbone.grid[0]
@@ -207,7 +208,7 @@ def maps(backbone: Backbone, example: ImageMeasures, columns: int = 9):
     return figure
 
 
-def curves(means: dict[str, dict[str, list[Mean]]]):
+def curves(means: dict[str, dict[str, list[Mean]]]) -> Figure:
     """A panel a measure, a line a kind of image."""
     figure, axes = draw.canvas(PAGE, 0.28 * PAGE, 1, len(MEASURES))
     for axis, (measure, label) in zip(axes[0], MEASURES.items(), strict=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from matplotlib.patches import Rectangle
 from torch.nn import functional as F
 
+from blink_exp import hub
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_saliency import patches
 from blink_exp.documents import Record
@@ -77,7 +79,7 @@ def blocks(matrices: Sequence[np.ndarray], name: str) -> list[Claim]:
     return out
 
 
-def _inside(layers: Sequence[int]):
+def _inside(layers: Sequence[int]) -> Callable[[np.ndarray], float]:
     return lambda matrix: inside(matrix, layers)
 
 
@@ -125,6 +127,8 @@ def other_clip(path: str) -> Any:
     """What ``cls_attention_maps`` reads of a backbone, of a CLIP alone. Raises UserError where ``path`` holds none."""
     from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
+    if not Path(path).is_dir():
+        hub.check_connection()
     try:
         tower: Any = CLIPVisionModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
         processor = CLIPImageProcessorPil.from_pretrained(path)

@@ -23,7 +23,7 @@ from blink_exp.integrations.requests import DOC, Request, answer, build, configu
 manifest = ModelManifest(model_id="blink_exp", simple_class_path="blink_exp.integrations.lmms_eval.BlinkExp")
 
 
-class BlinkExp(lmms):
+class BlinkExp(lmms):  # type: ignore[misc]  # lmms-eval has no types
     """An lmms-eval model: a backbone with a method.
 
     Args:
@@ -48,7 +48,8 @@ class BlinkExp(lmms):
 
     @property
     def device(self) -> torch.device:
-        return self.backbone.model.device
+        device: torch.device = self.backbone.model.device
+        return device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """One greedy answer per request, in order. Of a task's generation settings only max_new_tokens and until are used."""

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from blink_exp.backbone.processor import without_placeholder
-from blink_exp.cli import CONF, one_line
+from blink_exp.cli import one_line
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking
 from blink_exp.errors import UserError
@@ -23,6 +23,7 @@ from blink_exp.evaluation.answering import answers, check_annotation
 from blink_exp.evaluation.evaluator import prepare_model
 from blink_exp.images import DEFAULT, ImageOptions, to_rgb
 from blink_exp.settings.compose import composed
+from blink_exp.settings.presets import CONF
 from blink_exp.settings.roots import EvaluateSettings
 
 if TYPE_CHECKING:  # a harness imports this module for every command, so slow imports wait for the first model

@@ -16,6 +16,8 @@ LLaVA-NeXT's thumbnail, tiles and newlines, and all images of a prompt, are one 
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +39,7 @@ class FastVPolicy(TokenPolicy):
         retention_ratio: share of the visual tokens that is KEPT behind them (R; the paper's own ratio is the share removed). At 1 there
             is nothing to decide and the model is left alone.
         mode: ``paper`` rounds the number of kept tokens down, ``reference`` to the nearest, halves to even, as the authors' port to
-            Hugging Face does. At least one token stays.
+            Hugging Face does. At least one token stays; a ratio that rounds to none is logged.
     """
 
     full_layers: int = 2
@@ -64,7 +66,10 @@ class FastVPolicy(TokenPolicy):
     def budget(self, visual: int) -> int:
         """How many of ``visual`` tokens are kept."""
         share = visual * self.retention_ratio
-        return max(1, floor_tolerant(share) if self.mode == "paper" else round(share))
+        budget = floor_tolerant(share) if self.mode == "paper" else round(share)
+        if budget < 1 <= visual:
+            _warn_of_one_token(self.retention_ratio, visual)
+        return max(1, budget)
 
     def kept(self, visual: int) -> list[int]:
         return [self.budget(visual)] * len(self.layers)
@@ -72,6 +77,11 @@ class FastVPolicy(TokenPolicy):
     def decide(self, layer: int, scan: Scan) -> Retain:
         indices = top(torch.tensor(scan.token_scores), self.budget(len(scan.token_scores)))
         return Retain(tuple(indices.tolist()))
+
+
+@functools.cache  # once per process
+def _warn_of_one_token(ratio: float, visual: int) -> None:
+    logging.getLogger(__name__).warning("retention_ratio=%s rounds to no token of %d visual ones; fastv keeps one", ratio, visual)
 
 
 def configure(backbone, *, full_layers: int = 2, retention_ratio: float = 0.5, mode: str = "paper", relative: bool = True) -> Method:

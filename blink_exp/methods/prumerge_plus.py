@@ -49,8 +49,8 @@ class PruMergePlus:
         layer: CLIP layer (1-based) whose query and keys are read; the last one in the paper (24 of 24).
         neighbours: patches that each kept one takes in; 0 merges nothing. Cut to what a view has.
         iqr_factor: interquartile ranges above Q3 from which on a patch is an outlier; higher keeps fewer.
-        densify: divides the grid's step; higher keeps more. 3 stands in the authors' code only; the paper's text, a grid as
-            sparse as r, is 1. Default 3 in both modes, as published numbers used it.
+        densify: divides the grid's step; higher keeps more, at most the patches of a view. 3 stands in the authors' code only; the
+            paper's text, a grid as sparse as r, is 1. Default 3 in both modes, as published numbers used it.
         mode: ``paper`` or ``reference``, see the module.
         newline_policy: see ``core.views.pack``; without effect in ``reference``.
     """
@@ -79,6 +79,9 @@ class PruMergePlus:
 
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """Kept patches of each view with merged features, and one extra token a view. The question is not looked at."""
+        patches = encoding.views.tokens
+        if self.densify > patches:
+            raise UserError(f"prumerge_plus.densify={self.densify} is more than the {patches} patches of a view; use at most {patches}")
         views = [self._view(encoding, v) for v in range(encoding.views.count)]
         indices, merged, extra = (tuple(parts) for parts in zip(*views, strict=True))
         reference = self.mode == "reference"

@@ -25,7 +25,8 @@ def vocabulary() -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    return yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text(encoding="utf-8"))
+    read: dict[str, Any] = yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text(encoding="utf-8"))
+    return read
 
 
 def table(paper: str, source: str) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def _by_id(paper: str, kind: str, source: str) -> dict[str, Any]:
     entries = {entry["id"]: entry for entry in published(paper)[kind]}
     if source not in entries:
         raise KeyError(f"{paper} has no {source} among its {kind}: {', '.join(entries)}")
-    return entries[source]
+    found: dict[str, Any] = entries[source]
+    return found
 
 
 def footnotes(paper: str, source: str) -> list[dict[str, str]]:
@@ -75,7 +77,8 @@ def row(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
     """The values of one row (see ``entry``), None where a cell is lost or was not reported; beside them ``derived``, ``missing`` and
     ``conjecture`` as ``entry`` has them."""
     match = entry(paper, table, label, **params)
-    return match["values"] | {k: match[k] for k in ("derived", "missing", "conjecture")}
+    values: dict[str, Any] = match["values"]
+    return values | {k: match[k] for k in ("derived", "missing", "conjecture")}
 
 
 def params_on(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
@@ -83,10 +86,12 @@ def params_on(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
 
     Raises KeyError if the paper sets params per benchmark and gives none for this one.
     """
+    params: dict[str, Any] = row["params"]
     if "per_benchmark" not in row:
-        return row["params"]
+        return params
     names = vocabulary()["benchmarks"]
-    return row["params"] | {names.get(name, name): values for name, values in row["per_benchmark"].items()}[benchmark]
+    own: dict[str, dict[str, Any]] = {names.get(name, name): values for name, values in row["per_benchmark"].items()}
+    return params | own[benchmark]
 
 
 def overrides(params: dict[str, Any], scale: bool = False) -> list[str]:
@@ -104,7 +109,8 @@ def overrides(params: dict[str, Any], scale: bool = False) -> list[str]:
 def _param_overrides(name: str, value: Any, rule: dict[str, Any], scale: bool) -> list[str]:
     overrides_of = rule.get("scale" if scale else "words", rule.get("words", {}))
     if not isinstance(value, list) and value in overrides_of:
-        return overrides_of[value]
+        words: list[str] = overrides_of[value]
+        return words
     if "as" not in rule:
         raise KeyError(f"the vocabulary has no word for {name}={value}; it has {', '.join(map(str, overrides_of))}")
     text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -241,7 +241,8 @@ def _kind(image: Records) -> str:
 
 def _difference(benchmark: Benchmark, pairs: PairedImages, names: list[str], weight: np.ndarray) -> np.ndarray:
     ours, theirs = (_values(benchmark, resampled(run, weight), names) for run in (pairs.ours, pairs.theirs))
-    return ours - theirs
+    difference: np.ndarray = ours - theirs
+    return difference
 
 
 def _values(benchmark: Benchmark, records: Records, names: list[str]) -> np.ndarray:
@@ -295,7 +296,7 @@ def _is_share(records: Records, score: float | None) -> bool:
     right = [r["correct"] for r in records]
     if not right or score is None or any(r not in (0, 1) for r in right):
         return False
-    return abs(score - 100 * sum(right) / len(right)) < SAME
+    return bool(abs(score - 100 * sum(right) / len(right)) < SAME)
 
 
 def _unique_questions(records: Records) -> bool:

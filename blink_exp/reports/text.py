@@ -103,7 +103,8 @@ def csv(document: TableDocument) -> str:
 
     lines = [line for row in document["rows"] for line in [*_published_lines(document, row), *_measured_lines(document, row)]]
     frame = pandas.DataFrame(lines, columns=CSV).astype({"samples": "Int64", "skipped": "Int64", "n": "Int64"})
-    return frame.to_csv(index=False, lineterminator="\n")
+    text: str = frame.to_csv(index=False, lineterminator="\n")
+    return text
 
 
 CSV = [

@@ -22,7 +22,7 @@ from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.errors import UserError
 from blink_exp.scale_model import build_models, card, export, measure_next
 from blink_exp.scale_model.recipe import CPU, device_of
-from blink_exp.scale_model.train_clip import STAGES, train_clip
+from blink_exp.scale_model.train_clip import STAGES, Stage, train_clip
 from blink_exp.scale_model.train_llava import PHASES, train_llava
 from blink_exp.scale_model.train_next import PHASES as NEXT_PHASES
 from blink_exp.scale_model.train_next import train_next
@@ -37,7 +37,7 @@ def build(work: Path, assets: Path, seed: int, most: int | None = None, device: 
     that draw scenes ahead of the training; they change nothing in it."""
     started = time.time()
     torch.backends.cudnn.allow_tf32 = False
-    stages = [(min(steps, most or steps), *rest) for steps, *rest in STAGES]
+    stages: list[Stage] = [(min(stage[0], most or stage[0]), *stage[1:]) for stage in STAGES]
     phases = [replace(phase, steps=min(phase.steps, most or phase.steps)) for phase in PHASES]
     next_phases = [replace(phase, steps=min(phase.steps, most or phase.steps)) for phase in NEXT_PHASES]
     tokenizer = build_models.build_tokenizer(vocabulary_corpus())
@@ -73,7 +73,7 @@ def placed(device: torch.device) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("outputs/scale_model"), help="checkpoints")
     parser.add_argument("--assets", type=Path, default=SHIPPED, help="where the finished files go")

@@ -204,7 +204,7 @@ def standardize_projector(llava: LlavaForConditionalGeneration, features: torch.
     second.weight.data.mul_(2)
 
 
-def deepen(llava, factor: int):
+def deepen(llava: Any, factor: int) -> Any:
     """Block expansion as in LLaMA Pro: behind every trained layer stand ``factor`` - 1 copies of it whose output projections are
     zero, so the deeper model computes the same function and every trained layer keeps its relative depth."""
     old = llava.model.language_model.layers

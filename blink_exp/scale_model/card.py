@@ -14,6 +14,7 @@ from blink_exp import markdown
 from blink_exp.backbone.clip_text import load_clip
 from blink_exp.backbone.load import load
 from blink_exp.backbone.shipped import SHIPPED
+from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.evaluation.evaluator import evaluate
@@ -69,7 +70,7 @@ class TwoByTwo:
     def __init__(self, whole: Any):
         self.whole, self.name, self.max_new_tokens = whole, f"{whole.name} 2x2", whole.max_new_tokens
 
-    def samples(self):
+    def samples(self) -> list[Sample]:
         return [s for s in self.whole.samples() if s.category.endswith("2x2")]
 
     def __getattr__(self, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,7 +13,7 @@ from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.scale_model import build_models
 
 
-def export(llava, clip, tokenizer, folder: Path = SHIPPED) -> None:
+def export(llava: Any, clip: Any, tokenizer: Any, folder: Path = SHIPPED) -> None:
     """Writes both models in float16 (half the size; they are loaded as float32)."""
     _write(llava, build_models.build_processor(tokenizer), folder / "llava")
     clip.config.save_pretrained(folder / "clip")
@@ -20,12 +21,12 @@ def export(llava, clip, tokenizer, folder: Path = SHIPPED) -> None:
     safetensors.torch.save_file(rest, folder / "clip" / "text_and_projections.safetensors", metadata={"format": "pt"})
 
 
-def export_next(model, tokenizer, folder: Path = SHIPPED) -> None:
+def export_next(model: Any, tokenizer: Any, folder: Path = SHIPPED) -> None:
     """Writes the LLaVA-NeXT in float16."""
     _write(model, build_models.build_next_processor(tokenizer), folder / "llava_next")
 
 
-def _write(model, processor, folder: Path) -> None:
+def _write(model: Any, processor: Any, folder: Path) -> None:
     """The model is left on the CPU, rounded as it was written."""
     model.eval().to("cpu", torch.float16).save_pretrained(folder)
     processor.save_pretrained(folder)

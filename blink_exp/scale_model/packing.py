@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def asked_of(questions: list[list[SceneQuestion]]) -> list[list[tuple[str, str]]
     return [[(q.text, q.answer) for q in row] for row in questions]
 
 
-def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator, shift: int) -> Pack:
+def pack(tokenizer: Any, rows: list[list[tuple[str, str]]], rng: np.random.Generator, shift: int) -> Pack:
     """Packs (question, answer) pairs, one list a scene; half of the questions start up to ``shift`` positions behind the prefix."""
     ids: list[list[int]] = []
     owner: list[list[int]] = []
@@ -46,7 +47,7 @@ def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator,
     first: list[tuple[int, int]] = []
     last: list[tuple[int, int]] = []
     for b, row in enumerate(rows):
-        line: tuple[list, list, list, list] = ([], [], [], [])
+        line: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
         for j, (question, answer) in enumerate(row):
             prompt = ids_of(tokenizer, f"\n{question} ASSISTANT:")
             said = ids_of(tokenizer, f" {answer}</s>")
@@ -61,7 +62,7 @@ def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator,
             store.append(part)
     width = -(-max(len(r) for r in ids) // 16) * 16
 
-    def padded(store, value):
+    def padded(store: list[list[int]], value: int) -> torch.Tensor:
         return torch.tensor([r + [value] * (width - len(r)) for r in store])
 
     return Pack(padded(ids, 0), padded(owner, -1), padded(offset, 0), padded(labels, -100), torch.tensor(first), torch.tensor(last))
@@ -70,13 +71,13 @@ def pack(tokenizer, rows: list[list[tuple[str, str]]], rng: np.random.Generator,
 _IDS: dict[str, list[int]] = {}
 
 
-def ids_of(tokenizer, text: str) -> list[int]:
+def ids_of(tokenizer: Any, text: str) -> list[int]:
     if text not in _IDS:
         _IDS[text] = tokenizer(text, add_special_tokens=False).input_ids
     return _IDS[text]
 
 
-def view_features(llava, views: torch.Tensor) -> list[torch.Tensor]:
+def view_features(llava: Any, views: torch.Tensor) -> list[torch.Tensor]:
     """(batch, tokens, hidden) projected features of each of (batch, images, 3, size, size) views of a LLaVA-1.5."""
     with torch.no_grad():
         features = llava.model.vision_tower(views.flatten(0, 1), output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -84,7 +85,7 @@ def view_features(llava, views: torch.Tensor) -> list[torch.Tensor]:
 
 
 def hidden_of(
-    llava, tokenizer, visual: list[torch.Tensor], packed: Pack, at: torch.Tensor | None = None
+    llava: Any, tokenizer: Any, visual: list[torch.Tensor], packed: Pack, at: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """(batch, text, hidden) final states of the packed questions, and where some tokens look.
 
@@ -129,13 +130,13 @@ def hidden_of(
     return out.last_hidden_state[:, p:], looks
 
 
-def answer_loss(llava, hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
+def answer_loss(llava: Any, hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
     """Cross-entropy of the answers' tokens. ``hidden``: as ``hidden_of`` returns it."""
     said = packed.labels >= 0
     return F.cross_entropy(llava.lm_head(hidden[said]), packed.labels[said])
 
 
-def exact_match(llava, tokenizer, batches: Iterable[tuple[list[list[SceneQuestion]], list[torch.Tensor]]]) -> dict[str, float]:
+def exact_match(llava: Any, tokenizer: Any, batches: Iterable[tuple[list[list[SceneQuestion]], list[torch.Tensor]]]) -> dict[str, float]:
     """Share of questions of whose answer the model would say every token: of ``all`` and by kind.
 
     ``batches``: the questions of each scene, and the scenes' visual tokens as ``hidden_of`` takes them.

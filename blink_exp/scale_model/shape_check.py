@@ -96,7 +96,7 @@ def prompt(model: Any, visual: VisualTokens, method: Method) -> tuple[torch.Tens
     count = len(visual.source)
     image = torch.full((count,), model.config.image_token_id)
     ids = torch.cat([torch.arange(3, 8), image, torch.arange(100, 120)])[None].to(model.device)
-    encoded = {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}  # type: ignore[arg-type]
+    encoded = {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}
     with attach(model, method) as run:
         if run is not None:
             run.images = [[visual.base_map]]

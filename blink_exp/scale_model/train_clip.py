@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from blink_exp.scale_model.recipe import CPU, Movable, PhaseRun, pixels
 from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, Tile, load_tiles, random_scene
 
 # (steps, learning rate, image size, batch, shares of scenes of 1 x 1, 2 x 2, 3 x 3, 4 x 4, weight of ``place_loss``)
-STAGES = (
+Stage = tuple[int, float, int, int, tuple[float, float, float, float], float]
+STAGES: tuple[Stage, ...] = (
     (1000, 1e-3, 48, 64, (1.0, 0.0, 0.0, 0.0), 0.0),
     (1200, 8e-4, 96, 32, (0.1, 0.55, 0.1, 0.25), 0.0),
     (250, 8e-4, 96, 32, (0.05, 0.55, 0.1, 0.3), 10.0),
@@ -46,7 +48,7 @@ def captions(n: int, rng: np.random.Generator, most: int = 160) -> list[Caption]
     return plain + [placed[i] for i in keep]
 
 
-def matches(scenes: list[Scene], caps) -> torch.Tensor:
+def matches(scenes: list[Scene], caps: list[Caption]) -> torch.Tensor:
     """(scenes, captions) 0/1: does some object of the scene fit the caption? All scenes have the same n."""
     color = torch.tensor([[COLORS.index(t.color) for t in scene.tiles] for scene in scenes])[:, None]
     shape = torch.tensor([[SHAPES.index(t.shape) for t in scene.tiles] for scene in scenes])[:, None]
@@ -58,14 +60,14 @@ def matches(scenes: list[Scene], caps) -> torch.Tensor:
     return fits.any(-1).float()
 
 
-def text_features(clip, tokenizer, texts: list[str]) -> torch.Tensor:
+def text_features(clip: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
     """(texts, projection_dim) unit vectors."""
     tokens = tokenizer([f"{t}</s>" for t in texts], return_tensors="pt", padding=True, padding_side="right").to(clip.device)
     out = clip.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
     return F.normalize(out, dim=-1)
 
 
-def image_features(clip, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def image_features(clip: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(images, projection_dim) unit vectors of the CLS token, (images, projection_dim, side, side) projected patches, and
     (images, side * side, width) the patch features that LLaVA gets (layer -2)."""
     out = clip.get_image_features(pixel_values=images, output_hidden_states=True)
@@ -123,7 +125,9 @@ def batch_of(rng: np.random.Generator, size: int, batch: int, shares: tuple[floa
     )
 
 
-def loss_of(clip, tokenizer, bias: torch.Tensor, reader: torch.Tensor, batch: Batch, place: float) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_of(
+    clip: Any, tokenizer: Any, bias: torch.Tensor, reader: torch.Tensor, batch: Batch, place: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The sigmoid loss of objects, summed over captions, a tenth of that of whole images, and ``place`` times ``place_loss``, which comes
     second as well.
 
@@ -152,7 +156,7 @@ def place_loss(reader: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int | None = 400) -> dict[str, float]:
+def zero_shot(clip: Any, tokenizer: Any, image_size: int, split: str = "test", limit: int | None = 400) -> dict[str, float]:
     """Held-out zero-shot accuracy on single images: best of the 24 captions, and its shape and colour apart."""
     caps = captions(1, np.random.default_rng(0))[:24]
     tiles = load_tiles(split)[:limit]
@@ -165,7 +169,7 @@ def zero_shot(clip, tokenizer, image_size: int, split: str = "test", limit: int 
     return {"shape": float(shape), "color": float(color)}
 
 
-def train_clip(tokenizer, out: Path, seed: int, stages=STAGES, device: torch.device = CPU, workers: int = 0):
+def train_clip(tokenizer: Any, out: Path, seed: int, stages: Sequence[Stage] = STAGES, device: torch.device = CPU, workers: int = 0) -> Any:
     """Trains all stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px, on ``device``."""
     torch.manual_seed(seed)
     clip: Any = build_models.build_clip(tokenizer, stages[0][2])

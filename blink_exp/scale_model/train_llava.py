@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from blink_exp.scale_model import build_models
 from blink_exp.scale_model.packing import Pack, answer_loss, asked_of, exact_match, hidden_of, look_loss, pack, show, view_features
 from blink_exp.scale_model.recipe import Movable, PhaseRun, pixels
 from blink_exp.scale_model.train_clip import object_weights
 from blink_exp.scenes import questions
+from blink_exp.scenes.questions import SceneQuestion
 from blink_exp.scenes.scenes import Scene, official_questions, random_scene
 
 SHIFT = 320
@@ -72,10 +75,10 @@ def _official_by_image(split: str) -> dict[int, list[questions.SceneQuestion]]:
 
 
 @torch.no_grad()
-def held_out(llava, tokenizer, n: int, scenes: int = 64, blank: bool = False, seed: int = 1) -> dict[str, float]:
+def held_out(llava: Any, tokenizer: Any, n: int, scenes: int = 64, blank: bool = False, seed: int = 1) -> dict[str, float]:
     """Exact-match accuracy by question kind on test scenes of n x n tiles; ``blank`` replaces every image by a grey one."""
 
-    def batches():
+    def batches() -> Iterator[tuple[list[list[SceneQuestion]], list[torch.Tensor]]]:
         for start in range(0, scenes, 32):
             rng = np.random.default_rng((seed, n, start))
             batch = [random_scene(rng, "test", n) for _ in range(min(32, scenes - start))]
@@ -86,7 +89,7 @@ def held_out(llava, tokenizer, n: int, scenes: int = 64, blank: bool = False, se
     return exact_match(llava, tokenizer, batches())
 
 
-def quadrant(scene: Scene, index: int):
+def quadrant(scene: Scene, index: int) -> Image.Image:
     """Quadrant ``index`` (raster order) of the canvas at its full resolution."""
     half = scene.canvas.width // 2
     r, c = divmod(index, 2)
@@ -102,7 +105,7 @@ class Batch(Movable):
     targets: torch.Tensor
 
 
-def batch_of(rng: np.random.Generator, phase: Phase, tokenizer) -> Batch:
+def batch_of(rng: np.random.Generator, phase: Phase, tokenizer: Any) -> Batch:
     n = int(rng.choice(4, p=phase.weights)) + 1
     scenes = [random_scene(rng, "train", n) for _ in range(phase.batch)]
     asked = [scene_questions(rng, s, phase.asked) for s in scenes]
@@ -120,7 +123,7 @@ def batch_of(rng: np.random.Generator, phase: Phase, tokenizer) -> Batch:
     return Batch(x, pack(tokenizer, rows, rng, SHIFT), torch.stack([t for row in targets for t in row]).float())
 
 
-def train_llava(clip, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES, workers: int = 0):
+def train_llava(clip: Any, tokenizer: Any, out: Path, seed: int, phases: Sequence[Phase] = PHASES, workers: int = 0) -> Any:
     """Runs all phases on ``clip``'s device, resuming from ``out``, and returns the LLaVA model."""
     torch.manual_seed(seed)
     llava = build_models.build_llava(tokenizer, phases[0].layers).to(clip.device)

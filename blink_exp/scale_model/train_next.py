@@ -7,9 +7,10 @@ What has to be learned is to look through several views at once, and that the th
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from blink_exp.scale_model import build_models, packing
 from blink_exp.scale_model.packing import answer_loss, hidden_of, look_loss, show
 from blink_exp.scale_model.recipe import Movable, PhaseRun
 from blink_exp.scenes import hr_questions
+from blink_exp.scenes.questions import SceneQuestion
 from blink_exp.scenes.scenes import TILE, Scene, many_objects, random_scene
 
 SHIFT = 64
@@ -68,7 +70,8 @@ def coverage(scene: Scene, views: ViewGeometry) -> torch.Tensor:
     out = torch.zeros(len(tiles), views.count * views.tokens)
     out[:, : views.tokens] = thumbnail / thumbnail.amax(1, keepdim=True)
     out[:, views.stitched.flatten()] = tiles.flatten(1) / tiles.flatten(1).amax(1, keepdim=True)
-    return (out >= 0.5).unflatten(1, (views.count, views.tokens))
+    shown: torch.Tensor = (out >= 0.5).unflatten(1, (views.count, views.tokens))
+    return shown
 
 
 @dataclass
@@ -76,13 +79,15 @@ class Batch:
     """Scenes of one size with their questions. ``source``: (tokens,) where each visual token comes from, as ``views.pack`` says."""
 
     scenes: list[Scene]
-    asked: list[list]
+    asked: list[list[SceneQuestion]]
     pixels: torch.Tensor
     views: ViewGeometry
     source: torch.Tensor
 
 
-def batch_of(rng: np.random.Generator, processor, split: str, scenes: int, asked: int, shares: dict[str, float] | None = None) -> Batch:
+def batch_of(
+    rng: np.random.Generator, processor: Any, split: str, scenes: int, asked: int, shares: dict[str, float] | None = None
+) -> Batch:
     rows, columns = many_objects(rng)
     drawn = [random_scene(rng, split, rows, columns, small=True) for _ in range(scenes)]
     pixels = processor.image_processor(images=[s.canvas for s in drawn], return_tensors="pt").pixel_values
@@ -92,14 +97,14 @@ def batch_of(rng: np.random.Generator, processor, split: str, scenes: int, asked
     return Batch(drawn, [hr_questions.draw(rng, s, asked, shares) for s in drawn], pixels, views, pack_views(views, all_tokens(views)))
 
 
-def features_of(model, batch: Batch | Example, blank: bool = False) -> torch.Tensor:
+def features_of(model: Any, batch: Batch | Example, blank: bool = False) -> torch.Tensor:
     """(scenes, tokens, hidden): what the stock model puts in place of the image."""
     pixels = (torch.zeros_like(batch.pixels) if blank else batch.pixels).to(model.device)
     sizes = torch.tensor([batch.views.size] * len(pixels))
     return torch.stack(list(model.get_image_features(pixel_values=pixels, image_sizes=sizes).pooler_output))
 
 
-def targets_of(batch: Batch, tokenizer, packed: packing.Pack) -> tuple[torch.Tensor, torch.Tensor]:
+def targets_of(batch: Batch, tokenizer: Any, packed: packing.Pack) -> tuple[torch.Tensor, torch.Tensor]:
     """Where text should look: (n, 2) row and column of text tokens and (n, tokens) 0/1.
 
     The last token of a prompt looks at the objects of its question in all views. Where places matter it looks, and so do the words
@@ -125,10 +130,10 @@ def targets_of(batch: Batch, tokenizer, packed: packing.Pack) -> tuple[torch.Ten
 
 
 @torch.no_grad()
-def held_out(model, processor, scenes: int = 96, seen: str = "all", seed: int = 1) -> dict[str, float]:
+def held_out(model: Any, processor: Any, scenes: int = 96, seen: str = "all", seed: int = 1) -> dict[str, float]:
     """Exact-match accuracy by kind on test scenes. ``seen``: ``all`` views, the ``thumbnail`` alone, or a ``blank`` image."""
 
-    def batches():
+    def batches() -> Iterator[tuple[list[list[SceneQuestion]], list[torch.Tensor]]]:
         for start in range(0, scenes, 16):
             batch = batch_of(np.random.default_rng((seed, 77, start)), processor, "test", min(16, scenes - start), 10)
             features = features_of(model, batch, seen == "blank")
@@ -150,7 +155,7 @@ class Example(Movable):
     wanted: torch.Tensor | None
 
 
-def example_of(rng: np.random.Generator, phase: Phase, processor) -> Example:
+def example_of(rng: np.random.Generator, phase: Phase, processor: Any) -> Example:
     batch = batch_of(rng, processor, "train", phase.batch, phase.asked, phase.shares)
     packed = packing.pack(processor.tokenizer, packing.asked_of(batch.asked), rng, SHIFT)
     seen = None
@@ -161,7 +166,7 @@ def example_of(rng: np.random.Generator, phase: Phase, processor) -> Example:
     return Example(batch.pixels, batch.views, packed, seen, at, wanted)
 
 
-def train_next(llava, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES, workers: int = 0):
+def train_next(llava: Any, tokenizer: Any, out: Path, seed: int, phases: Sequence[Phase] = PHASES, workers: int = 0) -> Any:
     """Runs all phases from ``llava``, an 8-layer LLaVA-1.5, on its device, resuming from ``out``, and returns the LLaVA-NeXT model."""
     torch.manual_seed(seed)
     model = build_models.build_next(llava).to(llava.device)

@@ -23,6 +23,7 @@ from blink_exp.settings.targets import BY_TARGET
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 HYDRA = "hydra"  # Hydra's own settings, checked by Hydra
+INSTANTIATE = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")  # what instantiate() reads
 SHORT_FOR = {"layer": "layers"}  # {setting: group that it abbreviates}
 REFUSED = "refused"  # key with the error of a multirun job whose overrides do not compose (``job_loader``)
 
@@ -78,7 +79,7 @@ def _nodes(node: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
 
 def _check_node(node: DictConfig, prefix: str, schema: type, whole: bool) -> None:
     for key in list(node):
-        if str(key).startswith("_") or (not prefix and key == HYDRA):
+        if key in INSTANTIATE or (not prefix and key == HYDRA):
             continue
         if key not in fields(schema):
             raise UserError(unknown(f"{prefix}{key}", fields(schema)))
@@ -93,32 +94,40 @@ def _check_node(node: DictConfig, prefix: str, schema: type, whole: bool) -> Non
 
 
 def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
-    typed = _empty(schema)
-    if value_type(schema, key)[0] is bool and isinstance(node[key], int | float) and not isinstance(node[key], bool):
-        raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))  # OmegaConf would take any number for true
-    try:
-        typed[key] = node[key]
-        value = typed[key]
-    except OmegaConfBaseException:
-        raise UserError(refusal(schema, key, f"{prefix}{key}", node[key])) from None
+    given, kind = node[key], value_type(schema, key)[0]
+
+    def wrong() -> UserError:
+        return UserError(refusal(schema, key, f"{prefix}{key}", given))
+
+    if kind is bool and isinstance(given, int | float) and not isinstance(given, bool):
+        raise wrong()  # OmegaConf would take any number for true
+    value = given
+    group = isinstance(given, DictConfig) and (kind is Any or dataclasses.is_dataclass(kind))  # what it holds is checked by itself
+    if not group and type(given) is not kind:
+        typed = _empty(schema)
+        try:
+            typed[key] = given
+            value = typed[key]
+        except OmegaConfBaseException:
+            raise wrong() from None
     limit = fields(schema)[key].metadata.get("limit")
-    open_ended = value_type(schema, key)[0] is Any  # its limit decides about null
-    if (value is not None or open_ended) and limit is not None and not limit.holds(value):
-        raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))
+    if (value is not None or kind is Any) and limit is not None and not limit.holds(value):  # of Any, the limit decides about null
+        raise wrong()
     if isinstance(value, float) and limit is None and not Between().holds(value):
-        raise UserError(refusal(schema, key, f"{prefix}{key}", node[key]))
-    if not isinstance(value, DictConfig | ListConfig) and (type(value) is not type(node[key])):
+        raise wrong()
+    if not isinstance(value, DictConfig | ListConfig) and (type(value) is not type(given)):
         node[key] = value
 
 
 @functools.cache
 def _empty(schema: type) -> DictConfig:
     """An empty node of ``schema`` to validate values with."""
-    return OmegaConf.structured(schema)
+    empty: DictConfig = OmegaConf.structured(schema)
+    return empty
 
 
 @functools.cache
-def fields(schema: type) -> dict[str, dataclasses.Field]:
+def fields(schema: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(schema)}
 
 
@@ -148,14 +157,14 @@ def unknown(name: str, settings_there: Iterable[str]) -> str:
     """One line for an unknown setting, with the most similar one of ``settings_there``."""
     if line := moved(name):
         return line
-    settings = [key for key in settings_there if not key.startswith("_")]
+    settings = [key for key in settings_there if key not in INSTANTIATE]
     return f"{name} is not a setting; " + (nearest(name.rpartition(".")[2], settings) if settings else "what holds it has none")
 
 
 def refusal(schema: type, key: str, name: str, value: Any) -> str:
     """One line: the setting, its rule, the invalid value, and a cure if one is known."""
     limit: Limit | None = fields(schema)[key].metadata.get("limit")
-    hint = limit.hint(value) if limit is not None and isinstance(value, str) else ""
+    hint = limit.hint(value) if limit is not None else ""
     if isinstance(value, float) and value_type(schema, key)[0] is float and value.is_integer():
         value = int(value)  # OmegaConf converted it to float
     return f"{name} must be {rule(schema, key)}, got {format_value(value)}" + (f"; {hint}" if hint else "")

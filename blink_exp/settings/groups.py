@@ -30,7 +30,7 @@ class Saliency:
 
 @dataclass
 class Grid:
-    p: int = limits.whole(1)
+    p: int = limits.whole(1, most=limits.PATCHES)
     scale_thresholds: bool = limits.flag()
 
 
@@ -40,15 +40,16 @@ class Thresholds:
     tau_drop: float = limits.number(0, 1)
 
 
-MOST_LAYERS = 1000  # more than any LLM has
+def _layer(value: Any) -> bool:
+    return limits.is_whole(value, high=limits.LAYERS - 1)
 
 
 def _layers(value: Any) -> bool:
     if isinstance(value, str):
         first, dash, last = value.partition("-")
         ends = [first, last] if dash else [first]
-        return value == "all" or (all(map(str.isdecimal, ends)) and int(first) <= int(ends[-1]) < MOST_LAYERS)
-    return value is None or limits.is_whole(value) or (limits.is_list(value, limits.is_whole) and len(value) > 0)
+        return value == "all" or (all(map(str.isdecimal, ends)) and int(first) <= int(ends[-1]) < limits.LAYERS)
+    return value is None or _layer(value) or (limits.is_list(value, _layer) and len(value) > 0)
 
 
 @dataclass
@@ -88,8 +89,8 @@ class Loss:
 
 
 def _devices(value: Any) -> bool:
-    listed = limits.is_list(value, limits.is_whole) and 0 < len(value) == len(set(value))
-    return value == "auto" or limits.is_whole(value, 1) or listed
+    listed = limits.is_list(value, lambda device: limits.is_whole(device, high=limits.PROCESSES)) and 0 < len(value) == len(set(value))
+    return value == "auto" or limits.is_whole(value, 1, limits.PROCESSES) or listed
 
 
 @dataclass
@@ -98,9 +99,9 @@ class Trainer:
     accelerator: str = limits.words("cpu", "gpu", "cuda", "mps", "auto")
     strategy: str = limits.text("the name of a strategy")
     devices: Any = limits.such("auto, a number of devices of at least 1, or a list of distinct numbers of GPUs", _devices)
-    num_nodes: int = limits.whole(1)
+    num_nodes: int = limits.whole(1, most=limits.PROCESSES)
     precision: str = limits.words("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "32", "64", "16", "bf16")
-    max_epochs: int = limits.whole(1)
+    max_epochs: int = limits.whole(1, most=1_000_000)
     log_every_n_steps: int = limits.whole(1)
     callbacks: dict[str, Any] = field(default_factory=dict)
 
@@ -112,9 +113,9 @@ def _betas(value: Any) -> bool:
 @dataclass
 class Optim:
     lr: float = limits.number(0, above=True)
-    weight_decay: float = limits.number(0)
+    weight_decay: float = limits.number(0, 1)
     betas: Any = limits.such("two numbers in [0, 1), or null", _betas)
-    eps: float | None = limits.number(0, above=True)
+    eps: float | None = limits.number(0, 1, above=True)
     warmup: float = limits.number(0, 1, below=True)
     optimizer: Any = limits.such("a group of settings with a _target_", limits.is_target)
     schedule: Any = limits.such("a group of settings with a _target_", limits.is_target)
@@ -128,9 +129,9 @@ class Fill:
 @dataclass
 class HeroOptions:
     allocation: str = limits.words("scores", "uniform")
-    temperature_cls: float = limits.number(0, above=True)
-    temperature_clip: float = limits.number(0, above=True)
-    density_weight: float = limits.number(0)
+    temperature_cls: float = limits.number(0, most=limits.TEMPERATURE, above=True)
+    temperature_clip: float = limits.number(0, most=limits.TEMPERATURE, above=True)
+    density_weight: float = limits.number(0, 1)
     cls_source: str = limits.words("pooled", "last_hidden", "projected")
     text: str = limits.words("question", "prompt")
     remainder: str = limits.words("paper", "largest_remainder")
@@ -141,7 +142,7 @@ class HeroOptions:
 
 @dataclass
 class Hero:
-    tokens_per_view: int | None = limits.whole(1)
+    tokens_per_view: int | None = limits.whole(1, most=limits.PATCHES)
     relative: bool = limits.flag()
     options: HeroOptions = field(default_factory=HeroOptions)
 

@@ -17,11 +17,18 @@ from omegaconf import MISSING, OmegaConf
 from blink_exp.errors import nearest
 
 SEEDS = 2**32 - 1  # the largest seed of numpy and Lightning
+# Above what any model, machine or training has. What a model that is there has is less, and checked where it is loaded.
+LAYERS = 1000
+PATCHES = 10_000  # of a view
+TOKENS = 100_000  # of an image, or of an answer
+TEMPERATURE = 1_000_000  # a softmax at it is flat
+BATCH = 100_000
+PROCESSES = 1024  # worker processes, threads, nodes
 
 
 class Limit(Protocol):
     """``rule``: completes "... must be". ``holds``: whether a value of the right type is valid; ``hint``: a cure for an invalid
-    value."""
+    value, which may be of a wrong type."""
 
     @property
     def rule(self) -> str: ...
@@ -33,13 +40,19 @@ class Limit(Protocol):
 
 @dataclass(frozen=True)
 class Between:
-    """A finite number from ``low`` to ``high``; ``above``, ``below``: whether the bound is exclusive. None: unbounded."""
+    """A finite number from ``low`` to ``high``; ``above``, ``below``: whether the bound is exclusive. None: unbounded.
+
+    ``least``, ``most``: numbers below and above which no value has a meaning; the rule leaves them out, and the cure of such a value
+    names them.
+    """
 
     low: float | None = None
     high: float | None = None
     above: bool = False
     below: bool = False
     noun: str = "a number"
+    most: float | None = None
+    least: float | None = None
 
     @property
     def rule(self) -> str:
@@ -54,10 +67,15 @@ class Between:
         if not math.isfinite(value):
             return False
         low = self.low is None or (value > self.low if self.above else value >= self.low)
-        return low and (self.high is None or (value < self.high if self.below else value <= self.high))
+        high = self.high is None or (value < self.high if self.below else value <= self.high)
+        return low and high and (self.most is None or value <= self.most) and (self.least is None or value >= self.least)
 
     def hint(self, value: Any) -> str:
-        return ""
+        if not isinstance(value, int | float):
+            return ""
+        if self.most is not None and value > self.most:
+            return f"use at most {self.most}"
+        return f"use at least {self.least}" if self.least is not None and 0 < value < self.least else ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ class Words:
         return value in self.words
 
     def hint(self, value: Any) -> str:
-        hint = nearest(str(value), self.words)
+        hint = nearest(value, self.words) if isinstance(value, str) else ""
         return hint if hint.startswith("did") else ""  # the rule lists all of them
 
 
@@ -124,7 +142,7 @@ class Each:
         return len(value) >= self.least and all(self.limit.holds(entry) for entry in value)
 
     def hint(self, value: Any) -> str:
-        return ""
+        return next((hint for entry in value if (hint := self.limit.hint(entry))), "") if is_list(value, lambda entry: True) else ""
 
 
 @dataclass(frozen=True)
@@ -141,14 +159,27 @@ class Such:
         return ""
 
 
-def whole(low: int | None = None, high: int | None = None, default: Any = MISSING) -> Any:
-    """A field for a whole number from ``low`` to ``high``."""
-    return _field(Between(low, high, noun="a whole number"), default)
+def whole(low: int | None = None, high: int | None = None, *, most: int | None = None, default: Any = MISSING) -> Any:
+    """A field for a whole number; see ``Between``."""
+    return _field(Between(low, high, noun="a whole number", most=most), default)
 
 
-def number(low: float | None = None, high: float | None = None, *, above: bool = False, below: bool = False, default: Any = MISSING) -> Any:
+def number(
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: bool = False,
+    below: bool = False,
+    most: float | None = None,
+    default: Any = MISSING,
+) -> Any:
     """A field for a finite number; see ``Between``."""
-    return _field(Between(low, high, above, below), default)
+    return _field(Between(low, high, above, below, most=most), default)
+
+
+def ratio(default: Any = MISSING) -> Any:
+    """A field for the share of visual tokens to keep; see ``Between``."""
+    return _field(Between(0, 1, above=True, least=1 / TOKENS), default)
 
 
 def words(*known: str, default: Any = MISSING) -> Any:
@@ -168,16 +199,16 @@ def folder(default: Any = MISSING) -> Any:
 
 
 def seed(default: Any = MISSING) -> Any:
-    return whole(0, SEEDS, default)
+    return whole(0, SEEDS, default=default)
 
 
 def flag(default: Any = MISSING) -> Any:
     return dataclasses.field(default=default)
 
 
-def layer_list() -> Any:
-    """A field for layers of an encoder, numbered from 1."""
-    return _field(Each(Between(1, noun="a whole number")), MISSING)
+def layer_list(low: int = 1) -> Any:
+    """A field for layers of a model, numbered from ``low``; one that is named twice counts once."""
+    return _field(Each(Between(low, noun="a whole number", most=LAYERS)), MISSING)
 
 
 def whole_list(low: int, high: int) -> Any:
@@ -203,8 +234,8 @@ def is_target(value: Any) -> bool:
     return OmegaConf.is_dict(value) and "_target_" in value
 
 
-def is_whole(value: Any, low: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+def is_whole(value: Any, low: int = 0, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_list(value: Any, test: Callable[[Any], bool]) -> bool:

@@ -5,13 +5,13 @@ Importing this module registers them in Hydra's ConfigStore, which conf/ require
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from blink_exp import plugins
 from blink_exp.settings import groups, limits
 
 
@@ -48,16 +48,16 @@ class PointSettings:
     judge: Any = MISSING
     image_loading: groups.ImageLoading = MISSING
     logger: Any = MISSING
-    layer: int | None = limits.whole(0)
-    retention_ratio: float = limits.number(0, 1, above=True)
+    layer: int | None = limits.whole(0, most=limits.LAYERS - 1)
+    retention_ratio: float = limits.ratio()
     data_root: str | None = limits.folder()
     shard: Any = limits.such("a part k/n with k from 1 to n, e.g. 1/8, or null", _shard)
     part: str = limits.words("all", "validation", "test")
     limit: int | None = limits.whole(1)
     skip_limit: float = limits.number(0, 1)
     batch_size: int = limits.whole(1)
-    workers: int | None = limits.whole(0)
-    shared_gb: float | None = limits.number(0, above=True)
+    workers: int | None = limits.whole(0, most=limits.PROCESSES)
+    shared_gb: float | None = limits.number(0, most=1_000_000, above=True)
     cost: int = limits.whole(0)
     seed: int = limits.seed()
 
@@ -123,7 +123,7 @@ class TrainSettings:
     data: Any = MISSING
     image_loading: groups.ImageLoading = MISSING
     logger: Any = MISSING
-    layer: int | None = limits.whole(0)
+    layer: int | None = limits.whole(0, most=limits.LAYERS - 1)
     seed: int = limits.seed()
     checkpoint_activations: bool = limits.flag()
     channels_last: bool = limits.flag()
@@ -142,5 +142,5 @@ GROUP = "settings"  # of Hydra's config store: conf/<root>.yaml names its schema
 for _name, _schema in ROOTS.items():
     ConfigStore.instance().store(group=GROUP, name=_name, node=_schema, package="_global_")
 
-for _point in importlib.metadata.entry_points(group="blink_exp.scorers"):  # a preset per scorer of installed plugins
-    ConfigStore.instance().store(group="saliency", name=_point.name, node={"scorer": _point.name})
+for _name in plugins.installed(plugins.SCORERS):  # a preset per scorer of installed packages
+    ConfigStore.instance().store(group="saliency", name=_name, node={"scorer": _name})

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import UserError, nearest
-from blink_exp.settings.check import fields, format_value, refusal, value_type
+from blink_exp.settings.check import HYDRA, fields, format_value, refusal, unknown, value_type
 from blink_exp.settings.doors import redirection
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
-from blink_exp.settings.targets import BY_TARGET, Pair
+from blink_exp.settings.schemas.methods import Pair
+from blink_exp.settings.targets import BY_TARGET
 
 WITH_VALUE = {  # {Hydra flag with a value: example value}
     **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "FOLDER"),
@@ -143,11 +144,30 @@ def check_words(argv: Sequence[str], root: str) -> None:
             values = list(override.sweep_iterator())
             if not values:
                 raise UserError(f"{word} names no value, so nothing would run; a range ends before its second number: range(1,5) is 1 to 4")
+        if word.startswith("+") and key.startswith(f"{HYDRA}."):
+            _check_hydra_key(key)
         if word.startswith("+") and key in groups(ROOTS[root]):
             raise UserError(f"{word} would add a second preset to {key}; write {word.lstrip('+')}")
         if not (override.is_sweep_override() and any(flag in argv for flag in MULTIRUN)):
             for single in values:
                 _check_one(key, single, ROOTS[root])
+
+
+def _check_hydra_key(key: str) -> None:
+    """Raises UserError where Hydra has no setting ``key``, which it would add and never read. What a launcher and a sweeper read is known
+    from their own schemas, so no setting of theirs needs a plus either."""
+    from hydra.conf import HydraConf
+
+    names = key.split(".")[1:]
+    if len(names) == 2 and names[0] in ("launcher", "sweeper"):
+        raise UserError(f"{key} is not a setting; write {key}=... without + for one that hydra/{names[0]} has")
+    schema: Any = HydraConf
+    for name in names:
+        if not dataclasses.is_dataclass(schema):
+            return  # free entries: environment variables, callbacks, logging
+        if name not in fields(schema):  # type: ignore[arg-type]
+            raise UserError(unknown(key, fields(schema)))  # type: ignore[arg-type]
+        schema = value_type(schema, name)[0]  # type: ignore[arg-type]
 
 
 def _check_one(key: str, value: Any, root: type) -> None:

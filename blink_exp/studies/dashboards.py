@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp import tracking
-from blink_exp.cli import CONF
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.files import write_text
+from blink_exp.settings.presets import CONF
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.settings.values import read_yaml
 from blink_exp.studies.experiments import natural

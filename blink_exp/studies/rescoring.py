@@ -49,9 +49,9 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
         **origin,
         **blink,
     }
-    finished = json_ready(finished)
-    write_json(out / "metrics.json", finished)
-    return finished
+    metrics: Metrics = json_ready(finished)
+    write_json(out / "metrics.json", metrics)
+    return metrics
 
 
 def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str, Record]:

@@ -123,7 +123,7 @@ def worth(row: PointRun, objective: str | None, price: float) -> float:
     tokens = row["tokens"].get("layer")
     if tokens is None:
         raise UserError(f"token_price={price}: the tokens of {row['method']} are not known; use token_price=0")
-    return float(value) - price * tokens
+    return float(value) - price * float(tokens)
 
 
 def aim(row: PointRun, objective: str | None) -> str:

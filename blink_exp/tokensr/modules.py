@@ -40,7 +40,8 @@ class Residual(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.body(x)
+        change: torch.Tensor = self.body(x)
+        return x + change
 
 
 def residual_conv(width: int) -> nn.Module:

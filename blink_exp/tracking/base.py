@@ -17,7 +17,8 @@ from blink_exp.tracking.loggers import Csv, Logger
 
 def logger_of(settings: dict[str, Any]) -> Logger:
     """The logger that ``settings["logger"]`` describes."""
-    return instantiate(settings["logger"])
+    logger: Logger = instantiate(settings["logger"])
+    return logger
 
 
 def silent(settings: dict[str, Any]) -> bool:

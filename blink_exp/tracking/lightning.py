@@ -161,7 +161,7 @@ def with_boxes(picture: Picture, boxes: Boxes) -> Image.Image:
         picture = open_image(picture)
     elif not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
-    annotated = picture.convert("RGB")
+    annotated: Image.Image = picture.convert("RGB")
     pen = ImageDraw.Draw(annotated)
     for left, top, right, bottom in boxes:
         pen.rectangle(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +110,7 @@ def tiles(views: ViewGeometry) -> Markup:
     return _overlay(columns, rows, _lines(across, down, columns, rows, "patch"))
 
 
-def _lines(across, down, width: int, height: int, kind: str) -> str:
+def _lines(across: Iterable[float], down: Iterable[float], width: int, height: int, kind: str) -> str:
     path = "".join(f"M{x} 0V{height}" for x in across) + "".join(f"M0 {y}H{width}" for y in down)
     return f'<path d="{path}" class="{kind}"/>' if path else ""
 
@@ -117,7 +119,7 @@ def _overlay(width: int, height: int, inside: str) -> Markup:
     return Markup(f'<svg class="over" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{inside}</svg>')
 
 
-def ratios(rho: list[float | None], steps: list[dict], limits: dict[str, float], floor: float) -> Markup:
+def ratios(rho: list[float | None], steps: list[dict[str, Any]], limits: dict[str, float], floor: float) -> Markup:
     """The saliency ratio by layer: a line of ``rho`` (one value per layer), and a mark at the scanned ratio of each of ``steps``
     (``layer``, ``rho``, ``decision``). ``limits``: {name: threshold}; ``floor``: ratio of uniform attention."""
     left, right, top, bottom = 34, 14, 8, 158

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import EXTRA
@@ -75,7 +77,7 @@ def token_counts(trace: Trace) -> dict[str, Any] | None:
         return None
     n, views = trace.visual.views.tokens, trace.visual.views
 
-    def count(source) -> dict[str, int]:
+    def count(source: torch.Tensor) -> dict[str, int]:
         image_source = source[source >= 0]
         return {
             "base": int((image_source < n).sum()),

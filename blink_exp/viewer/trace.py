@@ -49,7 +49,8 @@ class Stage:
     def paid(self, part: str) -> torch.Tensor:
         """(tokens of the part,) attention of the last prompt token."""
         sizes = [self.counts[name] for name in PARTS]
-        return self.attention.split(sizes)[PARTS.index(part)]
+        piece: torch.Tensor = self.attention.split(sizes)[PARTS.index(part)]
+        return piece
 
     @property
     def shares(self) -> dict[str, float]:

@@ -199,7 +199,7 @@ def test_no_attention_matrix_is_made_and_sdpa_stays_in_use(monkeypatch):
     shapes = []
     for name, scorer in SCORERS.items():
         watched = replace(scorer, score=lambda seen, columns, scorer=scorer: shapes.append(seen.visible.shape[1]) or scorer(seen, columns))
-        monkeypatch.setitem(SCORERS, name, watched)
+        monkeypatch.setitem(SCORERS.functions, name, watched)
         with attach(model, blink(BlinkPolicy((0, 2), 0.25, saliency=name))):
             model.generate(**batch, max_new_tokens=2)
     assert calls

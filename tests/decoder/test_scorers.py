@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import sys
 import types
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 from support.models import prompts, random_llava
 from support.scripts import ROOT
 
+from blink_exp import plugins
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core import saliency
 from blink_exp.core.saliency import Scorer, scorer
@@ -53,21 +54,12 @@ def installed(monkeypatch) -> dict[str, Scorer]:
     exec(recipe(), module.__dict__)
     module.raw_softmax, module.sharpened, module.broken = raw_softmax, sharpened, len
     monkeypatch.setitem(sys.modules, "my_package", module)
-    points = [
-        importlib.metadata.EntryPoint(name, f"my_package:{name}", saliency.ENTRY_POINTS)
-        for name in ("mine", "raw_softmax", "sharpened", "broken", "gone")
-    ]
-    stock = importlib.metadata.entry_points
-
-    def entry_points(**words):
-        if words.get("group") != saliency.ENTRY_POINTS:
-            return stock(**words)
-        return importlib.metadata.EntryPoints(points).select(**words)
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    saliency._installed_scorer.cache_clear()
-    yield {"mine": module.mine, "raw_softmax": raw_softmax, "sharpened": sharpened}
-    saliency._installed_scorer.cache_clear()
+    names = ("mine", "raw_softmax", "sharpened", "broken", "gone")
+    points = {name: EntryPoint(name, f"my_package:{name}", plugins.SCORERS) for name in names}
+    stock = plugins.installed
+    monkeypatch.setattr(plugins, "installed", lambda group: points if group == plugins.SCORERS else stock(group))
+    monkeypatch.setattr(saliency.SCORERS, "functions", dict(saliency.SCORERS.functions))  # what is imported is forgotten afterwards
+    return {"mine": module.mine, "raw_softmax": raw_softmax, "sharpened": sharpened}
 
 
 def test_the_three_are_of_three_kinds(installed):
@@ -101,7 +93,7 @@ def test_alone_shared_and_in_the_viewer_they_see_the_same(installed, scale):
     assert len(ratios) > 20
 
 
-def test_a_scorer_is_shown_exactly_what_it_declares():
+def test_a_scorer_is_shown_exactly_what_it_declares(monkeypatch):
     """Against the layer's own projections, of one prompt: all text queries, or the last; raw products with every key, the text's too."""
     model = random_llava(kv_heads=2)
     llm, seen = model.model.language_model, {}
@@ -116,12 +108,9 @@ def test_a_scorer_is_shown_exactly_what_it_declares():
     batch = prompts(model, [[9, 10, 11, 12]])
     hidden = model(**batch, output_hidden_states=True).hidden_states[2]
     for name, declared in (("last", {}), ("text", {"queries": "text"}), ("raw", {"raw": True})):
-        saliency.SCORERS[name] = look(name, **declared)
-        try:
-            with attach(model, blink(BlinkPolicy((2,), 1.0, 0.0, saliency=name))), torch.no_grad():
-                model(**batch)
-        finally:
-            del saliency.SCORERS[name]
+        monkeypatch.setitem(saliency.SCORERS.functions, name, look(name, **declared))
+        with attach(model, blink(BlinkPolicy((2,), 1.0, 0.0, saliency=name))), torch.no_grad():
+            model(**batch)
     attention = llm.layers[2].self_attn
     query = attention.q_proj(hidden[:, -1:]).view(1, 1, 4, -1).transpose(1, 2)
     keys = attention.k_proj(hidden).view(1, hidden.shape[1], 2, -1).transpose(1, 2).repeat_interleave(2, dim=1)
@@ -131,19 +120,16 @@ def test_a_scorer_is_shown_exactly_what_it_declares():
     assert seen["text"][2].sum(-1).tolist() == [[39, 40, 41, 42]]
 
 
-def test_what_is_wrong_with_a_foreign_scorer_is_one_line(installed):
+def test_what_is_wrong_with_a_foreign_scorer_is_one_line(installed, monkeypatch):
     for name, words in (
-        ("broken", r"saliency=broken: my_package:broken is no scorer; put @blink_exp.core.saliency.scorer\(\) on the function"),
-        ("gone", r"saliency=gone: my_package:gone cannot be loaded .*has no attribute 'gone'.*mend or uninstall"),
+        ("broken", r"saliency=broken: what the installed package calls so is no scorer; put @blink_exp.core.saliency.scorer\(\) on it"),
+        ("gone", r"gone of the installed package my_package:gone cannot be imported .*has no attribute 'gone'.*install it again"),
         ("mime", r"saliency=mime is not known; .*mine"),
     ):
         with pytest.raises(UserError, match=words):
             BlinkPolicy((1,), saliency=name)
     with pytest.raises(TypeError, match=r"declares it: @scorer\(raw=True\)"):
         model = random_llava()
-        saliency.SCORERS["undeclared"] = Scorer(lambda seen, columns: seen.raw_logits())
-        try:
-            with attach(model, blink(BlinkPolicy((1,), saliency="undeclared"))):
-                model(**prompts(model, [[9]]))
-        finally:
-            del saliency.SCORERS["undeclared"]
+        monkeypatch.setitem(saliency.SCORERS.functions, "undeclared", Scorer(lambda seen, columns: seen.raw_logits()))
+        with attach(model, blink(BlinkPolicy((1,), saliency="undeclared"))):
+            model(**prompts(model, [[9]]))

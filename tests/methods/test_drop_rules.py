@@ -50,6 +50,15 @@ def test_pruning_is_never_the_identity():
     assert decision == Retain((0, 2), ((1,),))
 
 
+def test_fastv_says_once_that_it_keeps_one_token_of_a_ratio_that_rounds_to_none(caplog):
+    for _ in range(2):
+        assert FastVPolicy(2, 0.00125).budget(144) == 1
+    (record,) = caplog.records
+    assert record.getMessage() == "retention_ratio=0.00125 rounds to no token of 144 visual ones; fastv keeps one"
+    assert FastVPolicy(2, 0.5).budget(0) == 1  # a prompt without visual tokens is no rounding
+    assert len(caplog.records) == 1
+
+
 def test_fastv_keeps_the_best_in_order_and_rounds_as_told():
     def kept(ratio, scores, mode="paper"):
         return FastVPolicy(2, ratio, mode).decide(1, Scan(1, "", 0, False, token_scores=scores)).indices

@@ -8,21 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.models import random_encoding
-from support.view_pruners import (
-    GRIDS,
-    MODES,
-    best,
-    faster,
-    few,
-    full,
-    images,
-    lists,
-    modes,
-    probabilities,
-    ratios,
-    seeds,
-    with_logits,
-)
+from support.view_pruners import GRIDS, MODES, best, faster, few, full, images, lists, modes, probabilities, ratios, seeds, with_logits
 
 from blink_exp.core.views import ViewGeometry, pack
 

@@ -9,19 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.models import random_encoding
-from support.view_pruners import (
-    GRIDS,
-    MODES,
-    command,
-    few,
-    full,
-    images,
-    lists,
-    modes,
-    probabilities,
-    seeds,
-    with_logits,
-)
+from support.view_pruners import GRIDS, MODES, command, few, full, images, lists, modes, probabilities, seeds, with_logits
 
 from blink_exp.core.views import NEWLINE, ViewGeometry, pack
 from blink_exp.methods.globalcom2 import thumbnail_guide, tile_shares

@@ -9,20 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.models import random_encoding
-from support.view_pruners import (
-    GRIDS,
-    MODES,
-    best,
-    few,
-    full,
-    hi,
-    images,
-    lists,
-    modes,
-    probabilities,
-    seeds,
-    with_logits,
-)
+from support.view_pruners import GRIDS, MODES, best, few, full, hi, images, lists, modes, probabilities, seeds, with_logits
 
 from blink_exp.core.views import ViewGeometry, pack
 from blink_exp.methods.hired import tile_budgets

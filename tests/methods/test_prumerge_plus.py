@@ -252,6 +252,13 @@ def backbone(depth=24):
     return SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(vision_config=vision)), check=lambda needs: None)
 
 
+def test_a_grid_denser_than_the_patches_is_refused():
+    encoding = random_encoding(ViewGeometry(6))
+    assert PruMergePlus(4, densify=36).select(encoding, "") is not None
+    with pytest.raises(UserError, match="prumerge_plus.densify=37 is more than the 36 patches of a view; use at most 36"):
+        PruMergePlus(4, densify=37).select(encoding, "")
+
+
 def test_configured_on_a_backbone():
     method = prumerge_plus.configure(backbone(24))
     assert method.name == "prumerge_plus" and method.policy is None

@@ -10,22 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.models import random_encoding, random_next
-from support.view_pruners import (
-    ALL,
-    MODES,
-    best,
-    command,
-    faster,
-    few,
-    full,
-    hi,
-    images,
-    lists,
-    modes,
-    probabilities,
-    ratios,
-    seeds,
-)
+from support.view_pruners import ALL, MODES, best, command, faster, few, full, hi, images, lists, modes, probabilities, ratios, seeds
 
 from blink_exp.backbone.encode import encode
 from blink_exp.core.encoding import EncoderRequirements

@@ -62,6 +62,8 @@ FILES = {
 # runs the scripts one after the other in one process: importing torch is what takes long
 DRIVER = """
 import json, os, runpy, sys
+from hydra._internal.hydra import Hydra
+Hydra.get_mode = lambda *_: None  # else everything is composed once more, to see whether hydra.mode is set
 sys.path.insert(0, ".")
 for words in json.loads(sys.argv[1]):
     sys.argv = words

@@ -5,14 +5,15 @@ from __future__ import annotations
 import string
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from support.refusals import one_line_of
-from support.scripts import ROOT
 
 from blink_exp.errors import UserError
 from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.settings.words import arranged, prepared, quoted, text_settings, word
 
 
@@ -21,16 +22,10 @@ def test_flags_may_stand_between_settings():
     assert arranged(words) == ["-m", "--config-dir", "a=b", "thresholds=high_exp", "limit=4"]
 
 
-@pytest.fixture(scope="module")
-def hydra():
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield
-
-
 TEXTS = st.text(string.ascii_letters + string.digits + " =,[]{}()#~:;'\"\\/.+-*?@%&|<>!^é", min_size=1).filter(lambda text: text.strip())
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(TEXTS)
 @example("7e31021")
 @example("1.10")
@@ -42,12 +37,20 @@ TEXTS = st.text(string.ascii_letters + string.digits + " =,[]{}()#~:;'\"\\/.+-*?
 @example("back\\")
 @example("true")
 @example("{a: 1}")
-def test_text_settings_arrive_letter_by_letter(hydra, text):
+def test_text_settings_arrive_letter_by_letter(text):
+    """Through Hydra's grammar and into a typed config, which is all that composing does with a value."""
     if text in ("null", "???") or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\""):
         return  # what is quoted already is Hydra's to read
-    cfg = compose("sweep", overrides=prepared([f"store={text}", f"report={text}"], "sweep"))
-    assert cfg.store == cfg.report == text
-    assert compose("sweep", overrides=[word("store", text)]).store == text
+    cfg = OmegaConf.structured(SweepSettings)
+    for written in (*prepared([f"store={text}", f"report={text}"], "sweep"), word("train", text)):
+        override = OverridesParser.create().parse_override(written)
+        OmegaConf.update(cfg, str(override.key_or_group), override.value())
+    assert cfg.store == cfg.report == cfg.train == text
+
+
+def test_text_arrives_letter_by_letter_through_all_of_hydra():
+    for text in ("7e31021", "a=b,c", "[x] {a: 1} #~", "it's", "back\\"):
+        assert composed("sweep", [f"store={text}"]).store == text
 
 
 def test_every_path_and_every_name_is_text():
@@ -120,15 +123,16 @@ def test_schemas_list_the_words_that_the_code_takes():
     from blink_exp.backbone.processor import SYSTEM_PROMPTS
     from blink_exp.methods.blink import POLICIES
     from blink_exp.methods.pair import FILLS
-    from blink_exp.settings import groups, targets
+    from blink_exp.settings import groups
     from blink_exp.settings.check import fields
+    from blink_exp.settings.schemas import methods, models
 
     def words(schema, name):
         return set(fields(schema)[name].metadata["limit"].words)
 
-    assert words(targets.Model, "system_prompt") == set(SYSTEM_PROMPTS)
+    assert words(models.Model, "system_prompt") == set(SYSTEM_PROMPTS)
     assert words(groups.Resolution, "policy") == set(POLICIES)
-    assert words(groups.Fill, "policy") == words(targets.Pair, "fill") == set(FILLS)
+    assert words(groups.Fill, "policy") == words(methods.Pair, "fill") == set(FILLS)
 
 
 @pytest.mark.parametrize(

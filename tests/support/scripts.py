@@ -31,6 +31,13 @@ def run(words: list[str] | tuple[str, ...], env: dict[str, str] | None = None, t
     return _run(words, [env or {}], timeout)[0]
 
 
+def printed(*words: str, code: int = 0) -> str:
+    """What a command prints, on either stream. Fails where it ends with another exit code."""
+    done = run(words)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 def run_ranks(words: list[str] | tuple[str, ...], count: int, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
     """The same as ``count`` processes of one job. Each is told its rank by the variables that torchrun sets."""
     with socket.socket() as free:

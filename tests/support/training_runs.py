@@ -6,24 +6,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from blink_exp.cli import CONF
 from blink_exp.commands.train import run
+from support.composing import config
 
 EVERY_STEP = ("trainer.callbacks.checkpoint.every_n_train_steps=1", "trainer.log_every_n_steps=1")
 SMALL = ("layers.indices=[1]", "data.train_size=6", "data.global_batch=2", "data.held_out_size=1", *EVERY_STEP)
 
 
-def composed(config: str, *words: str):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(config, overrides=list(words))
-
-
 def train(out: Path, *words: str) -> None:
-    cfg = composed("train", *SMALL, *words)
+    cfg = config("train", *SMALL, *words)
     with pytest.MonkeyPatch.context() as patch:
         runtime = SimpleNamespace(mode=RunMode.RUN, runtime=SimpleNamespace(output_dir=str(out)))
         patch.setattr(HydraConfig, "get", staticmethod(lambda: runtime))

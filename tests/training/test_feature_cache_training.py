@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.composing import config
 from support.features import scenes
-from support.training_runs import composed, train
+from support.training_runs import train
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import tokensr, tokensr_cuda
@@ -68,29 +69,16 @@ def test_all_quadrants_are_cut_from_one_image_and_share_its_view(scale):
         torch.testing.assert_close(together[1][i], teacher[0], rtol=1e-4, atol=1e-4)
 
 
-def steps(module: TokenSRTraining, batches: list) -> torch.Tensor:
-    """(steps, layers) losses."""
-    optimizer, found = torch.optim.AdamW(module.amplifiers.parameters(), 3e-3), []
-    for batch in batches:
-        losses = module.losses(batch)
-        losses.sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        found.append(losses.detach())
-    return torch.stack(found)
-
-
 def test_seven_layers_in_one_pass_have_the_losses_of_seven_runs(scale):
     """Each from the same weights. Catches a layer that gets another's module or features, and gradients that leak from loss to loss."""
     layers = [6, 0, 1, 2, 3, 4, 5]
     batches = list(scenes(scale, train_size=8, global_batch=4).train_dataloader())
     together = TokenSRTraining(scale, layers)
     start = {k: v.clone() for k, v in together.amplifiers.state_dict().items()}
-    found = steps(together, batches)
+    found = tokensr.epoch(together, batches, start)
     for k, layer in enumerate(layers):
         single = TokenSRTraining(scale, [layer])
-        single.amplifiers.load_state_dict({name: w for name, w in start.items() if name.startswith(f"{layer}.")})
-        torch.testing.assert_close(steps(single, batches)[:, 0], found[:, k], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tokensr.epoch(single, batches, start)[:, 0], found[:, k], rtol=1e-5, atol=1e-6)
     assert len({round(x, 4) for x in found[1].tolist()}) == 7
 
 
@@ -145,9 +133,9 @@ def test_channels_last_changes_the_layout_and_not_the_loss():
 
 def test_words_of_a_recipe_that_nothing_follows_are_refused():
     words = ("channels_last=true", "trainer.strategy=deepspeed_zero2")
-    check_recipe(job_of(composed("train", words[0]), Path("run")).settings)
+    check_recipe(job_of(config("train", words[0]), Path("run")).settings)
     with pytest.raises(UserError, match="channels_last=true has no effect under ZeRO"):
-        check_recipe(job_of(composed("train", *words), Path("run")).settings)
+        check_recipe(job_of(config("train", *words), Path("run")).settings)
 
 
 def test_trainings_are_the_same_without_a_cache_from_a_new_one_and_from_one_that_was_there(tmp_path, monkeypatch, capsys):

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.composing import config
 from support.refusals import refusal
-from support.training_runs import composed
 
 from blink_exp.commands.train import job_of
 from blink_exp.training.optimization import Optimization, cosine
 
 
 def optimization(*words: str) -> Optimization:
-    return job_of(composed("train", *words), Path("run")).optimization
+    return job_of(config("train", *words), Path("run")).optimization
 
 
 def built(chosen: Optimization, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:

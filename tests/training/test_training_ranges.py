@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from support.composing import config
 from support.refusals import refusal
-from support.training_runs import composed, train
+from support.training_runs import train
 
 from blink_exp.backbone import load
 from blink_exp.commands.train import job_of
@@ -29,7 +30,7 @@ def test_every_preset_of_the_recipe_passes():
 
 
 def settings(*words: str) -> TrainSettings:
-    return job_of(composed("train", *words), Path("run")).settings
+    return job_of(config("train", *words), Path("run")).settings
 
 
 def test_float16_autocast_needs_a_gpu():
@@ -41,7 +42,7 @@ def test_float16_autocast_needs_a_gpu():
 
 @pytest.mark.parametrize("words", [("trainer.precision=64-true", "trainer.strategy=deepspeed_zero2"), ("trainer.accelerator=mps",)])
 def test_what_lightning_refuses_is_one_line(tmp_path, words):
-    assert "trainer.accelerator=" in refusal(lambda: make_trainer(job_of(composed("train", *words), tmp_path)))
+    assert "trainer.accelerator=" in refusal(lambda: make_trainer(job_of(config("train", *words), tmp_path)))
 
 
 def test_modules_that_could_not_be_written_are_refused_before_training(tmp_path):
@@ -87,7 +88,7 @@ def test_settings_are_typed_at_the_door(folder):
 
 
 def test_a_job_is_what_its_presets_name(tmp_path):
-    job = job_of(composed("train", "trainer=ddp", "trainer.devices=1", "data=folder", f"data.path={tmp_path}", "layer=12"), tmp_path)
+    job = job_of(config("train", "trainer=ddp", "trainer.devices=1", "data=folder", f"data.path={tmp_path}", "layer=12"), tmp_path)
     assert (job.settings.layers.indices, job.settings.trainer.precision, job.settings.trainer.strategy) == ([12], "bf16-mixed", "ddp")
     assert job.trainer.func is pl.Trainer and job.trainer.keywords["max_epochs"] == 1
     assert [type(callback) for callback in job.callbacks] == [ModelCheckpoint, ProgressLines, OwnSignals]

@@ -1,0 +1,1 @@
+"""Schemas of the config groups whose presets differ, a file a kind; ``targets`` has them by ``_target_``."""

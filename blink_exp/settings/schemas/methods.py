@@ -1,0 +1,165 @@
+"""Schemas of methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from blink_exp.settings import limits
+
+MODES = ("paper", "reference")
+NEWLINES = ("all_rows", "valid_rows", "none")
+
+
+@dataclass
+class Untouched:
+    """method=none has no settings."""
+
+
+@dataclass
+class Blink:
+    amplify: bool = limits.flag()
+    saliency: str = limits.text("the name of a scorer")
+    p: int = limits.whole(1, most=limits.PATCHES)
+    scale_thresholds: bool = limits.flag()
+    tau_exp: float = limits.number(0, 1)
+    tau_drop: float = limits.number(0, 1)
+    layers: Any = limits.group()
+    resolution: Any = limits.group()
+    tokensr: Any = limits.group()
+    seed: int = limits.seed()
+
+
+@dataclass
+class Hero:
+    retention_ratio: float = limits.ratio()
+    tokens_per_view: int | None = limits.whole(1, most=limits.PATCHES)
+    alpha: float = limits.number(0, 1)
+    low: list[int] = limits.layer_list()
+    high: list[int] = limits.layer_list()
+    relative: bool = limits.flag()
+    newline_policy: str = limits.words(*NEWLINES)
+    options: Any = limits.group()
+
+
+@dataclass
+class Control:
+    ratio: float = limits.ratio()
+    newline_policy: str = limits.words(*NEWLINES)
+
+
+@dataclass
+class RandomControl(Control):
+    seed: int = limits.seed()
+
+
+@dataclass
+class FasterVLM:
+    retention_ratio: float = limits.ratio()
+    layer: int | None = limits.whole(1, most=limits.LAYERS)
+    mode: str = limits.words(*MODES)
+    newline_policy: str | None = limits.words(*NEWLINES)
+
+
+@dataclass
+class GlobalCom2(FasterVLM):
+    temperature: float = limits.number(0, most=limits.TEMPERATURE, above=True)
+
+
+@dataclass
+class HiRED:
+    retention_ratio: float = limits.ratio()
+    alpha: float = limits.number(0, 1)
+    allocation_layer: int | None = limits.whole(1, most=limits.LAYERS)
+    selection_layer: int | None = limits.whole(1, most=limits.LAYERS)
+    mode: str = limits.words(*MODES)
+    newline_policy: str | None = limits.words(*NEWLINES)
+
+
+@dataclass
+class PruMergePlus:
+    layer: int | None = limits.whole(1, most=limits.LAYERS)
+    neighbours: int = limits.whole(0, most=limits.PATCHES)
+    iqr_factor: float = limits.number(0, most=1000)
+    densify: int = limits.whole(1, most=limits.PATCHES)
+    mode: str = limits.words(*MODES)
+    newline_policy: str = limits.words(*NEWLINES)
+
+
+@dataclass
+class FastV:
+    full_layers: int = limits.whole(1, most=limits.LAYERS)
+    retention_ratio: float = limits.ratio()
+    mode: str = limits.words(*MODES)
+    relative: bool = limits.flag()
+
+
+def _schedule(value: Any) -> bool:
+    tokens = limits.is_list(value, lambda count: limits.is_whole(count, 1, limits.TOKENS))
+    return value is None or value in (192, 128, 96, 64) or (tokens and len(value) > 0)
+
+
+@dataclass
+class SparseVLM:
+    schedule: Any = limits.such("192, 128, 96, 64, a list of tokens to keep behind each of its layers, or null", _schedule)
+    retention_ratio: float | None = limits.ratio()
+    layers: list[int] = limits.layer_list(0)
+    relative: bool = limits.flag()
+
+
+@dataclass
+class Thumbnail:
+    newline_policy: str = limits.words(*NEWLINES)
+
+
+@dataclass
+class ThumbnailPlusTile(Thumbnail):
+    metric: str = limits.words("clip_score", "cls_similarity")
+    rank: int = limits.whole(1, 4)
+    fewer: str = limits.words("thumbnail", "last")
+    cls_source: str = limits.words("pooled", "last_hidden", "projected")
+
+
+@dataclass
+class TwoViews:
+    region: str = limits.words("most_salient", "annotated", "wrong", "random")
+    p: int = limits.whole(1, most=limits.PATCHES)
+    layer: int = limits.whole(0, most=limits.LAYERS)
+    relative: bool = limits.flag()
+    seed: int = limits.seed()
+    alone: bool = limits.flag()
+
+
+@dataclass
+class ViCrop:
+    layer: int = limits.whole(0, most=limits.LAYERS)
+    relative: bool = limits.flag()
+
+
+@dataclass
+class Pair:
+    pruner: Any = limits.group()
+    policy: Any = limits.group()
+    fill: str = limits.words("neighbours", "recall")
+    name: str | None = limits.text("a name")
+
+
+TARGETS: dict[str, type] = {
+    "blink_exp.methods.none.none": Untouched,
+    "blink_exp.methods.blink.configure": Blink,
+    "blink_exp.methods.hero.configure": Hero,
+    "blink_exp.methods.controls.random": RandomControl,
+    "blink_exp.methods.controls.uniform": Control,
+    "blink_exp.methods.controls.downsample": Control,
+    "blink_exp.methods.fastervlm.configure": FasterVLM,
+    "blink_exp.methods.globalcom2.configure": GlobalCom2,
+    "blink_exp.methods.hired.configure": HiRED,
+    "blink_exp.methods.prumerge_plus.configure": PruMergePlus,
+    "blink_exp.methods.fastv.configure": FastV,
+    "blink_exp.methods.sparsevlm.configure": SparseVLM,
+    "blink_exp.methods.one_tile.thumbnail": Thumbnail,
+    "blink_exp.methods.one_tile.thumbnail_plus_tile": ThumbnailPlusTile,
+    "blink_exp.methods.pair.configure": Pair,
+    "blink_exp.methods.two_views.configure": TwoViews,
+    "blink_exp.methods.vicrop.configure": ViCrop,
+}
