@@ -113,7 +113,7 @@ def detectable(n: int, discordant: int) -> float | None:
     if 2 * 0.5**n >= 1 - CONFIDENCE:
         return None
     root = (a * n**0.5 + b * (n + b**2 - a**2) ** 0.5) / (n + b**2)  # d = root sqrt(psi), by squaring
-    return 100 * root * max(root, (discordant / n) ** 0.5)
+    return float(100 * root * max(root, (discordant / n) ** 0.5))
 
 
 def over_images(alone: dict[str, Any], pairs: PairedImages, select: Select, weights: np.ndarray) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from blink_exp.figures import headroom_probe
 from blink_exp.figures.headroom_probe import CLOSE, FULL, Objects, bounds, located, neighbourhood, objects_of, probe
 from blink_exp.figures.verdicts import mean
 
@@ -48,19 +47,12 @@ def test_the_states_of_real_scenes_are_labelled_object_by_object(scale):
 
 
 def test_bounds_by_hand():
-    hits = {
-        ("shape", FULL): [1] * 6 + [0] * 4,
-        ("color", FULL): [1] * 8 + [0] * 2,
-        ("shape", CLOSE): [1] * 10,
-        ("color", CLOSE): [1] * 9 + [0],
-    }
-    scores = {(view, 12, attribute): mean([float(h) for h in values]) for (attribute, view), values in hits.items()}
+    right = {(FULL, 12, "shape"): 6, (FULL, 12, "color"): 8, (CLOSE, 12, "shape"): 10, (CLOSE, 12, "color"): 9}
+    scores = {key: mean([1.0] * n + [0.0] * (10 - n)) for key, n in right.items()}
     (claim,) = bounds(scores, 12, {"none": 65.0, "TokenSR, by attention": 66.0})
     assert claim.numbers["from tokens at most (probe on the full view - none)"] == pytest.approx(5)
     assert claim.numbers["needs pixels (probe on the close-up - on the full view)"] == pytest.approx(25)
     assert claim.holds is True
     assert bounds(scores, 12, {})[0].holds is None
-    assert (
-        headroom_probe.bounds({k: mean([0.0] * 9 + [1.0]) for k in scores}, 12, {"none": 90.0, "TokenSR, by attention": 95.0})[0].holds
-        is False
-    )
+    nothing_there = {key: mean([0.0] * 9 + [1.0]) for key in scores}
+    assert bounds(nothing_there, 12, {"none": 90.0, "TokenSR, by attention": 95.0})[0].holds is False
