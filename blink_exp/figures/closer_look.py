@@ -95,8 +95,8 @@ def caption(helped: int, not_helped: int) -> str:
     return (
         "A row a question: the image with what is asked about (dashed) and the patch that is expanded first (box); what the vision"
         " tower sees of the image; what it sees of that patch, cut from the image at its own resolution (the close-up)."
-        f" Chosen by rule: the first {helped} questions, by id, that the full view gets wrong and the close-up right, and the first {not_helped} that both get"
-        " wrong."
+        f" Chosen by rule: the first {helped} questions, by id, that the full view gets wrong and the close-up right,"
+        f" and the first {not_helped} that both get wrong."
     )
 
 
