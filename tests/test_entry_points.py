@@ -139,7 +139,10 @@ def test_a_failing_point_is_a_row_and_does_not_end_the_sweep(tmp_path):
     assert "| layers.indices=[99] | failed |" in (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
 
 
-CONTROLS = ["Blink-interp / random region", "Blink / random region"]
+CONTROLS = [
+    *("Blink-interp / random region", "Blink / random region"),
+    *("Close-up / full", "Close-up / random region", "Two views / most salient"),
+]
 
 
 def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
@@ -148,9 +151,11 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     assert "Blink, Table 2" in run(*words)
     table = (out / "table.md").read_text(encoding="utf-8")
     document = json.loads((out / "table.json").read_text(encoding="utf-8"))
-    assert len(document["rows"]) == 15 and [row["point"] for row in document["rows"] if row.get("control")] == CONTROLS
-    assert "Control, not in the paper: Blink-interp / random region, Blink / random region." in table
-    assert all(row["runs"]["mosaic_mme"]["status"] == "done" and row["runs"]["mosaic_mme"]["samples"] == 4 for row in document["rows"])
+    assert len(document["rows"]) == 18 and [row["point"] for row in document["rows"] if row.get("control")] == CONTROLS
+    assert f"Control, not in the paper: {', '.join(CONTROLS)}." in table
+    assert all(
+        row["runs"]["mosaic_detail"]["status"] == "done" and row["runs"]["mosaic_detail"]["samples"] == 6 for row in document["rows"]
+    )
     full = next(line for line in table.splitlines() if line.startswith("| Blink / full"))
     assert "1881.53" in full
     high = [line for line in table.splitlines() if line.startswith("| Blink / High tau")][-1]
@@ -158,10 +163,13 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     assert "(-15.99)" in high
     kept = report / "blink_table2" / "scale-llava-1.5,limit=4"
     for folder in (out, kept):
-        assert {"table.json", "table.md", "table.csv", "table.tex", "page.html", "blink_examples"} <= {p.name for p in folder.iterdir()}
+        assert {"table.json", "table.md", "table.csv", "table.tex", "page.html", "blink_examples", "closer_look"} <= {
+            p.name for p in folder.iterdir()
+        }
         assert {"blink.png", "blink.svg", "blink.pdf", "figure.json"} <= {p.name for p in (folder / "blink_examples").iterdir()}
+    assert [row["label"] for row in document["effects"]] == ["interp", "TokenSR", "close-up"] and document["conclusion"][0] in table
     gathered = (report / "report.html").read_text(encoding="utf-8")
-    assert "Blink, Table 2" in gathered and "1881.53" in gathered and "python evaluate.py" in gathered
+    assert "Blink, Table 2" in gathered and "region effect of" in gathered and "1881.53" in gathered and "python evaluate.py" in gathered
 
 
 def test_help_is_instant_because_nothing_heavy_is_imported():
