@@ -15,7 +15,7 @@ from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.settings.build import build
 from blink_exp.settings.compose import composed
 
-QUESTIONS = 4
+QUESTIONS = 8
 # CPUs are slow in float16, so one method from each side of the LLM's door must do.
 CASES = [(name, "bfloat16") for name in METHODS] + [("blink", "float16"), ("hero", "float16")]
 
