@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
 
 from blink_exp.cli import entry
 from blink_exp.settings.doors import COMMANDS
@@ -21,7 +21,7 @@ def start(name: str) -> None:
     """Runs ``blink_exp.commands.<name>.run`` with the settings of conf/<name>.yaml."""
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
-    def main(cfg: DictConfig) -> object:
+    def main(cfg: Any) -> object:
         from blink_exp.studies.jobs import job
 
         return job(importlib.import_module(f"blink_exp.commands.{name}").run, cfg)

@@ -32,13 +32,13 @@ TRAIN = (
 
 def test_evaluate_writes_config_records_and_metrics(tmp_path):
     out = tmp_path / "run"
-    words = ("method=blink", "thresholds=high_exp", "grid=3x3", "layers=11-17", "limit=16", "cost=1")
+    words = ("method=blink", "thresholds=high_exp", "grid=3x3", "layers=11-17", "limit=6", "cost=1")
     printed = run("evaluate.py", *words, f"hydra.run.dir={out}")
     assert "layers [11, 12, 13, 14, 15, 16, 17]" in printed
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (out / "records.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert metrics["samples"] == len(records) == 16
-    assert metrics["scores"]["total"]["samples"] == 16
+    assert metrics["samples"] == len(records) == 6
+    assert metrics["scores"]["total"]["samples"] == 6
     assert metrics["cost"]["prompts"] == 1 and len(metrics["cost"]["tokens_by_layer"]) == 32
     assert {"versions", "commit", "seed", "seconds", "backbone", "dtype", "device", "batch_size"} <= metrics.keys()
     for record in records:
@@ -97,7 +97,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(killed):
 
 
 def test_sweep_ends_in_a_table_skips_what_is_done_and_force_does_not(tmp_path):
-    words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=8", f"store={tmp_path / 'points'}")
+    words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=2", f"store={tmp_path / 'points'}")
     first = run(*words, f"hydra.sweep.dir={tmp_path / 'a'}")
     assert first.count("measured: ") == 2
     summary = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
@@ -132,7 +132,7 @@ def test_what_makes_another_point():
 
 
 def test_a_failing_point_is_a_row_and_does_not_end_the_sweep(tmp_path):
-    words = ("sweep.py", "-m", "layers.indices=[12],[99],[13]", "method=blink_interp", "limit=8", f"store={tmp_path / 'points'}")
+    words = ("sweep.py", "-m", "layers.indices=[12],[99],[13]", "method=blink_interp", "limit=2", f"store={tmp_path / 'points'}")
     printed = run(*words, f"hydra.sweep.dir={tmp_path / 'a'}", code=2)
     assert printed.count("measured: ") == 2
     assert "error: 1 of 3 points failed, first layers.indices=[99]: layer=99 is outside the backbone's 32 layers; use 0 to 31" in printed
@@ -147,7 +147,7 @@ CONTROLS = [
 
 def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     out, report = tmp_path / "a", tmp_path / "report"
-    words = ("sweep.py", "table=blink_table2", "limit=4", f"store={tmp_path / 'points'}", f"report={report}", f"hydra.run.dir={out}")
+    words = ("sweep.py", "table=blink_table2", "limit=2", f"store={tmp_path / 'points'}", f"report={report}", f"hydra.run.dir={out}")
     assert "Blink, Table 2" in run(*words)
     table = (out / "table.md").read_text(encoding="utf-8")
     document = json.loads((out / "table.json").read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     high = [line for line in table.splitlines() if line.startswith("| Blink / High tau")][-1]
     assert high.split("|")[2].strip() == ""  # lost in the paper's extraction: stays empty
     assert "(-15.99)" in high
-    kept = report / "blink_table2" / "scale-llava-1.5,limit=4"
+    kept = report / "blink_table2" / "scale-llava-1.5,limit=2"
     for folder in (out, kept):
         assert {"table.json", "table.md", "table.csv", "table.tex", "page.html", "blink_examples", "closer_look"} <= {
             p.name for p in folder.iterdir()
@@ -184,13 +184,13 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
 
 
 def test_wandb_offline_gets_one_run_a_job_and_one_for_the_sweep(tmp_path):
-    words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=4", "logger=wandb", "logger.mode=offline")
+    words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=2", "logger=wandb", "logger.mode=offline")
     run(*words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     assert len(list(tmp_path.glob("a/wandb/offline-run-*"))) == 3
 
 
 def test_a_table_is_logged_point_by_point_and_as_a_whole(tmp_path):
-    words = ("sweep.py", "table=blink_table3", "limit=4", "logger=wandb", "logger.mode=offline", "logger.images=0")
+    words = ("sweep.py", "table=blink_table3", "limit=2", "logger=wandb", "logger.mode=offline", "logger.images=0")
     run(*words, f"store={tmp_path / 'points'}", f"report={tmp_path / 'report'}", f"hydra.run.dir={tmp_path / 'a'}")
     assert len(list(tmp_path.glob("a/wandb/offline-run-*"))) == 4 + 1
     assert any(path.name.startswith("blink_table3") for path in tmp_path.glob("a/wandb/offline-run-*/files/media/table/table/*.json"))

@@ -11,7 +11,7 @@ from support.scripts import printed
 
 
 def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_with_the_summary(tmp_path):
-    words = ("layer=range(4,8,2)", "thresholds.tau_exp=choice(0.4,0.5)", "method=blink_interp", "limit=4")
+    words = ("layer=range(4,8,2)", "thresholds.tau_exp=choice(0.4,0.5)", "method=blink_interp", "limit=2")
     output = printed("sweep.py", "-m", *words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     wanted = {(layer, tau) for layer in (4, 6) for tau in (0.4, 0.5)}
     found = [yaml.safe_load(p.read_text(encoding="utf-8"))["method"] for p in tmp_path.glob("points/*/config.yaml")]
@@ -19,11 +19,11 @@ def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_wit
     summary = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
     for layer, tau in wanted:
         assert f"| layer={layer} thresholds.tau_exp={tau} | done |" in summary
-    assert "at every point: limit=4 method=blink_interp" in output
+    assert "at every point: limit=2 method=blink_interp" in output
 
 
 def search_words(tmp_path: Path, folder: str, trials: int) -> tuple[str, ...]:
-    own = ("search=blink_interp", "limit=8", f"hydra.sweeper.n_trials={trials}", f"store={tmp_path / 'points'}")
+    own = ("search=blink_interp", "limit=4", f"hydra.sweeper.n_trials={trials}", f"store={tmp_path / 'points'}")
     return "sweep.py", "-m", *own, f"hydra.sweep.dir={tmp_path / folder}"
 
 
