@@ -63,7 +63,7 @@ def build(work: Path, assets: Path, seed: int, most: int | None = None, device: 
 def build_study(
     recipe: str, work: Path, assets: Path, seed: int, most: int | None = None, device: torch.device = CPU, workers: int = 0
 ) -> None:
-    """LLaVA-1.5 alone, by one of ``RECIPES``, on the shipped tower; for evaluate.py's and train.py's ``model.path``. Arguments: as ``build``."""
+    """LLaVA-1.5 alone, by one of ``RECIPES``, on the shipped tower, for ``model.path``. Arguments: as ``build``."""
     torch.backends.cudnn.allow_tf32 = False
     phases = [replace(phase, steps=min(phase.steps, most or phase.steps)) for phase in RECIPES[recipe]]
     tokenizer = build_models.build_tokenizer(vocabulary_corpus())

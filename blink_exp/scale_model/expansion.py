@@ -48,9 +48,7 @@ class ExpandedForward:
         """(batch, tokens, hidden) states of another view at the layer's input, behind the opening alone: TokenSR's teacher."""
         return self._prefix(visual, self.layer, {})[:, len(self.opening) :]
 
-    def hidden(
-        self, packed: Pack, segment: torch.Tensor, at: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def hidden(self, packed: Pack, segment: torch.Tensor, at: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """As ``packing.hidden_of``, with ``segment``, (batch, tokens, hidden), between the view and the text."""
         front = self.columns.stop
         early, seen = self._text(self.embed(packed.ids), packed, self.memory, front, range(self.layer), at)
@@ -60,7 +58,7 @@ class ExpandedForward:
         return self.llm.norm(states), [*seen, *more]
 
     def _prefix(self, visual: torch.Tensor, last: int, memory: Memory) -> torch.Tensor:
-        """States of ``opening | visual`` at the input of ``self.layer``; keys and values of the layers before ``last`` go into ``memory``."""
+        """States of ``opening | visual`` at the input of ``self.layer``. ``memory`` gets keys and values of the layers before ``last``."""
         states = torch.cat([self.opening.expand(len(visual), -1, -1), visual], dim=1)
         rope = self._rope(states, torch.arange(states.shape[1], device=states.device).expand(len(visual), -1))
         reached = states

@@ -4,9 +4,9 @@ A step asks a dozen questions about each scene, packed behind one visual prefix 
 positions behind the prefix (as a later turn would), and a part of the batches carries a second view, a quadrant of the same canvas:
 LLaVA-1.5 meets text at many distances and more than one image, and so must its scale model.
 
-``PHASES`` makes the model that ships. ``ONE_SCALE`` makes one whose LLM has seen scenes of 1 x 1 and 2 x 2 only, so that the tokens of larger
-scenes may hold more than it reads. In half of its batches an expanded segment stands behind the image, as it does at inference: the close-up
-of a random quadrant, which mostly is not the one asked about, or the image's own interpolated patch, which shows nothing new.
+``PHASES`` makes the model that ships. ``ONE_SCALE`` makes one whose LLM has seen scenes of 1 x 1 and 2 x 2 only, so that the tokens of
+larger scenes may hold more than it reads. In half of its batches an expanded segment stands behind the image, as it does at inference: the
+close-up of a random quadrant, which mostly is not the one asked about, or the image's own interpolated patch, which shows nothing new.
 """
 
 from __future__ import annotations
