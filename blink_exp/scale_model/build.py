@@ -4,7 +4,8 @@ CLIP, then LLaVA, then LLaVA-NeXT from LLaVA's stage of 8 layers, then the Token
 Each stage resumes from its last checkpoint in ``--work``, on another ``--device`` too. A device changes the weights by its rounding only:
 first weights and batches are made on the CPU, everything is float32, and the card is measured on the CPU.
 
-``--recipe one_scale`` builds another LLaVA alone, for studies: on the shipped tower, an LLM that has seen scenes of one size only.
+``--recipe one_scale`` and ``one_scale_reader`` build another LLaVA alone, for studies: on the shipped tower, an LLM that has seen scenes of
+one size only, or whose layers from EXPANDED_AT on have.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from blink_exp.backbone.clip_text import load_clip
 from blink_exp.backbone.shipped import SHIPPED
@@ -26,7 +28,7 @@ from blink_exp.errors import UserError
 from blink_exp.scale_model import build_models, card, export, measure_next
 from blink_exp.scale_model.recipe import CPU, device_of
 from blink_exp.scale_model.train_clip import STAGES, train_clip
-from blink_exp.scale_model.train_llava import PHASES, RECIPES, train_llava
+from blink_exp.scale_model.train_llava import PHASES, READERS, RECIPES, train_llava
 from blink_exp.scale_model.train_next import PHASES as NEXT_PHASES
 from blink_exp.scale_model.train_next import train_next
 from blink_exp.scenes.questions import vocabulary_corpus
@@ -67,7 +69,11 @@ def build_study(
     torch.backends.cudnn.allow_tf32 = False
     phases = [replace(phase, steps=min(phase.steps, most or phase.steps)) for phase in RECIPES[recipe]]
     tokenizer = build_models.build_tokenizer(vocabulary_corpus())
-    llava = train_llava(load_clip().to(device), tokenizer, work / recipe, seed, phases, workers)
+    other = None
+    if recipe in READERS:
+        shipped = LlavaForConditionalGeneration.from_pretrained(SHIPPED / "llava", dtype=torch.float32)
+        other = build_models.shallow(shipped, shipped.config.text_config.num_hidden_layers // phases[0].layers)
+    llava = train_llava(load_clip().to(device), tokenizer, work / recipe, seed, phases, workers, other)
     export.write(llava, build_models.build_processor(tokenizer), assets / "llava")
 
 

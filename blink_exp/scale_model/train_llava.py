@@ -5,8 +5,9 @@ positions behind the prefix (as a later turn would), and a part of the batches c
 LLaVA-1.5 meets text at many distances and more than one image, and so must its scale model.
 
 ``PHASES`` makes the model that ships. ``ONE_SCALE`` makes one whose LLM has seen scenes of 1 x 1 and 2 x 2 only, so that the tokens of
-larger scenes may hold more than it reads. In half of its batches an expanded segment stands behind the image, as it does at inference: the
-close-up of a random quadrant, which mostly is not the one asked about, or the image's own interpolated patch, which shows nothing new.
+larger scenes hold more than it reads; ``ONE_SCALE_READER`` makes the first layers those that ship and trains so only the layers that read an
+expanded segment. In half of the batches such a segment stands behind the image, as it does at inference: the close-up of a random quadrant,
+which mostly is not the one asked about, or the image's own interpolated patch, which shows nothing new.
 """
 
 from __future__ import annotations
@@ -66,7 +67,12 @@ ONE_SCALE = (
     Phase(8, 220, (0.15, 0.85, 0, 0), 2e-3, captions=True, look=0.3),
     Phase(8, 520, (0.15, 0.85, 0, 0), 1.5e-3, captions=True, look=0.3, expanded=0.5, blurred=0.35, floor=0.03),
 )
-RECIPES: dict[str, tuple[Phase, ...]] = {"all_scales": PHASES, "one_scale": ONE_SCALE}
+ONE_SCALE_READER = (
+    Phase(8, 60, (0.4, 0.6, 0, 0), 2e-3, batch=16, look=0.3, floor=0.9),
+    Phase(8, 180, (0.15, 0.85, 0, 0), 2e-3, batch=16, look=0.3, expanded=0.5, blurred=0.35, floor=0.03),
+)
+RECIPES: dict[str, tuple[Phase, ...]] = {"all_scales": PHASES, "one_scale": ONE_SCALE, "one_scale_reader": ONE_SCALE_READER}
+READERS = ("one_scale_reader",)  # recipes that take over a LLaVA's layers before EXPANDED_AT
 EXPANDED_AT = 3  # the layer of 8 before which an expanded segment enters: 12 of 32
 BLUR = (5, 14)  # sides of the squares, in pixels of the view, that a blurred image is averaged over
 
@@ -170,8 +176,11 @@ def batch_hidden(llava, tokenizer, batch: Batch, at: torch.Tensor | None) -> tup
     return run.hidden(batch.packed, segment, at)
 
 
-def train_llava(clip, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES, workers: int = 0):
-    """Runs all phases on ``clip``'s device, resuming from ``out``, and returns the LLaVA model."""
+def train_llava(clip, tokenizer, out: Path, seed: int, phases: Sequence[Phase] = PHASES, workers: int = 0, other=None):
+    """Runs all phases on ``clip``'s device, resuming from ``out``, and returns the LLaVA model.
+
+    ``other``: a LLaVA of as many layers, on the same tower, whose weights stay as they are up to layer EXPANDED_AT; None: all are trained.
+    """
     torch.manual_seed(seed)
     llava = build_models.build_llava(tokenizer, phases[0].layers).to(clip.device)
     llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
@@ -179,6 +188,8 @@ def train_llava(clip, tokenizer, out: Path, seed: int, phases: Sequence[Phase] =
         x = batch_of(np.random.default_rng((seed, 9)), Phase(0, 0, (0, 1.0, 0, 0), 0.0), tokenizer).pixels.to(clip.device)
         features = llava.model.vision_tower(x[:, 0], output_hidden_states=True).hidden_states[-2][:, 1:]
     build_models.standardize_projector(llava, features.flatten(0, 1))
+    if other is not None:
+        build_models.take_over(llava, other, EXPANDED_AT)
     for number, phase in enumerate(phases):
         depth = len(llava.model.language_model.layers)
         if phase.layers != depth:

@@ -271,6 +271,22 @@ def test_a_study_s_model_is_built_alone_on_the_shipped_tower(monkeypatch, tmp_pa
     assert config["text_config"]["num_hidden_layers"] == 5
 
 
+def test_a_reader_takes_over_the_shipped_layers_in_front_and_trains_the_others(monkeypatch, tmp_path):
+    phase = train_llava.Phase(8, 1, (0, 1.0, 0, 0), 1e-3, batch=2, asked=2, look=0.3, expanded=1.0)
+    monkeypatch.setitem(train_llava.RECIPES, "one_scale_reader", (phase,))
+    monkeypatch.setattr(train_llava, "held_out", lambda *_: {})
+    build.build_study("one_scale_reader", tmp_path / "work", tmp_path / "assets", seed=0)
+    built, shipped = (load_file(folder / "llava" / "model.safetensors") for folder in (tmp_path / "assets", SHIPPED))
+    for name in shipped:
+        head, found, tail = name.partition("language_model.layers.")
+        number, _, weight = tail.partition(".")
+        if found and int(number) % 4 == 0:
+            kept = torch.equal(built[f"{head}{found}{int(number) // 4}.{weight}"], shipped[name])
+            assert kept == (int(number) // 4 < train_llava.EXPANDED_AT) or "layernorm" in name, name
+        elif not found and "norm.weight" not in name and "lm_head" not in name:
+            assert torch.equal(built[name], shipped[name]), name
+
+
 def test_one_scale_shows_no_larger_scene_and_a_segment_is_mostly_no_help(tokenizer, monkeypatch):
     """Single view as often as a segment, images blurred alike with both, and three of four close-ups of a quadrant not asked about."""
     phase = replace(train_llava.ONE_SCALE[-1], batch=4, asked=2)
