@@ -5,9 +5,9 @@ positions behind the prefix (as a later turn would), and a part of the batches c
 LLaVA-1.5 meets text at many distances and more than one image, and so must its scale model.
 
 ``PHASES`` makes the model that ships. ``ONE_SCALE`` makes one whose LLM has seen scenes of 1 x 1 and 2 x 2 only, so that the tokens of
-larger scenes hold more than it reads; ``ONE_SCALE_READER`` makes the first layers those that ship and trains so only the layers that read an
-expanded segment. In half of the batches such a segment stands behind the image, as it does at inference: the close-up of a random quadrant,
-which mostly is not the one asked about, or the image's own interpolated patch, which shows nothing new.
+larger scenes hold more than it reads. ``ONE_SCALE_READER`` takes the first layers from the model that ships and trains the others so,
+those that read an expanded segment. In half of the batches such a segment stands behind the image, as it does at inference: the close-up
+of a random quadrant, which mostly is not the one asked about, or the image's own interpolated patch, which shows nothing new.
 """
 
 from __future__ import annotations
