@@ -3,6 +3,9 @@
 CLIP, then LLaVA, then LLaVA-NeXT from LLaVA's stage of 8 layers, then the TokenSR modules of both, then the measurements of the model card.
 Each stage resumes from its last checkpoint in ``--work``, on another ``--device`` too. A device changes the weights by its rounding only:
 first weights and batches are made on the CPU, everything is float32, and the card is measured on the CPU.
+
+``--recipe one_scale`` and ``one_scale_reader`` build another LLaVA alone, for studies: on the shipped tower, an LLM that has seen scenes of
+one size only, or whose layers from EXPANDED_AT on have.
 """
 
 from __future__ import annotations
@@ -17,13 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import LlavaForConditionalGeneration
 
+from blink_exp.backbone.clip_text import load_clip
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.errors import UserError
 from blink_exp.scale_model import build_models, card, export, measure_next
 from blink_exp.scale_model.recipe import CPU, device_of
 from blink_exp.scale_model.train_clip import STAGES, Stage, train_clip
-from blink_exp.scale_model.train_llava import PHASES, train_llava
+from blink_exp.scale_model.train_llava import PHASES, READERS, RECIPES, train_llava
 from blink_exp.scale_model.train_next import PHASES as NEXT_PHASES
 from blink_exp.scale_model.train_next import train_next
 from blink_exp.scenes.questions import vocabulary_corpus
@@ -57,6 +62,21 @@ def build(work: Path, assets: Path, seed: int, most: int | None = None, device: 
     card.write(assets)
 
 
+def build_study(
+    recipe: str, work: Path, assets: Path, seed: int, most: int | None = None, device: torch.device = CPU, workers: int = 0
+) -> None:
+    """LLaVA-1.5 alone, by one of ``RECIPES``, on the shipped tower, for ``model.path``. Arguments: as ``build``."""
+    torch.backends.cudnn.allow_tf32 = False
+    phases = [replace(phase, steps=min(phase.steps, most or phase.steps)) for phase in RECIPES[recipe]]
+    tokenizer = build_models.build_tokenizer(vocabulary_corpus())
+    other = None
+    if recipe in READERS:
+        shipped = LlavaForConditionalGeneration.from_pretrained(SHIPPED / "llava", dtype=torch.float32)
+        other = build_models.shallow(shipped, shipped.config.text_config.num_hidden_layers // phases[0].layers)
+    llava = train_llava(load_clip().to(device), tokenizer, work / recipe, seed, phases, workers, other)
+    export.write(llava, build_models.build_processor(tokenizer), assets / "llava")
+
+
 def train_tokensr(name: str, model: Path, output: Path, layers: str, seed: int, pairs: int, device: torch.device) -> None:
     """Runs train.py as a user would."""
     root = Path(__file__).resolve().parent.parent.parent
@@ -80,16 +100,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of every stage: tries the recipe in some minutes; give --work and --assets as well")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or mps: where the models are trained")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU about one a core")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="all_scales", help="other than all_scales: LLaVA alone, for studies")
     options = parser.parse_args()
     if options.steps is not None and (options.steps < 1 or options.assets.resolve() == SHIPPED):
         parser.error(f"--steps {options.steps} makes models that know nothing; use 1 or more, and --assets other than {SHIPPED}")
+    if options.recipe != "all_scales" and options.assets.resolve() == SHIPPED:
+        parser.error(f"--recipe {options.recipe} is for studies; use --assets other than {SHIPPED}")
     if options.workers < 0:
         parser.error(f"--workers {options.workers} is no number of processes; use 0 or more")
     try:
         device = device_of(options.device)
     except UserError as error:
         parser.error(str(error))
-    build(options.work, options.assets.resolve(), options.seed, options.steps, device, options.workers)
+    common = (options.work, options.assets.resolve(), options.seed, options.steps, device, options.workers)
+    if options.recipe == "all_scales":
+        build(*common)
+    else:
+        build_study(options.recipe, *common)
 
 
 if __name__ == "__main__":

@@ -204,6 +204,30 @@ def standardize_projector(llava: LlavaForConditionalGeneration, features: torch.
     second.weight.data.mul_(2)
 
 
+def shallow(llava: Any, factor: int) -> Any:
+    """A copy with every ``factor``-th LLM layer: what ``deepen`` was given, apart from training since."""
+    config = copy.deepcopy(llava.config)
+    config.text_config.num_hidden_layers //= factor
+    new = type(llava)(config)
+    kept = llava.model.language_model.layers[::factor]
+    state = {k: v for k, v in llava.state_dict().items() if ".language_model.layers." not in k}
+    missing, unexpected = new.load_state_dict(state, strict=False)
+    assert not unexpected and all(".language_model.layers." in name for name in missing), (missing, unexpected)
+    for layer, old in zip(new.model.language_model.layers, kept, strict=True):
+        layer.load_state_dict(old.state_dict())
+    return new
+
+
+def take_over(llava: Any, other: Any, layers: int) -> None:
+    """Gives ``llava`` all weights of ``other``, of the same shape, but those of the LLM's layers from number ``layers`` on. What it gets is
+    frozen, except norm and head."""
+    new = tuple(f".language_model.layers.{i}." for i in range(layers, len(llava.model.language_model.layers)))
+    llava.load_state_dict({k: v for k, v in other.state_dict().items() if not any(part in k for part in new)}, strict=False)
+    llava.requires_grad_(False)
+    for part in (*llava.model.language_model.layers[layers:], llava.model.language_model.norm, llava.lm_head):
+        part.requires_grad_(True)
+
+
 def deepen(llava: Any, factor: int) -> Any:
     """Block expansion as in LLaMA Pro: behind every trained layer stand ``factor`` - 1 copies of it whose output projections are
     zero, so the deeper model computes the same function and every trained layer keeps its relative depth."""

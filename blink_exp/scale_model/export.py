@@ -15,7 +15,7 @@ from blink_exp.scale_model import build_models
 
 def export(llava: Any, clip: Any, tokenizer: Any, folder: Path = SHIPPED) -> None:
     """Writes both models in float16 (half the size; they are loaded as float32)."""
-    _write(llava, build_models.build_processor(tokenizer), folder / "llava")
+    write(llava, build_models.build_processor(tokenizer), folder / "llava")
     clip.config.save_pretrained(folder / "clip")
     rest = {k: v.cpu().half().contiguous() for k, v in clip.state_dict().items() if not k.startswith(SHARED)}
     safetensors.torch.save_file(rest, folder / "clip" / "text_and_projections.safetensors", metadata={"format": "pt"})
@@ -23,10 +23,10 @@ def export(llava: Any, clip: Any, tokenizer: Any, folder: Path = SHIPPED) -> Non
 
 def export_next(model: Any, tokenizer: Any, folder: Path = SHIPPED) -> None:
     """Writes the LLaVA-NeXT in float16."""
-    _write(model, build_models.build_next_processor(tokenizer), folder / "llava_next")
+    write(model, build_models.build_next_processor(tokenizer), folder / "llava_next")
 
 
-def _write(model: Any, processor: Any, folder: Path) -> None:
+def write(model: Any, processor: Any, folder: Path) -> None:
     """The model is left on the CPU, rounded as it was written."""
     model.eval().to("cpu", torch.float16).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from support.models import model_inputs
@@ -13,11 +14,16 @@ from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.decoder.attach import attach
+from blink_exp.decoder.visual_states import image_states
 from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.evaluation.profile import profile
 from blink_exp.methods.blink import BlinkPolicy, blink, layer_range
 from blink_exp.methods.none import none
 from blink_exp.scale_model import build_models, card, packing, train_llava
+from blink_exp.scale_model.expansion import ExpandedForward
+from blink_exp.scale_model.recipe import pixels
+from blink_exp.scenes import questions
+from blink_exp.scenes.scenes import random_scene
 from blink_exp.tokensr import checkpoint
 
 
@@ -49,12 +55,6 @@ def test_two_by_two_scenes_and_the_blank_image(scale):
 
 def test_packed_questions_are_each_what_a_single_prompt_is(scale):
     """The training's packing against the shipped processor and stock forward: same tokens, same positions, same logits."""
-    import numpy as np
-
-    from blink_exp.scale_model.recipe import pixels
-    from blink_exp.scenes import questions
-    from blink_exp.scenes.scenes import random_scene
-
     rng = np.random.default_rng(0)
     scene = random_scene(rng, "test", 2)
     asked = questions.draw(rng, scene, questions.KINDS, 5)
@@ -67,6 +67,38 @@ def test_packed_questions_are_each_what_a_single_prompt_is(scale):
             first = int(((packed.owner[0] == j) & (packed.labels[0] >= 0)).nonzero()[0])
             single = scale.model(**model_inputs(scale, [scene.canvas], [question.text])).logits[0, -1]
             assert (single - logits[first]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("close_up", [False, True])
+def test_an_expanded_segment_in_training_is_the_one_of_inference(scale, close_up):
+    """Packed questions behind a segment against the decoder: the same region, tokens and positions give the same logits. A close-up is what
+    TokenSR's training takes as its teacher."""
+    layer = 12
+    rng = np.random.default_rng(0)
+    scene = random_scene(rng, "test", 3)
+    asked = questions.draw(rng, scene, questions.KINDS, 4)
+    tokenizer = scale.processor.tokenizer
+    packed = packing.pack(tokenizer, [[(q.text, q.answer) for q in asked]], rng, 0)
+    views = [pixels(image, build_models.IMAGE_SIZE) for image in (scene.canvas, train_llava.quadrant(scene, 2))]
+    visual = packing.view_features(scale.model, torch.stack(views)[None])
+    with torch.no_grad():
+        run = ExpandedForward(scale.model, tokenizer, visual[0], layer)
+        if close_up:
+            teacher = image_states(scale, views[1][None], [layer])[layer]
+            assert (run.close_up(visual[1]) - teacher).abs().max() < 1e-4
+            return
+        for j, question in enumerate(asked):
+            with attach(scale.model, blink(BlinkPolicy((layer,), 0.0, 0.0))) as attached:
+                single = scale.model(**model_inputs(scale, [scene.canvas], [question.text])).logits[0, -1]
+            (record,) = attached.records
+            segment = run.interpolated(torch.tensor([record.decision.region]))
+            hidden, (*looks,) = run.hidden(packed, segment, packed.last)
+            first = int(((packed.owner[0] == j) & (packed.labels[0] >= 0)).nonzero()[0])
+            assert (single - scale.model.lm_head(hidden)[0, first]).abs().max() < 1e-3
+            plain = packing.hidden_of(scale.model, tokenizer, visual[:1], packed, packed.last)
+            for here, there in zip(looks, plain[1], strict=True):  # layers 3 and 4 come before the segment
+                assert (here - there).abs().max() < 1e-5
+            assert (plain[0] - hidden).abs().max() > 1e-2
 
 
 def test_the_most_salient_patch_is_often_the_right_one(scale):

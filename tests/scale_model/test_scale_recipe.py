@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from safetensors.torch import load_file
 from support.pretend import pretend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.errors import UserError
 from blink_exp.scale_model import build, build_models, export, packing, train_clip, train_llava, train_next
 from blink_exp.scale_model.recipe import Movable, PhaseRun, cosine_lr, device_of
 from blink_exp.scenes.questions import SceneQuestion, vocabulary_corpus
+from blink_exp.scenes.scenes import random_scene
 
 CPU = torch.device("cpu")
 
@@ -41,7 +45,7 @@ def short(monkeypatch):
 STAGES = [(1, 1e-3, 48, 3, (1.0, 0, 0, 0), 0.0), (1, 1e-3, 96, 2, (0, 1.0, 0, 0), 10.0)]
 PHASES = [
     train_llava.Phase(5, 1, (0, 1.0, 0, 0), 1e-3, batch=2, asked=3, two_views=1.0, captions=True, look=0.3),
-    train_llava.Phase(10, 1, (1.0, 0, 0, 0), 1e-3, batch=2, asked=3),
+    train_llava.Phase(10, 1, (1.0, 0, 0, 0), 1e-3, batch=2, asked=3, expanded=1.0, interpolated=0.0, blurred=0.5),
 ]
 NEXT_PHASES = [train_next.Phase(5, 1, 1e-3, 2, 3, dropped=1.0, look=0.2), train_next.Phase(10, 1, 1e-3, 2, 3, dropped=0.0)]
 
@@ -239,17 +243,76 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
     [
         (["--device", "cuda"], "device=cuda is not on this machine; use one of: cpu"),
         (["--workers", "-1"], "--workers -1 is no number of processes; use 0 or more"),
+        (["--recipe", "one_scale"], f"--recipe one_scale is for studies; use --assets other than {SHIPPED}"),
     ],
 )
 def test_build_says_in_one_line_what_it_cannot_do(words, said, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it began to build"))
+    for name in ("build", "build_study"):
+        monkeypatch.setattr(build, name, lambda *_: pytest.fail("it began to build"))
     monkeypatch.setattr(sys, "argv", ["build", "--work", str(tmp_path), *words])
     with pytest.raises(SystemExit) as ended:
         build.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
+
+
+def test_a_study_s_model_is_built_alone_on_the_shipped_tower(monkeypatch, tmp_path):
+    monkeypatch.setitem(train_llava.RECIPES, "tried", (train_llava.Phase(5, 3, (1.0, 0, 0, 0), 1e-3, batch=2, asked=2),))
+    monkeypatch.setattr(train_llava, "held_out", lambda *_: {})
+    build.build_study("tried", tmp_path / "work", tmp_path / "assets", seed=0, most=1)
+    assert [p.name for p in (tmp_path / "assets").iterdir()] == ["llava"]
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["tried"]  # apart from the checkpoints of what ships
+    built, shipped = (load_file(folder / "llava" / "model.safetensors") for folder in (tmp_path / "assets", SHIPPED))
+    tower = {k for k in shipped if "vision_tower" in k}
+    assert tower and all(torch.equal(built[k], shipped[k]) for k in tower)
+    config = json.loads((tmp_path / "assets" / "llava" / "config.json").read_text(encoding="utf-8"))
+    assert config["text_config"]["num_hidden_layers"] == 5
+
+
+def test_a_reader_takes_over_the_shipped_layers_in_front_and_trains_the_others(monkeypatch, tmp_path):
+    phase = train_llava.Phase(8, 1, (0, 1.0, 0, 0), 1e-3, batch=2, asked=2, look=0.3, expanded=1.0)
+    monkeypatch.setitem(train_llava.RECIPES, "one_scale_reader", (phase,))
+    monkeypatch.setattr(train_llava, "held_out", lambda *_: {})
+    build.build_study("one_scale_reader", tmp_path / "work", tmp_path / "assets", seed=0)
+    built, shipped = (load_file(folder / "llava" / "model.safetensors") for folder in (tmp_path / "assets", SHIPPED))
+    for name, weight in shipped.items():
+        layer = re.fullmatch(r"(language_model\.model\.layers\.)(\d+)(\..*)", name)
+        if layer is None:
+            assert (
+                torch.equal(built[name], weight) or name.startswith("language_model.lm_head") or name == "language_model.model.norm.weight"
+            )
+        elif int(layer[2]) % 4 == 0:
+            number = int(layer[2]) // 4
+            kept = torch.equal(built[f"{layer[1]}{number}{layer[3]}"], weight)
+            assert kept == (number < train_llava.EXPANDED_AT), name
+
+
+def test_one_scale_shows_no_larger_scene_and_a_segment_is_mostly_no_help(tokenizer, monkeypatch):
+    """Single view as often as a segment, images blurred alike with both, and three of four close-ups of a quadrant not asked about."""
+    phase = replace(train_llava.ONE_SCALE[-1], batch=4, asked=2)
+    assert all(p.weights[2:] == (0, 0) for p in train_llava.ONE_SCALE)
+    drawn: list[int] = []
+    blur = train_llava.blurred
+    monkeypatch.setattr(train_llava, "random_scene", lambda rng, split, n: drawn.append(n) or random_scene(rng, split, n))
+    count = {True: [0, 0], False: [0, 0]}  # by whether there is a segment: images, blurred ones
+    blurred = []
+    monkeypatch.setattr(train_llava, "blurred", lambda rng, image: blurred.append(1) or blur(rng, image))
+    kinds, quadrants = [], []
+    for step in range(150):
+        blurred.clear()
+        batch = train_llava.batch_of(np.random.default_rng((0, step)), phase, tokenizer)
+        expanded = batch.regions is not None
+        kinds.append((expanded, batch.pixels.shape[1]))
+        quadrants += batch.regions.tolist() if expanded else []
+        count[expanded] = [count[expanded][0] + 4, count[expanded][1] + len(blurred)]
+    assert set(drawn) == {1, 2}
+    assert set(kinds) == {(False, 1), (True, 1), (True, 2)}
+    assert 0.4 < np.mean([expanded for expanded, _ in kinds]) < 0.6
+    assert 0.5 < np.mean([views == 2 for expanded, views in kinds if expanded]) < 0.8  # close-ups; the others are interpolated
+    assert np.bincount(quadrants, minlength=4).min() > 0.15 * len(quadrants)
+    assert all(0.25 < many / images < 0.45 for images, many in count.values())
 
 
 @pytest.mark.parametrize("device, index", [("cpu", None), ("cuda:1", 1), ("mps", 0)])
