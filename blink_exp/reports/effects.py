@@ -53,11 +53,7 @@ def conclusion(document: TableDocument, reference: str, tokens: Iterable[str]) -
             continue
         where = f"On {group['benchmark']}"
         if not _above(bound):
-            least = "" if bound["detectable"] is None else f" (an effect below {bound['detectable']:.1f} points would not be seen)"
-            out.append(
-                f"{where} even the real close-up gains nothing by where it looks ({signed(bound['effect'], 1)} points{least}), so no"
-                " amplifier can be told apart here: choose questions that need detail before training one."
-            )
+            out.append(_untold(where, bound))
             continue
         own = [effects[label] for label in tokens if label in effects]
         said = ", ".join(f"{row['label']} {signed(row['effect'], 1)}{_share(row)}" for row in own)
@@ -69,6 +65,17 @@ def conclusion(document: TableDocument, reference: str, tokens: Iterable[str]) -
             f" from the tokens: {said}; {verdict}."
         )
     return out
+
+
+def _untold(where: str, bound: EffectRow) -> str:
+    """The sentence where the close-up's region effect cannot be told from 0."""
+    effect, n = signed(bound["effect"], 1), bound["n"]
+    least = "" if bound["detectable"] is None else f"; one from {bound['detectable']:.1f} points on would be seen"
+    return (
+        f"{where} not even the close-up, which reads the image's own pixels, can be told from itself at a random region: region effect"
+        f" {effect} points on {n} questions{least}. So no amplifier can be: ask more questions, or some that need detail, before"
+        " training one."
+    )
 
 
 def _above(row: EffectRow) -> bool:

@@ -11,7 +11,7 @@ from support.scripts import ROOT
 
 from blink_exp.settings.compose import composed
 from blink_exp.settings.groups import Layers
-from blink_exp.settings.targets import PairData
+from blink_exp.settings.schemas.training import PairData
 
 CONF = ROOT / "conf"
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
@@ -78,6 +78,7 @@ def test_threshold_presets_are_the_paper_s():
         "low_drop": (0.5, 0.3),
         "high_exp_low_drop": (0.7, 0.3),
         "no_drop": (0.5, 0.0),
+        "quantiles": (0.67, 0.6),
         "next": (0.5, 0.4),
         "next_mme": (0.4, 0.3),
     }

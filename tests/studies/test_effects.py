@@ -85,7 +85,10 @@ def document(**effects) -> dict:
         ({"tokens": 0}, "worth +15.0 points to the close-up"),
         ({"tokens": 0}, "TokenSR +0.0 (0 % of it); none of these can be told from a random region"),
         ({}, "TokenSR +7.5 (50 % of it); TokenSR can be told from a random region"),
-        ({"closer": 0, "tokens": 0}, "even the real close-up gains nothing by where it looks (+0.0 points"),
+        (
+            {"closer": 0, "tokens": 0},
+            "not even the close-up, which reads the image's own pixels, can be told from itself",
+        ),
     ],
 )
 def test_the_conclusion_says_what_the_numbers_allow(effects, said):
