@@ -73,13 +73,17 @@ def named(experiments: list[tuple[str, str]]) -> str:
 
 
 def composed(experiments: list[tuple[str, str]], store: str) -> list[Any]:
-    """The settings of all points, one for those that are the same."""
+    """The settings of all points of the papers, one for those that are the same: tables of Blink all on one benchmark."""
     from blink_exp.evaluation.shared_runs import stored_point
     from blink_exp.settings.compose import composed as compose
     from blink_exp.studies import plan
 
     cfg = compose("sweep", [f"store={store}"])
-    found = [c for kind, name in experiments for c in plan.settings_of(cfg, kind, load_experiment(kind, name), [])]
+    found = []
+    for kind, name in experiments:
+        experiment = load_experiment(kind, name)
+        experiment["points"] = [point for point in experiment.get("points") or [] if not point.get("control")]  # not counted by ``least``
+        found += plan.settings_of(cfg, kind, experiment, ["benchmark=mosaic_mme"] if name.startswith("blink") else [])
     return list({str(stored_point(c)[0]): c for c in found}.values())
 
 
