@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from blink_exp.backbone.canvas import ImageRegions
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
@@ -28,6 +27,9 @@ from blink_exp.decoder.generated import extend
 from blink_exp.decoder.segments import Front, Segment, starts
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.errors import UserError
+
+if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
+    from blink_exp.backbone.canvas import ImageRegions
 
 
 class Attachment:

@@ -6,13 +6,16 @@ import functools
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from blink_exp.backbone.canvas import ImageRegions
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method
 from blink_exp.decoder.segments import Front, Segment, starts
+
+if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
+    from blink_exp.backbone.canvas import ImageRegions
 
 
 @dataclass(frozen=True)

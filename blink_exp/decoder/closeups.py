@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from blink_exp.backbone.canvas import ImageRegions
 from blink_exp.decoder.layers import SegmentRun, run_layers
 from blink_exp.decoder.prefixes import PrefixBatch
 from blink_exp.decoder.segments import ExpansionKey, Segment, expanded_segment
 from blink_exp.decoder.visual_states import StatesOnly, base_view_embeds
+
+if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
+    from blink_exp.backbone.canvas import ImageRegions
 
 
 class CloseUp(StatesOnly):

@@ -10,16 +10,19 @@ import itertools
 from collections.abc import Collection
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blink_exp.backbone.canvas import ImageRegions
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Retain, State, transition
 from blink_exp.decoder.shared_attention import Part
+
+if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
+    from blink_exp.backbone.canvas import ImageRegions
 
 
 @dataclass(eq=False)

@@ -83,9 +83,9 @@ LossWeights = dataclasses.make_dataclass("LossWeights", [(name, float, limits.nu
 @dataclass
 class Loss:
     weights: LossWeights = field(default_factory=LossWeights)  # type: ignore[valid-type]
-    temperature: float = limits.number(0, above=True, default=1.0)
+    temperature: float = limits.number(0, most=limits.TEMPERATURE, above=True, default=1.0)
     standardise: str = limits.words("features", "norm", default="features")
-    statistics_pairs: int = limits.whole(1, default=512)
+    statistics_pairs: int = limits.whole(1, most=1_000_000, default=512)
 
 
 def _devices(value: Any) -> bool:

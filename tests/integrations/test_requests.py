@@ -195,7 +195,7 @@ def test_equal_images_are_shown_to_the_vision_tower_once_and_others_never_mixed_
     flat = Image.new("RGB", (8, 2), "red")  # as many bytes as RED, and the same ones
     requests.answer(*stand_in(), [Request(str(i), "?", lambda i=i: [i]) for i in (RED, RED.copy(), BLUE, flat)], 4)
     (_, images, asked, _), *_ = calls.calls
-    keys = [key for key, _ in asked]
+    keys = [one.image for one in asked]
     assert keys[0] == keys[1]
     assert len(images) == len(set(keys)) == 3
 

@@ -63,7 +63,7 @@ FILES = {
 DRIVER = """
 import json, os, runpy, sys
 from hydra._internal.hydra import Hydra
-Hydra.get_mode = lambda *_: None  # else everything is composed once more, to see whether hydra.mode is set
+Hydra.get_mode = lambda *_, **__: None  # else everything is composed once more, to see whether hydra.mode is set
 sys.path.insert(0, ".")
 for words in json.loads(sys.argv[1]):
     sys.argv = words

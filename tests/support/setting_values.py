@@ -86,7 +86,7 @@ MEANT: dict[str, set[str]] = {
     "loss.weights.answer": {"float", "huge"},
     "loss.weights.kl": {"float", "huge"},
     "loss.weights.kl_standardised": {"float", "huge"},
-    "loss.temperature": {"float", "huge"},
+    "loss.temperature": {"float"},
     "loss.standardise": NOTHING,
     "loss.statistics_pairs": NOTHING,
     "loss.weights.kl_spatial": {"float", "huge"},

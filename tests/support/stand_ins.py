@@ -20,8 +20,8 @@ class Calls:
 
     def __call__(self, backbone, method, attached, images, asked, max_new_tokens):
         self.calls.append((list(attached.samples), images, asked, max_new_tokens))
-        pixels = [images[key].getpixel((0, 0)) for key, _ in asked]
-        said = [f"{question} {pixel[0]} {max_new_tokens} STOP more" for (_, question), pixel in zip(asked, pixels, strict=True)]
+        pixels = [images[one.image].getpixel((0, 0)) for one in asked]
+        said = [f"{one.question} {pixel[0]} {max_new_tokens} STOP more" for one, pixel in zip(asked, pixels, strict=True)]
         return said, [SimpleNamespace(source=range(10))] * len(asked)
 
 
