@@ -5,7 +5,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --c
 .PHONY: demo test lint format clean
 
 demo: .venv/installed
-	$(PY) sweep.py table=blink_table2 limit=600 hydra.run.dir=outputs/demo
+	$(PY) sweep.py table=blink_table2 limit=300 hydra.run.dir=outputs/demo
 
 test: lint
 	$(PY) -m pytest -n auto --dist worksteal
