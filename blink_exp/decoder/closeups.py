@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from blink_exp.decoder.layers import SegmentRun, run_layers
-from blink_exp.decoder.prefixes import PrefixBatch
+from blink_exp.decoder.prefixes import PrefixBatch, chunks
 from blink_exp.decoder.segments import ExpansionKey, Segment, expanded_segment
 from blink_exp.decoder.visual_states import StatesOnly, base_view_embeds
 
@@ -73,7 +73,7 @@ def closeup_states(wanted: Rows[Wanted], layer: int, read: Collection[int]) -> d
     cache = backbone.closeups
     closeups: dict[tuple[str, int, int], CloseUp] = {}
     new = {w.key: w for w in wanted if w.key not in cache}
-    for some in _chunks(list(new.values()), backbone.views_at_once):
+    for some in chunks(list(new.values()), backbone.views_at_once):
         pixels = torch.stack([w.regions.pixels(w.region, w.p) for w in some])
         embeds = base_view_embeds(backbone, pixels)
         closeups |= {w.key: CloseUp(row, backbone.grid[0] * backbone.grid[1]) for w, row in zip(some, embeds, strict=True)}
@@ -86,13 +86,8 @@ def closeup_states(wanted: Rows[Wanted], layer: int, read: Collection[int]) -> d
             closeup.rewind(layer)
     behind = [closeup for closeup in closeups.values() if closeup.reached < layer]
     stored = {0, layer, *read}
-    for some in _chunks(behind, backbone.views_at_once):
-        run_layers(backbone.llm, CloseUpBatch(backbone.llm, some, stored), min(c.reached for c in some), layer)
+    for part in chunks(behind, backbone.views_at_once):
+        run_layers(backbone.llm, CloseUpBatch(backbone.llm, part, stored), min(c.reached for c in part), layer)
     states = {key: closeup.visual_at(layer) for key, closeup in closeups.items()}
     backbone.shrink(cache, backbone.tower_bytes)
     return states
-
-
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -111,3 +111,12 @@ def run_prefixes(
             run_layers(llm, PrefixBatch(llm, list(prefixes.values())), 0, depth)
             out |= prefixes
     return [out[r] for r in range(len(embeds))]
+
+
+T = TypeVar("T")
+
+
+def chunks(items: Rows[T], size: int) -> Iterator[Rows[T]]:
+    """``items`` in order, at most ``size`` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

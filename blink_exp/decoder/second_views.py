@@ -6,7 +6,6 @@ follows (prefixes, records, generate(), sharing) treats them as it treats one. O
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from blink_exp.core.second_view import Box, PixelBox, Placement, RegionChooser, 
 from blink_exp.core.views import NEWLINE, ViewGeometry, VisualTokens
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import QuestionInputs
-from blink_exp.decoder.prefixes import run_prefixes
+from blink_exp.decoder.prefixes import chunks, run_prefixes
 from blink_exp.errors import UserError
 from blink_exp.methods.blink import BlinkPolicy, blink
 
@@ -123,7 +122,7 @@ def attended(backbone: Backbone, layer: int, p: int, images: ImagesById, askings
     around = backbone.around([a.question for a in askings])
     most, room, at_once = _limits(backbone, layer, max(len(v.features) for v in visual.values()))
     out: dict[int, tuple[float, ...]] = {}
-    for keys in _chunks(list(dict.fromkeys(a.image for a in askings)), most):
+    for keys in chunks(list(dict.fromkeys(a.image for a in askings)), most):
         numbers = [n for n, a in enumerate(askings) if a.image in keys]
         opening = embed(around[numbers[0]][0])  # the same in all prompts
         embeds = [torch.cat([opening, visual[key].features]) for key in keys]
@@ -149,8 +148,3 @@ def _limits(backbone: Backbone, layer: int, tokens: int) -> tuple[int, float, in
     prefix = tokens * (one * (layer + 1) + config.hidden_size * size)
     work = (3 * config.intermediate_size + 4 * config.hidden_size) * size  # activations of a token in a layer
     return max(1, budget // 4 // prefix), budget / 4 / one, max(1, budget // (8 * work * tokens))
-
-
-def _chunks(keys: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(keys), size):
-        yield keys[start : start + size]

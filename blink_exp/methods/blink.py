@@ -171,35 +171,12 @@ def relative_layers(layers: Rows[int], depth: int, base: int = 0, relative: bool
     return tuple(sorted(chosen))
 
 
-def configure(
-    backbone,
-    *,
-    amplify: bool,
-    saliency: str,
-    p: int,
-    scale_thresholds: bool,
-    tau_exp: float,
-    tau_drop: float,
-    layers: dict,
-    resolution: dict,
-    tokensr: dict,
-    seed: int,
-) -> Method:
-    """Blink on ``backbone`` from the values of the config groups (see conf/method/blink.yaml)."""
-    policy = policy_of(
-        backbone,
-        saliency=saliency,
-        p=p,
-        scale_thresholds=scale_thresholds,
-        tau_exp=tau_exp,
-        tau_drop=tau_drop,
-        layers=layers,
-        resolution=resolution,
-        seed=seed,
-    )
+def configure(backbone, *, amplify: bool, tokensr: dict, layers: dict, **decisions) -> Method:
+    """Blink on ``backbone`` from the values of the config groups (conf/method/blink.yaml). ``decisions``: see ``policy_of``."""
+    policy = policy_of(backbone, layers=layers, **decisions)
     numbers = policy.layers
     architecture, path = tokensr["architecture"], tokensr["path"]
-    if not amplify or architecture == "interp" or resolution["policy"] == "copy":
+    if not amplify or architecture == "interp" or policy.resolution == "copy":
         return blink(policy)
     if architecture == CLOSEUP:
         if path is not None:

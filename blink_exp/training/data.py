@@ -52,6 +52,7 @@ class PairedCrops(pl.LightningDataModule):
     """
 
     source: ClassVar[str]  # name in messages and caches
+    has_questions: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -97,12 +98,12 @@ class PairedCrops(pl.LightningDataModule):
 
     def check_answers(self) -> None:
         """Raises UserError where the source has no questions."""
-        if type(self).dialogue_sources is PairedCrops.dialogue_sources:
-            raise UserError(f"data={self.source} has no questions to train answers on; use data=scenes or data=llava_665k, or another loss")
+        if not self.has_questions:
+            self.dialogue_sources()
 
     def dialogue_sources(self) -> tuple[Source, Source]:
-        """(training, held out), of sources that have questions."""
-        raise NotImplementedError
+        """(training, held out), of sources that ``has_questions``. Raises UserError of the others."""
+        raise UserError(f"data={self.source} has no questions to train answers on; use data=scenes or data=llava_665k, or another loss")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -202,6 +203,7 @@ class SceneData(PairedCrops):
     """
 
     source = "scenes"
+    has_questions = True
 
     def __init__(self, transform: Transform, sizes: Sequence[int] = (2, 3, 4), small: bool = False, **common: Any):
         super().__init__(transform, **common)
@@ -290,6 +292,7 @@ class LlavaData(FileData):
     """
 
     source = "llava_665k"
+    has_questions = True
 
     def __init__(self, transform: Transform, json: str, images: str, held_out_share: float = 0.002, **common: Any):
         super().__init__(transform, **common)
