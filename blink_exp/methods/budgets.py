@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Rows
+from typing import Any
 
 import torch
 
 from blink_exp.core.views import ViewGeometry, check_newline_policy
 from blink_exp.errors import UserError, nearest
+
+NOMINAL_VIEWS = 5  # of LLaVA-NeXT, for which budgets are stated: 2 x 2 tiles and the thumbnail
 
 
 def check_ratio(name: str, ratio: float) -> float:
@@ -16,6 +19,22 @@ def check_ratio(name: str, ratio: float) -> float:
     if not 0 < ratio <= 1:
         raise UserError(f"{name}={ratio} is outside (0, 1]; it is the share of visual tokens to keep, e.g. 0.2")
     return float(ratio)
+
+
+def token_share(backbone: Any, retention_ratio: float, tokens: int | None) -> float:
+    """The share of an image's visual tokens to keep: ``retention_ratio``, or, where it is not None, ``tokens`` over all of them.
+
+    ``tokens`` are stated as in the literature: visual tokens a layer, averaged over the LLM's layers. For LLaVA-NeXT they are stated for a
+    thumbnail and four tiles (640: 128 of each view's 576), whatever the number of views.
+    """
+    if tokens is None:
+        return check_ratio("retention_ratio", retention_ratio)
+    views = NOMINAL_VIEWS if hasattr(backbone.model.config, "image_grid_pinpoints") else 1
+    most = backbone.grid[0] * backbone.grid[1] * views
+    if not 1 <= tokens <= most:
+        of = f"{views} views of {most // views}" if views > 1 else "the image"
+        raise UserError(f"tokens={tokens} is outside 1 to {most}, the tokens of {of}; use a value inside, or retention_ratio")
+    return tokens / most
 
 
 def resolve_newline_policy(method: str, mode: str, policy: str, of_mode: dict[str, str]) -> str:
