@@ -10,13 +10,13 @@ from collections import Counter
 
 import numpy as np
 
-from blink_exp.scenes.questions import Kind, SceneQuestion, _pick, _unique
-from blink_exp.scenes.scenes import COLORS, SHAPES, Scene
+from blink_exp.scenes.questions import Kind, SceneQuestion, _pick, _pick_any, _unique
+from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, Tile
 
 MOST = 3  # the largest number that is asked for
 
 
-def _name(tile) -> str:
+def _name(tile: Tile) -> str:
     return f"{tile.color} {tile.shape}"
 
 
@@ -26,18 +26,18 @@ def _alone(scene: Scene) -> list[int]:
     return [i for i, tile in enumerate(scene.tiles) if counts[_name(tile)] == 1]
 
 
-def small_object(rng, scene, answer):
+def small_object(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     """For "no", colour and shape both occur in the scene if possible, but not on one object."""
     if answer == "yes":
-        i = _pick(rng, _alone(scene))
+        i = _pick_any(rng, _alone(scene))
         return None if i is None else SceneQuestion("small_object", f"is there a {_name(scene.tiles[i])}?", "yes", (i,))
     present = {(t.color, t.shape) for t in scene.tiles}
     mixed = {(c, s) for c, _ in present for _, s in present} - present
-    pair = _pick(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
+    pair = _pick_any(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
     return pair and SceneQuestion("small_object", f"is there a {pair[0]} {pair[1]}?", "no")
 
 
-def count(rng, scene, answer):
+def count(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     counts = Counter(map(_name, scene.tiles))
     names = [f"{c} {s}" for c in COLORS for s in SHAPES]
     number = _pick(rng, sorted({counts[name] for name in names if counts[name] <= MOST}))
@@ -46,7 +46,7 @@ def count(rng, scene, answer):
     return SceneQuestion("count", f"how many {name}s are there?", str(number), objects)
 
 
-def position(rng, scene, answer):
+def position(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     """In which half an object is; objects in the middle are excluded."""
     options = []
     for i in _alone(scene):
@@ -54,7 +54,7 @@ def position(rng, scene, answer):
             offset = 2 * scene.cell(i)[axis] - (scene.grid[axis] - 1)
             if offset:
                 options.append((i, sides, sides[offset > 0]))
-    option = _pick(rng, options)
+    option = _pick_any(rng, options)
     if option is None:
         return None
     i, sides, answer = option
@@ -62,17 +62,17 @@ def position(rng, scene, answer):
     return SceneQuestion("position", text, answer, (i,), ((f"is the {_name(scene.tiles[i])}", i),))
 
 
-def attribute(rng, scene, answer):
+def attribute(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     options = [("what is the {0} shape?", color, "shape", i) for color, i in _unique(scene, "color")]
     options += [("what color is the {0}?", shape, "color", i) for shape, i in _unique(scene, "shape")]
-    option = _pick(rng, options)
+    option = _pick_any(rng, options)
     if option is None:
         return None
     text, value, attribute_name, i = option
     return SceneQuestion("attribute", text.format(value), getattr(scene.tiles[i], attribute_name), (i,))
 
 
-def relation(rng, scene, answer):
+def relation(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     """Which of two objects is further left, or further up; never two in one column or row."""
     alone = _alone(scene)
     options = []
@@ -82,7 +82,7 @@ def relation(rng, scene, answer):
                 step = scene.cell(a)[axis] - scene.cell(b)[axis]
                 if step and (step < 0) == (answer == "yes"):
                     options.append((a, b, word))
-    option = _pick(rng, options)
+    option = _pick_any(rng, options)
     if option is None:
         return None
     a, b, word = option

@@ -8,8 +8,9 @@ such question (no unique circle, for example); callers draw another kind or anot
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,12 +26,18 @@ class SceneQuestion:
     mentions: tuple[tuple[str, int], ...] = ()  # (the question up to and including the name of an object, that object's tile)
 
 
+T = TypeVar("T")
 Kind = Callable[[np.random.Generator, Scene, str], SceneQuestion | None]
 
 
-def _pick(rng: np.random.Generator, options):
-    """One of ``options`` (a sequence), or None if there is none. Not rng.choice, which would turn strings into numpy's."""
-    return options[rng.integers(len(options))] if options else None
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of ``options``. Not rng.choice, which would turn strings into numpy's."""
+    return options[int(rng.integers(len(options)))]
+
+
+def _pick_any(rng: np.random.Generator, options: Sequence[T]) -> T | None:
+    """One of ``options``, or None if there is none; then nothing is drawn."""
+    return _pick(rng, options) if options else None
 
 
 def _unique(scene: Scene, attribute: str) -> list[tuple[str, int]]:
@@ -78,27 +85,27 @@ def shape_check_of(rng: np.random.Generator, scene: Scene, i: int, answer: str) 
 # Open questions: the answer is one word.
 
 
-def color(rng, scene, answer):
-    unique = _pick(rng, _unique(scene, "shape"))
+def color(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
+    unique = _pick_any(rng, _unique(scene, "shape"))
     return unique and color_of(scene, unique[1])
 
 
-def shape(rng, scene, answer):
-    unique = _pick(rng, _unique(scene, "color"))
+def shape(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
+    unique = _pick_any(rng, _unique(scene, "color"))
     return unique and shape_of(scene, unique[1])
 
 
-def color_at(rng, scene, answer):
+def color_at(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     i = int(rng.integers(len(scene.tiles)))
     return SceneQuestion("color_at", f"what color is at {scene.place(i)}?", scene.tiles[i].color, (i,))
 
 
-def shape_at(rng, scene, answer):
+def shape_at(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     i = int(rng.integers(len(scene.tiles)))
     return SceneQuestion("shape_at", f"what shape is at {scene.place(i)}?", scene.tiles[i].shape, (i,))
 
 
-def count(rng, scene, answer):
+def count(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     value = _pick(rng, SHAPES if scene.n == 2 or rng.random() < 0.3 else COLORS)
     return SceneQuestion("count", f"how many {_plural(value)} are there?", str(len(_matches(scene, value))))
 
@@ -106,48 +113,50 @@ def count(rng, scene, answer):
 # Yes/no questions.
 
 
-def existence(rng, scene, answer):
+def existence(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     vocabulary = SHAPES if rng.random() < 0.5 else COLORS
-    value = _pick(rng, [v for v in vocabulary if bool(_matches(scene, v)) == (answer == "yes")])
-    return value and SceneQuestion("existence", f"is there a {value}{'' if value in SHAPES else ' shape'}?", answer, _matches(scene, value))
+    value = _pick_any(rng, [v for v in vocabulary if bool(_matches(scene, v)) == (answer == "yes")])
+    if value is None:
+        return None
+    return SceneQuestion("existence", f"is there a {value}{'' if value in SHAPES else ' shape'}?", answer, _matches(scene, value))
 
 
-def conjunction(rng, scene, answer):
+def conjunction(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     """For "no", colour and shape both occur in the scene if possible, but not on one object."""
     present = {(tile.color, tile.shape) for tile in scene.tiles}
     if answer == "yes":
-        pair = _pick(rng, sorted(present))
+        pair = _pick_any(rng, sorted(present))
     else:
         mixed = {(c, s) for c, _ in present for _, s in present} - present
-        pair = _pick(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
+        pair = _pick_any(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
     if pair is None:
         return None
     objects = tuple(i for i, tile in enumerate(scene.tiles) if (tile.color, tile.shape) == pair)
     return SceneQuestion("conjunction", f"is there a {pair[0]} {pair[1]}?", answer, objects)
 
 
-def position(rng, scene, answer):
-    unique = _pick(rng, _unique(scene, "shape") + _unique(scene, "color"))
+def position(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
+    unique = _pick_any(rng, _unique(scene, "shape") + _unique(scene, "color"))
     if unique is None:
         return None
     value, i = unique
-    at = i if answer == "yes" else _pick(rng, [j for j in range(len(scene.tiles)) if j != i])
+    at = i if answer == "yes" else _pick_any(rng, [j for j in range(len(scene.tiles)) if j != i])
     if at is None:
         return None
     return SceneQuestion("position", f"is the {value}{'' if value in SHAPES else ' shape'} at {scene.place(at)}?", answer, (i,))
 
 
-def color_check(rng, scene, answer):
-    unique = _pick(rng, _unique(scene, "shape"))
+def color_check(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
+    unique = _pick_any(rng, _unique(scene, "shape"))
     return unique and color_check_of(rng, scene, unique[1], answer)
 
 
-def shape_check(rng, scene, answer):
-    unique = _pick(rng, _unique(scene, "color"))
+def shape_check(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
+    unique = _pick_any(rng, _unique(scene, "color"))
     return unique and shape_check_of(rng, scene, unique[1], answer)
 
 
-def count_check(rng, scene, answer):
+def count_check(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     value = _pick(rng, SHAPES if scene.n == 2 or rng.random() < 0.3 else COLORS)
     truth = len(_matches(scene, value))
     near = [k for k in (truth - 1, truth + 1) if 0 <= k <= len(scene.tiles)]
@@ -155,15 +164,15 @@ def count_check(rng, scene, answer):
     return SceneQuestion("count_check", f"are there {claim} {_plural(value)}?", answer)
 
 
-def comparison(rng, scene, answer):
+def comparison(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     """Compares the counts of two shapes; without ties, so that "no" means fewer."""
     counts = {s: len(_matches(scene, s)) for s in SHAPES}
     pairs = [(a, b) for a in SHAPES for b in SHAPES if (counts[a] > counts[b] if answer == "yes" else counts[a] < counts[b])]
-    pair = _pick(rng, pairs)
+    pair = _pick_any(rng, pairs)
     return pair and SceneQuestion("comparison", f"are there more {pair[0]}s than {pair[1]}s?", answer)
 
 
-def arithmetic(rng, scene, answer):
+def arithmetic(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     left_out = _pick(rng, SHAPES)
     a, b = (s for s in SHAPES if s != left_out)
     truth = len(scene.tiles) - len(_matches(scene, left_out))

@@ -7,6 +7,7 @@ of them. Train scenes use train images only and test scenes test images only, so
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,8 @@ class Tile:
         """(64, 64) bool, true on the shape. The background is one flat colour, read at a corner that the shape leaves free."""
         corners = [tuple(self.pixels[r, c]) for r in (0, -1) for c in (0, -1)]
         background = np.array(max(set(corners), key=corners.count), dtype=int)
-        return np.abs(self.pixels.astype(int) - background).max(axis=-1) > 20
+        shape: np.ndarray = np.abs(self.pixels.astype(int) - background).max(axis=-1) > 20
+        return shape
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Scene:
     @property
     def n(self) -> int:
         """Rows and columns of a square scene."""
-        return round(len(self.tiles) ** 0.5)
+        return round(math.sqrt(len(self.tiles)))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -81,7 +83,8 @@ class Scene:
 
     def mask(self, objects: tuple[int, ...]) -> np.ndarray:
         """(height, width) bool: the union of some tiles' masks; nothing without any."""
-        return np.any(self.masks()[list(objects)], axis=0, keepdims=True)[0]
+        union: np.ndarray = np.any(self.masks()[list(objects)], axis=0)
+        return union
 
     def box(self, index: int) -> Box:
         """The cell of tile ``index`` as fractions of the canvas."""
@@ -137,7 +140,7 @@ def official_questions(split: str) -> list[tuple[str, str, int]]:
 
 
 @functools.lru_cache(maxsize=2)
-def _easy_vqa(split: str):
+def _easy_vqa(split: str) -> tuple[tuple[list[str], list[str], list[int]], dict[int, str]]:
     import easy_vqa
 
     if split == "train":
