@@ -12,13 +12,21 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from blink_exp.disk import writing
 from blink_exp.errors import UserError, flat
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 DAMAGE = (ValueError, RecursionError)  # of the json module: no JSON, no UTF-8, a number or a nesting without end
+
+
+@overload
+def encodable(value: str) -> str: ...
+
+
+@overload
+def encodable(value: Any) -> Any: ...
 
 
 def encodable(value: Any) -> Any:

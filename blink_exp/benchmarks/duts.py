@@ -156,7 +156,8 @@ def record(sample: Sample, mask: torch.Tensor, patches: dict[int, torch.Tensor],
 
 def cover(mask: torch.Tensor, side: int) -> torch.Tensor:
     """(side * side,) share of each patch that a (size, size) bool mask covers."""
-    return mask.double().unflatten(0, (side, -1)).unflatten(2, (side, -1)).mean((1, 3)).flatten()
+    blocks: torch.Tensor = mask.double().unflatten(0, (side, -1)).unflatten(2, (side, -1))
+    return blocks.mean((1, 3)).flatten()
 
 
 def iou(cover: torch.Tensor, patches: torch.Tensor) -> float:
@@ -169,7 +170,7 @@ def on_view(backbone: Backbone, mask: np.ndarray) -> torch.Tensor:
     """(size, size) bool: a (height, width) bool mask on the base view, by the backbone's image processor without rescaling values."""
     image = Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB")
     plain = {"resample": Image.Resampling.NEAREST, "do_rescale": False, "do_normalize": False, "image_mean": [0.0, 0.0, 0.0]}
-    pixels = backbone.processor.image_processor(images=image, return_tensors="pt", **plain).pixel_values[0]
+    pixels: torch.Tensor = backbone.processor.image_processor(images=image, return_tensors="pt", **plain).pixel_values[0]
     return (pixels[0] if backbone.tiled else pixels)[0] > FOREGROUND
 
 

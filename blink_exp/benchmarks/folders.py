@@ -128,6 +128,6 @@ def readable(file: Path) -> int:
         with file.open("rb") as opened:
             if opened.read(len(POINTER)) == POINTER:
                 raise UserError(f"{file} is a git-lfs pointer, not data; run git lfs pull in its folder, or download it")
-        return pq.read_metadata(file).num_rows
+        return int(pq.read_metadata(file).num_rows)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file} could not be read ({flat(error, 200)}); download it again") from None

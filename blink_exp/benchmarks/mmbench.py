@@ -130,7 +130,9 @@ class MMBench(Published):
         return f"{f'{hint} ' if printed else ''}{sample.question} {option_list}\n\n{instruction}"
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
-        return self.decided({"id": sample.id, "answer": sample.answer, "prediction": prediction, "fields": sample.fields})["correct"]
+        record: Record = {"id": sample.id, "answer": sample.answer, "prediction": prediction, "fields": sample.fields}
+        correct: float | None = self.decided(record)["correct"]
+        return correct
 
     def decided(self, record: Record) -> Record:
         """A record with ``letter``, ``chosen_by`` (``rules``, ``extractor``, ``nobody``) and ``correct``, decided without the judge."""
@@ -142,7 +144,8 @@ class MMBench(Published):
         if letter is None:
             decider = "nobody"
         undecided = record["answer"] is None or (letter is None and self.choice == "judge")
-        return record | {"letter": letter, "chosen_by": decider, "correct": None if undecided else letter == record["answer"]}
+        correct = None if undecided else letter == record["answer"]
+        return {**record, "letter": letter, "chosen_by": decider, "correct": correct}
 
     def judged(self, records: list[Record]) -> list[Record]:
         """Records with ``letter``, ``chosen_by`` and ``correct``. The judge skips questions with a rotation that is already wrong."""
@@ -202,7 +205,7 @@ def none_word(text: str) -> bool:
 
 def choices_of(record: Record) -> dict[str, str]:
     """The options that MMBench's rules match against an answer."""
-    fields = record["fields"]
+    fields: dict[str, dict[str, str]] = record["fields"]
     return fields.get("choices", fields["options"])
 
 

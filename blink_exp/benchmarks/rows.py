@@ -187,7 +187,8 @@ def valid_cells(rows: Any, column: str, cell: Cell) -> Iterator[tuple[int, Any]]
 
 def read_row(rows: Any, i: int) -> dict[str, Any] | str:
     try:
-        return rows[i]
+        row: dict[str, Any] = rows[i]
+        return row
     except (ValueError, OSError) as error:
         return reason(f"the row cannot be read ({reason(error)})")
 
