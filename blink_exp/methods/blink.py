@@ -26,6 +26,7 @@ import hashlib
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -37,6 +38,9 @@ from blink_exp.errors import UserError, nearest
 from blink_exp.finite import first_nonfinite
 from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 POLICIES = ("threshold", "cycle", "expand_once", "copy")
 PRESETS = ("11-17", "12-18", "12-20", "13-19", "14-20", "all")  # files of the config group ``layers``
@@ -81,7 +85,7 @@ class BlinkPolicy:
 
     drops = False  # visual tokens are kept, expanded ones are added
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value, choices in (
             ("resolution.policy", self.resolution, POLICIES),
             ("resolution.on_reexpand", self.on_reexpand, ON_REEXPAND),
@@ -171,7 +175,7 @@ def relative_layers(layers: Rows[int], depth: int, base: int = 0, relative: bool
     return tuple(sorted(chosen))
 
 
-def configure(backbone, *, amplify: bool, tokensr: dict, layers: dict, **decisions) -> Method:
+def configure(backbone: Backbone, *, amplify: bool, tokensr: dict[str, Any], layers: dict[str, Any], **decisions: Any) -> Method:
     """Blink on ``backbone`` from the values of the config groups (conf/method/blink.yaml). ``decisions``: see ``policy_of``."""
     policy = policy_of(backbone, layers=layers, **decisions)
     numbers = policy.layers
@@ -202,15 +206,15 @@ def configure(backbone, *, amplify: bool, tokensr: dict, layers: dict, **decisio
 
 
 def policy_of(
-    backbone,
+    backbone: Backbone,
     *,
     saliency: str,
     p: int,
     scale_thresholds: bool,
     tau_exp: float,
     tau_drop: float,
-    layers: dict,
-    resolution: dict,
+    layers: dict[str, Any],
+    resolution: dict[str, Any],
     seed: int,
 ) -> BlinkPolicy:
     """Blink's decisions on ``backbone`` from the values of the config groups."""
@@ -235,7 +239,7 @@ def policy_of(
     return policy
 
 
-def training_words(architecture: str, layers: dict, numbers: Rows[int]) -> str:
+def training_words(architecture: str, layers: dict[str, Any], numbers: Rows[int]) -> str:
     """train.py's overrides for modules of an architecture and these layers. ``layers``: as in ``configure``."""
     indices, plain = layers["indices"], (layers["base"], layers["relative"]) == (0, True)
     if isinstance(indices, list) and len(indices) == 1 and not layers["relative"]:
@@ -247,7 +251,7 @@ def training_words(architecture: str, layers: dict, numbers: Rows[int]) -> str:
     return f"tokensr={architecture} {overrides}"
 
 
-def tokensr_module(backbone, folder: Path, layer: int) -> nn.Module:
+def tokensr_module(backbone: Backbone, folder: Path, layer: int) -> nn.Module:
     """A trained module, one object for all methods that use it, so that they share expanded segments."""
     file = folder / f"layer_{layer:02d}.safetensors"
     stat = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None  # part of the cache key: the file may be retrained
@@ -255,7 +259,7 @@ def tokensr_module(backbone, folder: Path, layer: int) -> nn.Module:
 
 
 @functools.lru_cache(maxsize=128)
-def _module(folder: Path, layer: int, _stat, backbone: str, width: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _module(folder: Path, layer: int, _stat: object, backbone: str, width: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
     module = checkpoint.load(folder, layer, backbone, width).to(device, dtype)
     bad = first_nonfinite(module.named_parameters())
     if bad is not None:
@@ -264,7 +268,7 @@ def _module(folder: Path, layer: int, _stat, backbone: str, width: int, device: 
     return module
 
 
-def selected_layers(depth: int, *, indices, base: int, relative: bool) -> tuple[int, ...]:
+def selected_layers(depth: int, *, indices: Any, base: int, relative: bool) -> tuple[int, ...]:
     """Layers of an LLM of ``depth`` layers from the group `layers`: a list, "12-18", "12", or "all"."""
     if indices == "all":
         return tuple(range(depth))

@@ -30,7 +30,7 @@ def token_share(backbone: Any, retention_ratio: float, tokens: int | None) -> fl
     if tokens is None:
         return check_ratio("retention_ratio", retention_ratio)
     views = NOMINAL_VIEWS if hasattr(backbone.model.config, "image_grid_pinpoints") else 1
-    most = backbone.grid[0] * backbone.grid[1] * views
+    most: int = backbone.grid[0] * backbone.grid[1] * views
     if not 1 <= tokens <= most:
         of = f"{views} views of {most // views}" if views > 1 else "the image"
         raise UserError(f"tokens={tokens} is outside 1 to {most}, the tokens of {of}; use a value inside, or retention_ratio")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +18,9 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry, check_newline_policy
 from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class _Control(ABC):
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         check_newline_policy(self.newline_policy)
 
@@ -146,16 +150,16 @@ def centres(views: ViewGeometry, view: int, budget: int) -> torch.Tensor:
     return ((top + spread(height, rows))[:, None] * views.side + left + spread(width, columns)).flatten()
 
 
-def random(backbone, **settings) -> Method:
+def random(backbone: Backbone, **settings: Any) -> Method:
     """Random tokens; settings are those of ``RandomTokens``."""
     return Method(name="random", pruner=RandomTokens(**settings))
 
 
-def uniform(backbone, **settings) -> Method:
+def uniform(backbone: Backbone, **settings: Any) -> Method:
     """A uniform grid of tokens; settings are those of ``UniformGrid``."""
     return Method(name="uniform", pruner=UniformGrid(**settings))
 
 
-def downsample(backbone, **settings) -> Method:
+def downsample(backbone: Backbone, **settings: Any) -> Method:
     """A smaller image; settings are those of ``Downsample``."""
     return Method(name="downsample", pruner=Downsample(**settings))

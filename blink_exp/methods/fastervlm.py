@@ -13,7 +13,7 @@ Neither the question nor the other views have a say, so k is the same for every 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -22,6 +22,9 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection
 from blink_exp.errors import UserError
 from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
 
@@ -46,7 +49,7 @@ class FasterVLM:
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         if self.layer < 1:
             raise UserError(f"fastervlm.layer={self.layer} is no encoder layer; they are counted from 1, so use 1 or more")
@@ -74,7 +77,7 @@ class FasterVLM:
 
 
 def configure(
-    backbone, *, retention_ratio: float, layer: int | None = None, mode: str = "paper", newline_policy: str | None = None
+    backbone: Backbone, *, retention_ratio: float, layer: int | None = None, mode: str = "paper", newline_policy: str | None = None
 ) -> Method:
     """FasterVLM on ``backbone``. ``layer``: None takes the encoder's last but one; ``newline_policy``: None takes the mode's own."""
     depth = backbone.model.config.vision_config.num_hidden_layers

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,6 +27,9 @@ from blink_exp.core.method import Method, Scan, TokenPolicy
 from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.budgets import check_ratio, floor_tolerant, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 MODES = ("paper", "reference")
 
@@ -48,7 +52,7 @@ class FastVPolicy(TokenPolicy):
 
     inherit_positions = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.retention_ratio)
         if self.full_layers < 1:
             raise UserError(f"full_layers={self.full_layers} leaves no layer to choose by; use 1 or more")
@@ -84,7 +88,9 @@ def _warn_of_one_token(ratio: float, visual: int) -> None:
     logging.getLogger(__name__).warning("retention_ratio=%s rounds to no token of %d visual ones; fastv keeps one", ratio, visual)
 
 
-def configure(backbone, *, full_layers: int = 2, retention_ratio: float = 0.5, mode: str = "paper", relative: bool = True) -> Method:
+def configure(
+    backbone: Backbone, *, full_layers: int = 2, retention_ratio: float = 0.5, mode: str = "paper", relative: bool = True
+) -> Method:
     """FastV on ``backbone``. ``relative``: ``full_layers`` is written for an LLM of 32 layers and scaled to the backbone's depth."""
     depth = backbone.depth
     layers = max(1, round(full_layers * depth / 32)) if relative and full_layers >= 1 else full_layers

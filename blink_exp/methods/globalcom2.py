@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -37,6 +37,9 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry
 from blink_exp.errors import UserError
 from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 NEWLINES = {"paper": "valid_rows", "reference": "all_rows"}  # newline policy of each mode
 
@@ -63,7 +66,7 @@ class GlobalCom2:
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         if not 0 < self.temperature < math.inf:
             raise UserError(f"globalcom2.temperature={self.temperature} is not a number above 0; use one, e.g. 10")
@@ -129,7 +132,7 @@ def thumbnail_guide(views: ViewGeometry, scores: torch.Tensor) -> torch.Tensor:
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     retention_ratio: float,
     temperature: float = 10.0,

@@ -18,8 +18,9 @@ paper the default.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -29,6 +30,9 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, all_tokens, check_newline_policy
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, keeps_everything, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 OPTIONS = {
     "allocation": ("scores", "uniform"),
@@ -82,7 +86,7 @@ class Hero:
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         for name in ("alpha", "density_weight"):
             if not 0 <= getattr(self, name) <= 1:
@@ -169,7 +173,7 @@ def clip_score(encoding: Encoding, text: str) -> torch.Tensor:
     return F.cosine_similarity(encoding.projected[1:].double(), encoding.embed_text(text).double()[None], dim=-1)
 
 
-def relative_layers(name: str, layers, depth: int, relative: bool = True) -> frozenset[int]:
+def relative_layers(name: str, layers: Iterable[int], depth: int, relative: bool = True) -> frozenset[int]:
     """CLIP layers written for a 24-layer encoder, for one of ``depth`` layers: round(l * depth / 24), at least 1."""
     if relative and depth != 24:
         layers = [max(1, math.floor(layer * depth / 24 + 0.5)) for layer in check_layers(name, layers, 24)]
@@ -177,7 +181,7 @@ def relative_layers(name: str, layers, depth: int, relative: bool = True) -> fro
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     retention_ratio: float,
     tokens_per_view: int | None,
@@ -186,7 +190,7 @@ def configure(
     high: list[int],
     relative: bool,
     newline_policy: str,
-    options: dict,
+    options: dict[str, Any],
 ) -> Method:
     """HERO on ``backbone`` from the values of the config groups (see conf/method/hero.yaml)."""
     depth = backbone.model.config.vision_config.num_hidden_layers

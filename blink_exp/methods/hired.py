@@ -20,8 +20,9 @@ What rounding and the cap of N tokens a tile leave over is not handed to other t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -30,6 +31,9 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry, all_tokens
 from blink_exp.errors import UserError
 from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
 
@@ -59,7 +63,7 @@ class HiRED:
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         if not 0 <= self.alpha <= 1:
             raise UserError(f"hired.alpha={self.alpha} is outside [0, 1]; it is the thumbnail's share of the budget, e.g. 0.5")
@@ -102,7 +106,7 @@ class HiRED:
         return TokenSelection(tuple(chosen))
 
     @property
-    def _floor(self):
+    def _floor(self) -> Callable[[float], int]:
         return floor_tolerant if self.mode == "paper" else int
 
     def _areas(self, views: ViewGeometry) -> torch.Tensor:
@@ -120,7 +124,7 @@ def tile_budgets(counts: list[int], total: int, limit: int) -> list[int]:
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     retention_ratio: float,
     alpha: float = 0.5,

@@ -5,5 +5,5 @@ from __future__ import annotations
 from blink_exp.core.method import Method
 
 
-def none(backbone=None) -> Method:
+def none(backbone: object = None) -> Method:
     return Method(name="none")

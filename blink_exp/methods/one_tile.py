@@ -10,6 +10,7 @@ of its tokens stays. ``newline_policy=none`` leaves them out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,9 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, check_newline_policy
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.hero import OPTIONS, clip_score, cls_similarity
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 METRICS = ("clip_score", "cls_similarity")
 FEWER = ("thumbnail", "last")
@@ -45,7 +49,7 @@ class OneTile:
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 1 <= self.rank <= RANKS):
             raise UserError(f"method.rank={self.rank} is no rank of a tile; use a whole number from 1 (the best) to {RANKS}")
         for name, choices in (("metric", METRICS), ("fewer", FEWER), ("cls_source", OPTIONS["cls_source"])):
@@ -85,12 +89,12 @@ class OneTile:
         return [tile + 1 for tile in order if bool(encoding.views.valid[tile + 1].any())]
 
 
-def thumbnail(backbone, *, newline_policy: str) -> Method:
+def thumbnail(backbone: Backbone, *, newline_policy: str) -> Method:
     """The thumbnail alone."""
     return Method(name="thumbnail", pruner=OneTile(newline_policy=newline_policy))
 
 
-def thumbnail_plus_tile(backbone, **settings) -> Method:
+def thumbnail_plus_tile(backbone: Backbone, **settings: Any) -> Method:
     """The thumbnail and one tile on ``backbone``; settings are those of ``OneTile``."""
     pruner = OneTile(**settings)
     if pruner.rank is None:

@@ -15,18 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blink_exp.core.method import Method
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 FILLS = ("neighbours", "recall")
 
 Maker = Callable[[Any], Method]
 
 
-def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, name: str | None = None) -> Method:
+def configure(backbone: Backbone, *, pruner: Maker, policy: Maker, fill: str, name: str | None = None) -> Method:
     """The pair of ``pruner(backbone)`` and ``policy(backbone)``. ``fill``: see above, for Blink."""
     if fill not in FILLS:
         raise UserError(f"fill.policy={fill} is not known; {nearest(str(fill), FILLS)}")

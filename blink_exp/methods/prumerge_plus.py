@@ -29,6 +29,7 @@ The paper is silent on tiles, padding and the extra token; the left column there
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -37,6 +38,9 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, check_newline_policy
 from blink_exp.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 MODES = ("paper", "reference")
 
@@ -65,7 +69,7 @@ class PruMergePlus:
 
     merges = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"prumerge_plus.mode={self.mode} is not known; {nearest(str(self.mode), MODES)}")
         for key, least in (("layer", 1), ("neighbours", 0), ("iqr_factor", 0), ("densify", 1)):
@@ -106,7 +110,8 @@ class PruMergePlus:
 
 def single_head_attention(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """(N,) attention of the CLS query (C,) on the patches of (N + 1, C) keys, as one head of width C; the softmax includes the CLS key."""
-    return (keys.float() @ query.float() * query.shape[-1] ** -0.5).softmax(0)[1:]
+    attention: torch.Tensor = (keys.float() @ query.float() * query.shape[-1] ** -0.5).softmax(0)
+    return attention[1:]
 
 
 def outliers(scores: torch.Tensor, iqr_factor: float = 1.5) -> int:
@@ -164,7 +169,7 @@ def merge(
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     layer: int | None = None,
     neighbours: int = 32,

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,6 +29,9 @@ from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError
 from blink_exp.methods.blink import relative_layers
 from blink_exp.methods.budgets import check_ratio, floor_tolerant, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 LAYERS = (2, 6, 15)
 TOKENS = 576  # of LLaVA-1.5, which the lists are made for
@@ -145,7 +149,7 @@ def density_peaks(distances: torch.Tensor, clusters: int) -> list[tuple[int, ...
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     schedule: int | list[int] | None = 192,
     retention_ratio: float | None = None,

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.second_view import Box, Subject, overlap
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.blink import relative_layers
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 MOST_SALIENT, ANNOTATED, WRONG, RANDOM = REGIONS = ("most_salient", "annotated", "wrong", "random")
 TOUCHING = 1e-9  # common area of boxes that only touch, up to rounding
@@ -45,7 +49,7 @@ class GridRegion:
 
     generic = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.region not in REGIONS:
             raise UserError(f"method.region={self.region} is not known; {nearest(str(self.region), REGIONS)}")
 
@@ -76,7 +80,7 @@ class GridRegion:
         return int.from_bytes(hashlib.sha256(f"{self.seed}|{sample}|second view".encode()).digest()[:8], "big")
 
 
-def configure(backbone, *, region: str, p: int, layer: int, relative: bool, seed: int, alone: bool) -> Method:
+def configure(backbone: Backbone, *, region: str, p: int, layer: int, relative: bool, seed: int, alone: bool) -> Method:
     """Two views, or with ``alone`` one region, on ``backbone``. ``relative``: ``layer`` is written for an LLM of 32 layers and scaled to
     the backbone's depth."""
     PatchGrid(p, *backbone.grid)  # raises UserError for a p that does not divide the grid

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from blink_exp.core.method import Method
 from blink_exp.core.second_view import PixelBox, Subject
 from blink_exp.methods.blink import relative_layers
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 RATIOS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # sides of a box, in sides of the tower's input
 GENERIC = "Write a general description of the image."
@@ -91,7 +95,7 @@ def _span(centre: int, half: int, length: int) -> tuple[int, int]:
     return max(0, centre - half), min(length, centre + half)
 
 
-def configure(backbone, *, layer: int, relative: bool) -> Method:
+def configure(backbone: Backbone, *, layer: int, relative: bool) -> Method:
     """ViCrop on ``backbone``. ``relative``: ``layer`` is written for an LLM of 32 layers and scaled to the backbone's depth."""
     (attended,) = relative_layers([layer], backbone.depth, relative=relative)
     side = backbone.model.config.vision_config.image_size
