@@ -101,7 +101,7 @@ def answer(
         decoder = BranchDecoder(backbone.llm, inputs, methods, grids, budget.left(sum(prefix_bytes.values())))
         tokens: dict[tuple[int, int], list[int]] = {}
 
-        def finish(final: FinalBranches, tokens=tokens) -> None:
+        def finish(final: FinalBranches, tokens: dict[tuple[int, int], list[int]] = tokens) -> None:
             generated = greedy(backbone.model, final, max_new_tokens, backbone.ends, budget.decoding)
             for branch, ids in zip(final.branches, generated, strict=True):
                 tokens.update({(branch.question, p): ids for p in branch.points})
@@ -152,8 +152,8 @@ def _units(
 ) -> list[_Unit]:
     embed = backbone.model.get_input_embeddings()
     cells = backbone.grid[0] * backbone.grid[1]
-    digests: dict[tuple, str] = {}
-    out: dict[tuple, _Unit] = {}
+    digests: dict[tuple[Any, ...], str] = {}
+    out: dict[tuple[Any, ...], _Unit] = {}
     for n, (a, (ahead, behind)) in enumerate(zip(questions, backbone.around([a.question for a in questions]), strict=True)):
         text = embed(behind)
         for p in a.points:
@@ -214,8 +214,11 @@ class MemoryBudget:
 
 def _parts(units: list[_Unit], budget: MemoryBudget) -> Iterator[list[_Unit]]:
     """Batches of units with similar lengths, as many as fit."""
-    bucket = lambda n: math.ceil(math.log(n, NEAR))  # noqa: E731
-    size = lambda u: (bucket(len(u.inputs.features)), bucket(len(u.text)))  # noqa: E731
+
+    def size(unit: _Unit) -> tuple[int, int]:
+        image, text = (math.ceil(math.log(n, NEAR)) for n in (len(unit.inputs.features), len(unit.text)))
+        return image, text
+
     for _, alike in itertools.groupby(sorted(units, key=lambda u: (*size(u), u.key)), key=size):
         part: list[_Unit] = []
         prefix_bytes: dict[str, int] = {}

@@ -69,14 +69,21 @@ class Attachment:
         if missing:
             raise UserError(f"layer={missing[0]} has no TokenSR module among those loaded; train it: python train.py layer={missing[0]}")
 
-    def note_ids(self, module, args, kwargs):
+    def note_ids(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._ids = kwargs.get("input_ids", args[0] if args else None)
         if self._prompt is None:  # generate() encodes images beforehand and does not pass their sizes on
             self._sizes = kwargs.get("image_sizes")
         if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
             raise UserError("output_hidden_states / output_attentions have no one shape while a method is attached; read .records instead")
 
-    def forward(self, inputs_embeds=None, attention_mask=None, past_key_values=None, use_cache=None, **_ignored):
+    def forward(
+        self,
+        inputs_embeds: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **_ignored: Any,
+    ) -> BaseModelOutputWithPast:
         """Replaces LlamaModel.forward. position_ids are ignored, as the method sets positions."""
         llm = self.model.model.language_model
         going_on = past_key_values is not None and past_key_values.get_seq_length() > 0
@@ -103,7 +110,7 @@ class Attachment:
     @property
     def _weights(self) -> bool:
         """Whether attention modules return their weights."""
-        return self.model.config._attn_implementation == "eager"
+        return bool(self.model.config._attn_implementation == "eager")
 
     def _prompt_states(self, layout: Layout, embeds: torch.Tensor, names: list[str], cache: Any, answer: int) -> torch.Tensor:
         """Runs a prompt, each row as a question without shared segments. Returns (batch, tokens, hidden) final states, 0 on padding and on
@@ -150,7 +157,8 @@ class Attachment:
             (record for records in decoder.records.values() for record in records),
             key=lambda record: (record.scan.layer, record.scan.image, record.row),
         )
-        return llm.norm(out)
+        normed: torch.Tensor = llm.norm(out)
+        return normed
 
     def _layout(self, images: torch.Tensor, attention_mask: torch.Tensor | None) -> Layout:
         """The layout of ``images`` (batch, tokens) bool: by the base view, or of any size for policies that drop tokens."""
@@ -233,7 +241,7 @@ class Attachment:
         prompts = [ids[:prompt][mask[:prompt].bool()].tolist() for ids, mask in zip(self._ids, real, strict=True)]
         return [hashlib.sha256(repr(row).encode()).hexdigest()[:16] for row in prompts]
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("cache_implementation") is not None or (
             kwargs.get("past_key_values") is not None and not isinstance(kwargs["past_key_values"], DynamicCache)
         ):

@@ -35,7 +35,7 @@ def record_attention(llm: Any, layers: Collection[int] | None = None) -> Iterato
     rows: dict[int, torch.Tensor] = {}
     over = False
 
-    def record(attention: Any, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+    def record(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
         aside = getattr(kwargs.get("past_key_values"), "aside", False)
         if not over and not aside:  # a method runs a layer segment by segment: the last one, the text, overwrites those in front of it
             rows[attention.layer_idx] = last_row(attention, **kwargs)

@@ -96,7 +96,7 @@ class BranchDecoder:
         to_read = self.state * starting * sum(layer >= i for layer in self.read)
         row = max(length(b.front) for b in branches) + text
         running = min(starting * self.work, self.room / 4)  # see ``segment_runs``
-        return len(branches) * (text * (depth + self.work) + row) + stored + to_read + running
+        return float(len(branches) * (text * (depth + self.work) + row) + stored + to_read + running)
 
     def held(self, branches: Rows[Branch], steps: Rows[Step], text: int) -> float:
         """Memory in use beside ``needed`` of ``branches``: by waiting batches, and by keys and values of texts that batches share."""
@@ -104,7 +104,7 @@ class BranchDecoder:
         segments = sum(e.tokens * (len(e.keys) + self.state * (1 + len(e.inputs))) for e in others)
         rows_by_tensor = {id(step.keys): len(step.keys) for part in (steps, *(w.steps for w in self.waiting)) for step in part}
         texts = max(0, sum(rows_by_tensor.values()) - len(branches) * len(steps)) + self.state * sum(len(w.branches) for w in self.waiting)
-        return segments + texts * text
+        return float(segments + texts * text)
 
     # --- decisions --------------------------------------------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class BranchDecoder:
     ) -> tuple[list[Branch], torch.Tensor | None]:
         """Takes the decisions before layer i. Returns the new branches and the row of each one's parent; see ``BranchBatch.fork``."""
         scans = self.scanner.patches(i, branches, text, deciding)
-        states: dict[tuple[int, int], State] = {}
+        states: dict[tuple[int, int], State[int, Any]] = {}
         decisions: list[tuple[tuple[int, int], Scan, Decision]] = []
         for (r, p), image_scans in scans.items():
             policy: Any = self.methods[p].policy
@@ -147,7 +147,7 @@ class BranchDecoder:
         self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
     ) -> tuple[list[Branch], torch.Tensor | None]:
         """Takes the decisions behind layer i, whose input is ``text`` and whose keys of the text are ``keys``; returns as ``decide``."""
-        retained: dict[tuple, Front] = {}
+        retained: dict[tuple[Any, ...], Front] = {}
         fronts: dict[tuple[int, int], tuple[Front, tuple[Front, ...]]] = {}
         for (r, p), row_scan in self.scanner.tokens(i, branches, text, keys, deciding).items():
             policy: Any = self.methods[p].policy

@@ -40,7 +40,7 @@ class BranchScanner:
     @torch.no_grad()  # decisions have no gradient
     def patches(self, i: int, branches: list[Branch], text: Text, deciding: list[tuple[int, int]]) -> dict[tuple[int, int], list[Scan]]:
         """{(row, point): a scan of each image} before layer i; points with one scorer and grid share a scan."""
-        groups: dict[tuple, list[tuple[int, int]]] = {}
+        groups: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
         for r, p in deciding:
             policy: Any = self.methods[p].policy
             groups.setdefault((policy.scorer, policy.scan_expanded, self.grids[p]), []).append((r, p))

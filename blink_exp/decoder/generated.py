@@ -52,7 +52,8 @@ def extend(llm: Any, embeds: torch.Tensor, layers: Rows[Any], weights: bool = Fa
     """Runs (rows, tokens, hidden) further tokens behind the cache, which is extended. Returns their final states."""
     work = _Tokens(llm, embeds, layers, weights)
     run_layers(llm, work, 0, len(llm.layers))
-    return llm.norm(work.states)
+    out: torch.Tensor = llm.norm(work.states)
+    return out
 
 
 def greedy(model: Any, final: FinalBranches, max_new_tokens: int, ends: Collection[int], at_once: int) -> list[list[int]]:
@@ -70,7 +71,8 @@ def greedy(model: Any, final: FinalBranches, max_new_tokens: int, ends: Collecti
 
 def _next(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """(rows,) most likely tokens. Raises UserError where logits are nan or inf."""
-    best = model.lm_head(hidden).float().max(-1)
+    logits: torch.Tensor = model.lm_head(hidden).float()
+    best = logits.max(-1)
     check_logits(best.values)
     return best.indices
 

@@ -187,7 +187,8 @@ def scorer_inputs(
         query = heads_of(attention, attention.q_proj(normed[:, selected]))
         query = apply_rotary_pos_emb(query, query, cos[:, selected], sin[:, selected])[0]
         keys_of = _keys_at(llm, i, {s: start for front in fronts for s, start in zip(front, starts(front), strict=False)})
-        return _spread(query, [[keys_of[s] for s in front] for front in fronts], ahead, text_keys).float() * attention.scaling
+        products = _spread(query, [[keys_of[s] for s in front] for front in fronts], ahead, text_keys).float()
+        return products * float(attention.scaling)
 
     def make_raw() -> torch.Tensor:
         keys_of = {s: _Keys(heads_of(attention, attention.k_proj(s.at(i)[None]))[0]) for s in dict.fromkeys(s for f in fronts for s in f)}
@@ -200,7 +201,8 @@ def scorer_inputs(
 
 def heads_of(attention: Any, x: torch.Tensor) -> torch.Tensor:
     """(batch, tokens, heads * head_dim) to (batch, heads, tokens, head_dim)."""
-    return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    heads: torch.Tensor = x.unflatten(-1, (-1, attention.head_dim))
+    return heads.transpose(1, 2)
 
 
 class _Keys:

@@ -259,7 +259,8 @@ def kernel(
     does not return."""
     aten: Any = torch.ops.aten
     if query.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, causal, scale=scaling)
+        out, sums = aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, causal, scale=scaling)
+        return out, sums
     if query.device.type == "cuda":
         out, sums = aten._scaled_dot_product_efficient_attention(query, keys, values, None, True, 0.0, causal, scale=scaling)[:2]
         return out, sums[..., : query.shape[2]]  # sums are padded to whole blocks of queries
@@ -269,4 +270,4 @@ def kernel(
     return logits.softmax(-1).to(values.dtype) @ values, logits.logsumexp(-1)
 
 
-AttentionInterface.register(NAME, attend)  # type: ignore[arg-type]
+AttentionInterface.register(NAME, attend)
