@@ -63,4 +63,5 @@ class ImageRegions:
 
     def pixels(self, region: int, p: int) -> torch.Tensor:
         """(3, size, size) pixels of a region, resized to the tower's input."""
-        return self.backbone.transform(self.crop(region, p))
+        pixels: torch.Tensor = self.backbone.transform(self.crop(region, p))
+        return pixels

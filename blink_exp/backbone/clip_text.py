@@ -35,7 +35,8 @@ class ClipText:
     def project(self, pooled: torch.Tensor) -> torch.Tensor:
         """(views, projection) float32 from (views, width) pooled CLS tokens; the tower is not run."""
         weight = self.clip.visual_projection.weight
-        return self.clip.visual_projection(pooled.to(weight.device, weight.dtype)).float()
+        projected: torch.Tensor = self.clip.visual_projection(pooled.to(weight.device, weight.dtype))
+        return projected.float()
 
     @torch.no_grad()
     def embed_text(self, text: str) -> torch.Tensor:
@@ -96,4 +97,4 @@ def load_clip(folder: Path = SHIPPED) -> CLIPModel:
 
 
 def _llava_state(folder: Path) -> dict[str, Any]:
-    return LlavaForConditionalGeneration.from_pretrained(folder / "llava", dtype="float32").state_dict()
+    return dict(LlavaForConditionalGeneration.from_pretrained(folder / "llava", dtype="float32").state_dict())

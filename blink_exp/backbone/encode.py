@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.views import ViewGeometry
@@ -39,7 +40,7 @@ def recording(tower: Any, needs: EncoderRequirements) -> Iterator[tuple[dict[int
     queries: dict[int, torch.Tensor] = {}
     keys: dict[int, torch.Tensor] = {}
 
-    def watch(number: int):
+    def watch(number: int) -> Iterator[RemovableHandle]:
         attention = layers[number - 1].self_attn
         yield attention.q_proj.register_forward_hook(lambda module, args, out: queries.update({number: out[:, 0].float()}))
         yield attention.k_proj.register_forward_hook(lambda module, args, out: keys.update({number: out.float()}))
@@ -91,7 +92,7 @@ def compact(part: torch.Tensor) -> torch.Tensor:
     return part if part.nbytes == part.untyped_storage().nbytes() else part.clone()
 
 
-def _selected(states, config) -> torch.Tensor:
+def _selected(states: tuple[torch.Tensor, ...], config: Any) -> torch.Tensor:
     """(views, N, C): the hidden states that the backbone reads, without CLS unless its config keeps it."""
     layer = config.vision_feature_layer
     chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
@@ -104,4 +105,5 @@ def _cls_logits(query: torch.Tensor, keys: torch.Tensor, heads: int) -> torch.Te
     One matrix product with each head's query in its own column, 0 elsewhere: cheaper than copying the keys head by head."""
     q = query.unflatten(-1, (heads, -1))
     columns = torch.diag_embed(q.transpose(1, 2)).transpose(1, 2).flatten(1, 2)  # (views, C, heads)
-    return (keys @ columns).transpose(1, 2) * q.shape[-1] ** -0.5
+    scale: float = q.shape[-1] ** -0.5
+    return (keys @ columns).transpose(1, 2) * scale

@@ -22,7 +22,7 @@ from blink_exp.settings.schemas.models import Model
 
 def _cache_last(function: Callable[..., Backbone]) -> Callable[..., Backbone]:
     """Like lru_cache(1), but evicts before loading another: a GPU may not hold two."""
-    loaded: dict[tuple, Backbone] = {}
+    loaded: dict[tuple[Any, ...], Backbone] = {}
 
     @functools.wraps(function)
     def load(*args: Any, **kwargs: Any) -> Backbone:
@@ -112,7 +112,7 @@ def _model(
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if quantization == "4bit" else {"load_in_8bit": True}
         skip = list(memory.KEPT)
         placed = {"device_map": device_map or {"": device}}
-        placed["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=kind, llm_int8_skip_modules=skip)  # type: ignore[arg-type]
+        placed["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=kind, llm_int8_skip_modules=skip)
     with supported.read_by_library(path, "weights that load"):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             str(folder),

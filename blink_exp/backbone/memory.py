@@ -62,7 +62,7 @@ def estimate(config: Any, dtype: str, quantization: str | None = None, counted: 
 
 def visual_tokens(config: Any) -> int:
     """The largest number of visual tokens of an image, newlines included."""
-    side = config.vision_config.image_size // config.vision_config.patch_size
+    side: int = config.vision_config.image_size // config.vision_config.patch_size
     grids = getattr(config, "image_grid_pinpoints", None) or []
     tiles = [(h // config.vision_config.image_size * side, w // config.vision_config.image_size * side) for h, w in grids]
     return side**2 + max((rows * columns + rows for rows, columns in tiles), default=0)
@@ -71,8 +71,8 @@ def visual_tokens(config: Any) -> int:
 def free(device: str) -> int | None:
     """Free bytes on ``device``: of the GPU, else of main memory within the container's limit; None if unknown."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    limits = [psutil.virtual_memory().available]
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    limits: list[int] = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
         group = Path("/sys/fs/cgroup")
         limits.append(int((group / "memory.max").read_text(encoding="utf-8")) - int((group / "memory.current").read_text(encoding="utf-8")))

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -27,6 +27,8 @@ from blink_exp.core.pruner import ViewPruner
 from blink_exp.core.second_view import PixelBox
 from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, VisualTokens, all_tokens, pack
 from blink_exp.errors import UserError
+
+K = TypeVar("K")
 
 
 @dataclass(eq=False)
@@ -63,11 +65,11 @@ class Backbone:
 
     @property
     def depth(self) -> int:
-        return self.model.config.text_config.num_hidden_layers
+        return int(self.model.config.text_config.num_hidden_layers)
 
     @property
     def width(self) -> int:
-        return self.model.config.text_config.hidden_size
+        return int(self.model.config.text_config.hidden_size)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -194,7 +196,7 @@ class Backbone:
         """Views of a pass of the tower that fit into ``tower_bytes`` with all layers' states."""
         vision = self.model.config.vision_config
         view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: activations inside a layer
-        return max(1, self.tower_bytes // (view * self.model.dtype.itemsize))
+        return max(1, self.tower_bytes // int(view * self.model.dtype.itemsize))
 
     def _at_once(self, images: Iterable[Image.Image | PreparedImage]) -> Iterator[list[PreparedImage]]:
         """Batches of prepared images, ``views_at_once`` views each."""
@@ -214,7 +216,7 @@ class Backbone:
         return torch.cat([p.views.to(self.model.device, self.model.dtype, non_blocking=True) for p in pictures])
 
     @staticmethod
-    def shrink(cache: OrderedDict, most: int, needed: Collection = ()) -> None:
+    def shrink(cache: OrderedDict[K, Any], most: int, needed: Collection[K] = ()) -> None:
         """Evicts least recently used entries until a cache fits into ``most`` bytes; entries that are not ``needed`` first."""
         size = sum(v.nbytes for v in cache.values())
         for key in [k for k in cache if k not in needed] + [k for k in cache if k in needed]:
@@ -223,7 +225,7 @@ class Backbone:
             size -= cache.pop(key).nbytes
 
     @staticmethod
-    def recall(cache: OrderedDict, keys: list, most: int) -> dict:
+    def recall(cache: OrderedDict[K, Any], keys: list[K], most: int) -> dict[K, Any]:
         """Entries of a cache, which is then shrunk to ``most`` bytes."""
         for key in keys:
             cache.move_to_end(key)
@@ -279,7 +281,9 @@ class Backbone:
         """Token ids and mask of one question an image, with as many placeholders as the image has ``features``; left-padded."""
         token = self.processor.image_token
         texts = [self.prompt(q).replace(token, token * len(f)) for q, f in zip(questions, features, strict=True)]
-        return self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False).to(self.model.device)
+        encoded = self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+        batch: dict[str, torch.Tensor] = encoded.to(self.model.device)
+        return batch
 
     def around(self, questions: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Token ids before and behind the image of each question's prompt, as ``batch`` has them.
@@ -300,7 +304,8 @@ class Backbone:
         return before, behind, torch.tensor(ids, dtype=torch.long, device=self.model.device)
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        return self.processor.tokenizer(texts, return_token_type_ids=False)["input_ids"]
+        ids: list[list[int]] = self.processor.tokenizer(texts, return_token_type_ids=False)["input_ids"]
+        return ids
 
     def _cut(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids before and behind the image of a prompt."""
@@ -319,7 +324,8 @@ class Backbone:
         ids = self.processor.tokenizer(text, return_token_type_ids=False)["input_ids"]
         first = ids.index(image)
         between = ids[first + 1 : ids.index(image, first + 1)]
-        return self.model.get_input_embeddings()(torch.tensor(between, device=self.model.device)).detach()
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(torch.tensor(between, device=self.model.device))
+        return embeddings.detach()
 
     @property
     def ends(self) -> frozenset[int]:
@@ -331,7 +337,7 @@ class Backbone:
     def generate(self, features: list[torch.Tensor], questions: list[str], max_new_tokens: int) -> list[str]:
         """Greedy answers of Hugging Face's generate() to one question an image, from the images' ``features``."""
         batch = self.batch(features, questions)
-        encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}  # type: ignore[arg-type]
+        encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}
         tokens = self.model.generate(
             **batch,
             mm_encoder_outputs=encoded,

@@ -45,7 +45,8 @@ def conversation(question: str, system_prompt: str = "none") -> list[dict[str, A
 
 def chat_prompt(processor: Any, question: str, system_prompt: str = "none") -> str:
     """The text of one question about one image, as the checkpoint's chat template has it."""
-    return processor.apply_chat_template(conversation(question, system_prompt), add_generation_prompt=True)
+    text: str = processor.apply_chat_template(conversation(question, system_prompt), add_generation_prompt=True)
+    return text
 
 
 def answered_prompt(processor: Any, turns: Sequence[tuple[str, str]], system_prompt: str = "none") -> tuple[str, str]:

@@ -23,7 +23,7 @@ from blink_exp.integrations.requests import DOC, Request, answer, build, configu
 manifest = ModelManifest(model_id="blink_exp", simple_class_path="blink_exp.integrations.lmms_eval.BlinkExp")
 
 
-class BlinkExp(lmms):  # type: ignore[misc]  # lmms-eval has no types
+class BlinkExp(lmms):
     """An lmms-eval model: a backbone with a method.
 
     Args:

@@ -41,7 +41,8 @@ class InStates(nn.Module):
         self.module = module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.module(x.to(next(self.module.parameters()).dtype)).to(x.dtype)
+        out: torch.Tensor = self.module(x.to(next(self.module.parameters()).dtype))
+        return out.to(x.dtype)
 
 
 class AnswerTraining(TokenSRTraining):

@@ -71,7 +71,7 @@ class BaseView:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """(3, size, size) pixels."""
-        pixels = self.image_processor(images=image, return_tensors="pt").pixel_values[0]
+        pixels: torch.Tensor = self.image_processor(images=image, return_tensors="pt").pixel_values[0]
         return pixels if pixels.ndim == 3 else pixels[0]  # LLaVA-NeXT: the thumbnail is the first view
 
 

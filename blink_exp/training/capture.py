@@ -145,8 +145,8 @@ def prepare_features(
 def row_bytes(backbone: Any, layers: list[int], dtype: str) -> int:
     """Bytes of the features of one pair."""
     height, width = PatchGrid(2, *backbone.grid).patch
-    tokens = backbone.grid[0] * backbone.grid[1] + height * width
-    return tokens * backbone.width * len(layers) * (2 if dtype == "bfloat16" else 4)
+    values: int = (backbone.grid[0] * backbone.grid[1] + height * width) * backbone.width
+    return values * len(layers) * (2 if dtype == "bfloat16" else 4)
 
 
 def total(size: int, plan: CachePlan, files: list[tuple[str, int]]) -> int:

@@ -136,7 +136,7 @@ class PairedCrops(pl.LightningDataModule):
         answers = self._train_loader(self.dialogues["train"], list)
         return {"answers": answers, "pairs": self._train_loader(self.train, collate)} if self._asks[1] else {"answers": answers}
 
-    def _train_loader(self, dataset: Any, collate_batch: Callable[[list[Any]], Any]) -> DataLoader:
+    def _train_loader(self, dataset: Any, collate_batch: Callable[[list[Any]], Any]) -> DataLoader[Any]:
         rank, world = self._rank()
         batch_size, parts = share_out(self.global_batch, world, self.batch_size)
         order = GlobalBatches(len(dataset), batch_size, parts, rank, world, start=self.steps_done)
@@ -156,7 +156,7 @@ class PairedCrops(pl.LightningDataModule):
         dialogues = self.dialogues["held_out"]
         return [self._share_loader(dialogues, len(dialogues), list), pairs]
 
-    def in_order(self, split: str, pairs: int) -> DataLoader:
+    def in_order(self, split: str, pairs: int) -> DataLoader[Any]:
         """This device's share of the first ``pairs`` of a split."""
         if not self.stored:
             return self._share_loader(getattr(self, split), pairs, collate)
@@ -170,7 +170,7 @@ class PairedCrops(pl.LightningDataModule):
     def _batch_size(self) -> int:
         return share_out(self.global_batch, self._rank()[1], self.batch_size)[0]
 
-    def _share_loader(self, dataset: Any, items: int, collate_batch: Callable[[list[Any]], Any]) -> DataLoader:
+    def _share_loader(self, dataset: Any, items: int, collate_batch: Callable[[list[Any]], Any]) -> DataLoader[Any]:
         return DataLoader(Subset(dataset, self._share(items)), self._batch_size(), num_workers=self.workers, collate_fn=collate_batch)
 
     def state_dict(self) -> dict[str, Any]:

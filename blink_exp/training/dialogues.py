@@ -38,7 +38,7 @@ class Source(Protocol):
     def __call__(self, i: int) -> Dialogue: ...
 
 
-class DialogueDataset(Dataset):
+class DialogueDataset(Dataset[Any]):
     """Dialogues of a source with their images prepared by the backbone's own image processor, as at inference."""
 
     def __init__(self, source: Source, image_processor: Any):

@@ -45,7 +45,8 @@ class Zero(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         if not isinstance(self.accelerator, CPUAccelerator):
-            return super().setup_environment()
+            super().setup_environment()
+            return
         import deepspeed.ops
 
         # Without this entry DeepSpeed compiles a C++ extension for shared memory at start: a minute, and fatal without a compiler.
@@ -54,14 +55,16 @@ class Zero(DeepSpeedStrategy):
 
     def setup_distributed(self) -> None:
         if not isinstance(self.accelerator, CPUAccelerator):
-            return super().setup_distributed()
+            super().setup_distributed()
+            return
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         # Lightning has divided the loss by the number of accumulated batches already; DeepSpeed would do it again.
-        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+        loss: torch.Tensor = super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+        return loss
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))
@@ -83,7 +86,8 @@ class Zero(DeepSpeedStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         if "checkpoint" not in self.config:
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            client_state: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)
+            return client_state
         universal = Path(self.broadcast(self.lightning_module.trainer.default_root_dir), UNIVERSAL)
         try:
             if self.is_global_zero:

@@ -135,7 +135,7 @@ def fault(path: Path, key: str, rows: int) -> tuple[str | None, list[int]]:
         return "damaged", []
 
 
-class StoredFeatures(Dataset):
+class StoredFeatures(Dataset[Features]):
     """The features of a split's pairs. Index: a list of items from a batch sampler. Returns Features in the backbone's dtype.
 
     Args:

@@ -157,7 +157,8 @@ class TokenSRTraining(pl.LightningModule):
     def refine(self, layer: int, patch: torch.Tensor) -> torch.Tensor:
         """(batch, H * W, width) what the module of a layer makes of (batch, width, H, W). Under ZeRO its weights are bf16."""
         module = self.amplifiers[str(layer)]
-        return module(patch.to(next(module.parameters()).dtype)).flatten(2).mT
+        refined: torch.Tensor = module(patch.to(next(module.parameters()).dtype))
+        return refined.flatten(2).mT
 
     def norm(self, layer: int) -> Norm:
         """The input norm of a layer of the frozen model."""
@@ -174,12 +175,12 @@ class TokenSRTraining(pl.LightningModule):
         again = functools.partial(checkpoint, self.layer_loss, use_reentrant=False) if self.checkpoint_activations else self.layer_loss
         return torch.stack([again(layer, *pair) for layer, pair in self.pairs(batch).items()])
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         losses = self.losses(batch)
         self._step_losses.append(losses.detach())
         return losses.sum()  # the layers share no weight, so the sum trains each as if alone
 
-    def optimizer_step(self, *args, **kwargs):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Raises UserError where the step overflows."""
         try:
             super().optimizer_step(*args, **kwargs)
@@ -188,7 +189,7 @@ class TokenSRTraining(pl.LightningModule):
                 raise
             raise UserError(self._diverged("the step is larger than the weights can hold")) from None
 
-    def on_train_batch_end(self, outputs, batch, batch_idx):
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the mean over the whole step: all accumulated batches, all devices. Raises UserError where it is nan or inf."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
@@ -200,17 +201,17 @@ class TokenSRTraining(pl.LightningModule):
             self.log(f"loss/train/layer_{layer}", value, on_step=True)
         self.log("loss/train", mean.mean(), on_step=True, prog_bar=True)
 
-    def on_validation_epoch_start(self):
+    def on_validation_epoch_start(self) -> None:
         self._held_out = {layer: HeldOut() for layer in self.layers}
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         for layer, (patch, teacher) in self.pairs(batch).items():
             held_out = self._held_out[layer]
             held_out.add_teacher(teacher)
             for way, student in ((INTERPOLATION, patch.flatten(2).mT), (TOKENSR, self.refine(layer, patch))):
                 held_out.add(way, self.loss_of(layer, student, teacher).item(), *measures(student, teacher, self.norm(layer)), len(teacher))
 
-    def on_validation_epoch_end(self):
+    def on_validation_epoch_end(self) -> None:
         for layer in self.layers:
             held_out = self._held_out[layer]
             row = held_out.row(self._over_devices(held_out.sums))
@@ -223,7 +224,10 @@ class TokenSRTraining(pl.LightningModule):
         return self._sum_over_devices(torch.tensor(sums, dtype=torch.float64, device=self.device)).tolist()
 
     def _sum_over_devices(self, sums: torch.Tensor) -> torch.Tensor:
-        return sums if self.trainer.world_size == 1 else self.trainer.strategy.reduce(sums, reduce_op="sum")  # type: ignore[return-value]
+        if self.trainer.world_size == 1:
+            return sums
+        total: torch.Tensor = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return total
 
     def _check_losses(self, losses: torch.Tensor) -> None:
         """Raises UserError where ``losses``, (layers,) of a step, are nan or inf."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class PairBatch(NamedTuple):
     owner: torch.Tensor
 
 
-class PairDataset(Dataset):
+class PairDataset(Dataset[Any]):
     """(full, crop, quadrant) items: pixels (3, size, size) twice, and the quadrant's index. Item i is the same in every run and epoch.
 
     Args:

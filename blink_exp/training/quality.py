@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -28,12 +29,13 @@ def cosine_behind_norm(student: torch.Tensor, teacher: torch.Tensor, norm: Norm)
     return F.cosine_similarity(norm(student).float(), norm(teacher).float(), dim=-1).mean()
 
 
-def layer_norm(llm, layer: int) -> Norm:
+def layer_norm(llm: Any, layer: int) -> Norm:
     """The input norm of a layer, for states on any device."""
     module = llm.layers[layer].input_layernorm
 
     def norm(x: torch.Tensor) -> torch.Tensor:
-        return module(x.to(module.weight.device)).to(x.device)
+        normed: torch.Tensor = module(x.to(module.weight.device))
+        return normed.to(x.device)
 
     return norm
 

@@ -124,7 +124,7 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
 
 def losses_of(settings: TrainSettings) -> tuple[WeightedLoss | None, float]:
     """(loss of features, weight of the answers' cross-entropy). Raises UserError where all weights are 0."""
-    weights: dict[str, float] = asdict(settings.loss.weights)  # type: ignore[call-overload]
+    weights: dict[str, float] = asdict(settings.loss.weights)
     answer = weights.pop("answer")
     features = None if answer and not any(weights.values()) else weighted(weights, settings.loss.temperature)
     return features, answer
