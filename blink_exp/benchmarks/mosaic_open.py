@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,22 +18,29 @@ SIZES = (2, 2, 3, 4)
 
 
 class MosaicOpen(ExactMatch):
-    """``images``: scenes, one question of each of the four kinds where the scene has one."""
+    """One question of each kind where the scene has one; a score for each kind and size.
+
+    Args:
+        images: scenes.
+        sizes: objects a row of the scenes, in turn. Other sizes than the default make other scenes, with other ids.
+        kinds: those that are asked.
+    """
 
     name = "mosaic_open"
 
-    def __init__(self, images: int = 120):
-        self.images = images
+    def __init__(self, images: int = 120, sizes: Sequence[int] = SIZES, kinds: Sequence[str] = KINDS):
+        self.images, self.sizes, self.kinds = images, tuple(sizes), tuple(kinds)
 
     def samples(self) -> list[Sample]:
         out = []
         for i in range(self.images):
             rng = np.random.default_rng((100 + VERSION, i))
-            scene = random_scene(rng, "test", SIZES[i % len(SIZES)])
-            image_id = f"mosaic_open/v{VERSION}/{i:04d}"
+            scene = random_scene(rng, "test", self.sizes[i % len(self.sizes)])
+            sizes = "" if self.sizes == SIZES else f"-{'-'.join(map(str, self.sizes))}"
+            image_id = f"mosaic_open/v{VERSION}{sizes}/{i:04d}"
             for kind in KINDS:
                 question = OPEN[kind](rng, scene, "")
-                if question is not None:
+                if question is not None and kind in self.kinds:
                     region = tuple(scene.box(k) for k in question.objects)
                     category = f"{kind} {scene.n}x{scene.n}"
                     out.append(

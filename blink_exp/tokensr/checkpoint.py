@@ -108,6 +108,17 @@ def architecture_of(folder: Path, layer: int) -> str | None:
     return architecture if isinstance(architecture, str) and architecture in ARCHITECTURES else None
 
 
+def metadata(folder: Path, layer: int) -> ModuleMetadata:
+    """What is recorded of the module of one layer. Raises UserError where that is missing or damaged."""
+    path = Path(folder) / f"layer_{layer:02d}.safetensors"
+    try:
+        return ModuleMetadata(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path} lacks its {path.stem}.json, which says what it belongs to; copy both files") from None
+    except (ValueError, RecursionError, TypeError) as error:  # no JSON, no UTF-8, other keys
+        raise UserError(f"{path.with_suffix('.json')} is damaged ({type(error).__name__}); copy or train it again") from None
+
+
 def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     """The module of one layer, in float32 and evaluation mode.
 
@@ -121,23 +132,18 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
             f"no TokenSR module for layer {layer} in {folder} ({have}); train it: python train.py layer={layer},"
             " or do without: method=blink_interp"
         )
-    try:
-        metadata = ModuleMetadata(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{path} lacks its {path.stem}.json, which says what it belongs to; copy both files") from None
-    except (ValueError, RecursionError, TypeError) as error:  # no JSON, no UTF-8, other keys
-        raise UserError(f"{path.with_suffix('.json')} is damaged ({type(error).__name__}); copy or train it again") from None
+    described = metadata(folder, layer)
     fits: tuple[tuple[str, Any, Any], ...] = (
-        ("backbone", metadata.backbone, backbone),
-        ("width", metadata.width, width),
-        ("layer", metadata.layer, layer),
+        ("backbone", described.backbone, backbone),
+        ("width", described.width, width),
+        ("layer", described.layer, layer),
     )
     for name, have, want in fits:
         if have != want:
             raise UserError(f"{path} was trained for {name} {have}, not {want}; train one for it: python train.py layer={layer}")
-    if not isinstance(metadata.architecture, str) or metadata.architecture not in ARCHITECTURES:
-        raise UserError(f"{path.with_suffix('.json')} names the architecture {metadata.architecture}, which is not known; train it again")
-    module = build(metadata.architecture, width)
+    if not isinstance(described.architecture, str) or described.architecture not in ARCHITECTURES:
+        raise UserError(f"{path.with_suffix('.json')} names the architecture {described.architecture}, which is not known; train it again")
+    module = build(described.architecture, width)
     try:
         weights = safetensors.torch.load_file(path)
         bad = first_nonfinite(weights.items())

@@ -101,6 +101,8 @@ def train(job: Job, trainer: pl.Trainer, start: Start) -> dict[int, dict[str, fl
         folder = load_modules(module, settings.tokensr.path)
         if speaks:
             print(f"measuring the modules of {folder}; nothing is trained")
+    elif settings.tokensr.path:
+        begin_with(module, settings.tokensr.architecture, Path(settings.tokensr.path))
     if isinstance(trainer.strategy, Zero):
         trainer.strategy.goes_on_from(start.path)
     failed = True
@@ -166,11 +168,26 @@ def load_modules(module: TokenSRTraining, path: str | None) -> Path:
     return folder
 
 
+def begin_with(module: TokenSRTraining, architecture: str, folder: Path) -> None:
+    """Gives the modules the weights of those in a folder, to be trained on. Raises UserError where their architecture is another."""
+    for layer in module.layers:
+        weights = checkpoint.load(folder, layer, module.backbone.identity, module.backbone.width).state_dict()
+        try:
+            module.amplifiers[str(layer)].load_state_dict(weights)
+        except RuntimeError:
+            raise UserError(
+                f"tokensr.path={folder} holds modules that are no tokensr={architecture}, and a training goes on with its own kind;"
+                " name theirs, or leave tokensr.path away"
+            ) from None
+
+
 def save(job: Job, module: TokenSRTraining) -> Path:
     """Writes the modules. Returns their folder."""
     target = Path(job.settings.output) if job.settings.output else job.out / "tokensr"
     names = (*RECORDED, *DECISIONS) if job.settings.loss.weights.answer else RECORDED  # type: ignore[attr-defined]
     training = {name: job.record[name] for name in names}
+    if job.settings.tokensr.path:
+        training["begun_with"] = checkpoint.metadata(Path(job.settings.tokensr.path), module.layers[0]).training
     held_out = {layer: {"held_out": row} for layer, row in module.result.items()}
     save_modules(module.amplifiers, module.metadata, training, target, held_out)
     return target

@@ -207,3 +207,13 @@ def test_easyvqa_is_the_published_set():
 
 def test_mean_gives_the_binomial_error():
     assert mean([True, True, False, False]) == Score(50.0, 4, 25.0)
+
+
+def test_other_sizes_of_mosaic_open_are_other_scenes_with_other_ids_and_kinds_only_choose():
+    default, large = MosaicOpen(4), MosaicOpen(4, sizes=[3, 4], kinds=["color", "shape"])
+    ids = [s.id for s in default.samples()]
+    assert ids[0] == "mosaic_open/v1/0000/color" and all(i.startswith("mosaic_open/v1-3-4/") for i in (s.id for s in large.samples()))
+    assert {s.category for s in large.samples()} <= {"color 3x3", "shape 3x3", "color 4x4", "shape 4x4"}
+    some = MosaicOpen(4, kinds=["shape", "shape_at"])
+    assert [s.id for s in some.samples()] == [i for i in ids if "shape" in i]
+    assert {s.id: s.answer for s in some.samples()}.items() <= {s.id: s.answer for s in default.samples()}.items()

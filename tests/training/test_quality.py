@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.scripts import ROOT
 from support.training_runs import train
 
@@ -72,6 +73,19 @@ def test_a_training_reports_all_measures_everywhere_and_measuring_its_modules_gi
     assert not (tmp_path / "again" / "tokensr").exists() and not (tmp_path / "again" / "last.ckpt").exists()
     with pytest.raises(UserError, match="measure=true trains nothing"):
         train(tmp_path / "no", "measure=true", f"output={tmp_path / 'no'}")
+
+
+def test_a_training_begins_with_the_modules_of_tokensr_path(tmp_path):
+    """At a learning rate that moves nothing the modules come out as they went in; new ones would start elsewhere."""
+    train(tmp_path / "features", "loss=mse", "seed=3")
+    first = tmp_path / "features" / "tokensr"
+    train(tmp_path / "more", f"tokensr.path={first}", "optim.lr=1e-30", "optim.weight_decay=0")
+    before, after = (load_file(folder / "layer_01.safetensors") for folder in (first, tmp_path / "more" / "tokensr"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    recorded = json.loads((tmp_path / "more" / "tokensr" / "layer_01.json").read_text(encoding="utf-8"))["training"]
+    assert recorded["begun_with"]["loss"]["weights"]["mse"] == 1 and recorded["begun_with"]["seed"] == 3
+    with pytest.raises(UserError, match="modules that are no tokensr=mlp"):
+        train(tmp_path / "other", f"tokensr.path={first}", "tokensr=mlp")
 
 
 def test_readme_and_card_say_what_was_measured_of_the_modules_that_ship():

@@ -83,6 +83,19 @@ class Mosaic:
     images: int = limits.whole(1, 100_000)  # each is drawn
 
 
+OPEN_KINDS = ("color", "shape", "color_at", "shape_at")
+
+
+def _open_kinds(value: Any) -> bool:
+    return limits.is_list(value, OPEN_KINDS.__contains__) and len(value) > 0
+
+
+@dataclass
+class MosaicOpen(Mosaic):
+    sizes: list[int] = limits.whole_list(2, 16)
+    kinds: Any = limits.such(f"a list of {', '.join(OPEN_KINDS)}", _open_kinds)
+
+
 @dataclass
 class MosaicDetail(Mosaic):
     questions: str = limits.words("all", "open", "pairs")
@@ -110,7 +123,7 @@ TARGETS: dict[str, type] = {
     "blink_exp.benchmarks.mosaic_detail.MosaicDetail": MosaicDetail,
     "blink_exp.benchmarks.mosaic_hr.MosaicHR": Mosaic,
     "blink_exp.benchmarks.mosaic_mme.MosaicMME": Mosaic,
-    "blink_exp.benchmarks.mosaic_open.MosaicOpen": Mosaic,
+    "blink_exp.benchmarks.mosaic_open.MosaicOpen": MosaicOpen,
     "blink_exp.benchmarks.mosaic_saliency.MosaicSaliency": MosaicSaliency,
     "blink_exp.benchmarks.ocrbench.OCRBench": Rows,
     "blink_exp.benchmarks.pope.POPE": Rows,
