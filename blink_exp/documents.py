@@ -112,6 +112,8 @@ class PointRun(TypedDict, total=False):
     blink: dict[str, Any]
     folder: str
     reused: bool
+    share: dict[str, float]  # scores in per cent of the untouched model's
+    over_control: dict[str, float]  # scores less those of the best control at the same budget
     training: dict[str, float]  # measures of the modules that a point of a table trained
     command: str  # that runs it alone
     overrides: list[str]  # of a multirun's job
@@ -132,6 +134,9 @@ class TableRow(TypedDict, total=False):
     missing: dict[str, str]
     conjecture: dict[str, Any]
     published_deltas: dict[str, float]
+    budget: str  # of the budgets that the table's points run at
+    ranges: dict[str, list[float]]  # lowest and highest of several published numbers, by heading
+    sources: dict[str, str]  # of published numbers that come from several papers
     settings: dict[str, Any]  # of a recipe
 
 

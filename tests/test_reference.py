@@ -77,3 +77,29 @@ def test_footnotes_and_figures_are_found_by_id():
         reference.figure("hero", "hero-fig-10")
     with pytest.raises(KeyError, match="no blink-table-8 among its tables"):
         reference.footnotes("blink", "blink-table-8")
+
+
+def test_rivals_stay_apart_by_source_and_the_anchor_comes_first():
+    cells = reference.rival("llava-1.5-7b", 192, "fastv", "gqa")
+    assert list(cells.items()) == [("restore", 57.1), ("sieve", 52.7), ("twigvlm", 56.5)]
+    assert reference.rival("llava-1.5-7b", 128, "pyramiddrop", "gqa") == {"restore": 51.6, "index_57157425955": 57.1}
+    assert reference.rival("llava-next-7b", 320, "divprune", "mme_total") == {"occamtoken": 1721}
+    assert reference.rival("llava-next-7b", 640, "divprune", "gqa") == {}  # nobody at hand prints it
+    assert reference.rival("llava-1.5-7b", None, "untouched", "pope") == {"sieve": 85.9}
+
+
+def test_every_rival_s_cell_has_a_source_and_a_plausible_value():
+    file = reference.published("rivals")
+    columns = {"gqa", "mmbench", "mmbench_cn", "mme_total", "mme_perception", "pope", "scienceqa", "vqav2", "textvqa", "vizwiz", "mmvet"}
+    cells = [
+        (source, column, value)
+        for budgets in file["cells"].values()
+        for methods in budgets.values()
+        for sources in methods.values()
+        for source, values in sources.items()
+        for column, value in values.items()
+    ]
+    assert {source for source, _, _ in cells} <= {*file["sources"]} and file["anchor"] in file["sources"]
+    assert {column for _, column, _ in cells} <= columns
+    assert all((1200 <= value <= 2800) if column.startswith("mme") else (25 < value < 90) for _, column, value in cells)
+    assert {source["origin"] for source in file["sources"].values()} == {"copied", "re-run", None}

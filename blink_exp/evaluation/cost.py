@@ -1,5 +1,7 @@
 """Measures the cost of a method: tokens, FLOPs, KV-cache bytes and seconds per prompt at batch size 1. All methods use the same meter.
 
+Choosing tokens before the LLM is a part of encoding, and also timed alone.
+
 FLOPs are given twice. By the papers' formula (HERO, Sec. IV-C): a decoder layer that runs q tokens over k keys costs
 8 q d^2 + 4 q k d + 6 q d m, which for a whole prompt (q = k = n) is 8 n d^2 + 4 n^2 d + 6 n d m; a TokenSR module costs twice its
 weights at every position of its output. The tower's pass over the image is not counted, that over a part of it is (a second view). And by
@@ -105,8 +107,21 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
         "kv_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
         "encode_seconds": encoded - started,
         "prefill_seconds": prefilled - begun,
+        **_selection_seconds(backbone, method, image, asking.question),
         "decode_tokens_per_second": (DECODED - 1) / decode,
     }
+
+
+def _selection_seconds(backbone: Backbone, method: Method, image: Any, question: str) -> dict[str, float]:
+    """Seconds in which the pruner chooses, behind the encoder; nothing for a policy, whose choice is part of the prefill."""
+    if method.drops_inside:
+        return {}
+    started = _now(backbone.model)
+    if method.pruner is not None:
+        encoding = backbone.encodings({"image": image}, method.pruner.needs)["image"]
+        started = _now(backbone.model)
+        method.pruner.select(encoding, question)
+    return {"selection_seconds": _now(backbone.model) - started}
 
 
 def _output(visual: VisualTokens) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Published numbers, as printed in the papers; kept apart from measured ones.
 
-``blink.yaml`` and ``hero.yaml`` hold every table and figure, ``vanilla.yaml`` what others print for the untouched models, and
-``vocabulary.yaml`` maps the settings of a published row to this project's overrides.
+``blink.yaml`` and ``hero.yaml`` hold every table and figure, ``vanilla.yaml`` what others print for the untouched models, ``rivals.yaml``
+what they print for methods at budgets in tokens, and ``vocabulary.yaml`` maps the settings of a published row to this project's overrides.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 
 @functools.lru_cache
 def published(paper: str) -> dict[str, Any]:
-    """A reference file ("blink", "hero", "vanilla")."""
+    """A reference file ("blink", "hero", "vanilla", "rivals")."""
     return _read(paper)
 
 
@@ -79,6 +79,17 @@ def row(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
     match = entry(paper, table, label, **params)
     values: dict[str, Any] = match["values"]
     return values | {k: match[k] for k in ("derived", "missing", "conjecture")}
+
+
+def rival(backbone: str, tokens: int | None, method: str, column: str) -> dict[str, float]:
+    """{source: number} of what is printed for a method at a budget of ``tokens`` (None: for the untouched model); the anchor first."""
+    file = published("rivals")
+    if tokens is None:
+        untouched = file["untouched"].get(backbone, {})
+        return {file["untouched_source"]: untouched[column]} if column in untouched else {}
+    sources = file["cells"][backbone].get(tokens, {}).get(method, {})
+    found = {name: values[column] for name, values in sources.items() if column in values}
+    return dict(sorted(found.items(), key=lambda cell: cell[0] != file["anchor"]))
 
 
 def params_on(row: dict[str, Any], benchmark: str) -> dict[str, Any]:

@@ -139,12 +139,15 @@ def _setting(row: TableRow) -> Cell:
 
 def _published(row: TableRow, heading: str, column: dict[str, Any]) -> Cell:
     number, digits = (row.get("published") or {}).get(heading), column.get("digits")
-    if number is None:
+    ends = (row.get("ranges") or {}).get(heading)
+    if number is None and not ends:
         return Cell(note=CONTROL if row.get("control") else _why(row, heading))
     derived = heading in (row.get("derived") or [])
     delta = signed((row.get("published_deltas") or {}).get(heading), digits)
     notes = ["published", "not printed, follows from printed numbers" if derived else "", _against(row, delta)]
-    return Cell(printed(number, digits), delta=delta, mark=DERIVED * derived, note="; ".join(filter(None, notes)))
+    notes.append((row.get("sources") or {}).get(heading, ""))
+    text = " ".join(filter(None, [printed(number, digits), f"[{' to '.join(printed(end, digits) for end in ends)}]" if ends else ""]))
+    return Cell(text, delta=delta, mark=DERIVED * derived, note="; ".join(filter(None, notes)))
 
 
 def _why(row: TableRow, heading: str) -> str:
@@ -177,6 +180,7 @@ def _measured(row: TableRow, benchmark: str, heading: str, column: dict[str, Any
         _error_in_words(run, column["value"]) if stderr is None else f"standard error {_spread(stderr / per, error_digits + 1)}",
         _against(row, delta),
         _tested(test, per, digits),
+        f"against {test['against']}" if test.get("against") else "",
     ]
     return Cell(
         text=printed(number / per, digits) + ("" if stderr is None else f" ± {_spread(stderr / per, error_digits)}"),

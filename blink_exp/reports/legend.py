@@ -92,6 +92,8 @@ def lines(document: TableDocument) -> list[str]:
     out += detectable(document)
     if any(DERIVED in cell.mark for cell in published):
         out.append(f"{DERIVED}: not printed, follows from printed numbers.")
+    if any(row.get("ranges") for row in document["rows"]):
+        out.append("In square brackets: the range over several sources that print the number; before it the anchor's, if it prints one.")
     if any(cell.best for cell in measured):
         out.append("Bold: the best measured value of its column.")
     empty = (["not printed"] if any(not cell.text for cell in published) else []) + (

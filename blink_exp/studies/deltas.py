@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from blink_exp.documents import PointRun, Record, TableDocument
+from blink_exp.documents import ColumnGroup, PointRun, Record, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.evaluation import results, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.evaluation.records import read
 from blink_exp.reports.statistics import compare
+from blink_exp.studies.comparisons import best_control
 
 
-def add_deltas(document: TableDocument) -> None:
-    """Fills ``published_deltas`` and ``deltas`` of every row with a baseline, in place."""
+def add_deltas(document: TableDocument, over_control: str | None = None) -> None:
+    """Fills ``published_deltas`` and ``deltas`` of every row with a baseline, in place. ``over_control``: a score that is also compared
+    with that of the best control at the row's budget."""
     by_label = {row["point"]: row for row in document["rows"]}
     for row in document["rows"]:
         base = by_label.get(row["baseline"])
@@ -36,6 +38,24 @@ def add_deltas(document: TableDocument) -> None:
             differences = compare(benchmark, records[row["point"]], records[base["point"]], wanted)
             by_heading = {h: c["value"].removeprefix("scores.") for h, c in group["columns"].items()}
             row["deltas"][name] = {heading: differences[score] for heading, score in by_heading.items() if score in differences}
+        if over_control:
+            _compare_with_controls(document, group, benchmark, over_control)
+
+
+def _compare_with_controls(document: TableDocument, group: ColumnGroup, benchmark: Any, score: str) -> None:
+    """Fills ``over_control`` of every run that a control at its budget can be compared with, and its test."""
+    name = group["benchmark"]
+    headings = [heading for heading, column in group["columns"].items() if column["value"] == f"over_control.{score}"]
+    for row in document["rows"]:
+        run, control = row["runs"].get(name), best_control(document["rows"], row, name, score)
+        if control is None or run is None or run["status"] != "done":
+            continue
+        test = compare(benchmark, records_of(run), records_of(control["runs"][name]), [score]).get(score)
+        if test is None:
+            continue
+        run["over_control"] = {score: test["delta"]}
+        for heading in headings:  # the cell itself is the difference
+            row["deltas"].setdefault(name, {})[heading] = {**test, "delta": None, "against": control["point"]}
 
 
 def printed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:

@@ -7,6 +7,8 @@ at              {benchmark: overrides of every point on that one}
 points          label, overrides; optionally ``published`` ({table, row, ...}, see ``reference.entry``), ``baseline`` (label of the
                 point that it is compared with), ``control`` (true: ours, not in the paper), ``needs: regions`` (runs only on benchmarks
                 that say where the answer is to be seen), ``match`` (see ``matching``), and for figures ``series`` and ``x``
+budgets         {name: {overrides, tokens: the number of tokens that it is published for}}: all points but those with ``once`` run at
+                each of them, as "label, name"; a point's ``rival`` is its name in the reference data
 sweeps          short for many points: series, x (a list) and overrides in which {x} stands for each
 trains          overrides of a training whose modules the points use; a point's own ``trains`` come behind them and make a training
                 of its own, and what was measured of it stands in the point's run under ``training``
@@ -67,13 +69,39 @@ def key(word: str) -> str:
 
 
 def points(experiment: dict[str, Any]) -> list[dict[str, Any]]:
-    """The points of an experiment, ``sweeps`` expanded."""
+    """The points of an experiment, ``budgets`` and ``sweeps`` expanded."""
     written_out = list(experiment.get("points") or [])
+    if budgets := experiment.get("budgets"):
+        once = [_with_rival(experiment, point, None) for point in written_out if point.get("once")]
+        each = [_at_budget(experiment, point, name) for name in budgets for point in written_out if not point.get("once")]
+        written_out = [*once, *each]
     for sweep in experiment.get("sweeps") or []:
         for x in sweep["x"]:
             overrides = [word.replace("{x}", str(x)) for word in sweep["overrides"]]
             written_out.append({"label": f"{sweep['series']}: {x}", "series": sweep["series"], "x": x, "overrides": overrides})
     return written_out
+
+
+def at_budget(label: str, budget: str | None) -> str:
+    return label if budget is None else f"{label}, {budget}"
+
+
+def _at_budget(experiment: dict[str, Any], point: dict[str, Any], name: str) -> dict[str, Any]:
+    budget = experiment["budgets"][name]
+    baseline = {"baseline": at_budget(point["baseline"], name)} if point.get("baseline") else {}
+    changed = {
+        "label": at_budget(point["label"], name),
+        "budget": name,
+        "overrides": [*point["overrides"], *budget["overrides"]],
+        **baseline,
+    }
+    return _with_rival(experiment, {**point, **changed}, budget["tokens"])
+
+
+def _with_rival(experiment: dict[str, Any], point: dict[str, Any], tokens: int | None) -> dict[str, Any]:
+    if not point.get("rival"):
+        return point
+    return {**point, "published": {"backbone": experiment["rivals_on"], "tokens": tokens, "method": point["rival"]}}
 
 
 def benchmarks(experiment: dict[str, Any], user_overrides: list[str], scale: bool) -> list[str]:

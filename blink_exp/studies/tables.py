@@ -9,6 +9,8 @@ A table is an experiment of conf/table (see ``plan``) with a layout:
                          beside}}}; a benchmark that is not named shows its headline scores
     recipe               instead of points: {config, overrides, values: {row: where the value stands in that config}}
     split_by             label of a point: the accuracy of the others among questions that it gets right, and among those it gets wrong
+    untouched            label of a point: all scores also in per cent of its own ("share.accuracy")
+    best_control         a score: its difference from the best control at the same budget, with a paired test ("over_control.accuracy")
     digits, error_digits, published_digits   decimals (2, 0 and 2; null: as printed)
     figures              figures of conf/figure that its page shows, drawn from its own points where they have none
     effects              region effects, see ``effects``; with ``tokens`` see ``reports.effects.conclusion``
@@ -22,14 +24,13 @@ import operator
 from typing import Any
 
 from blink_exp import reference
-from blink_exp.benchmarks.base import mean
 from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
 from blink_exp.errors import UserError
-from blink_exp.evaluation.records import read
 from blink_exp.reports.effects import conclusion
 from blink_exp.settings.compose import composed_plain
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
+from blink_exp.studies.comparisons import add_shares, split
 from blink_exp.studies.deltas import add_deltas
 from blink_exp.studies.effects import region_effects
 from blink_exp.studies.point import failed
@@ -48,8 +49,11 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
             if not plan.runs_on(point, plan.words(table, point, name), user_overrides):
                 continue
             row["runs"][name] = repeated_failure(rows, name, point["label"]) or point_run(sweep, table, user_overrides, point, name)
-        if table.get("split_by"):
-            split([row["runs"][name] for row in rows if name in row["runs"]], table["split_by"])
+        for budget in dict.fromkeys(row.get("budget") for row in rows) if table.get("split_by") else ():
+            same = [row for row in rows if row.get("budget") == budget and name in row["runs"]]
+            split((row["runs"][name] for row in same), plan.at_budget(table["split_by"], budget))
+        if table.get("untouched"):
+            add_shares(rows, name, table["untouched"])
     document: TableDocument = {
         "kind": "table",
         "name": table["name"],
@@ -67,7 +71,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
         "groups": [group(table, name, rows) for name in names],
         "rows": rows,
     }
-    add_deltas(document)
+    add_deltas(document, table.get("best_control"))
     if effects := table.get("effects"):
         document["effects"] = region_effects(document, effects)
         document["conclusion"] = conclusion(document, effects["reference"], effects["tokens"])
@@ -99,6 +103,8 @@ def repeated_failure(rows: list[TableRow], benchmark: str, label: str) -> PointR
 
 def new_row(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
     row: TableRow = {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}, **published(table, point)}
+    if point.get("budget"):
+        row["budget"] = point["budget"]
     return {**row, "control": True} if point.get("control") else row
 
 
@@ -124,6 +130,8 @@ def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
     """The paper's row for a point by heading, None without a number: ``published``, and ``derived`` (headings that follow from
     printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
     source, columns = dict(point.get("published") or {}), table.get("published") or {}
+    if "tokens" in source:
+        return rivals(columns, **source)
     if not source:
         return {"published": {}, "derived": [], "missing": {}, "conjecture": {}}
     entry = reference.entry(table["paper"], source.pop("table"), source.pop("row"), **source)
@@ -145,6 +153,26 @@ def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
         "missing": of(entry.get("missing", {})),
         "conjecture": of(guessed) | ({"basis": guessed["basis"]} if of(guessed) and "basis" in guessed else {}),
     }
+
+
+def rivals(columns: dict[str, str], backbone: str, tokens: int | None, method: str) -> TableRow:
+    """What others print for a method at a budget, by heading: the anchor's number, or the only one there is; and where there are several,
+    their range. ``sources``: each with its origin."""
+    row: TableRow = {"published": {}, "derived": [], "missing": {}, "conjecture": {}, "ranges": {}, "sources": {}}
+    names = reference.published("rivals")["sources"]
+    for heading, column in columns.items():
+        cells = reference.rival(backbone, tokens, method, column)
+        if not cells:
+            row["missing"][heading] = "not printed by the sources at hand"
+            continue
+        anchor = reference.published("rivals")["anchor"]
+        row["published"][heading] = cells[anchor] if anchor in cells else next(iter(cells.values())) if len(cells) == 1 else None
+        if len(cells) > 1:
+            row["ranges"][heading] = [min(cells.values()), max(cells.values())]
+        row["sources"][heading] = ", ".join(
+            f"{names[name]['title']}: {value} ({names[name]['origin'] or 'origin not known'})" for name, value in cells.items()
+        )
+    return row
 
 
 def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> ColumnGroup:
@@ -175,28 +203,3 @@ def label(benchmark: str, done: list[PointRun]) -> str:
     return (
         f"{run['backbone']}{' (scale model)' if run['scale'] else ''} on {benchmark}{protocol}, {max(r['samples'] for r in done)} questions"
     )
-
-
-def split(runs: list[PointRun], label: str) -> None:
-    """Adds to the scores of the runs ``right_too`` and ``wrong_there``: their accuracy in per cent among the questions that the point
-    ``label`` answers right, and among those it answers wrong. Its own scores would be 100 and 0 and are omitted.
-
-    Questions are matched by id; those skipped by either point do not count. Nothing is added if ``label`` failed.
-    """
-    base = next((run for run in runs if run["point"] == label and run["status"] == "done"), None)
-    if base is None:
-        return
-    right = _right(base)
-    for run in runs:
-        if run is base or run["status"] != "done":
-            continue
-        hits = _right(run)
-        for name, expected in (("right_too", True), ("wrong_there", False)):
-            score = mean(hit for sample, hit in hits.items() if sample in right and right[sample] is expected)
-            if score.samples:
-                run["scores"][name], run["stderr"][name] = score.value, score.stderr
-
-
-def _right(run: PointRun) -> dict[str, bool]:
-    """{sample id: whether the answer is correct} of a measured point."""
-    return {r["id"]: bool(r["correct"]) for r in read(run["folder"])}

@@ -12,7 +12,7 @@ from blink_exp.cli import CONF
 from blink_exp.evaluation import identity
 from blink_exp.files import write_json
 from blink_exp.settings import compose
-from blink_exp.studies import catalog, deltas, plan, point, tables
+from blink_exp.studies import catalog, comparisons, deltas, plan, point, tables
 from blink_exp.studies.experiments import load_experiment
 from blink_exp.studies.point import measured_point
 
@@ -103,12 +103,12 @@ def test_accuracy_is_split_by_what_another_point_gets_right(tmp_path):
         for n, c in (("other", other), ("downsample", base))
     ]
     rows.append({"point": "broken", "status": "failed"})
-    tables.split(rows, "downsample")
+    comparisons.split(rows, "downsample")
     assert rows[0]["scores"] == {"right_too": pytest.approx(100 / 3), "wrong_there": 100.0}
     assert set(rows[0]["stderr"]) == {"right_too", "wrong_there"}
     assert rows[1]["scores"] == {} and "scores" not in rows[2]
     without = [rows[0] | {"scores": {}}]
-    tables.split(without, "downsample")
+    comparisons.split(without, "downsample")
     assert without[0]["scores"] == {}
 
 

@@ -1,0 +1,42 @@
+"""The curve of accuracy against measured tokens: order, controls, what was not measured."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from blink_exp.errors import UserError
+from blink_exp.figures.base import Study
+from blink_exp.figures.budget_curve import curves
+
+
+def run(series: str, tokens: float, accuracy: float) -> dict:
+    scores, more = {"accuracy": accuracy}, {"backbone": "m", "benchmark": "b", "samples": 9, "headline": "accuracy"}
+    return {
+        "point": series,
+        "series": series,
+        "status": "done",
+        "tokens": {"layer": tokens},
+        "scores": scores,
+        "stderr": {"accuracy": 1.5},
+        **more,
+    }
+
+
+def drawn(rows: list[dict]):
+    return curves(Study("budget_curve", SimpleNamespace(), rows), untouched="none", controls=["random"])
+
+
+def test_a_line_runs_over_measured_tokens_and_controls_stay_apart():
+    failed = {"point": "HERO: 1/18", "series": "HERO", "status": "failed", "error": "no"}
+    drawing = drawn([run("none", 144, 90), run("HERO", 48, 80), run("HERO", 16, 60), run("random", 16, 50), run("DART", 32, 40), failed])
+    assert drawing.data["methods"]["HERO"] == {"tokens a layer": [16, 48], "accuracy": [60, 80], "stderr": [1.5, 1.5]}
+    assert drawing.data["untouched"] == 90 and "1 points were not measured" in drawing.caption and "at most 1.5" in drawing.caption
+    (claim,) = drawing.claims
+    assert claim.numbers == {"best control": 50, "best method": 60, "methods above it": 1} and claim.holds is None
+
+
+def test_nothing_measured_is_one_line():
+    with pytest.raises(UserError, match="has no measured point: no model"):
+        drawn([{"point": "HERO", "series": "HERO", "status": "failed", "error": "no model"}])
