@@ -59,6 +59,8 @@ INSTRUCTIONS = (
     "Answer the question using a single word or phrase",
     "Answer the question with a single word",
     "Answer with the option's letter from the given choices directly",
+    "Please answer directly with a single word or number",
+    "Please answer directly with only the letter of the correct option and nothing else",
     "请直接回答选项字母",
     "请直接使用所提供的选项字母作为答案回答",
 )
@@ -142,8 +144,8 @@ def scaled_relevance(patches: torch.Tensor, pieces: torch.Tensor, sign: int, all
 
 
 def sharpened(relevance: torch.Tensor, theta: float) -> torch.Tensor:
-    """exp(alpha r) with alpha = theta / (2 (1 - theta))."""
-    return (theta / (2 * (1 - theta)) * relevance).exp()
+    """exp(alpha r) with alpha = theta / (2 (1 - theta)), over its largest value: no choice changes, and nothing overflows."""
+    return (theta / (2 * (1 - theta)) * (relevance - relevance.max())).exp()
 
 
 def kernel(features: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
