@@ -22,6 +22,7 @@ which then has one token more than b, and a round takes at most all of a. Where 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -93,42 +94,59 @@ class VisPruner:
         if keeps_everything(self.ratio, views, self.newline_policy) and not (pads and views.tiles):
             return None
         scores, k = encoding.cls_attention((self.layer,)), self.budget(views.tokens)
-        kept = []
-        for view, valid in enumerate(torch.ones_like(views.valid) if pads else views.valid):
-            candidates = valid.nonzero()[:, 0]
-            places = candidates.to(scores.device)
-            chosen = important_and_diverse(scores[view, places], encoding.hidden[view, places], k, self.important_ratio)
-            kept.append(candidates[chosen.cpu()])
+        kept = [torch.zeros(0, dtype=torch.long)] * views.count
+        for same, candidates in alike(torch.ones_like(views.valid) if pads else views.valid):
+            rows, columns = same[:, None].to(scores.device), candidates.to(scores.device)
+            chosen = important_and_diverse(scores[rows, columns], encoding.hidden[rows, columns], k, self.important_ratio).cpu()
+            for view, indices in zip(same.tolist(), candidates.gather(1, chosen), strict=True):
+                kept[view] = indices
         return TokenSelection(tuple(kept), padding=pads)
 
 
+def alike(allowed: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """((V,) views, (V, n) indices of their ``allowed`` patches), of views with equally many; ``allowed``: (views, N) bool."""
+    counts = allowed.sum(1)
+    for count in counts.unique().tolist():
+        same = (counts == count).nonzero()[:, 0]
+        yield same, allowed[same].nonzero()[:, 1].view(len(same), count)
+
+
 def important_and_diverse(scores: torch.Tensor, features: torch.Tensor, count: int, important_ratio: float) -> torch.Tensor:
-    """(count,) ascending indices of the kept tokens; all N where there are no more than ``count``.
+    """(V, count) ascending indices of the kept tokens of V views; all N where there are no more than ``count``.
 
     Args:
-        scores: (N,) CLS attention; of equal ones the lower index ranks higher.
-        features: (N, C).
+        scores: (V, N) CLS attention; of equal ones the lower index ranks higher.
+        features: (V, N, C).
         important_ratio: share of ``count``, rounded down, that goes by ``scores`` alone.
     """
     order = scores.sort(descending=True, stable=True).indices
     important = int(count * important_ratio)
-    rest = order[important:]
-    diverse = rest[most_diverse(features[rest], count - important)]
-    return torch.cat([order[:important], diverse]).sort().values
+    rest = order[:, important:]
+    diverse = rest.gather(1, most_diverse(features[_rows(rest), rest], count - important))
+    return torch.cat([order[:, :important], diverse], dim=1).sort().values
 
 
 def most_diverse(features: torch.Tensor, count: int) -> torch.Tensor:
-    """(count,) places of (R, C) ``features`` that remain, in the order that the rounds leave; all R where R is at most ``count``."""
+    """(V, count) places of (V, R, C) ``features`` that remain, in the order that the rounds leave; all R where R is at most ``count``.
+
+    Views in one batch and every second row of one tensor, as in the authors' code: otherwise products may differ in the last bit."""
     unit = F.normalize(features, dim=-1)
-    places = torch.arange(len(features), device=features.device)
+    places = torch.arange(features.shape[1], device=features.device).expand(len(features), -1)
     if count == 0:
-        return places[:0]
-    while len(places) > count:
-        a, b = places[::2], places[1::2]
-        redundant = (unit[None, a] @ unit[None, b].transpose(1, 2))[0].amax(-1)
-        dropped = min(A_ROUND, len(places) - count, len(a))
-        places = torch.cat([a[redundant.sort(descending=True, stable=True).indices[dropped:]], b])
+        return places[:, :0]
+    while places.shape[1] > count:
+        a, b = places[:, ::2], places[:, 1::2]
+        ordered = unit[_rows(places), places]
+        redundant = (ordered[:, ::2] @ ordered[:, 1::2].transpose(1, 2)).amax(-1)
+        dropped = min(A_ROUND, places.shape[1] - count, a.shape[1])
+        left = redundant.sort(descending=True, stable=True).indices[:, dropped:]
+        places = torch.cat([a.gather(1, left), b], dim=1)
     return places
+
+
+def _rows(indices: torch.Tensor) -> torch.Tensor:
+    """(V, 1) row numbers beside (V, n) indices."""
+    return torch.arange(len(indices), device=indices.device)[:, None]
 
 
 def configure(

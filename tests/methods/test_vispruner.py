@@ -12,7 +12,8 @@ from support.view_pruners import best, lists, probabilities, with_logits
 from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import ViewGeometry, pack
 from blink_exp.errors import UserError
-from blink_exp.methods.vispruner import VisPruner, configure, important_and_diverse, most_diverse
+from blink_exp.methods import vispruner
+from blink_exp.methods.vispruner import VisPruner, configure
 
 WIDE = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4 of both tiles
 
@@ -20,6 +21,15 @@ WIDE = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1
 def exact_features(tokens: int, seed: int = 0) -> torch.Tensor:
     """(tokens, 64) of -1 and 1: every norm is 8 and every cosine a multiple of 1/32, so that no order of sums changes a bit."""
     return torch.randint(0, 2, (tokens, 64), generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
+
+
+def diverse(features: torch.Tensor, count: int) -> list[int]:
+    """Places that remain of one view."""
+    return vispruner.most_diverse(features[None], count)[0].tolist()
+
+
+def chosen(scores: torch.Tensor, features: torch.Tensor, count: int, important_ratio: float) -> list[int]:
+    return vispruner.important_and_diverse(scores[None], features[None], count, important_ratio)[0].tolist()
 
 
 def plain_rounds(features: torch.Tensor, count: int) -> list[int]:
@@ -38,24 +48,24 @@ def plain_rounds(features: torch.Tensor, count: int) -> list[int]:
 def test_a_round_by_hand():
     """a = 0, 2, 4, whose largest cosines with b = 1, 3, 5 are 0.6, 1 and 0.8: 2 is the most redundant, then 4, then 0."""
     features = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, -1.0], [0.0, -2.0], [-0.8, -0.6], [-1.0, 0.0]])
-    assert most_diverse(features, 5).tolist() == [4, 0, 1, 3, 5]
-    assert most_diverse(features, 4).tolist() == [0, 1, 3, 5]
-    assert most_diverse(features, 3).tolist() == [1, 3, 5]
-    assert most_diverse(features, 6).tolist() == list(range(6))
-    assert most_diverse(features, 0).tolist() == []
+    assert diverse(features, 5) == [4, 0, 1, 3, 5]
+    assert diverse(features, 4) == [0, 1, 3, 5]
+    assert diverse(features, 3) == [1, 3, 5]
+    assert diverse(features, 6) == list(range(6))
+    assert diverse(features, 0) == []
 
 
 def test_what_is_left_of_a_stands_by_falling_redundancy_in_front_of_b():
     features = torch.tensor([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.8, 0.0, 0.6], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0], [0.0, 0.0, -2.0]])
     # a = 0, 2, 4 at 0.6, 0.8, 1: 4 goes, 2 stands before 0
-    assert most_diverse(features, 5).tolist() == [2, 0, 1, 3, 5]
+    assert diverse(features, 5) == [2, 0, 1, 3, 5]
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(144, 18), (80, 8), (64, 40), (62, 9), (40, 33)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rounds_are_the_published_ones_where_those_run(tokens, count, seed):
     features = exact_features(tokens, seed)
-    assert most_diverse(features, count).tolist() == plain_rounds(features, count)
+    assert diverse(features, count) == plain_rounds(features, count)
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(63, 16), (5, 1), (571, 8), (572, 2), (3, 2)])
@@ -64,14 +74,14 @@ def test_lists_that_the_published_code_fails_on(tokens, count):
     features = exact_features(tokens)
     with pytest.raises(AssertionError):
         plain_rounds(features, count)
-    places = most_diverse(features, count).tolist()
+    places = diverse(features, count)
     assert len(set(places)) == count and set(places) <= set(range(tokens))
 
 
 def test_the_last_place_of_an_odd_list_is_in_a():
     """a = 0, 2, 4 and b = 1, 3: the last one is compared like the others, and goes for its copy in b."""
     features = torch.eye(4)[[0, 1, 2, 3, 3]]
-    assert most_diverse(features, 4).tolist() == [0, 2, 1, 3]
+    assert diverse(features, 4) == [0, 2, 1, 3]
 
 
 def test_important_ones_by_attention_and_diverse_ones_of_the_others():
@@ -79,14 +89,14 @@ def test_important_ones_by_attention_and_diverse_ones_of_the_others():
     compared with 1 and 4, and copies of them."""
     scores = torch.tensor([0.5, 0.4, 0.3, 0.8, 0.2, 0.9])
     features = torch.eye(4)[[0, 0, 1, 2, 1, 3]]
-    assert important_and_diverse(scores, features, 4, 0.5).tolist() == [1, 3, 4, 5]
-    assert important_and_diverse(scores, features, 4, 1.0).tolist() == [0, 1, 3, 5]
-    assert important_and_diverse(scores, features, 5, 0.5).tolist()[-1] == 5  # int(2.5) important ones
-    assert important_and_diverse(scores, features, 9, 0.5).tolist() == list(range(6))
+    assert chosen(scores, features, 4, 0.5) == [1, 3, 4, 5]
+    assert chosen(scores, features, 4, 1.0) == [0, 1, 3, 5]
+    assert chosen(scores, features, 5, 0.5)[-1] == 5  # int(2.5) important ones
+    assert chosen(scores, features, 9, 0.5) == list(range(6))
 
 
 def test_equal_attention_goes_to_the_lower_index():
-    assert important_and_diverse(torch.ones(6), torch.eye(6), 3, 1.0).tolist() == [0, 1, 2]
+    assert chosen(torch.ones(6), torch.eye(6), 3, 1.0) == [0, 1, 2]
 
 
 def test_views_choose_alone_and_padding_is_kept_by_the_code_alone():
@@ -96,6 +106,14 @@ def test_views_choose_alone_and_padding_is_kept_by_the_code_alone():
     assert lists(paper) == [list(range(8)), list(range(4, 12)), list(range(4, 12))]
     assert lists(reference)[1:] == [list(range(8)), [0, 1, 2, 3, 12, 13, 14, 15]] and reference.padding
     assert len(pack(WIDE, reference, "none")) == 24
+
+
+def test_views_together_as_one_by_one_with_exact_features():
+    features = torch.stack([exact_features(64, seed) for seed in range(4)])
+    scores = torch.rand(4, 64, generator=torch.Generator().manual_seed(9))
+    together = vispruner.important_and_diverse(scores, features, 16, 0.5).tolist()
+    assert together == [chosen(s, f, 16, 0.5) for s, f in zip(scores, features, strict=True)]
+    assert len({tuple(row) for row in together}) == 4
 
 
 def test_all_of_the_budget_by_attention_is_fastervlm_s_choice():
