@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -89,7 +89,7 @@ class CDPruner:
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         if self.relevance_sign not in (-1, 1):
             raise UserError(f"cdpruner.relevance_sign={self.relevance_sign} is no sign; use -1 (the authors') or 1")
@@ -192,7 +192,7 @@ def filled(chosen: torch.Tensor, relevance: torch.Tensor, count: int, allowed: t
 
 
 def configure(
-    backbone,
+    backbone: Any,
     *,
     retention_ratio: float,
     tokens: int | None = None,

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -69,7 +69,7 @@ class VisPruner:
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         if not 0 <= self.important_ratio <= 1:
             raise UserError(
@@ -150,7 +150,7 @@ def _rows(indices: torch.Tensor) -> torch.Tensor:
 
 
 def configure(
-    backbone,
+    backbone: Any,
     *,
     retention_ratio: float,
     tokens: int | None = None,
