@@ -22,7 +22,7 @@ def scale():
     """The scale model that ships with the project."""
     from blink_exp.backbone.load import load
 
-    return load("scale", "scale-llava-1.5")
+    return load("scale", "scale-llava-1.5", clip="scale")
 
 
 @pytest.fixture(scope="session")

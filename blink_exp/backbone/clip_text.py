@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +20,85 @@ MOST_TEXTS = 4096  # cached embeddings, 3 KB each for CLIP-L
 
 
 class ClipText:
-    """Image and text embeddings in CLIP's joint space, for CLIPscore (HERO, Sec. IV-B-1).
+    """Image and text embeddings in CLIP's joint space, for CLIPscore (HERO, Sec. IV-B-1) and CDPruner's relevance.
 
     Args:
         clip: a ``CLIPModel`` whose vision tower is the one that LLaVA has.
-        tokenizer: its tokenizer; longer texts are cut to the tower's length (77 tokens).
+        tokenizer: its tokenizer; ``embed_text`` cuts longer texts to the tower's length (77 tokens).
         ending: end token to append where the tokenizer does not add the one that the tower pools at.
     """
 
     def __init__(self, clip: Any, tokenizer: Any, ending: str = ""):
         self.clip, self.tokenizer, self.ending = clip, tokenizer, ending
-        self._known: dict[str, torch.Tensor] = {}
+        self._known: dict[tuple[str, str], torch.Tensor] = {}  # {(text, what): embedding}
 
     @torch.no_grad()
     def project(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(views, projection) float32 from (views, width) pooled CLS tokens; the tower is not run."""
+        """(..., projection) float32 from (..., width) states behind the tower's last norm; the tower is not run."""
         weight = self.clip.visual_projection.weight
         projected: torch.Tensor = self.clip.visual_projection(pooled.to(weight.device, weight.dtype))
         return projected.float()
 
-    @torch.no_grad()
     def embed_text(self, text: str) -> torch.Tensor:
         """(projection,) float32."""
-        if text not in self._known:
-            most = self.clip.config.text_config.max_position_embeddings
-            ids = self.tokenizer(text + self.ending, return_tensors="pt").input_ids.to(self.clip.device)
-            if ids.shape[1] > most:  # the tower pools at the last token, so it is kept
-                ids = torch.cat([ids[:, : most - 1], ids[:, -1:]], dim=1)
+        return self._remembered(text, "whole", self._embed_whole)
+
+    def embed_pieces(self, text: str, rule: str) -> torch.Tensor:
+        """(pieces, projection) float32: a text of any length in pieces of at most the tower's length. A text that fits is one piece, the
+        same under both rules.
+
+        ``rule``: ``ends``, every piece has a begin and an end token and is pooled at its end; ``cut``, as CDPruner's code has it, the
+        token sequence is simply cut: a piece without the end token is pooled at its highest id, which for the first of CLIP's is the begin
+        token, a constant that says nothing of the text.
+        """
+        return self._remembered(text, rule, self._embed_cut if rule == "cut" else self._embed_ended)
+
+    def _remembered(self, text: str, what: str, embed: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
+        if (text, what) not in self._known:
             if len(self._known) >= MOST_TEXTS:
                 del self._known[next(iter(self._known))]
-            self._known[text] = self.clip.get_text_features(input_ids=ids).pooler_output[0].float().clone()
-        return self._known[text]
+            self._known[text, what] = embed(self.tokenizer(text + self.ending).input_ids)
+        return self._known[text, what]
+
+    @property
+    def _length(self) -> int:
+        return self.clip.config.text_config.max_position_embeddings
+
+    @torch.no_grad()
+    def _embed_whole(self, ids: list[int]) -> torch.Tensor:
+        if len(ids) > self._length:  # the tower pools at the last token, so it is kept
+            ids = [*ids[: self._length - 1], ids[-1]]
+        return self.clip.get_text_features(input_ids=self._row(ids)).pooler_output[0].float().clone()
+
+    def _embed_ended(self, ids: list[int]) -> torch.Tensor:
+        if len(ids) <= self._length:
+            return self._embed_whole(ids)[None]
+        begin, *words, end = ids
+        step = self._length - 2
+        return torch.stack([self._embed_whole([begin, *words[i : i + step], end]) for i in range(0, len(words), step)])
+
+    @torch.no_grad()
+    def _embed_cut(self, ids: list[int]) -> torch.Tensor:
+        if len(ids) <= self._length:
+            return self._embed_whole(ids)[None]
+        pooled = []
+        for i in range(0, len(ids), self._length):
+            piece = ids[i : i + self._length]
+            position = piece.index(ids[-1]) if ids[-1] in piece else piece.index(max(piece))
+            pooled.append(self.clip.text_model(input_ids=self._row(piece)).last_hidden_state[0, position])
+        return self.clip.text_projection(torch.stack(pooled)).float()
+
+    def _row(self, ids: list[int]) -> torch.Tensor:
+        return torch.tensor([ids], device=self.clip.device)
 
 
 def load_clip_text(path: str | None, backbone: Any) -> ClipText:
     """The text tower for ``backbone``: ``scale`` is the one that ships, else a CLIP folder or hub id. Raises UserError where it
     does not match the backbone's vision tower."""
     if path is None:
-        raise UserError("model.clip=null, but this method reads CLIP's text tower; give its folder or hub id, or set hero_alpha=no_text")
+        raise UserError(
+            "model.clip=null, but this method reads CLIP's text tower; give its folder or hub id, or set hero_alpha=no_text (HERO)"
+        )
     if path == "scale":
         return ClipText(load_clip().to(backbone.model.device), backbone.processor.tokenizer, backbone.processor.tokenizer.eos_token)
     if not Path(path).is_dir() and path.count("/") != 1:

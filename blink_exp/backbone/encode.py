@@ -24,6 +24,11 @@ def tower_layers(tower: Any) -> Any:
     return inner.encoder.layers
 
 
+def post_layernorm(tower: Any) -> Any:
+    """The norm behind the last layer of a CLIP vision tower, which its joint space is projected from."""
+    return getattr(tower, "vision_model", tower).post_layernorm
+
+
 def check_cls_token(tower: Any) -> None:
     """Raises UserError for an encoder without a CLS token (SigLIP)."""
     inner = getattr(tower, "vision_model", tower)
@@ -60,10 +65,10 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
     Args:
         pixels: (all views, 3, size, size), the views of the images one after another.
         views: the geometry of each image.
-        clip: the text tower and projections (see ``ClipText``), needed where ``needs.text``.
+        clip: the text tower and projections (see ``ClipText``), needed where ``needs.text`` or ``needs.joint_patches``.
     """
     tower, config = model.model.vision_tower, model.config
-    if needs.attention or needs.keys or needs.cls:
+    if needs.attention or needs.keys or needs.cls or needs.joint_patches:
         check_cls_token(tower)
     with recording(tower, needs) as (queries, keys):
         out = tower(pixels.to(model.device, model.dtype), output_hidden_states=True)
@@ -83,6 +88,11 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
         if clip is not None and needs.text:
             encoding.projected = clip.project(out.pooler_output[cut])
             encoding.embed_text = clip.embed_text
+        if clip is not None and needs.joint_patches:
+            encoding.joint_patches = clip.project(post_layernorm(tower)(out.hidden_states[-2][cut, 1:]))
+            encoding.embed_pieces = clip.embed_pieces
+        if needs.llm_features:
+            encoding.llm_features = model.model.multi_modal_projector(encoding.hidden)
         encodings.append(encoding)
     return encodings
 

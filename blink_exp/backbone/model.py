@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +22,11 @@ from blink_exp.backbone.encode import check_cls_token, compact, encode
 from blink_exp.backbone.logits import Checked
 from blink_exp.backbone.pictures import ImagesById, PreparedImage, prepare_image
 from blink_exp.backbone.processor import answered_prompt, chat_prompt
-from blink_exp.core.encoding import EncoderRequirements, Encoding
+from blink_exp.core.encoding import EncoderRequirements, Encoding, unions
+from blink_exp.core.method import Method
 from blink_exp.core.pruner import ViewPruner
 from blink_exp.core.second_view import PixelBox
-from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, VisualTokens, all_tokens, pack
+from blink_exp.core.views import EXTRA, NEWLINE, TileGrid, TokenSelection, ViewGeometry, VisualTokens, all_tokens, pack
 from blink_exp.errors import UserError
 
 K = TypeVar("K")
@@ -132,10 +133,17 @@ class Backbone:
 
     def check(self, needs: EncoderRequirements) -> None:
         """Raises UserError where this backbone lacks an output that a method needs."""
-        if needs.attention or needs.keys or needs.cls:
+        if needs.attention or needs.keys or needs.cls or needs.joint_patches:
             check_cls_token(self.model.model.vision_tower)
-        if needs.text and self.tiled:
+        if self._reads_clip(needs):
             _ = self.clip
+
+    def _reads_clip(self, needs: EncoderRequirements) -> bool:
+        return needs.joint_patches or (needs.text and self.tiled)
+
+    def tile_grids(self, methods: Iterable[Method]) -> frozenset[TileGrid | None]:
+        """The grids of tiles that some methods make images into; None: the backbone's own choice."""
+        return frozenset(method.tile_grid if self.tiled else None for method in methods)
 
     @torch.no_grad()
     def features(self, images: ImagesById) -> dict[str, torch.Tensor]:
@@ -152,16 +160,27 @@ class Backbone:
     @torch.no_grad()
     def encodings(self, images: ImagesById, needs: EncoderRequirements) -> dict[str, Encoding]:
         """{id: Encoding} of images by id."""
+        needs = self._on_own_views(needs)
         wider = next((n for _, n in reversed(self._encodings) if n.covers(needs) and all((k, n) in self._encodings for k in images)), needs)
         needs = wider  # a cached encoding with more outputs serves too
         new = {k: v for k, v in images.items() if (k, needs) not in self._encodings}
         if new:
             encodings: list[Encoding] = []
-            for pictures in self._at_once(new.values()):
-                views = [ViewGeometry.of(self.model.config, (p.height, p.width)) for p in pictures]
-                encodings += encode(self.model, self._pixels(pictures), views, needs, self.clip if needs.text and self.tiled else None)
+            grid, clip = needs.tile_grid, self.clip if self._reads_clip(needs) else None
+            for pictures in self._at_once(new.values(), grid):
+                views = [ViewGeometry.of(self.model.config, (p.height, p.width), grid) for p in pictures]
+                encodings += encode(self.model, self._pixels(pictures, grid), views, needs, clip)
             self._encodings.update(zip([(k, needs) for k in new], encodings, strict=True))
         return {k: encoding for (k, _), encoding in self.recall(self._encodings, [(k, needs) for k in images], self.tower_bytes).items()}
+
+    def encode_together(self, images: ImagesById, requirements: Iterable[EncoderRequirements]) -> None:
+        """Caches the encodings that meet all of some requirements, in one pass of the tower for each grid of tiles."""
+        for needs in unions(map(self._on_own_views, requirements)):
+            self.encodings(images, needs)
+
+    def _on_own_views(self, needs: EncoderRequirements) -> EncoderRequirements:
+        """Without tiles there is no grid of them to choose."""
+        return needs if self.tiled or needs.tile_grid is None else replace(needs, tile_grid=None)
 
     @torch.no_grad()
     def parts(self, images: ImagesById, boxes: Collection[tuple[str, PixelBox]]) -> dict[tuple[str, PixelBox], torch.Tensor]:
@@ -198,22 +217,23 @@ class Backbone:
         view = self.grid[0] * self.grid[1] * vision.hidden_size * (vision.num_hidden_layers + 9)  # 9: activations inside a layer
         return max(1, self.tower_bytes // int(view * self.model.dtype.itemsize))
 
-    def _at_once(self, images: Iterable[Image.Image | PreparedImage]) -> Iterator[list[PreparedImage]]:
-        """Batches of prepared images, ``views_at_once`` views each."""
+    def _at_once(self, images: Iterable[Image.Image | PreparedImage], tile_grid: TileGrid | None = None) -> Iterator[list[PreparedImage]]:
+        """Batches of images prepared in a grid of tiles, ``views_at_once`` views each."""
         views, most = 0, self.views_at_once
         pictures: list[PreparedImage] = []
         for image in images:
-            one = prepare_image(image, self.processor.image_processor)
-            if pictures and views + len(one.views) > most:
+            one = prepare_image(image, self.processor.image_processor, tile_grids=(tile_grid,))
+            count = len(one.views_in(tile_grid))
+            if pictures and views + count > most:
                 yield pictures
                 pictures, views = [], 0
             pictures.append(one)
-            views += len(one.views)
+            views += count
         yield pictures
 
-    def _pixels(self, pictures: list[PreparedImage]) -> torch.Tensor:
+    def _pixels(self, pictures: list[PreparedImage], tile_grid: TileGrid | None = None) -> torch.Tensor:
         """(all views, 3, size, size) on the tower's device, the views of the images one after another."""
-        return torch.cat([p.views.to(self.model.device, self.model.dtype, non_blocking=True) for p in pictures])
+        return torch.cat([p.views_in(tile_grid).to(self.model.device, self.model.dtype, non_blocking=True) for p in pictures])
 
     @staticmethod
     def shrink(cache: OrderedDict[K, Any], most: int, needed: Collection[K] = ()) -> None:

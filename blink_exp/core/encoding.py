@@ -1,4 +1,4 @@
-"""CLIP's encoding of one image: patch features, and the attention inputs that pruners read.
+"""CLIP's encoding of one image: patch features, and what else pruners read of the encoder.
 
 CLIP layers are 1-based, as the papers count them.
 """
@@ -10,29 +10,56 @@ from dataclasses import dataclass, field
 
 import torch
 
-from blink_exp.core.views import ViewGeometry
+from blink_exp.core.views import TileGrid, ViewGeometry
 from blink_exp.errors import UserError
 
 
 @dataclass(frozen=True)
 class EncoderRequirements:
-    """Encoder outputs that a pruner requires. ``attention``: CLIP layers (1-based) whose CLS row it reads; ``keys``: layers whose CLS
-    query and keys it reads; ``cls``: whether it reads CLS embeddings; ``text``: whether it reads the text tower's embedding of the
-    question."""
+    """What a pruner requires of the encoder.
+
+    Args:
+        attention: CLIP layers (1-based) whose CLS row it reads.
+        keys: layers whose CLS query and keys it reads.
+        cls: whether it reads CLS embeddings.
+        text: whether it reads the text tower's embedding of the question, and tiles in the same space; without tiles it reads neither.
+        joint_patches: whether it reads patches in CLIP's joint space and embeddings of the question's pieces, with or without tiles.
+        llm_features: whether it reads patches as the projector hands them to the LLM.
+        tile_grid: (rows, columns) of tiles that every image is made into; None: the backbone's own choice for the image.
+    """
 
     attention: frozenset[int] = frozenset()
     keys: frozenset[int] = frozenset()
     cls: bool = False
     text: bool = False
+    joint_patches: bool = False
+    llm_features: bool = False
+    tile_grid: TileGrid | None = None
 
     def union(self, *others: EncoderRequirements) -> EncoderRequirements:
-        """The union of all requirements."""
+        """The union of requirements on the same views."""
         requirements = (self, *others)
-        attention, keys = (frozenset().union(*(getattr(n, name) for n in requirements)) for name in ("attention", "keys"))
-        return EncoderRequirements(attention, keys, any(n.cls for n in requirements), any(n.text for n in requirements))
+        assert len({n.tile_grid for n in requirements}) == 1, "one image is made into several grids of tiles; see unions"
+
+        def layers(name: str) -> frozenset[int]:
+            return frozenset().union(*(getattr(n, name) for n in requirements))
+
+        def read(name: str) -> bool:
+            return any(getattr(n, name) for n in requirements)
+
+        flags = (read("cls"), read("text"), read("joint_patches"), read("llm_features"))
+        return EncoderRequirements(layers("attention"), layers("keys"), *flags, tile_grid=self.tile_grid)
 
     def covers(self, other: EncoderRequirements) -> bool:
-        return self.union(other) == self
+        return self.tile_grid == other.tile_grid and self.union(other) == self
+
+
+def unions(requirements: Iterable[EncoderRequirements]) -> list[EncoderRequirements]:
+    """The union of the requirements on each grid of tiles: the fewest passes of the encoder that serve them all."""
+    by_grid: dict[TileGrid | None, list[EncoderRequirements]] = {}
+    for needs in requirements:
+        by_grid.setdefault(needs.tile_grid, []).append(needs)
+    return [first.union(*others) for first, *others in by_grid.values()]
 
 
 @dataclass
@@ -47,6 +74,9 @@ class Encoding:
         last_hidden: (views, C) CLS token after the last layer, before its norm; ``pooled``: after it; None if not required.
         projected: (views, projection) image embeddings in CLIP's joint space, if there is a text tower.
         embed_text: maps a question to (projection,) by the text tower; None if there is none.
+        joint_patches: (views, N, projection) float32 patches of the last but one layer in CLIP's joint space; None if not required.
+        embed_pieces: maps a question to the (pieces, projection) embeddings of its pieces (``ClipText.embed_pieces``), by a pooling rule.
+        llm_features: (views, N, hidden) ``hidden`` behind the projector; None if not required.
     """
 
     views: ViewGeometry
@@ -58,11 +88,15 @@ class Encoding:
     pooled: torch.Tensor | None = None
     projected: torch.Tensor | None = None
     embed_text: Callable[[str], torch.Tensor] | None = None
+    joint_patches: torch.Tensor | None = None
+    embed_pieces: Callable[[str, str], torch.Tensor] | None = None
+    llm_features: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         tensors = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
-        return sum(t.nbytes for t in (*tensors, self.last_hidden, self.pooled, self.projected) if t is not None)
+        optional = (self.last_hidden, self.pooled, self.projected, self.joint_patches, self.llm_features)
+        return sum(t.nbytes for t in (*tensors, *optional) if t is not None)
 
     def attention(self, layer: int) -> torch.Tensor:
         """(views, heads, N) CLS-to-patch probabilities of a layer, softmax over all N + 1 keys, so a row sums to 1 - a(CLS -> CLS)."""

@@ -21,6 +21,7 @@ from blink_exp.core.pruner import ViewPruner
 from blink_exp.core.saliency import Scorer
 from blink_exp.core.second_view import RegionChooser
 from blink_exp.core.sequence import Decision, Retain
+from blink_exp.core.views import TileGrid
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,11 @@ class Method:
     def needs_canvas(self) -> bool:
         """Whether it looks at parts of an image at the image's own resolution."""
         return self.closeup or self.second_view is not None
+
+    @property
+    def tile_grid(self) -> TileGrid | None:
+        """(rows, columns) of tiles that every image is made into; None: the backbone's own choice."""
+        return self.pruner.needs.tile_grid if self.pruner is not None else None
 
     @property
     def drops(self) -> bool:

@@ -23,9 +23,9 @@ class ViewPruner(Protocol):
 
     @property
     def needs(self) -> EncoderRequirements:
-        """Encoder outputs that it reads."""
+        """What it requires of the encoder: the outputs that it reads, and the grid of tiles that they are of."""
         ...
 
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
-        """The kept tokens, or None for all of them (the untouched model, bit for bit)."""
+        """The kept tokens, or None for all of them (the untouched model, bit for bit; never of tiles in a grid that is not its own)."""
         ...

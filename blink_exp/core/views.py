@@ -18,6 +18,7 @@ from blink_exp.core.second_view import SecondView
 from blink_exp.errors import UserError, nearest
 
 NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
+TileGrid = tuple[int, int]  # rows and columns of tiles
 NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are not patches: a newline, a token added by a merging method
 
 
@@ -39,13 +40,14 @@ class ViewGeometry:
     newline: bool = False
 
     @classmethod
-    def of(cls, config: Any, size: tuple[int, int]) -> ViewGeometry:
-        """The views of an image of ``size`` (height, width) pixels under a LLaVA-1.5 or LLaVA-NeXT ``config``, by the backbone's own
-        rule."""
+    def of(cls, config: Any, size: tuple[int, int], tile_grid: TileGrid | None = None) -> ViewGeometry:
+        """The views of an image of ``size`` (height, width) pixels under a LLaVA-1.5 or LLaVA-NeXT ``config``. ``tile_grid``: the grid of
+        tiles under LLaVA-NeXT; None: by the backbone's own rule."""
         side = config.vision_config.image_size // config.vision_config.patch_size
         if not hasattr(config, "image_grid_pinpoints"):
             return cls(side)
-        rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        own = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        rows, columns = tile_grid or own
         return cls(side, rows, columns, (int(size[0]), int(size[1])), newline=True)
 
     @property

@@ -129,9 +129,7 @@ def _visual(
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):
         alike.setdefault((method.pruner, method.restore_dropped, method.second_view), []).append(p)
-    needs = [m.pruner.needs for m in methods if m.pruner is not None]
-    if needs:
-        backbone.encodings(images, needs[0].union(*needs[1:]))  # one pass of the tower for all pruners
+    backbone.encode_together(images, [m.pruner.needs for m in methods if m.pruner is not None])
     out: dict[tuple[int, int], VisualTokens] = {}
     for points in alike.values():
         numbers = [n for n, a in enumerate(questions) if set(points) & set(a.points)]

@@ -56,8 +56,11 @@ def ask(
         print(f"going on: {answered} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
     advance(answered)
     skipped: dict[str, str] = {}
-    canvas = any(point.method.needs_canvas for point in points)
-    for chunk, images in _with_images(backbone, left, batch_size, workers, canvas):
+    prepared = {
+        "canvas": any(point.method.needs_canvas for point in points),
+        "tile_grids": backbone.tile_grids(point.method for point in points),
+    }
+    for chunk, images in _with_images(backbone, left, batch_size, workers, prepared):
         batch, images_by_id = [], {}
         for sample in chunk:
             image = images[sample.image_id]
@@ -82,14 +85,14 @@ def ask(
 
 
 def _with_images(
-    backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int, canvas: bool
+    backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int, prepared: dict[str, Any]
 ) -> Iterator[tuple[Rows[Sample], dict[str, OpenedImage]]]:
     """Yields batches of samples with their images by id. Each image is opened once; ``samples`` are grouped by image.
-    ``canvas``: see ``pictures.open_images``."""
+    ``prepared``: ``canvas`` and ``tile_grids`` of ``pictures.open_images``."""
     images: dict[str, Callable[[], Any]] = {}
     for sample in samples:
         images.setdefault(sample.image_id, sample.image)
-    coming = zip(images, open_images(list(images.values()), backbone, workers, batch_size, canvas), strict=True)
+    coming = zip(images, open_images(list(images.values()), backbone, workers, batch_size, **prepared), strict=True)
     cached: dict[str, OpenedImage] = {}
     for start in range(0, len(samples), batch_size):
         chunk = samples[start : start + batch_size]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,15 @@ def recall(share: torch.Tensor, weight: torch.Tensor) -> float:
     return float((share.double() * weight.double()).sum() / weight.double().sum())
 
 
+def areas(
+    backbone: Backbone, views: ViewGeometry, everything: np.ndarray, masks: Mapping[str, np.ndarray | None]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """{sample id: (views, N) share of each token's cell that the asked region, all objects and the image cover}, of those with a mask.
+    ``everything``: the mask of all objects."""
+    salient, valid = token_cover(backbone, views, everything), views.valid.double()
+    return {k: (token_cover(backbone, views, mask), salient, valid) for k, mask in masks.items() if mask is not None}
+
+
 def recalls(
     backbone: Backbone, benchmark: Benchmark, methods: Sequence[LabelledMethod], samples: Sequence[Sample]
 ) -> dict[str, dict[str, list[float]]]:
@@ -124,15 +133,15 @@ def recalls(
         everything = objects(group, image.size)
         if everything is None:
             continue
-        views = ViewGeometry.of(backbone.model.config, (image.height, image.width))
-        salient, valid = token_cover(backbone, views, everything), views.valid.double()
-        regions = {k: token_cover(backbone, views, m) for k, m in masks.items() if m is not None}
+        grids = {one.method.tile_grid for one in methods}
+        views = {grid: ViewGeometry.of(backbone.model.config, (image.height, image.width), grid) for grid in grids}
+        by_grid = {grid: areas(backbone, geometry, everything, masks) for grid, geometry in views.items()}
         for one in methods:
             rows = []
             for s in group:
-                if s.id in regions:
+                if (weights := by_grid[one.method.tile_grid].get(s.id)) is not None:
                     share, _ = presence(backbone, one.method, key_of(benchmark, s), image, prompts[s.id])
-                    rows.append([recall(share, weight) for weight in (regions[s.id], salient, valid) if bool(weight.any())])
+                    rows.append([recall(share, weight) for weight in weights if bool(weight.any())])
             full = [row for row in rows if len(row) == 3]  # an object outside LLaVA-1.5's crop is no token's
             for area, values in zip((REGION, SALIENT, ALL), zip(*full, strict=True), strict=True) if full else ():
                 by_method[one.label][area].append(float(np.mean(values)))

@@ -11,7 +11,8 @@ import torch
 from blink_exp.core.views import ViewGeometry, check_newline_policy
 from blink_exp.errors import UserError, nearest
 
-NOMINAL_VIEWS = 5  # of LLaVA-NeXT, for which budgets are stated: 2 x 2 tiles and the thumbnail
+NOMINAL_TILES = (2, 2)  # rows and columns of LLaVA-NeXT's tiles (672 x 672 pixels) that budgets are stated for, beside the thumbnail
+NOMINAL_VIEWS = 5
 
 
 def check_ratio(name: str, ratio: float) -> float:

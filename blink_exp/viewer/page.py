@@ -78,10 +78,12 @@ def token_counts(trace: Trace) -> dict[str, Any] | None:
     n, views = trace.visual.views.tokens, trace.visual.views
 
     def count(source: torch.Tensor) -> dict[str, int]:
-        image_source = source[source >= 0]
+        image_source = source[(source >= 0) & (source < views.count * n)]
+        shows = views.valid.flatten()[image_source]
         return {
             "base": int((image_source < n).sum()),
-            "tiles": int((image_source >= n).sum()),
+            "tiles": int(((image_source >= n) & shows).sum()),
+            "padding": int((~shows).sum()),
             "merged": int((source == EXTRA).sum()),
         }
 

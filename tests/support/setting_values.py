@@ -211,6 +211,10 @@ OF_METHODS: dict[str, set[str]] = {
     "selection_layer": OR_NULL,
     "neighbours": NOTHING,
     "iqr_factor": {"float"},
+    "tokens": OR_NULL,
+    "relevance_sign": NOTHING,
+    "theta": {"float", "null"},
+    "important_ratio": {"float"},
     "densify": NOTHING,
     "full_layers": NOTHING,
     "schedule": {"null", "list"},
@@ -224,7 +228,7 @@ OF_METHODS: dict[str, set[str]] = {
     "alone": NOTHING,
     "name": TEXT | OR_NULL,
 }
-NULLABLE_NEWLINES = ("fastervlm", "globalcom2", "hired")  # null: that of the mode
+NULLABLE_NEWLINES = ("fastervlm", "globalcom2", "hired", "cdpruner", "vispruner")  # null: that of the mode
 
 
 def meant(word: str, key: str) -> set[str] | None:

@@ -77,6 +77,26 @@ class HiRED:
 
 
 @dataclass
+class CDPruner:
+    retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    relevance_sign: int = limits.such("-1 or 1", lambda value: value in (-1, 1))
+    theta: float | None = limits.number(0, 1, above=True, below=True)
+    mode: str = limits.words(*MODES)
+    newline_policy: str | None = limits.words(*NEWLINES)
+
+
+@dataclass
+class VisPruner:
+    retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    important_ratio: float = limits.number(0, 1)
+    layer: int | None = limits.whole(1, most=limits.LAYERS)
+    mode: str = limits.words(*MODES)
+    newline_policy: str | None = limits.words(*NEWLINES)
+
+
+@dataclass
 class PruMergePlus:
     layer: int | None = limits.whole(1, most=limits.LAYERS)
     neighbours: int = limits.whole(0, most=limits.PATCHES)
@@ -155,6 +175,8 @@ TARGETS: dict[str, type] = {
     "blink_exp.methods.globalcom2.configure": GlobalCom2,
     "blink_exp.methods.hired.configure": HiRED,
     "blink_exp.methods.prumerge_plus.configure": PruMergePlus,
+    "blink_exp.methods.cdpruner.configure": CDPruner,
+    "blink_exp.methods.vispruner.configure": VisPruner,
     "blink_exp.methods.fastv.configure": FastV,
     "blink_exp.methods.sparsevlm.configure": SparseVLM,
     "blink_exp.methods.one_tile.thumbnail": Thumbnail,
