@@ -66,7 +66,8 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
         check_cls_token(tower)
     with recording(tower, needs) as (queries, keys):
         out = tower(pixels.to(model.device, model.dtype), output_hidden_states=True)
-    hidden = _selected(out.hidden_states, config)
+    states = _selected(out.hidden_states, config)
+    hidden = states[:, 1:] if config.vision_feature_select_strategy == "default" else states
     heads = config.vision_config.num_attention_heads
     logits = {layer: _cls_logits(queries[layer], keys[layer], heads) for layer in needs.attention}
     counts = [v.count for v in views]
@@ -79,9 +80,13 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
         if needs.cls or needs.text:
             encoding.last_hidden = compact(out.last_hidden_state[cut, 0].float())
             encoding.pooled = compact(out.pooler_output[cut].float())
+            encoding.hidden_cls = compact(states[cut, 0])
         if clip is not None and needs.text:
             encoding.projected = clip.project(out.pooler_output[cut])
             encoding.embed_text = clip.embed_text
+        if needs.embeddings:
+            encoding.embeddings = model.model.multi_modal_projector(encoding.hidden)  # image by image: the same in a batch as alone
+            encoding.newline = getattr(model.model, "image_newline", None)
         encodings.append(encoding)
     return encodings
 
@@ -92,10 +97,9 @@ def compact(part: torch.Tensor) -> torch.Tensor:
 
 
 def _selected(states, config) -> torch.Tensor:
-    """(views, N, C): the hidden states that the backbone reads, without CLS unless its config keeps it."""
+    """(views, N + 1, C): the hidden states that the backbone reads, CLS first if the tower has one."""
     layer = config.vision_feature_layer
-    chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
-    return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+    return states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
 
 
 def _cls_logits(query: torch.Tensor, keys: torch.Tensor, heads: int) -> torch.Tensor:

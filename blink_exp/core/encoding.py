@@ -18,18 +18,20 @@ from blink_exp.errors import UserError
 class EncoderRequirements:
     """Encoder outputs that a pruner requires. ``attention``: CLIP layers (1-based) whose CLS row it reads; ``keys``: layers whose CLS
     query and keys it reads; ``cls``: whether it reads CLS embeddings; ``text``: whether it reads the text tower's embedding of the
-    question."""
+    question; ``embeddings``: whether it reads patches behind the projector, as the LLM does."""
 
     attention: frozenset[int] = frozenset()
     keys: frozenset[int] = frozenset()
     cls: bool = False
     text: bool = False
+    embeddings: bool = False
 
     def union(self, *others: EncoderRequirements) -> EncoderRequirements:
         """The union of all requirements."""
         requirements = (self, *others)
         attention, keys = (frozenset().union(*(getattr(n, name) for n in requirements)) for name in ("attention", "keys"))
-        return EncoderRequirements(attention, keys, any(n.cls for n in requirements), any(n.text for n in requirements))
+        flags = (any(getattr(n, name) for n in requirements) for name in ("cls", "text", "embeddings"))
+        return EncoderRequirements(attention, keys, *flags)
 
     def covers(self, other: EncoderRequirements) -> bool:
         return self.union(other) == self
@@ -41,12 +43,15 @@ class Encoding:
 
     Args:
         views: its geometry. In the shapes below views is K + 1, N patches of a view, C the tower's width.
-        hidden: (views, N, C) patch features of the layer that the backbone reads, before the projector.
+        hidden: (views, N, C) patch features of the layer that the backbone reads, before the projector; ``hidden_cls``: (views, C) CLS
+            token of that layer, None if not required.
         logits: {layer: (views, heads, N + 1)} float32 CLS-to-all products q k / sqrt(head width), the CLS key first.
         queries, keys: {layer: (views, C)} of the CLS token and {layer: (views, N + 1, C)}, float32.
         last_hidden: (views, C) CLS token after the last layer, before its norm; ``pooled``: after it; None if not required.
         projected: (views, projection) image embeddings in CLIP's joint space, if there is a text tower.
         embed_text: maps a question to (projection,) by the text tower; None if there is none.
+        embeddings: (views, N, width) patches behind the projector, as the LLM reads them; None if not required.
+        newline: (width,) newline token of a backbone with tiles, with ``embeddings``.
     """
 
     views: ViewGeometry
@@ -58,11 +63,15 @@ class Encoding:
     pooled: torch.Tensor | None = None
     projected: torch.Tensor | None = None
     embed_text: Callable[[str], torch.Tensor] | None = None
+    hidden_cls: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+    newline: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         tensors = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
-        return sum(t.nbytes for t in (*tensors, self.last_hidden, self.pooled, self.projected) if t is not None)
+        optional = (self.last_hidden, self.pooled, self.projected, self.hidden_cls, self.embeddings)
+        return sum(t.nbytes for t in (*tensors, *optional) if t is not None)
 
     def attention(self, layer: int) -> torch.Tensor:
         """(views, heads, N) CLS-to-patch probabilities of a layer, softmax over all N + 1 keys, so a row sums to 1 - a(CLS -> CLS)."""
