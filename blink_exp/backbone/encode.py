@@ -84,8 +84,8 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
         if clip is not None and needs.text:
             encoding.projected = clip.project(out.pooler_output[cut])
             encoding.embed_text = clip.embed_text
-        if needs.embeddings:
-            encoding.embeddings = model.model.multi_modal_projector(encoding.hidden)  # image by image: the same in a batch as alone
+        if needs.llm_features:
+            encoding.llm_features = model.model.multi_modal_projector(encoding.hidden)  # image by image: the same in a batch as alone
             encoding.newline = getattr(model.model, "image_newline", None)
         encodings.append(encoding)
     return encodings

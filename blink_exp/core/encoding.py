@@ -18,19 +18,19 @@ from blink_exp.errors import UserError
 class EncoderRequirements:
     """Encoder outputs that a pruner requires. ``attention``: CLIP layers (1-based) whose CLS row it reads; ``keys``: layers whose CLS
     query and keys it reads; ``cls``: whether it reads CLS embeddings; ``text``: whether it reads the text tower's embedding of the
-    question; ``embeddings``: whether it reads patches behind the projector, as the LLM does."""
+    question; ``llm_features``: whether it reads patches behind the projector, as the LLM does."""
 
     attention: frozenset[int] = frozenset()
     keys: frozenset[int] = frozenset()
     cls: bool = False
     text: bool = False
-    embeddings: bool = False
+    llm_features: bool = False
 
     def union(self, *others: EncoderRequirements) -> EncoderRequirements:
         """The union of all requirements."""
         requirements = (self, *others)
         attention, keys = (frozenset().union(*(getattr(n, name) for n in requirements)) for name in ("attention", "keys"))
-        flags = (any(getattr(n, name) for n in requirements) for name in ("cls", "text", "embeddings"))
+        flags = (any(getattr(n, name) for n in requirements) for name in ("cls", "text", "llm_features"))
         return EncoderRequirements(attention, keys, *flags)
 
     def covers(self, other: EncoderRequirements) -> bool:
@@ -50,8 +50,8 @@ class Encoding:
         last_hidden: (views, C) CLS token after the last layer, before its norm; ``pooled``: after it; None if not required.
         projected: (views, projection) image embeddings in CLIP's joint space, if there is a text tower.
         embed_text: maps a question to (projection,) by the text tower; None if there is none.
-        embeddings: (views, N, width) patches behind the projector, as the LLM reads them; None if not required.
-        newline: (width,) newline token of a backbone with tiles, with ``embeddings``.
+        llm_features: (views, N, width) ``hidden`` behind the projector, as the LLM reads it; None if not required.
+        newline: (width,) newline token of a backbone with tiles, with ``llm_features``.
     """
 
     views: ViewGeometry
@@ -64,13 +64,13 @@ class Encoding:
     projected: torch.Tensor | None = None
     embed_text: Callable[[str], torch.Tensor] | None = None
     hidden_cls: torch.Tensor | None = None
-    embeddings: torch.Tensor | None = None
+    llm_features: torch.Tensor | None = None
     newline: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         tensors = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
-        optional = (self.last_hidden, self.pooled, self.projected, self.hidden_cls, self.embeddings)
+        optional = (self.last_hidden, self.pooled, self.projected, self.hidden_cls, self.llm_features)
         return sum(t.nbytes for t in (*tensors, *optional) if t is not None)
 
     def attention(self, layer: int) -> torch.Tensor:

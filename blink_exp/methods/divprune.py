@@ -67,7 +67,7 @@ class DivPrune:
 
     @property
     def needs(self) -> EncoderRequirements:
-        return EncoderRequirements(embeddings=True)
+        return EncoderRequirements(llm_features=True)
 
     def budget(self, tokens: int) -> int:
         """T of V ``tokens``."""
@@ -79,26 +79,25 @@ class DivPrune:
         if ordered and keeps_everything(self.ratio, views, "valid_rows" if reference else self.newline_policy):
             return None
         candidates = pack(views, all_tokens(views), "valid_rows" if reference else "none")  # (V,) sources
-        embeddings = self._embeddings(encoding, candidates)
-        chosen = farthest(distances(embeddings if reference else embeddings.float()), self.budget(len(candidates))).cpu()
+        features = self._features(encoding, candidates)
+        chosen = farthest(distances(features if reference else features.float()), self.budget(len(candidates))).cpu()
         selection = TokenSelection.of_sequence(views, candidates[chosen.sort().values if ordered else chosen])
         return TokenSelection(selection.indices) if ordered and not reference else selection
 
     @staticmethod
-    def _embeddings(encoding: Encoding, sources: torch.Tensor) -> torch.Tensor:
+    def _features(encoding: Encoding, sources: torch.Tensor) -> torch.Tensor:
         """(V, width) of tokens with these ``sources``, as the LLM reads them."""
-        assert encoding.embeddings is not None
-        rows = encoding.embeddings.flatten(0, 1)[sources.clamp(min=0).to(encoding.embeddings.device)]
+        assert encoding.llm_features is not None
+        rows = encoding.llm_features.flatten(0, 1)[sources.clamp(min=0).to(encoding.llm_features.device)]
         if bool((sources == NEWLINE).any()):
             assert encoding.newline is not None
             rows[(sources == NEWLINE).to(rows.device)] = encoding.newline.to(rows)
         return rows
 
 
-def distances(embeddings: torch.Tensor) -> torch.Tensor:
-    """(V, V) distances 1 - cosine of (V, width) ``embeddings``, in their dtype."""
-    length = embeddings.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(embeddings.dtype).tiny)
-    unit = embeddings / length
+def distances(features: torch.Tensor) -> torch.Tensor:
+    """(V, V) distances 1 - cosine of (V, width) ``features``, in their dtype."""
+    unit = features / features.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(features.dtype).tiny)
     return 1 - unit @ unit.T
 
 

@@ -112,7 +112,7 @@ def test_the_choice_is_that_of_the_written_out_method(views, mode):
     encoding = random_encoding(views, seed=1)
     stock = pack(views, all_tokens(views)).tolist()
     sequence = stock if mode == "reference" else [s for s in stock if s != NEWLINE]
-    rows = [encoding.newline if s == NEWLINE else encoding.embeddings.flatten(0, 1)[s] for s in sequence]
+    rows = [encoding.newline if s == NEWLINE else encoding.llm_features.flatten(0, 1)[s] for s in sequence]
     unit = [row / row.norm() for row in rows]
     distance = [[float(1 - a @ b) for b in unit] for a in unit]
     count = round(0.3 * len(sequence))
@@ -152,7 +152,7 @@ def test_one_budget_for_all_views():
     """All tiles show one flat colour, so nothing of them but one token is worth keeping while the thumbnail has others."""
     views = ViewGeometry(4, 1, 2, (40, 80), newline=True)
     encoding = random_encoding(views)
-    encoding.embeddings[1:] = encoding.embeddings[1, 0].clone()
+    encoding.llm_features[1:] = encoding.llm_features[1, 0].clone()
     selection = DivPrune(17 / 48).select(encoding, "")
     assert [len(index) for index in selection.indices] == [16, 1, 0]
 
@@ -172,7 +172,7 @@ def test_distances_are_made_in_float32_in_paper_and_in_the_models_dtype_in_refer
     """Two pairs, 0.45984 and 0.45964 apart, of which bfloat16 makes 0.457 and 0.461."""
     encoding = random_encoding(ViewGeometry(2))
     angles = torch.tensor([0.0, 1.0, 2.5, 3.5])
-    encoding.embeddings = torch.stack([angles.cos(), angles.sin()], 1)[None].bfloat16()
+    encoding.llm_features = torch.stack([angles.cos(), angles.sin()], 1)[None].bfloat16()
     assert kept(ViewGeometry(2), 0.25, encoding) == [0]
     assert kept(ViewGeometry(2), 0.25, encoding, mode="reference") == [2]
 
@@ -181,23 +181,23 @@ def test_distances_are_made_in_float32_in_paper_and_in_the_models_dtype_in_refer
 
 
 @pytest.mark.parametrize("make", [random_llava, random_next])
-def test_embeddings_are_what_the_llm_reads(make):
+def test_features_are_those_that_the_llm_reads(make):
     model = make(layers=2)
     views = ViewGeometry.of(model.config, (40, 30))
     pixels = torch.randn(views.count, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     (encoding,) = encode(model, pixels, [views], DivPrune(0.5).needs)
-    assert encoding.embeddings.shape == (views.count, 36, model.config.text_config.hidden_size)
+    assert encoding.llm_features.shape == (views.count, 36, model.config.text_config.hidden_size)
     sizes = {"image_sizes": torch.tensor([[40, 30]])} if views.tiles else {}
     stock = model.get_image_features(pixel_values=pixels[None] if views.tiles else pixels, **sizes).pooler_output[0]
-    torch.testing.assert_close(DivPrune._embeddings(encoding, pack(views, all_tokens(views))), stock)
-    assert encode(model, pixels, [views], EncoderRequirements())[0].embeddings is None
+    torch.testing.assert_close(DivPrune._features(encoding, pack(views, all_tokens(views))), stock)
+    assert encode(model, pixels, [views], EncoderRequirements())[0].llm_features is None
     bytes_of = [encode(model, pixels, [views], needs)[0].nbytes for needs in (EncoderRequirements(), DivPrune(0.5).needs)]
-    assert bytes_of[1] - bytes_of[0] == encoding.embeddings.nbytes  # the cache of encodings knows them
+    assert bytes_of[1] - bytes_of[0] == encoding.llm_features.nbytes  # the cache of encodings knows them
 
 
 def test_needs_join():
     both = EncoderRequirements(frozenset({1})).union(DivPrune(0.5).needs)
-    assert both == EncoderRequirements(frozenset({1}), embeddings=True) and both.covers(DivPrune(0.5).needs)
+    assert both == EncoderRequirements(frozenset({1}), llm_features=True) and both.covers(DivPrune(0.5).needs)
     assert not EncoderRequirements(frozenset({1}), cls=True, text=True).covers(DivPrune(0.5).needs)
 
 
