@@ -79,20 +79,20 @@ class DivPrune:
         if ordered and keeps_everything(self.ratio, views, "valid_rows" if reference else self.newline_policy):
             return None
         candidates = pack(views, all_tokens(views), "valid_rows" if reference else "none")  # (V,) sources
-        features = self._features(encoding, candidates)
+        features = token_features(encoding, candidates)
         chosen = farthest(distances(features if reference else features.float()), self.budget(len(candidates))).cpu()
         selection = TokenSelection.of_sequence(views, candidates[chosen.sort().values if ordered else chosen])
         return TokenSelection(selection.indices) if ordered and not reference else selection
 
-    @staticmethod
-    def _features(encoding: Encoding, sources: torch.Tensor) -> torch.Tensor:
-        """(V, width) of tokens with these ``sources``, as the LLM reads them."""
-        assert encoding.llm_features is not None
-        rows = encoding.llm_features.flatten(0, 1)[sources.clamp(min=0).to(encoding.llm_features.device)]
-        if bool((sources == NEWLINE).any()):
-            assert encoding.newline is not None
-            rows[(sources == NEWLINE).to(rows.device)] = encoding.newline.to(rows)
-        return rows
+
+def token_features(encoding: Encoding, sources: torch.Tensor) -> torch.Tensor:
+    """(tokens, width) features of the tokens with these ``sources``, patches or newlines, as the LLM reads them."""
+    assert encoding.llm_features is not None
+    rows = encoding.llm_features.flatten(0, 1)[sources.clamp(min=0).to(encoding.llm_features.device)]
+    if bool((sources == NEWLINE).any()):
+        assert encoding.newline is not None
+        rows[(sources == NEWLINE).to(rows.device)] = encoding.newline.to(rows)
+    return rows
 
 
 def distances(features: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import divprune
-from blink_exp.methods.divprune import DivPrune, distances, farthest
+from blink_exp.methods.divprune import DivPrune, distances, farthest, token_features
 
 
 def greedy_by_hand(distance, count):
@@ -189,7 +189,7 @@ def test_features_are_those_that_the_llm_reads(make):
     assert encoding.llm_features.shape == (views.count, 36, model.config.text_config.hidden_size)
     sizes = {"image_sizes": torch.tensor([[40, 30]])} if views.tiles else {}
     stock = model.get_image_features(pixel_values=pixels[None] if views.tiles else pixels, **sizes).pooler_output[0]
-    torch.testing.assert_close(DivPrune._features(encoding, pack(views, all_tokens(views))), stock)
+    torch.testing.assert_close(token_features(encoding, pack(views, all_tokens(views))), stock)
     assert encode(model, pixels, [views], EncoderRequirements())[0].llm_features is None
     bytes_of = [encode(model, pixels, [views], needs)[0].nbytes for needs in (EncoderRequirements(), DivPrune(0.5).needs)]
     assert bytes_of[1] - bytes_of[0] == encoding.llm_features.nbytes  # the cache of encodings knows them
