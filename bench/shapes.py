@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNe
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from blink_exp.core.encoding import Encoding
-from blink_exp.core.views import NEWLINE, TokenSelection, ViewGeometry, pack
+from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, pack
 
 BEFORE, BEHIND = 35, 26  # text tokens around an image: 61, as HERO's Table VIII counts them
 
@@ -106,6 +106,8 @@ def packed(model: Any, encoding: Encoding, kept: TokenSelection, newline_policy:
     source = pack(encoding.views, kept, newline_policy).to(encoding.hidden.device)
     patches = source != NEWLINE
     rows = encoding.hidden.flatten(0, 1)[source.clamp(min=0)]
+    if kept.extra is not None:
+        rows[source == EXTRA] = torch.cat(kept.extra).to(rows)
     features = model.model.multi_modal_projector(rows)
     return torch.where(patches[:, None], features, model.model.image_newline.to(features)), source
 

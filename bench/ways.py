@@ -122,9 +122,11 @@ class Ground:
         self.pixels = pixels(self.model, self.views)
         read = LOW | HIGH | {1, depth - 1, depth}
         self.replay = Replay.of(self.model, self.pixels, frozenset(read))
-        self.replayed = SimpleNamespace(
-            model=SimpleNamespace(vision_tower=self.replay), config=self.model.config, device=self.model.device, dtype=self.model.dtype
+        inner = self.model.model
+        parts = SimpleNamespace(
+            vision_tower=self.replay, multi_modal_projector=inner.multi_modal_projector, image_newline=inner.image_newline
         )
+        self.replayed = SimpleNamespace(model=parts, config=self.model.config, device=self.model.device, dtype=self.model.dtype)
 
     @property
     def depth(self) -> int:

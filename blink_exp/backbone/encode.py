@@ -72,7 +72,8 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
         check_cls_token(tower)
     with recording(tower, needs) as (queries, keys):
         out = tower(pixels.to(model.device, model.dtype), output_hidden_states=True)
-    hidden = _selected(out.hidden_states, config)
+    states = _selected(out.hidden_states, config)
+    hidden = states[:, 1:] if config.vision_feature_select_strategy == "default" else states
     heads = config.vision_config.num_attention_heads
     logits = {layer: _cls_logits(queries[layer], keys[layer], heads) for layer in needs.attention}
     counts = [v.count for v in views]
@@ -85,6 +86,7 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
         if needs.cls or needs.text:
             encoding.last_hidden = compact(out.last_hidden_state[cut, 0].float())
             encoding.pooled = compact(out.pooler_output[cut].float())
+            encoding.hidden_cls = compact(states[cut, 0])
         if clip is not None and needs.text:
             encoding.projected = clip.project(out.pooler_output[cut])
             encoding.embed_text = clip.embed_text
@@ -92,7 +94,8 @@ def encode(model: Any, pixels: torch.Tensor, views: list[ViewGeometry], needs: E
             encoding.joint_patches = clip.project(post_layernorm(tower)(out.hidden_states[-2][cut, 1:]))
             encoding.embed_pieces = clip.embed_pieces
         if needs.llm_features:
-            encoding.llm_features = model.model.multi_modal_projector(encoding.hidden)
+            encoding.llm_features = model.model.multi_modal_projector(encoding.hidden)  # image by image: the same in a batch as alone
+            encoding.newline = getattr(model.model, "image_newline", None)
         encodings.append(encoding)
     return encodings
 
@@ -103,10 +106,9 @@ def compact(part: torch.Tensor) -> torch.Tensor:
 
 
 def _selected(states: tuple[torch.Tensor, ...], config: Any) -> torch.Tensor:
-    """(views, N, C): the hidden states that the backbone reads, without CLS unless its config keeps it."""
+    """(views, N + 1, C): the hidden states that the backbone reads, CLS first if the tower has one."""
     layer = config.vision_feature_layer
-    chosen = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
-    return chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+    return states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
 
 
 def _cls_logits(query: torch.Tensor, keys: torch.Tensor, heads: int) -> torch.Tensor:

@@ -68,7 +68,8 @@ class Encoding:
 
     Args:
         views: its geometry. In the shapes below views is K + 1, N patches of a view, C the tower's width.
-        hidden: (views, N, C) patch features of the layer that the backbone reads, before the projector.
+        hidden: (views, N, C) patch features of the layer that the backbone reads, before the projector; ``hidden_cls``: (views, C) CLS
+            token of that layer, None if not required.
         logits: {layer: (views, heads, N + 1)} float32 CLS-to-all products q k / sqrt(head width), the CLS key first.
         queries, keys: {layer: (views, C)} of the CLS token and {layer: (views, N + 1, C)}, float32.
         last_hidden: (views, C) CLS token after the last layer, before its norm; ``pooled``: after it; None if not required.
@@ -76,7 +77,8 @@ class Encoding:
         embed_text: maps a question to (projection,) by the text tower; None if there is none.
         joint_patches: (views, N, projection) float32 patches of the last but one layer in CLIP's joint space; None if not required.
         embed_pieces: maps a question to the (pieces, projection) embeddings of its pieces (``ClipText.embed_pieces``), by a pooling rule.
-        llm_features: (views, N, hidden) ``hidden`` behind the projector; None if not required.
+        llm_features: (views, N, width) ``hidden`` behind the projector, as the LLM reads it; None if not required.
+        newline: (width,) newline token of a backbone with tiles, with ``llm_features``.
     """
 
     views: ViewGeometry
@@ -90,12 +92,14 @@ class Encoding:
     embed_text: Callable[[str], torch.Tensor] | None = None
     joint_patches: torch.Tensor | None = None
     embed_pieces: Callable[[str, str], torch.Tensor] | None = None
+    hidden_cls: torch.Tensor | None = None
     llm_features: torch.Tensor | None = None
+    newline: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         tensors = [self.hidden, *self.logits.values(), *self.queries.values(), *self.keys.values()]
-        optional = (self.last_hidden, self.pooled, self.projected, self.joint_patches, self.llm_features)
+        optional = (self.last_hidden, self.pooled, self.projected, self.joint_patches, self.hidden_cls, self.llm_features)
         return sum(t.nbytes for t in (*tensors, *optional) if t is not None)
 
     def attention(self, layer: int) -> torch.Tensor:

@@ -112,6 +112,8 @@ class TokenSelection:
         by_view: tokens enter the LLM view after view in the order of ``indices``, without newlines; else the thumbnail in raster
             order, then the stitched grid of tiles in raster order.
         padding: whether tile tokens that show padding may be kept (the stitched grid is not cut then).
+        sequence: (tokens,) sources as ``pack`` gives them, newlines included, for methods with an order of their own: it is packed as it
+            stands. ``extra`` is then in the order of its EXTRA. None: by the rules above.
     """
 
     indices: tuple[torch.Tensor, ...]
@@ -119,6 +121,14 @@ class TokenSelection:
     extra: tuple[torch.Tensor, ...] | None = None
     by_view: bool = False
     padding: bool = False
+    sequence: torch.Tensor | None = None
+
+    @classmethod
+    def of_sequence(cls, views: ViewGeometry, sequence: torch.Tensor, extra: tuple[torch.Tensor, ...] | None = None) -> TokenSelection:
+        """The tokens with these sources, in this order."""
+        patches = sequence[sequence >= 0]
+        indices = tuple(patches[patches // views.tokens == v] % views.tokens for v in range(views.count))
+        return cls(indices, extra=extra, sequence=sequence)
 
 
 def all_tokens(views: ViewGeometry) -> TokenSelection:
@@ -136,9 +146,12 @@ def pack(views: ViewGeometry, selection: TokenSelection, newline_policy: str = "
     """(tokens,) sources in the order in which they enter the LLM: view * N + patch, or NEWLINE, or EXTRA (the next of ``selection.extra``).
 
     ``newline_policy``: ``valid_rows`` ends every unpadded row of tiles with a newline, also where no token of it was
-    kept; ``all_rows`` every row of the padded grid; ``none`` no row. Newlines are not part of any budget.
+    kept; ``all_rows`` every row of the padded grid; ``none`` no row. Newlines are not part of any budget. Without effect on a selection
+    by view or with a sequence of its own.
     """
     check_newline_policy(newline_policy)
+    if selection.sequence is not None:
+        return selection.sequence
     n = views.tokens
     extra = [torch.full((len(selection.extra[v]) if selection.extra else 0,), EXTRA) for v in range(views.count)]
     if selection.by_view:

@@ -193,6 +193,7 @@ def test_any_pruner_goes_with_fastv_and_shares_multiply(scale, pruner):
     ("overrides", "word"),
     [
         (["method/pruner=prumerge_plus", "method/policy=blink"], "merges tokens"),
+        (["method/pruner=visionzip", "method/policy=blink"], "merges tokens"),
         (["method/pruner=downsample", "method/policy=blink_interp"], "merges tokens"),
         (["method/policy=sparsevlm", "method.policy.schedule=192", "method.policy.retention_ratio=null"], "counts tokens of a whole image"),
         (["fill.policy=recal"], "fill.policy=recal is not known; did you mean recall"),

@@ -17,8 +17,11 @@ from blink_exp.decoder.attach import attach
 from blink_exp.evaluation.evaluator import evaluate
 
 # Visual tokens of 144 that enter the LLM at retention_ratio=0.25; None: as many as the image has outliers
-PRUNERS = ("fastervlm", "globalcom2", "hero", "hired", "random", "uniform", "downsample", "cdpruner", "vispruner")
-ENTER = dict.fromkeys(("blink_hero", "pair", *PRUNERS), 36) | {
+BEFORE_LLM = (
+    *("fastervlm", "globalcom2", "hero", "hired", "random", "uniform", "downsample"),
+    *("visionzip", "divprune", "cdpruner", "vispruner"),
+)
+ENTER = dict.fromkeys(("blink_hero", "pair", *BEFORE_LLM), 36) | {
     "prumerge_plus": None,
     "two_views": 288,
     "vicrop": 288,

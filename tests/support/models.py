@@ -103,6 +103,8 @@ def random_encoding(views: ViewGeometry, layers=range(1, 5), heads=2, width=8, s
         out.keys[layer] = torch.randn(v, n + 1, width, generator=g)
     out.last_hidden, out.pooled, out.projected = (torch.randn(v, width, generator=g) for _ in range(3))
     out.embed_text = lambda question: torch.ones(width) if text is None else text
+    out.hidden_cls, out.llm_features = torch.randn(v, width, generator=g), torch.randn(v, n, width, generator=g)
+    out.newline = torch.randn(width, generator=g) if views.newline else None
     return out
 
 

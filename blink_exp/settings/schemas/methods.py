@@ -107,6 +107,26 @@ class PruMergePlus:
 
 
 @dataclass
+class VisionZip:
+    retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    dominant: int | None = limits.whole(1, most=limits.PATCHES)
+    contextual: int | None = limits.whole(0, most=limits.PATCHES)
+    layer: int | None = limits.whole(1, most=limits.LAYERS)
+    mode: str = limits.words(*MODES)
+    newline_policy: str = limits.words(*NEWLINES)
+
+
+@dataclass
+class DivPrune:
+    retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    order: str = limits.words("sorted", "selection")
+    mode: str = limits.words(*MODES)
+    newline_policy: str = limits.words(*NEWLINES)
+
+
+@dataclass
 class FastV:
     full_layers: int = limits.whole(1, most=limits.LAYERS)
     retention_ratio: float = limits.ratio()
@@ -177,6 +197,8 @@ TARGETS: dict[str, type] = {
     "blink_exp.methods.prumerge_plus.configure": PruMergePlus,
     "blink_exp.methods.cdpruner.configure": CDPruner,
     "blink_exp.methods.vispruner.configure": VisPruner,
+    "blink_exp.methods.visionzip.configure": VisionZip,
+    "blink_exp.methods.divprune.configure": DivPrune,
     "blink_exp.methods.fastv.configure": FastV,
     "blink_exp.methods.sparsevlm.configure": SparseVLM,
     "blink_exp.methods.one_tile.thumbnail": Thumbnail,
