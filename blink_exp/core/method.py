@@ -2,7 +2,8 @@
 
 - a ViewPruner (``blink_exp.core.pruner``) chooses the visual tokens that enter the LLM;
 - a LayerPolicy takes a decision from a scan of one layer: before the layer, for each image, or, as a TokenPolicy, behind it, for each
-  row. It declares what the scan reads. Decisions do not touch hidden states, so they can be tested by hand, recorded, replayed and compared;
+  row. It declares what the scan reads. Decisions do not touch hidden states, so they can be tested by hand, recorded, replayed and
+  compared;
 - a RegionChooser (``blink_exp.core.second_view``) chooses a part of the image that is shown as a second one.
 """
 
@@ -22,11 +23,10 @@ from blink_exp.core.saliency import Scorer
 from blink_exp.core.second_view import RegionChooser
 from blink_exp.core.sequence import Decision, Retain
 
-
 # What is read behind a layer, for a TokenPolicy:
 # - attention: the attention that the layer paid to each visual token, from the policy's raters (its softmax over all keys, mean over heads)
-# - next_attention: the same of the layer behind, if nothing were dropped: this layer's output through that layer's norm, q and k projections
-#   and RoPE at the current positions
+# - next_attention: the same of the next layer, if nothing were dropped: this layer's output through that layer's norm, q and k
+#   projections and RoPE at the current positions
 # - keys: the layer's keys and the likeness of its outputs; no attention
 TokenReading = Literal["attention", "next_attention", "keys"]
 

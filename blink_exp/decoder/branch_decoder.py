@@ -142,9 +142,7 @@ class BranchDecoder:
             self.records[branches[r].question, p].append(Record(branches[r].question, image_scan, decision, tokens))
         return self._forked(branches, fronts, text.states.device)
 
-    def drop(
-        self, branches: list[Branch], ran: LayerPass, deciding: list[tuple[int, int]]
-    ) -> tuple[list[Branch], torch.Tensor | None]:
+    def drop(self, branches: list[Branch], ran: LayerPass, deciding: list[tuple[int, int]]) -> tuple[list[Branch], torch.Tensor | None]:
         """Takes the decisions behind a layer; returns as ``decide``."""
         i = ran.layer
         retained: dict[tuple, Front] = {}

@@ -90,8 +90,8 @@ class BranchScanner:
     def _rated(
         self, branches: list[Branch], i: int, ran: LayerPass, text: Text, keys: torch.Tensor | None, pairs: list[tuple[int, int]]
     ) -> dict[tuple[int, int], Scan]:
-        """Scans with the attention of layer i, whose input is ``text``; points with the same raters share one. ``keys``: of the texts; None:
-        computed."""
+        """Scans with the attention of layer i, whose input is ``text``; points with the same raters share one. ``keys``: of the texts;
+        None: computed."""
         groups: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
         raters_of: dict[tuple[int, bytes], torch.Tensor] = {}
         for r, p in pairs:

@@ -97,8 +97,8 @@ class Text:
 
 @dataclass(frozen=True)
 class LayerPass:
-    """A layer that the texts have just run through. ``before``, ``behind``: the texts at its input and output; ``keys``: (branches, kv_heads,
-    text, head_dim) of the texts in it."""
+    """A layer that the texts have just run through. ``before``, ``behind``: the texts at its input and output; ``keys``: (branches,
+    kv_heads, text, head_dim) of the texts in it."""
 
     layer: int
     before: Text

@@ -153,8 +153,8 @@ def row_patches(
 def scan_tokens(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tensor) -> list[tuple[float, ...]]:
     """The attention in the layer from the raters to each visual token that is left, mean over heads and raters.
 
-    ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in the layer; None: it has not run, they are computed. ``raters``: (rows, tokens)
-    bool.
+    ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in the layer; None: it has not run, they are computed. ``raters``: (rows,
+    tokens) bool.
     """
     queries = raters.any(0).nonzero()[:, 0]
     inputs, ahead = scorer_inputs(batch, queries, keys)
@@ -168,8 +168,8 @@ def scan_tokens(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tenso
 
 
 def scan_keys(llm: Any, i: int, row: ScanRow, states: torch.Tensor, keys: torch.Tensor) -> KeyScan:
-    """Keys of layer i, which has just run, and the likeness of its outputs. ``states``, ``keys``: (text, hidden) and (kv_heads, text, head_dim)
-    of the row's prompt text."""
+    """Keys of layer i, which has just run, and the likeness of its outputs. ``states``, ``keys``: (text, hidden) and (kv_heads, text,
+    head_dim) of the row's prompt text."""
     visual_keys = [block.keys[i][:, block.tokens - block.visual :] for block in row.blocks]
     norms = torch.cat([*visual_keys, keys], dim=1).float().abs().sum((0, 2))
     ahead = length(row.front)
@@ -281,8 +281,8 @@ def distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def similarities(norm: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, visual: int, tokens: torch.Tensor) -> torch.Tensor:
-    """(n, visual) float32 cosine similarities of ``tokens`` with the first ``visual`` rows of (tokens, hidden) ``states`` behind ``norm``, on the
-    CPU. Row by row and without a matrix product, whose tiles may give equal rows unequal results."""
+    """(n, visual) float32 cosine similarities of ``tokens`` with the first ``visual`` rows of (tokens, hidden) ``states`` behind ``norm``,
+    on the CPU. Without a matrix product, whose tiles may give equal rows unequal results."""
     features = norm(states).float()
     rows = [F.cosine_similarity(features[token], features[:visual], dim=-1) for token in tokens.tolist()]
     return torch.stack(rows).cpu()

@@ -13,8 +13,8 @@ the LLM it takes a few pivots, and keeps the visual tokens that resemble them le
 
 n = floor(budget / 8), so a budget of 128 keeps 132. Tokens keep the positions that they have in the full prompt, and an answer goes on
 behind the full prompt's length at every layer. LLaVA-NeXT's thumbnail, tiles and newlines, and all images of a prompt, are one range of
-candidates. A budget of more than the pool holds is cut to it (the authors' code raises), and fewer than four text tokens, or visual ones, are
-as many pivots: the 8 n tokens are then spread over the pivots that there are, the first ones taking one more.
+candidates. Where the authors' code raises there is a rule: a budget of more than the pool holds is cut to it; fewer than four text tokens,
+or visual ones, are as many pivots, and the 8 n tokens are spread over the pivots that there are, the first ones taking one more.
 
     paper       pivots take turns in order of their positions; products are rounded down with a tolerance for rounding errors.
     reference   in the order of the authors' code: that in which CPython walks a set of the pivots' positions, which mixes visual and text
@@ -113,15 +113,15 @@ def shares(total: int, pivots: int) -> list[int]:
 
 
 def most_different(similarities: torch.Tensor, pivots: Rows[int], counts: Rows[int]) -> list[int]:
-    """Visual tokens that pivots take one after the other: row n of (pivots, visual) ``similarities`` takes the ``counts[n]`` lowest that are
-    left; ties go to the lower index. ``pivots``: visual tokens that cannot be taken."""
+    """Visual tokens that pivots take one after the other: row n of (pivots, visual) ``similarities`` takes the ``counts[n]`` lowest that
+    are left; ties go to the lower index. ``pivots``: visual tokens that cannot be taken."""
     left = torch.ones(similarities.shape[1], dtype=torch.bool)
     left[list(pivots)] = False
     out: list[int] = []
     for row, count in zip(similarities, counts, strict=True):
-        nearest_last = top(-row, count, left)
-        left[nearest_last] = False
-        out += nearest_last.tolist()
+        lowest = top(-row, count, left)
+        left[lowest] = False
+        out += lowest.tolist()
     return out
 
 

@@ -35,7 +35,8 @@ def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, name: str | 
     if first.pruner is None or first.policy is not None:
         raise UserError(f"method/pruner={first.name} drops nothing in front of the LLM; use one of those that do, e.g. hero")
     if second.policy is None or second.pruner is not None:
-        raise UserError(f"method/policy={second.name} does nothing inside the LLM; use blink, blink_interp, fastv, sparsevlm, pyramiddrop or dart")
+        known = "blink, blink_interp, fastv, sparsevlm, pyramiddrop or dart"
+        raise UserError(f"method/policy={second.name} does nothing inside the LLM; use {known}")
     blinks = not second.drops_inside
     if blinks and first.pruner.merges:
         raise UserError(

@@ -9,9 +9,9 @@ front of layers 8, 16 and 24 of 32, only a half, a quarter and an eighth of the 
     layers 24 .. 31    system | V / 8           | text          on average 0.47 V a layer
 
 Which ones is asked anew at each stage, of the layer that comes: its input norm, query and key projections and RoPE are applied to the
-states that reach it, and the last prompt token's attention (one row: softmax over all keys, mean over heads) ranks the visual tokens that
-are left. int(share * V) of them stay, in their old order, V being those of the prompt. Positions are renumbered without gaps, so a generated
-token's position is another one in the layers of each stage. No attention matrix is made, whatever the kernel.
+states that reach it, and the last prompt token's attention (one row: softmax over all keys, mean over heads) ranks the visual tokens
+that are left. int(share * V) of them stay, in their old order, V being those of the prompt. Positions are renumbered without gaps, so a
+generated token's position is another one in the layers of each stage. No attention matrix is made, whatever the kernel.
 
 Any other budget needs another schedule, for which the paper has no rule (published numbers at one budget differ by up to 5 points). Ours is
 ``pyramid``: one factor pulls the layers to the front and makes the shares smaller. LLaVA-NeXT's thumbnail, tiles and newlines are one range
@@ -86,27 +86,23 @@ def layer_average(shares: Rows[float], layers: Rows[int], depth: int) -> float:
 
 
 def scaled_ratios(share: float, ratios: Rows[float], layers: Rows[int], depth: int) -> tuple[float, ...]:
-    """``ratios`` times one factor, so that the layer average is ``share``. Where one would be more than everything, it is everything and
-    the others are scaled for the rest."""
+    """``ratios`` times one factor, so that the layer average is ``share``, which is more than the layers in front of the first stage make.
+    Where one would be more than everything, it is everything and the others are scaled for the rest."""
     for full in range(len(ratios)):
         fixed, others = [1.0] * full, [0.0] * (len(ratios) - full)
         base = layer_average([*fixed, *others], layers, depth)
         factor = (share - base) / (layer_average([*fixed, *ratios[full:]], layers, depth) - base)
         if factor * ratios[full] <= 1:
             break
-    if factor <= 0:
-        raise UserError(
-            f"a budget of {share:.4g} of the visual tokens a layer cannot be met: the {layers[0]} full layers alone make {base:.4g}; use more"
-        )
     return tuple(min(1.0, ratio) for ratio in (*fixed, *(factor * ratio for ratio in ratios[full:])))
 
 
 def pyramid(share: float, depth: int, relative: bool = True) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """(first layer of each stage, share of the visual tokens in it) whose layer average is ``share``.
 
-    The published schedule where it has that average (0.46875). Below it one factor t scales both its layers and its ratios: (t 8, t 16, t 24)
-    and (t / 2, t / 4, t / 8). Layers are rounded, each stage at least one layer long; then the ratios are scaled together so that the average
-    is met. Above it the layers stay and the ratios grow.
+    The published schedule where it has that average (0.46875). Below it one factor t scales both its layers and its ratios: (t 8, t 16,
+    t 24) and (t / 2, t / 4, t / 8). Layers are rounded, each stage at least one layer long; then the ratios are scaled together so that the
+    average is met. Above it the layers stay and the ratios grow.
     """
     layers = stages(LAYERS, depth, relative)
     if share < layer_average(RATIOS, layers, depth):
@@ -124,7 +120,9 @@ def stages(layers: Rows[int], depth: int, relative: bool = True) -> tuple[int, .
     """The first layer of each stage, ``layers`` being written for an LLM of 32 layers (``relative``) or for this one."""
     scaled = tuple(round(layer * depth / 32) if relative else layer for layer in layers)
     if list(scaled) != sorted(set(scaled)):
-        raise UserError(f"layers={list(layers)} fall together or do not ascend in the backbone's {depth} layers, {list(scaled)}; spread them")
+        raise UserError(
+            f"layers={list(layers)} do not ascend one by one in the backbone's {depth} layers, {list(scaled)}; spread them or sort them"
+        )
     if not 1 <= scaled[0] <= scaled[-1] < depth:
         raise UserError(f"layers={list(layers)} are stages from layers {list(scaled)} of a backbone of {depth}; use 1 to {depth - 1}")
     return scaled
@@ -143,9 +141,9 @@ def configure(
 ) -> Method:
     """PyramidDrop on ``backbone``.
 
-    ``retention_ratio``, ``tokens``: the layer average to meet; ``layers``: first layer of each stage, instead of those that the budget gives;
-    ``ratios`` or ``schedule``: share or number of the visual tokens in each stage, instead of a budget; ``relative``: layers are written
-    for an LLM of 32 layers and scaled to the backbone's depth.
+    ``retention_ratio``, ``tokens``: the layer average to meet; ``layers``: first layer of each stage, instead of those that the budget
+    gives; ``ratios`` or ``schedule``: share or number of the visual tokens in each stage, instead of a budget; ``relative``: layers are
+    written for an LLM of 32 layers and scaled to the backbone's depth.
     """
     depth, given = backbone.depth, {"ratios": ratios, "schedule": schedule, "tokens": tokens}
     several = [f"{name}={value}" for name, value in given.items() if value is not None]
@@ -158,13 +156,16 @@ def configure(
         else:
             chosen = stages(layers, depth, relative)
             shares = scaled_ratios(share, [0.5 ** (n + 1) for n in range(len(chosen))], chosen, depth)
+        budget, unit = (f"retention_ratio={retention_ratio}", 1.0) if tokens is None else (f"tokens={tokens}", tokens / share)
+        if share <= chosen[0] / depth:
+            least = chosen[0] / depth * unit
+            raise UserError(f"{budget} cannot be met: the layers before the first stage ({chosen[0]}) make {least:.4g}; use more than that")
         dropping = [(layer - 1, ratio) for layer, ratio in zip(chosen, shares, strict=True) if ratio < 1]
         policy = PyramidDropPolicy(tuple(layer for layer, _ in dropping), tuple(ratio for _, ratio in dropping), None, mode)
     else:
         chosen = stages(LAYERS if layers is None else layers, depth, relative)
-        name, counts = ("ratios", ratios) if schedule is None else ("schedule", schedule)
-        assert counts is not None
-        if len(counts) != len(chosen):
-            raise UserError(f"{name}={list(counts)} needs one number for each of the stages from layers {list(chosen)}")
-        policy = PyramidDropPolicy(tuple(layer - 1 for layer in chosen), mode=mode, **{"ratios": None, name: tuple(counts)})
+        if len(ratios or schedule or ()) != len(chosen):
+            raise UserError(f"{several[0]} needs one number for each of the stages from layers {list(chosen)}")
+        behind, counts = tuple(layer - 1 for layer in chosen), None if schedule is None else tuple(schedule)
+        policy = PyramidDropPolicy(behind, None if ratios is None else tuple(ratios), counts, mode)
     return Method(policy, name="pyramiddrop")
