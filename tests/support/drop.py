@@ -151,8 +151,9 @@ def dart_by_hand(model, batch, policy: DARTPolicy) -> torch.Tensor:
         cos, sin = llm.rotary_emb(inputs, position_ids=positions[None])
         keys = apply_rotary_pos_emb(keys.transpose(0, 1)[None], keys.transpose(0, 1)[None], cos, sin)[1][0]
         norms = [float(keys[:, j].abs().sum()) for j in positions.tolist()]
-        falling = lambda tokens, k: sorted(tokens, key=lambda j: (-norms[j], j))[:k]  # noqa: E731
-        pivots, guides = falling(visual, policy.visual_pivots), falling(text, policy.text_pivots)
+        falling = sorted(positions.tolist(), key=lambda j, norms=norms: (-norms[j], j))
+        pivots = [j for j in falling if j in visual][: policy.visual_pivots]
+        guides = [j for j in falling if j in text][: policy.text_pivots]
         order = sorted(pivots + guides) if policy.mode == "paper" else list(set(pivots + guides))
         outputs = llm.norm(states)[0]
         kept, pool = set(pivots), [j for j in visual if j not in pivots]
@@ -160,7 +161,7 @@ def dart_by_hand(model, batch, policy: DARTPolicy) -> torch.Tensor:
         total *= min(int(len(visual) * policy.retention_ratio / total), (len(visual) - policy.visual_pivots) // total)
         for n, pivot in enumerate(order):
             likeness = {j: float(F.cosine_similarity(outputs[pivot], outputs[j], dim=0)) for j in pool}
-            taken = sorted(pool, key=lambda j: (likeness[j], j))[: total // len(order) + (n < total % len(order))]
+            taken = sorted(pool, key=likeness.__getitem__)[: total // len(order) + (n < total % len(order))]
             kept, pool = kept | set(taken), [j for j in pool if j not in taken]
         stay = [j for j in positions.tolist() if j in kept or j not in visual]
         states, positions = states[:, stay], positions[stay]

@@ -213,6 +213,11 @@ OF_METHODS: dict[str, set[str]] = {
     "iqr_factor": {"float"},
     "densify": NOTHING,
     "full_layers": NOTHING,
+    "truncation": OR_NULL,
+    "visual_pivots": NOTHING,
+    "text_pivots": NOTHING,
+    "tokens": OR_NULL,
+    "ratios": OR_NULL,
     "schedule": {"null", "list"},
     "layers": {"list"},
     "metric": NOTHING,
@@ -240,6 +245,6 @@ def meant(word: str, key: str) -> set[str] | None:
         if name == "retention_ratio" and "sparsevlm" in word:
             return {"float", "null"}
         if name == "layers" and "sparsevlm" not in word:
-            return None
+            return {"null", "list"} if "pyramiddrop" in word else None
         return OF_METHODS[name]
     return None
