@@ -159,8 +159,8 @@ class TokenPolicy(ABC):
 
 @dataclass(frozen=True)
 class Record:
-    """One decision: its scan, the decision, and the number of visual tokens behind it (Blink: in this layer; FastV and SparseVLM, which
-    decide behind a layer: in the next one). ``row``: of the batch."""
+    """One decision: its scan, the decision, and the number of visual tokens behind it (Blink: in this layer; a TokenPolicy, which
+    decides behind a layer: in the next one). ``row``: of the batch."""
 
     row: int
     scan: Scan

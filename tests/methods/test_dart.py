@@ -58,7 +58,7 @@ def test_pivots_have_the_largest_keys():
 
 def test_each_pivot_takes_what_resembles_it_least_of_what_is_left():
     likeness = torch.tensor([[1.0, 0.1, 0.9, 0.2, -0.5, 0.1], [0.3, 1.0, 0.2, 0.2, -0.9, 0.4]])
-    # 0 and 1 are pivots. The first takes 4 (-0.5) and 5 (0.1, as token 1, which is a pivot). 4 is gone for the second, for which 2 and 3 tie.
+    # 0 and 1 are pivots. The first takes 4 (-0.5) and 5 (0.1, as 1, which is a pivot). 4 is gone for the second, for which 2 and 3 tie.
     assert most_different(likeness, [0, 1], [2, 1]) == [4, 5, 2]
     assert most_different(likeness, [0, 1], [0, 4]) == [2, 3, 4, 5]
 
