@@ -2,7 +2,8 @@
 
 - a ViewPruner (``blink_exp.core.pruner``) chooses the visual tokens that enter the LLM;
 - a LayerPolicy takes a decision from a scan of one layer: before the layer, for each image, or, as a TokenPolicy, behind it, for each
-  row. Decisions do not touch hidden states, so they can be tested by hand, recorded, replayed and compared;
+  row. It declares what the scan reads. Decisions do not touch hidden states, so they can be tested by hand, recorded, replayed and
+  compared;
 - a RegionChooser (``blink_exp.core.second_view``) chooses a part of the image that is shown as a second one.
 """
 
@@ -11,8 +12,8 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -23,6 +24,28 @@ from blink_exp.core.second_view import RegionChooser
 from blink_exp.core.sequence import Decision, Retain
 from blink_exp.core.views import TileGrid
 
+# What is read behind a layer, for a TokenPolicy:
+# - attention: the attention that the layer paid to each visual token, from the policy's raters (its softmax over all keys, mean over heads)
+# - next_attention: the same of the next layer, if nothing were dropped: this layer's output through that layer's norm, q and k
+#   projections and RoPE at the current positions
+# - keys: the layer's keys and the likeness of its outputs; no attention
+TokenReading = Literal["attention", "next_attention", "keys"]
+
+
+@dataclass(frozen=True)
+class KeyScan:
+    """Keys of a layer and the likeness of its outputs. Tokens are counted through the remaining visual tokens of all images, then the text
+    behind the last image.
+
+    ``norms``: the L1 norm of each token's key behind RoPE, its heads concatenated; ``places``: each token's index in the row's sequence;
+    ``similarities``: maps (n,) tokens to (n, visual) cosine similarities with the visual tokens, of the layer's output behind the LLM's
+    final norm.
+    """
+
+    norms: tuple[float, ...]
+    places: tuple[int, ...]
+    similarities: Callable[[torch.Tensor], torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -31,8 +54,9 @@ class Scan:
     ``rho`` and ``region`` are None where the policy has no scorer; ``expanded``: whether there is an expanded segment;
     ``sample``: an id that does not depend on batch size or order; ``image``: index of the image within the prompt.
 
-    For a TokenPolicy, over all images of a row: ``visual``: visual tokens of the prompt; ``token_scores``: attention on each remaining one;
-    ``distances``: maps (n,) indices of remaining tokens to their (n, n) pairwise L2 distances at the layer's output over sqrt(hidden).
+    For a TokenPolicy, over all images of a row: ``visual``: visual tokens of the prompt; ``image_tokens``: remaining ones of each image;
+    ``token_scores``: attention on each remaining one, where its ``reads`` is an attention; ``keys``: where it is ``keys``; ``distances``:
+    maps (n,) indices of remaining tokens to their (n, n) pairwise L2 distances at the layer's output over sqrt(hidden).
     """
 
     layer: int
@@ -43,8 +67,14 @@ class Scan:
     region: int | None = None
     patch_scores: tuple[float, ...] = ()
     visual: int = 0
+    image_tokens: tuple[int, ...] = ()
     token_scores: tuple[float, ...] = ()
     distances: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, compare=False, repr=False)
+    keys: KeyScan | None = field(default=None, compare=False, repr=False)
+
+    def recorded(self) -> Scan:
+        """Without the functions, which keep states of the layer alive."""
+        return replace(self, distances=None, keys=None)
 
 
 class LayerPolicy(Protocol):
@@ -93,23 +123,24 @@ class LayerPolicy(Protocol):
 
 
 class TokenPolicy(ABC):
-    """A LayerPolicy without patches: behind each of its ``layers`` it decides which visual tokens of a row remain, from the attention that
-    this layer paid to them. Works for any number of visual tokens, so also for LLaVA-NeXT."""
+    """A LayerPolicy without patches: behind each of its ``layers`` it decides which visual tokens of a row remain, from what it ``reads``
+    there. Works for any number of visual tokens, so also for LLaVA-NeXT."""
 
     p = 1
     scorer: Scorer | None = None
     scan_expanded = interpolate = False
     drops = True
+    reads: TokenReading = "attention"
     inherit_positions = False  # True: tokens keep their position numbers, with gaps; False: renumbered without gaps
 
     @property
     @abstractmethod
     def layers(self) -> tuple[int, ...]: ...
 
-    @abstractmethod
     def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """(text,) bool: the tokens whose attention is read, chosen once from the LLM's input embeddings of a row: ``visual``
-        (visual, hidden) and ``text`` (text, hidden), the prompt behind the last image."""
+        (visual, hidden) and ``text`` (text, hidden), the prompt behind the last image. By default its last token."""
+        return torch.arange(len(text), device=text.device) == len(text) - 1
 
     @abstractmethod
     def decide(self, layer: int, scan: Scan) -> Retain: ...
@@ -129,8 +160,8 @@ class TokenPolicy(ABC):
 
 @dataclass(frozen=True)
 class Record:
-    """One decision: its scan, the decision, and the number of visual tokens behind it (Blink: in this layer; FastV and SparseVLM, which
-    decide behind a layer: in the next one). ``row``: of the batch."""
+    """One decision: its scan, the decision, and the number of visual tokens behind it (Blink: in this layer; a TokenPolicy, which
+    decides behind a layer: in the next one). ``row``: of the batch."""
 
     row: int
     scan: Scan

@@ -46,7 +46,7 @@ class Expand:
 
 @dataclass(frozen=True)
 class Retain:
-    """Keep some of a row's visual tokens (FastV, SparseVLM); other tokens of the prompt are not affected.
+    """Keep some of a row's visual tokens (policies that drop inside the LLM); other tokens of the prompt are not affected.
 
     ``indices``: the remaining visual tokens that are kept, ascending, counted over all images of the row. ``clusters``: groups of visual
     tokens, counted alike, whose means are inserted behind the last kept visual token, in this order.

@@ -97,8 +97,8 @@ def replay(decisions: Rows[Record], visual: torch.Tensor, depth: int) -> list[tu
     """(visual tokens, parts of the expanded segment) of each of the first ``depth`` layers, in order.
 
     ``decisions``: of one row with one image; ``visual``: (tokens,) an id of each visual token that enters (its source, or its cell of the
-    base view); a merged token has EXTRA. Blink decides before a layer, FastV and
-    SparseVLM behind it.
+    base view); a merged token has EXTRA. Blink decides before a layer, a TokenPolicy
+    behind it.
     """
     by_layer = {d.scan.layer: d for d in decisions}
     state: State[int, Origin] = State.of(visual.tolist())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from blink_exp.decoder.branches import Branch, Step, Text, steps_of_rows, text_positions
+from blink_exp.decoder.branches import Branch, LayerPass, Step, Text, steps_of_rows, text_positions
 from blink_exp.decoder.layers import LastRun, LastRuns, SegmentRun, fronts_of, segment_runs
 from blink_exp.decoder.segments import Front, Segment, shared_kv, starts
 from blink_exp.decoder.shared_attention import SharedKVCache
@@ -60,7 +60,8 @@ class BranchBatch:
         keys, values = self._split(i, run, joined, read=decoder.ran is None or bool(dropping))
         self.steps.append(Step(fronts, keys, values, self.parent))
         self.parent = None
-        forked = decoder.drop(i, self.branches, Text(inputs, self.text.valid), keys, dropping) if dropping else None
+        ran = LayerPass(i, Text(inputs, self.text.valid), self.text, keys)
+        forked = decoder.drop(self.branches, ran, dropping) if dropping else None
         if decoder.ran is not None:
             decoder.ran(i, fronts, run.cache, self.text.valid)
             self.steps.clear()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Decision, Expand, State, transition
 from blink_exp.decoder.branch_batch import BranchBatch
 from blink_exp.decoder.branch_scans import BranchScanner
-from blink_exp.decoder.branches import Branch, FinalBranches, QuestionInputs, Step, Text, read_layers, unstored_segments
+from blink_exp.decoder.branches import Branch, FinalBranches, LayerPass, QuestionInputs, Step, Text, read_layers, unstored_segments
 from blink_exp.decoder.closeups import expand_closeups
 from blink_exp.decoder.layers import run_layers
 from blink_exp.decoder.segments import ExpansionKey, Front, Segment, expand, length, retain, starts
@@ -143,13 +142,12 @@ class BranchDecoder:
             self.records[branches[r].question, p].append(Record(branches[r].question, image_scan, decision, tokens))
         return self._forked(branches, fronts, text.states.device)
 
-    def drop(
-        self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
-    ) -> tuple[list[Branch], torch.Tensor | None]:
-        """Takes the decisions behind layer i, whose input is ``text`` and whose keys of the text are ``keys``; returns as ``decide``."""
+    def drop(self, branches: list[Branch], ran: LayerPass, deciding: list[tuple[int, int]]) -> tuple[list[Branch], torch.Tensor | None]:
+        """Takes the decisions behind a layer; returns as ``decide``."""
+        i = ran.layer
         retained: dict[tuple[Any, ...], Front] = {}
         fronts: dict[tuple[int, int], tuple[Front, tuple[Front, ...]]] = {}
-        for (r, p), row_scan in self.scanner.tokens(i, branches, text, keys, deciding).items():
+        for (r, p), row_scan in self.scanner.tokens(branches, ran, deciding).items():
             policy: Any = self.methods[p].policy
             decision = policy.decide(i, row_scan)
             blocks = branches[r].blocks
@@ -158,9 +156,8 @@ class BranchDecoder:
                 retained[key] = retain(blocks, decision, i + 1, policy.inherit_positions)
             fronts[r, p] = retained[key], branches[r].expanded
             tokens = sum(block.visual for block in retained[key])
-            row_scan = replace(row_scan, distances=None)  # a record must not keep the states alive
-            self.records[branches[r].question, p].append(Record(branches[r].question, row_scan, decision, tokens))
-        return self._forked(branches, fronts, text.states.device)
+            self.records[branches[r].question, p].append(Record(branches[r].question, row_scan.recorded(), decision, tokens))
+        return self._forked(branches, fronts, ran.keys.device)
 
     def _forked(
         self, branches: list[Branch], fronts: dict[tuple[int, int], tuple[Front, tuple[Front, ...]]], device: torch.device

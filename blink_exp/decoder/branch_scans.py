@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from typing import Any
 
 import torch
 
 from blink_exp.core.base_view import BaseViewMap
-from blink_exp.core.method import Method, Scan
+from blink_exp.core.method import Method, Scan, TokenReading
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.decoder import scan
-from blink_exp.decoder.branches import Branch, QuestionInputs, Text, text_positions
+from blink_exp.decoder.branches import Branch, LayerPass, QuestionInputs, Text, text_positions
 
 Maps = tuple[BaseViewMap | None, ...]
 
@@ -62,38 +63,73 @@ class BranchScanner:
         return {pair: out[pair] for pair in deciding}
 
     @torch.no_grad()
-    def tokens(
-        self, i: int, branches: list[Branch], text: Text, keys: torch.Tensor, deciding: list[tuple[int, int]]
+    def tokens(self, branches: list[Branch], ran: LayerPass, deciding: list[tuple[int, int]]) -> dict[tuple[int, int], Scan]:
+        """{(row, point): scan} behind a layer, by what the policy of each point reads."""
+        readers: dict[TokenReading, Callable[..., dict[tuple[int, int], Scan]]] = {
+            "attention": self._attention,
+            "next_attention": self._next_attention,
+            "keys": self._keys,
+        }
+        by_reading: dict[TokenReading, list[tuple[int, int]]] = {}
+        for r, p in deciding:
+            policy: Any = self.methods[p].policy
+            by_reading.setdefault(policy.reads, []).append((r, p))
+        out: dict[tuple[int, int], Scan] = {}
+        for reading, pairs in by_reading.items():
+            out |= readers[reading](branches, ran, pairs)
+        return {pair: out[pair] for pair in deciding}
+
+    def _attention(self, branches: list[Branch], ran: LayerPass, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], Scan]:
+        """By the queries and keys of the layer itself."""
+        return self._rated(branches, ran.layer, ran, ran.before, ran.keys, pairs)
+
+    def _next_attention(self, branches: list[Branch], ran: LayerPass, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], Scan]:
+        """By the queries and keys that the next layer makes of this one's output."""
+        return self._rated(branches, ran.layer + 1, ran, ran.behind, None, pairs)
+
+    def _rated(
+        self, branches: list[Branch], i: int, ran: LayerPass, text: Text, keys: torch.Tensor | None, pairs: list[tuple[int, int]]
     ) -> dict[tuple[int, int], Scan]:
-        """{(row, point): scan} behind layer i; points with the same raters share one."""
+        """Scans with the attention of layer i, whose input is ``text``; points with the same raters share one. ``keys``: of the texts;
+        None: computed."""
         groups: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
         raters_of: dict[tuple[int, bytes], torch.Tensor] = {}
-        for r, p in deciding:
+        for r, p in pairs:
             raters = self._chosen_raters(branches[r].question, p, text.length - self.generated)
             group = (r, raters.cpu().numpy().tobytes())
             raters_of[group] = raters
             groups.setdefault(group, []).append((r, p))
         rows = [r for r, _ in groups]
         batch = self._batch(i, text, branches, rows, [()] * len(rows))
-        index = torch.tensor(rows, device=keys.device)
-        text_keys = keys[index][:, :, : batch.states.shape[1]]
-        raters = torch.stack([raters_of[group] for group in groups])
-        scores = scan.scan_tokens(batch, text_keys, raters)
+        if keys is not None:
+            keys = keys[torch.tensor(rows, device=keys.device)][:, :, : batch.states.shape[1]]
+        scores = scan.scan_tokens(batch, keys, torch.stack(list(raters_of.values())))
         out: dict[tuple[int, int], Scan] = {}
-        for (r, _), pairs, row_scores in zip(groups, groups.values(), scores, strict=True):
-            question = self.questions[branches[r].question]
-            visual = torch.cat([block.visual_at(i + 1) for block in branches[r].blocks])
-            row_scan = Scan(
-                i,
-                question.sample,
-                0,
-                False,
-                visual=sum(block.visual for block in question.blocks),
-                token_scores=row_scores,
-                distances=functools.partial(scan.distances, visual),
-            )
-            out |= dict.fromkeys(pairs, row_scan)
-        return {pair: out[pair] for pair in deciding}
+        for (r, _), same, row_scores in zip(groups, groups.values(), scores, strict=True):
+            out |= dict.fromkeys(same, self._row_scan(branches[r], ran.layer, token_scores=row_scores))
+        return out
+
+    def _keys(self, branches: list[Branch], ran: LayerPass, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], Scan]:
+        out: dict[tuple[int, int], Scan] = {}
+        for r in dict.fromkeys(r for r, _ in pairs):
+            branch, end = branches[r], ran.behind.length - self.generated
+            prompt = ran.behind.valid[r, :end]
+            row = scan.ScanRow(branch.blocks, branch.expanded, ())
+            key_scan = scan.scan_keys(self.llm, ran.layer, row, ran.behind.states[r, :end][prompt], ran.keys[r, :, :end][:, prompt])
+            out |= dict.fromkeys([pair for pair in pairs if pair[0] == r], self._row_scan(branch, ran.layer, keys=key_scan))
+        return out
+
+    def _row_scan(self, branch: Branch, i: int, **fields: Any) -> Scan:
+        """The scan of a row behind layer i, with ``fields`` of what was read."""
+        question = self.questions[branch.question]
+        visual = torch.cat([block.visual_at(i + 1) for block in branch.blocks])
+        return Scan(
+            *(i, question.sample, 0, False),
+            visual=sum(block.visual for block in question.blocks),
+            image_tokens=tuple(block.visual for block in branch.blocks),
+            distances=functools.partial(scan.distances, visual),
+            **fields,
+        )
 
     def _chosen_raters(self, q: int, p: int, prompt: int) -> torch.Tensor:
         """(prompt,) bool over the left-padded text: the tokens whose attention a point's policy reads."""

@@ -95,6 +95,17 @@ class Text:
         return (causal & self.valid[:, None]) | torch.eye(self.length, dtype=torch.bool, device=self.valid.device)
 
 
+@dataclass(frozen=True)
+class LayerPass:
+    """A layer that the texts have just run through. ``before``, ``behind``: the texts at its input and output; ``keys``: (branches,
+    kv_heads, text, head_dim) of the texts in it."""
+
+    layer: int
+    before: Text
+    behind: Text
+    keys: torch.Tensor
+
+
 @dataclass
 class Step:
     """What decoding needs of one layer, for the branches that ran through it. ``keys``, ``values``: (branches, kv_heads, text,

@@ -1,12 +1,14 @@
 """Scans: the attention scores that a policy decides by.
 
 Before a layer, patch by patch (Blink): the attention of the last prompt token that the layer is about to compute, from the states at
-its input. Behind a layer, token by token (FastV, SparseVLM): the attention of chosen text tokens. Either way only the
-required queries are computed, never an attention matrix, and shared keys are not copied.
+its input. Behind a layer, token by token: the attention of chosen text tokens that it has paid (FastV, SparseVLM) or that the next
+layer is about to pay (PyramidDrop), or no attention, but keys and outputs (DART). Only the required queries are computed, never an
+attention matrix, and shared keys are not copied.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
@@ -14,10 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
 from blink_exp.core.base_view import BaseViewMap
+from blink_exp.core.method import KeyScan
 from blink_exp.core.saliency import PatchGrid, Scorer, ScorerInputs, products
 from blink_exp.decoder.segments import Front, Segment, length, shared_kv, starts
 from blink_exp.decoder.shared_attention import stacked
@@ -40,6 +44,12 @@ class ScanRow:
         return (
             sum(b.tokens + length(parts) for b, parts in zip(self.blocks[:image], self.expanded, strict=False)) + self.blocks[image].tokens
         )
+
+    @property
+    def visual_places(self) -> list[int]:
+        """Places in the row's sequence of all visual tokens."""
+        ends = [self.visual_end(k) for k in range(len(self.blocks))]
+        return [place for end, block in zip(ends, self.blocks, strict=True) for place in range(end - block.visual, end)]
 
 
 @dataclass(frozen=True)
@@ -140,10 +150,11 @@ def row_patches(
     return sums
 
 
-def scan_tokens(batch: ScanBatch, keys: torch.Tensor, raters: torch.Tensor) -> list[tuple[float, ...]]:
-    """The attention behind the layer from the raters to each visual token that is left, mean over heads and raters.
+def scan_tokens(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tensor) -> list[tuple[float, ...]]:
+    """The attention in the layer from the raters to each visual token that is left, mean over heads and raters.
 
-    ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in the layer; ``raters``: (rows, tokens) bool.
+    ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in the layer; None: it has not run, they are computed. ``raters``: (rows,
+    tokens) bool.
     """
     queries = raters.any(0).nonzero()[:, 0]
     inputs, ahead = scorer_inputs(batch, queries, keys)
@@ -152,10 +163,23 @@ def scan_tokens(batch: ScanBatch, keys: torch.Tensor, raters: torch.Tensor) -> l
     out = []
     for b, row in enumerate(batch.rows):
         first = ahead - length(row.front)
-        ends = [first + row.visual_end(k) for k in range(len(row.blocks))]
-        columns = [c for end, block in zip(ends, row.blocks, strict=True) for c in range(end - block.visual, end)]
-        out.append(tuple(scores[b, columns].tolist()))
+        out.append(tuple(scores[b, [first + place for place in row.visual_places]].tolist()))
     return out
+
+
+def scan_keys(llm: Any, i: int, row: ScanRow, states: torch.Tensor, keys: torch.Tensor) -> KeyScan:
+    """Keys of layer i, which has just run, and the likeness of its outputs. ``states``, ``keys``: (text, hidden) and (kv_heads, text,
+    head_dim) of the row's prompt text."""
+    visual_keys = [block.keys[i][:, block.tokens - block.visual :] for block in row.blocks]
+    norms = torch.cat([*visual_keys, keys], dim=1).float().abs().sum((0, 2))
+    ahead = length(row.front)
+    outputs = torch.cat([*(block.visual_at(i + 1) for block in row.blocks), states])
+    visual = sum(block.visual for block in row.blocks)
+    return KeyScan(
+        tuple(norms.tolist()),
+        (*row.visual_places, *range(ahead, ahead + len(states))),
+        functools.partial(similarities, llm.norm, outputs, visual),
+    )
 
 
 def scorer_inputs(
@@ -256,6 +280,14 @@ def distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     x = states[indices.to(states.device)].float()
     result = pairwise_distances(x) if x.device.type == "cpu" else torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     return result.cpu() / math.sqrt(x.shape[1])
+
+
+def similarities(norm: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, visual: int, tokens: torch.Tensor) -> torch.Tensor:
+    """(n, visual) float32 cosine similarities of ``tokens`` with the first ``visual`` rows of (tokens, hidden) ``states`` behind ``norm``,
+    on the CPU. Without a matrix product, whose tiles may give equal rows unequal results."""
+    features = norm(states).float()
+    rows = [F.cosine_similarity(features[token], features[:visual], dim=-1) for token in tokens.tolist()]
+    return torch.stack(rows).cpu()
 
 
 def pairwise_distances(x: torch.Tensor) -> torch.Tensor:

@@ -180,7 +180,7 @@ def enlarge(patch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -> Front:
-    """The blocks that remain after a decision before ``layer`` to drop and merge visual tokens (FastV, SparseVLM). A merged token is the
+    """The blocks that remain after a decision before ``layer`` to drop and merge visual tokens. A merged token is the
     mean of its members. ``inherit``: tokens keep their position numbers and dropped ones leave gaps."""
     assert not (inherit and decision.clusters), "a merged token has no position to inherit"
     ends = list(itertools.accumulate((block.visual for block in blocks), initial=0))

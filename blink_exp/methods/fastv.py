@@ -63,10 +63,6 @@ class FastVPolicy(TokenPolicy):
     def layers(self) -> tuple[int, ...]:
         return () if self.retention_ratio == 1 else (self.full_layers - 1,)
 
-    def raters(self, visual: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """The last prompt token."""
-        return torch.arange(len(text), device=text.device) == len(text) - 1
-
     def budget(self, visual: int) -> int:
         """How many of ``visual`` tokens are kept."""
         share = visual * self.retention_ratio

@@ -2,7 +2,8 @@
 
 The pruner decides which visual tokens enter; the policy works on the remaining ones:
 
-- FastV and SparseVLM drop further tokens. Their ratios and layer averages count from what entered, so the two shares multiply.
+- FastV, SparseVLM, PyramidDrop and DART drop further tokens. Their ratios and layer averages count from what entered, so the two shares
+  multiply.
 - Blink scans the tokens of the base view that are left, patch by patch, and expands the most salient patch. Cells of it that were dropped
   take the mean of the nearest tokens that were kept, or, with ``fill="recall"``, the dropped embeddings, which are kept for that.
 
@@ -37,7 +38,8 @@ def configure(backbone: Backbone, *, pruner: Maker, policy: Maker, fill: str, na
     if first.pruner is None or first.policy is not None:
         raise UserError(f"method/pruner={first.name} drops nothing in front of the LLM; use one of those that do, e.g. hero")
     if second.policy is None or second.pruner is not None:
-        raise UserError(f"method/policy={second.name} does nothing inside the LLM; use blink, blink_interp, fastv or sparsevlm")
+        known = "blink, blink_interp, fastv, sparsevlm, pyramiddrop or dart"
+        raise UserError(f"method/policy={second.name} does nothing inside the LLM; use {known}")
     blinks = not second.drops_inside
     if blinks and first.pruner.merges:
         raise UserError(

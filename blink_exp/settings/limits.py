@@ -177,9 +177,17 @@ def number(
     return _field(Between(low, high, above, below, most=most), default)
 
 
+RATIO = Between(0, 1, above=True, least=1 / TOKENS)
+
+
 def ratio(default: Any = MISSING) -> Any:
     """A field for the share of visual tokens to keep; see ``Between``."""
-    return _field(Between(0, 1, above=True, least=1 / TOKENS), default)
+    return _field(RATIO, default)
+
+
+def ratio_list() -> Any:
+    """A field for a list of such shares."""
+    return _field(Each(RATIO), MISSING)
 
 
 def words(*known: str, default: Any = MISSING) -> Any:

@@ -15,8 +15,10 @@ from blink_exp.errors import UserError
 
 SAMPLE = MosaicHR().samples()[0]
 # One of each kind: what it reads, and whether it works before the LLM or in it.
-CASES = [("scale", name) for name in ("none", "blink", "hero", "hired", "prumerge_plus", "visionzip", "sparsevlm", "random", "vispruner")]
-CASES += [("scale_next", name) for name in ("blink_hero", "fastv", "globalcom2", "visionzip", "divprune", "cdpruner")]
+CASES = [
+    ("scale", name) for name in ("none", "blink", "hero", "hired", "prumerge_plus", "visionzip", "sparsevlm", "dart", "random", "vispruner")
+]
+CASES += [("scale_next", name) for name in ("blink_hero", "fastv", "pyramiddrop", "globalcom2", "visionzip", "divprune", "cdpruner")]
 
 
 def test_the_make_believe_device_tells_devices_apart():

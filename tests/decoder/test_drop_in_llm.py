@@ -1,10 +1,10 @@
-"""FastV and SparseVLM in the decoder loop, against layers run one by one with full attention maps."""
+"""FastV, SparseVLM, PyramidDrop and DART in the decoder loop, against layers run one by one with full attention maps."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from support.drop import Depth, fastv_by_hand, sparsevlm_by_hand
+from support.drop import BY_HAND, Depth, fastv_by_hand
 from support.models import IMAGE, PAD, one, prompts, random_llava, random_next
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -14,7 +14,9 @@ from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.methods import fastv
 from blink_exp.methods.blink import BlinkPolicy, blink
+from blink_exp.methods.dart import DARTPolicy
 from blink_exp.methods.fastv import FastVPolicy
+from blink_exp.methods.pyramiddrop import PyramidDropPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy, counts
 
 TEXTS = [[9, 10, 11], [12, 13, 14, 15, 16], [17], [18, 19, 20, 21]]
@@ -25,6 +27,10 @@ METHODS = {
     "sparsevlm": SparseVLMPolicy((0, 1, 2), (20, 12, 6)),
     "sparsevlm, few": SparseVLMPolicy((0, 2), (3, 2)),  # prunes 33 of 36: 10 candidates, 2 clusters
     "sparsevlm, shares": SparseVLMPolicy((1, 2), None, (0.4, 0.1)),
+    "pyramiddrop": PyramidDropPolicy((0, 1, 2)),
+    "pyramiddrop, first image, counts": PyramidDropPolicy((0, 2), None, (20, 5), mode="reference"),
+    "dart": DARTPolicy(2, 0.5),
+    "dart, early, in the authors' order": DARTPolicy(1, 0.3, mode="reference"),
 }
 
 
@@ -41,7 +47,7 @@ def method(name: str) -> Method:
 
 
 def oracle(model, batch, policy) -> torch.Tensor:
-    return (fastv_by_hand if isinstance(policy, FastVPolicy) else sparsevlm_by_hand)(model, batch, policy)
+    return BY_HAND[type(policy)](model, batch, policy)
 
 
 @torch.no_grad()
@@ -82,7 +88,7 @@ def next_prompts(model, sizes: list[list[tuple[int, int]]], texts: list[list[int
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["fastv", "sparsevlm", "sparsevlm, shares"])
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm", "sparsevlm, shares", "pyramiddrop", "dart"])
 def test_llava_next_with_images_of_different_sizes(name):
     """A batch equals single runs, those equal the oracle, and generation is the same with and without a cache."""
     model = random_next(side=4)
@@ -231,6 +237,40 @@ def test_sparsevlm_caches_positions_and_records(model):
 
 
 @torch.no_grad()
+def test_pyramiddrop_caches_positions_and_records(model):
+    """Positions are renumbered at each stage, so a generated token's shrinks by what was dropped in front of its layer."""
+    placed = []
+    rotary = model.model.language_model.rotary_emb
+    hook = rotary.register_forward_hook(lambda m, args, kwargs, out: placed.append(kwargs["position_ids"]), with_kwargs=True)
+    batch = prompts(model, [[9, 10, 11]])
+    n = batch["input_ids"].shape[1]
+    with attach(model, Method(PyramidDropPolicy((0, 1, 2)))) as run:
+        cache = model(**batch, use_cache=True).past_key_values
+        hook.remove()
+        lengths = [n, n - 18, n - 27, n - 32]
+        assert [layer.keys.shape[2] for layer in cache.layers] == lengths
+        assert [layer.next_position.item() for layer in cache.layers] == lengths
+        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+        assert [layer.next_position.item() for layer in cache.layers] == [length + 1 for length in lengths]
+    assert [r.visual_tokens for r in run.records] == [18, 9, 4]
+    assert all(len(r.scan.token_scores) == left for r, left in zip(run.records, (36, 18, 9), strict=True))
+    asked = [length for length in lengths[:3] if any(p.tolist() == [list(range(length - 3, length))] for p in placed)]
+    assert asked == lengths[:3]  # the next layer is asked at the positions that hold before its stage drops
+
+
+@torch.no_grad()
+def test_dart_caches_positions_and_records(model):
+    batch = prompts(model, [[9, 10, 11]])
+    n = batch["input_ids"].shape[1]
+    with attach(model, Method(DARTPolicy(2, 0.5))) as run:
+        cache = model(**batch, use_cache=True).past_key_values
+        assert [layer.keys.shape[2] for layer in cache.layers] == [n, n, n - 16, n - 16]  # 4 + 8 * 2 of 36
+        assert [layer.next_position.item() for layer in cache.layers] == [n] * 4  # an answer goes on behind the full prompt
+    (record,) = run.records
+    assert record.visual_tokens == 20 and record.scan.token_scores == () and record.scan.keys is None
+
+
+@torch.no_grad()
 def test_permuting_heads_changes_no_decision():
     batch = prompts(random_llava(), [[9, 10, 11]])
     decisions = []
@@ -270,10 +310,16 @@ def test_only_the_raters_queries_are_made_and_sdpa_stays_in_use(monkeypatch):
     assert len(shapes) == 4  # once a pruning layer, none for generated tokens
     assert set(shapes[1:]) < set(range(1, 5))  # not all five text tokens, and the same ones in each layer
     assert len(set(shapes[1:])) == 1
+    with attach(model, method("dart")):
+        model.generate(**batch, max_new_tokens=2)
+    assert len(shapes) == 4  # no attention is read
+    with attach(model, method("pyramiddrop")):
+        model.generate(**batch, max_new_tokens=2)
+    assert shapes[4:] == [1, 1, 1]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["fastv", "sparsevlm"])
+@pytest.mark.parametrize("name", ["fastv", "sparsevlm", "pyramiddrop", "dart"])
 def test_leaving_restores_the_model_also_after_an_exception(model, name):
     before = {k: set(m.__dict__) for k, m in model.named_modules()}
     batch = prompts(model, TEXTS)

@@ -189,6 +189,16 @@ def test_any_pruner_goes_with_fastv_and_shares_multiply(scale, pruner):
     assert {step["visual_tokens"] for r in records for step in r["layers"]} == {36}
 
 
+@pytest.mark.parametrize(("policy", "left"), [("pyramiddrop", [36, 18, 9]), ("dart", [36])])
+def test_policies_count_from_what_a_pruner_left(policy, left, scale):
+    own = {"pyramiddrop": "method.policy.ratios=[0.5,0.25,0.125]", "dart": "method.policy.retention_ratio=0.5"}[policy]
+    method = pair(scale, "method=pair", "method/pruner=hero", f"method/policy={policy}", "retention_ratio=0.5", own)
+    records, _ = evaluate(scale, method, MosaicMME(), limit=2)
+    assert method.name == f"hero+{policy}"
+    assert {r["visual_tokens"] for r in records} == {72}
+    assert [[step["visual_tokens"] for step in r["layers"]] for r in records] == [left] * 2  # dart: 4 + 8 * (36 // 8)
+
+
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [

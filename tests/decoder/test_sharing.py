@@ -17,7 +17,9 @@ from blink_exp.decoder.attach import attach
 from blink_exp.decoder.branch_batch import BranchBatch
 from blink_exp.evaluation.answering import answers
 from blink_exp.methods.blink import BlinkPolicy, blink
+from blink_exp.methods.dart import DARTPolicy
 from blink_exp.methods.fastv import FastVPolicy
+from blink_exp.methods.pyramiddrop import PyramidDropPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
 
 # By what could go wrong: which segments a text stands behind, where its tokens are numbered, what a scan reads, who shares with whom.
@@ -45,6 +47,10 @@ def blinks(backbone) -> dict[str, Method]:
         "fastv, few": Method(FastVPolicy(2, 0.1), name="fastv"),
         "sparsevlm": Method(SparseVLMPolicy((2, 6, 15), (60, 30, 12)), name="sparsevlm"),
         "sparsevlm, shares": Method(SparseVLMPolicy((6, 12), None, (0.5, 0.2)), name="sparsevlm"),
+        "pyramiddrop": Method(PyramidDropPolicy(), name="pyramiddrop"),
+        "pyramiddrop, early": Method(PyramidDropPolicy((1, 11), (0.5, 0.2)), name="pyramiddrop"),
+        "dart": Method(DARTPolicy(2, 0.4), name="dart"),
+        "dart, late": Method(DARTPolicy(7, 0.1, mode="reference"), name="dart"),
     }
     return {"none": Method(), "interpolated": blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3)), **found, **dropping}
 

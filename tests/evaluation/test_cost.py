@@ -9,8 +9,11 @@ from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core.method import Method
 from blink_exp.evaluation.cost import layer_flops, measure_cost
 from blink_exp.methods.blink import BlinkPolicy, blink
+from blink_exp.methods.dart import DARTPolicy
+from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.none import none
+from blink_exp.methods.pyramiddrop import PyramidDropPolicy
 from blink_exp.tokensr import modules
 
 
@@ -39,6 +42,9 @@ METHODS = {
     "blink_interp": blink(EXPAND),
     "blink": blink(EXPAND, torch.nn.ModuleDict({"10": modules.conv(64), "12": modules.mlp(64)}).eval()),
     "hero": Method(name="hero", pruner=Hero(0.25, frozenset({6}), frozenset({22}), alpha=1.0)),
+    "fastv": Method(FastVPolicy(2, 0.25)),
+    "pyramiddrop": Method(PyramidDropPolicy()),
+    "dart": Method(DARTPolicy(2, 0.25)),
 }
 
 
@@ -54,6 +60,9 @@ def test_formula_counter_and_cache_agree(scale, name):
     if name.startswith("blink"):
         assert layers[:10] == [144 + text] * 10
         assert max(layers[10:]) == 288 + text
+    elif METHODS[name].drops_inside:
+        assert layers == [visual + text for visual in METHODS[name].policy.layer_tokens(144, 32)]
+        assert cost["prefill_flops_formula"] == sum(prefill_flops(n, scale.width, 160, 1) for n in layers)
     else:
         kept = {"none": 144, "hero": 36}[name]
         assert cost["visual_tokens"] == kept

@@ -59,6 +59,11 @@ def test_a_method_from_its_config(name, scale, stock):
         assert max(entering) < 144
     if name == "fastv":
         assert {step["visual_tokens"] for r in together for step in r["layers"]} == {36}
+    if name == "dart":
+        assert {step["visual_tokens"] for r in together for step in r["layers"]} == {4 + 8 * 4}
+    if name == "pyramiddrop":
+        counts = [[step["visual_tokens"] for step in r["layers"]] for r in together]
+        assert {tuple(row) for row in counts} == {(39, 19, 9)}  # from layers 5, 9 and 14 on, 0.27, 0.14 and 0.07 of 144
     if name == "sparsevlm":
         counts = [[step["visual_tokens"] for step in r["layers"]] for r in together]
         assert all(144 > a > b > c > 0 for a, b, c in counts)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import torch
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from blink_exp.methods.dart import DARTPolicy
 from blink_exp.methods.fastv import FastVPolicy
+from blink_exp.methods.pyramiddrop import PyramidDropPolicy
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
 from support.models import IMAGE
 
@@ -16,6 +21,16 @@ class Depth:
 
     def __init__(self, depth: int):
         self.depth = depth
+
+
+class Gridded(Depth):
+    """And what a budget in tokens reads: LLaVA-1.5's 576 tokens, or LLaVA-NeXT's five views of as many."""
+
+    grid = (24, 24)
+
+    def __init__(self, depth: int = 32, tiled: bool = False):
+        super().__init__(depth)
+        self.model = SimpleNamespace(config=SimpleNamespace(**({"image_grid_pinpoints": []} if tiled else {})))
 
 
 def peaks_by_hand(d: list[list[float]], c: int) -> list[tuple[int, ...]]:
@@ -100,3 +115,62 @@ def sparsevlm_by_hand(model, batch, policy: SparseVLMPolicy) -> torch.Tensor:
         kinds = [kinds[j] for j in stay] + ["v"] * len(new) + kinds[last:]
         states = torch.cat([states[:, stay], new[None], states[:, last:]], dim=1)
     return model.lm_head(llm.norm(states))[0, -1]
+
+
+def pyramiddrop_by_hand(model, batch, policy: PyramidDropPolicy) -> torch.Tensor:
+    """The next layer is run on the undropped sequence for its whole attention map, and again on what is left."""
+    llm, states = model.model.language_model, embeds_of(model, batch)
+    visual = (batch["input_ids"][0] == IMAGE).nonzero()[:, 0].tolist()
+    first = 36 if policy.mode == "reference" else len(visual)  # of the first image
+    movable, total = visual[:first], first
+    for i in range(len(llm.layers)):
+        states, _ = by_hand(llm, i, states, torch.arange(states.shape[1]))
+        if i not in policy.layers:
+            continue
+        _, attention = by_hand(llm, i + 1, states, torch.arange(states.shape[1]))
+        step = policy.layers.index(i)
+        wanted = policy.schedule[step] if policy.schedule else int(policy.ratios[step] * total)
+        kept = [movable[j] for j in best(attention.mean(0)[-1, movable], wanted)]
+        stay = [j for j in range(states.shape[1]) if j in kept or j not in movable]
+        states, movable = states[:, stay], [n for n, j in enumerate(stay) if j in kept]
+    return model.lm_head(llm.norm(states))[0, -1]
+
+
+def dart_by_hand(model, batch, policy: DARTPolicy) -> torch.Tensor:
+    llm, states = model.model.language_model, embeds_of(model, batch)
+    visual = (batch["input_ids"][0] == IMAGE).nonzero()[:, 0].tolist()
+    positions = torch.arange(states.shape[1])
+    text = positions.tolist()[visual[-1] + 1 :]
+    for i in range(len(llm.layers)):
+        inputs = states
+        states, _ = by_hand(llm, i, states, positions)
+        if i != policy.full_layers - 1:
+            continue
+        layer = llm.layers[i]
+        keys = layer.self_attn.k_proj(layer.input_layernorm(inputs))[0].unflatten(-1, (-1, layer.self_attn.head_dim))
+        cos, sin = llm.rotary_emb(inputs, position_ids=positions[None])
+        keys = apply_rotary_pos_emb(keys.transpose(0, 1)[None], keys.transpose(0, 1)[None], cos, sin)[1][0]
+        norms = [float(keys[:, j].abs().sum()) for j in positions.tolist()]
+        falling = sorted(positions.tolist(), key=lambda j, norms=norms: (-norms[j], j))
+        pivots = [j for j in falling if j in visual][: policy.visual_pivots]
+        guides = [j for j in falling if j in text][: policy.text_pivots]
+        order = sorted(pivots + guides) if policy.mode == "paper" else list(set(pivots + guides))
+        outputs = llm.norm(states)[0]
+        kept, pool = set(pivots), [j for j in visual if j not in pivots]
+        total = policy.visual_pivots + policy.text_pivots
+        total *= min(int(len(visual) * policy.retention_ratio / total), (len(visual) - policy.visual_pivots) // total)
+        for n, pivot in enumerate(order):
+            likeness = {j: float(F.cosine_similarity(outputs[pivot], outputs[j], dim=0)) for j in pool}
+            taken = sorted(pool, key=likeness.__getitem__)[: total // len(order) + (n < total % len(order))]
+            kept, pool = kept | set(taken), [j for j in pool if j not in taken]
+        stay = [j for j in positions.tolist() if j in kept or j not in visual]
+        states, positions = states[:, stay], positions[stay]
+    return model.lm_head(llm.norm(states))[0, -1]
+
+
+BY_HAND = {
+    FastVPolicy: fastv_by_hand,
+    SparseVLMPolicy: sparsevlm_by_hand,
+    PyramidDropPolicy: pyramiddrop_by_hand,
+    DARTPolicy: dart_by_hand,
+}

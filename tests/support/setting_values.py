@@ -216,11 +216,14 @@ OF_METHODS: dict[str, set[str]] = {
     "theta": {"float", "null"},
     "important_ratio": {"float"},
     "densify": NOTHING,
-    "tokens": OR_NULL,
     "dominant": OR_NULL,
     "contextual": OR_NULL,
     "order": NOTHING,
     "full_layers": NOTHING,
+    "truncation": OR_NULL,
+    "visual_pivots": NOTHING,
+    "text_pivots": NOTHING,
+    "ratios": OR_NULL,
     "schedule": {"null", "list"},
     "layers": {"list"},
     "metric": NOTHING,
@@ -248,6 +251,6 @@ def meant(word: str, key: str) -> set[str] | None:
         if name == "retention_ratio" and "sparsevlm" in word:
             return {"float", "null"}
         if name == "layers" and "sparsevlm" not in word:
-            return None
+            return {"null", "list"} if "pyramiddrop" in word else None
         return OF_METHODS[name]
     return None

@@ -60,7 +60,7 @@ def test_kept_tokens_of_a_pruner_are_counted_and_darkened(scale_next, photo):
     assert int((dark == drawing.GONE).all(-1).sum()) == kept["of"]["tiles"] - kept["entering"]["tiles"]
 
 
-@pytest.mark.parametrize("method", ["fastv", "sparsevlm"])
+@pytest.mark.parametrize("method", ["fastv", "sparsevlm", "pyramiddrop", "dart"])
 def test_kept_tokens_of_a_method_in_the_llm(scale, method):
     """Against the share of layers that the pictures of tables show, and against the token counts of the record."""
     cfg = config(f"method={method}", "benchmark.images=1")

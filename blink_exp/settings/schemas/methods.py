@@ -148,6 +148,25 @@ class SparseVLM:
 
 
 @dataclass
+class PyramidDrop:
+    retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    layers: list[int] | None = limits.layer_list()
+    ratios: list[float] | None = limits.ratio_list()
+    schedule: list[int] | None = limits.whole_list(1, limits.TOKENS)
+    mode: str = limits.words(*MODES)
+    relative: bool = limits.flag()
+
+
+@dataclass
+class DART(FastV):
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    truncation: int | None = limits.whole(1, most=limits.TOKENS)
+    visual_pivots: int = limits.whole(1, most=limits.PATCHES)
+    text_pivots: int = limits.whole(0, most=limits.PATCHES)
+
+
+@dataclass
 class Thumbnail:
     newline_policy: str = limits.words(*NEWLINES)
 
@@ -201,6 +220,8 @@ TARGETS: dict[str, type] = {
     "blink_exp.methods.divprune.configure": DivPrune,
     "blink_exp.methods.fastv.configure": FastV,
     "blink_exp.methods.sparsevlm.configure": SparseVLM,
+    "blink_exp.methods.pyramiddrop.configure": PyramidDrop,
+    "blink_exp.methods.dart.configure": DART,
     "blink_exp.methods.one_tile.thumbnail": Thumbnail,
     "blink_exp.methods.one_tile.thumbnail_plus_tile": ThumbnailPlusTile,
     "blink_exp.methods.pair.configure": Pair,
