@@ -201,7 +201,7 @@ def answers(
     askings = [Asking(*prompt) for prompt in prompts]
     visual = visual_tokens(backbone, method, images, askings)
     if attached is not None:
-        attached.images = [[v.base_map] for v in visual]
+        attached.see(visual)
         regions = backbone.regions(images) if method.closeup else {}
         attached.regions = [[regions[asking.image]] for asking in askings] if regions else None
     return backbone.generate([v.features for v in visual], [asking.question for asking in askings], max_new_tokens), visual
