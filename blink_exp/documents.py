@@ -33,6 +33,8 @@ class Record(TypedDict, total=False):
     regions: Any  # boxes, as fractions of the image
     visual_tokens: float  # that entered the LLM, without newlines
     newline_tokens: float
+    layer_tokens: float  # visual tokens a layer, averaged over the LLM's layers
+    prefill_flops: int  # of the prompt, by formula (``evaluation.tokens.prompt_flops``)
     second_view: dict[str, Any]  # the part of the image that was shown as a second one: its box as fractions of the image, its region
     layers: list[LayerStep]
     l2: str  # MMStar's sub-axis
@@ -75,6 +77,8 @@ class Metrics(TypedDict, total=False):
     without_answer: int
     files: list[str]
     blink: Required[dict[str, Any]]
+    budget: dict[str, Any] | None  # of a method that drops visual tokens (``evaluation.budget``)
+    positions: str | None  # the preset of the group, null for the default
     cost: dict[str, Any] | None
     skipped: Required[list[Skipped]]
     kept: int
@@ -96,6 +100,7 @@ class PointRun(TypedDict, total=False):
     scores: dict[str, float | None]
     stderr: dict[str, float | None]
     tokens: dict[str, Any]
+    budget: dict[str, Any] | None  # of a method that drops visual tokens (``evaluation.budget``)
     cost: dict[str, Any] | None
     headline: Any
     benchmark: str

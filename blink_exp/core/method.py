@@ -47,6 +47,9 @@ class KeyScan:
     similarities: Callable[[torch.Tensor], torch.Tensor]
 
 
+ORIGINAL, CONTIGUOUS = "original", "contiguous"  # position numbers of kept tokens: gaps stay, or numbered anew
+
+
 @dataclass(frozen=True)
 class Scan:
     """Inputs of ``decide``: one image of one sample at one layer.
@@ -173,7 +176,9 @@ class Record:
 class Method:
     """A pruner, a policy with its TokenSR modules, and a second view; each may be absent. ``Method()`` is the untouched model.
 
-    ``amplifiers``: TokenSR module of each layer, keyed by layer index.
+    ``amplifiers``: TokenSR module of each layer, keyed by layer index; ``entering``: visual tokens of an image of nominal size that the
+    pruner of a pair with a budget lets in; None: all, or not stated; ``positions``: position numbers of the tokens that are kept, see
+    ``original_positions``; None: what the authors of its parts chose.
     """
 
     policy: LayerPolicy | None = None
@@ -183,6 +188,8 @@ class Method:
     closeup: bool = False  # whether expanded tokens are made from the image's pixels (``blink_exp.decoder.closeups``), not from its tokens
     restore_dropped: bool = False  # whether an expansion restores tokens of the base view that the pruner dropped
     second_view: RegionChooser | None = None
+    entering: int | None = None
+    positions: str | None = None
 
     @property
     def needs_canvas(self) -> bool:
@@ -198,6 +205,19 @@ class Method:
     def drops(self) -> bool:
         """Whether visual tokens are dropped, before the LLM or inside it."""
         return self.pruner is not None or self.drops_inside
+
+    @property
+    def original_positions(self) -> bool:
+        """Whether the tokens that its pruner lets in keep the position numbers that they have in the unpruned sequence, with gaps, instead
+        of being numbered anew."""
+        return self.pruner is not None and self.positions == ORIGINAL
+
+    @property
+    def inherits_positions(self) -> bool:
+        """Whether the tokens that its policy leaves keep their position numbers; see ``original_positions``."""
+        if self.policy is None:
+            return False
+        return self.policy.inherit_positions if self.positions is None else self.positions == ORIGINAL
 
     @property
     def drops_inside(self) -> bool:

@@ -176,6 +176,39 @@ def pack(views: ViewGeometry, selection: TokenSelection, newline_policy: str = "
     return torch.cat(out)
 
 
+@dataclass(frozen=True, eq=False)
+class OriginalPositions:
+    """Position numbers of an image's tokens in the unpruned sequence. ``numbers``: (tokens,) of each token that enters, 0 at the image's
+    first; ``length``: tokens of the unpruned image, behind which what follows is numbered."""
+
+    numbers: torch.Tensor
+    length: int
+
+
+def original_positions(source: torch.Tensor, views: ViewGeometry) -> OriginalPositions | None:
+    """The positions of packed tokens ``source`` in the unpruned sequence, newlines included; None where nothing was dropped.
+
+    A merged token has the number of the patch in whose place it stands, a newline that of its row. A token without a place in the unpruned
+    sequence (added by a merging method, padding, a newline of a padded row) has that of the token in front of it, or 0.
+    """
+    source = source.cpu()
+    full = pack(views, all_tokens(views))
+    if torch.equal(source, full):
+        return None
+    place = torch.full((views.count * views.tokens,), -1)
+    place[full[full >= 0]] = (full >= 0).nonzero()[:, 0]
+    patch = (source >= 0) & (source < len(place))
+    numbers = torch.where(patch, place[torch.where(patch, source, 0)], -1)
+    newlines, places = source == NEWLINE, (full == NEWLINE).nonzero()[:, 0]
+    if int(newlines.sum()) == views.rows * views.side != len(places):  # those of all rows of the padded grid
+        shown = views.valid.flatten()[views.stitched].any(1)
+        places = torch.full((len(shown),), -1).masked_scatter(shown, places)
+    if int(newlines.sum()) == len(places):
+        numbers[newlines] = places
+    known = torch.where(numbers >= 0, torch.arange(len(numbers)), -1).cummax(0).values
+    return OriginalPositions(torch.where(known >= 0, numbers[known.clamp(min=0)], 0), len(full))
+
+
 @dataclass(frozen=True)
 class VisualTokens:
     """The visual tokens of one image that enter the LLM: (tokens, hidden) projected features and their sources (see ``pack``).
@@ -193,6 +226,10 @@ class VisualTokens:
     @property
     def newlines(self) -> int:
         return int((self.source == NEWLINE).sum())
+
+    @functools.cached_property
+    def original_positions(self) -> OriginalPositions | None:
+        return original_positions(self.source, self.views)
 
     @property
     def base_map(self) -> BaseViewMap:

@@ -157,8 +157,14 @@ def _units(
         for p in a.points:
             tokens = visual[n, p]
             base_map = None if tokens.dropped_embeddings is None and tokens.base_map.whole(cells) else tokens.base_map
-            inputs = PrefixInputs(ahead, tokens.features, base_map)
-            content = (id(tokens.features), tuple(ahead.tolist()), base_map is None)  # ids are valid while ``visual`` lives
+            positions = tokens.original_positions if methods[p].original_positions else None
+            inputs = PrefixInputs(ahead, tokens.features, base_map, positions)
+            content = (
+                id(tokens.features),
+                tuple(ahead.tolist()),
+                base_map is None,
+                positions is None,
+            )  # ids are valid while ``visual`` lives
             if content not in digests:
                 digests[content] = inputs.digest()
             restore_dropped = base_map is not None and base_map.dropped_embeddings is not None
@@ -251,6 +257,8 @@ def stored_prefixes(
         backbone.shrink(store, budget.prefixes - new_bytes, inputs_by_key)  # evict before the new ones are made
         at_once = budget.at_once(max(map(len, embeds)))
         visual = [len(inputs.features) for inputs in new.values()]
-        out |= zip(new, run_prefixes(backbone.llm, embeds, visual, layers, [depths[key] for key in new], at_once), strict=True)
+        positions = [inputs.positions for inputs in new.values()]
+        prefixes = run_prefixes(backbone.llm, embeds, visual, layers, [depths[key] for key in new], at_once, positions)
+        out |= zip(new, prefixes, strict=True)
     store.update(out)
     return backbone.recall(store, list(inputs_by_key), budget.prefixes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +20,12 @@ from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Layout
-from blink_exp.core.views import ViewGeometry, all_tokens, base_view, pack
+from blink_exp.core.views import OriginalPositions, ViewGeometry, VisualTokens, all_tokens, base_view, pack
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs
 from blink_exp.decoder.cache import SegmentedLayer, segmented
 from blink_exp.decoder.generated import extend
-from blink_exp.decoder.segments import Front, Segment, starts
+from blink_exp.decoder.segments import Front, Segment, numbered, starts
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.errors import UserError
 
@@ -38,6 +39,7 @@ class Attachment:
     ``samples``: ids of the rows of the next prompt, for seeded choices and records; None: a digest of the row's tokens, independent of the
     batch. ``images``: base-view maps of the visual tokens of the next prompt, by row and image; None: those of the stock model.
     ``regions``: of the images of the next prompt, by row and image (``Backbone.regions``), for close-ups.
+    ``positions``: of the visual tokens of the next prompt, by row and image, for methods with ``original_positions``.
     ``records``: decisions for the last prompt.
     """
 
@@ -46,6 +48,7 @@ class Attachment:
         self.samples: list[str] | None = None
         self.images: list[list[BaseViewMap]] | None = None
         self.regions: list[list[ImageRegions]] | None = None
+        self.positions: list[list[OriginalPositions | None]] | None = None
         self.records: list[Record] = []
         self._ids: torch.Tensor | None = None
         self._sizes: torch.Tensor | None = None  # (images, 2) height and width in pixels, of a tiled backbone's images
@@ -53,21 +56,26 @@ class Attachment:
         config = model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         policy = method.policy
-        assert policy is not None
+        layers = () if policy is None else policy.layers
         places = set(getattr(model, "hf_device_map", {}).values())
         if len(places) > 1:
             raise UserError(
                 f"method={method.name} works between layers, which model.device_map has put on {len(places)} devices;"
                 " use model.device_map=null, with model.quantization if one device is too small"
             )
-        self.grid = PatchGrid(policy.p, side, side)
+        self.grid = PatchGrid(1 if policy is None else policy.p, side, side)
         depth = config.text_config.num_hidden_layers
-        for layer in policy.layers:
+        for layer in layers:
             if not 0 <= layer < depth:
                 raise UserError(f"layer={layer} is outside the backbone's {depth} layers; use 0 to {depth - 1}")
-        missing = [i for i in policy.layers if method.amplifiers is not None and str(i) not in method.amplifiers]
+        missing = [i for i in layers if method.amplifiers is not None and str(i) not in method.amplifiers]
         if missing:
             raise UserError(f"layer={missing[0]} has no TokenSR module among those loaded; train it: python train.py layer={missing[0]}")
+
+    def see(self, visual: Rows[VisualTokens]) -> None:
+        """Sets ``images`` and ``positions`` of the next prompt, whose rows have one image each."""
+        self.images = [[v.base_map] for v in visual]
+        self.positions = [[v.original_positions] for v in visual]
 
     def note_ids(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._ids = kwargs.get("input_ids", args[0] if args else None)
@@ -120,7 +128,8 @@ class Attachment:
         """
         llm = self.model.model.language_model
         regions = self._regions(layout) if self.method.closeup else [[None] * len(row) for row in layout.visual]
-        questions = [_question(layout, embeds, b, name, regions[b]) for b, name in enumerate(names)]
+        positions = self._positions(layout)
+        questions = [_question(layout, embeds, b, name, regions[b], positions[b]) for b, name in enumerate(names)]
 
         same: dict[tuple[Front, ...], tuple[torch.Tensor, torch.Tensor]] = {}  # layers with the same sequence share mask and positions
 
@@ -163,7 +172,7 @@ class Attachment:
     def _layout(self, images: torch.Tensor, attention_mask: torch.Tensor | None) -> Layout:
         """The layout of ``images`` (batch, tokens) bool: by the base view, or of any size for policies that drop tokens."""
         visual = self.grid.height * self.grid.width
-        if self.method.drops_inside:
+        if self.method.policy is None or self.method.drops_inside:
             return self._with_text(Layout.of(images, attention_mask, None))
         if self.images is None and self._sizes is None:
             if bool((images.sum(1) % visual).any()):
@@ -215,6 +224,23 @@ class Attachment:
                 raise ValueError(f".regions speaks of {len(row)} images where the prompt has {len(counts)}; set it anew for every prompt")
         return rows
 
+    def _positions(self, layout: Layout) -> list[list[OriginalPositions | None]]:
+        """The positions of each row's images. Raises UserError where the method needs them and they are not set."""
+        if not self.method.original_positions:
+            return [[None] * len(row) for row in layout.visual]
+        if self.positions is None:
+            raise UserError(
+                f"positions=original needs the places of the tokens that method={self.method.name} keeps, which a prompt does not hold;"
+                " call .see(...) with its visual tokens for every prompt, or run it through evaluate.py"
+            )
+        rows = _by_row("positions", self.positions, len(layout.visual))
+        for counts, row in zip(layout.visual, rows, strict=True):
+            if len(counts) != len(row) or any(p is not None and len(p.numbers) != n for n, p in zip(counts, row, strict=True)):
+                raise ValueError(
+                    f".positions are not those of the {sum(counts)} visual tokens of the prompt; set them anew for every prompt"
+                )
+        return rows
+
     def _check(self, tokens: int, base_map: BaseViewMap) -> None:
         cells = base_map.cells
         whole = self.grid.height * self.grid.width
@@ -227,7 +253,8 @@ class Attachment:
                 f" (retention_ratio of at least {1 / whole:.4f})"
             )
         policy = self.method.policy
-        if policy is not None and policy.inherit_positions and not torch.equal(cells[:whole].cpu(), torch.arange(whole)):
+        renumbered = policy is not None and policy.inherit_positions and not self.method.original_positions
+        if renumbered and not torch.equal(cells[:whole].cpu(), torch.arange(whole)):
             raise UserError(
                 f"resolution.positions=inherit needs all {whole} tokens of the base view, but {left} are left; use contiguous positions"
             )
@@ -270,10 +297,15 @@ def _by_row(name: str, given: list[Any], rows: int) -> list[Any]:
     return [value for value in given for _ in range(rows // len(given))]
 
 
-def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str, regions: list[Any]) -> QuestionInputs:
+def _question(
+    layout: Layout, embeds: torch.Tensor, row: int, sample: str, regions: list[Any], positions: list[OriginalPositions | None]
+) -> QuestionInputs:
     """A row of a prompt as a question."""
     index, visual = layout.index[row], layout.visual[row]
-    blocks = tuple(Segment(embeds[row, positions], n, index=positions) for positions, n in zip(index, visual, strict=False))
+    blocks: Front = ()
+    for tokens, n, of_image in zip(index, visual, positions, strict=False):
+        numbers, takes = numbered(len(tokens) - n, of_image, embeds.device, starts(blocks)[-1])
+        blocks = (*blocks, Segment(embeds[row, tokens], n, numbers, takes, tokens))
     base_maps = tuple(layout.base_maps[row]) if layout.base_maps is not None else (None,) * len(blocks)
     visual_embeds = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
     return QuestionInputs(blocks, embeds[row, index[-1]], sample, (0,), base_maps, visual_embeds, tuple(regions))
@@ -285,10 +317,10 @@ def _forget(*_: Any) -> None:
 
 @contextlib.contextmanager
 def attach(model: Any, method: Method) -> Iterator[Attachment | None]:
-    """Runs ``method`` on ``model`` inside the block. Without a policy or layers the model is not changed."""
+    """Runs ``method`` on ``model`` inside the block. Without a policy or layers, or positions to set, the model is not changed."""
     if "blink_exp_method" in model.__dict__:
         raise RuntimeError(f"method {model.__dict__['blink_exp_method']!r} is attached already; leave its with block first")
-    if method.policy is None or not method.policy.layers:
+    if not method.original_positions and (method.policy is None or not method.policy.layers):
         yield None
         return
     run = Attachment(model, method)

@@ -151,9 +151,10 @@ class BranchDecoder:
             policy: Any = self.methods[p].policy
             decision = policy.decide(i, row_scan)
             blocks = branches[r].blocks
-            key = (blocks, decision, policy.inherit_positions)
+            inherit = self.methods[p].inherits_positions
+            key = (blocks, decision, inherit)
             if key not in retained:
-                retained[key] = retain(blocks, decision, i + 1, policy.inherit_positions)
+                retained[key] = retain(blocks, decision, i + 1, inherit)
             fronts[r, p] = retained[key], branches[r].expanded
             tokens = sum(block.visual for block in retained[key])
             self.records[branches[r].question, p].append(Record(branches[r].question, row_scan.recorded(), decision, tokens))
@@ -188,7 +189,7 @@ class BranchDecoder:
         assert grid is not None
         module = method.amplifiers[str(i)] if decision.amplify and method.amplifiers is not None else None
         base_map = question.base_maps[image]
-        start = starts(branch.front)[branch.front.index(block) + 1] - block.visual
+        start = starts(branch.front)[branch.front.index(block)] + block.tokens - block.visual
         restore_dropped = base_map is not None and base_map.dropped_embeddings is not None
         regions = question.regions[image] if method.closeup and decision.amplify else None
         return ExpansionKey(

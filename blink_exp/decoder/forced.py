@@ -83,4 +83,6 @@ def _prefixes(llm: Any, embed: Any, questions: Rows[ForcedQuestion], layers: set
     by_key = {question.key: question.inputs for question in questions}
     embeds = [torch.cat([embed(inputs.ids), inputs.features]) for inputs in by_key.values()]
     visual = [len(inputs.features) for inputs in by_key.values()]
-    return dict(zip(by_key, run_prefixes(llm, embeds, visual, layers, [len(llm.layers)] * len(embeds), len(embeds)), strict=True))
+    positions = [inputs.positions for inputs in by_key.values()]
+    prefixes = run_prefixes(llm, embeds, visual, layers, [len(llm.layers)] * len(embeds), len(embeds), positions)
+    return dict(zip(by_key, prefixes, strict=True))

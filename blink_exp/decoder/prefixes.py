@@ -12,24 +12,28 @@ from typing import Any, TypeVar
 import torch
 
 from blink_exp.core.base_view import BaseViewMap
+from blink_exp.core.views import OriginalPositions
 from blink_exp.decoder.layers import NEAR, LastRuns, SegmentRun, run_layers, segment_runs
-from blink_exp.decoder.segments import Segment
+from blink_exp.decoder.segments import Segment, numbered
 
 
 @dataclass(frozen=True)
 class PrefixInputs:
     """Inputs of a prefix. ``ids``: (before,) token ids before the image; ``features``: (visual, hidden); ``base_map``: cells
-    of the base view that these show; None: all of one view."""
+    of the base view that these show; None: all of one view; ``positions``: their numbers; None: consecutive."""
 
     ids: torch.Tensor
     features: torch.Tensor
     base_map: BaseViewMap | None = None
+    positions: OriginalPositions | None = None
 
     def digest(self) -> str:
         """A hash of the content: points that keep the same tokens share one prefix."""
         cells = self.ids if self.base_map is None else self.base_map.cells
-        digest = hashlib.sha256(repr((self.features.dtype, len(self.ids), len(cells), self.base_map is None)).encode())
-        for part in (self.ids, cells, self.features):
+        numbers = self.ids[:0] if self.positions is None else self.positions.numbers
+        length = None if self.positions is None else self.positions.length
+        digest = hashlib.sha256(repr((self.features.dtype, len(self.ids), len(cells), self.base_map is None, length)).encode())
+        for part in (self.ids, cells, numbers, self.features):
             digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
@@ -95,10 +99,16 @@ class PrefixBatch:
 
 
 def run_prefixes(
-    llm: Any, embeds: Rows[torch.Tensor], visual: Rows[int], layers: Collection[int], depths: Rows[int], at_once: int
+    llm: Any,
+    embeds: Rows[torch.Tensor],
+    visual: Rows[int],
+    layers: Collection[int],
+    depths: Rows[int],
+    at_once: int,
+    positions: Rows[OriginalPositions | None] | None = None,
 ) -> list[Prefix]:
     """Prefixes of (tokens, hidden) ``embeds``, which end with ``visual`` visual tokens. ``layers``: whose inputs are kept; ``depths``:
-    layers that each runs through; ``at_once``: prefixes of a batch."""
+    layers that each runs through; ``at_once``: prefixes of a batch; ``positions``: of the visual tokens, see ``PrefixInputs``."""
     out: dict[int, Prefix] = {}
     order = sorted(range(len(embeds)), key=lambda r: (depths[r], len(embeds[r])))
     for depth, same in itertools.groupby(order, key=lambda r: depths[r]):
@@ -107,7 +117,10 @@ def run_prefixes(
             first = len(embeds[rows[0]])
             batch = [r for r in rows[:at_once] if len(embeds[r]) <= NEAR * first]
             rows = rows[len(batch) :]
-            prefixes = {r: Prefix(embeds[r], visual[r], depth=depth, read=tuple(layers)) for r in batch}
+            prefixes = {}
+            for r in batch:
+                numbers, takes = numbered(len(embeds[r]) - visual[r], positions[r] if positions is not None else None, embeds[r].device)
+                prefixes[r] = Prefix(embeds[r], visual[r], numbers, takes, depth=depth, read=tuple(layers))
             run_layers(llm, PrefixBatch(llm, list(prefixes.values())), 0, depth)
             out |= prefixes
     return [out[r] for r in range(len(embeds))]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Retain, State, transition
+from blink_exp.core.views import OriginalPositions
 from blink_exp.decoder.shared_attention import Part
 
 if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
@@ -95,6 +96,17 @@ def length(front: Rows[Segment]) -> int:
 def starts(front: Rows[Segment]) -> list[int]:
     """The first free position number before each segment, and, last, behind all of them."""
     return list(itertools.accumulate((segment.taken for segment in front), initial=0))
+
+
+def numbered(
+    before: int, positions: OriginalPositions | None, device: torch.device, start: int = 0
+) -> tuple[torch.Tensor | None, int | None]:
+    """``numbers`` and ``takes`` of a segment of ``before`` text tokens and an image's visual tokens with these ``positions``; ``start``: the
+    first free number in front of it."""
+    if positions is None:
+        return None, None
+    text = torch.arange(start, start + before, device=device)
+    return torch.cat([text, positions.numbers.to(device) + start + before]), before + positions.length
 
 
 def shared_kv(i: int, fronts: Rows[Rows[Segment]]) -> list[Part]:
@@ -181,8 +193,8 @@ def enlarge(patch: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -> Front:
     """The blocks that remain after a decision before ``layer`` to drop and merge visual tokens. A merged token is the
-    mean of its members. ``inherit``: tokens keep their position numbers and dropped ones leave gaps."""
-    assert not (inherit and decision.clusters), "a merged token has no position to inherit"
+    mean of its members. ``inherit``: tokens keep their position numbers and dropped ones leave gaps; a merged token has the mean of its
+    members' numbers."""
     ends = list(itertools.accumulate((block.visual for block in blocks), initial=0))
     ranges = [range(first, end) for first, end in itertools.pairwise(ends)]
     merged: list[tuple[int, ...]] = []  # merged token -1 - n is the mean of merged[n]
@@ -193,8 +205,9 @@ def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -
 
     state: State[int, Segment] = transition(State.of(*ranges), decision, merge=merge)
     means = _means(torch.cat([block.visual_at(layer) for block in blocks]), merged) if merged else None
+    places = [block.positions(start) for block, start in zip(blocks, starts(blocks), strict=False)] if inherit else []
     out = []
-    for block, first, start, tokens in zip(blocks, ends, starts(blocks), state.visual, strict=False):
+    for block, first, tokens in zip(blocks, ends, state.visual, strict=False):
         before = block.tokens - block.visual  # text in front of the image
         device = block.states.device
         stay = torch.tensor([*range(before), *(before + t - first for t in tokens if t >= 0)], dtype=torch.long, device=device)
@@ -204,7 +217,10 @@ def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -
             assert means is not None
             states = torch.cat([states, means[added]])
             index = None if index is None else torch.cat([index, index.new_full((len(added),), -1)])
-        numbers = block.positions(start)[stay] if inherit else None
+        numbers = places[len(out)][stay] if inherit else None
+        if numbers is not None and added:
+            visual = torch.cat([p[b.tokens - b.visual :] for p, b in zip(places, blocks, strict=True)])
+            numbers = torch.cat([numbers, _means(visual[:, None].float(), merged)[added, 0]])
         out.append(Segment(states, len(tokens), numbers, block.taken if inherit else None, index, reached=layer))
     return tuple(out)
 

@@ -22,6 +22,7 @@ from blink_exp.decoder.second_views import Asking, visual_tokens
 from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.evaluation.records import RecordLog, record
+from blink_exp.evaluation.tokens import layer_average, prompt_flops
 
 
 @dataclass
@@ -157,10 +158,13 @@ def _answered(
         for key, prompt, sample, asking in zip(keys, prompts, batch, points_by_sample, strict=True)
     ]
     out: dict[int, list[Record]] = {}
+    text_tokens = [len(ahead) + len(behind) for ahead, behind in backbone.around(prompts)]
 
     def note(p: int, n: int, prediction: str, visual: VisualTokens, decisions: list[Any]) -> None:
         row = record(benchmark, batch[n], prediction, decisions)
         row["visual_tokens"], row["newline_tokens"] = len(visual.source) - visual.newlines, visual.newlines
+        row["layer_tokens"] = round(layer_average(row, backbone.depth) or 0, 2)
+        row["prefill_flops"] = prompt_flops(row, text_tokens[n], backbone.model.config.text_config)
         if visual.second is not None:
             row["second_view"] = visual.second.to_json()
         out.setdefault(p, []).append(row)
@@ -200,7 +204,7 @@ def answers(
     askings = [Asking(*prompt) for prompt in prompts]
     visual = visual_tokens(backbone, method, images, askings)
     if attached is not None:
-        attached.images = [[v.base_map] for v in visual]
+        attached.see(visual)
         regions = backbone.regions(images) if method.closeup else {}
         attached.regions = [[regions[asking.image]] for asking in askings] if regions else None
     return backbone.generate([v.features for v in visual], [asking.question for asking in askings], max_new_tokens), visual

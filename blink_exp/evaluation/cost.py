@@ -73,7 +73,7 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
     started = _now(model)
     visual = visual_tokens(backbone, method, {asking.image: image}, [asking])[0]
     if attached is not None:
-        attached.images = [[visual.base_map]]
+        attached.see([visual])
         attached.regions = [list(backbone.regions({asking.image: image}).values())]
     encoded = _now(model)
     batch = backbone.batch([visual.features], [asking.question])

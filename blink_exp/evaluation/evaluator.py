@@ -20,6 +20,7 @@ from blink_exp.documents import Metrics, Record, Skipped
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import identity, results
 from blink_exp.evaluation.answering import Point, ask, check_annotation, prompt_of
+from blink_exp.evaluation.budget import budget_line, budget_of
 from blink_exp.evaluation.cost import measure_cost
 from blink_exp.evaluation.records import RecordLog, summary, write_lines
 from blink_exp.evaluation.store import pop_shared_note
@@ -48,7 +49,13 @@ def prepare_model(settings: PointSettings) -> tuple[Backbone, Method]:
     """The backbone and the method built for it."""
     backbone = build(settings.model)
     backbone.shared_bytes = shared_bytes(settings.shared_gb, backbone.settings["device"])
-    return backbone, build(settings.method, backbone)
+    return backbone, build_method(settings, backbone)
+
+
+def build_method(settings: PointSettings, backbone: Backbone, node: dict[str, Any] | None = None) -> Method:
+    """The method of ``settings``, or of ``node`` in its place, with the group ``positions``."""
+    method: Method = build(settings.method if node is None else node, backbone)
+    return replace(method, positions=settings.positions.policy) if settings.positions.policy is not None else method
 
 
 def prepare_benchmark(settings: PointSettings) -> Benchmark:
@@ -100,6 +107,9 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
     backbone, method, benchmark = prepare(settings)
     parts = out if parts is None else parts
     write_text(out / results.CONFIG, to_yaml(settings))
+    budget = budget_of(settings, backbone, method)
+    if budget is not None and (line := budget_line(method.name, budget)) is not None:
+        print(line, flush=True)
     record_log = RecordLog(parts / "records.part", identity.config_hash(settings, identity.without_images(settings)))
     if isinstance(benchmark, Probes):
         with bar(None, benchmark.name, True) as advance:
@@ -127,6 +137,8 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
         "layers": list(method.policy.layers) if method.policy else [],
         **scored(benchmark, records, out),
         "blink": summary(records, backbone.grid[0] * backbone.grid[1]),
+        "budget": budget,
+        "positions": settings.positions.policy,
         "cost": cost,
         "skipped": skipped,
         "kept": len(record_log.records),  # answered by an earlier run, not included in "seconds"

@@ -32,7 +32,8 @@ _stamps: dict[Path, tuple[str, float]] = {}  # {large folder: (stamp, expiry on 
 DATA = ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt")
 
 
-MEANING = 3  # version of the hash; raise it when the same settings yield another result, which invalidates stored points
+DROPS = ("tokens", "retention_ratio", "ratio", "newline_policy")  # settings of methods that drop tokens, which alone read ``positions``
+MEANING = 4  # version of the hash; raise it when the same settings yield another result or record, which invalidates stored points
 
 
 def config_hash(settings: PointSettings, digests: dict[str, str]) -> str:
@@ -40,6 +41,8 @@ def config_hash(settings: PointSettings, digests: dict[str, str]) -> str:
     files."""
     hashed = {k: getattr(settings, k) for k in PART_OF_A_POINT}
     hashed["method"] = canonical(settings.method)
+    if settings.positions.policy is not None and drops(settings.method):
+        hashed["positions"] = settings.positions.policy
     hashed["judge"] = {k: v for k, v in settings.judge.items() if k not in OF_ASKING}
     if settings.model.get("dtype", "float32") != "float32":
         hashed["batch_size"] = settings.batch_size  # padding flips a few answers in half precision
@@ -52,11 +55,18 @@ def canonical(method: Any) -> Any:
     if not isinstance(method, dict):
         return method
     out = {k: canonical(v) for k, v in method.items()}
+    if out.get("tokens") is not None:  # which goes before a ratio
+        out = {k: v for k, v in out.items() if k not in ("retention_ratio", "ratio")}
     if isinstance(out.get("layers"), dict) and "indices" in out["layers"]:
         out["layers"] |= {"indices": listed(out["layers"]["indices"])}
     if isinstance(out.get("tokensr"), dict) and "amplify" in out:
         out["tokensr"] = {k: v for k, v in out["tokensr"].items() if k != "path"} if out["amplify"] else None
     return out
+
+
+def drops(method: Any) -> bool:
+    """Whether a method, or a half of a pair, drops visual tokens, by its settings."""
+    return isinstance(method, dict) and (any(key in method for key in DROPS) or any(map(drops, method.values())))
 
 
 def listed(indices: Any) -> Any:

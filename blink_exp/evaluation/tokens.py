@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 from blink_exp import hub
 from blink_exp.backbone.shipped import shipped
 from blink_exp.documents import Record
+from blink_exp.evaluation.cost import layer_flops
 
 
 def realised(records: list[Record], depth: int | None) -> dict[str, float | None]:
@@ -15,13 +17,16 @@ def realised(records: list[Record], depth: int | None) -> dict[str, float | None
 
     ``entering``: visual tokens that enter the LLM, without newlines; ``newlines``: newline tokens; ``layer``: visual tokens per
     layer, averaged over the LLM's ``depth`` layers (None if the depth is needed and unknown). Methods that drop inside the LLM may also
-    drop newlines, so ``layer`` counts them there. Empty if a record lacks ``visual_tokens``.
+    drop newlines, so ``layer`` counts them there; ``gflops``: 1e9 FLOPs of a prompt's prefill by formula (``prompt_flops``), where every
+    record has them. Empty if a record lacks ``visual_tokens``.
     """
     if not records or any("visual_tokens" not in r for r in records):
         return {}
     layers = [layer_average(r, depth) for r in records]
     counts = [n for n in layers if n is not None]
-    return {
+    flops = [r["prefill_flops"] for r in records if "prefill_flops" in r]
+    costs = {"gflops": sum(flops) / len(flops) / 1e9} if len(flops) == len(records) else {}
+    return costs | {
         "entering": sum(r["visual_tokens"] for r in records) / len(records),
         "newlines": sum(r["newline_tokens"] for r in records) / len(records),
         "layer": sum(counts) / len(counts) if len(counts) == len(layers) else None,
@@ -35,12 +40,29 @@ def layer_average(record: Record, depth: int | None) -> float | None:
         return float(entering)
     if depth is None:
         return None
-    inside = any(step["decision"] == "retain" for step in steps)
-    # A step's count holds from its own layer on (Blink decides before a layer) or from the next (policies that drop after a layer).
-    changes = sorted((step["layer"] + inside, step["visual_tokens"]) for step in steps)
-    edges = [0, *(first for first, _ in changes), depth]
-    counts = [entering + record["newline_tokens"] * inside, *(count for _, count in changes)]
-    return sum(n * (b - a) for n, (a, b) in zip(counts, itertools.pairwise(edges), strict=True)) / depth
+    return sum(_by_layer(record, depth, entering + record["newline_tokens"] * _drops(record))) / depth
+
+
+def prompt_flops(record: Record, text: int, llm: Any) -> int:
+    """FLOPs of the LLM's layers over a prompt by formula (``cost.layer_flops``): of the visual tokens of each layer, newlines included, and
+    ``text`` others. ``llm``: its config. What a policy's scans and modules cost is not in it; the cost meter counts it."""
+    lengths = _by_layer(record, llm.num_hidden_layers, record["visual_tokens"] + record["newline_tokens"])
+    return sum(layer_flops(n + text, n + text, llm.hidden_size, llm.intermediate_size) for n in lengths)
+
+
+def _drops(record: Record) -> bool:
+    """Whether visual tokens were dropped inside the LLM."""
+    return any(step["decision"] == "retain" for step in record["layers"])
+
+
+def _by_layer(record: Record, depth: int, first: int) -> list[int]:
+    """Visual tokens in each of ``depth`` layers, ``first`` of them before a decision changes their number. A step's count holds from its own
+    layer on (Blink decides before a layer) or from the next (policies that drop after a layer)."""
+    inside = _drops(record)
+    changes = sorted((step["layer"] + inside, step["visual_tokens"]) for step in record["layers"])
+    edges = [0, *(layer for layer, _ in changes), depth]
+    counts = [first, *(count for _, count in changes)]
+    return [n for n, (a, b) in zip(counts, itertools.pairwise(edges), strict=True) for _ in range(a, b)]
 
 
 def llm_depth(path: str, revision: str | None = None) -> int | None:

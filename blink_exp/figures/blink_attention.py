@@ -64,7 +64,7 @@ def last_token_attention(
     start = int((ids == backbone.model.config.image_token_id).nonzero()[0])
     with attach(backbone.model, method) as attached, record_attention(backbone.llm, layers) as rows:
         if attached is not None:
-            attached.images = [[visual.base_map]]
+            attached.see([visual])
             attached.regions = [list(backbone.regions({key: image}).values())]
             attached.samples = [key]
         backbone.generate([visual.features], [question], 1)

@@ -84,6 +84,8 @@ def presence(backbone: Backbone, method: Method, key: str, image: Image.Image, q
     decisions = []
     if method.drops_inside:  # Blink drops none of them
         with attach(backbone.model, method) as attached:
+            if attached is not None:
+                attached.see([visual])
             backbone.generate([visual.features], [question], 1)
             decisions = list(attached.records) if attached is not None else []
     stages = replay(decisions, visual.source.cpu(), backbone.depth)

@@ -22,6 +22,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import answers, check_annotation
 from blink_exp.evaluation.evaluator import prepare_model
 from blink_exp.images import DEFAULT, ImageOptions, to_rgb
+from blink_exp.settings.budgets import check_budget
 from blink_exp.settings.compose import composed
 from blink_exp.settings.presets import CONF
 from blink_exp.settings.roots import EvaluateSettings
@@ -85,6 +86,7 @@ def configure(settings: Mapping[str, Any], batch_size: int | str = 1, device: st
     if not CONF.is_dir():
         raise UserError("blink_exp was installed without its conf folder; install it from a checkout: pip install -e .")
     words = [*overrides(settings), f"batch_size={batch_size}"]
+    check_budget(words)
     if device is not None:
         if str(settings.get("model.device", device)) != device:
             raise UserError(f"model.device={settings['model.device']} and --device {device} contradict each other; give one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence as Rows
 from typing import Any
@@ -22,20 +23,50 @@ def check_ratio(name: str, ratio: float) -> float:
     return float(ratio)
 
 
+def nominal_views(backbone: Any) -> int:
+    """Views of an image that budgets in tokens are stated for."""
+    return NOMINAL_VIEWS if hasattr(backbone.model.config, "image_grid_pinpoints") else 1
+
+
+def nominal_tokens(backbone: Any) -> int:
+    """Visual tokens of an image that budgets in tokens are stated for: 576 of LLaVA-1.5, 5 x 576 of LLaVA-NeXT."""
+    tokens: int = backbone.grid[0] * backbone.grid[1] * nominal_views(backbone)
+    return tokens
+
+
 def token_share(backbone: Any, retention_ratio: float, tokens: int | None) -> float:
     """The share of an image's visual tokens to keep: ``retention_ratio``, or, where it is not None, ``tokens`` over all of them.
 
     ``tokens`` are stated as in the literature: visual tokens a layer, averaged over the LLM's layers. For LLaVA-NeXT they are stated for a
-    thumbnail and four tiles (640: 128 of each view's 576), whatever the number of views.
+    thumbnail and four tiles (640: 128 of each view's 576), whatever the number of views of an image. Rounded down, the share of a whole
+    image is ``tokens`` exactly, and that of a view its whole part.
     """
     if tokens is None:
         return check_ratio("retention_ratio", retention_ratio)
-    views = NOMINAL_VIEWS if hasattr(backbone.model.config, "image_grid_pinpoints") else 1
-    most: int = backbone.grid[0] * backbone.grid[1] * views
-    if not 1 <= tokens <= most:
-        of = f"{views} views of {most // views}" if views > 1 else "the image"
-        raise UserError(f"tokens={tokens} is outside 1 to {most}, the tokens of {of}; use a value inside, or retention_ratio")
-    return tokens / most
+    views, most = nominal_views(backbone), nominal_tokens(backbone)
+    if not views <= tokens <= most:
+        of = f"{views} views of {most // views}, at least one of each" if views > 1 else "the image"
+        raise UserError(f"tokens={tokens} is outside {views} to {most}, the visual tokens of {of}; use a value inside, or budget=third")
+    share = tokens / most
+    while int(most * share) < int(tokens) or int(most // views * share) < int(tokens) // views:  # 49 * (1 / 49) is below 1
+        share = math.nextafter(share, 2)
+    return share
+
+
+def layer_average(by_layer: Rows[int]) -> float:
+    """Visual tokens a layer, averaged: the "equivalent tokens" of the literature."""
+    return sum(by_layer) / len(by_layer)
+
+
+def schedule_text(by_layer: Rows[int]) -> str:
+    """Visual tokens by layer in words: "576 in layers 0-1, 166 in 2-31, on average 191.6"."""
+    runs: list[str] = []
+    first = 0
+    for n, same in itertools.groupby(by_layer):
+        last = first + len(list(same)) - 1
+        runs.append(f"{n} in {'' if runs else 'layers '}{first}-{last}" if last > first else f"{n} in {'' if runs else 'layer '}{first}")
+        first = last + 1
+    return f"{', '.join(runs)}, on average {layer_average(by_layer):.1f}"
 
 
 def resolve_newline_policy(method: str, mode: str, policy: str, of_mode: dict[str, str]) -> str:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry, check_newline_policy
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, token_share
 
 if TYPE_CHECKING:
     from blink_exp.backbone.model import Backbone
@@ -150,16 +150,16 @@ def centres(views: ViewGeometry, view: int, budget: int) -> torch.Tensor:
     return ((top + spread(height, rows))[:, None] * views.side + left + spread(width, columns)).flatten()
 
 
-def random(backbone: Backbone, **settings: Any) -> Method:
-    """Random tokens; settings are those of ``RandomTokens``."""
-    return Method(name="random", pruner=RandomTokens(**settings))
+def random(backbone: Backbone, *, ratio: float, tokens: int | None = None, **settings: Any) -> Method:
+    """Random tokens; settings are those of ``RandomTokens``. ``tokens``: see ``token_share``."""
+    return Method(name="random", pruner=RandomTokens(token_share(backbone, ratio, tokens), **settings))
 
 
-def uniform(backbone: Backbone, **settings: Any) -> Method:
-    """A uniform grid of tokens; settings are those of ``UniformGrid``."""
-    return Method(name="uniform", pruner=UniformGrid(**settings))
+def uniform(backbone: Backbone, *, ratio: float, tokens: int | None = None, **settings: Any) -> Method:
+    """A uniform grid of tokens; settings are those of ``UniformGrid``. ``tokens``: see ``token_share``."""
+    return Method(name="uniform", pruner=UniformGrid(token_share(backbone, ratio, tokens), **settings))
 
 
-def downsample(backbone: Backbone, **settings: Any) -> Method:
-    """A smaller image; settings are those of ``Downsample``."""
-    return Method(name="downsample", pruner=Downsample(**settings))
+def downsample(backbone: Backbone, *, ratio: float, tokens: int | None = None, **settings: Any) -> Method:
+    """A smaller image; settings are those of ``Downsample``. ``tokens``: see ``token_share``; whole rows and columns may be a few less."""
+    return Method(name="downsample", pruner=Downsample(token_share(backbone, ratio, tokens), **settings))

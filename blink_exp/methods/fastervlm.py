@@ -21,7 +21,7 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, token_share, top
 
 if TYPE_CHECKING:
     from blink_exp.backbone.model import Backbone
@@ -77,12 +77,19 @@ class FasterVLM:
 
 
 def configure(
-    backbone: Backbone, *, retention_ratio: float, layer: int | None = None, mode: str = "paper", newline_policy: str | None = None
+    backbone: Backbone,
+    *,
+    retention_ratio: float,
+    tokens: int | None = None,
+    layer: int | None = None,
+    mode: str = "paper",
+    newline_policy: str | None = None,
 ) -> Method:
-    """FasterVLM on ``backbone``. ``layer``: None takes the encoder's last but one; ``newline_policy``: None takes the mode's own."""
+    """FasterVLM on ``backbone``. ``tokens``: see ``token_share``; ``layer``: None takes the encoder's last but one; ``newline_policy``: None
+    takes the mode's own."""
     depth = backbone.model.config.vision_config.num_hidden_layers
     layer = max(1, depth - 1) if layer is None else layer
     check_layers("fastervlm.layer", [layer], depth)
-    pruner = FasterVLM(retention_ratio, layer, mode, newline_policy or "")
+    pruner = FasterVLM(token_share(backbone, retention_ratio, tokens), layer, mode, newline_policy or "")
     backbone.check(pruner.needs)
     return Method(name=pruner.name, pruner=pruner)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ import torch
 from blink_exp.core.method import Method, Scan, TokenPolicy
 from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.budgets import check_ratio, floor_tolerant, top
+from blink_exp.methods.budgets import check_ratio, floor_tolerant, nominal_tokens, token_share, top
 
 if TYPE_CHECKING:
     from blink_exp.backbone.model import Backbone
@@ -84,12 +85,36 @@ def _warn_of_one_token(ratio: float, visual: int) -> None:
     logging.getLogger(__name__).warning("retention_ratio=%s rounds to no token of %d visual ones; fastv keeps one", ratio, visual)
 
 
+def tokens_behind(tokens: int, visual: int, full_layers: int, depth: int) -> int:
+    """How many of ``visual`` tokens stay behind ``full_layers`` of ``depth`` layers, so that a layer holds ``tokens`` on average, to the
+    nearest: (visual * full_layers + n * (depth - full_layers)) / depth."""
+    kept = math.floor((tokens * depth - visual * full_layers) / (depth - full_layers) + 0.5)
+    if kept < 1:
+        least = math.ceil((visual * full_layers + depth - full_layers) / depth)
+        raise UserError(
+            f"tokens={tokens} is less than fastv can reach: {full_layers} full layers of {visual} visual tokens alone make"
+            f" {visual * full_layers / depth:.1f} a layer; use tokens={least} or more, or a smaller method.full_layers"
+        )
+    return kept
+
+
 def configure(
-    backbone: Backbone, *, full_layers: int = 2, retention_ratio: float = 0.5, mode: str = "paper", relative: bool = True
+    backbone: Backbone,
+    *,
+    full_layers: int = 2,
+    retention_ratio: float = 0.5,
+    tokens: int | None = None,
+    mode: str = "paper",
+    relative: bool = True,
 ) -> Method:
-    """FastV on ``backbone``. ``relative``: ``full_layers`` is written for an LLM of 32 layers and scaled to the backbone's depth."""
+    """FastV on ``backbone``. ``tokens``: instead of ``retention_ratio``, visual tokens a layer, averaged over all layers; ``relative``:
+    ``full_layers`` is written for an LLM of 32 layers and scaled to the backbone's depth."""
     depth = backbone.depth
     layers = max(1, round(full_layers * depth / 32)) if relative and full_layers >= 1 else full_layers
     if layers >= depth:
         raise UserError(f"full_layers={full_layers} is {layers} layers of a backbone of {depth}, so none would be saved; use fewer")
+    if tokens is not None:
+        token_share(backbone, retention_ratio, tokens)  # refuses what no method can keep
+        visual = nominal_tokens(backbone)
+        retention_ratio = tokens_behind(tokens, visual, layers, depth) / visual
     return Method(FastVPolicy(layers, retention_ratio, mode), name="fastv")

@@ -36,7 +36,7 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, token_share, top
 
 if TYPE_CHECKING:
     from blink_exp.backbone.model import Backbone
@@ -135,15 +135,16 @@ def configure(
     backbone: Backbone,
     *,
     retention_ratio: float,
+    tokens: int | None = None,
     temperature: float = 10.0,
     layer: int | None = None,
     mode: str = "paper",
     newline_policy: str | None = None,
 ) -> Method:
-    """GlobalCom2 on ``backbone``. ``layer``: None takes the encoder's last; ``newline_policy``: None takes the mode's own."""
+    """GlobalCom2 on ``backbone``. ``tokens``: see ``token_share``; ``layer``: None takes the encoder's last; ``newline_policy``: None takes the mode's own."""
     depth = backbone.model.config.vision_config.num_hidden_layers
     layer = depth if layer is None else layer
     check_layers("globalcom2.layer", [layer], depth)
-    pruner = GlobalCom2(retention_ratio, temperature, layer, mode, newline_policy or "")
+    pruner = GlobalCom2(token_share(backbone, retention_ratio, tokens), temperature, layer, mode, newline_policy or "")
     backbone.check(pruner.needs)
     return Method(name=pruner.name, pruner=pruner)

@@ -29,7 +29,7 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, all_tokens, check_newline_policy
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, keeps_everything, top
+from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, keeps_everything, token_share, top
 
 if TYPE_CHECKING:
     from blink_exp.backbone.model import Backbone
@@ -184,6 +184,7 @@ def configure(
     backbone: Backbone,
     *,
     retention_ratio: float,
+    tokens: int | None = None,
     tokens_per_view: int | None,
     alpha: float,
     low: list[int],
@@ -194,16 +195,19 @@ def configure(
 ) -> Method:
     """HERO on ``backbone`` from the values of the config groups (see conf/method/hero.yaml)."""
     depth = backbone.model.config.vision_config.num_hidden_layers
-    tokens = backbone.grid[0] * backbone.grid[1]
+    of_view = backbone.grid[0] * backbone.grid[1]
     if tokens_per_view is not None:
-        if not 1 <= tokens_per_view <= tokens:
-            raise UserError(f"hero.tokens_per_view={tokens_per_view} is outside 1 to {tokens}, the tokens of a view; use a value inside")
-        retention_ratio = tokens_per_view / tokens
+        if tokens is not None:
+            raise UserError(f"tokens={tokens} and hero.tokens_per_view={tokens_per_view} both set the budget; give one of them")
+        if not 1 <= tokens_per_view <= of_view:
+            raise UserError(f"hero.tokens_per_view={tokens_per_view} is outside 1 to {of_view}, the tokens of a view; use a value inside")
+        retention_ratio = tokens_per_view / of_view
     low_set = relative_layers("hero_low.layers", low, depth, relative)
     high_set = relative_layers("hero_high.layers", high, depth, relative)
     if relative and depth != 24:
         print(f"CLIP layers scaled to {depth}: L = {sorted(low_set)}, H = {sorted(high_set)}")
     template = lambda question: backbone.prompt(question).replace(backbone.processor.image_token, "").strip()  # noqa: E731
-    pruner = Hero(retention_ratio, low_set, high_set, alpha, newline_policy=newline_policy, template=template, **options)
+    ratio = token_share(backbone, retention_ratio, tokens)
+    pruner = Hero(ratio, low_set, high_set, alpha, newline_policy=newline_policy, template=template, **options)
     backbone.check(pruner.needs)
     return Method(name="hero", pruner=pruner)

@@ -30,7 +30,7 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, ViewGeometry, all_tokens
 from blink_exp.errors import UserError
-from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, top
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, token_share, top
 
 if TYPE_CHECKING:
     from blink_exp.backbone.model import Backbone
@@ -127,18 +127,21 @@ def configure(
     backbone: Backbone,
     *,
     retention_ratio: float,
+    tokens: int | None = None,
     alpha: float = 0.5,
     allocation_layer: int | None = None,
     selection_layer: int | None = None,
     mode: str = "paper",
     newline_policy: str | None = None,
 ) -> Method:
-    """HiRED on ``backbone``. Layers left at None are the encoder's first and last but one; ``newline_policy``: None, the mode's own."""
+    """HiRED on ``backbone``. Layers left at None are the encoder's first and last but one; ``newline_policy``: None, the mode's own.
+    ``tokens``: see ``token_share``."""
     depth = backbone.model.config.vision_config.num_hidden_layers
     allocation_layer = 1 if allocation_layer is None else allocation_layer
     selection_layer = max(1, depth - 1) if selection_layer is None else selection_layer
     check_layers("hired.allocation_layer", [allocation_layer], depth)
     check_layers("hired.selection_layer", [selection_layer], depth)
-    pruner = HiRED(retention_ratio, alpha, allocation_layer, selection_layer, mode, newline_policy or "")
+    ratio = token_share(backbone, retention_ratio, tokens)
+    pruner = HiRED(ratio, alpha, allocation_layer, selection_layer, mode, newline_policy or "")
     backbone.check(pruner.needs)
     return Method(name=pruner.name, pruner=pruner)

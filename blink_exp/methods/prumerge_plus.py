@@ -171,6 +171,7 @@ def merge(
 def configure(
     backbone: Backbone,
     *,
+    tokens: int | None = None,
     layer: int | None = None,
     neighbours: int = 32,
     iqr_factor: float = 1.5,
@@ -178,7 +179,12 @@ def configure(
     mode: str = "paper",
     newline_policy: str = "valid_rows",
 ) -> Method:
-    """PruMerge+ on ``backbone``. ``layer`` (1-based): None is the encoder's last."""
+    """PruMerge+ on ``backbone``. ``layer`` (1-based): None is the encoder's last. Raises UserError for a budget in ``tokens``."""
+    if tokens is not None:
+        raise UserError(
+            f"tokens={tokens} is no setting of prumerge_plus, which keeps as many tokens as an image has outliers; use tokens=null and"
+            " method.iqr_factor, which a table searches for the budget (match: method.iqr_factor, as in table=hero_table4_matched)"
+        )
     depth = backbone.model.config.vision_config.num_hidden_layers
     (chosen,) = check_layers("prumerge_plus.layer", [depth if layer is None else layer], depth)
     pruner = PruMergePlus(chosen, neighbours, iqr_factor, densify, mode, newline_policy)

@@ -18,6 +18,7 @@ their layers hold on average ("192 tokens"). For any other number of tokens, so 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from blink_exp.core.method import Method, Scan, TokenPolicy
 from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError
 from blink_exp.methods.blink import relative_layers
-from blink_exp.methods.budgets import check_ratio, floor_tolerant, top
+from blink_exp.methods.budgets import check_ratio, floor_tolerant, nominal_tokens, token_share, top
 
 if TYPE_CHECKING:
     from blink_exp.backbone.model import Backbone
@@ -126,6 +127,32 @@ def scaled_schedule(ratio: float, layers: Rows[int] = LAYERS, depth: int = 32) -
     return tuple(min(1.0, scale * share) for share in shape)
 
 
+def shares_for(tokens: int, visual: int, layers: Rows[int] = LAYERS, depth: int = 32) -> tuple[float, ...]:
+    """Shares as of ``scaled_schedule`` with which a layer holds ``tokens`` of ``visual`` tokens on average, to the nearest: the true average,
+    with merged tokens, and with pruning layers that see all that reaches them."""
+
+    def average(ratio: float) -> float:
+        policy = SparseVLMPolicy(tuple(layers), None, scaled_schedule(ratio, layers, depth))
+        return sum(policy.layer_tokens(visual, depth)) / depth
+
+    below, above = layer_average(1, [0.0] * len(layers), layers, depth) + 1e-6, 1.0
+    least = average(below)
+    if tokens < math.floor(least):
+        raise UserError(
+            f"tokens={tokens} is less than sparsevlm can reach: what stands in front of the first pruning, and what is merged, make"
+            f" {least:.1f} of {visual} visual tokens a layer; use tokens={math.ceil(least)} or more, or earlier method.layers"
+        )
+    for _ in range(40):
+        middle = (below + above) / 2
+        below, above = (middle, above) if average(middle) < tokens else (below, middle)
+    return scaled_schedule(min(below, above, key=lambda ratio: abs(average(ratio) - tokens)), layers, depth)
+
+
+def _check_spread(layers: Rows[int], budget: str) -> None:
+    if len(layers) != len(LAYERS):
+        raise UserError(f"layers={list(layers)}: {budget} is spread over {len(LAYERS)} layers; give a schedule")
+
+
 def density_peaks(distances: torch.Tensor, clusters: int) -> list[tuple[int, ...]]:
     """Clusters of n tokens by their (n, n) ``distances``: tuples of indices, each ascending, that hold every token once.
 
@@ -153,24 +180,33 @@ def configure(
     *,
     schedule: int | list[int] | None = 192,
     retention_ratio: float | None = None,
+    tokens: int | None = None,
     layers: Rows[int] = LAYERS,
     relative: bool = True,
 ) -> Method:
     """SparseVLM on ``backbone``.
 
     ``schedule``: 192, 128, 96 or 64 for the authors' lists, or a list of the tokens to keep behind each of ``layers``;
-    ``retention_ratio``: instead, the layer average to aim at, as a share of the visual tokens; ``relative``: ``layers`` are written for an
+    ``retention_ratio``: instead, the layer average to aim at, as a share of the visual tokens; ``tokens``: instead, the true layer average
+    for an image of nominal size, merged tokens included (``shares_for``); ``relative``: ``layers`` are written for an
     LLM of 32 layers and scaled to the backbone's depth.
     """
     chosen = relative_layers(layers, backbone.depth, relative=relative)
     if len(chosen) != len(layers):
         raise UserError(f"layers={list(layers)} fall together in the backbone's {backbone.depth} layers, {list(chosen)}; spread them")
+    if tokens is not None:
+        if schedule is not None:
+            raise UserError(
+                f"tokens={tokens} and sparsevlm.schedule={schedule} both set the budget; give one of them and null for the other"
+            )
+        _check_spread(layers, f"tokens={tokens}")
+        token_share(backbone, 1.0, tokens)  # refuses what no method can keep
+        return Method(SparseVLMPolicy(chosen, None, shares_for(tokens, nominal_tokens(backbone), chosen, backbone.depth)), name="sparsevlm")
     if (schedule is None) == (retention_ratio is None):
         raise UserError(f"schedule={schedule} and retention_ratio={retention_ratio}: give one of them and null for the other")
     if retention_ratio is not None:
         check_ratio("retention_ratio", retention_ratio)
-        if len(layers) != len(LAYERS):
-            raise UserError(f"layers={list(layers)}: a retention_ratio is spread over {len(LAYERS)} layers; give a schedule")
+        _check_spread(layers, f"retention_ratio={retention_ratio}")
         return Method(SparseVLMPolicy(chosen, None, scaled_schedule(retention_ratio, chosen, backbone.depth)), name="sparsevlm")
     if isinstance(schedule, int):
         if schedule not in SCHEDULES:

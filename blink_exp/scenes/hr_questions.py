@@ -16,21 +16,21 @@ from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, Tile
 MOST = 3  # the largest number that is asked for
 
 
-def _name(tile: Tile) -> str:
+def name_of(tile: Tile) -> str:
     return f"{tile.color} {tile.shape}"
 
 
-def _alone(scene: Scene) -> list[int]:
+def alone(scene: Scene) -> list[int]:
     """Tiles whose object is the only one of its colour and shape."""
-    counts = Counter(map(_name, scene.tiles))
-    return [i for i, tile in enumerate(scene.tiles) if counts[_name(tile)] == 1]
+    counts = Counter(map(name_of, scene.tiles))
+    return [i for i, tile in enumerate(scene.tiles) if counts[name_of(tile)] == 1]
 
 
 def small_object(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     """For "no", colour and shape both occur in the scene if possible, but not on one object."""
     if answer == "yes":
-        i = _pick_any(rng, _alone(scene))
-        return None if i is None else SceneQuestion("small_object", f"is there a {_name(scene.tiles[i])}?", "yes", (i,))
+        i = _pick_any(rng, alone(scene))
+        return None if i is None else SceneQuestion("small_object", f"is there a {name_of(scene.tiles[i])}?", "yes", (i,))
     present = {(t.color, t.shape) for t in scene.tiles}
     mixed = {(c, s) for c, _ in present for _, s in present} - present
     pair = _pick_any(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
@@ -38,18 +38,18 @@ def small_object(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQu
 
 
 def count(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
-    counts = Counter(map(_name, scene.tiles))
+    counts = Counter(map(name_of, scene.tiles))
     names = [f"{c} {s}" for c in COLORS for s in SHAPES]
     number = _pick(rng, sorted({counts[name] for name in names if counts[name] <= MOST}))
     name = _pick(rng, [name for name in names if counts[name] == number])
-    objects = tuple(i for i, tile in enumerate(scene.tiles) if _name(tile) == name)
+    objects = tuple(i for i, tile in enumerate(scene.tiles) if name_of(tile) == name)
     return SceneQuestion("count", f"how many {name}s are there?", str(number), objects)
 
 
 def position(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     """In which half an object is; objects in the middle are excluded."""
     options = []
-    for i in _alone(scene):
+    for i in alone(scene):
         for axis, sides in enumerate((("top", "bottom"), ("left", "right"))):
             offset = 2 * scene.cell(i)[axis] - (scene.grid[axis] - 1)
             if offset:
@@ -58,8 +58,8 @@ def position(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuesti
     if option is None:
         return None
     i, sides, answer = option
-    text = f"is the {_name(scene.tiles[i])} {sides[0]} or {sides[1]}?"
-    return SceneQuestion("position", text, answer, (i,), ((f"is the {_name(scene.tiles[i])}", i),))
+    text = f"is the {name_of(scene.tiles[i])} {sides[0]} or {sides[1]}?"
+    return SceneQuestion("position", text, answer, (i,), ((f"is the {name_of(scene.tiles[i])}", i),))
 
 
 def attribute(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
@@ -74,10 +74,10 @@ def attribute(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuest
 
 def relation(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
     """Which of two objects is further left, or further up; never two in one column or row."""
-    alone = _alone(scene)
+    single = alone(scene)
     options = []
-    for a in alone:
-        for b in alone:
+    for a in single:
+        for b in single:
             for axis, word in enumerate(("above", "left of")):
                 step = scene.cell(a)[axis] - scene.cell(b)[axis]
                 if step and (step < 0) == (answer == "yes"):
@@ -86,8 +86,8 @@ def relation(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuesti
     if option is None:
         return None
     a, b, word = option
-    first = f"is the {_name(scene.tiles[a])}"
-    text = f"{first} {word} the {_name(scene.tiles[b])}"
+    first = f"is the {name_of(scene.tiles[a])}"
+    text = f"{first} {word} the {name_of(scene.tiles[b])}"
     return SceneQuestion("relation", f"{text}?", answer, (a, b), ((first, a), (text, b)))
 
 

@@ -158,5 +158,10 @@ class EncoderLayers:
 
 
 @dataclass
+class Positions:
+    policy: str | None = limits.words("contiguous", "original")
+
+
+@dataclass
 class NewlinePolicy:
     policy: str = limits.words("all_rows", "valid_rows", "none")

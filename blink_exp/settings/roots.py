@@ -45,6 +45,7 @@ class PointSettings:
     hero_low: groups.EncoderLayers = MISSING
     hero_high: groups.EncoderLayers = MISSING
     newline_policy: groups.NewlinePolicy = MISSING
+    positions: groups.Positions = MISSING
     judge: Any = MISSING
     image_loading: groups.ImageLoading = MISSING
     logger: Any = MISSING

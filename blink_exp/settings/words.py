@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.settings import budgets
 from blink_exp.settings.check import HYDRA, fields, format_value, refusal, unknown, value_type
 from blink_exp.settings.doors import redirection
 from blink_exp.settings.limits import Text
@@ -39,6 +40,7 @@ HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 LETTER_BY_LETTER = ("sample", "image", "question")  # text in which ${...} is not an interpolation
 FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra functions for several values
 OPTIONAL_GROUPS = ("table", "figure", "search")
+NUMBERED = (budgets.GROUP,)  # groups without a node of their own, whose presets may be numbers, which Hydra takes for text in quotes only
 NOTHING_CHOSEN = tuple(f"{group}=null" for group in OPTIONAL_GROUPS)  # the default, which Hydra rejects as a choice
 
 
@@ -89,6 +91,8 @@ def word(key: str, value: object) -> str:
 def _quoted(word: str, several: bool) -> str:
     key, equals, value = word.partition("=")
     name = key.lstrip("+")
+    if equals and name in NUMBERED and value.replace(",", "").isalnum():
+        return f"{key}=" + ",".join(f"'{preset}'" if preset.isdecimal() else preset for preset in value.split(","))
     if not equals or name not in text_settings() or value in ("", "null") or _is_quoted(value):
         return word
     if name == "predictions" and value.startswith("[") and value.endswith("]"):
@@ -125,6 +129,7 @@ def check_words(argv: Sequence[str], root: str) -> None:
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
+    budgets.check_budget(argv)
     for word in argv:
         if word.startswith("~") and not word.startswith("~hydra"):
             raise UserError(f"{word} would take a setting away; give it a value, or null where it may have none")
@@ -194,7 +199,7 @@ def groups(root: type) -> tuple[str, ...]:
     """Config groups of a root config: those with one schema, and those whose presets have different schemas."""
     typed = [name for name in fields(root) if dataclasses.is_dataclass(value_type(root, name)[0])]
     mixed = [name for name in fields(root) if name in (*_variants(), *OPTIONAL_GROUPS)]
-    return (*typed, *mixed)
+    return (*typed, *mixed, *(NUMBERED if "tokens" in fields(root) else ()))
 
 
 @functools.cache

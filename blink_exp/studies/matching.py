@@ -1,7 +1,7 @@
 """Searches a method's setting so that its mean visual tokens per layer equal the target share.
 
 A nominal ratio differs between methods: of all tokens or of unpadded ones, before or after rounding, per tile or per image, after two
-layers or after three. Methods are therefore compared by the tokens that the LLM processes. Bisection finds the value at which the tokens
+layers or after three. Methods are therefore compared by the tokens that the LLM processes. The target is ``retention_ratio``, or ``tokens`` over all. Bisection finds the value at which the tokens
 per layer, averaged over layers and over the benchmark's images, are the target share. Answers are not used. Newlines count if a method
 selects among them (inside the LLM), not if they are outside its budget.
 """
@@ -21,6 +21,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, identity, locks, store
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.files import read_object, write_json
+from blink_exp.methods.budgets import token_share
 from blink_exp.settings.build import build
 from blink_exp.settings.roots import EvaluateSettings, PointSettings
 
@@ -30,8 +31,9 @@ STEPS = 16  # bisection steps: precision of 2 ** -16 of the range
 
 
 def matched(settings: EvaluateSettings, key: str) -> list[str]:
-    """The override of the setting ``key`` ("method.iqr_factor") at which a method processes ``retention_ratio`` of the visual tokens.
-    Cached in the store. Raises UserError if no value meets the ratio."""
+    """The overrides at which a method processes ``retention_ratio`` of the visual tokens, or ``tokens`` a layer where that is not null: of
+    the setting ``key`` ("method.iqr_factor") and, with ``tokens``, of the method's own budget. Cached in the store. Raises UserError if no
+    value meets the budget."""
     settings = replace(settings, shard=None)  # the shards of a run must not differ in a setting
     path = match_file(settings, key)
     result = None if settings.force else stored_match(path)
@@ -39,13 +41,22 @@ def matched(settings: EvaluateSettings, key: str) -> list[str]:
         with locks.waited(path):
             result = None if settings.force else stored_match(path)  # another run may have finished the search meanwhile
             if result is None:
+                wanted = wanted_share(settings)
                 value, share = search(
-                    share_by(settings, key), settings.retention_ratio, *RANGES.get(key.rpartition(".")[2], RATIO), name=key
+                    share_by(settings, key), wanted, *RANGES.get(key.rpartition(".")[2], RATIO), name=key, budget=budget(settings)
                 )
-                result = {"key": key, "value": value, "wanted": settings.retention_ratio, "share": share}
+                result = {"key": key, "value": value, "wanted": wanted, "share": share}
                 write_json(path, result)
     print(f"matched: {key}={result['value']:.6g} keeps {100 * result['share']:.2f} % of the visual tokens", flush=True)
-    return [f"{key}={result['value']:.6g}"]
+    return [
+        f"{key}={result['value']:.6g}",
+        *([] if settings.tokens is None else [f"{name}=null" for name in token_settings(settings.method)]),
+    ]
+
+
+def budget(settings: EvaluateSettings) -> str:
+    """The budget that is matched, as an override."""
+    return f"retention_ratio={settings.retention_ratio}" if settings.tokens is None else f"tokens={settings.tokens}"
 
 
 def stored_match(path: Path) -> dict[str, Any] | None:
@@ -61,16 +72,21 @@ def stored_match(path: Path) -> dict[str, Any] | None:
 
 def match_file(settings: EvaluateSettings, key: str) -> Path:
     """The file of the store that caches the search result."""
-    query = {"match": key, "wanted": str(settings.retention_ratio)}
+    query = {"match": key, "wanted": str(settings.retention_ratio) if settings.tokens is None else budget(settings)}
     return Path(settings.store) / "matched" / f"{identity.config_hash(settings, identity.digests(settings) | query)}.json"
 
 
-def search(share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it") -> tuple[float, float]:
+def search(
+    share_of: Callable[[float], float], wanted: float, least: float, most: float, name: str = "it", budget: str = ""
+) -> tuple[float, float]:
     """(value, share) between ``least`` and ``most``, the values that keep fewest and most, at which ``share_of`` is nearest to
-    ``wanted``. ``share_of`` must be monotonic; it may jump, since tokens are whole. Raises UserError if ``wanted`` is out of range."""
+    ``wanted``. ``share_of`` must be monotonic; it may jump, since tokens are whole. Raises UserError if ``wanted``, the share of
+    ``budget``, is out of range."""
     ends = (least, share_of(least)), (most, share_of(most))
     if not ends[0][1] <= wanted <= ends[1][1]:
-        raise UserError(f"retention_ratio={wanted} cannot be met: {name} gives {ends[0][1]:.3f} to {ends[1][1]:.3f}; use a value inside")
+        share = f" (the share {wanted:.4g})" if budget.startswith("tokens") else ""
+        reached = f"{name} gives {ends[0][1]:.3f} to {ends[1][1]:.3f}"
+        raise UserError(f"{budget or f'retention_ratio={wanted}'}{share} cannot be met: {reached}; use a value inside")
     below, above = ends
     for _ in range(STEPS):
         middle = (below[0] + above[0]) / 2
@@ -82,10 +98,19 @@ def search(share_of: Callable[[float], float], wanted: float, least: float, most
     return min(below, above, key=lambda end: abs(end[1] - wanted))
 
 
+def wanted_share(settings: PointSettings) -> float:
+    """The share of the visual tokens that is matched."""
+    if settings.tokens is None:
+        return settings.retention_ratio
+    backbone, _, _ = evaluator.prepare(replace(settings, method=without_tokens(settings.method)))
+    return token_share(backbone, settings.retention_ratio, settings.tokens)
+
+
 def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
-    """The share of visual tokens that a method processes, as a function of its setting ``key``; 0 if the method rejects the value
-    because no token would remain. Errors of the other settings are raised here."""
-    backbone, _, benchmark = evaluator.prepare(settings)
+    """The share of visual tokens that a method processes, as a function of its setting ``key``: of a pair, of both halves together; 0 if the
+    method rejects the value because no token would remain. Errors of the other settings are raised here."""
+    unset = without_tokens(settings.method)  # the setting is searched instead of the method's own budget
+    backbone, _, benchmark = evaluator.prepare(replace(settings, method=unset))
     prompts: list[tuple[Any, str]] = []
     for first, *_ in group_by_image(evaluator.chosen(benchmark, settings)):
         with contextlib.suppress(OSError, UserError):  # skipped and reported by an evaluation
@@ -100,23 +125,45 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
 
     def share_of(value: float) -> float:
         try:
-            method: Method = build(settings.method | {key.removeprefix("method."): value}, backbone)
-            if method.policy is not None:
+            method: Method = build(with_value(unset, key.removeprefix("method."), value), backbone)
+            if method.pruner is None:
+                assert method.policy is not None
                 sizes = [len(pack(views(k), all_tokens(views(k)))) for k in range(len(prompts))]
                 return sum(policy_tokens(method.policy, n, backbone.depth) for n in sizes) / sum(sizes)
-            assert method.pruner is not None
-            selected = total = 0
+            selected = total = 0.0
             for k, (image, question) in enumerate(prompts):
                 if k not in encodings:
                     encodings[k] = backbone.encodings({f"matching:{k}": image}, method.pruner.needs)[f"matching:{k}"]
                 chosen = method.pruner.select(encodings[k], question) or all_tokens(encodings[k].views)
-                selected += int((pack(encodings[k].views, chosen, method.pruner.newline_policy) != NEWLINE).sum())
+                entering = int((pack(encodings[k].views, chosen, method.pruner.newline_policy) != NEWLINE).sum())
+                selected += (
+                    policy_tokens(method.policy, entering, backbone.depth)
+                    if method.policy is not None and method.policy.drops
+                    else entering
+                )
                 total += int(encodings[k].views.valid.sum())
             return selected / total
         except UserError:
             return 0.0
 
     return share_of
+
+
+def token_settings(method: dict[str, Any], prefix: str = "method") -> list[str]:
+    """The dotted names of a method's ``tokens``, and of those of the halves of a pair."""
+    own = [f"{prefix}.tokens"] if "tokens" in method else []
+    return [*own, *(name for key, value in method.items() if isinstance(value, dict) for name in token_settings(value, f"{prefix}.{key}"))]
+
+
+def without_tokens(method: dict[str, Any]) -> dict[str, Any]:
+    """A method's settings with null for each of its ``token_settings``."""
+    return {k: None if k == "tokens" else without_tokens(v) if isinstance(v, dict) else v for k, v in method.items()}
+
+
+def with_value(method: dict[str, Any], key: str, value: float) -> dict[str, Any]:
+    """A method's settings with another value at the dotted ``key``."""
+    name, dot, rest = key.partition(".")
+    return method | {name: with_value(method[name], rest, value) if dot else value}
 
 
 def policy_tokens(policy: LayerPolicy, visual: int, depth: int) -> float:

@@ -32,6 +32,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.files import read_object
+from blink_exp.settings.budgets import GROUP, ROOT_SETTINGS, displaced
 from blink_exp.settings.check import SHORT_FOR
 from blink_exp.settings.compose import composed, composed_plain
 from blink_exp.settings.roots import EvaluateSettings, SweepSettings
@@ -62,6 +63,9 @@ def command_line_overrides() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     return [word for word in HydraConfig.get().overrides.task if not word.startswith(SWEEP_SETTINGS)]
+
+
+SAME = SHORT_FOR | dict.fromkeys(ROOT_SETTINGS, GROUP)  # {setting: that which it sets as well}
 
 
 def key(word: str) -> str:
@@ -149,9 +153,9 @@ def refuse_collisions(experiment: dict[str, Any], user_overrides: list[str]) -> 
     if (training_point := next((point for point in points(experiment) if point.get("trains")), None)) is not None:
         varied["tokensr.path"] = training_point["label"]
     for word in user_overrides:
-        mine = SHORT_FOR.get(key(word), key(word))
+        mine = SAME.get(key(word), key(word))
         for name, label in varied.items():
-            theirs = SHORT_FOR.get(name, name)
+            theirs = SAME.get(name, name)
             inner = mine.partition(".")[0] == theirs and mine.partition(".")[0] not in ("method", "model", "benchmark")
             if mine == theirs or theirs.startswith(mine + ".") or inner:
                 raise UserError(
@@ -164,6 +168,7 @@ def point_settings(
 ) -> tuple[EvaluateSettings, list[str]]:
     """The settings of a point and its overrides. ``sweep``: settings of the sweep; ``match``: see ``matching``."""
     store_overrides = (f"store={sweep.store}", f"force={sweep.force}")
+    first = displaced(first, user_overrides)
     if match:
         first = [*first, *matched(_compose((*first, *user_overrides, *store_overrides)), match)]
     return _compose((*first, *user_overrides, *store_overrides)), [*first, *user_overrides]
@@ -179,7 +184,7 @@ def measured_run(
 ) -> PointRun:
     """The run of a point, measured or failed. ``sweep``, ``match``: see ``point_settings``; ``logged``: ``experiment`` and ``x``, see
     ``point.guarded``."""
-    overrides = [*first, *user_overrides]
+    overrides = [*displaced(first, user_overrides), *user_overrides]
     try:
         settings, overrides = point_settings(sweep, first, user_overrides, match)
     except Exception as error:  # also errors wrapped by Hydra, and of models and data sets during matching

@@ -73,6 +73,7 @@ def measured_point(settings: EvaluateSettings) -> PointRun:
         "scores": {k: v["value"] for k, v in finished["scores"].items()},
         "stderr": {k: v["stderr"] for k, v in finished["scores"].items()},
         "tokens": tokens.realised(records, tokens.llm_depth(model["path"], model.get("revision")) if decided else None),
+        "budget": finished.get("budget"),
         "cost": finished.get("cost"),
         "headline": finished["headline"],
         "benchmark": finished["benchmark"],

@@ -182,6 +182,8 @@ def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> Column
     columns = (table.get("measured") or {}).get(benchmark)
     if columns is None:
         columns = {run["headline"]: f"scores.{run['headline']}" for run in done[:1]}
+    if any(run.get("budget") for run in done):
+        columns = with_spent(columns)
     defaults = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0), "published": None}
     published_headings = table.get("published") or {}
     return {
@@ -192,6 +194,21 @@ def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> Column
             for h, c in columns.items()
         },
     }
+
+
+SPENT = {  # what methods that drop tokens spend: {heading: column}
+    "visual tokens in": {"value": "tokens.entering", "digits": 0},
+    "visual tokens a layer": {"value": "tokens.layer", "digits": 0},
+    "GFLOPs": {"value": "tokens.gflops", "digits": 2},
+}
+
+
+def with_spent(columns: dict[str, Any]) -> dict[str, Any]:
+    """Columns of a table, with those of ``SPENT`` beside each other: where the first of them stands, else last."""
+    own = {(c["value"] if isinstance(c, dict) else c): (heading, c) for heading, c in columns.items()}
+    beside = dict(own.get(column["value"], (heading, column)) for heading, column in SPENT.items())
+    first = next((n for n, heading in enumerate(columns) if heading in beside), len(columns))
+    return dict(list(columns.items())[:first]) | beside | {heading: c for heading, c in columns.items() if heading not in beside}
 
 
 def label(benchmark: str, done: list[PointRun]) -> str:

@@ -13,9 +13,8 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation.answering import check_annotation
-from blink_exp.evaluation.evaluator import prepare_model
+from blink_exp.evaluation.evaluator import build_method, prepare_model
 from blink_exp.files import write_json, write_text
-from blink_exp.settings.build import build
 from blink_exp.settings.compose import method_preset
 from blink_exp.settings.doors import command_name
 from blink_exp.settings.presets import presets as presets_of
@@ -68,7 +67,7 @@ def answers(settings: ViewSettings, names: list[str], backbone: Backbone, subjec
             lines.append(pages.answer(name, traced, True))
             continue
         try:
-            other = trace(backbone, build(method, backbone), subject.benchmark, subject.sample, subject.image)
+            other = trace(backbone, build_method(settings, backbone, method), subject.benchmark, subject.sample, subject.image)
             lines.append(pages.answer(name, other, False))
         except UserError as error:
             lines.append(pages.unavailable(name, str(error)))

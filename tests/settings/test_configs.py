@@ -18,7 +18,7 @@ GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir
 ROOTS = {
     "evaluate": {
         *("model", "method", "benchmark", "saliency", "grid", "thresholds", "layers", "resolution", "tokensr", "logger"),
-        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "fill", "judge", "image_loading"),
+        *("hero", "hero_alpha", "hero_low", "hero_high", "newline_policy", "fill", "judge", "image_loading", "positions"),
     },
     "train": {"model", "layers", "tokensr", "loss", "optim", "trainer", "data", "logger", "image_loading"},
 }
@@ -42,7 +42,8 @@ def rounds() -> list[tuple[str, list[str]]]:
     for root, groups in ROOTS.items():
         for k in range(max(len(GROUPS[group]) for group in groups)):
             out.append((root, [f"{group}={GROUPS[group][k % len(GROUPS[group])]}" for group in sorted(groups)]))
-    return out + [(root, ["method=pair", word]) for root, word in NESTED]
+    budgets = [("evaluate", [f"budget='{name}'"]) for name in GROUPS["budget"]]  # sets tokens or retention_ratio, and is no node
+    return out + budgets + [(root, ["method=pair", word]) for root, word in NESTED]
 
 
 @pytest.mark.parametrize(("root", "overrides"), rounds())

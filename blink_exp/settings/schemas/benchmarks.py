@@ -103,6 +103,12 @@ class MosaicDetail(Mosaic):
 
 
 @dataclass
+class MosaicGrounding(Mosaic):
+    questions: str = limits.words("all", "find", "read")
+    blank: bool = limits.flag()
+
+
+@dataclass
 class MosaicSaliency(Mosaic):
     layers: list[int] = limits.layer_list()
     top: int = limits.whole(1, most=limits.PATCHES)
@@ -121,6 +127,7 @@ TARGETS: dict[str, type] = {
     "blink_exp.benchmarks.mmstar.MMStar": MMStar,
     "blink_exp.benchmarks.mmvet.MMVet": Marked,
     "blink_exp.benchmarks.mosaic_detail.MosaicDetail": MosaicDetail,
+    "blink_exp.benchmarks.mosaic_grounding.MosaicGrounding": MosaicGrounding,
     "blink_exp.benchmarks.mosaic_hr.MosaicHR": Mosaic,
     "blink_exp.benchmarks.mosaic_mme.MosaicMME": Mosaic,
     "blink_exp.benchmarks.mosaic_open.MosaicOpen": MosaicOpen,

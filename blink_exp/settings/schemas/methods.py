@@ -33,6 +33,7 @@ class Blink:
 @dataclass
 class Hero:
     retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
     tokens_per_view: int | None = limits.whole(1, most=limits.PATCHES)
     alpha: float = limits.number(0, 1)
     low: list[int] = limits.layer_list()
@@ -45,6 +46,7 @@ class Hero:
 @dataclass
 class Control:
     ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
     newline_policy: str = limits.words(*NEWLINES)
 
 
@@ -56,6 +58,7 @@ class RandomControl(Control):
 @dataclass
 class FasterVLM:
     retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
     layer: int | None = limits.whole(1, most=limits.LAYERS)
     mode: str = limits.words(*MODES)
     newline_policy: str | None = limits.words(*NEWLINES)
@@ -69,6 +72,7 @@ class GlobalCom2(FasterVLM):
 @dataclass
 class HiRED:
     retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
     alpha: float = limits.number(0, 1)
     allocation_layer: int | None = limits.whole(1, most=limits.LAYERS)
     selection_layer: int | None = limits.whole(1, most=limits.LAYERS)
@@ -98,6 +102,7 @@ class VisPruner:
 
 @dataclass
 class PruMergePlus:
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
     layer: int | None = limits.whole(1, most=limits.LAYERS)
     neighbours: int = limits.whole(0, most=limits.PATCHES)
     iqr_factor: float = limits.number(0, most=1000)
@@ -130,6 +135,7 @@ class DivPrune:
 class FastV:
     full_layers: int = limits.whole(1, most=limits.LAYERS)
     retention_ratio: float = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
     mode: str = limits.words(*MODES)
     relative: bool = limits.flag()
 
@@ -143,6 +149,7 @@ def _schedule(value: Any) -> bool:
 class SparseVLM:
     schedule: Any = limits.such("192, 128, 96, 64, a list of tokens to keep behind each of its layers, or null", _schedule)
     retention_ratio: float | None = limits.ratio()
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
     layers: list[int] = limits.layer_list(0)
     relative: bool = limits.flag()
 
@@ -200,6 +207,7 @@ class Pair:
     pruner: Any = limits.group()
     policy: Any = limits.group()
     fill: str = limits.words("neighbours", "recall")
+    tokens: int | None = limits.whole(1, most=limits.TOKENS)
     name: str | None = limits.text("a name")
 
 
