@@ -17,7 +17,7 @@ from typing import Any
 
 from blink_exp.errors import UserError, nearest
 
-BENCHES = ("methods", "sharing", "budget", "tokensr", "throughput", "loading", "startup", "divprune", "gpu")
+BENCHES = ("methods", "sharing", "budget", "tokensr", "throughput", "loading", "startup", "latency", "divprune", "gpu")
 DEFAULT = tuple(name for name in BENCHES if name != "gpu")
 SIZES = ("default", "small")
 
