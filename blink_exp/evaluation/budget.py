@@ -6,7 +6,7 @@ from typing import Any
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
-from blink_exp.methods.budgets import layer_average, nominal_tokens, schedule_text
+from blink_exp.methods.budgets import layer_average, nominal_tokens, schedule_text, whole_tokens
 from blink_exp.settings.roots import PointSettings
 
 
@@ -24,7 +24,7 @@ def budget_of(settings: PointSettings, backbone: Backbone, method: Method) -> di
     if method.policy is not None and method.drops_inside and (method.pruner is None or method.entering is not None):
         by_layer = method.policy.layer_tokens(method.entering or nominal, backbone.depth)
     return {
-        "tokens": settings.tokens,
+        "tokens": whole_tokens(backbone, settings.tokens),
         "retention_ratio": settings.retention_ratio,
         "nominal": nominal,
         "by_layer": by_layer,

@@ -26,6 +26,7 @@ from blink_exp.evaluation.records import RecordLog, summary, write_lines
 from blink_exp.evaluation.store import pop_shared_note
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import json_ready, write_json, write_text
+from blink_exp.methods.budgets import whole_tokens
 from blink_exp.settings.build import build
 from blink_exp.settings.roots import PointSettings
 from blink_exp.settings.values import to_yaml
@@ -54,8 +55,14 @@ def prepare_model(settings: PointSettings) -> tuple[Backbone, Method]:
 
 def build_method(settings: PointSettings, backbone: Backbone, node: dict[str, Any] | None = None) -> Method:
     """The method of ``settings``, or of ``node`` in its place, with the group ``positions``."""
-    method: Method = build(settings.method if node is None else node, backbone)
+    method: Method = build(_with_whole_tokens(settings.method if node is None else node, backbone), backbone)
     return replace(method, positions=settings.positions.policy) if settings.positions.policy is not None else method
+
+
+def _with_whole_tokens(node: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """A method's node, and those of a pair's halves, with budgets that are shares as numbers of this backbone's tokens."""
+    halves = {key: _with_whole_tokens(value, backbone) for key, value in node.items() if isinstance(value, dict)}
+    return {**node, **halves, **({"tokens": whole_tokens(backbone, node["tokens"])} if "tokens" in node else {})}
 
 
 def prepare_benchmark(settings: PointSettings) -> Benchmark:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence as Rows
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ def nominal_tokens(backbone: Any) -> int:
     """Visual tokens of an image that budgets in tokens are stated for: 576 of LLaVA-1.5, 5 x 576 of LLaVA-NeXT."""
     tokens: int = backbone.grid[0] * backbone.grid[1] * nominal_views(backbone)
     return tokens
+
+
+def whole_tokens(backbone: Any, tokens: int | str | None) -> int | None:
+    """A budget as a number: itself, or of a share such as "1/3" of ``nominal_tokens`` the nearest whole number."""
+    if not isinstance(tokens, str):
+        return tokens
+    return max(1, math.floor(Fraction(tokens) * nominal_tokens(backbone) + Fraction(1, 2)))
 
 
 def token_share(backbone: Any, retention_ratio: float, tokens: int | None) -> float:

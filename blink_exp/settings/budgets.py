@@ -1,4 +1,4 @@
-"""The settings that set a token budget: ``tokens``, ``retention_ratio``, and the config group ``budget``, whose presets set one of the two."""
+"""The settings that set a token budget: ``tokens``, ``retention_ratio``, and the config group ``budget``, whose presets set ``tokens``."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def _budget(word: str) -> tuple[str, str, tuple[str, ...]] | None:
     """(the override, what it concerns: "" for all methods, which kind of budget) of an override that sets one, else None."""
     key, equals, value = word.lstrip("+").partition("=")
     scope, _, name = key.rpartition(".")
-    if not equals or value.strip("'\"") in NOTHING or scope not in ("", "hero") and not key.startswith("method."):
+    if not equals or value.strip("'\"") in NOTHING or (scope not in ("", "hero") and not key.startswith("method.")):
         return None
     if key == GROUP:
-        return word, "", TOKENS if value.strip("'\"")[:1].isdecimal() else RATIO
+        return word, "", TOKENS
     kind = next((kind for kind in (TOKENS, RATIO) if name in kind), None)
     return None if kind is None else (word, "" if scope == "hero" else scope, kind)

@@ -232,6 +232,20 @@ def such(rule: str, test: Callable[[Any], bool], default: Any = MISSING) -> Any:
     return _field(Such(rule, test), default)
 
 
+def token_budget() -> Any:
+    """A field for a budget in visual tokens: a number, or a share of an image's."""
+    return such(f"a whole number of tokens from 1 to {TOKENS}, a share of an image's tokens such as 1/3, or null", _is_token_budget)
+
+
+def _is_token_budget(value: Any) -> bool:
+    if isinstance(value, str):
+        parts = value.split("/")
+        return (
+            len(parts) == 2 and all(part.isascii() and part.isdecimal() for part in parts) and 0 < int(parts[0]) <= int(parts[1]) <= TOKENS
+        )
+    return value is None or is_whole(value, 1, TOKENS)
+
+
 def group() -> Any:
     """A field for a group of settings that a preset refers to; the group is checked separately."""
     return such("a group of settings, or null", lambda value: value is None or OmegaConf.is_dict(value), None)

@@ -51,7 +51,7 @@ class PointSettings:
     logger: Any = MISSING
     layer: int | None = limits.whole(0, most=limits.LAYERS - 1)
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     data_root: str | None = limits.folder()
     shard: Any = limits.such("a part k/n with k from 1 to n, e.g. 1/8, or null", _shard)
     part: str = limits.words("all", "validation", "test")

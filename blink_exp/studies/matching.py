@@ -21,7 +21,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, identity, locks, store
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.files import read_object, write_json
-from blink_exp.methods.budgets import token_share
+from blink_exp.methods.budgets import token_share, whole_tokens
 from blink_exp.settings.build import build
 from blink_exp.settings.roots import EvaluateSettings, PointSettings
 
@@ -103,7 +103,7 @@ def wanted_share(settings: PointSettings) -> float:
     if settings.tokens is None:
         return settings.retention_ratio
     backbone, _, _ = evaluator.prepare(replace(settings, method=without_tokens(settings.method)))
-    return token_share(backbone, settings.retention_ratio, settings.tokens)
+    return token_share(backbone, settings.retention_ratio, whole_tokens(backbone, settings.tokens))
 
 
 def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:

@@ -33,7 +33,7 @@ class Blink:
 @dataclass
 class Hero:
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     tokens_per_view: int | None = limits.whole(1, most=limits.PATCHES)
     alpha: float = limits.number(0, 1)
     low: list[int] = limits.layer_list()
@@ -46,7 +46,7 @@ class Hero:
 @dataclass
 class Control:
     ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     newline_policy: str = limits.words(*NEWLINES)
 
 
@@ -58,7 +58,7 @@ class RandomControl(Control):
 @dataclass
 class FasterVLM:
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     layer: int | None = limits.whole(1, most=limits.LAYERS)
     mode: str = limits.words(*MODES)
     newline_policy: str | None = limits.words(*NEWLINES)
@@ -72,7 +72,7 @@ class GlobalCom2(FasterVLM):
 @dataclass
 class HiRED:
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     alpha: float = limits.number(0, 1)
     allocation_layer: int | None = limits.whole(1, most=limits.LAYERS)
     selection_layer: int | None = limits.whole(1, most=limits.LAYERS)
@@ -83,7 +83,7 @@ class HiRED:
 @dataclass
 class CDPruner:
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     relevance_sign: int = limits.such("-1 or 1", lambda value: value in (-1, 1))
     theta: float | None = limits.number(0, 1, above=True, below=True)
     mode: str = limits.words(*MODES)
@@ -93,7 +93,7 @@ class CDPruner:
 @dataclass
 class VisPruner:
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     important_ratio: float = limits.number(0, 1)
     layer: int | None = limits.whole(1, most=limits.LAYERS)
     mode: str = limits.words(*MODES)
@@ -102,7 +102,7 @@ class VisPruner:
 
 @dataclass
 class PruMergePlus:
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     layer: int | None = limits.whole(1, most=limits.LAYERS)
     neighbours: int = limits.whole(0, most=limits.PATCHES)
     iqr_factor: float = limits.number(0, most=1000)
@@ -114,7 +114,7 @@ class PruMergePlus:
 @dataclass
 class VisionZip:
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     dominant: int | None = limits.whole(1, most=limits.PATCHES)
     contextual: int | None = limits.whole(0, most=limits.PATCHES)
     layer: int | None = limits.whole(1, most=limits.LAYERS)
@@ -125,7 +125,7 @@ class VisionZip:
 @dataclass
 class DivPrune:
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     order: str = limits.words("sorted", "selection")
     mode: str = limits.words(*MODES)
     newline_policy: str = limits.words(*NEWLINES)
@@ -135,7 +135,7 @@ class DivPrune:
 class FastV:
     full_layers: int = limits.whole(1, most=limits.LAYERS)
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     mode: str = limits.words(*MODES)
     relative: bool = limits.flag()
 
@@ -149,7 +149,7 @@ def _schedule(value: Any) -> bool:
 class SparseVLM:
     schedule: Any = limits.such("192, 128, 96, 64, a list of tokens to keep behind each of its layers, or null", _schedule)
     retention_ratio: float | None = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     layers: list[int] = limits.layer_list(0)
     relative: bool = limits.flag()
 
@@ -157,7 +157,7 @@ class SparseVLM:
 @dataclass
 class PyramidDrop:
     retention_ratio: float = limits.ratio()
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     layers: list[int] | None = limits.layer_list()
     ratios: list[float] | None = limits.ratio_list()
     schedule: list[int] | None = limits.whole_list(1, limits.TOKENS)
@@ -167,7 +167,7 @@ class PyramidDrop:
 
 @dataclass
 class DART(FastV):
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     truncation: int | None = limits.whole(1, most=limits.TOKENS)
     visual_pivots: int = limits.whole(1, most=limits.PATCHES)
     text_pivots: int = limits.whole(0, most=limits.PATCHES)
@@ -207,7 +207,7 @@ class Pair:
     pruner: Any = limits.group()
     policy: Any = limits.group()
     fill: str = limits.words("neighbours", "recall")
-    tokens: int | None = limits.whole(1, most=limits.TOKENS)
+    tokens: Any = limits.token_budget()
     name: str | None = limits.text("a name")
 
 
