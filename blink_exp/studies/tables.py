@@ -163,7 +163,6 @@ def rivals(columns: dict[str, str], backbone: str, tokens: int | None, method: s
     for heading, column in columns.items():
         cells = reference.rival(backbone, tokens, method, column)
         if not cells:
-            row["missing"][heading] = "not printed by the sources at hand"
             continue
         anchor = reference.published("rivals")["anchor"]
         row["published"][heading] = cells[anchor] if anchor in cells else next(iter(cells.values())) if len(cells) == 1 else None
