@@ -18,7 +18,7 @@ from blink_exp.core.second_view import SecondView
 from blink_exp.errors import UserError, nearest
 
 NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
-NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are not patches: a newline, a token added by a merging method
+NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are not patches: a newline, a token that a method adds (merged ones, CLS)
 
 
 @dataclass(frozen=True)

@@ -180,10 +180,11 @@ def test_a_full_budget_makes_blink_hero_plain_blink(scale):
     assert together[0] == together[1]
 
 
-def test_any_pruner_goes_with_fastv_and_shares_multiply(scale):
-    method = pair(scale, "method=pair", "method/pruner=fastervlm", "method/policy=fastv", "retention_ratio=0.5")
+@pytest.mark.parametrize("pruner", ["fastervlm", "visionzip", "divprune"])
+def test_any_pruner_goes_with_fastv_and_shares_multiply(pruner, scale):
+    method = pair(scale, "method=pair", f"method/pruner={pruner}", "method/policy=fastv", "retention_ratio=0.5")
     records, _ = evaluate(scale, method, MosaicMME(), limit=2)
-    assert method.name == "fastervlm+fastv"
+    assert method.name == f"{pruner}+fastv"
     assert {r["visual_tokens"] for r in records} == {72}
     assert {step["visual_tokens"] for r in records for step in r["layers"]} == {36}
 
