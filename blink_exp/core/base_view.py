@@ -11,7 +11,7 @@ import torch
 class BaseViewMap:
     """Maps the visual tokens of one image to cells of its base view.
 
-    ``cells``: (tokens,) raster index on the base view of each token, -1 for a token of a tile, a newline or a merged token;
+    ``cells``: (tokens,) raster index on the base view of each token, -1 for a token of a tile, a newline or an added token;
     ``dropped_embeddings``: (H * W, hidden) embeddings of the whole base view, to restore dropped tokens from; None: not restored.
     """
 

@@ -19,7 +19,7 @@ from blink_exp.errors import UserError, nearest
 
 NEWLINE_POLICIES = ("valid_rows", "none", "all_rows")
 TileGrid = tuple[int, int]  # rows and columns of tiles
-NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are not patches: a newline, a token added by a merging method
+NEWLINE, EXTRA = -1, -2  # sources of packed tokens that are not patches: a newline, a token that a method adds (merged ones, CLS)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ the order of their choice (``order=selection``), the published code sorts them (
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -33,6 +33,9 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import NEWLINE, TokenSelection, all_tokens, check_newline_policy, pack
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.budgets import at_least_one, check_ratio, keeps_everything, token_share
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 MODES = ("paper", "reference")
 ORDERS = ("sorted", "selection")
@@ -58,7 +61,7 @@ class DivPrune:
 
     merges = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         for key, words in (("order", ORDERS), ("mode", MODES)):
             if getattr(self, key) not in words:
@@ -97,7 +100,8 @@ def token_features(encoding: Encoding, sources: torch.Tensor) -> torch.Tensor:
 
 def distances(features: torch.Tensor) -> torch.Tensor:
     """(V, V) distances 1 - cosine of (V, width) ``features``, in their dtype."""
-    unit = features / features.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(features.dtype).tiny)
+    length = features.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(features.dtype).tiny)
+    unit: torch.Tensor = features / length
     return 1 - unit @ unit.T
 
 
@@ -119,7 +123,7 @@ def farthest(distance: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     retention_ratio: float,
     tokens: int | None = None,

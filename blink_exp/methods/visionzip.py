@@ -28,7 +28,7 @@ a contextual token, and ``contextual=0`` drops what is not dominant.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -37,7 +37,10 @@ from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import EXTRA, TokenSelection, check_newline_policy, pack
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.budgets import NOMINAL_VIEWS, at_least_one, check_ratio, floor_tolerant, keeps_everything, token_share, top
+from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, token_share, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 MODES = ("paper", "reference")
 
@@ -66,7 +69,7 @@ class VisionZip:
 
     merges = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
         if self.mode not in MODES:
             raise UserError(f"visionzip.mode={self.mode} is not known; {nearest(str(self.mode), MODES)}")
@@ -138,7 +141,8 @@ def contextual_share(k: int) -> int:
 
 def mean_keys(keys: torch.Tensor, heads: int) -> torch.Tensor:
     """(N, C / heads) mean over heads of (N, C) keys. Merging by full keys would group patches otherwise."""
-    return keys.unflatten(-1, (heads, -1)).mean(-2)
+    by_head: torch.Tensor = keys.unflatten(-1, (heads, -1))
+    return by_head.mean(-2)
 
 
 def contextual_tokens(features: torch.Tensor, keys: torch.Tensor, contextual: int) -> torch.Tensor:
@@ -169,7 +173,7 @@ def around(patches: torch.Tensor, thumbnail: int, classes: list[int], merged: li
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     retention_ratio: float,
     tokens: int | None = None,
@@ -187,8 +191,6 @@ def configure(
     share = token_share(backbone, retention_ratio, tokens)
     pruner = VisionZip(share, layer, dominant, contextual, mode, newline_policy)
     patches = backbone.grid[0] * backbone.grid[1]
-    if tokens is not None and floor_tolerant(patches * share) < 1:
-        raise UserError(f"tokens={tokens} is less than one for each of {NOMINAL_VIEWS} views; use at least {NOMINAL_VIEWS}")
     split = pruner.budget(patches)
     if tokens is not None and sum(split) != floor_tolerant(patches * share):
         raise UserError(

@@ -180,7 +180,7 @@ def test_a_full_budget_makes_blink_hero_plain_blink(scale):
     assert together[0] == together[1]
 
 
-@pytest.mark.parametrize("pruner", ["fastervlm", "cdpruner", "vispruner"])
+@pytest.mark.parametrize("pruner", ["fastervlm", "visionzip", "divprune", "cdpruner", "vispruner"])
 def test_any_pruner_goes_with_fastv_and_shares_multiply(scale, pruner):
     method = pair(scale, "method=pair", f"method/pruner={pruner}", "method/policy=fastv", "retention_ratio=0.5")
     records, _ = evaluate(scale, method, MosaicMME(), limit=2)

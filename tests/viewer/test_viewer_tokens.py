@@ -60,6 +60,18 @@ def test_kept_tokens_of_a_pruner_are_counted_and_darkened(scale_next, photo):
     assert int((dark == drawing.GONE).all(-1).sum()) == kept["of"]["tiles"] - kept["entering"]["tiles"]
 
 
+def test_tokens_that_a_pruner_adds_have_no_place(scale_next, photo, tmp_path):
+    """VisionZip at 28 of 144: each view that shows the image gives CLS, 23 patches and 4 contextual tokens."""
+    cfg = config("model=scale_llava_next", "method=visionzip", image=str(photo), question="is there a circle?", compare=["divprune"])
+    path = viewer.view(cfg, tmp_path)
+    kept = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))["kept"]
+    about = subject.load_subject(cfg)
+    views = trace(scale_next, build(cfg.method, scale_next), about.benchmark, about.sample, about.image).visual.views
+    shown = int(views.valid.any(1).sum())
+    assert kept["entering"]["base"] == 23 and kept["entering"]["merged"] == shown * (1 + 4) and views.tiles
+    assert f"{shown * 5} that show no one place" in path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("method", ["fastv", "sparsevlm", "pyramiddrop", "dart"])
 def test_kept_tokens_of_a_method_in_the_llm(scale, method):
     """Against the share of layers that the pictures of tables show, and against the token counts of the record."""
