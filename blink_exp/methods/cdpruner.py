@@ -151,7 +151,7 @@ def sharpened(relevance: torch.Tensor, theta: float) -> torch.Tensor:
 def kernel(features: torch.Tensor, relevance: torch.Tensor) -> torch.Tensor:
     """(views, N, N) float32 L = r S r. ``features``: (views, N, hidden), normalised in their own dtype as in the authors' code."""
     unit = F.normalize(features, dim=-1).float()
-    relevance = relevance.float()
+    relevance = relevance.to(unit)  # a model may be spread over devices
     return relevance[:, :, None] * (unit @ unit.transpose(1, 2)) * relevance[:, None, :]
 
 
