@@ -38,6 +38,7 @@ class Segment:
         region: the patch that an expanded segment shows.
         keys, values: {layer: (kv_heads, tokens, head_dim)} of the layers before ``reached``, keys behind RoPE.
         inputs: {layer: (tokens, hidden)}, states at the input of earlier layers that may be read.
+        tokens: their number.
     """
 
     states: torch.Tensor
@@ -50,12 +51,12 @@ class Segment:
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     inputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    tokens: int = field(init=False)
 
     stored = False  # whether a cache holds it beyond the current questions
 
-    @property
-    def tokens(self) -> int:
-        return len(self.states)
+    def __post_init__(self) -> None:
+        self.tokens = len(self.states)
 
     @property
     def taken(self) -> int:
