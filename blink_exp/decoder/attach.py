@@ -24,7 +24,7 @@ from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs
 from blink_exp.decoder.cache import SegmentedLayer, segmented
 from blink_exp.decoder.generated import extend
-from blink_exp.decoder.segments import Front, Segment, starts
+from blink_exp.decoder.segments import Front, Segment, starts, visual_at
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.errors import UserError
 
@@ -267,7 +267,7 @@ def _question(layout: Layout, embeds: torch.Tensor, row: int, sample: str, regio
     index, visual = layout.index[row], layout.visual[row]
     blocks = tuple(Segment(embeds[row, positions], n, index=positions) for positions, n in zip(index, visual, strict=False))
     base_maps = tuple(layout.base_maps[row]) if layout.base_maps is not None else (None,) * len(blocks)
-    visual_embeds = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
+    visual_embeds = visual_at(blocks, 0) if blocks else None
     return QuestionInputs(blocks, embeds[row, index[-1]], sample, (0,), base_maps, visual_embeds, tuple(regions))
 
 

@@ -64,7 +64,7 @@ class BranchBatch:
         if decoder.ran is not None:
             decoder.ran(i, fronts, run.cache, self.text.valid)
             self.steps.clear()
-            for segment in fronts_of(fronts):
+            for segment in {segment for front in fronts for segment in front}:
                 for states_by_layer in (segment.keys, segment.values, segment.inputs):
                     states_by_layer.clear()
         if forked is not None:

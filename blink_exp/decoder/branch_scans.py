@@ -13,6 +13,7 @@ from blink_exp.core.method import Method, Scan
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.decoder import scan
 from blink_exp.decoder.branches import Branch, QuestionInputs, Text, text_positions
+from blink_exp.decoder.segments import visual_at
 
 Maps = tuple[BaseViewMap | None, ...]
 
@@ -82,7 +83,7 @@ class BranchScanner:
         out: dict[tuple[int, int], Scan] = {}
         for (r, _), pairs, row_scores in zip(groups, groups.values(), scores, strict=True):
             question = self.questions[branches[r].question]
-            visual = torch.cat([block.visual_at(i + 1) for block in branches[r].blocks])
+            visual = visual_at(branches[r].blocks, i + 1)
             row_scan = Scan(
                 i,
                 question.sample,

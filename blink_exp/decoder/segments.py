@@ -93,6 +93,12 @@ def length(front: Rows[Segment]) -> int:
     return sum(segment.tokens for segment in front)
 
 
+def visual_at(blocks: Rows[Segment], layer: int) -> torch.Tensor:
+    """(visual, hidden) of all images."""
+    parts = [block.visual_at(layer) for block in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def starts(front: Rows[Segment]) -> list[int]:
     """The first free position number before each segment, and, last, behind all of them."""
     return list(itertools.accumulate((segment.taken for segment in front), initial=0))
@@ -193,18 +199,16 @@ def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -
         return -len(merged)
 
     state: State[int, Segment] = transition(State.of(*ranges), decision, merge=merge)
-    means = _means(torch.cat([block.visual_at(layer) for block in blocks]), merged) if merged else None
+    means = _means(visual_at(blocks, layer), merged) if merged else None
     out = []
     for block, first, start, tokens in zip(blocks, ends, starts(blocks), state.visual, strict=False):
         before = block.tokens - block.visual  # text in front of the image
         device = block.states.device
         stay = torch.tensor([*range(before), *(before + t - first for t in tokens if t >= 0)], dtype=torch.long, device=device)
-        states, added = block.at(layer)[stay], [-t - 1 for t in tokens if t < 0]
-        index = None if block.index is None else block.index[stay]
-        if added:
-            assert means is not None
-            states = torch.cat([states, means[added]])
-            index = None if index is None else torch.cat([index, index.new_full((len(added),), -1)])
+        states, index = block.at(layer)[stay], None if block.index is None else block.index[stay]
+        if means is not None and min(tokens, default=0) < 0:  # all merged tokens stand behind one image
+            states = torch.cat([states, means])
+            index = None if index is None else torch.cat([index, index.new_full((len(means),), -1)])
         numbers = block.positions(start)[stay] if inherit else None
         out.append(Segment(states, len(tokens), numbers, block.taken if inherit else None, index, reached=layer))
     return tuple(out)
