@@ -25,7 +25,7 @@ from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs
 from blink_exp.decoder.cache import SegmentedLayer, segmented
 from blink_exp.decoder.generated import extend
-from blink_exp.decoder.segments import Front, Segment, numbered, starts
+from blink_exp.decoder.segments import Front, Segment, numbered, starts, visual_at
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.errors import UserError
 
@@ -307,7 +307,7 @@ def _question(
         numbers, takes = numbered(len(tokens) - n, of_image, embeds.device, starts(blocks)[-1])
         blocks = (*blocks, Segment(embeds[row, tokens], n, numbers, takes, tokens))
     base_maps = tuple(layout.base_maps[row]) if layout.base_maps is not None else (None,) * len(blocks)
-    visual_embeds = torch.cat([block.visual_at(0) for block in blocks]) if blocks else None
+    visual_embeds = visual_at(blocks, 0) if blocks else None
     return QuestionInputs(blocks, embeds[row, index[-1]], sample, (0,), base_maps, visual_embeds, tuple(regions))
 
 

@@ -11,7 +11,7 @@ import torch
 from blink_exp.decoder.branches import Branch, LayerPass, Step, Text, steps_of_rows, text_positions
 from blink_exp.decoder.layers import LastRun, LastRuns, SegmentRun, fronts_of, segment_runs
 from blink_exp.decoder.segments import Front, Segment, shared_kv, starts
-from blink_exp.decoder.shared_attention import SharedKVCache
+from blink_exp.decoder.shared_attention import Masks, SharedKVCache
 
 if TYPE_CHECKING:
     from blink_exp.decoder.branch_decoder import BranchDecoder
@@ -65,7 +65,7 @@ class BranchBatch:
         if decoder.ran is not None:
             decoder.ran(i, fronts, run.cache, self.text.valid)
             self.steps.clear()
-            for segment in fronts_of(fronts):
+            for segment in {segment for front in fronts for segment in front}:
                 for states_by_layer in (segment.keys, segment.values, segment.inputs):
                     states_by_layer.clear()
         if forked is not None:
@@ -98,7 +98,7 @@ class BranchBatch:
             else:
                 states = torch.cat([torch.stack([torch.cat([s.states for s in row]) for row in joined]), states], dim=1)
         if last_run is not None:
-            rope = last_run.rope
+            rope, masks = last_run.rope, last_run.masks
         else:
             positions = text_positions(self.branches, text.valid)
             if joined[0]:
@@ -107,9 +107,10 @@ class BranchBatch:
                     for o, b in zip(joined, self.branches, strict=True)
                 ]
                 positions = torch.cat([torch.stack(pieces), positions], dim=1)
-            rope = decoder.llm.rotary_emb(states, position_ids=positions)
-        mask = text.mask() if decoder.padded else None
-        return SegmentRun(states, rope, SharedKVCache(shared_kv(i, ahead), mask=mask, alone=decoder.alone, weights=decoder.weights))
+            rope, masks = decoder.llm.rotary_emb(states, position_ids=positions), Masks()
+        mask = text.mask if decoder.padded else None
+        cache = SharedKVCache(shared_kv(i, ahead), mask=mask, alone=decoder.alone, weights=decoder.weights, masks=masks)
+        return SegmentRun(states, rope, cache)
 
     def _split(self, i: int, run: SegmentRun, first: int | None, read: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Splits the outputs of a run into segments and texts. Returns the texts' keys and values. ``read``: whether the segments' keys and
@@ -130,7 +131,7 @@ class BranchBatch:
                     rows.append(segment.states)
         self.text.states = run.states[:, before:]
         count = 0 if first is None else len(self.branches[0].front) - first
-        self.joint = {(first, count): LastRun(run.rope, run.states, [*rows, self.text.states])}
+        self.joint = {(first, count): LastRun(run.rope, run.cache.masks, run.states, [*rows, self.text.states])}
         return keys[:, :, before:], values[:, :, before:]
 
     def fork(self, branches: list[Branch], rows: torch.Tensor | None) -> None:

@@ -14,6 +14,7 @@ from blink_exp.core.method import Method, Scan, TokenReading
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.decoder import scan
 from blink_exp.decoder.branches import Branch, LayerPass, QuestionInputs, Text, text_positions
+from blink_exp.decoder.segments import visual_at
 
 Maps = tuple[BaseViewMap | None, ...]
 
@@ -122,7 +123,7 @@ class BranchScanner:
     def _row_scan(self, branch: Branch, i: int, **fields: Any) -> Scan:
         """The scan of a row behind layer i, with ``fields`` of what was read."""
         question = self.questions[branch.question]
-        visual = torch.cat([block.visual_at(i + 1) for block in branch.blocks])
+        visual = visual_at(branch.blocks, i + 1)
         return Scan(
             *(i, question.sample, 0, False),
             visual=sum(block.visual for block in question.blocks),

@@ -89,6 +89,7 @@ class Text:
     def length(self) -> int:
         return self.states.shape[1]
 
+    @functools.cached_property
     def mask(self) -> torch.Tensor:
         """(rows, tokens, tokens) bool: causal, within each text. Padding sees itself, so that no row is empty."""
         causal = torch.ones(self.length, self.length, dtype=torch.bool, device=self.valid.device).tril()

@@ -40,7 +40,7 @@ class _Tokens:
                 mask = key_valid[:, None].expand(-1, tokens, -1) & key_valid.new_ones(tokens, key_valid.shape[1]).tril(valid.shape[1])
             self.known[key] = (rope, mask, key_valid, position + tokens, (valid, position))  # the last keep their ids from being reused
         rope, mask, key_valid, position, _ = self.known[key]
-        cache = SharedKVCache(shared_kv(i, layer.fronts), (layer.keys, layer.values), mask, self.weights)
+        cache = SharedKVCache(shared_kv(i, layer.fronts), (layer.keys, layer.values), mask, weights=self.weights)
         run = SegmentRun(self.states, rope, cache)
         yield run
         self.states = run.states

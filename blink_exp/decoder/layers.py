@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from blink_exp.decoder.segments import Front, Segment, shared_kv, starts
-from blink_exp.decoder.shared_attention import SharedKVCache, shared, stacked
+from blink_exp.decoder.shared_attention import Masks, SharedKVCache, shared, stacked
 
 NEAR = 1.15  # segments whose lengths are within this factor are padded to one batch
 
@@ -61,9 +61,11 @@ def run_layers(llm: Any, work: Work, first: int, last: int) -> None:
 
 @dataclass
 class LastRun:
-    """Reusable tensors of segments that ran together: RoPE, and the batched states, valid while ``rows``, its parts, are unchanged."""
+    """Reusable tensors of segments that ran together: RoPE, masks, and the batched states, valid while ``rows``, its parts, are
+    unchanged."""
 
     rope: Rope
+    masks: Masks
     states: torch.Tensor
     rows: list[torch.Tensor]
 
@@ -100,16 +102,18 @@ def segment_runs(
             states = _padded([s.states for s in segments])
         if last_run is None:
             positions = _padded([s.positions(starts(front)[-1]) for s, front in group])
-            rope = llm.rotary_emb(states, position_ids=positions)
+            rope, masks = llm.rotary_emb(states, position_ids=positions), Masks()
         else:
-            rope = last_run.rope
-        run = SegmentRun(states, rope, SharedKVCache(shared_kv(i, fronts), alone=alone, weights=weights))
+            rope, masks = last_run.rope, last_run.masks
+        run = SegmentRun(states, rope, SharedKVCache(shared_kv(i, fronts), alone=alone, weights=weights, masks=masks))
         del states, last_run
         yield run
         for segment, row, keys, values in zip(segments, run.states, *run.cache.own, strict=True):
             n = segment.tokens
-            segment.advance(i, row[:n], keys[:, :n], values[:, :n], read)
-        last[tuple(segments)] = LastRun(rope, run.states, [s.states for s in segments])
+            if n < run.states.shape[1]:
+                row, keys, values = row[:n], keys[:, :n], values[:, :n]
+            segment.advance(i, row, keys, values, read)
+        last[tuple(segments)] = LastRun(rope, masks, run.states, [s.states for s in segments])
 
 
 def _padded(rows: list[torch.Tensor]) -> torch.Tensor:

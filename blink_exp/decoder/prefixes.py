@@ -53,14 +53,10 @@ class Prefix(Segment):
     stored = True
 
     def __post_init__(self) -> None:
-        self.length = len(self.states)
+        super().__post_init__()
         self.read = tuple(sorted(layer for layer in self.read if layer <= self.depth))
         self.held.append(self.states.new_empty(len(self.read), *self.states.shape))
         self._keep(0)
-
-    @property
-    def tokens(self) -> int:
-        return self.length
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +76,7 @@ class Prefix(Segment):
         self.keys[i], self.values[i], self.states, self.reached = buffer[0, i], buffer[1, i], states, i + 1
         self._keep(i + 1)
         if self.reached == self.depth:
-            self.states = self.inputs.get(self.depth, states[:0])  # read only by policies that drop tokens
+            self.states = self.inputs.get(self.depth, states.new_empty(0))  # read only by policies that drop tokens
 
 
 @dataclass

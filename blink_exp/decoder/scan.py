@@ -24,7 +24,7 @@ from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import KeyScan
 from blink_exp.core.saliency import PatchGrid, Scorer, ScorerInputs, products
 from blink_exp.decoder.segments import Front, Segment, length, shared_kv, starts
-from blink_exp.decoder.shared_attention import stacked
+from blink_exp.decoder.shared_attention import alike, by_part, by_row, rows_of, stacked
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ def scan_tokens(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tenso
     inputs.text = raters[:, queries]
     scores = saliency.text_mean(inputs, torch.arange(inputs.visible.shape[2], device=batch.states.device))
     out = []
-    for b, row in enumerate(batch.rows):
+    for row, row_scores in zip(batch.rows, scores.tolist(), strict=True):
         first = ahead - length(row.front)
-        out.append(tuple(scores[b, [first + place for place in row.visual_places]].tolist()))
+        out.append(tuple(row_scores[first + place] for place in row.visual_places))
     return out
 
 
@@ -255,23 +255,24 @@ def _keys_at(llm: Any, i: int, first: dict[Segment, int]) -> dict[Segment, _Keys
 
 
 def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, text_keys: torch.Tensor) -> torch.Tensor:
-    """(rows, heads, queries, ahead + text) products of (rows, heads, queries, head_dim) ``query`` with the keys of each row's front, part
-    by part, and with the texts' ``text_keys``."""
-    rows, heads, queries, width = query.shape
-    out = query.new_zeros(rows, heads, queries, ahead + text_keys.shape[2])
+    """(rows, heads, queries, ahead + text) products of (rows, heads, queries, head_dim) ``query`` with the keys of each row's front, like
+    parts at once, and with the texts' ``text_keys``."""
+    out = query.new_zeros(*query.shape[:3], ahead + text_keys.shape[2])
     out[..., ahead:] = products(query, text_keys)
     filled = [ahead - sum(segment.keys[0].shape[1] for segment in front) for front in fronts]
-    for part in shared_kv(0, fronts):
-        cut, tokens = slice(part.start, part.stop), part.keys.shape[1]
-        part_query = query[cut].transpose(0, 1).reshape(1, heads, -1, width)
-        part_products = products(part_query, part.keys[None]).reshape(heads, -1, queries, tokens).transpose(0, 1)
-        first = filled[part.start]
-        if all(column == first for column in filled[cut]):
-            out[cut, ..., first : first + tokens] = part_products
+    for parts in alike(shared_kv(0, fronts)):
+        rows, tokens = rows_of(parts), parts[0].keys.shape[1]
+        part_query = query[rows]
+        part_products = by_row(by_part(part_query, parts) @ stacked([part.keys for part in parts]).mT, part_query)
+        numbers = [row for part in parts for row in range(part.start, part.stop)]
+        if len(firsts := {filled[row] for row in numbers}) == 1:
+            (first,) = firsts
+            out[rows, ..., first : first + tokens] = part_products
         else:
-            for b, row in zip(range(part.start, part.stop), part_products, strict=True):
-                out[b, ..., filled[b] : filled[b] + tokens] = row
-        filled[cut] = [column + tokens for column in filled[cut]]
+            for row, row_products in zip(numbers, part_products, strict=True):
+                out[row, ..., filled[row] : filled[row] + tokens] = row_products
+        for row in numbers:
+            filled[row] += tokens
     return out
 
 

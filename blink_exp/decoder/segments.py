@@ -39,6 +39,7 @@ class Segment:
         region: the patch that an expanded segment shows.
         keys, values: {layer: (kv_heads, tokens, head_dim)} of the layers before ``reached``, keys behind RoPE.
         inputs: {layer: (tokens, hidden)}, states at the input of earlier layers that may be read.
+        tokens: their number.
     """
 
     states: torch.Tensor
@@ -51,12 +52,12 @@ class Segment:
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     inputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    tokens: int = field(init=False)
 
     stored = False  # whether a cache holds it beyond the current questions
 
-    @property
-    def tokens(self) -> int:
-        return len(self.states)
+    def __post_init__(self) -> None:
+        self.tokens = len(self.states)
 
     @property
     def taken(self) -> int:
@@ -91,6 +92,12 @@ Front = tuple[Segment, ...]  # the segments in front of a text or of another seg
 
 def length(front: Rows[Segment]) -> int:
     return sum(segment.tokens for segment in front)
+
+
+def visual_at(blocks: Rows[Segment], layer: int) -> torch.Tensor:
+    """(visual, hidden) of all images."""
+    parts = [block.visual_at(layer) for block in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def starts(front: Rows[Segment]) -> list[int]:
@@ -204,23 +211,21 @@ def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -
         return -len(merged)
 
     state: State[int, Segment] = transition(State.of(*ranges), decision, merge=merge)
-    means = _means(torch.cat([block.visual_at(layer) for block in blocks]), merged) if merged else None
+    means = _means(visual_at(blocks, layer), merged) if merged else None
     places = [block.positions(start) for block, start in zip(blocks, starts(blocks), strict=False)] if inherit else []
     out = []
     for block, first, tokens in zip(blocks, ends, state.visual, strict=False):
         before = block.tokens - block.visual  # text in front of the image
         device = block.states.device
         stay = torch.tensor([*range(before), *(before + t - first for t in tokens if t >= 0)], dtype=torch.long, device=device)
-        states, added = block.at(layer)[stay], [-t - 1 for t in tokens if t < 0]
-        index = None if block.index is None else block.index[stay]
-        if added:
-            assert means is not None
-            states = torch.cat([states, means[added]])
-            index = None if index is None else torch.cat([index, index.new_full((len(added),), -1)])
+        states, index = block.at(layer)[stay], None if block.index is None else block.index[stay]
         numbers = places[len(out)][stay] if inherit else None
-        if numbers is not None and added:
-            visual = torch.cat([p[b.tokens - b.visual :] for p, b in zip(places, blocks, strict=True)])
-            numbers = torch.cat([numbers, _means(visual[:, None].float(), merged)[added, 0]])
+        if means is not None and min(tokens, default=0) < 0:  # all merged tokens stand behind one image
+            states = torch.cat([states, means])
+            index = None if index is None else torch.cat([index, index.new_full((len(means),), -1)])
+            if numbers is not None:
+                visual = torch.cat([p[b.tokens - b.visual :] for p, b in zip(places, blocks, strict=True)])
+                numbers = torch.cat([numbers, _means(visual[:, None].float(), merged)[:, 0]])
         out.append(Segment(states, len(tokens), numbers, block.taken if inherit else None, index, reached=layer))
     return tuple(out)
 

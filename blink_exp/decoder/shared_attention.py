@@ -8,6 +8,7 @@ attention by its name in the registry of transformers, and get a ``SharedKVCache
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,15 @@ class Part:
 
 
 @dataclass
+class Masks:
+    """Masks over fronts in one piece, the same in all layers in which the fronts have the same lengths. ``real``: see
+    ``SharedKVCache.dense``; ``visible``: see there."""
+
+    real: torch.Tensor | None = None
+    visible: torch.Tensor | None = None
+
+
+@dataclass
 class SharedKVCache:
     """The cache object that a layer is called with.
 
@@ -41,6 +51,7 @@ class SharedKVCache:
         mask: (rows, queries, own tokens) bool; None: causal.
         alone: whether no rows share a part, so that keys are concatenated into one dense tensor, which the rows' caches need anyway.
         weights: whether attention weights are returned, (rows, heads, queries, keys), as the eager kernel does.
+        masks: those of an earlier layer, or none yet.
         own: keys and values of all own tokens, set when the layer runs.
         aside: whether the rows are not part of any prompt (close-ups).
     """
@@ -50,6 +61,7 @@ class SharedKVCache:
     mask: torch.Tensor | None = None
     alone: bool = False
     weights: bool = False
+    masks: Masks = field(default_factory=Masks)
     own: tuple[torch.Tensor, ...] = field(default=())
     aside: bool = False
     _dense: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
@@ -74,48 +86,48 @@ class SharedKVCache:
         return self._dense
 
     def _in_one_piece(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        keys, values = self.own
-        rows, _, own, _ = keys.shape
-        valid = keys.new_ones(rows, own, dtype=torch.bool) if self.mask is None else self.mask[:, -1].expand(rows, own)
-        if not self.front:
-            return keys, values, valid
-        chains: list[list[Part]] = [[] for _ in range(rows)]
+        lengths = [0] * len(self.own[0])
         for part in self.front:
-            for chain in chains[part.start : part.stop]:
-                chain.append(part)
-        lengths = [sum(part.keys.shape[1] for part in chain) for chain in chains]
+            for row in range(part.start, part.stop):
+                lengths[row] += part.keys.shape[1]
         ahead = max(lengths)
-        dense = [own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own]
+        if self.masks.real is None:
+            self.masks.real = self._real(lengths, ahead)
+        if not self.front:
+            return *self.own, self.masks.real
+        keys, values = (own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own)
         filled = [ahead - length for length in lengths]
         for row, column in enumerate(filled):
             if column:
-                dense[0][row, :, :column], dense[1][row, :, :column] = 0, 0
-        for parts in _alike(self.front):
-            first, tokens = parts[0].start, parts[0].keys.shape[1]
-            one_by_one = [part.start for part in parts] == list(range(first, first + len(parts))) and parts[0].stop == first + 1
-            if one_by_one and len({filled[part.start] for part in parts}) == 1:
-                rows_of = slice(first, first + len(parts))
-                dense[0][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.keys for part in parts])
-                dense[1][rows_of, :, filled[first] : filled[first] + tokens] = stacked([part.values for part in parts])
-            else:
-                for part in parts:
-                    for row in range(part.start, part.stop):
-                        columns_of_part = slice(filled[row], filled[row] + tokens)
-                        dense[0][row, :, columns_of_part], dense[1][row, :, columns_of_part] = part.keys, part.values
-            for part in parts:
-                filled[part.start : part.stop] = [column + tokens for column in filled[part.start : part.stop]]
-        for whole, part_of_it in zip(dense, self.own, strict=True):
-            whole[:, :, ahead:] = part_of_it
+                keys[row, :, :column], values[row, :, :column] = 0, 0
+        spans: list[tuple[tuple[int, int, int], int, Part]] = []  # equal keys: neighbouring rows, the same columns
+        for part in self.front:
+            tokens = part.keys.shape[1]
+            for row in range(part.start, part.stop):
+                spans.append(((row - len(spans), filled[row], filled[row] + tokens), row, part))
+                filled[row] += tokens
+        for (_, first, last), same in itertools.groupby(spans, key=lambda span: span[0]):
+            numbers, parts = zip(*((row, part) for _, row, part in same), strict=True)
+            rows = slice(numbers[0], numbers[-1] + 1)
+            keys[rows, :, first:last] = stacked([part.keys for part in parts])
+            values[rows, :, first:last] = stacked([part.values for part in parts])
+        keys[:, :, ahead:], values[:, :, ahead:] = self.own
+        return keys, values, self.masks.real
+
+    def _real(self, lengths: list[int], ahead: int) -> torch.Tensor:
+        keys = self.own[0]
+        rows, _, own, _ = keys.shape
+        valid = keys.new_ones(rows, own, dtype=torch.bool) if self.mask is None else self.mask[:, -1].expand(rows, own)
         columns = torch.arange(ahead, device=keys.device)
-        real = columns >= ahead - torch.tensor(lengths, device=keys.device)[:, None]
-        return dense[0], dense[1], torch.cat([real, valid], dim=1)
+        return torch.cat([columns >= ahead - torch.tensor(lengths, device=keys.device)[:, None], valid], dim=1)
 
     def visible(self, queries: int) -> torch.Tensor:
         """(rows, queries, keys) bool: which of the keys of ``dense`` each query sees."""
-        _, _, valid = self.dense()
-        rows, own = len(valid), self.own[0].shape[2]
-        ahead = valid[:, : valid.shape[1] - own, None].mT
-        return torch.cat([ahead.expand(-1, queries, -1), self.own_mask(queries).expand(rows, -1, -1)], dim=2)
+        if self.masks.visible is None:
+            _, _, real = self.dense()
+            ahead = real[:, None, : real.shape[1] - self.own[0].shape[2]].expand(-1, queries, -1)
+            self.masks.visible = torch.cat([ahead, self.own_mask(queries).expand(len(real), -1, -1)], dim=2)
+        return self.masks.visible
 
     def own_mask(self, queries: int) -> torch.Tensor:
         """(rows or 1, queries, own tokens) bool: which own tokens each query sees."""
@@ -155,17 +167,14 @@ def attend(
         return out.transpose(1, 2), None
     out, total = _own(query, keys, values, cache, scaling)
     out = out.float()  # parts are merged unrounded
-    for parts in _alike(cache.front):
-        rows = torch.cat([torch.arange(p.start, p.stop) for p in parts]).to(query.device)
-        whole = len(rows) == len(query)
-        part_out, part_total = _front(query if whole else query[rows], parts, scaling)
-        row_out, row_total = (out, total) if whole else (out[rows], total[rows])
-        merged_total = torch.logaddexp(row_total, part_total)
-        merged = row_out * (row_total - merged_total).exp() + part_out * (part_total - merged_total).exp()
-        if whole:
-            out, total = merged, merged_total
-        else:
-            out[rows], total[rows] = merged, merged_total
+    for parts in alike(cache.front):
+        rows = rows_of(parts)
+        part_out, part_total = _front(query[rows], parts, scaling)
+        row_out, row_total = out[rows], total[rows]
+        row_out.lerp_(part_out.float(), (part_total - row_total).sigmoid())  # the weights are exp(total - sum of both), normalised
+        torch.logaddexp(row_total, part_total, out=row_total)
+        if isinstance(rows, list):  # copies
+            out[rows], total[rows] = row_out, row_total
     return out.to(query.dtype).transpose(1, 2), None
 
 
@@ -185,12 +194,18 @@ def _with_weights(query: torch.Tensor, cache: SharedKVCache, scaling: float) -> 
     return (weights @ values).transpose(1, 2).contiguous(), weights
 
 
-def _alike(front: list[Part]) -> list[list[Part]]:
+def alike(front: list[Part]) -> list[list[Part]]:
     """Groups of parts that one kernel call serves: equal in depth, tokens and rows."""
     groups: dict[tuple[int, int, int], list[Part]] = {}
     for part in front:
         groups.setdefault((part.depth, part.keys.shape[1], part.stop - part.start), []).append(part)
     return list(groups.values())
+
+
+def rows_of(parts: list[Part]) -> slice | list[int]:
+    """The rows behind some parts in order; a slice, which copies nothing, where they are neighbours."""
+    rows = [row for part in parts for row in range(part.start, part.stop)]
+    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
 
 
 def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -200,25 +215,31 @@ def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
         return first[None]
     if _has_gradients(*parts):
         return torch.stack(parts)  # a gradient of a view of the first one's storage would not reach the others
-    offset, step = first.storage_offset(), parts[1].storage_offset() - first.storage_offset()
-    memory, strides = first.untyped_storage().data_ptr(), first.stride()
-    in_one_piece = step > 0 and all(
-        part.storage_offset() == offset + n * step and part.untyped_storage().data_ptr() == memory and part.stride() == strides
-        for n, part in enumerate(parts)
-    )
-    return first.as_strided((len(parts), *first.shape), (step, *strides)) if in_one_piece else torch.stack(parts)
+    address, strides, step = first.data_ptr(), first.stride(), parts[1].data_ptr() - first.data_ptr()
+    in_one_piece = step > 0 and first.untyped_storage().data_ptr() == parts[-1].untyped_storage().data_ptr()
+    if in_one_piece and all(part.data_ptr() == address + n * step and part.stride() == strides for n, part in enumerate(parts)):
+        return first.as_strided((len(parts), *first.shape), (step // first.element_size(), *strides))
+    return torch.stack(parts)
 
 
 def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of (rows, heads, queries, head_dim) to the parts in front, and its (rows, heads, queries, 1) log-sum-exp. All queries that
-    share a part are one long query."""
-    rows, heads, length, width = query.shape
-    groups, several = parts[0].keys.shape[0], rows // len(parts)
+    """Attention of (rows, heads, queries, head_dim) to the parts in front, and its (rows, heads, queries, 1) log-sum-exp."""
     keys, values = stacked([p.keys for p in parts]), stacked([p.values for p in parts])
-    grouped = query.unflatten(0, (len(parts), several)).transpose(1, 2)  # heads that share keys stand together
-    out, size = kernel(grouped.reshape(len(parts), groups, -1, width), keys, values, scaling)
-    back = (len(parts), heads, several, length)
-    return out.reshape(*back, width).transpose(1, 2).flatten(0, 1), size.reshape(*back, 1).transpose(1, 2).flatten(0, 1)
+    out, size = kernel(by_part(query, parts), keys, values, scaling)
+    return by_row(out, query), by_row(size[..., None], query)
+
+
+def by_part(query: torch.Tensor, parts: list[Part]) -> torch.Tensor:
+    """(parts, kv_heads, heads / kv_heads * rows of a part * queries, head_dim): all queries that share a part and a key head as one long
+    query, of a (rows, heads, queries, head_dim) one."""
+    grouped = query.unflatten(0, (len(parts), -1)).transpose(1, 2)  # heads that share keys stand together
+    return grouped.reshape(len(parts), parts[0].keys.shape[0], -1, query.shape[-1])
+
+
+def by_row(x: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """The inverse, for results of any width: (rows, heads, queries, ...)."""
+    rows, heads, queries, _ = query.shape
+    return x.reshape(len(x), heads, rows // len(x), queries, x.shape[-1]).transpose(1, 2).flatten(0, 1)
 
 
 def _repeated(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
