@@ -22,7 +22,6 @@ from blink_exp.core.saliency import Scorer
 from blink_exp.core.second_view import RegionChooser
 from blink_exp.core.sequence import Decision, Retain
 
-
 ORIGINAL, CONTIGUOUS = "original", "contiguous"  # position numbers of kept tokens: gaps stay, or numbered anew
 
 

@@ -77,6 +77,7 @@ def _shared_budget(backbone: Any, pruner: Maker, policy: Maker, tokens: int) -> 
     if budget["pruner"] is MISSING:
         raise UserError(f"tokens={tokens} is no setting of method/pruner={pruner(backbone).name}, which has no budget; use another pruner")
     token_share(backbone, 1.0, tokens)  # refuses what no method can keep
+    pruner(backbone, tokens=tokens)  # refuses any budget, where it takes none
     if budget["policy"] is MISSING:  # drops nothing
         return tokens, pruner(backbone, tokens=tokens), policy(backbone)
     visual, views = nominal_tokens(backbone), nominal_views(backbone)

@@ -39,7 +39,7 @@ def _budget(word: str) -> tuple[str, str, tuple[str, ...]] | None:
     """(the override, what it concerns: "" for all methods, which kind of budget) of an override that sets one, else None."""
     key, equals, value = word.lstrip("+").partition("=")
     scope, _, name = key.rpartition(".")
-    if not equals or value.strip("'\"") in NOTHING or scope not in ("", "hero") and not key.startswith("method."):
+    if not equals or value.strip("'\"") in NOTHING or (scope not in ("", "hero") and not key.startswith("method.")):
         return None
     if key == GROUP:
         return word, "", TOKENS if value.strip("'\"")[:1].isdecimal() else RATIO

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blink_exp.settings.compose import composed
 from support.shared_execution import together
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -30,6 +29,7 @@ from blink_exp.methods.controls import Downsample, RandomTokens
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.hero import Hero
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
+from blink_exp.settings.compose import composed
 
 ONE, TILED = ViewGeometry(2), ViewGeometry(2, 2, 1, (2, 2), newline=True)  # the tiles' upright grid shows its middle rows only
 
