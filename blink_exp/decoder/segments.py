@@ -101,8 +101,8 @@ def starts(front: Rows[Segment]) -> list[int]:
 def numbered(
     before: int, positions: OriginalPositions | None, device: torch.device, start: int = 0
 ) -> tuple[torch.Tensor | None, int | None]:
-    """``numbers`` and ``takes`` of a segment of ``before`` text tokens and an image's visual tokens with these ``positions``; ``start``: the
-    first free number in front of it."""
+    """``numbers`` and ``takes`` of a segment of ``before`` text tokens and an image's visual tokens with these ``positions``; ``start``:
+    the first free number in front of it."""
     if positions is None:
         return None, None
     text = torch.arange(start, start + before, device=device)

@@ -60,8 +60,8 @@ def build_method(settings: PointSettings, backbone: Backbone, node: dict[str, An
     expands = method.policy is not None and not method.drops_inside
     if expands and method.pruner is not None and method.policy.inherit_positions and not method.original_positions:  # type: ignore[union-attr]
         raise UserError(
-            f"resolution.positions=inherit of method={method.name} gives expanded tokens the positions of their patch, and the pruner numbers"
-            " what it keeps anew; use positions=original, or resolution.positions=contiguous"
+            f"resolution.positions=inherit of method={method.name} gives expanded tokens the positions of their patch, and the pruner"
+            " numbers what it keeps anew; use positions=original, or resolution.positions=contiguous"
         )
     return method
 

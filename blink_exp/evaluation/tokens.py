@@ -56,8 +56,8 @@ def _drops(record: Record) -> bool:
 
 
 def _by_layer(record: Record, depth: int, first: int) -> list[int]:
-    """Visual tokens in each of ``depth`` layers, ``first`` of them before a decision changes their number. A step's count holds from its own
-    layer on (Blink decides before a layer) or from the next (policies that drop after a layer)."""
+    """Visual tokens in each of ``depth`` layers, ``first`` of them before a decision changes their number. A step's count holds from its
+    own layer on (Blink decides before a layer) or from the next (policies that drop after a layer)."""
     inside = _drops(record)
     changes = sorted((step["layer"] + inside, step["visual_tokens"]) for step in record["layers"])
     edges = [0, *(layer for layer, _ in changes), depth]

@@ -35,8 +35,8 @@ Maker = Callable[[Any], Method]
 
 
 def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, tokens: int | None = None, name: str | None = None) -> Method:
-    """The pair of ``pruner(backbone)`` and ``policy(backbone)``. ``fill``: see above, for Blink; ``tokens``: of the whole pair, instead of the
-    budgets of its halves."""
+    """The pair of ``pruner(backbone)`` and ``policy(backbone)``. ``fill``: see above, for Blink; ``tokens``: of the whole pair, instead
+    of the budgets of its halves."""
     if fill not in FILLS:
         raise UserError(f"fill.policy={fill} is not known; {nearest(str(fill), FILLS)}")
     entering = None
@@ -90,7 +90,11 @@ def _shared_budget(backbone: Any, pruner: Maker, policy: Maker, tokens: int) -> 
         raise UserError(
             f"tokens={tokens} of a pair lets {entering} in and leaves the share {tokens / entering:.3f} of them: {error}"
         ) from None
-    return entering, first, min(tried, key=lambda method: abs(_average(method, entering, backbone.depth) - tokens))
+    second = min(tried, key=lambda method: abs(_average(method, entering, backbone.depth) - tokens))
+    average = _average(second, entering, backbone.depth)
+    if abs(average - tokens) > 1:
+        raise UserError(f"tokens={tokens} cannot be met: {first.name}+{second.name} holds {average:.1f} a layer; use about {average:.0f}")
+    return entering, first, second
 
 
 def _budget(maker: Maker) -> Any:

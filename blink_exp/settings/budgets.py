@@ -1,4 +1,4 @@
-"""The settings that set a token budget: ``tokens``, ``retention_ratio``, and the config group ``budget``, whose presets set one of the two."""
+"""The settings that set a token budget: ``tokens``, ``retention_ratio``, and the group ``budget``, whose presets set one of the two."""
 
 from __future__ import annotations
 

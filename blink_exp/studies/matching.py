@@ -1,8 +1,8 @@
 """Searches a method's setting so that its mean visual tokens per layer equal the target share.
 
 A nominal ratio differs between methods: of all tokens or of unpadded ones, before or after rounding, per tile or per image, after two
-layers or after three. Methods are therefore compared by the tokens that the LLM processes. The target is ``retention_ratio``, or ``tokens`` over all. Bisection finds the value at which the tokens
-per layer, averaged over layers and over the benchmark's images, are the target share. Answers are not used. Newlines count if a method
+layers or after three. Methods are therefore compared by the tokens that the LLM processes. Bisection finds the value at which the tokens
+per layer, averaged over layers and over the benchmark's images, are the target share: ``retention_ratio``, or ``tokens`` over all. Answers are not used. Newlines count if a method
 selects among them (inside the LLM), not if they are outside its budget.
 """
 
@@ -107,8 +107,8 @@ def wanted_share(settings: PointSettings) -> float:
 
 
 def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
-    """The share of visual tokens that a method processes, as a function of its setting ``key``: of a pair, of both halves together; 0 if the
-    method rejects the value because no token would remain. Errors of the other settings are raised here."""
+    """The share of visual tokens that a method processes, as a function of its setting ``key``: of a pair, of both halves together; 0 if
+    the method rejects the value because no token would remain. Errors of the other settings are raised here."""
     unset = without_tokens(settings.method)  # the setting is searched instead of the method's own budget
     backbone, _, benchmark = evaluator.prepare(replace(settings, method=unset))
     prompts: list[tuple[Any, str]] = []
