@@ -9,8 +9,8 @@ from blink_exp import reference
 from blink_exp.documents import FigureDocument, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study, write_drawing
-from blink_exp.settings.build import build
 from blink_exp.settings.budgets import displaced
+from blink_exp.settings.build import build
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
