@@ -206,7 +206,7 @@ def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -
     state: State[int, Segment] = transition(State.of(*ranges), decision, merge=merge)
     means = _means(torch.cat([block.visual_at(layer) for block in blocks]), merged) if merged else None
     places = [block.positions(start) for block, start in zip(blocks, starts(blocks), strict=False)] if inherit else []
-    out = []
+    out: list[Segment] = []
     for block, first, tokens in zip(blocks, ends, state.visual, strict=False):
         before = block.tokens - block.visual  # text in front of the image
         device = block.states.device

@@ -31,7 +31,7 @@ from blink_exp.methods.sparsevlm import SparseVLMPolicy
 FILLS = ("neighbours", "recall")
 MISSING = object()  # no such setting
 
-Maker = Callable[[Any], Method]
+Maker = Callable[..., Method]  # of a backbone, and of ``tokens`` where it has such a setting
 
 
 def configure(backbone, *, pruner: Maker, policy: Maker, fill: str, tokens: int | None = None, name: str | None = None) -> Method:

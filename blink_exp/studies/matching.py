@@ -86,9 +86,9 @@ def search(
     ``budget``, is out of range."""
     ends = (least, share_of(least)), (most, share_of(most))
     if not ends[0][1] <= wanted <= ends[1][1]:
-        share = f" (the share {wanted:.4g})" if budget.startswith("tokens") else ""
+        of_all = f" (the share {wanted:.4g})" if budget.startswith("tokens") else ""
         reached = f"{name} gives {ends[0][1]:.3f} to {ends[1][1]:.3f}"
-        raise UserError(f"{budget or f'retention_ratio={wanted}'}{share} cannot be met: {reached}; use a value inside")
+        raise UserError(f"{budget or f'retention_ratio={wanted}'}{of_all} cannot be met: {reached}; use a value inside")
     below, above = ends
     for _ in range(STEPS):
         middle = (below[0] + above[0]) / 2
