@@ -62,13 +62,15 @@ class ClipText:
 
     @property
     def _length(self) -> int:
-        return self.clip.config.text_config.max_position_embeddings
+        length: int = self.clip.config.text_config.max_position_embeddings
+        return length
 
     @torch.no_grad()
     def _embed_whole(self, ids: list[int]) -> torch.Tensor:
         if len(ids) > self._length:  # the tower pools at the last token, so it is kept
             ids = [*ids[: self._length - 1], ids[-1]]
-        return self.clip.get_text_features(input_ids=self._row(ids)).pooler_output[0].float().clone()
+        embedded: torch.Tensor = self.clip.get_text_features(input_ids=self._row(ids)).pooler_output[0].float().clone()
+        return embedded
 
     def _embed_ended(self, ids: list[int]) -> torch.Tensor:
         if len(ids) <= self._length:
@@ -86,7 +88,8 @@ class ClipText:
             piece = ids[i : i + self._length]
             position = piece.index(ids[-1]) if ids[-1] in piece else piece.index(max(piece))
             pooled.append(self.clip.text_model(input_ids=self._row(piece)).last_hidden_state[0, position])
-        return self.clip.text_projection(torch.stack(pooled)).float()
+        projected: torch.Tensor = self.clip.text_projection(torch.stack(pooled)).float()
+        return projected
 
     def _row(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], device=self.clip.device)

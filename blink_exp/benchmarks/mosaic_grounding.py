@@ -1,8 +1,8 @@
 """Held-out scenes with questions about places: in which rows and columns an object is, and what is at a row and column.
 
 Each scene has one object that is the only one of its colour and shape and lies off the middle row and column. Its row and its column are
-asked for in the words of ``mosaic_hr`` ("is the red circle top or bottom?"), and the colour and the shape of what is at one cell in the words
-of ``mosaic_open`` ("what color is at row 3 column 1?").
+asked for in the words of ``mosaic_hr`` ("is the red circle top or bottom?"), and the colour and the shape of what is at one cell in the
+words of ``mosaic_open`` ("what color is at row 3 column 1?").
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ GREY = (128, 128, 128)
 
 
 class MosaicGrounding(ExactMatch):
-    """Scores: ``accuracy`` in all, of ``find`` (row and column of an object) and of ``read`` (what is at a row and column), by kind, by scene
-    size (``3x3``), and ``located``: the share of objects of which both row and column are right.
+    """Scores: ``accuracy`` in all, of ``find`` (row and column of an object) and of ``read`` (what is at a row and column), by kind, by
+    scene size (``3x3``), and ``located``: the share of objects of which both row and column are right.
 
     Args:
         images: scenes, as many of 2 x 2, 3 x 3 and 4 x 4 objects, four questions each.

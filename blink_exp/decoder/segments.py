@@ -108,8 +108,8 @@ def starts(front: Rows[Segment]) -> list[int]:
 def numbered(
     before: int, positions: OriginalPositions | None, device: torch.device, start: int = 0
 ) -> tuple[torch.Tensor | None, int | None]:
-    """``numbers`` and ``takes`` of a segment of ``before`` text tokens and an image's visual tokens with these ``positions``; ``start``: the
-    first free number in front of it."""
+    """``numbers`` and ``takes`` of a segment of ``before`` text tokens and an image's visual tokens with these ``positions``; ``start``:
+    the first free number in front of it."""
     if positions is None:
         return None, None
     text = torch.arange(start, start + before, device=device)
@@ -213,7 +213,7 @@ def retain(blocks: Rows[Segment], decision: Retain, layer: int, inherit: bool) -
     state: State[int, Segment] = transition(State.of(*ranges), decision, merge=merge)
     means = _means(visual_at(blocks, layer), merged) if merged else None
     places = [block.positions(start) for block, start in zip(blocks, starts(blocks), strict=False)] if inherit else []
-    out = []
+    out: list[Segment] = []
     for block, first, tokens in zip(blocks, ends, state.visual, strict=False):
         before = block.tokens - block.visual  # text in front of the image
         device = block.states.device

@@ -94,7 +94,7 @@ class SharedKVCache:
         if self.masks.real is None:
             self.masks.real = self._real(lengths, ahead)
         if not self.front:
-            return *self.own, self.masks.real
+            return self.own[0], self.own[1], self.masks.real
         keys, values = (own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own)
         filled = [ahead - length for length in lengths]
         for row, column in enumerate(filled):
@@ -232,7 +232,7 @@ def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torc
 def by_part(query: torch.Tensor, parts: list[Part]) -> torch.Tensor:
     """(parts, kv_heads, heads / kv_heads * rows of a part * queries, head_dim): all queries that share a part and a key head as one long
     query, of a (rows, heads, queries, head_dim) one."""
-    grouped = query.unflatten(0, (len(parts), -1)).transpose(1, 2)  # heads that share keys stand together
+    grouped: torch.Tensor = query.unflatten(0, (len(parts), -1)).transpose(1, 2)  # heads that share keys stand together
     return grouped.reshape(len(parts), parts[0].keys.shape[0], -1, query.shape[-1])
 
 

@@ -54,9 +54,17 @@ def prepare_model(settings: PointSettings) -> tuple[Backbone, Method]:
 
 
 def build_method(settings: PointSettings, backbone: Backbone, node: dict[str, Any] | None = None) -> Method:
-    """The method of ``settings``, or of ``node`` in its place, with the group ``positions``."""
+    """The method of ``settings``, or of ``node`` in its place, with the group ``positions``. Raises UserError where expanded tokens are to
+    have the positions of cells whose own are lost."""
     method: Method = build(_with_whole_tokens(settings.method if node is None else node, backbone), backbone)
-    return replace(method, positions=settings.positions.policy) if settings.positions.policy is not None else method
+    method = replace(method, positions=settings.positions.policy)
+    expands = method.policy is not None and not method.drops_inside
+    if expands and method.pruner is not None and method.policy.inherit_positions and not method.original_positions:  # type: ignore[union-attr]
+        raise UserError(
+            f"resolution.positions=inherit of method={method.name} gives expanded tokens the positions of their patch, and the pruner"
+            " numbers what it keeps anew; use positions=original, or resolution.positions=contiguous"
+        )
+    return method
 
 
 def _with_whole_tokens(node: dict[str, Any], backbone: Backbone) -> dict[str, Any]:

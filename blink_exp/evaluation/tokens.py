@@ -47,7 +47,7 @@ def prompt_flops(record: Record, text: int, llm: Any) -> int:
     """FLOPs of the LLM's layers over a prompt by formula (``cost.layer_flops``): of the visual tokens of each layer, newlines included, and
     ``text`` others. ``llm``: its config. What a policy's scans and modules cost is not in it; the cost meter counts it."""
     lengths = _by_layer(record, llm.num_hidden_layers, record["visual_tokens"] + record["newline_tokens"])
-    return sum(layer_flops(n + text, n + text, llm.hidden_size, llm.intermediate_size) for n in lengths)
+    return sum(layer_flops(int(n) + text, int(n) + text, llm.hidden_size, llm.intermediate_size) for n in lengths)
 
 
 def _drops(record: Record) -> bool:
@@ -55,9 +55,9 @@ def _drops(record: Record) -> bool:
     return any(step["decision"] == "retain" for step in record["layers"])
 
 
-def _by_layer(record: Record, depth: int, first: int) -> list[int]:
-    """Visual tokens in each of ``depth`` layers, ``first`` of them before a decision changes their number. A step's count holds from its own
-    layer on (Blink decides before a layer) or from the next (policies that drop after a layer)."""
+def _by_layer(record: Record, depth: int, first: float) -> list[float]:
+    """Visual tokens in each of ``depth`` layers, ``first`` of them before a decision changes their number. A step's count holds from its
+    own layer on (Blink decides before a layer) or from the next (policies that drop after a layer)."""
     inside = _drops(record)
     changes = sorted((step["layer"] + inside, step["visual_tokens"]) for step in record["layers"])
     edges = [0, *(layer for layer, _ in changes), depth]

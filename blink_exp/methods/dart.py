@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -32,6 +33,9 @@ from blink_exp.core.method import KeyScan, Method, Scan, TokenPolicy
 from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.budgets import check_ratio, floor_tolerant, token_share, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 MODES = ("paper", "reference")
 
@@ -58,7 +62,7 @@ class DARTPolicy(TokenPolicy):
     reads = "keys"
     inherit_positions = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.retention_ratio)
         if self.mode not in MODES:
             raise UserError(f"mode={self.mode} is not known; {nearest(self.mode, MODES)}")
@@ -126,7 +130,7 @@ def most_different(similarities: torch.Tensor, pivots: Rows[int], counts: Rows[i
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     full_layers: int = 2,
     retention_ratio: float = 0.222,

@@ -85,8 +85,8 @@ def configure(
     mode: str = "paper",
     newline_policy: str | None = None,
 ) -> Method:
-    """FasterVLM on ``backbone``. ``tokens``: see ``token_share``; ``layer``: None takes the encoder's last but one; ``newline_policy``: None
-    takes the mode's own."""
+    """FasterVLM on ``backbone``. ``tokens``: see ``token_share``; ``layer``: None takes the encoder's last but one; ``newline_policy``:
+    None takes the mode's own."""
     depth = backbone.model.config.vision_config.num_hidden_layers
     layer = max(1, depth - 1) if layer is None else layer
     check_layers("fastervlm.layer", [layer], depth)

@@ -141,7 +141,8 @@ def configure(
     mode: str = "paper",
     newline_policy: str | None = None,
 ) -> Method:
-    """GlobalCom2 on ``backbone``. ``tokens``: see ``token_share``; ``layer``: None takes the encoder's last; ``newline_policy``: None takes the mode's own."""
+    """GlobalCom2 on ``backbone``. ``tokens``: see ``token_share``; ``layer``: None takes the encoder's last; ``newline_policy``: None
+    takes the mode's own."""
     depth = backbone.model.config.vision_config.num_hidden_layers
     layer = depth if layer is None else layer
     check_layers("globalcom2.layer", [layer], depth)

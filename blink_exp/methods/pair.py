@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 FILLS = ("neighbours", "recall")
 MISSING = object()  # no such setting
 
-Maker = Callable[[Any], Method]
+Maker = Callable[..., Method]  # of a backbone, and of ``tokens`` where it has such a setting
 
 
 def configure(backbone: Backbone, *, pruner: Maker, policy: Maker, fill: str, tokens: int | None = None, name: str | None = None) -> Method:
-    """The pair of ``pruner(backbone)`` and ``policy(backbone)``. ``fill``: see above, for Blink; ``tokens``: of the whole pair, instead of the
-    budgets of its halves."""
+    """The pair of ``pruner(backbone)`` and ``policy(backbone)``. ``fill``: see above, for Blink; ``tokens``: of the whole pair, instead
+    of the budgets of its halves."""
     if fill not in FILLS:
         raise UserError(f"fill.policy={fill} is not known; {nearest(str(fill), FILLS)}")
     entering = None
@@ -82,6 +82,7 @@ def _shared_budget(backbone: Any, pruner: Maker, policy: Maker, tokens: int) -> 
     if budget["pruner"] is MISSING:
         raise UserError(f"tokens={tokens} is no setting of method/pruner={pruner(backbone).name}, which has no budget; use another pruner")
     token_share(backbone, 1.0, tokens)  # refuses what no method can keep
+    pruner(backbone, tokens=tokens)  # refuses any budget, where it takes none
     if budget["policy"] is MISSING:  # drops nothing
         return tokens, pruner(backbone, tokens=tokens), policy(backbone)
     visual, views = nominal_tokens(backbone), nominal_views(backbone)
@@ -94,7 +95,11 @@ def _shared_budget(backbone: Any, pruner: Maker, policy: Maker, tokens: int) -> 
         raise UserError(
             f"tokens={tokens} of a pair lets {entering} in and leaves the share {tokens / entering:.3f} of them: {error}"
         ) from None
-    return entering, first, min(tried, key=lambda method: abs(_average(method, entering, backbone.depth) - tokens))
+    second = min(tried, key=lambda method: abs(_average(method, entering, backbone.depth) - tokens))
+    average = _average(second, entering, backbone.depth)
+    if abs(average - tokens) > 1:
+        raise UserError(f"tokens={tokens} cannot be met: {first.name}+{second.name} holds {average:.1f} a layer; use about {average:.0f}")
+    return entering, first, second
 
 
 def _budget(maker: Maker) -> Any:

@@ -27,6 +27,7 @@ import itertools
 import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -34,6 +35,9 @@ from blink_exp.core.method import Method, Scan, TokenPolicy
 from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.budgets import check_ratio, token_share, top
+
+if TYPE_CHECKING:
+    from blink_exp.backbone.model import Backbone
 
 MODES = ("paper", "reference")
 LAYERS = (8, 16, 24)  # of an LLM of 32: the first layer of each stage
@@ -58,7 +62,7 @@ class PyramidDropPolicy(TokenPolicy):
 
     reads = "next_attention"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"mode={self.mode} is not known; {nearest(str(self.mode), MODES)}")
         for ratio in self.ratios or ():
@@ -129,7 +133,7 @@ def stages(layers: Rows[int], depth: int, relative: bool = True) -> tuple[int, .
 
 
 def configure(
-    backbone,
+    backbone: Backbone,
     *,
     retention_ratio: float = 0.46875,
     tokens: int | None = None,

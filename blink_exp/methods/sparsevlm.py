@@ -128,8 +128,8 @@ def scaled_schedule(ratio: float, layers: Rows[int] = LAYERS, depth: int = 32) -
 
 
 def shares_for(tokens: int, visual: int, layers: Rows[int] = LAYERS, depth: int = 32) -> tuple[float, ...]:
-    """Shares as of ``scaled_schedule`` with which a layer holds ``tokens`` of ``visual`` tokens on average, to the nearest: the true average,
-    with merged tokens, and with pruning layers that see all that reaches them."""
+    """Shares as of ``scaled_schedule`` with which a layer holds ``tokens`` of ``visual`` tokens on average, to the nearest: the true
+    average, with merged tokens, and with pruning layers that see all that reaches them."""
 
     def average(ratio: float) -> float:
         policy = SparseVLMPolicy(tuple(layers), None, scaled_schedule(ratio, layers, depth))

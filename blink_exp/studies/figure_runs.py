@@ -9,6 +9,7 @@ from blink_exp import reference
 from blink_exp.documents import FigureDocument, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study, write_drawing
+from blink_exp.settings.budgets import displaced
 from blink_exp.settings.build import build
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import SweepSettings
@@ -50,7 +51,9 @@ def measure_figure(
             run["x"] = point["x"]
         rows.append(run)
     benchmark_overrides = (figure.get("at") or {}).get(name, [])
-    settings = composed("sweep", [*first, f"benchmark={name}", *benchmark_overrides, *modules, *user_overrides])
+    settings = composed(
+        "sweep", [*displaced([*first, f"benchmark={name}", *benchmark_overrides, *modules], user_overrides), *user_overrides]
+    )
     drawing = build(figure["draw"], Study(figure["name"], settings, rows))
     files = write_drawing(drawing, out)
     source = reference.figure(figure["paper"], figure["source"]) if figure.get("source") else {}

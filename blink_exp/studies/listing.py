@@ -13,6 +13,7 @@ from blink_exp.evaluation.evaluator import incomplete
 from blink_exp.evaluation.shared_runs import point_folder
 from blink_exp.evaluation.terminal import bar
 from blink_exp.reports.console import wide_console
+from blink_exp.settings.budgets import displaced
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import matching, plan
@@ -81,9 +82,10 @@ class Store:
 
     def folder(self, first: list[str], user_overrides: list[str], benchmark: str, match: str | None = None) -> Path:
         words = [*user_overrides, f"store={self.root}"]
+        first = displaced(first, user_overrides)
         settings = composed("sweep", [*first, *words])
         if match and (match_result := matching.stored_match(matching.match_file(settings, match))) is not None:
-            settings = composed("sweep", [*first, f"{match}={match_result['value']:.6g}", *words])
+            settings = composed("sweep", [*first, *words, *matching.match_overrides(settings, match, match_result["value"])])
         folder = point_folder(settings)
         self.asked[folder] = str(settings.model["name"]), benchmark, settings.limit
         return folder

@@ -1,9 +1,9 @@
 """Searches a method's setting so that its mean visual tokens per layer equal the target share.
 
 A nominal ratio differs between methods: of all tokens or of unpadded ones, before or after rounding, per tile or per image, after two
-layers or after three. Methods are therefore compared by the tokens that the LLM processes. The target is ``retention_ratio``, or ``tokens`` over all. Bisection finds the value at which the tokens
-per layer, averaged over layers and over the benchmark's images, are the target share. Answers are not used. Newlines count if a method
-selects among them (inside the LLM), not if they are outside its budget.
+layers or after three. Methods are therefore compared by the tokens that the LLM processes. Bisection finds the value at which the tokens
+per layer, averaged over layers and over the benchmark's images, are the target share: ``retention_ratio``, or ``tokens`` over all.
+Answers are not used. Newlines count if a method selects among them (inside the LLM), not if they are outside its budget.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ def matched(settings: EvaluateSettings, key: str) -> list[str]:
                 result = {"key": key, "value": value, "wanted": wanted, "share": share}
                 write_json(path, result)
     print(f"matched: {key}={result['value']:.6g} keeps {100 * result['share']:.2f} % of the visual tokens", flush=True)
-    return [
-        f"{key}={result['value']:.6g}",
-        *([] if settings.tokens is None else [f"{name}=null" for name in token_settings(settings.method)]),
-    ]
+    return match_overrides(settings, key, result["value"])
+
+
+def match_overrides(settings: EvaluateSettings, key: str, value: float) -> list[str]:
+    """The overrides of a match: the setting, and null for the method's own budget in tokens, which would go before it."""
+    return [f"{key}={value:.6g}", *(f"{name}=null" for name in token_settings(settings.method))]
 
 
 def budget(settings: EvaluateSettings) -> str:
@@ -84,9 +86,9 @@ def search(
     ``budget``, is out of range."""
     ends = (least, share_of(least)), (most, share_of(most))
     if not ends[0][1] <= wanted <= ends[1][1]:
-        share = f" (the share {wanted:.4g})" if budget.startswith("tokens") else ""
+        of_all = f" (the share {wanted:.4g})" if budget.startswith("tokens") else ""
         reached = f"{name} gives {ends[0][1]:.3f} to {ends[1][1]:.3f}"
-        raise UserError(f"{budget or f'retention_ratio={wanted}'}{share} cannot be met: {reached}; use a value inside")
+        raise UserError(f"{budget or f'retention_ratio={wanted}'}{of_all} cannot be met: {reached}; use a value inside")
     below, above = ends
     for _ in range(STEPS):
         middle = (below[0] + above[0]) / 2
@@ -107,8 +109,8 @@ def wanted_share(settings: PointSettings) -> float:
 
 
 def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
-    """The share of visual tokens that a method processes, as a function of its setting ``key``: of a pair, of both halves together; 0 if the
-    method rejects the value because no token would remain. Errors of the other settings are raised here."""
+    """The share of visual tokens that a method processes, as a function of its setting ``key``: of a pair, of both halves together; 0 if
+    the method rejects the value because no token would remain. Errors of the other settings are raised here."""
     unset = without_tokens(settings.method)  # the setting is searched instead of the method's own budget
     backbone, _, benchmark = evaluator.prepare(replace(settings, method=unset))
     prompts: list[tuple[Any, str]] = []
@@ -150,8 +152,8 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
 
 
 def token_settings(method: dict[str, Any], prefix: str = "method") -> list[str]:
-    """The dotted names of a method's ``tokens``, and of those of the halves of a pair."""
-    own = [f"{prefix}.tokens"] if "tokens" in method else []
+    """The dotted names of a method's ``tokens``, and of those of the halves of a pair, that are not null."""
+    own = [f"{prefix}.tokens"] if method.get("tokens") is not None else []
     return [*own, *(name for key, value in method.items() if isinstance(value, dict) for name in token_settings(value, f"{prefix}.{key}"))]
 
 

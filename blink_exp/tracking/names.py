@@ -48,9 +48,9 @@ def metrics_of(finished: Metrics, tokens: dict[str, float | None], experiment: s
     """{name: number} of a measured point.
 
     ``finished``: metrics.json; ``tokens``: ``evaluation.tokens.realised``. Names: ``scores/NAME``, ``stderr/NAME``, ``tokens/entering``,
-    ``tokens/layer``, ``cost/NAME`` (units in the name), ``layers/first``, ``layers/last``, ``run/samples``, ``run/skipped``,
-    ``run/seconds``, and, for a point of ``experiment``, ``EXPERIMENT/BENCHMARK``: its headline score, so that bars show that experiment's
-    points alone.
+    ``tokens/layer``, ``tokens/gflops``, ``cost/NAME`` (units in the name), ``layers/first``, ``layers/last``, ``run/samples``,
+    ``run/skipped``, ``run/seconds``, and, for a point of ``experiment``, ``EXPERIMENT/BENCHMARK``: its headline score, so that bars show
+    that experiment's points alone.
     """
     scores = finished["scores"]
     layers = finished.get("layers") or []

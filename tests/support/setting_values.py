@@ -15,7 +15,6 @@ NOTHING: set[str] = set()
 MEANT: dict[str, set[str]] = {
     "layer": OR_NULL,
     "retention_ratio": {"float"},
-    "tokens": OR_NULL,
     "data_root": OR_NULL,  # a folder that is there
     "predictions": TEXT - {"list"},  # a list is one of files
     "against": TEXT,
@@ -83,6 +82,7 @@ MEANT: dict[str, set[str]] = {
     "hero_low.layers": {"list"},
     "hero_high.layers": {"list"},
     "newline_policy.policy": NOTHING,
+    "positions.policy": OR_NULL,
     # a loss that leaves the range of numbers ends the training (tests/training)
     "loss.weights.answer": {"float", "huge"},
     "loss.weights.kl": {"float", "huge"},
