@@ -65,9 +65,10 @@ class Attachment:
             )
         self.grid = PatchGrid(1 if policy is None else policy.p, side, side)
         depth = config.text_config.num_hidden_layers
+        last = depth - 1 - (policy is not None and policy.drops and getattr(policy, "reads", "") == "next_attention")  # the next layer's
         for layer in layers:
-            if not 0 <= layer < depth:
-                raise UserError(f"layer={layer} is outside the backbone's {depth} layers; use 0 to {depth - 1}")
+            if not 0 <= layer <= last:
+                raise UserError(f"layer={layer} is outside the backbone's {depth} layers; use 0 to {last}")
         missing = [i for i in layers if method.amplifiers is not None and str(i) not in method.amplifiers]
         if missing:
             raise UserError(f"layer={missing[0]} has no TokenSR module among those loaded; train it: python train.py layer={missing[0]}")

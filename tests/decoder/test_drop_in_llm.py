@@ -348,3 +348,14 @@ def test_prompts_that_a_method_cannot_work_on_are_refused():
     batch = prompts(model, [[9], []])
     with attach(model, method("fastv")), pytest.raises(UserError, match="end the prompt with text"):
         model(**batch)
+
+
+def test_behind_the_last_layer_there_is_no_next_one_to_ask():
+    model = random_llava(layers=4)
+    with attach(model, Method(PyramidDropPolicy((2,), (0.5,)))):
+        pass
+    with (
+        pytest.raises(UserError, match="layer=3 is outside the backbone's 4 layers; use 0 to 2"),
+        attach(model, Method(PyramidDropPolicy((3,), (0.5,)))),
+    ):
+        pass
