@@ -43,7 +43,11 @@ def published_json(name: str, **small: int) -> dict[str, Any]:
     """config.json of a published backbone. ``small``: LLM sizes to put in place of its own (hidden_size, intermediate_size,
     num_attention_heads, num_key_value_heads), and vision_width for CLIP's, which then has two heads."""
     width = small.pop("vision_width", VISION["hidden_size"])
-    vision = VISION if width == VISION["hidden_size"] else VISION | {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2}
+    vision = (
+        VISION
+        if width == VISION["hidden_size"]
+        else VISION | {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2}
+    )
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
