@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run in parallel processes; torch's threads on top would only get in each other's way
@@ -15,6 +16,18 @@ import blink_exp.settings.roots  # noqa: F401  # tells Hydra the schemas, for te
 # The same examples in every run, so that a change that breaks nothing never fails; HYPOTHESIS_PROFILE=default looks for new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Imports without garbage collections, and none of what they made is looked at again: a sixth of their time, a tenth of a test's."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -49,11 +49,10 @@ def tower_flops(config: Any) -> int:
 @torch.no_grad()
 def measure_cost(backbone: Backbone, method: Method, prompts: Sequence[tuple[Any, Asking | str]]) -> dict[str, Any]:
     """Mean cost over ``prompts``, pairs of (image, question), each run alone after one warm-up."""
-    rows = []
     with attach(backbone.model, method) as attached:
-        for number, (image, question) in enumerate([*prompts[:1], *prompts]):
-            row = _one(backbone, method, attached, image, question)
-            rows += [row] if number else []
+        visual, batch, _ = _inputs(backbone, method, attached, *prompts[0])
+        _generate(backbone.model, batch, visual, 2)
+        rows = [_one(backbone, method, attached, image, question) for image, question in prompts]
     means = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
     by_layer = list(zip(*(r["tokens_by_layer"] for r in rows), strict=True))
     device = backbone.model.device
@@ -66,17 +65,28 @@ def measure_cost(backbone: Backbone, method: Method, prompts: Sequence[tuple[Any
     }
 
 
-def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question: Asking | str) -> dict[str, Any]:
-    model = backbone.model
-    asking = Asking("image", question) if isinstance(question, str) else question
+def _inputs(
+    backbone: Backbone, method: Method, attached: Any, image: Any, question: Asking | str
+) -> tuple[VisualTokens, dict[str, torch.Tensor], float]:
+    """(visual tokens, batch, seconds of encoding) of one prompt, of which nothing is stored yet."""
+    asking = _asking(question)
     backbone.forget()
-    started = _now(model)
+    started = _now(backbone.model)
     visual = visual_tokens(backbone, method, {asking.image: image}, [asking])[0]
     if attached is not None:
         attached.see([visual])
         attached.regions = [list(backbone.regions({asking.image: image}).values())]
-    encoded = _now(model)
-    batch = backbone.batch([visual.features], [asking.question])
+    seconds = _now(backbone.model) - started
+    return visual, backbone.batch([visual.features], [asking.question]), seconds
+
+
+def _asking(question: Asking | str) -> Asking:
+    return Asking("image", question) if isinstance(question, str) else question
+
+
+def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question: Asking | str) -> dict[str, Any]:
+    model, asking = backbone.model, _asking(question)
+    visual, batch, encode_seconds = _inputs(backbone, method, attached, image, asking)
     with (
         _counted(backbone, method.amplifiers) as formula,
         FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
@@ -91,8 +101,7 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
     prefilled = _now(model)
     del cache_again
     backbone.closeups.clear()
-    settings = {"min_new_tokens": DECODED, "max_new_tokens": DECODED, "do_sample": False}
-    model.generate(**batch, mm_encoder_outputs=_output(visual), **settings)
+    _generate(model, batch, visual, DECODED)
     decode = max(1e-9, _now(model) - prefilled - (prefilled - begun))
     lengths = [layer.keys.shape[2] for layer in cache.layers]
     views = visual.views
@@ -105,7 +114,7 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
         "prefill_flops_formula": formula[0],
         "prefill_flops_counted": counter.get_total_flops(),
         "kv_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
-        "encode_seconds": encoded - started,
+        "encode_seconds": encode_seconds,
         "prefill_seconds": prefilled - begun,
         **_selection_seconds(backbone, method, image, asking.question),
         "decode_tokens_per_second": (DECODED - 1) / decode,
@@ -126,6 +135,10 @@ def _selection_seconds(backbone: Backbone, method: Method, image: Any, question:
 
 def _output(visual: VisualTokens) -> dict[str, Any]:
     return {"image": BaseModelOutputWithPooling(pooler_output=[visual.features])}
+
+
+def _generate(model: Any, batch: dict[str, torch.Tensor], visual: VisualTokens, tokens: int) -> None:
+    model.generate(**batch, mm_encoder_outputs=_output(visual), min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
 
 
 def _forward(model: Any, batch: dict[str, torch.Tensor], visual: VisualTokens) -> Any:

@@ -162,18 +162,17 @@ def test_several_images_beams_sampling_and_padding(scale, settings):
     texts = ["USER: <image>\nwhat shape is it? ASSISTANT:", "USER: <image>\n<image>\nis there a red circle in the image? ASSISTANT:"]
     batch = scale.processor(images=[first, second, first], text=texts, padding=True, return_tensors="pt")
     regions = scale.regions({"a": first, "b": second})
-    method = closeup(tau_expand=0.0)
-    out = []
-    for rows in ([["a"], ["b", "a"]], [["a"], ["b", "a"]], [["b"], ["a", "b"]]):
-        with attach(scale.model, method) as run:
+    said, logits = [], []
+    for rows in ([["a"], ["b", "a"]], [["b"], ["a", "b"]]):
+        with attach(scale.model, closeup(tau_expand=0.0)) as run:
             run.regions = [[regions[key] for key in row] for row in rows]
-            torch.manual_seed(3)
-            out.append(scale.model.generate(**batch, max_new_tokens=4, use_cache=len(out) != 1, **settings))
-            logits = scale.model(**batch).logits[:, -1]
+            for use_cache in (True, False) if not said else ():
+                torch.manual_seed(3)
+                said.append(scale.model.generate(**batch, max_new_tokens=3, use_cache=use_cache, **settings))
+            logits.append(scale.model(**batch).logits[:, -1])
             assert {r.scan.image for r in run.records} == {0, 1}
-        out.append(logits)
-    assert torch.equal(out[0], out[2])
-    assert (out[1] - out[5]).abs().max() > 1e-3  # wrong pixels would show
+    assert torch.equal(*said)
+    assert (logits[0] - logits[1]).abs().max() > 1e-3  # wrong pixels would show
 
 
 def test_without_pixels_one_line_says_what_to_set(scale):
