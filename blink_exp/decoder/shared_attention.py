@@ -94,7 +94,7 @@ class SharedKVCache:
         if self.masks.real is None:
             self.masks.real = self._real(lengths, ahead)
         if not self.front:
-            return *self.own, self.masks.real
+            return self.own[0], self.own[1], self.masks.real
         keys, values = (own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own)
         filled = [ahead - length for length in lengths]
         for row, column in enumerate(filled):
