@@ -8,7 +8,6 @@ from blink_exp.documents import PointRun
 from blink_exp.files import write_text
 from blink_exp.reports.console import wide_console
 
-
 SPENT = {"visual tokens in": ("entering", 0), "visual tokens a layer": ("layer", 0), "GFLOPs": ("gflops", 2)}  # where a method drops tokens
 
 
