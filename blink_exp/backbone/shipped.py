@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 SHIPPED = Path(__file__).resolve().parent.parent / "scale_model" / "assets"
-SCALE = {"scale": ("llava", "tokensr", "scale-llava-1.5"), "scale_next": ("llava_next", "tokensr_next", "scale-llava-next")}
+SCALE = {
+    "scale": ("llava", "tokensr", "scale-llava-1.5"),
+    "scale_next": ("llava_next", "tokensr_next", "scale-llava-next"),
+    "scale_reader": ("llava_reader", "tokensr_reader", "scale-llava-1.5-reader"),
+}
 
 
 def shipped(path: str) -> tuple[Path, Path] | None:

@@ -32,11 +32,24 @@ def test_it_has_llava_s_depth_and_fits_its_budget(scale):
     assert config.vision_config.num_hidden_layers == 24
     assert config.text_config.num_hidden_layers == 32
     assert scale.grid == (12, 12)
-    size = {
-        next_: sum(p.stat().st_size for p in SHIPPED.rglob("*") if p.is_file() and ("next" in str(p)) == next_) for next_ in (False, True)
-    }
-    assert size[False] <= 12_000_000
-    assert size[True] <= 8_000_000
+    sizes = {p: p.stat().st_size for p in SHIPPED.rglob("*") if p.is_file()}
+    assert sum(sizes.values()) <= 24_000_000
+    assert sum(size for path, size in sizes.items() if "next" not in str(path) and "reader" not in str(path)) <= 12_000_000
+
+
+def test_the_reader_s_first_layers_are_those_of_the_model_that_knows_all_scales(scale):
+    """So what its tokens hold is what theirs do; the layers that read them, and the module that ships for it, are its own."""
+    from blink_exp.backbone.load import load
+
+    reader = load("scale_reader")
+    assert reader.depth == 8 and reader.name == "scale-llava-1.5-reader" and reader.width == scale.width
+    for i in range(8):
+        same = torch.equal(reader.llm.layers[i].self_attn.q_proj.weight, scale.llm.layers[4 * i].self_attn.q_proj.weight)
+        assert same == (i < 3)
+    assert torch.equal(reader.model.model.multi_modal_projector.linear_2.weight, scale.model.model.multi_modal_projector.linear_2.weight)
+    assert checkpoint.load(reader.tokensr, 3, reader.identity, reader.width)
+    recorded = checkpoint.metadata(reader.tokensr, 3).training
+    assert recorded["loss"]["weights"]["answer"] == 1 and recorded["begun_with"]["loss"]["weights"]["mse"] == 1
 
 
 def test_easyvqa_on_every_tenth_image(scale):
