@@ -182,11 +182,14 @@ def _measured(row: TableRow, benchmark: str, heading: str, column: dict[str, Any
         _tested(test, per, digits),
         f"against {test['against']}" if test.get("against") else "",
     ]
+    significant = SIGNIFICANT * (p is not None and p < LEVEL)
+    if test.get("against"):  # the number is itself a difference, so it carries the mark
+        return Cell(text=signed(number / per, digits) + significant, note="; ".join(filter(None, notes)), command=command)
     return Cell(
         text=printed(number / per, digits) + ("" if stderr is None else f" ± {_spread(stderr / per, error_digits)}"),
         best=best is not None and _rounded(number / per, digits) == best,
         delta=delta,
-        mark=SIGNIFICANT * (p is not None and p < LEVEL),
+        mark=significant,
         note="; ".join(filter(None, notes)),
         command=command,
     )

@@ -87,7 +87,7 @@ def lines(document: TableDocument) -> list[str]:
         out.append(f"±: standard error over {document.get('error_over') or 'questions or images'}.")
     if any(cell.delta for _, cell in pairs):
         out.append(f"In brackets: difference from {_baselines(document)}, within the same column.")
-    if any(SIGNIFICANT in cell.mark for cell in measured):
+    if any(SIGNIFICANT in cell.mark + cell.text for cell in measured):
         out.append(f"{SIGNIFICANT}: p < {LEVEL:g} in a paired test ({_tests(document)}), not corrected for the number of rows.")
     out += detectable(document)
     if any(DERIVED in cell.mark for cell in published):

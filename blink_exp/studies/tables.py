@@ -166,7 +166,7 @@ def rivals(columns: dict[str, str], backbone: str, tokens: int | None, method: s
             continue
         anchor = reference.published("rivals")["anchor"]
         row["published"][heading] = cells[anchor] if anchor in cells else next(iter(cells.values())) if len(cells) == 1 else None
-        if len(cells) > 1:
+        if min(cells.values()) < max(cells.values()):
             row["ranges"][heading] = [min(cells.values()), max(cells.values())]
         row["sources"][heading] = ", ".join(
             f"{names[name]['title']}: {value} ({names[name]['origin'] or 'origin not known'})" for name, value in cells.items()

@@ -116,5 +116,5 @@ def test_a_row_is_tested_against_its_best_control(tmp_path, monkeypatch):
     assert all_rows[1]["runs"]["b"]["over_control"] == {"accuracy": pytest.approx(25)} and test["against"] == "uniform small"
     assert test["p"] == pytest.approx(2 * 0.5**10)  # McNemar, exact: ten questions differ, all one way
     cell = cells.rows(document)[1][1][1]
-    assert (cell.text, cell.mark, cell.delta) == ("25.0", "†", "") and "against uniform small" in cell.note
+    assert (cell.text, cell.mark, cell.delta) == ("+25.0†", "", "") and "against uniform small" in cell.note
     assert all_rows[4]["deltas"]["b"]["over"]["p"] == 1 and "over_control" not in all_rows[2]["runs"]["b"]
