@@ -23,6 +23,7 @@ or visual ones, are as many pivots, and the 8 n tokens are spread over the pivot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ import torch
 from blink_exp.core.method import KeyScan, Method, Scan, TokenPolicy
 from blink_exp.core.sequence import Retain
 from blink_exp.errors import UserError, nearest
-from blink_exp.methods.budgets import check_ratio, floor_tolerant, token_share, top
+from blink_exp.methods.budgets import check_ratio, floor_tolerant, nominal_tokens, token_share, top
 
 if TYPE_CHECKING:
     from blink_exp.backbone.model import Backbone
@@ -160,4 +161,7 @@ def configure(
             full = layers / depth * tokens / share
             raise UserError(f"tokens={tokens} cannot be met: the {layers} full layers alone make {full:.4g} a layer; use more than that")
         share = behind
+        visual, pivots = nominal_tokens(backbone), visual_pivots + text_pivots
+        while int(visual * share / pivots) < floor_tolerant(visual * behind / pivots):  # of 576 tokens 0.30555 * 576 is below 176
+            share = math.nextafter(share, 2)
     return Method(DARTPolicy(layers, share, truncation, visual_pivots, text_pivots, mode), name="dart")

@@ -108,14 +108,15 @@ def distances(features: torch.Tensor) -> torch.Tensor:
 def farthest(distance: torch.Tensor, count: int) -> torch.Tensor:
     """(count,) indices in the order of a greedy max-min choice from (V, V) distances, on their device. Each is taken once.
 
-    Nothing in the loop waits for the device, and no step looks at more than one row.
+    Nothing in the loop waits for the device, and no step looks at more than one row. The distance to the nearest other token is the second
+    smallest of a column, as in the authors' code: the diagonal is 0 up to rounding, and between near copies rounding decides.
     """
-    between = distance.clone().fill_diagonal_(torch.inf)  # no token is its own neighbour
-    pick = between.amin(0).argmax(0, keepdim=True)
-    nearest_kept = torch.full_like(between[0], torch.inf)
+    second = distance.topk(min(2, len(distance)), dim=0, largest=False).values[-1]
+    pick = second.argmax(0, keepdim=True)
+    nearest_kept = torch.full_like(distance[0], torch.inf)
     order = [pick]
     for _ in range(count - 1):
-        torch.minimum(nearest_kept, between.index_select(0, pick)[0], out=nearest_kept)
+        torch.minimum(nearest_kept, distance.index_select(0, pick)[0], out=nearest_kept)
         nearest_kept.index_fill_(0, pick, -torch.inf)  # struck out: below every distance, for good
         pick = nearest_kept.argmax(0, keepdim=True)
         order.append(pick)

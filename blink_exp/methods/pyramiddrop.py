@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 MODES = ("paper", "reference")
 LAYERS = (8, 16, 24)  # of an LLM of 32: the first layer of each stage
 RATIOS = (0.5, 0.25, 0.125)  # share of the prompt's visual tokens in each stage
+PUBLISHED = 0.46875  # of the visual tokens, averaged over 32 layers: 270 of 576
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,13 @@ def scaled_ratios(share: float, ratios: Rows[float], layers: Rows[int], depth: i
 def pyramid(share: float, depth: int, relative: bool = True) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """(first layer of each stage, share of the visual tokens in it) whose layer average is ``share``.
 
-    The published schedule where it has that average (0.46875). Below it one factor t scales both its layers and its ratios: (t 8, t 16,
+    At ``PUBLISHED`` the published schedule, scaled to the depth. Below it one factor t scales both its layers and its ratios: (t 8, t 16,
     t 24) and (t / 2, t / 4, t / 8). Layers are rounded, each stage at least one layer long; then the ratios are scaled together so that the
     average is met. Above it the layers stay and the ratios grow.
     """
     layers = stages(LAYERS, depth, relative)
+    if share == PUBLISHED:  # also where the rounded layers of another depth give a slightly different average
+        return layers, RATIOS
     if share < layer_average(RATIOS, layers, depth):
         # average(t) = (a t^2 + b t) / depth
         gaps = [b - a for a, b in itertools.pairwise(layers)]
@@ -135,7 +138,7 @@ def stages(layers: Rows[int], depth: int, relative: bool = True) -> tuple[int, .
 def configure(
     backbone: Backbone,
     *,
-    retention_ratio: float = 0.46875,
+    retention_ratio: float = PUBLISHED,
     tokens: int | None = None,
     layers: list[int] | None = None,
     ratios: list[float] | None = None,

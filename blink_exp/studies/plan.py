@@ -8,7 +8,7 @@ points          label, overrides; optionally ``published`` ({table, row, ...}, s
                 point that it is compared with), ``control`` (true: ours, not in the paper), ``needs: regions`` (runs only on benchmarks
                 that say where the answer is to be seen), ``match`` (see ``matching``), and for figures ``series`` and ``x``
 budgets         {name: {overrides, tokens: the number of tokens that it is published for}}: all points but those with ``once`` run at
-                each of them, as "label, name"; a point's ``rival`` is its name in the reference data
+                each of them, as "label, name", except at those of its ``not_at``; a point's ``rival`` is its name in the reference data
 sweeps          short for many points: series, x (a list) and overrides in which {x} stands for each
 trains          overrides of a training whose modules the points use; a point's own ``trains`` come behind them and make a training
                 of its own, and what was measured of it stands in the point's run under ``training``
@@ -77,7 +77,12 @@ def points(experiment: dict[str, Any]) -> list[dict[str, Any]]:
     written_out = list(experiment.get("points") or [])
     if budgets := experiment.get("budgets"):
         once = [_with_rival(experiment, point, None) for point in written_out if point.get("once")]
-        each = [_at_budget(experiment, point, name) for name in budgets for point in written_out if not point.get("once")]
+        each = [
+            _at_budget(experiment, point, name)
+            for name in budgets
+            for point in written_out
+            if not point.get("once") and name not in point.get("not_at", ())
+        ]
         written_out = [*once, *each]
     for sweep in experiment.get("sweeps") or []:
         for x in sweep["x"]:

@@ -32,6 +32,13 @@ def test_a_budget_of_128_keeps_132():
     assert DARTPolicy(retention_ratio=0.58, mode="reference").kept(800) == [460]
 
 
+@pytest.mark.parametrize(("tokens", "kept"), [(201, 180), (366, 356), (501, 500)])
+def test_a_layer_average_loses_no_step_to_rounding(tokens, kept):
+    """201 of 576 over 32 layers, two of them full: 176 behind them, 22 a pivot, though 176 / 576 * 576 / 8 may be below 22."""
+    for mode in ("paper", "reference"):
+        assert dart.configure(Gridded(), tokens=tokens, mode=mode).policy.kept(576) == [kept]
+
+
 def test_a_budget_of_more_than_the_pool_is_cut_to_it():
     assert DARTPolicy(truncation=128).kept(132) == [132]  # 8 * 16 = 132 - 4
     assert DARTPolicy(truncation=128).kept(131) == [4 + 8 * 15]

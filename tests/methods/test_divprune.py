@@ -233,3 +233,12 @@ def test_bad_input(wrong, message):
 def test_a_budget_of_no_token_is_refused():
     with pytest.raises(UserError, match=r"retention_ratio=0.01 rounds to no token of 36; use at least 0.0278"):
         DivPrune(0.01).select(random_encoding(ViewGeometry(6)), "")
+
+
+def test_the_first_token_is_by_the_second_smallest_entry_of_a_column_where_copies_make_rounding_decide():
+    """Rounding leaves a diagonal that is not 0, and near copies with a distance below it: then the entry itself counts, whichever it is."""
+    distance = torch.tensor([[0.2, 0.15, 0.9], [0.1, 0.0, 0.9], [0.9, 0.12, 0.0]])
+    assert farthest(distance, 1).tolist() == [2]  # second smallest: 0.2, 0.12, 0.9
+    near = torch.tensor([[0.3, 0.25], [0.1, 0.0]])
+    assert farthest(near, 1).tolist() == [0]  # 0.3 against 0.25; without the diagonal it would be 0.1 against 0.25
+    assert farthest(torch.zeros(1, 1), 1).tolist() == [0]

@@ -117,3 +117,9 @@ def test_wrong_settings_are_one_line_with_the_cure():
             pyramiddrop.configure(Gridded(), **settings)
     with pytest.raises(UserError, match="spread them"):
         pyramiddrop.configure(Depth(3))
+
+
+@pytest.mark.parametrize("depth", [26, 28, 32, 40])
+def test_the_published_average_is_the_published_ratios_at_every_depth(depth):
+    """At 26 layers the stages fall on 6, 12 and 20, whose average with these ratios is not the published one."""
+    assert pyramid(0.46875, depth)[1] == (0.5, 0.25, 0.125)

@@ -18,7 +18,7 @@ from blink_exp.evaluation.budget import budget_line, budget_of
 from blink_exp.evaluation.evaluator import build_method
 from blink_exp.evaluation.tokens import prompt_flops, realised
 from blink_exp.methods import controls, fastv, sparsevlm
-from blink_exp.methods.budgets import layer_average, schedule_text, token_share
+from blink_exp.methods.budgets import layer_average, schedule_text, token_share, whole_tokens
 from blink_exp.methods.sparsevlm import SCHEDULES, SparseVLMPolicy
 from blink_exp.settings.budgets import check_budget, displaced
 from blink_exp.settings.compose import composed
@@ -47,6 +47,13 @@ def test_a_share_rounded_down_is_the_budget_for_every_budget(side, tiled):
     for tokens in range(views, most + 1, 1 if most < 1000 else 7):
         share = token_share(stub, 0.9, tokens)
         assert int(most * share) == tokens and int(side * side * share) == tokens // views, tokens
+
+
+def test_a_share_of_the_tokens_is_the_nearest_whole_number():
+    assert [whole_tokens(backbone(), share) for share in ("1/3", "2/9", "1/9")] == [192, 128, 64]
+    assert [whole_tokens(backbone(tiled=True), share) for share in ("2/9", "1/9", "1/18")] == [640, 320, 160]
+    assert [whole_tokens(backbone(side=12), share) for share in ("1/3", "1/7", "1/1000", "1/1")] == [48, 21, 1, 144]  # 20.57; at least one
+    assert (whole_tokens(backbone(), 64), whole_tokens(backbone(), None)) == (64, None)
 
 
 def test_budgets_of_the_literature():
@@ -218,16 +225,14 @@ def test_one_budget_is_none_too_many(words):
 # presets, identity, tables, matching
 
 
-def test_presets_of_the_group_set_one_of_the_two():
+def test_presets_of_the_group_set_tokens():
     names = {path.stem for path in (ROOT / "conf" / "budget").glob("*.yaml")}
-    assert names == {"default", "192", "128", "64", "640", "320", "160", "third", "two_ninths", "ninth"}
+    shares = {"third": ("1/3", 192), "two_ninths": ("2/9", 128), "ninth": ("1/9", 64), "eighteenth": ("1/18", 32)}
+    assert names == {"default", "192", "128", "64", "640", "320", "160", *shares}
     for name in names - {"default"}:
         settings = composed("evaluate", ["method=hero", f"budget={name}"])
-        if name.isdecimal():
-            assert (settings.tokens, settings.method["tokens"]) == (int(name), int(name))
-        else:
-            share = {"third": 192, "two_ninths": 128, "ninth": 64}[name]
-            assert settings.tokens is None and int(576 * settings.method["retention_ratio"]) == share
+        assert settings.tokens == settings.method["tokens"] == (int(name) if name.isdecimal() else shares[name][0])
+        assert whole_tokens(backbone(), settings.tokens) == (int(name) if name.isdecimal() else shares[name][1])
     assert composed("evaluate", ["budget=default"]).retention_ratio == composed("evaluate", []).retention_ratio == 0.2
 
 

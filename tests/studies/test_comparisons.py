@@ -36,6 +36,11 @@ def test_every_point_runs_at_every_budget_but_those_that_have_none():
     assert [p["published"]["tokens"] for p in points if "published" in p] == [None, 192, 128]
 
 
+def test_a_point_is_left_out_at_budgets_that_it_cannot_reach():
+    points = [point | ({"not_at": ["2/9"]} if point["label"] == "FastV" else {}) for point in EXPERIMENT["points"]]
+    assert [p["label"] for p in plan.points(EXPERIMENT | {"points": points})] == ["none", "FastV, 1/3", "HERO, 1/3", "HERO, 2/9"]
+
+
 def test_published_numbers_of_several_sources_are_the_anchor_s_and_their_range():
     table = {"published": {"GQA": "gqa", "MMB-CN": "mmbench_cn", "OCR": "ocrbench"}, "published_digits": 1}
     row = tables.new_row(table, plan.points(EXPERIMENT)[1])
