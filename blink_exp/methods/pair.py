@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FILLS = ("neighbours", "recall")
 MISSING = object()  # no such setting
+STEP = 9  # tokens more and fewer that a policy is asked to leave, beside the exact number: DART keeps eight more or less at a time
 
 Maker = Callable[..., Method]  # of a backbone, and of ``tokens`` where it has such a setting
 
@@ -88,16 +89,24 @@ def _shared_budget(backbone: Any, pruner: Maker, policy: Maker, tokens: int) -> 
     visual, views = nominal_tokens(backbone), nominal_views(backbone)
     entering = min(visual, max(tokens, views * round(math.sqrt(tokens * visual) / views)))
     left = round(tokens * visual / entering)  # of ``visual``: the policy states its own as if all entered
-    try:
-        first = pruner(backbone, tokens=entering)
-        tried = [policy(backbone, tokens=n) for n in range(max(left - 1, 1), min(left + 1, visual) + 1)]
-    except UserError as error:
+    first = pruner(backbone, tokens=entering)
+    reached: dict[float, Method] = {}
+    refused: UserError | None = None
+    step = math.ceil(STEP * visual / entering)
+    for n in range(max(left - step, 1), min(left + step, visual) + 1):
+        try:
+            method = policy(backbone, tokens=n)
+        except UserError as error:
+            refused = error
+        else:
+            reached.setdefault(_average(method, entering, backbone.depth), method)
+    if not reached:
         raise UserError(
-            f"tokens={tokens} of a pair lets {entering} in and leaves the share {tokens / entering:.3f} of them: {error}"
+            f"tokens={tokens} of a pair lets {entering} in and leaves the share {tokens / entering:.3f} of them: {refused}"
         ) from None
-    second = min(tried, key=lambda method: abs(_average(method, entering, backbone.depth) - tokens))
-    average = _average(second, entering, backbone.depth)
-    if abs(average - tokens) > 1:
+    average = min(reached, key=lambda average: abs(average - tokens))
+    second = reached[average]
+    if not min(reached) - 1 <= tokens <= max(reached) + 1:
         raise UserError(f"tokens={tokens} cannot be met: {first.name}+{second.name} holds {average:.1f} a layer; use about {average:.0f}")
     return entering, first, second
 
