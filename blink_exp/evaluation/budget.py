@@ -13,9 +13,9 @@ from blink_exp.settings.roots import PointSettings
 def budget_of(settings: PointSettings, backbone: Backbone, method: Method) -> dict[str, Any] | None:
     """The budget of a method that drops visual tokens; None for one that drops none.
 
-    ``tokens``, ``retention_ratio``: as set (the former goes before the latter), None where the method has none; ``nominal``: visual tokens
-    of an image of nominal size, for which ``by_layer`` and its mean ``average`` hold: those of methods that drop inside the LLM, None for others
-    and where the prompt decides.
+    ``tokens``, ``retention_ratio``: as set (the former goes before the latter), None where the method has none.
+    ``nominal``: visual tokens of an image of nominal size, for which ``by_layer`` and its mean ``average`` hold: those of methods that drop
+    inside the LLM, None for others and where the prompt decides.
     """
     if not method.drops:
         return None
