@@ -15,6 +15,9 @@ NOTHING: set[str] = set()
 MEANT: dict[str, set[str]] = {
     "layer": OR_NULL,
     "retention_ratio": {"float"},
+    "tokens": OR_NULL,
+    "benchmark.sizes": NOTHING,
+    "benchmark.kinds": NOTHING,
     "data_root": OR_NULL,  # a folder that is there
     "predictions": TEXT - {"list"},  # a list is one of files
     "against": TEXT,
