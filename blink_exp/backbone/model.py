@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,19 +21,18 @@ from blink_exp.backbone.clip_text import ClipText, load_clip_text
 from blink_exp.backbone.encode import check_cls_token, compact, encode
 from blink_exp.backbone.logits import Checked
 from blink_exp.backbone.pictures import ImagesById, PreparedImage, prepare_image
-from blink_exp.backbone.processor import answered_prompt, chat_prompt
+from blink_exp.backbone.prompts import Prompts
 from blink_exp.core.encoding import EncoderRequirements, Encoding, unions
 from blink_exp.core.method import Method
 from blink_exp.core.pruner import ViewPruner
 from blink_exp.core.second_view import PixelBox
 from blink_exp.core.views import EXTRA, NEWLINE, TileGrid, TokenSelection, ViewGeometry, VisualTokens, all_tokens, pack
-from blink_exp.errors import UserError
 
 K = TypeVar("K")
 
 
 @dataclass(eq=False)
-class Backbone:
+class Backbone(Prompts):
     """A LLaVA or LLaVA-NeXT model with its processor.
 
     ``name``: its name in results and checkpoints; ``tokensr``: folder of the TokenSR modules that ship with it, or None; ``pad``: whether
@@ -118,9 +117,6 @@ class Backbone:
     def regions(self, images: ImagesById) -> dict[str, ImageRegions]:
         """{id: the image's regions at its own resolution} of images by id."""
         return {key: ImageRegions(self, key, image) for key, image in images.items()}
-
-    def prompt(self, question: str) -> str:
-        return chat_prompt(self.processor, question, self.system_prompt)
 
     @property
     def tiled(self) -> bool:
@@ -296,62 +292,6 @@ class Backbone:
         self.second_views.clear()
         self._features.clear()
         self._encodings.clear()
-
-    def batch(self, features: list[torch.Tensor], questions: list[str]) -> dict[str, torch.Tensor]:
-        """Token ids and mask of one question an image, with as many placeholders as the image has ``features``; left-padded."""
-        token = self.processor.image_token
-        texts = [self.prompt(q).replace(token, token * len(f)) for q, f in zip(questions, features, strict=True)]
-        encoded = self.processor.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
-        batch: dict[str, torch.Tensor] = encoded.to(self.model.device)
-        return batch
-
-    def around(self, questions: list[str]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Token ids before and behind the image of each question's prompt, as ``batch`` has them.
-
-        Raises UserError for a question that contains the image placeholder."""
-        return [self._cut(ids) for ids in self._tokens([self.prompt(q) for q in questions])]
-
-    def around_answered(self, turns: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token ids before the image, behind it up to the end of the prompt, and of the answer with its end token, of the last of ``turns``
-        (see ``answered_prompt``). Raises UserError as ``around``."""
-        prompt, answer = answered_prompt(self.processor, turns, self.system_prompt)
-        alone, whole = self._tokens([prompt, prompt + answer])
-        before, behind = self._cut(alone)
-        if whole[: len(alone)] == alone:
-            ids = whole[len(alone) :]
-        else:  # the tokenizer joins the end of the prompt with the answer
-            ids = self.processor.tokenizer(answer, add_special_tokens=False, return_token_type_ids=False)["input_ids"]
-        return before, behind, torch.tensor(ids, dtype=torch.long, device=self.model.device)
-
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.processor.tokenizer(texts, return_token_type_ids=False)["input_ids"]
-        return ids
-
-    def _cut(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids before and behind the image of a prompt."""
-        image, token = self.model.config.image_token_id, self.processor.image_token
-        if ids.count(image) != 1:
-            raise UserError(f"a prompt has {ids.count(image)} placeholders {token} where it shows one image; reword the question")
-        position = ids.index(image)
-        before, behind = (torch.tensor(part, dtype=torch.long, device=self.model.device) for part in (ids[:position], ids[position + 1 :]))
-        return before, behind
-
-    @functools.cached_property
-    def between_images(self) -> torch.Tensor:
-        """(tokens, width) embeddings of what stands between two images of a prompt: a newline."""
-        image, token = self.model.config.image_token_id, self.processor.image_token
-        text = self.prompt("?").replace(token, f"{token}\n{token}")
-        ids = self.processor.tokenizer(text, return_token_type_ids=False)["input_ids"]
-        first = ids.index(image)
-        between = ids[first + 1 : ids.index(image, first + 1)]
-        embeddings: torch.Tensor = self.model.get_input_embeddings()(torch.tensor(between, device=self.model.device))
-        return embeddings.detach()
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        ids = self.model.generation_config.eos_token_id
-        return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
 
     @torch.no_grad()
     def generate(self, features: list[torch.Tensor], questions: list[str], max_new_tokens: int) -> list[str]:
