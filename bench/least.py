@@ -14,7 +14,7 @@ from typing import Any
 
 from blink_exp.core.method import Method, Record
 from blink_exp.core.sequence import Expand, State, transition
-from blink_exp.evaluation.cost import layer_flops
+from blink_exp.evaluation.tokens import layer_flops
 
 Segment = tuple[Any, ...]  # (layer, region, module, grid, interpolated, inherits, what stands before)
 

@@ -49,6 +49,8 @@ class Prompts:
         return before, behind, torch.tensor(ids, dtype=torch.long, device=self.model.device)
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
+        if not texts:  # the tokenizer raises
+            return []
         ids: list[list[int]] = self.processor.tokenizer(texts, return_token_type_ids=False)["input_ids"]
         return ids
 

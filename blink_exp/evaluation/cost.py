@@ -26,14 +26,10 @@ from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking, visual_tokens
 from blink_exp.decoder.shared_attention import SharedKVCache
+from blink_exp.evaluation.tokens import layer_flops
 from blink_exp.flops import CPU_ATTENTION
 
 DECODED = 8  # tokens generated to time decoding, regardless of the answer
-
-
-def layer_flops(q: int, k: int, d: int, m: int) -> int:
-    """FLOPs of one decoder layer with hidden size ``d`` and a gated MLP of size ``m``; a multiply-add counts as two."""
-    return 8 * q * d**2 + 4 * q * k * d + 6 * q * d * m
 
 
 def tower_flops(config: Any) -> int:

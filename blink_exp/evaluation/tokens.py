@@ -9,7 +9,6 @@ from typing import Any
 from blink_exp import hub
 from blink_exp.backbone.shipped import shipped
 from blink_exp.documents import Record
-from blink_exp.evaluation.cost import layer_flops
 
 
 def realised(records: list[Record], depth: int | None) -> dict[str, float | None]:
@@ -43,8 +42,13 @@ def layer_average(record: Record, depth: int | None) -> float | None:
     return sum(_by_layer(record, depth, entering + record["newline_tokens"] * _drops(record))) / depth
 
 
+def layer_flops(q: int, k: int, d: int, m: int) -> int:
+    """FLOPs of one decoder layer with hidden size ``d`` and a gated MLP of size ``m``; a multiply-add counts as two."""
+    return 8 * q * d**2 + 4 * q * k * d + 6 * q * d * m
+
+
 def prompt_flops(record: Record, text: int, llm: Any) -> int:
-    """FLOPs of the LLM's layers over a prompt by formula (``cost.layer_flops``): of the visual tokens of each layer, newlines included, and
+    """FLOPs of the LLM's layers over a prompt by formula (``layer_flops``): of the visual tokens of each layer, newlines included, and
     ``text`` others. ``llm``: its config. What a policy's scans and modules cost is not in it; the cost meter counts it."""
     lengths = _by_layer(record, llm.num_hidden_layers, record["visual_tokens"] + record["newline_tokens"])
     return sum(layer_flops(int(n) + text, int(n) + text, llm.hidden_size, llm.intermediate_size) for n in lengths)

@@ -88,7 +88,7 @@ CONFIGS = [
     ({"vision_config__patch_size": 400}, "vision_config.patch_size=400, but a patch must fit into image_size=336"),
     ({"vision_config__num_attention_heads": 7}, "multiple of"),
     ({"text_config__model_type": "gemma"}, "text_config.model_type=gemma, but supported are llama"),
-    ({"text_config__num_key_value_heads": 3}, "text_config.num_key_value_heads=3, but num_attention_heads=8 must be a multiple"),
+    ({"text_config__num_key_value_heads": 3}, "text_config.num_key_value_heads=3, but num_attention_heads=4 must be a multiple"),
     ({"text_config__rms_norm_eps": -1e-5}, "text_config.rms_norm_eps=-1e-05, but"),
     ({"text_config__hidden_size": "x"}, "has no config.json that makes a config"),
     ({"text_config__hidden_act": "x"}, "has no config.json that makes a model"),

@@ -12,7 +12,7 @@ from bench.least import Answered, course, least
 from bench.sharing import ended
 from blink_exp.core.method import Method, Record, Scan
 from blink_exp.core.sequence import Drop, Expand, Keep
-from blink_exp.evaluation.cost import layer_flops
+from blink_exp.evaluation.tokens import layer_flops
 from blink_exp.flops import CPU_ATTENTION
 from blink_exp.methods.blink import BlinkPolicy, blink
 

@@ -142,7 +142,9 @@ def test_what_is_kept_of_an_image_does_not_keep_its_batch(scale):
     scale.forget()
     needs = EncoderRequirements(attention=frozenset({3}), keys=frozenset({4}), cls=True)
     encodings = scale.encodings(images, needs).values()
-    tensors = [(e.hidden, *e.logits.values(), *e.queries.values(), *e.keys.values(), e.last_hidden, e.pooled) for e in encodings]
+    tensors = [
+        (e.hidden, *e.logits.values(), *e.queries.values(), *e.keys.values(), e.last_hidden, e.pooled, e.hidden_cls) for e in encodings
+    ]
     assert len(tensors) > 4
     for encoding, own in zip(encodings, tensors, strict=True):
         assert sum(t.untyped_storage().nbytes() for t in own) == encoding.nbytes

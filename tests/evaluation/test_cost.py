@@ -7,7 +7,8 @@ import torch
 
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core.method import Method
-from blink_exp.evaluation.cost import layer_flops, measure_cost
+from blink_exp.evaluation.cost import measure_cost
+from blink_exp.evaluation.tokens import layer_flops
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.dart import DARTPolicy
 from blink_exp.methods.fastv import FastVPolicy

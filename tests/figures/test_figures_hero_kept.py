@@ -46,7 +46,9 @@ def test_how_long_tokens_are_there_under_a_policy_by_hand(monkeypatch):
     taken = [SimpleNamespace(decision=d, scan=SimpleNamespace(layer=layer)) for layer, d in steps]
     backbone = SimpleNamespace(depth=4, model=None, visual=lambda *_: [visual], generate=lambda *_: None)
 
-    monkeypatch.setattr(hero_kept, "attach", lambda model, method: contextlib.nullcontext(SimpleNamespace(records=taken)))
+    monkeypatch.setattr(
+        hero_kept, "attach", lambda model, method: contextlib.nullcontext(SimpleNamespace(records=taken, see=lambda visual: None))
+    )
     method = Method(FastVPolicy())
     share, _ = hero_kept.presence(backbone, method, "k", None, "q")
     assert share.tolist() == [[0.25, 0.75, 0.25, 1.0]]
