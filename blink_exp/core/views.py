@@ -91,6 +91,10 @@ class ViewGeometry:
             out[self.unpadded.flatten()] = True
         return out.view(self.count, self.tokens)
 
+    def candidates(self, padding: bool) -> torch.Tensor:
+        """(views, N) bool: tokens that a pruner may keep: all with ``padding``, else those that are ``valid``."""
+        return torch.ones_like(self.valid) if padding else self.valid
+
     @functools.cached_property
     def blocks(self) -> torch.Tensor:
         """(N,): the tile whose block each thumbnail patch lies in, when the thumbnail is split evenly into rows x columns blocks.

@@ -85,9 +85,15 @@ def resolve_newline_policy(method: str, mode: str, policy: str, of_mode: dict[st
     return check_newline_policy(policy or of_mode[mode])
 
 
-def keeps_everything(ratio: float, views: ViewGeometry, newline_policy: str) -> bool:
-    """Whether keeping ``ratio`` of the tokens under a newline policy is the stock sequence."""
-    return ratio == 1 and (newline_policy == "valid_rows" or not views.newline)
+def keeps_everything(ratio: float, views: ViewGeometry, newline_policy: str, padding: bool = False) -> bool:
+    """Whether keeping ``ratio`` of the tokens under a newline policy is the stock sequence. ``padding``: whether tokens of tiles that show
+    padding are kept, which the stock sequence leaves out."""
+    return ratio == 1 and (newline_policy == "valid_rows" or not views.newline) and not (padding and views.tiles)
+
+
+def view_budget(ratio: float, tokens: int) -> int:
+    """k = floor(N * R) of a view of ``tokens`` patches. Raises UserError where that is none."""
+    return at_least_one(f"retention_ratio={ratio}", floor_tolerant(tokens * ratio), tokens)
 
 
 def floor_tolerant(x: float) -> int:

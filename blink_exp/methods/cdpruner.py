@@ -43,13 +43,12 @@ from blink_exp.core.views import TokenSelection
 from blink_exp.errors import UserError
 from blink_exp.methods.budgets import (
     NOMINAL_TILES,
-    at_least_one,
     check_ratio,
-    floor_tolerant,
     keeps_everything,
     resolve_newline_policy,
     token_share,
     top,
+    view_budget,
 )
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
@@ -101,25 +100,21 @@ class CDPruner:
     def needs(self) -> EncoderRequirements:
         return EncoderRequirements(joint_patches=True, llm_features=True, tile_grid=NOMINAL_TILES if self.mode == "reference" else None)
 
-    def budget(self, tokens: int) -> int:
-        """k of a view of ``tokens`` patches."""
-        return at_least_one(f"retention_ratio={self.ratio}", floor_tolerant(tokens * self.ratio), tokens)
-
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched."""
         views = encoding.views
         pads = self.mode == "reference"
-        if keeps_everything(self.ratio, views, self.newline_policy) and not (pads and views.tiles):
+        if keeps_everything(self.ratio, views, self.newline_policy, pads):
             return None
         assert encoding.joint_patches is not None and encoding.llm_features is not None and encoding.embed_pieces is not None
         patches = encoding.joint_patches
         pieces = encoding.embed_pieces(question_text(question), PIECES[self.mode]).to(patches)
-        allowed = torch.ones_like(views.valid) if pads else views.valid
+        allowed = views.candidates(pads)
         relevance = scaled_relevance(patches, pieces, self.relevance_sign, allowed)
         if self.theta is not None:
             relevance = sharpened(relevance, self.theta)
-        chosen = most_volume(kernel(encoding.llm_features, relevance).cpu(), self.budget(views.tokens), allowed)
-        kept = (filled(c, r, self.budget(views.tokens), a) for c, r, a in zip(chosen, relevance.cpu(), allowed, strict=True))
+        chosen = most_volume(kernel(encoding.llm_features, relevance).cpu(), view_budget(self.ratio, views.tokens), allowed)
+        kept = (filled(c, r, view_budget(self.ratio, views.tokens), a) for c, r, a in zip(chosen, relevance.cpu(), allowed, strict=True))
         return TokenSelection(tuple(kept), padding=pads)
 
 

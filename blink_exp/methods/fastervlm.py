@@ -15,8 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection
@@ -68,10 +66,10 @@ class FasterVLM:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched."""
         views = encoding.views
         pads = self.mode == "reference"
-        if keeps_everything(self.ratio, views, self.newline_policy) and not (pads and views.tiles):
+        if keeps_everything(self.ratio, views, self.newline_policy, pads):
             return None
         scores = encoding.cls_attention((self.layer,)).cpu()  # (views, N)
-        allowed = torch.ones_like(views.valid) if pads else views.valid
+        allowed = views.candidates(pads)
         k = self.budget(views.tokens)
         return TokenSelection(tuple(top(s, k, a) for s, a in zip(scores, allowed, strict=True)), padding=pads)
 

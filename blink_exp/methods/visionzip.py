@@ -115,7 +115,7 @@ class VisionZip:
             return None
         dominant, contextual = self.budget(views.tokens)
         assert encoding.hidden_cls is not None
-        allowed = torch.ones_like(views.valid) if reference else views.valid
+        allowed = views.candidates(reference)
         scores = encoding.attention(self.layer).sum(1).cpu()  # (views, N)
         heads = encoding.logits[self.layer].shape[1]
         indices, classes, merged = [], [], []

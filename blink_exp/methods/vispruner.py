@@ -35,12 +35,11 @@ from blink_exp.core.views import TokenSelection
 from blink_exp.errors import UserError
 from blink_exp.methods.budgets import (
     NOMINAL_TILES,
-    at_least_one,
     check_ratio,
-    floor_tolerant,
     keeps_everything,
     resolve_newline_policy,
     token_share,
+    view_budget,
 )
 
 NEWLINES = {"paper": "valid_rows", "reference": "none"}  # newline policy of each mode
@@ -83,19 +82,15 @@ class VisPruner:
     def needs(self) -> EncoderRequirements:
         return EncoderRequirements(attention=frozenset({self.layer}), tile_grid=NOMINAL_TILES if self.mode == "reference" else None)
 
-    def budget(self, tokens: int) -> int:
-        """k of a view of ``tokens`` patches."""
-        return at_least_one(f"retention_ratio={self.ratio}", floor_tolerant(tokens * self.ratio), tokens)
-
     def select(self, encoding: Encoding, question: str) -> TokenSelection | None:
         """The kept patches of each view, ascending; None where R = 1 leaves the model untouched."""
         views = encoding.views
         pads = self.mode == "reference"
-        if keeps_everything(self.ratio, views, self.newline_policy) and not (pads and views.tiles):
+        if keeps_everything(self.ratio, views, self.newline_policy, pads):
             return None
-        scores, k = encoding.cls_attention((self.layer,)), self.budget(views.tokens)
+        scores, k = encoding.cls_attention((self.layer,)), view_budget(self.ratio, views.tokens)
         kept = [torch.zeros(0, dtype=torch.long)] * views.count
-        for same, candidates in alike(torch.ones_like(views.valid) if pads else views.valid):
+        for same, candidates in alike(views.candidates(pads)):
             rows, columns = same[:, None].to(scores.device), candidates.to(scores.device)
             chosen = important_and_diverse(scores[rows, columns], encoding.hidden[rows, columns], k, self.important_ratio).cpu()
             for view, indices in zip(same.tolist(), candidates.gather(1, chosen), strict=True):

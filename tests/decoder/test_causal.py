@@ -98,3 +98,13 @@ def test_a_method_on_padded_rows_has_the_logits_of_the_fused_kernel():
             out = model(**prompts(model, [[8, 9, 10, 11], [12, 13]]))
             logits.append(out.logits[:, -1])
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_blink_on_the_eager_path_has_a_causal_mask():
+    """One row without padding: kernels with a causal rule need no mask then, the eager path does."""
+    eager = random_llava(attn="eager")
+    batch = prompts(eager, [[9, 10, 11]])
+    stock = eager(**batch).logits
+    with attach(eager, blink(BlinkPolicy((0, 2), 1.0, 0.0))):
+        assert (eager(**batch).logits - stock).abs().max() < 1e-5

@@ -11,9 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from blink_exp.core.method import Method
 from blink_exp.core.views import ViewGeometry, all_tokens, pack
 from blink_exp.decoder.attach import attach
-from blink_exp.errors import UserError
 from blink_exp.methods import fastv
-from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.dart import DARTPolicy
 from blink_exp.methods.fastv import FastVPolicy
 from blink_exp.methods.pyramiddrop import PyramidDropPolicy
@@ -330,32 +328,3 @@ def test_leaving_restores_the_model_also_after_an_exception(model, name):
     assert {k: set(m.__dict__) for k, m in model.named_modules()} == before
     assert not model.model._forward_pre_hooks
     assert torch.equal(model(**batch).logits, stock)
-
-
-@torch.no_grad()
-def test_blink_on_the_eager_path_has_a_causal_mask():
-    """One row without padding: kernels with a causal rule need no mask then, the eager path does."""
-    eager = random_llava(attn="eager")
-    batch = prompts(eager, [[9, 10, 11]])
-    stock = eager(**batch).logits
-    with attach(eager, blink(BlinkPolicy((0, 2), 1.0, 0.0))):
-        assert (eager(**batch).logits - stock).abs().max() < 1e-5
-
-
-@torch.no_grad()
-def test_prompts_that_a_method_cannot_work_on_are_refused():
-    model = random_llava()
-    batch = prompts(model, [[9], []])
-    with attach(model, method("fastv")), pytest.raises(UserError, match="end the prompt with text"):
-        model(**batch)
-
-
-def test_behind_the_last_layer_there_is_no_next_one_to_ask():
-    model = random_llava(layers=4)
-    with attach(model, Method(PyramidDropPolicy((2,), (0.5,)))):
-        pass
-    with (
-        pytest.raises(UserError, match="layer=3 is outside the backbone's 4 layers; use 0 to 2"),
-        attach(model, Method(PyramidDropPolicy((3,), (0.5,)))),
-    ):
-        pass

@@ -15,6 +15,7 @@ from support.scripts import ROOT
 from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import ViewGeometry, pack
 from blink_exp.errors import UserError
+from blink_exp.methods.budgets import view_budget
 from blink_exp.methods.cdpruner import CDPruner, configure, filled, kernel, most_volume, question_text, scaled_relevance, sharpened
 
 WIDE = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4 of both tiles
@@ -189,7 +190,7 @@ def test_tokens_are_those_of_a_view_exactly(tokens, tiled, of_a_view):
     for mode in ("paper", "reference"):
         on = backbone(tiled=tiled)
         method = configure(on, retention_ratio=0.2, tokens=tokens, mode=mode)
-        assert method.pruner.budget(576) == of_a_view
+        assert view_budget(method.pruner.ratio, 576) == of_a_view
         assert on.seen == [method.pruner.needs] and method.tile_grid == method.pruner.needs.tile_grid
 
 

@@ -13,6 +13,7 @@ from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import ViewGeometry, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import vispruner
+from blink_exp.methods.budgets import view_budget
 from blink_exp.methods.vispruner import VisPruner, configure
 
 WIDE = ViewGeometry(4, 1, 2, (100, 400), newline=True)  # the image fills rows 1 and 2 of 4 of both tiles
@@ -146,7 +147,7 @@ def backbone(tiled=False):
 def test_tokens_are_those_of_a_view_exactly(tokens, tiled, of_a_view):
     on = backbone(tiled)
     method = configure(on, retention_ratio=0.2, tokens=tokens, mode="reference")
-    assert method.pruner.budget(576) == of_a_view and method.pruner.layer == 23
+    assert view_budget(method.pruner.ratio, 576) == of_a_view and method.pruner.layer == 23
     assert on.seen == [method.pruner.needs] and method.tile_grid == (2, 2)
 
 

@@ -91,13 +91,8 @@ class CDPruner:
 
 
 @dataclass
-class VisPruner:
-    retention_ratio: float = limits.ratio()
-    tokens: Any = limits.token_budget()
+class VisPruner(FasterVLM):
     important_ratio: float = limits.number(0, 1)
-    layer: int | None = limits.whole(1, most=limits.LAYERS)
-    mode: str = limits.words(*MODES)
-    newline_policy: str | None = limits.words(*NEWLINES)
 
 
 @dataclass
@@ -167,7 +162,6 @@ class PyramidDrop:
 
 @dataclass
 class DART(FastV):
-    tokens: Any = limits.token_budget()
     truncation: int | None = limits.whole(1, most=limits.TOKENS)
     visual_pivots: int = limits.whole(1, most=limits.PATCHES)
     text_pivots: int = limits.whole(0, most=limits.PATCHES)
