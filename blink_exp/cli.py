@@ -15,6 +15,7 @@ from typing import Any
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
 from blink_exp.settings.doors import command_name
+from blink_exp.settings.meanings import MEANINGS
 from blink_exp.settings.presets import CONF, presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
@@ -120,13 +121,19 @@ def one_line(error: BaseException) -> str:
 def help_text(config: str) -> str:
     """The text of ``--help``: groups with their presets, and conf/<config>.yaml with its comments. Read from the files, since composing
     them with Hydra takes over a second."""
-    folders = sorted(p for p in CONF.rglob("*") if p.is_dir())
-    groups = {name: presets(name) for name in (p.relative_to(CONF).as_posix() for p in folders)}
-    lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
-    lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
+    groups = sorted((p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()), key=lambda name: (place(name), name))
+    lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups, and their presets:"]
+    for name in groups:
+        if chosen := presets(name):
+            lines += [f"  {name:<16} {MEANINGS.get(name, '')}".rstrip(), f"  {'':<16}   {', '.join(chosen)}"]
     for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
         lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines())]
     return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
+
+
+def place(group: str) -> int:
+    """Where ``--help`` shows a group: those without a meaning last."""
+    return list(MEANINGS).index(group) if group in MEANINGS else len(MEANINGS)
 
 
 def check_optuna(argv: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ def killed(tmp_path_factory) -> Path:
 
 def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(killed, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run(*TRAIN, f"hydra.run.dir={whole}")
+    end = run(*TRAIN, f"hydra.run.dir={whole}")
     printed = run(*TRAIN, f"hydra.run.dir={resumed}", f"resume={killed}")
     assert "going on from" in printed
     a, b = (json.loads((d / "metrics.json").read_text(encoding="utf-8"))["layers"] for d in (whole, resumed))
@@ -78,9 +79,10 @@ def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(killed, t
         assert a[layer]["tokensr"] == pytest.approx(b[layer]["tokensr"], rel=1e-4)
         assert a[layer]["interpolation"] == pytest.approx(b[layer]["interpolation"], rel=1e-4)
     assert sorted(p.name for p in (whole / "tokensr").iterdir()) == [f"layer_0{i}.{e}" for i in (2, 3) for e in ("json", "safetensors")]
-    # and what was trained can be used
-    trained = ("layers.indices=[2,3]", f"tokensr.path={whole / 'tokensr'}")
-    run("evaluate.py", *trained, "limit=4", "cost=0", f"hydra.run.dir={tmp_path / 'eval'}")
+    # and the command that it ends with evaluates what was trained
+    command = next(line for line in end.splitlines() if line.startswith("evaluate them: ")).removeprefix("evaluate them: ")
+    assert shlex.split(command)[1:] == ["evaluate.py", "method=blink", "layers.indices=[2,3]", f"tokensr.path={whole / 'tokensr'}"]
+    run(*shlex.split(command)[1:], "limit=4", "cost=0", f"hydra.run.dir={tmp_path / 'eval'}")
 
 
 def test_resume_refuses_other_settings_and_damaged_checkpoints(killed):
@@ -180,7 +182,7 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
     )
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
     assert "HEAVY set()" in printed
-    assert "thresholds" not in printed or "groups and their presets" in printed
+    assert "groups, and their presets" in printed and "always_expand" in printed
 
 
 def test_wandb_offline_gets_one_run_a_job_and_one_for_the_sweep(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,11 +21,12 @@ def run(cfg: DictConfig) -> dict[int, dict[str, float]]:
     """train.py: trains for ``cfg``. Returns {layer: held-out losses and gain}."""
     hydra = HydraConfig.get()
     folder = "hydra.sweep.dir" if hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
-    return training.run(job_of(cfg, Path(hydra.runtime.output_dir), folder))
+    words = [word for word in hydra.overrides.task if word.split("=")[0].split(".")[0] in ("model", "tokensr")]
+    return training.run(job_of(cfg, Path(hydra.runtime.output_dir), folder, words))
 
 
-def job_of(cfg: DictConfig, out: Path, folder: str = "hydra.run.dir") -> Job:
-    """The training job of the settings ``cfg`` in the run folder ``out``; ``folder``: the setting that names it."""
+def job_of(cfg: DictConfig, out: Path, folder: str = "hydra.run.dir", words: Sequence[str] = ()) -> Job:
+    """The training job of the settings ``cfg`` in the run folder ``out``; ``folder``: the setting that names it; ``words``: see ``Job``."""
     settings: TrainSettings = typed(cfg)
     optim = settings.optim
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")
@@ -47,4 +49,5 @@ def job_of(cfg: DictConfig, out: Path, folder: str = "hydra.run.dir") -> Job:
             schedule=instantiate(cfg.optim.schedule, _convert_="all"),
         ),
         folder=folder,
+        words=words,
     )

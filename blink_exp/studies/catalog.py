@@ -20,8 +20,9 @@ from blink_exp.documents import Document, FigureDocument, PointRun, TableDocumen
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, results
 from blink_exp.evaluation.shared_runs import run_together
-from blink_exp.files import write_json
+from blink_exp.files import read_object, write_json
 from blink_exp.reports import html, terminal, text
+from blink_exp.reports.entries import duration
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
@@ -81,7 +82,9 @@ def answer_together(sweep: SweepSettings, wanted: list[tuple[str, dict[str, Any]
 def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_overrides: list[str], out: Path) -> Document:
     """Measures one table or figure, writes it to ``out``, copies it to the report and rebuilds the report."""
     started = time.time()
-    print(f"{experiment['name']}: {experiment['title']}", flush=True)
+    count = len(plan.points(experiment))
+    many = f", {count} points" if count else ""
+    print(f"{experiment['name']}: {experiment['title']}{many}{last_time(kind, experiment, user_overrides, Path(sweep.report))}", flush=True)
     embedded = []
     document: Document
     if kind == "table":
@@ -111,6 +114,15 @@ def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_ov
             copy_to_report(out, report / experiment["name"] / variant(document["model"], user_overrides))
             print(f"all:   {html.gather(report)}")
     return document
+
+
+def last_time(kind: str, experiment: dict[str, Any], user_overrides: list[str], report: Path) -> str:
+    """ "; last time 1 min 50 s (2026-11-28)" by the copy in the report of the same command; "" where there is none."""
+    path = report / experiment["name"] / variant(model_name(experiment, user_overrides), user_overrides) / f"{kind}.json"
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError):
+        provenance = read_object(path, {"provenance": dict}, "it is left out")["provenance"]
+        return f"; last time {duration(float(provenance['seconds']))} ({provenance['date']})"
+    return ""
 
 
 def runs_of(document: Document) -> list[PointRun]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Job:
         data: makes the DataModule; called with ``transform`` and ``steps_done``.
         trainer: makes Lightning's Trainer; called with the arguments that are not settings.
         callbacks: of the Trainer.
+        words: the arguments of the command line that choose the model and the architecture, for the command that evaluates the modules.
     """
 
     settings: TrainSettings
@@ -40,3 +41,4 @@ class Job:
     callbacks: list[pl.Callback]
     optimization: Optimization
     folder: str = "hydra.run.dir"
+    words: Sequence[str] = ()

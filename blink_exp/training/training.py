@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from blink_exp.evaluation import locks, results
 from blink_exp.files import write_json, write_text
 from blink_exp.methods.blink import policy_of, selected_layers
 from blink_exp.reports.console import wide_console
+from blink_exp.settings.doors import command_name
 from blink_exp.settings.roots import TrainSettings
 from blink_exp.tokensr import checkpoint
 from blink_exp.tracking import finish, keep_rows
@@ -193,6 +195,13 @@ def save(job: Job, module: TokenSRTraining) -> Path:
     return target
 
 
+def evaluation(job: Job, layers: list[int], target: Path) -> str:
+    """The command that evaluates the modules in ``target``."""
+    where = f"layer={layers[0]}" if len(layers) == 1 else f"layers.indices={str(layers).replace(' ', '')}"
+    words = [word for word in job.words if not word.startswith("tokensr.path=")]
+    return shlex.join([*command_name("evaluate").split(), "method=blink", *words, where, f"tokensr.path={target}"])
+
+
 def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list[str], seconds: float, target: Path | None) -> None:
     """Writes the metrics of a training and prints them. ``target``: folder of its modules; None: nothing was trained."""
     finished = {
@@ -212,6 +221,7 @@ def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list
         print(f"{len(unreadable)} images could not be read and were replaced by the next ones, first {unreadable[0]}")
     if target is not None:
         print(f"modules written to {target}")
+        print(f"evaluate them: {evaluation(job, module.layers, target)}")
     if (line := warning(module.result)) is not None:
         print(line)  # the last line, so that it is seen
 

@@ -1,0 +1,64 @@
+"""What a run is about to do, how long it took the last time, and the command that looks closer at what it did."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+from blink_exp.documents import Record
+from blink_exp.errors import UserError, printable
+from blink_exp.evaluation import results, store
+from blink_exp.reports.entries import duration
+from blink_exp.settings.doors import command_name
+from blink_exp.settings.roots import PointSettings
+from blink_exp.settings.values import read_settings
+
+RECENT = 20  # earlier runs that are looked into
+NOT_VIEWED = ("hydra", "shard=", "devices=", "logger", "limit=", "cost=")  # settings of a run that its question's page does not need
+SAME = ("model", "method", "benchmark")  # settings that an earlier run must share
+
+
+def announcement(settings: PointSettings, choices: Mapping[str, str | None], out: Path) -> str:
+    """ "method=blink benchmark=mosaic_mme model=scale_llava; last time 640 questions in 21.3 s (2026-11-28)".
+
+    ``choices``: {config group: preset}, as Hydra has them; ``out``: the output folder, beside which earlier runs lie."""
+    words = [f"{group}={choices[group]}" for group in ("method", "benchmark", "model") if choices.get(group)]
+    words += [f"limit={settings.limit}"] if settings.limit else []
+    return " ".join(words) + (f"; last time {last}" if (last := last_time(settings, out)) else "")
+
+
+def last_time(settings: PointSettings, out: Path) -> str | None:
+    """Questions and time of the newest finished run beside ``out`` on the same model, method and benchmark; None where there is none."""
+    wanted = {key: asdict(settings)[key] for key in SAME}
+    for _, folder in sorted(earlier(out), reverse=True)[:RECENT]:
+        try:
+            if {key: read_settings(folder / results.CONFIG, "it is left out").get(key) for key in SAME} != wanted:
+                continue
+        except UserError:
+            continue
+        metrics = store.metrics_of(folder, store.PACE)
+        if metrics is not None:
+            day = date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat()
+            return f"{metrics['samples']} questions in {duration(metrics['seconds'])} ({day})"
+    return None
+
+
+def earlier(out: Path) -> Iterable[tuple[float, Path]]:
+    """(time of its end, folder) of every finished run beside ``out``."""
+    for path in out.parent.glob("*/metrics.json"):
+        if path.parent != out:
+            yield path.stat().st_mtime, path.parent
+
+
+def closer(records: Iterable[Record], overrides: Iterable[str]) -> str | None:
+    """The command that shows one question of a run, layer by layer: the first that was answered wrongly, else the first. None where
+    nothing was asked."""
+    asked = [record for record in records if record.get("prediction") is not None]
+    if not asked:
+        return None
+    shown = next((record for record in asked if record.get("correct") == 0), asked[0])
+    words = [word for word in overrides if not word.lstrip("+~").startswith(NOT_VIEWED)]
+    return printable(shlex.join([*command_name("view").split(), *words, f"sample={shown['id']}"]))

@@ -1,0 +1,36 @@
+"""What each config group chooses, in a line, in the order in which ``--help`` shows them."""
+
+from __future__ import annotations
+
+MEANINGS = {
+    "model": "the frozen vision-language model, a published one or a scale model that ships",
+    "method": "what happens to its visual tokens",
+    "method/pruner": "of method=pair: what chooses the tokens that enter the LLM",
+    "method/policy": "of method=pair: what works on them inside the LLM",
+    "benchmark": "questions and the rule that grades their answers",
+    "layers": "Blink: the layers that are scanned",
+    "saliency": "Blink: how attention becomes a saliency of patches",
+    "grid": "Blink: patches of the image, p x p",
+    "thresholds": "Blink: tau_exp and tau_drop",
+    "tokensr": "Blink: the architecture of TokenSR, or what stands in its place",
+    "resolution": "Blink: what an expansion and a drop do to the sequence",
+    "hero": "HERO: its settings together",
+    "hero_alpha": "HERO: the weights of a tile's share of the budget",
+    "hero_low": "HERO: L, the low CLIP layers",
+    "hero_high": "HERO: H, the high CLIP layers",
+    "budget": "visual tokens a layer, for every method that drops some",
+    "fill": "pruners: what fills places that are left in the budget",
+    "newline_policy": "pruners on LLaVA-NeXT: which newline tokens stay",
+    "positions": "position numbers of the tokens that stay",
+    "image_loading": "how image files become RGB",
+    "judge": "who grades free answers",
+    "data": "training: pairs of an image and its close-up",
+    "loss": "training: what TokenSR is trained on",
+    "optim": "training: optimizer and schedule",
+    "trainer": "training: Lightning's Trainer, devices, precision, steps",
+    "logger": "where numbers are logged",
+    "table": "sweep.py: a table of a paper, or of this project",
+    "figure": "sweep.py: a figure of a paper, or of this project",
+    "search": "sweep.py -m: what Optuna searches",
+    "hydra/launcher": "sweep.py -m: how the points of a sweep run",
+}

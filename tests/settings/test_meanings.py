@@ -1,0 +1,7 @@
+from blink_exp.settings.meanings import MEANINGS
+from blink_exp.settings.presets import CONF
+
+
+def test_every_config_group_has_a_meaning_and_every_meaning_a_group():
+    groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} - {"."}
+    assert set(MEANINGS) == groups
