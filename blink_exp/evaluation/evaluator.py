@@ -108,11 +108,12 @@ def incomplete(skipped: int, samples: int, limit: float) -> bool:
     return skipped > (max(1.0, limit * (skipped + samples)) if limit else 0)
 
 
-def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Metrics:
+def measure(settings: PointSettings, out: Path, parts: Path | None = None, before: tuple[Metrics, list[Record]] | None = None) -> Metrics:
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns the
     contents of ``metrics.json``. A killed evaluation leaves ``records.part``; the same settings in the same folder resume from it.
 
-    ``parts``: the folder of ``records.part`` if it is not ``out``.
+    ``parts``: the folder of ``records.part`` if it is not ``out``; ``before``: metrics and records of a finished run of the same point, whose
+    answers stay: only what it lacks is measured.
 
     Raises:
         Incomplete: where more than ``skip_limit`` of the samples were skipped. The answers stay in ``records.part``.
@@ -132,6 +133,8 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
         samples: list[Sample] = []
     else:
         samples = chosen(benchmark, settings)
+        if before is not None:
+            record_log.adopt(before[1], samples)
         records, skipped = evaluate(
             backbone,
             method,
@@ -146,6 +149,7 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
     cost = cost_of(backbone, method, benchmark, samples, settings.cost) if settings.cost else None
     together = pop_shared_note(parts)
     seconds = time.time() - started + (together["seconds"] / together["points"] if together else 0)
+    earlier = before[0] if before is not None else None
     finished = {
         "backbone": backbone.identity,
         "method": method.name,
@@ -156,11 +160,12 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None) -> Me
         "positions": settings.positions.policy,
         "cost": cost,
         "skipped": skipped,
-        "kept": len(record_log.records),  # answered by an earlier run, not included in "seconds"
-        "together": together,  # number of points that ran together, and seconds
+        "kept": earlier.get("kept", 0) if earlier else len(record_log.records),  # answered by an earlier run, not included in "seconds"
+        "together": earlier.get("together") if earlier else together,  # number of points that ran together, and seconds
         "batch_size": settings.batch_size,
         **backbone.settings,
-        **results.provenance(settings.seed, seconds),
+        **results.provenance(settings.seed, seconds + (earlier["seconds"] if earlier else 0)),
+        **({"commit": earlier["commit"]} if earlier else {}),  # of the answers
     }
     metrics: Metrics = json_ready(finished)
     write_json(out / "metrics.json", metrics)

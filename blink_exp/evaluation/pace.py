@@ -11,6 +11,7 @@ from pathlib import Path
 from blink_exp.documents import Record
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import results, store
+from blink_exp.files import read_object
 from blink_exp.reports.entries import duration
 from blink_exp.settings.doors import command_name
 from blink_exp.settings.roots import PointSettings
@@ -35,12 +36,11 @@ def last_time(settings: PointSettings, out: Path) -> str | None:
     wanted = {key: asdict(settings)[key] for key in SAME}
     for _, folder in sorted(earlier(out), reverse=True)[:RECENT]:
         try:
-            if {key: read_settings(folder / results.CONFIG, "it is left out").get(key) for key in SAME} != wanted:
-                continue
-        except UserError:
+            settings_then = read_settings(folder / results.CONFIG, "")
+            metrics = read_object(folder / "metrics.json", store.PACE, "")
+        except UserError:  # damaged; it is no business of this run
             continue
-        metrics = store.metrics_of(folder, store.PACE)
-        if metrics is not None:
+        if {key: settings_then.get(key) for key in SAME} == wanted:
             day = date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat()
             return f"{metrics['samples']} questions in {duration(metrics['seconds'])} ({day})"
     return None

@@ -175,6 +175,11 @@ class RecordLog:
         same = [(s, r) for s, r in stored if r["question"] == benchmark.prompt(s)]
         return {s.id: {**r, **graded(benchmark, s, r["prediction"])} for s, r in same}
 
+    def adopt(self, records: list[Record], samples: list[Sample]) -> None:
+        """Takes over the ``records`` of a finished run with the same settings and images, which are not asked for again."""
+        self.records |= {r["id"]: r for r in records}
+        self.stamps |= {s.id: file_stamp(s.image) for s in samples}
+
     def add(self, records: list[Record]) -> None:
         """Appends ``records`` and writes them to disk. The first call creates the file."""
         lines = write_lines([{**r, **({FILE: stamp} if (stamp := self.files.get(r["id"])) else {})} for r in records])

@@ -106,7 +106,8 @@ def in_store(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
 def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, Metrics | None, Metrics]:
     """(folder, metrics already in the store or None, final metrics). Another run may have finished the point meanwhile."""
     folder, stored = in_store(settings)
-    finished = stored or measure(as_type(PointSettings, settings), folder, parts)
+    before = store.point_of(folder) if stored is None and stored_point(settings)[1] is not None else None  # it lacks its cost
+    finished = stored or measure(as_type(PointSettings, settings), folder, parts, before)
     if parts != folder:
         with contextlib.suppress(OSError):
             parts.rmdir()

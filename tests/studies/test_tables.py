@@ -9,7 +9,7 @@ import pytest
 from hydra import initialize_config_dir
 
 from blink_exp.cli import CONF
-from blink_exp.evaluation import identity
+from blink_exp.evaluation import answering, identity
 from blink_exp.files import write_json
 from blink_exp.settings import compose
 from blink_exp.studies import catalog, comparisons, deltas, plan, point, tables
@@ -116,10 +116,11 @@ def test_accuracy_is_split_by_what_another_point_gets_right(tmp_path):
 
 
 def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(tmp_path, monkeypatch):
-    asked = []
+    asked, stored = [], []
 
-    def measure(cfg, folder, parts):
+    def measure(cfg, folder, parts, before):
         asked.append(cfg.cost)
+        stored.append(before is not None)
         cost = {"prompts": cfg.cost, "kv_bytes": 1} if cfg.cost else None
         finished = {"method": "hero", "scores": {"accuracy": {"value": 5.0, "stderr": 1.0}}, "cost": cost, "samples": 3, "skipped": []}
         finished |= {k: None for k in ("seconds", "backbone", "commit", "blink", "headline", "benchmark", "protocol")}
@@ -130,10 +131,24 @@ def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(t
 
     monkeypatch.setattr(point, "measure", measure)
     rows = [measured_point(composed("method=hero", f"store={tmp_path}", f"cost={cost}")) for cost in (0, 0, 2, 2, 1, 0, 3)]
-    assert asked == [0, 2, 3]
+    assert asked == [0, 2, 3] and stored == [False, True, True]
     assert [row["reused"] for row in rows] == [False, True, False, True, True, True, False]
     assert rows[0]["cost"] is None and rows[5]["cost"]["prompts"] == 2  # what is known is handed on, wanted or not
     assert rows[1]["tokens"] == {"entering": 7, "newlines": 1, "layer": 7} and rows[1]["method"] == "hero"
+
+
+def test_a_cost_that_is_wanted_later_is_measured_without_asking_anything_again(tmp_path, monkeypatch):
+    words = ("method=fastv", "benchmark=mosaic_open", "limit=3", f"store={tmp_path}")
+    first = measured_point(composed(*words, "cost=0"))
+    before = {name: (Path(first["folder"]) / name).read_bytes() for name in ("records.jsonl", "config.yaml")}
+    monkeypatch.setattr(answering, "answer", lambda *a, **k: pytest.fail("a question was asked again"))
+    second = measured_point(composed(*words, "cost=1"))
+    assert first["cost"] is None and second["cost"]["prompts"] == 1 and not second["reused"]
+    assert second["scores"] == first["scores"] and second["commit"] == first["commit"] and second["seconds"] > first["seconds"]
+    assert (Path(second["folder"]) / "records.jsonl").read_bytes() == before["records.jsonl"]
+    assert sorted(path.name for path in Path(second["folder"]).iterdir()) == ["config.yaml", "metrics.json", "records.jsonl"]
+    with pytest.raises(pytest.fail.Exception):  # unless it is forced
+        measured_point(composed(*words, "cost=1", "force=true"))
 
 
 # a table's document
