@@ -112,8 +112,8 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None, befor
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns the
     contents of ``metrics.json``. A killed evaluation leaves ``records.part``; the same settings in the same folder resume from it.
 
-    ``parts``: the folder of ``records.part`` if it is not ``out``; ``before``: metrics and records of a finished run of the same point, whose
-    answers stay: only what it lacks is measured.
+    ``parts``: the folder of ``records.part`` if it is not ``out``; ``before``: metrics and records of a finished run of the same point.
+    Its answers stay, and only what it lacks is measured.
 
     Raises:
         Incomplete: where more than ``skip_limit`` of the samples were skipped. The answers stay in ``records.part``.
