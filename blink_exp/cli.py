@@ -14,8 +14,9 @@ from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
-from blink_exp.settings.doors import command_name
-from blink_exp.settings.presets import CONF, presets
+from blink_exp.settings.doors import as_typed, command_name
+from blink_exp.settings.folders import CONF
+from blink_exp.settings.presets import presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is overwritten here
@@ -125,7 +126,7 @@ def help_text(config: str) -> str:
     lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
     lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
     for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
-        lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines())]
+        lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in as_typed((CONF / f"{name}.yaml").read_text(encoding="utf-8")).splitlines())]
     return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
 
 

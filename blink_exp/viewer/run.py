@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from blink_exp.evaluation.answering import check_annotation
 from blink_exp.evaluation.evaluator import build_method, prepare_model
 from blink_exp.files import write_json, write_text
 from blink_exp.settings.compose import method_preset
-from blink_exp.settings.doors import command_name
+from blink_exp.settings.doors import command_line
 from blink_exp.settings.presets import presets as presets_of
 from blink_exp.settings.roots import ViewSettings
 from blink_exp.settings.words import LETTER_BY_LETTER
@@ -80,6 +79,5 @@ def command(settings: ViewSettings) -> str | None:
         return None
     words = HydraConfig.get().overrides.task
     keys = [word.partition("=")[0] for word in words]  # text values as the user wrote them, without the quotes of ``settings.words``
-    return f"{command_name('view')} " + shlex.join(
-        f"{k}={getattr(settings, k)}" if k in LETTER_BY_LETTER else w for k, w in zip(keys, words, strict=True)
-    )
+    pairs = zip(keys, words, strict=True)
+    return command_line("view", [f"{k}={getattr(settings, k)}" if k in LETTER_BY_LETTER else w for k, w in pairs])
