@@ -1,4 +1,4 @@
-"""Puts conf/ into the package of a wheel. Everything else is in pyproject.toml, which cannot say it: conf/ is a folder of the repository."""
+"""Puts conf/, a folder of the repository, into the package of a wheel. Everything else is in pyproject.toml."""
 
 import shutil
 from pathlib import Path

@@ -126,7 +126,11 @@ def help_text(config: str) -> str:
     lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups and their presets:"]
     lines += [f"  {name}: {', '.join(presets)}" for name, presets in groups.items() if presets]
     for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
-        lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in as_typed((CONF / f"{name}.yaml").read_text(encoding="utf-8")).splitlines())]
+        lines += [
+            "",
+            f"conf/{name}.yaml:",
+            *(f"  {line}" for line in as_typed((CONF / f"{name}.yaml").read_text(encoding="utf-8")).splitlines()),
+        ]
     return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
 
 

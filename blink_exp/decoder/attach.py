@@ -72,7 +72,9 @@ class Attachment:
                 raise UserError(f"layer={layer} is outside the backbone's {depth} layers; use 0 to {last}")
         missing = [i for i in layers if method.amplifiers is not None and str(i) not in method.amplifiers]
         if missing:
-            raise UserError(f"layer={missing[0]} has no TokenSR module among those loaded; train it: {command_name('train')} layer={missing[0]}")
+            raise UserError(
+                f"layer={missing[0]} has no TokenSR module among those loaded; train it: {command_name('train')} layer={missing[0]}"
+            )
 
     def see(self, visual: Rows[VisualTokens]) -> None:
         """Sets ``images`` and ``positions`` of the next prompt, whose rows have one image each."""

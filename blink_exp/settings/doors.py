@@ -43,7 +43,9 @@ def training_process(words: Sequence[str]) -> list[str]:
 
 def as_typed(text: str) -> str:
     """``text`` with the commands that it names in the form that the user types."""
-    return re.sub(rf"python (?:({'|'.join(SCRIPTS)})\.py|-m blink_exp ({'|'.join(COMMANDS)})\b)", lambda m: command_name(m[1] or m[2]), text)
+    return re.sub(
+        rf"python (?:({'|'.join(SCRIPTS)})\.py|-m blink_exp ({'|'.join(COMMANDS)})\b)", lambda m: command_name(m[1] or m[2]), text
+    )
 
 
 def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str | None:
@@ -67,11 +69,7 @@ def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str
     foreign = next(
         (word for word in argv if word not in words or ((key := word.partition("=")[0]) in COMMAND_KEYS and key not in settings)), None
     )
-    return (
-        None
-        if foreign is None
-        else f"{foreign} is not taken by {command_name(root)}; use {command_line(target, words)}"
-    )
+    return None if foreign is None else f"{foreign} is not taken by {command_name(root)}; use {command_line(target, words)}"
 
 
 def _experiment(word: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from blink_exp.backbone.model import Backbone
+from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation.answering import check_annotation
@@ -35,8 +36,7 @@ def view(settings: ViewSettings, out: Path) -> Path:
     backbone, method = prepare_model(settings)
     if settings.image is not None:
         check_annotation(method, f"image={settings.image}", ())
-    scans = method.policy is not None and not method.drops_inside
-    grid = PatchGrid(method.policy.p if scans else settings.grid.p, *backbone.grid)  # type: ignore[union-attr]
+    grid = grid_of(backbone, method, settings.grid.p)
     traced = trace(backbone, method, subject.benchmark, subject.sample, subject.image)
     lines = answers(settings, names, backbone, subject, traced)
     page = pages.contents(backbone, subject, traced, grid, lines, command(settings))
@@ -44,6 +44,12 @@ def view(settings: ViewSettings, out: Path) -> Path:
     write_text(path, pages.render(backbone, subject, traced, grid, page))
     write_json(out / "view.json", page)
     return path
+
+
+def grid_of(backbone: Backbone, method: Method, p: int) -> PatchGrid:
+    """The patches that the page shows: those that ``method`` scans, or else ``p`` a side."""
+    scans = method.policy is not None and not method.drops_inside
+    return PatchGrid(method.policy.p if scans else p, *backbone.grid)  # type: ignore[union-attr]
 
 
 def compared(presets: Iterable[str]) -> list[str]:
