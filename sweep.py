@@ -1,16 +1,6 @@
 """Many configurations, one table: `python sweep.py -m thresholds=high_exp,low_drop`, `python sweep.py table=blink_table2`."""
 
-import hydra
-
-from blink_exp.cli import entry, guard
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="sweep")
-def main(cfg):
-    from blink_exp.commands.sweep import run
-
-    return guard(run, cfg)
-
+from blink_exp.scripts import sweep
 
 if __name__ == "__main__":
-    entry(main, "sweep")
+    sweep()

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from typing import Any
 
-import hydra
-
-from blink_exp.cli import entry
-from blink_exp.settings.doors import COMMANDS
-from blink_exp.settings.presets import CONF
+from blink_exp.scripts import start
+from blink_exp.settings.doors import COMMANDS, SCRIPTS, command_name
 
 
 def usage() -> str:
     return "\n".join(["python -m blink_exp COMMAND [key=value] ...", "", *(f"  {name}: {text}" for name, text in COMMANDS.items())])
-
-
-def start(name: str) -> None:
-    """Runs ``blink_exp.commands.<name>.run`` with the settings of conf/<name>.yaml."""
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
-    def main(cfg: Any) -> object:
-        from blink_exp.studies.jobs import job
-
-        return job(importlib.import_module(f"blink_exp.commands.{name}").run, cfg)
-
-    entry(main, name)
 
 
 def main() -> None:
@@ -37,7 +20,8 @@ def main() -> None:
     elif name in ("", "-h", "--help"):
         print(usage())
     else:
-        print(f"error: {name} is not a command; use one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        cure = command_name(name) if name in SCRIPTS else f"one of: {', '.join(COMMANDS)}"
+        print(f"error: {name} is not a command; use {cure}", file=sys.stderr)
         sys.exit(2)
 
 

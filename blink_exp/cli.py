@@ -14,9 +14,10 @@ from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
-from blink_exp.settings.doors import command_name
+from blink_exp.settings.doors import as_typed, command_name
+from blink_exp.settings.folders import CONF
 from blink_exp.settings.meanings import MEANINGS
-from blink_exp.settings.presets import CONF, presets
+from blink_exp.settings.presets import presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is overwritten here
@@ -127,7 +128,11 @@ def help_text(config: str) -> str:
         if chosen := presets(name):
             lines += [f"  {name:<16} {MEANINGS.get(name, '')}".rstrip(), f"  {'':<16}   {', '.join(chosen)}"]
     for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
-        lines += ["", f"conf/{name}.yaml:", *(f"  {line}" for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines())]
+        lines += [
+            "",
+            f"conf/{name}.yaml:",
+            *(f"  {line}" for line in as_typed((CONF / f"{name}.yaml").read_text(encoding="utf-8")).splitlines()),
+        ]
     return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
 
 

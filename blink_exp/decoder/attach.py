@@ -28,6 +28,7 @@ from blink_exp.decoder.generated import extend
 from blink_exp.decoder.segments import Front, Segment, numbered, starts, visual_at
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.errors import UserError
+from blink_exp.settings.doors import command_name
 
 if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
     from blink_exp.backbone.canvas import ImageRegions
@@ -71,7 +72,9 @@ class Attachment:
                 raise UserError(f"layer={layer} is outside the backbone's {depth} layers; use 0 to {last}")
         missing = [i for i in layers if method.amplifiers is not None and str(i) not in method.amplifiers]
         if missing:
-            raise UserError(f"layer={missing[0]} has no TokenSR module among those loaded; train it: python train.py layer={missing[0]}")
+            raise UserError(
+                f"layer={missing[0]} has no TokenSR module among those loaded; train it: {command_name('train')} layer={missing[0]}"
+            )
 
     def see(self, visual: Rows[VisualTokens]) -> None:
         """Sets ``images`` and ``positions`` of the next prompt, whose rows have one image each."""
@@ -179,7 +182,7 @@ class Attachment:
             if bool((images.sum(1) % visual).any()):
                 raise UserError(
                     f"method={self.method.name} needs to know which of the {self.grid.height} x {self.grid.width} cells "
-                    f"{int(images.sum(1).max())} visual tokens show; set .images, or run it through evaluate.py"
+                    f"{int(images.sum(1).max())} visual tokens show; set .images, or run it through {command_name('evaluate')}"
                 )
             return self._with_text(Layout.of(images, attention_mask, visual))
         layout = self._with_text(Layout.of(images, attention_mask, None))
@@ -217,7 +220,7 @@ class Attachment:
         if self.regions is None:
             raise UserError(
                 f"method={self.method.name} cuts close-ups from the image's pixels, which a prompt does not hold;"
-                " set .regions (Backbone.regions) for every prompt, or run it through evaluate.py"
+                f" set .regions (Backbone.regions) for every prompt, or run it through {command_name('evaluate')}"
             )
         rows = _by_row("regions", self.regions, len(layout.visual))
         for counts, row in zip(layout.visual, rows, strict=True):
@@ -232,7 +235,7 @@ class Attachment:
         if self.positions is None:
             raise UserError(
                 f"positions=original needs the places of the tokens that method={self.method.name} keeps, which a prompt does not hold;"
-                " call .see(...) with its visual tokens for every prompt, or run it through evaluate.py"
+                f" call .see(...) with its visual tokens for every prompt, or run it through {command_name('evaluate')}"
             )
         rows = _by_row("positions", self.positions, len(layout.visual))
         for counts, row in zip(layout.visual, rows, strict=True):

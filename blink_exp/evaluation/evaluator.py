@@ -48,9 +48,15 @@ def workers_of(settings: PointSettings) -> int:
 
 def prepare_model(settings: PointSettings) -> tuple[Backbone, Method]:
     """The backbone and the method built for it."""
-    backbone = build(settings.model)
-    backbone.shared_bytes = shared_bytes(settings.shared_gb, backbone.settings["device"])
+    backbone = prepare_backbone(settings)
     return backbone, build_method(settings, backbone)
+
+
+def prepare_backbone(settings: PointSettings) -> Backbone:
+    """The model, with the memory that its questions may share."""
+    backbone: Backbone = build(settings.model)
+    backbone.shared_bytes = shared_bytes(settings.shared_gb, backbone.settings["device"])
+    return backbone
 
 
 def build_method(settings: PointSettings, backbone: Backbone, node: dict[str, Any] | None = None) -> Method:

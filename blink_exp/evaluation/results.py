@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import UserError
+from blink_exp.settings.folders import CLONE
 from blink_exp.settings.roots import PointSettings
 from blink_exp.settings.values import from_plain, read_settings
 
@@ -29,19 +30,21 @@ def settings_of(folder: str | Path) -> PointSettings:
 def provenance(seed: int, seconds: float) -> dict[str, Any]:
     """Versions, commit, seed and time of a run."""
     packages = ("blink_exp", "torch", "transformers", "tokenizers", "hydra-core", "pytorch-lightning", "easy-vqa")
-    root = Path(__file__).resolve().parent.parent.parent
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = _git("rev-parse", "HEAD")
     return {
         "versions": {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()},
-        "commit": commit and commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""),
+        "commit": commit and commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""),
         "seed": seed,
         "seconds": round(seconds, 2),
     }
 
 
-def _git(root: Path, *words: str) -> str | None:
+def _git(*words: str) -> str | None:
+    """What git prints in the clone; None outside of one: an environment may lie in a repository of the user's own."""
+    if CLONE is None:
+        return None
     try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(CLONE), *words], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -34,12 +34,15 @@ def realised(records: list[Record], depth: int | None) -> dict[str, float | None
 
 def layer_average(record: Record, depth: int | None) -> float | None:
     """Visual tokens per layer of one sample, averaged over ``depth`` layers."""
-    steps, entering = record["layers"], record["visual_tokens"]
-    if not steps:
-        return float(entering)
-    if depth is None:
-        return None
-    return sum(_by_layer(record, depth, entering + record["newline_tokens"] * _drops(record))) / depth
+    if not record["layers"]:
+        return float(record["visual_tokens"])
+    return None if depth is None else sum(tokens_by_layer(record, depth)) / depth
+
+
+def tokens_by_layer(record: Record, depth: int) -> list[float]:
+    """Visual tokens in each of ``depth`` layers of one sample. Newlines count where tokens are dropped inside the LLM, which may drop them
+    too."""
+    return _by_layer(record, depth, record["visual_tokens"] + record["newline_tokens"] * _drops(record))
 
 
 def layer_flops(q: int, k: int, d: int, m: int) -> int:

@@ -24,7 +24,6 @@ from blink_exp.evaluation.evaluator import prepare_model
 from blink_exp.images import DEFAULT, ImageOptions, to_rgb
 from blink_exp.settings.budgets import check_budget
 from blink_exp.settings.compose import composed
-from blink_exp.settings.presets import CONF
 from blink_exp.settings.roots import EvaluateSettings
 
 if TYPE_CHECKING:  # a harness imports this module for every command, so slow imports wait for the first model
@@ -83,8 +82,6 @@ def configure(settings: Mapping[str, Any], batch_size: int | str = 1, device: st
     """
     if not str(batch_size).isdecimal():
         raise UserError(f"batch_size={batch_size} is not a whole number; give one, such as 8")
-    if not CONF.is_dir():
-        raise UserError("blink_exp was installed without its conf folder; install it from a checkout: pip install -e .")
     words = [*overrides(settings), f"batch_size={batch_size}"]
     check_budget(words)
     if device is not None:

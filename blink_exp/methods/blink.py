@@ -36,6 +36,7 @@ from blink_exp.core.saliency import RANDOM, RANDOM_REGION, PatchGrid, Scorer, fi
 from blink_exp.core.sequence import Decision, Drop, Expand, Keep
 from blink_exp.errors import UserError, nearest
 from blink_exp.finite import first_nonfinite
+from blink_exp.settings.doors import command_name
 from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import ARCHITECTURES
 
@@ -194,7 +195,7 @@ def configure(backbone: Backbone, *, amplify: bool, tokensr: dict[str, Any], lay
         raise UserError("tokensr.path= is empty; give a folder of trained modules, or null for those that ship with the model")
     folder = path or backbone.tokensr
     model = "" if backbone.name == "scale-llava-1.5" else "model=... "  # train.py's default model
-    command = f"python train.py {model}{training_words(architecture, layers, numbers)} output=FOLDER, then tokensr.path=FOLDER"
+    command = f"{command_name('train')} {model}{training_words(architecture, layers, numbers)} output=FOLDER, then tokensr.path=FOLDER"
     if folder is None:
         raise UserError(f"tokensr.path=null, but {backbone.name} ships without TokenSR modules; train them for this model: {command}")
     for number in numbers:

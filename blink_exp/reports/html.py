@@ -18,6 +18,7 @@ from blink_exp.documents import Document, FigureDocument
 from blink_exp.errors import UserError, flat
 from blink_exp.files import read_object, write_text
 from blink_exp.reports.entries import PAPERS, Embedded, anchor, citation, entry
+from blink_exp.settings.doors import command_name
 
 ABOUT = {
     "blink": "Blink looks, before each of a few middle layers, at which patch of the image the last text token attends to. Where the focus "
@@ -52,8 +53,8 @@ def gather(root: Path) -> Path:
         except UserError as error:
             errors.append(str(error))
     if not documents:
-        reason = errors[0] if errors else f"{root} holds no table and no figure; measure one first: python sweep.py table=blink_table2"
-        raise UserError(reason)
+        nothing = f"{root} holds no table and no figure; measure one first: {command_name('sweep')} table=blink_table2"
+        raise UserError(errors[0] if errors else nothing)
     documents.sort(key=lambda pair: _order(*pair))
     titles = {anchor(document["name"], folder): document["title"] for document, folder in documents}
     entries = []

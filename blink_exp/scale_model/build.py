@@ -32,6 +32,7 @@ from blink_exp.scale_model.train_llava import PHASES, READERS, RECIPES, train_ll
 from blink_exp.scale_model.train_next import PHASES as NEXT_PHASES
 from blink_exp.scale_model.train_next import train_next
 from blink_exp.scenes.questions import vocabulary_corpus
+from blink_exp.settings.folders import CLONE
 
 LAYERS = "11-20"  # those of Table 3 (11-17 to 14-20)
 NEXT_LAYERS = "12-18"  # Blink's own
@@ -79,10 +80,9 @@ def build_study(
 
 def train_tokensr(name: str, model: Path, output: Path, layers: str, seed: int, pairs: int, device: torch.device) -> None:
     """Runs train.py as a user would."""
-    root = Path(__file__).resolve().parent.parent.parent
     words = [f"model.path={model}", f"model.name={name}", f"layers.indices={layers}", f"output={output}", f"seed={seed}"]
     words += ["trainer.max_epochs=2", f"data.train_size={pairs}", *placed(device)]
-    subprocess.run([sys.executable, "train.py", *words], cwd=root, check=True, env={**os.environ, "NVIDIA_TF32_OVERRIDE": "0"})
+    subprocess.run([sys.executable, "train.py", *words], cwd=CLONE, check=True, env={**os.environ, "NVIDIA_TF32_OVERRIDE": "0"})
 
 
 def placed(device: torch.device) -> list[str]:
@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw scenes; with a GPU about one a core")
     parser.add_argument("--recipe", choices=list(RECIPES), default="all_scales", help="other than all_scales: LLaVA alone, for studies")
     options = parser.parse_args()
+    if CLONE is None:
+        parser.error("an installed package has no train.py, which this runs; rebuild from a clone of the repository")
     if options.steps is not None and (options.steps < 1 or options.assets.resolve() == SHIPPED):
         parser.error(f"--steps {options.steps} makes models that know nothing; use 1 or more, and --assets other than {SHIPPED}")
     if options.recipe != "all_scales" and options.assets.resolve() == SHIPPED:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.errors import UserError
 from blink_exp.settings.check import check
+from blink_exp.settings.folders import CONF
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
-from blink_exp.settings.presets import CONF
 from blink_exp.settings.values import plain, typed
 from blink_exp.settings.words import NOTHING_CHOSEN, quoted
 

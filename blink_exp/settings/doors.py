@@ -1,10 +1,16 @@
-"""The commands, and which command a command-line argument belongs to."""
+"""The commands: their names, how to start them, and which command a command-line argument belongs to."""
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
 from collections.abc import Container, Sequence
+from pathlib import Path
 
+from blink_exp.settings.folders import CLONE
+
+SCRIPTS = ("train", "evaluate", "sweep")  # of the repository's root; the other commands are those of python -m blink_exp
 COMMANDS = {
     "view": "one page about one question: what the model saw, decided and attended to, layer by layer (sample=ID, or image= question=)",
     "rescore": "scores the records of earlier runs again, without a model; puts the shards of a run together (predictions=)",
@@ -18,8 +24,28 @@ COMMAND_KEYS = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
 
 
 def command_name(root: str) -> str:
-    """The command line prefix of config ``root``."""
+    """The command of config ``root`` in the form that the user types: ``blink-sweep`` in an installed package and where a console script
+    runs, ``python sweep.py`` or ``python -m blink_exp view`` in a clone."""
+    if CLONE is None or Path(next(iter(sys.argv), "")).name.startswith("blink-"):
+        return f"blink-{root}"
     return f"python -m blink_exp {root}" if root in COMMANDS else f"python {root}.py"
+
+
+def command_line(root: str, words: Sequence[str]) -> str:
+    """The command of config ``root`` with the overrides ``words``, quoted for a shell."""
+    return f"{command_name(root)} {shlex.join(words)}".rstrip()
+
+
+def training_process(words: Sequence[str]) -> list[str]:
+    """The arguments that start a training with the overrides ``words`` in a process of its own."""
+    return [sys.executable, *(["-m", "blink_exp.train"] if CLONE is None else [str(CLONE / "train.py")]), *words]
+
+
+def as_typed(text: str) -> str:
+    """``text`` with the commands that it names in the form that the user types."""
+    return re.sub(
+        rf"python (?:({'|'.join(SCRIPTS)})\.py|-m blink_exp ({'|'.join(COMMANDS)})\b)", lambda m: command_name(m[1] or m[2]), text
+    )
 
 
 def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str | None:
@@ -43,11 +69,7 @@ def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str
     foreign = next(
         (word for word in argv if word not in words or ((key := word.partition("=")[0]) in COMMAND_KEYS and key not in settings)), None
     )
-    return (
-        None
-        if foreign is None
-        else f"{foreign} is not taken by {command_name(root)}; use {shlex.join([*command_name(target).split(), *words])}"
-    )
+    return None if foreign is None else f"{foreign} is not taken by {command_name(root)}; use {command_line(target, words)}"
 
 
 def _experiment(word: str) -> tuple[str, str]:

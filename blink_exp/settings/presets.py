@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
 from blink_exp import plugins
-
-CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+from blink_exp.settings.folders import CONF
 
 
 def presets(group: str) -> list[str]:

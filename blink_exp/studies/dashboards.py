@@ -11,7 +11,8 @@ from typing import Any
 from blink_exp import tracking
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.files import write_text
-from blink_exp.settings.presets import CONF
+from blink_exp.settings.doors import command_name
+from blink_exp.settings.folders import CONF
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.settings.values import read_yaml
 from blink_exp.studies.experiments import natural
@@ -45,7 +46,7 @@ def run(settings: SweepSettings, out: Path) -> Path:
     if logger.get("mode") == "online":
         save(board)
     else:
-        print("not sent anywhere; with a W&B key: python sweep.py dashboard=wandb logger=wandb")
+        print(f"not sent anywhere; with a W&B key: {command_name('sweep')} dashboard=wandb logger=wandb")
     return path
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from blink_exp.settings.presets import CONF
+from blink_exp.settings.folders import CONF
 from blink_exp.settings.values import read_yaml
 
 KINDS = ("table", "figure")

@@ -65,7 +65,7 @@ def measure_figure(
         "source": figure.get("source"),
         "note": figure.get("note"),
         "scale": scale,
-        "command": plan.command([f"figure={figure['name']}", *user_overrides], "sweep.py"),
+        "command": plan.command([f"figure={figure['name']}", *user_overrides], "sweep"),
         "plots": source.get("plots"),
         "claim": source.get("claim"),
         "footnotes": reference.footnotes(figure["paper"], figure["source"]) if source else [],

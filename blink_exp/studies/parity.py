@@ -13,7 +13,7 @@ from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_json, write_text
 from blink_exp.reports.console import wide_console
-from blink_exp.settings.doors import command_name
+from blink_exp.settings.doors import command_line
 from blink_exp.settings.roots import ParitySettings
 from blink_exp.studies.plan import command_line_overrides, measured_run
 
@@ -45,7 +45,7 @@ def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
         "title": settings.title,
         "model": model,
         "backbone": next((r["backbone"] for r in rows if "backbone" in r), None),
-        "command": " ".join([command_name("parity"), *user_overrides]),
+        "command": command_line("parity", user_overrides),
         "rows": rows,
     }
     write_json(out / "parity.json", document)

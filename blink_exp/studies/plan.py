@@ -22,7 +22,6 @@ import hashlib
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from blink_exp.files import read_object
 from blink_exp.settings.budgets import GROUP, ROOT_SETTINGS, displaced
 from blink_exp.settings.check import SHORT_FOR
 from blink_exp.settings.compose import composed, composed_plain
+from blink_exp.settings.doors import command_line, training_process
 from blink_exp.settings.roots import EvaluateSettings, SweepSettings
 from blink_exp.studies.matching import matched
 from blink_exp.studies.point import failed, guarded
@@ -146,10 +146,10 @@ def _annotated(overrides: tuple[str, ...]) -> bool:
     return any(sample.regions for sample in prepare_benchmark(_compose(overrides)).samples())
 
 
-def command(overrides: list[str], script: str = "evaluate.py") -> str:
+def command(overrides: list[str], root: str = "evaluate") -> str:
     """The command that runs a point alone: the last override per key, without logger settings."""
     last = {key(word): word for word in overrides if key(word).partition(".")[0] != "logger"}
-    return shlex.join(["python", script, *last.values()])
+    return command_line(root, list(last.values()))
 
 
 def refuse_collisions(experiment: dict[str, Any], user_overrides: list[str]) -> None:
@@ -273,9 +273,8 @@ def training_measures(
 
 
 def _train(overrides: list[str], folder: Path) -> None:
-    script = Path(__file__).resolve().parent.parent.parent / "train.py"
-    print(f"training first: {command(overrides, 'train.py')}", flush=True)
+    print(f"training first: {command(overrides, 'train')}", flush=True)
     resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
-    done = subprocess.run([sys.executable, str(script), *overrides, *resume, f"hydra.run.dir={folder}"])
+    done = subprocess.run(training_process([*overrides, *resume, f"hydra.run.dir={folder}"]))
     if done.returncode:
-        raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train.py')}")
+        raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train')}")

@@ -65,7 +65,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
         "error_over": table.get("error_over"),
         "split_by": table.get("split_by"),
         "scale": scale,
-        "command": plan.command([f"table={table['name']}", *user_overrides], "sweep.py"),
+        "command": plan.command([f"table={table['name']}", *user_overrides], "sweep"),
         "footnotes": reference.footnotes(table["paper"], table["source"]) if table.get("source") else [],
         "published_columns": published_columns(table),
         "groups": [group(table, name, rows) for name in names],

@@ -28,6 +28,7 @@ from blink_exp.reports.search import show, text
 from blink_exp.reports.statistics import compare
 from blink_exp.settings import compose
 from blink_exp.settings.compose import composed
+from blink_exp.settings.doors import command_name
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies.deltas import benchmark_of, records_of
 from blink_exp.studies.jobs import read_job_rows, remove_job_rows
@@ -228,7 +229,7 @@ def standalone_command(config: DictConfig, words: list[str]) -> list[str]:
     presets = {group: f"{group}={config.hydra.runtime.choices[group]}" for group in PRESETS}
     point_settings = {key(word): word for word in words if key(word).partition(".")[0] not in SEARCH_SETTINGS}
     stands_for = {path: f"{path}={OmegaConf.select(cfg, path)}" for path in _reads_search(OmegaConf.to_container(cfg, resolve=False))}
-    return ["python", "evaluate.py", *(presets | point_settings | stands_for).values(), "part=test"]
+    return [*command_name("evaluate").split(), *(presets | point_settings | stands_for).values(), "part=test"]
 
 
 def _reads_search(node: Any, path: str = "") -> list[str]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
+from blink_exp.settings.doors import command_name
 from blink_exp.tokensr.modules import ARCHITECTURES, build
 
 
@@ -129,7 +130,7 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
         layers = sorted(int(p.stem.split("_")[1]) for p in Path(folder).glob("layer_*.safetensors"))
         have = f"it has layers {layers[0]}-{layers[-1]}" if layers else "it has none"
         raise UserError(
-            f"no TokenSR module for layer {layer} in {folder} ({have}); train it: python train.py layer={layer},"
+            f"no TokenSR module for layer {layer} in {folder} ({have}); train it: {command_name('train')} layer={layer},"
             " or do without: method=blink_interp"
         )
     described = metadata(folder, layer)
@@ -140,7 +141,7 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     )
     for name, have, want in fits:
         if have != want:
-            raise UserError(f"{path} was trained for {name} {have}, not {want}; train one for it: python train.py layer={layer}")
+            raise UserError(f"{path} was trained for {name} {have}, not {want}; train one for it: {command_name('train')} layer={layer}")
     if not isinstance(described.architecture, str) or described.architecture not in ARCHITECTURES:
         raise UserError(f"{path.with_suffix('.json')} names the architecture {described.architecture}, which is not known; train it again")
     module = build(described.architecture, width)
@@ -148,7 +149,7 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
         weights = safetensors.torch.load_file(path)
         bad = first_nonfinite(weights.items())
         if bad is not None:
-            raise UserError(f"{path} holds nan or inf in {bad}; train it again: python train.py layer={layer}")
+            raise UserError(f"{path} holds nan or inf in {bad}; train it again: {command_name('train')} layer={layer}")
         module.load_state_dict({k: v.float() for k, v in weights.items()})
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{path} is corrupt or cut off ({type(error).__name__}); copy or train it again") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from blink_exp.backbone.model import Backbone
+from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation.answering import check_annotation
 from blink_exp.evaluation.evaluator import build_method, prepare_model
 from blink_exp.files import write_json, write_text
 from blink_exp.settings.compose import method_preset
-from blink_exp.settings.doors import command_name
+from blink_exp.settings.doors import command_line
 from blink_exp.settings.presets import presets as presets_of
 from blink_exp.settings.roots import ViewSettings
 from blink_exp.settings.words import LETTER_BY_LETTER
@@ -36,8 +36,7 @@ def view(settings: ViewSettings, out: Path) -> Path:
     backbone, method = prepare_model(settings)
     if settings.image is not None:
         check_annotation(method, f"image={settings.image}", ())
-    scans = method.policy is not None and not method.drops_inside
-    grid = PatchGrid(method.policy.p if scans else settings.grid.p, *backbone.grid)  # type: ignore[union-attr]
+    grid = grid_of(backbone, method, settings.grid.p)
     traced = trace(backbone, method, subject.benchmark, subject.sample, subject.image)
     lines = answers(settings, names, backbone, subject, traced)
     page = pages.contents(backbone, subject, traced, grid, lines, command(settings))
@@ -45,6 +44,12 @@ def view(settings: ViewSettings, out: Path) -> Path:
     write_text(path, pages.render(backbone, subject, traced, grid, page))
     write_json(out / "view.json", page)
     return path
+
+
+def grid_of(backbone: Backbone, method: Method, p: int) -> PatchGrid:
+    """The patches that the page shows: those that ``method`` scans, or else ``p`` a side."""
+    scans = method.policy is not None and not method.drops_inside
+    return PatchGrid(method.policy.p if scans else p, *backbone.grid)  # type: ignore[union-attr]
 
 
 def compared(presets: Iterable[str]) -> list[str]:
@@ -80,6 +85,5 @@ def command(settings: ViewSettings) -> str | None:
         return None
     words = HydraConfig.get().overrides.task
     keys = [word.partition("=")[0] for word in words]  # text values as the user wrote them, without the quotes of ``settings.words``
-    return f"{command_name('view')} " + shlex.join(
-        f"{k}={getattr(settings, k)}" if k in LETTER_BY_LETTER else w for k, w in zip(keys, words, strict=True)
-    )
+    pairs = zip(keys, words, strict=True)
+    return command_line("view", [f"{k}={getattr(settings, k)}" if k in LETTER_BY_LETTER else w for k, w in pairs])

@@ -87,12 +87,17 @@ def _common(a: str, b: str) -> int:
 
 
 def _custom_subject(path: Path, question: str, options: ImageOptions) -> Subject:
+    image = open_picture(path, options)
+    return Subject(Sample(path.name, path.name, lambda: image, question, None, ""), image, OwnQuestion())
+
+
+def open_picture(path: Path, options: ImageOptions) -> Image.Image:
+    """The picture of a file that the user names. Raises UserError where there is none that can be read."""
     path = path.expanduser()
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "is not there"
         raise UserError(f"image={path} {problem}; give the file of a picture")
     try:
-        image = open_image(path, options)
+        return open_image(path, options)
     except OSError as error:
         raise UserError(f"image={path} is no picture that can be read ({reason(error)}); give a JPEG, PNG or WebP file") from None
-    return Subject(Sample(path.name, path.name, lambda: image, question, None, ""), image, OwnQuestion())

@@ -1,0 +1,12 @@
+"""A constructor for every method: ``Blink(layers=range(12, 19))``, ``HERO(tokens=128)``. Their settings and defaults are those of conf/method.
+
+methods.pyi, which type checkers and editors read, is written by ``python -m blink_exp.api.stubs``.
+"""
+
+from __future__ import annotations
+
+from blink_exp.api.choice import PRESETS, MethodChoice, described
+
+for _name, _preset in PRESETS.items():
+    _text = f"{described(_preset)}\n\nmethod={_preset}, see docs/methods.md; settings: conf/method/{_preset}.yaml, see MethodChoice."
+    globals()[_name] = type(MethodChoice)(_name, (MethodChoice,), {"preset": _preset, "__doc__": _text, "__module__": __name__})

@@ -1,0 +1,301 @@
+"""A model that answers: ``load("scale_llava").answer(image, question, method=Blink())``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any, overload
+
+from hydra.errors import HydraException
+from PIL import Image
+
+from blink_exp.api.choice import MethodChoice, defaults
+from blink_exp.backbone.model import Backbone
+from blink_exp.benchmarks.base import Sample
+from blink_exp.cli import one_line
+from blink_exp.core.method import Method
+from blink_exp.decoder.second_views import Asking
+from blink_exp.documents import LayerStep, Record
+from blink_exp.errors import UserError, flat, nearest
+from blink_exp.evaluation.answering import Point, ask, check_annotation, prompt_of
+from blink_exp.evaluation.cost import measure_cost
+from blink_exp.evaluation.evaluator import build_method, prepare_backbone
+from blink_exp.evaluation.tokens import tokens_by_layer
+from blink_exp.files import write_text
+from blink_exp.images import ImageOptions, to_rgb
+from blink_exp.settings.check import fields, format_value, unknown
+from blink_exp.settings.compose import composed
+from blink_exp.settings.presets import presets
+from blink_exp.settings.roots import EvaluateSettings
+from blink_exp.settings.schemas.models import Model
+from blink_exp.viewer import page as pages
+from blink_exp.viewer.run import grid_of
+from blink_exp.viewer.subject import OwnQuestion, Subject, open_picture
+from blink_exp.viewer.trace import trace
+
+Picture = str | Path | Image.Image
+AnyMethod = MethodChoice | Method | str | None
+HEIGHT = 900  # pixels of a page in a notebook
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a method did on one question, as records.jsonl has it.
+
+    Args:
+        method: its name.
+        decisions: of the policy, in order of layers: layer, image, rho, region, decision, effective, visual_tokens.
+        visual_tokens: those that entered the LLM, without newlines; ``newline_tokens``: those.
+        tokens_by_layer: visual tokens in each layer of the LLM; ``layer_tokens``: their mean.
+        prefill_flops: of the prompt, by formula.
+        second_view: the part of the image that was shown as a second one; None: none was.
+        cost: FLOPs, memory and seconds of this question alone, if asked for (``VLM.answer``).
+    """
+
+    method: str
+    decisions: list[LayerStep]
+    visual_tokens: int
+    newline_tokens: int
+    tokens_by_layer: list[float]
+    layer_tokens: float
+    prefill_flops: int
+    second_view: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text of an answer, and how it came about."""
+
+    text: str
+    trace: Trace
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page of one question. A notebook shows it. ``contents``: what it says, as plain values."""
+
+    html: str = field(repr=False)
+    contents: dict[str, Any] = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{escape(self.html)}" width="100%" height="{HEIGHT}" style="border:0"></iframe>'
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the page to a file, and returns its path."""
+        write_text(Path(path), self.html)
+        return Path(path)
+
+
+class VLM:
+    """A vision-language model. ``model`` and ``processor`` are those of Hugging Face; ``settings``: those of conf/evaluate.yaml."""
+
+    def __init__(self, backbone: Backbone, settings: EvaluateSettings):
+        self.backbone, self.settings = backbone, settings
+
+    def __repr__(self) -> str:
+        return f"VLM({self.backbone.name!r})"
+
+    @property
+    def model(self) -> Any:
+        return self.backbone.model
+
+    @property
+    def processor(self) -> Any:
+        return self.backbone.processor
+
+    @overload
+    def answer(
+        self,
+        image: Picture,
+        question: str,
+        *,
+        method: AnyMethod = None,
+        max_new_tokens: int = 64,
+        tokensr: str | Path | None = None,
+        batch_size: int = 32,
+        cost: bool = False,
+    ) -> Answer: ...
+
+    @overload
+    def answer(
+        self,
+        image: Picture | Sequence[Picture],
+        question: str | Sequence[str],
+        *,
+        method: AnyMethod = None,
+        max_new_tokens: int = 64,
+        tokensr: str | Path | None = None,
+        batch_size: int = 32,
+        cost: bool = False,
+    ) -> Answer | list[Answer]: ...
+
+    def answer(
+        self,
+        image: Picture | Sequence[Picture],
+        question: str | Sequence[str],
+        *,
+        method: AnyMethod = None,
+        max_new_tokens: int = 64,
+        tokensr: str | Path | None = None,
+        batch_size: int = 32,
+        cost: bool = False,
+    ) -> Answer | list[Answer]:
+        """The greedy answer of ``method`` to a question about an image, as evaluate.py would give it; of lists, a list of answers.
+
+        Args:
+            image: a file, a PIL image, or a list of them; one image is that of all questions.
+            question: the prompt, without the image's placeholder, or a list; one question is asked about all images. Questions on the
+                same image share what depends on the image alone (docs/sharing.md).
+            method: a constructor's, such as ``HERO(tokens=128)``, a preset of conf/method, or a ``blink_exp.core.method.Method`` of
+                one's own; None: the untouched model.
+            max_new_tokens: most tokens of an answer.
+            tokensr: folder of TokenSR modules, instead of those of ``method``.
+            batch_size: questions that start together.
+            cost: whether to measure each question alone, after it was answered: ``Trace.cost``.
+
+        Raises UserError, a ValueError of one line, for an image that cannot be read, an empty question, or a method that does not fit
+        the model.
+        """
+        pairs, single = _pairs(image, question)
+        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}={flat(value, 80)} must be a whole number of at least 1")
+        chosen = self.method(method, tokensr)
+        benchmark = OwnQuestion()
+        benchmark.max_new_tokens = min(max_new_tokens, self.model.config.text_config.max_position_embeddings)
+        opened = {id(given): self._opened(given) for given in {id(given): given for given, _ in pairs}.values()}  # each once
+        samples = [self._sample(*opened[id(given)], text) for given, text in pairs]
+        for sample in samples:
+            prompt_of(self.backbone, benchmark, sample)  # raises for a prompt that cannot be asked
+        point = Point(chosen)
+        different = list({sample.id: sample for sample in samples}.values())
+        skipped = ask(self.backbone, [point], benchmark, different, batch_size, lambda count: None)
+        if skipped:
+            raise UserError(skipped[0]["why"])
+        answers = [self._answer(chosen, point.done[sample.id], sample if cost else None) for sample in samples]
+        return answers[0] if single else answers
+
+    def view(self, image: Picture, question: str, *, method: AnyMethod = None, compare: Sequence[AnyMethod] = ()) -> Page:
+        """The page of one question: what the model saw, decided and attended to under ``method``, layer by layer.
+
+        ``compare``: methods whose answers the page shows beside its own.
+        """
+        name, opened = self._opened(image)
+        subject = Subject(self._sample(name, opened, question), opened, OwnQuestion())
+        traces = [trace(self.backbone, self.method(one), subject.benchmark, subject.sample, opened) for one in (method, *compare)]
+        grid = grid_of(self.backbone, traces[0].method, self.settings.grid.p)
+        lines = [pages.answer(traced.method.name, traced, n == 0) for n, traced in enumerate(traces)]
+        contents = pages.contents(self.backbone, subject, traces[0], grid, lines, None)
+        return Page(pages.render(self.backbone, subject, traces[0], grid, contents), contents)
+
+    def method(self, method: AnyMethod, tokensr: str | Path | None = None) -> Method:
+        """``method`` built for this model. ``tokensr``: folder of its TokenSR modules."""
+        built = built_method(self.backbone, self.settings, method, tokensr)
+        check_annotation(built, "a question of your own", ())
+        return built
+
+    def _opened(self, given: Any) -> tuple[str, Image.Image]:
+        """(a digest of its pixels, the image in RGB)."""
+        options = ImageOptions.of(asdict(self.settings.image_loading))
+        if isinstance(given, str | Path):
+            image = open_picture(Path(given), options)
+        elif isinstance(given, Image.Image):
+            try:
+                image = to_rgb(given, options)
+            except Exception as error:  # lazily opened files are decoded here; decoders raise all kinds of errors
+                raise UserError(f"image={flat(given, 80)} cannot be read ({flat(error, 200)}); give another") from error
+        else:
+            raise UserError(f"image={flat(given, 80)} is a {type(given).__name__}; give the file of a picture or a PIL image")
+        return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest(), image
+
+    def _sample(self, name: str, image: Image.Image, question: Any) -> Sample:
+        if not isinstance(question, str):
+            raise UserError(f"question={flat(question, 80)} is a {type(question).__name__}; give text")
+        digest = hashlib.sha256(f"{name}\n{question}".encode(errors="surrogatepass")).hexdigest()
+        return Sample(digest[:16], name, lambda: image, question, None, "")
+
+    def _answer(self, method: Method, record: Record, measured: Sample | None) -> Answer:
+        """``measured``: the question, where its cost is to be measured."""
+        cost = None
+        if measured is not None:
+            asking = Asking(measured.image_id, prompt_of(self.backbone, OwnQuestion(), measured), measured.id)
+            cost = measure_cost(self.backbone, method, [(measured.image(), asking)])
+        traced = Trace(
+            method.name,
+            record["layers"],
+            int(record["visual_tokens"]),
+            int(record["newline_tokens"]),
+            tokens_by_layer(record, self.backbone.depth),
+            record["layer_tokens"],
+            record["prefill_flops"],
+            record.get("second_view"),
+            cost,
+        )
+        return Answer(record["prediction"], traced)
+
+
+def _pairs(image: Any, question: Any) -> tuple[list[tuple[Any, Any]], bool]:
+    """((image, question) of each answer, whether one answer was asked for)."""
+    images, questions = (list(given) if isinstance(given, list | tuple) else None for given in (image, question))
+    if images is None and questions is None:
+        return [(image, question)], True
+    if images is None or questions is None:
+        count = len(images if images is not None else questions or [])
+        images, questions = images or [image] * count, questions or [question] * count
+    if len(images) != len(questions):
+        raise UserError(f"{len(images)} images and {len(questions)} questions; give one of one, or as many of both")
+    return list(zip(images, questions, strict=True)), False
+
+
+def built_method(backbone: Backbone, settings: EvaluateSettings, method: Any, tokensr: str | Path | None = None) -> Method:
+    """``method`` built for ``backbone``: a ``MethodChoice``, the name of a preset, a ``Method``, or None for the untouched model."""
+    if isinstance(method, Method):
+        if tokensr is not None:
+            raise UserError(f"tokensr={tokensr} is for methods of a constructor; method={method.name} has its modules already")
+        return method
+    if isinstance(method, str) and method not in presets("method"):
+        raise UserError(f"method={flat(method, 80)} is not a preset; {nearest(method, presets('method'))}")
+    if not isinstance(method, MethodChoice | str | None):
+        raise UserError(f"method={flat(method, 80)} is no method; give one such as HERO(tokens=128), or the name of a preset")
+    node = method.node if isinstance(method, MethodChoice) else defaults(method or "none")
+    if tokensr is not None:
+        if "tokensr" not in node:
+            raise UserError(f"tokensr={tokensr} is for methods with TokenSR modules, such as Blink(), not for {method!r}")
+        node = {**node, "tokensr": {**node["tokensr"], "path": str(tokensr)}}
+    try:
+        return build_method(replace(settings, method=node), backbone)
+    except HydraException as error:
+        raise UserError(one_line(error)) from error
+
+
+def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
+    """A model: a preset of conf/model, a folder in Hugging Face's layout, or a hub id.
+
+    Args:
+        model: ``scale_llava`` ships with this project and needs no download; ``"llava_1_5_7b"``; ``"/models/llava-1.5-7b-hf"``.
+        settings: of conf/model that differ, such as ``device="cpu"``, ``dtype="float32"``, ``quantization="4bit"``.
+
+    Raises UserError for an unknown model or setting, and where weights are missing or do not fit.
+    """
+    for key in settings:
+        if key not in fields(Model):
+            raise UserError(unknown(f"model.{key}", fields(Model)))
+    words = [f"model={model}"]
+    if str(model) not in presets("model") or isinstance(model, Path):
+        if not Path(model).is_dir() and "/" not in str(model):
+            raise UserError(
+                f"model={flat(model, 80)} is neither a preset nor a folder nor a hub id; {nearest(str(model), presets('model'))}"
+            )
+        words = ["model=folder", f"model.path={Path(model).expanduser() if isinstance(model, Path) else model}"]
+    chosen = composed("evaluate", [*words, *(f"model.{key}={format_value(value)}" for key, value in settings.items())])
+    try:
+        return VLM(prepare_backbone(chosen), chosen)
+    except HydraException as error:
+        raise UserError(one_line(error)) from error

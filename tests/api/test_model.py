@@ -1,0 +1,206 @@
+"""Answers and traces from Python are those of evaluate.py; lists are answered as their parts; bad input is one line."""
+
+from __future__ import annotations
+
+import html
+import json
+
+import numpy as np
+import pytest
+import torch
+from support import scripts
+
+import blink_exp
+from blink_exp import DART, HERO, Blink, BlinkInterp, FastV, Pair, UserError, load
+from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.core.method import Method, TokenPolicy
+from blink_exp.core.sequence import Retain
+
+METHODS = {
+    "none": (["method=none"], None),
+    "blink": (["method=blink"], Blink()),
+    "hero": (["method=hero", "tokens=48"], HERO(tokens=48)),
+    "fastv": (["method=fastv", "retention_ratio=0.5"], FastV(retention_ratio=0.5)),
+}
+LIMIT = 6
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return load("scale_llava")
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """The samples of `limit=6`: (image, prompt) by id."""
+    from blink_exp.benchmarks.base import spread
+
+    benchmark = MosaicMME()
+    return {sample.id: (sample.image(), benchmark.prompt(sample)) for sample in spread(benchmark.samples(), LIMIT)}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def evaluated(request, tmp_path_factory):
+    """(records of evaluate.py by id, the method as a Python object)."""
+    words, method = METHODS[request.param]
+    out = tmp_path_factory.mktemp(request.param)
+    done = scripts.run(["evaluate.py", *words, f"limit={LIMIT}", "cost=0", f"hydra.run.dir={out}"])
+    assert done.returncode == 0, done.stderr
+    lines = (out / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    return {record["id"]: record for record in map(json.loads, lines)}, method
+
+
+def same(answer, record) -> bool:
+    """Whether text, decisions and counts are a record's, byte for byte."""
+    keys = ("visual_tokens", "newline_tokens", "layer_tokens", "prefill_flops")
+    own = {"prediction": answer.text, "layers": answer.trace.decisions} | {key: getattr(answer.trace, key) for key in keys}
+    return json.dumps(own) == json.dumps({key: record[key] for key in own})
+
+
+def test_answers_of_a_list_are_those_of_evaluate(vlm, samples, evaluated):
+    records, method = evaluated
+    assert records.keys() == samples.keys()
+    images, questions = zip(*samples.values(), strict=True)
+    answers = vlm.answer(list(images), list(questions), method=method, max_new_tokens=MosaicMME.max_new_tokens)
+    assert [same(answer, records[name]) for name, answer in zip(samples, answers, strict=True)] == [True] * LIMIT
+    for answer in answers:
+        assert len(answer.trace.tokens_by_layer) == 32
+        assert sum(answer.trace.tokens_by_layer) / 32 == pytest.approx(answer.trace.layer_tokens, abs=0.01)
+        assert answer.trace.cost is None and str(answer) == answer.text
+
+
+def test_one_at_a_time_and_small_batches_answer_as_a_list_does(vlm, samples, evaluated):
+    records, method = evaluated
+    settings = {"method": method, "max_new_tokens": MosaicMME.max_new_tokens}
+    for name, (image, question) in samples.items():
+        assert same(vlm.answer(image, question, **settings), records[name])
+    images, questions = zip(*samples.values(), strict=True)
+    for size in (1, 4):
+        answers = vlm.answer(images, questions, batch_size=size, **settings)
+        assert all(same(answer, records[name]) for name, answer in zip(samples, answers, strict=True))
+
+
+@pytest.mark.parametrize(
+    "method", [None, Blink(), BlinkInterp(layers=[12, 14]), HERO(tokens=36), DART(tokens=96), Pair(tokens=48)], ids=repr
+)
+def test_one_image_with_many_questions_and_one_question_about_many_images(vlm, samples, method):
+    (first, question), *_, (second, other) = samples.values()
+    single = {
+        (image is first, text): vlm.answer(image, text, method=method, max_new_tokens=8)
+        for image in (first, second)
+        for text in (question, other)
+    }
+    about_one = vlm.answer(first, [question, other, question], method=method, max_new_tokens=8)
+    assert about_one == [single[True, question], single[True, other], single[True, question]]
+    about_many = vlm.answer([second, first], other, method=method, max_new_tokens=8)
+    assert about_many == [single[False, other], single[True, other]]
+    assert vlm.answer([first], [question], method=method, max_new_tokens=8) == [single[True, question]]
+    assert vlm.answer([], []) == []
+
+
+def test_a_file_a_picture_and_its_copy_are_one_image(vlm, samples, tmp_path):
+    image, question = next(iter(samples.values()))
+    image.save(tmp_path / "a.png")
+    given = [image, image.copy(), tmp_path / "a.png", str(tmp_path / "a.png"), image.convert("RGBA")]
+    answers = vlm.answer(given, question, method=Blink())
+    assert answers == [answers[0]] * len(given)
+
+
+def test_a_preset_s_name_a_constructor_and_a_method_of_one_s_own(vlm, samples):
+    image, question = next(iter(samples.values()))
+
+    class FirstHalf(TokenPolicy):
+        layers = (0,)
+
+        def decide(self, layer, scan):
+            return Retain(tuple(range(len(scan.token_scores) // 2)))
+
+        def kept(self, visual):
+            return [visual // 2]
+
+    assert vlm.answer(image, question, method="fastv") == vlm.answer(image, question, method=FastV())
+    assert vlm.answer(image, question) == vlm.answer(image, question, method="none")
+    own = vlm.answer(image, question, method=Method(FirstHalf(), name="half")).trace
+    assert (own.method, own.tokens_by_layer) == ("half", [144] + [72] * 31)
+
+
+def test_layers_that_are_named_are_those_that_decide(vlm, samples):
+    image, question = next(iter(samples.values()))
+    trace = vlm.answer(image, question, method=Blink(layers=range(12, 19))).trace
+    assert [step["layer"] for step in trace.decisions] == list(range(12, 19))
+
+
+def test_tokensr_of_a_folder_is_used(vlm, samples, tmp_path):
+    from blink_exp.backbone.shipped import SHIPPED
+
+    image, question = next(iter(samples.values()))
+    assert vlm.answer(image, question, method=Blink(), tokensr=SHIPPED / "tokensr") == vlm.answer(image, question, method=Blink())
+    with pytest.raises(UserError, match="no TokenSR module for layer 12"):
+        vlm.answer(image, question, method=Blink(), tokensr=tmp_path)
+    with pytest.raises(UserError, match="is for methods with TokenSR modules"):
+        vlm.answer(image, question, method=HERO(), tokensr=tmp_path)
+
+
+def test_cost_is_measured_where_it_is_asked_for(vlm, samples):
+    image, question = next(iter(samples.values()))
+    answer = vlm.answer(image, question, method=HERO(tokens=48), cost=True)
+    assert answer.trace.cost["prompts"] == 1 and answer.trace.cost["tokens_by_layer"] == [48.0] * 32
+    assert answer.text == vlm.answer(image, question, method=HERO(tokens=48)).text
+
+
+def test_the_page_of_a_question_is_shown_and_saved(vlm, samples, tmp_path):
+    image, question = next(iter(samples.values()))
+    page = vlm.view(image, question, method=Blink(), compare=[None, HERO(tokens=48)])
+    shown = page._repr_html_()
+    assert shown.startswith('<iframe srcdoc="') and html.unescape(shown.split('"')[1]) == page.html
+    assert page.save(tmp_path / "a" / "page.html").read_text(encoding="utf-8") == page.html
+    assert [line["label"] for line in page.contents["answers"]] == ["blink", "none", "hero"]
+    assert page.contents["said"] == vlm.answer(image, question, method=Blink()).text and len(page.contents["layers"]) == 32
+
+
+BAD = [
+    (lambda vlm, image: vlm.answer("What is this?", "Is it a dog?"), "image=What is this? is not there; give the file of a picture"),
+    (lambda vlm, image: vlm.answer(np.zeros((4, 4, 3)), "?"), "is a ndarray; give the file of a picture or a PIL image"),
+    (lambda vlm, image: vlm.answer(None, "?"), "image=None is a NoneType"),
+    (lambda vlm, image: vlm.answer(image, ""), "the question is empty; ask something"),
+    (lambda vlm, image: vlm.answer(image, None), "question=None is a NoneType; give text"),
+    (lambda vlm, image: vlm.answer(image, [1]), "question=1 is a int; give text"),
+    (lambda vlm, image: vlm.answer([image], ["a", "b"]), "1 images and 2 questions; give one of one, or as many of both"),
+    (lambda vlm, image: vlm.answer(image, "<image><image>"), "names 2 images"),
+    (lambda vlm, image: vlm.answer(image, "?", max_new_tokens=0), "max_new_tokens=0 must be a whole number of at least 1"),
+    (lambda vlm, image: vlm.answer(image, "?", batch_size=1.5), "batch_size=1.5 must be a whole number of at least 1"),
+    (lambda vlm, image: vlm.answer(image, "?", method="heroo"), "method=heroo is not a preset; did you mean hero"),
+    (lambda vlm, image: vlm.answer(image, "?", method=HERO), "is no method; give one such as HERO(tokens=128)"),
+    (lambda vlm, image: vlm.answer(image, "?", method=Blink(layers=[40])), "layer=40 is outside the backbone's 32 layers; use 0 to 31"),
+    (lambda vlm, image: vlm.answer(image, "?", method=Blink(layers=[3])), "no TokenSR module for layer 3"),
+    (lambda vlm, image: vlm.answer(image, "?", method=HERO(tokens=500)), "tokens=500"),
+    (lambda vlm, image: vlm.answer(image, "?", method=blink_exp.TwoViews(region="annotated")), "by the annotation"),
+    (lambda vlm, image: vlm.view("nothing.png", "?"), "image=nothing.png is not there"),
+    (lambda vlm, image: load("scale_lava"), "model=scale_lava is neither a preset nor a folder nor a hub id; did you mean scale_llava"),
+    (lambda vlm, image: load("scale_llava", dtyp="float32"), "model.dtyp is not a setting; did you mean dtype"),
+    (lambda vlm, image: load("scale_llava", dtype="float31"), "model.dtype must be one of float32, float16, bfloat16, got float31"),
+    (lambda vlm, image: load("/nowhere/at/all", device="cpu"), "/nowhere/at/all"),
+]
+
+
+@pytest.mark.parametrize(("call", "line"), BAD, ids=[line for _, line in BAD])
+def test_bad_input_is_one_line(vlm, samples, call, line):
+    image, _ = next(iter(samples.values()))
+    with pytest.raises(UserError) as error:
+        call(vlm, image)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_broken_file_is_one_line(vlm, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(UserError, match="is no picture that can be read"):
+        vlm.answer(tmp_path / "a.png", "?")
+
+
+def test_a_folder_is_a_model(samples):
+    from blink_exp.backbone.shipped import SHIPPED
+
+    image, question = next(iter(samples.values()))
+    own = load(SHIPPED / "llava", device="cpu", dtype="float32")
+    assert own.answer(image, question).text == load("scale_llava").answer(image, question).text
+    assert own.model.dtype == torch.float32 and "llava" in repr(own)
