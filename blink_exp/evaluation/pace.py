@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import date
@@ -13,7 +12,7 @@ from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import results, store
 from blink_exp.files import read_object
 from blink_exp.reports.entries import duration
-from blink_exp.settings.doors import command_name
+from blink_exp.settings.doors import command_line
 from blink_exp.settings.roots import PointSettings
 from blink_exp.settings.values import read_settings
 
@@ -61,4 +60,4 @@ def closer(records: Iterable[Record], overrides: Iterable[str]) -> str | None:
         return None
     shown = next((record for record in asked if record.get("correct") == 0), asked[0])
     words = [word for word in overrides if not word.lstrip("+~").startswith(NOT_VIEWED)]
-    return printable(shlex.join([*command_name("view").split(), *words, f"sample={shown['id']}"]))
+    return printable(command_line("view", [*words, f"sample={shown['id']}"]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from blink_exp.evaluation import locks, results
 from blink_exp.files import write_json, write_text
 from blink_exp.methods.blink import policy_of, selected_layers
 from blink_exp.reports.console import wide_console
-from blink_exp.settings.doors import command_name
+from blink_exp.settings.doors import command_line
 from blink_exp.settings.roots import TrainSettings
 from blink_exp.tokensr import checkpoint
 from blink_exp.tracking import finish, keep_rows
@@ -199,7 +198,7 @@ def evaluation(job: Job, layers: list[int], target: Path) -> str:
     """The command that evaluates the modules in ``target``."""
     where = f"layer={layers[0]}" if len(layers) == 1 else f"layers.indices={str(layers).replace(' ', '')}"
     words = [word for word in job.words if not word.startswith("tokensr.path=")]
-    return shlex.join([*command_name("evaluate").split(), "method=blink", *words, where, f"tokensr.path={target}"])
+    return command_line("evaluate", ["method=blink", *words, where, f"tokensr.path={target}"])
 
 
 def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list[str], seconds: float, target: Path | None) -> None:
