@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blink_exp.api.attach import attach
+    from blink_exp.api.benchmarks import load_benchmark
     from blink_exp.api.methods import (
         DART,
         HERO,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 HOMES = {
     "blink_exp.api.model": ("load", "VLM", "Answer", "Trace", "Page"),
     "blink_exp.api.attach": ("attach",),
+    "blink_exp.api.benchmarks": ("load_benchmark",),
     "blink_exp.errors": ("UserError",),
 }
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "VisionZip",
     "attach",
     "load",
+    "load_benchmark",
 ]
 
 
