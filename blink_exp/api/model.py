@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 from hydra.errors import HydraException
 from PIL import Image
 
@@ -24,6 +25,7 @@ from blink_exp.evaluation.answering import Point, ask, check_annotation, prompt_
 from blink_exp.evaluation.cost import measure_cost
 from blink_exp.evaluation.evaluator import build_method, prepare_backbone
 from blink_exp.evaluation.tokens import tokens_by_layer
+from blink_exp.figures.hero_kept import as_maps
 from blink_exp.files import write_text
 from blink_exp.images import ImageOptions, to_rgb
 from blink_exp.settings.check import fields, format_value, unknown
@@ -79,10 +81,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Page:
-    """The page of one question. A notebook shows it. ``contents``: what it says, as plain values."""
+    """The page of one question. A notebook shows it.
+
+    Args:
+        contents: what it says, as plain values.
+        kept: (rows, columns) of the base view: in what share of the LLM's layers the token of each patch is present.
+        kept_tiles: the same of the tiles together, without their padding; None for a model without tiles.
+    """
 
     html: str = field(repr=False)
     contents: dict[str, Any] = field(repr=False)
+    kept: np.ndarray = field(repr=False)
+    kept_tiles: np.ndarray | None = field(repr=False)
 
     def _repr_html_(self) -> str:
         return f'<iframe srcdoc="{escape(self.html)}" width="100%" height="{HEIGHT}" style="border:0"></iframe>'
@@ -193,7 +203,9 @@ class VLM:
         grid = grid_of(self.backbone, traces[0].method, self.settings.grid.p)
         lines = [pages.answer(traced.method.name, traced, n == 0) for n, traced in enumerate(traces)]
         contents = pages.contents(self.backbone, subject, traces[0], grid, lines, None)
-        return Page(pages.render(self.backbone, subject, traces[0], grid, contents), contents)
+        tiles, base = as_maps(traces[0].presence, traces[0].visual.views)
+        html = pages.render(self.backbone, subject, traces[0], grid, contents)
+        return Page(html, contents, base.numpy(), None if tiles is None else tiles.numpy())
 
     def method(self, method: AnyMethod, tokensr: str | Path | None = None) -> Method:
         """``method`` built for this model. ``tokensr``: folder of its TokenSR modules."""
