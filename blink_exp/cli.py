@@ -32,6 +32,7 @@ def entry(main: Callable[[], object], config: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     lenient_output()
     os.environ[SCRIPT] = config
+    os.environ["MPLBACKEND"] = "Agg"  # commands write pictures to files and need no display
     logging.raiseExceptions = False  # on a full disk, Hydra's log handler would print a traceback for every line
     stop_on_signals()
 

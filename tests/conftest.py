@@ -6,6 +6,7 @@ import gc
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run in parallel processes; torch's threads on top would only get in each other's way
+os.environ["MPLBACKEND"] = "Agg"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask the network; hub libraries read this when they are imported
 
 import hypothesis

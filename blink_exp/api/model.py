@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from hydra.errors import HydraException
 from PIL import Image
 
+from blink_exp.api.benchmarks import load_benchmark
 from blink_exp.api.choice import MethodChoice, defaults
+from blink_exp.api.scores import scores
 from blink_exp.backbone.model import Backbone
-from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.base import Benchmark, Sample, spread
 from blink_exp.cli import one_line
 from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking
@@ -37,6 +39,9 @@ from blink_exp.viewer import page as pages
 from blink_exp.viewer.run import grid_of
 from blink_exp.viewer.subject import OwnQuestion, Subject, open_picture
 from blink_exp.viewer.trace import trace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Picture = str | Path | Image.Image
 AnyMethod = MethodChoice | Method | str | None
@@ -207,10 +212,35 @@ class VLM:
         html = pages.render(self.backbone, subject, traces[0], grid, contents)
         return Page(html, contents, base.numpy(), None if tiles is None else tiles.numpy())
 
-    def method(self, method: AnyMethod, tokensr: str | Path | None = None) -> Method:
-        """``method`` built for this model. ``tokensr``: folder of its TokenSR modules."""
+    def evaluate(
+        self,
+        benchmark: str | Benchmark,
+        methods: Mapping[str, AnyMethod] | Sequence[AnyMethod],
+        *,
+        limit: int | None = None,
+        batch_size: int = 32,
+    ) -> pd.DataFrame:
+        """Scores of ``methods`` on a benchmark, one row each, with what they spent. What they share is run once (docs/sharing.md).
+
+        Nothing is stored; for tables that resume, with paired tests, use sweep.py.
+
+        Args:
+            benchmark: a preset of conf/benchmark, or what ``load_benchmark`` returns.
+            methods: {row: method}, or methods whose names become the rows.
+            limit: about so many samples; None: all.
+        """
+        chosen = load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
+        if not isinstance(methods, Mapping):
+            methods = {"none" if one is None else one if isinstance(one, str) else repr(one): one for one in methods}
+        built = {name: self.method(one, own=False) for name, one in methods.items()}
+        return scores(self.backbone, built, chosen, spread(chosen.samples(), limit), batch_size)
+
+    def method(self, method: AnyMethod, tokensr: str | Path | None = None, *, own: bool = True) -> Method:
+        """``method`` built for this model. ``tokensr``: folder of its TokenSR modules; ``own``: for questions of one's own, which have no
+        annotated regions."""
         built = built_method(self.backbone, self.settings, method, tokensr)
-        check_annotation(built, "a question of your own", ())
+        if own:
+            check_annotation(built, "a question of your own", ())
         return built
 
     def _opened(self, given: Any) -> tuple[str, Image.Image]:

@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import matplotlib
-
-from blink_exp.documents import PointRun, Record
-from blink_exp.files import write_json
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark
 from blink_exp.core.method import Method
+from blink_exp.documents import PointRun, Record
 from blink_exp.evaluation.evaluator import prepare
 from blink_exp.evaluation.records import read
+from blink_exp.files import write_json
 from blink_exp.settings.roots import EvaluateSettings
 
 FORMATS = ("png", "svg", "pdf")

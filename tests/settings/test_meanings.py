@@ -1,5 +1,5 @@
-from blink_exp.settings.meanings import MEANINGS
 from blink_exp.settings.folders import CONF
+from blink_exp.settings.meanings import MEANINGS
 
 
 def test_every_config_group_has_a_meaning_and_every_meaning_a_group():
