@@ -39,7 +39,10 @@ def test_a_constructor_documents_the_settings_of_its_preset(name):
     [
         ("ThumbnailPlusTile()", ["method=thumbnail_plus_tile"]),
         ("Crop()", ["method=crop"]),
-        ("HERO(tokens=128, alpha=0.25, low=range(4, 9))", ["method=hero", "tokens=128", "hero_alpha.alpha=0.25", "hero_low.layers=[4,5,6,7,8]"]),
+        (
+            "HERO(tokens=128, alpha=0.25, low=range(4, 9))",
+            ["method=hero", "tokens=128", "hero_alpha.alpha=0.25", "hero_low.layers=[4,5,6,7,8]"],
+        ),
         ("HERO(options={'allocation': 'uniform'})", ["method=hero", "hero=uniform"]),
         ("HERO(tokens='1/3')", ["method=hero", "tokens=1/3"]),
         ("Blink(layers=range(12, 19))", ["method=blink", "layers.indices=[12,13,14,15,16,17,18]"]),
