@@ -1,4 +1,4 @@
-"""A constructor for every method: ``Blink(layers=range(12, 19))``, ``HERO(tokens=128)``. Their settings and defaults are those of conf/method.
+"""A constructor for every method: ``HERO(tokens=128)``. Their settings and defaults are those of conf/method.
 
 methods.pyi, which type checkers and editors read, is written by ``python -m blink_exp.api.stubs``.
 """

@@ -25,18 +25,24 @@ def test_every_method_has_a_constructor_that_the_package_exports():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_constructor_without_settings_is_its_preset(name):
+def test_a_constructor_documents_the_settings_of_its_preset(name):
     made = getattr(blink_exp, name)()
-    assert made.node == composed_plain("evaluate", [f"method={PRESETS[name]}"])["method"]
     parameters = inspect.signature(getattr(blink_exp, name)).parameters
     settings = {key: value for key, value in made.node.items() if not key.startswith("_")}
     assert {key: parameter.default for key, parameter in parameters.items()} == settings
+    assert {key: type(parameter.annotation) for key, parameter in parameters.items()} == dict.fromkeys(settings, str)
+    assert PRESETS[name] in getattr(blink_exp, name).__doc__
 
 
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ("HERO(tokens=128, alpha=0.25, low=range(4, 9))", ["method=hero", "tokens=128", "hero_alpha.alpha=0.25", "hero_low=4-8"]),
+        ("ThumbnailPlusTile()", ["method=thumbnail_plus_tile"]),
+        ("Crop()", ["method=crop"]),
+        (
+            "HERO(tokens=128, alpha=0.25, low=range(4, 9))",
+            ["method=hero", "tokens=128", "hero_alpha.alpha=0.25", "hero_low.layers=[4,5,6,7,8]"],
+        ),
         ("HERO(options={'allocation': 'uniform'})", ["method=hero", "hero=uniform"]),
         ("HERO(tokens='1/3')", ["method=hero", "tokens=1/3"]),
         ("Blink(layers=range(12, 19))", ["method=blink", "layers.indices=[12,13,14,15,16,17,18]"]),
