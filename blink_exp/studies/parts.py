@@ -87,8 +87,8 @@ def check_whole(parts: list[Part], alone: str | None) -> None:
     missing = [f"{k}/{parts[0].count}" for k in range(1, parts[0].count + 1) if k not in by_number]
     if missing:
         named = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        alone_cure = f", or score one alone with shard={parts[0].number}/{parts[0].count}" if len(parts) == 1 else ""
-        raise UserError(f"shard={named} of the run is missing among {len(parts)} parts; give its records too{alone_cure}")
+        alone_cure = f", or score this part alone with shard={parts[0].number}/{parts[0].count}" if len(parts) == 1 else ""
+        raise UserError(f"shard={named} missing: {len(parts)} of {parts[0].count} parts of the run are given; give the others too{alone_cure}")
 
 
 def check_records(parts: list[Part], benchmark: Benchmark, records: Mapping[Path, Mapping[str, Record]]) -> list[Skipped]:

@@ -78,7 +78,7 @@ def united(by_file: dict[Path, dict[str, Record]]) -> dict[str, Record]:
         if double is not None:
             shared = sum(key in out for key in records)
             raise UserError(
-                f"{flat(printable(double), 80)} is answered twice, in {origin[double]} and in {file} ({shared} samples are in both);"
+                f"{flat(printable(double), 80)} is answered twice, in {origin[double]} and in {file} (samples in both: {shared});"
                 " give the files of one run, each once"
             )
         out |= records

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support import scripts
+from support.easy import easy_vqa
 from support.ends import answers, run, until
 
 # metrics.json of the same run twice differs in no more than this
@@ -48,8 +49,9 @@ def test_processes_of_torchrun_write_the_files_of_one(one, tmp_path, count):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_rank_without_a_sample_and_images_that_cannot_be_read(tmp_path, easy_set):
-    words = ["evaluate.py", "method=none", "benchmark=easyvqa", f"benchmark.path={easy_set}", "cost=0", "skip_limit=0.5", "batch_size=8"]
+def test_a_rank_without_a_sample_and_images_that_cannot_be_read(tmp_path):
+    data = easy_vqa(tmp_path / "data" / "set", images=4)
+    words = ["evaluate.py", "method=none", "benchmark=easyvqa", f"benchmark.path={data}", "cost=0", "skip_limit=0.5", "batch_size=8"]
     run(*words, f"hydra.run.dir={tmp_path / 'one'}")
     first, *others = scripts.run_ranks([*words, f"hydra.run.dir={tmp_path / 'three'}"], 3)
     assert [first.returncode, *(r.returncode for r in others)] == [0, 0, 0], first.stderr
@@ -59,22 +61,6 @@ def test_a_rank_without_a_sample_and_images_that_cannot_be_read(tmp_path, easy_s
     (line,) = first.stderr.splitlines()
     assert first.returncode == 2 and "samples (" in line and "more than skip_limit=0.01 allows" in line  # of all ranks together
     assert answers(tmp_path / "strict" / "records.part")
-
-
-@pytest.fixture
-def easy_set(tmp_path) -> Path:
-    """easy-VQA: 12 questions, one image missing."""
-    import easy_vqa
-
-    source = Path(easy_vqa.__file__).parent / "data" / "test"
-    rows = json.loads((source / "questions.json").read_text(encoding="utf-8"))[:12]
-    names = sorted({r[2] for r in rows})
-    folder = tmp_path / "data" / "set"
-    (folder / "images").mkdir(parents=True)
-    (folder / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
-    for name in names[1:]:
-        (folder / "images" / f"{name}.png").write_bytes((source / "images" / f"{name}.png").read_bytes())
-    return folder
 
 
 def ranks_of(process) -> list[psutil.Process]:
