@@ -59,7 +59,9 @@ def number(devices: int | str, model: dict[str, Any]) -> int:
     if under_torchrun():
         count, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if devices not in ("auto", 1, count):
-            raise UserError(f"devices={devices} under torchrun with {count} processes; leave devices away, torchrun says how many there are")
+            raise UserError(
+                f"devices={devices} under torchrun with {count} processes; leave devices away, torchrun says how many there are"
+            )
     else:
         count = local = (1 if there is None else max(1, there - first)) if devices == "auto" else int(devices)
     if count > 1 and model.get("device_map"):
@@ -68,7 +70,9 @@ def number(devices: int | str, model: dict[str, Any]) -> int:
             " use devices=1 or model.device_map=null"
         )
     if count > 1 and there is not None and first + local > there:
-        raise UserError(f"devices={local} from model.device={device} is more than the {there} GPUs that torch sees; use {max(1, there - first)}")
+        raise UserError(
+            f"devices={local} from model.device={device} is more than the {there} GPUs that torch sees; use {max(1, there - first)}"
+        )
     return count
 
 
@@ -287,4 +291,3 @@ def _child(index: int, port: int, threads: int) -> None:
     torch.set_num_threads(threads)
     store = TCPStore("127.0.0.1", port, is_master=False)
     importlib.import_module(WORKER).serve(store, index + 1, index + 1)
-

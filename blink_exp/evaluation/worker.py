@@ -97,5 +97,3 @@ def _answered(store: Any, rank: int, local: int, count: int, job: dict[str, Any]
     units = cut(samples, size.size)
     mine = [units[n] for n in job["units"][rank]]
     return answer_units(backbone, points, benchmark, mine, size, advance, job["workers"]), size.size
-
-

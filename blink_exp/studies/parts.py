@@ -60,7 +60,9 @@ def parts_of(files: Iterable[Path]) -> list[Part]:
 def _part(file: Path, settings: Mapping[str, Any]) -> Part:
     number, _, count = str(settings["shard"]).partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UserError(f"{file.with_name(results.CONFIG)} has shard={brief(settings['shard'])}, which is no part k/n; copy its folder again")
+        raise UserError(
+            f"{file.with_name(results.CONFIG)} has shard={brief(settings['shard'])}, which is no part k/n; copy its folder again"
+        )
     metrics = file.with_name("metrics.json")
     skipped = read_object(metrics, {"skipped": list}, "copy its folder again")["skipped"] if metrics.is_file() else []
     return Part(file, int(number), int(count), settings, skipped)
@@ -80,7 +82,9 @@ def check_whole(parts: list[Part], alone: str | None) -> None:
     by_number: dict[int, Part] = {}
     for part in parts:
         if part.number in by_number:
-            raise UserError(f"shard={part.number}/{part.count} is given twice, {by_number[part.number].file} and {part.file}; leave one away")
+            raise UserError(
+                f"shard={part.number}/{part.count} is given twice, {by_number[part.number].file} and {part.file}; leave one away"
+            )
         by_number[part.number] = part
     if not parts or (len(parts) == 1 and str(alone) == f"{parts[0].number}/{parts[0].count}"):
         return
@@ -88,7 +92,9 @@ def check_whole(parts: list[Part], alone: str | None) -> None:
     if missing:
         named = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
         alone_cure = f", or score this part alone with shard={parts[0].number}/{parts[0].count}" if len(parts) == 1 else ""
-        raise UserError(f"shard={named} missing: {len(parts)} of {parts[0].count} parts of the run are given; give the others too{alone_cure}")
+        raise UserError(
+            f"shard={named} missing: {len(parts)} of {parts[0].count} parts of the run are given; give the others too{alone_cure}"
+        )
 
 
 def check_records(parts: list[Part], benchmark: Benchmark, records: Mapping[Path, Mapping[str, Record]]) -> list[Skipped]:

@@ -16,7 +16,8 @@ from support.ends import answers, run, until
 
 # metrics.json of the same run twice differs in no more than this
 OWN = ("seconds",)
-WORDS = ("evaluate.py", "method=blink", "limit=14", "batch_size=4", "cost=0")
+WORDS = ("evaluate.py", "method=blink", "limit=10", "batch_size=4", "cost=0")
+LONG = ("evaluate.py", "method=none", "limit=20", "batch_size=1", "cost=0")  # to be stopped on the way
 
 
 def metrics(folder: Path) -> dict:
@@ -40,11 +41,11 @@ def one(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_of_torchrun_write_the_files_of_one(one, tmp_path, count):
-    """14 samples in batches of 4: ranks with unlike numbers of batches."""
+    """10 samples in batches of 4: ranks with unlike numbers of batches."""
     first, *others = scripts.run_ranks([*WORDS, f"hydra.run.dir={tmp_path / 'run'}"], count)
     assert first.returncode == 0, first.stdout + first.stderr
     assert [(r.returncode, r.stdout) for r in others] == [(0, "")] * (count - 1)
-    assert "blink on mosaic_mme: 14 of 14 (100 %)" in first.stdout
+    assert "blink on mosaic_mme: 10 of 10 (100 %)" in first.stdout
     same(tmp_path / "run", one)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
@@ -70,9 +71,9 @@ def ranks_of(process) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_ends_the_run_with_one_line_and_the_next_goes_on(one, tmp_path, number):
+def test_a_process_that_is_killed_ends_the_run_with_one_line_and_the_next_goes_on(tmp_path, number):
     out = tmp_path / "run"
-    words = [*WORDS[:3], "batch_size=1", "cost=0", f"hydra.run.dir={out}"]
+    words = [*LONG, f"hydra.run.dir={out}"]
     (tmp_path / "said").mkdir()
     process = scripts.start([*words, "devices=3"], str(tmp_path / "said"))
     until(process, lambda: answers(out / "records.rank2.part"))
@@ -83,24 +84,23 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line_and_the_next_goes_o
     (line,) = (tmp_path / "said" / "err").read_text("utf-8").splitlines()
     memory = ", perhaps as memory ran out" if number == signal.SIGKILL else ""
     assert line == (
-        f"error: the process of rank 2 of 3 was killed ({number.name}){memory};"
-        f" to go on, run the same command with hydra.run.dir={out}"
+        f"error: the process of rank 2 of 3 was killed ({number.name}){memory}; to go on, run the same command with hydra.run.dir={out}"
     )
     assert process.exitcode == 2
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     done = {name for file in out.glob("records*.part") for name in answers(file)}
     printed, _ = run(*words, "devices=2" if number == signal.SIGKILL else "devices=1")
-    assert f"going on: {len(done)} of 14 samples are done" in printed
-    ids = answers(out / "records.jsonl")
-    assert ids == answers(one / "records.jsonl")
-    assert metrics(out)["scores"] == metrics(one)["scores"] and metrics(out)["kept"] == len(done)
+    assert f"going on: {len(done)} of 20 samples are done" in printed
+    run(*LONG, f"hydra.run.dir={tmp_path / 'one'}")
+    assert (out / "records.jsonl").read_bytes() == (tmp_path / "one" / "records.jsonl").read_bytes()
+    assert metrics(out) == metrics(tmp_path / "one") | {"kept": len(done)}
     assert not list(out.glob("*.part"))
 
 
 def test_a_signal_ends_all_processes_with_one_line(tmp_path):
     out = tmp_path / "run"
     (tmp_path / "said").mkdir()
-    process = scripts.start([*WORDS[:3], "batch_size=1", "devices=2", f"hydra.run.dir={out}"], str(tmp_path / "said"))
+    process = scripts.start([*LONG, "devices=2", f"hydra.run.dir={out}"], str(tmp_path / "said"))
     until(process, lambda: answers(out / "records.rank1.part"))
     children = ranks_of(process)
     os.kill(process.pid, signal.SIGTERM)
@@ -114,7 +114,7 @@ def test_a_signal_ends_all_processes_with_one_line(tmp_path):
 def test_a_killed_rank_0_leaves_no_process_behind(tmp_path):
     out = tmp_path / "run"
     (tmp_path / "said").mkdir()
-    process = scripts.start([*WORDS[:3], "batch_size=1", "devices=2", f"hydra.run.dir={out}"], str(tmp_path / "said"))
+    process = scripts.start([*LONG, "devices=2", f"hydra.run.dir={out}"], str(tmp_path / "said"))
     until(process, lambda: answers(out / "records.rank1.part"))
     children = ranks_of(process)
     process.kill()
@@ -126,3 +126,28 @@ def test_a_killed_rank_0_leaves_no_process_behind(tmp_path):
     else:
         pytest.fail("a process is still there")
     assert (tmp_path / "said" / "err").read_text("utf-8") == ""
+
+
+SWEEP = ("sweep.py", "-m", "method=none,fastv", "limit=6", "batch_size=2")
+
+
+def points_of(folder: Path) -> dict[str, tuple[bytes, dict]]:
+    """{name of a point: its records, its metrics}"""
+    drop = (*OWN, "together", "kept")
+    return {
+        point.name: ((point / "records.jsonl").read_bytes(), {k: v for k, v in metrics(point).items() if k not in drop})
+        for point in (folder / "points").iterdir()
+        if not point.name.startswith(".")
+    }
+
+
+@pytest.mark.parametrize("share", ["true", "false"])
+def test_a_sweep_on_two_devices_leaves_the_points_of_one(tmp_path, share):
+    words = [[*SWEEP, f"share={share}", f"store={tmp_path / n / 'points'}", f"hydra.sweep.dir={tmp_path / n / 'sweep'}"] for n in "ab"]
+    run(*words[0])
+    first, other = scripts.run_ranks(words[1], 2)
+    assert (first.returncode, other.returncode, other.stdout) == (0, 0, ""), first.stdout + first.stderr
+    assert ("2 points run together on mosaic_mme" in first.stdout) == (share == "true")
+    assert len(points_of(tmp_path / "a")) == 2 and points_of(tmp_path / "a") == points_of(tmp_path / "b")
+    assert (tmp_path / "a" / "sweep" / "summary.md").read_bytes() == (tmp_path / "b" / "sweep" / "summary.md").read_bytes()
+    assert not [*tmp_path.rglob("*.part"), *tmp_path.rglob("together.json")]

@@ -78,9 +78,7 @@ def test_a_part_that_is_given_twice_is_named(parts, tmp_path):
     root = copied(parts, tmp_path)
     shutil.copytree(root / "part2", root / "part4")
     said = refused(root, tmp_path)
-    assert said == (
-        f"shard=2/3 is given twice, {root}/part2/records.jsonl and {root}/part4/records.jsonl; leave one away"
-    )
+    assert said == (f"shard=2/3 is given twice, {root}/part2/records.jsonl and {root}/part4/records.jsonl; leave one away")
     (root / "part4" / "config.yaml").unlink()
     assert refused(root, tmp_path).startswith(f"{root}/part4/records.jsonl has no config.yaml beside it")
     shutil.rmtree(root / "part4")
