@@ -20,6 +20,8 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
+from torch.multiprocessing import start_processes  # type: ignore[attr-defined]
 
 from blink_exp.cli import resume_hint
 from blink_exp.disk import WriteError
@@ -248,9 +250,6 @@ def close() -> None:
 
 
 def _started(world: int) -> Team:
-    from torch.distributed import TCPStore
-    from torch.multiprocessing import start_processes
-
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warning of a socket that a killed process left
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     threads = max(1, torch.get_num_threads() // world)
@@ -278,16 +277,12 @@ def _joined() -> Team:
 
 def connected() -> Any:
     """The store of a job of torchrun."""
-    from torch.distributed import PrefixStore, rendezvous
-
     store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
     return PrefixStore(f"blink_exp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _child(index: int, port: int, threads: int) -> None:
     """A process of ``_started``."""
-    from torch.distributed import TCPStore
-
     torch.set_num_threads(threads)
     store = TCPStore("127.0.0.1", port, is_master=False)
     importlib.import_module(WORKER).serve(store, index + 1, index + 1)

@@ -86,7 +86,7 @@ def _run_group(group: dict[Path, EvaluateSettings]) -> None:
     for folder, point in group.items():
         try:
             settings = with_local_data(point)
-            devices = ranks.number(settings.devices, settings.model)
+            devices = ranks.number(point.devices, settings.model)
             backbone, method, benchmark = prepare(settings)
             if method.second_view is not None:
                 check_annotation(method, f"benchmark={benchmark.name}", chosen(benchmark, settings))

@@ -279,9 +279,10 @@ def _train(overrides: list[str], folder: Path) -> None:
     script = Path(__file__).resolve().parent.parent.parent / "train.py"
     print(f"training first: {command(overrides, 'train.py')}", flush=True)
     resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
-    alone = (
-        {"env": {k: v for k, v in os.environ.items() if k not in OF_TORCHRUN}} if under_torchrun() else {}
-    )  # else it waits for the ranks
-    done = subprocess.run([sys.executable, str(script), *overrides, *resume, f"hydra.run.dir={folder}"], **alone)
+    command_line = [sys.executable, str(script), *overrides, *resume, f"hydra.run.dir={folder}"]
+    if under_torchrun():  # whose other processes Lightning would wait for
+        done = subprocess.run(command_line, env={k: v for k, v in os.environ.items() if k not in OF_TORCHRUN})
+    else:
+        done = subprocess.run(command_line)
     if done.returncode:
         raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train.py')}")

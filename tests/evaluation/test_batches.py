@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -32,7 +33,7 @@ def test_units_hold_all_samples_in_order_and_part_no_image(images, batch_size):
     assert sum(map(len, images_of)) == len(images)
     assert all(len(ids) == 1 for unit, ids in zip(units, images_of, strict=True) if len(unit) > 1)
     single = [len(unit[0]) for unit in units if len(unit) == 1]
-    assert all(a + b > batch_size for a, b in zip(single, single[1:], strict=False)) or len(single) < len(units)
+    assert all(a + b > batch_size for a, b in itertools.pairwise(single)) or len(single) < len(units)
 
 
 def test_batches_by_hand():
