@@ -2,6 +2,7 @@
 
 python -m bench methods startup            some of them
 python -m bench methods size=small         in seconds, on toy shapes: whether it runs, not how fast
+python -m bench kill runs=200              kills runs at random and compares what the next one leaves, for hours
 python -m bench gpu device=cuda:1          settings go to the benchmark that has them
 python -m bench out=outputs/bench          where NAME.json goes
 """
@@ -19,6 +20,7 @@ from blink_exp.errors import UserError, nearest
 
 BENCHES = ("methods", "sharing", "budget", "tokensr", "throughput", "loading", "startup", "latency", "divprune", "gpu")
 DEFAULT = tuple(name for name in BENCHES if name != "gpu")
+ALONE = ("kill",)  # hours; only by name
 SIZES = ("default", "small")
 
 
@@ -27,8 +29,8 @@ def parse(words: list[str]) -> tuple[list[str], dict[str, str]]:
     names = [word for word in words if "=" not in word]
     settings = dict(word.split("=", 1) for word in words if "=" in word)
     for name in names:
-        if name not in BENCHES:
-            raise UserError(f"bench {name} is not there; {nearest(name, BENCHES)}")
+        if name not in (*BENCHES, *ALONE):
+            raise UserError(f"bench {name} is not there; {nearest(name, (*BENCHES, *ALONE))}")
     if settings.get("size", "default") not in SIZES:
         raise UserError(f"size={settings['size']} is not known; use one of: {', '.join(SIZES)}")
     return names or list(DEFAULT), settings

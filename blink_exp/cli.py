@@ -5,6 +5,7 @@ Imports nothing heavy, so that ``--help`` stays instant. HYDRA_FULL_ERROR=1 brin
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -22,6 +23,7 @@ from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is overwritten here
 SCRIPT = "BLINK_EXP_SCRIPT"  # config root of the running command: train, evaluate, sweep, view, ...
+RANKS, WORKER = "blink_exp.evaluation.ranks", "blink_exp.evaluation.worker"  # by name: they are slow to import, and above this module
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's exception, matched by name since torch is not imported here
 
 
@@ -35,6 +37,10 @@ def entry(main: Callable[[], object], config: str) -> None:
     os.environ["MPLBACKEND"] = "Agg"  # commands write pictures to files and need no display
     logging.raiseExceptions = False  # on a full disk, Hydra's log handler would print a traceback for every line
     stop_on_signals()
+    if config != "train" and int(os.environ.get("RANK") or "0"):  # of torchrun; Lightning divides a training itself
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        importlib.import_module(WORKER).serve_torchrun()
+        return
 
     def checked(_: object) -> object:
         from blink_exp.settings.words import prepared
@@ -51,6 +57,9 @@ def entry(main: Callable[[], object], config: str) -> None:
         guard(checked, None)
     except SystemExit as end:
         code = end.code
+    finally:
+        if config != "train" and (RANKS in sys.modules or int(os.environ.get("WORLD_SIZE") or "1") > 1):
+            importlib.import_module(RANKS).close()
     try:
         sys.stdout.flush()
     except OSError as error:  # Python would print three lines and exit with code 120

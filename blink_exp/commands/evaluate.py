@@ -17,17 +17,18 @@ from blink_exp.evaluation.records import read
 from blink_exp.evaluation.terminal import show_run
 from blink_exp.settings.roots import PointSettings
 from blink_exp.settings.values import as_type, typed
+from blink_exp.studies.jobs import on_own_devices
 
 
 def run(cfg: DictConfig) -> dict[str, float]:
     """Measures a configuration, writes the output folder, prints a table. Returns the scores by name."""
-    settings = typed(cfg)
+    settings = on_own_devices(typed(cfg))
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     print(f"evaluating {announcement(as_type(PointSettings, settings), hydra.runtime.choices, out)}", flush=True)
     tracking.check(asdict(settings))
     try:
-        finished = measure(as_type(PointSettings, settings), out)
+        finished = measure(as_type(PointSettings, settings), out, devices=settings.devices)
     except Incomplete as error:
         raise UserError(f"{error}; with hydra.run.dir={out} the same command goes on from the answers that are there") from None
     name = f"{finished['method']}-{finished['benchmark']}"

@@ -13,7 +13,7 @@ from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import typed
 from blink_exp.studies import dashboards
 from blink_exp.studies.catalog import run_experiments
-from blink_exp.studies.jobs import write_job_row
+from blink_exp.studies.jobs import on_own_devices, write_job_row
 from blink_exp.studies.multirun import check_settings
 from blink_exp.studies.point import failed, guarded
 from blink_exp.studies.tuning import prepared, returned
@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> Any:
     except (UserError, *HYDRA_ERRORS) as error:
         row = failed(label, error)
     else:
-        row = guarded(prepared(settings), label)
+        row = guarded(on_own_devices(prepared(settings)), label)
     row |= {"overrides": words}
     write_json(out / "job.json", row)
     write_job_row(row)

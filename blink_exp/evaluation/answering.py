@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import ImagesById, OpenedImage, UnreadableImage, open_images
 from blink_exp.backbone.processor import without_placeholder
-from blink_exp.benchmarks.base import Benchmark, Sample, group_by_image
+from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.answers import PointQuestion, answer, shareable
@@ -21,17 +21,31 @@ from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking, visual_tokens
 from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
-from blink_exp.evaluation.records import RecordLog, record
+from blink_exp.evaluation import ranks
+from blink_exp.evaluation.batches import BatchSize, Unit, cut
+from blink_exp.evaluation.record_log import RecordLog
+from blink_exp.evaluation.records import record
 from blink_exp.evaluation.tokens import layer_average, prompt_flops
+from blink_exp.settings.roots import PointSettings
+
+
+@dataclass(frozen=True)
+class Devices:
+    """``count``: processes that answer a point's questions, see ``ranks``; ``settings``: with which each of them makes the point."""
+
+    count: int
+    settings: PointSettings
 
 
 @dataclass
 class Point:
-    """A method under evaluation. ``record_log``: its records on disk, those of an interrupted run included; ``done``: {id: record}."""
+    """A method under evaluation. ``record_log``: its records on disk, those of an interrupted run included; ``done``: {id: record};
+    ``devices``: None for this process alone; needs a ``record_log``."""
 
     method: Method
     record_log: RecordLog | None = None
     done: dict[str, Record] = field(default_factory=dict)
+    devices: Devices | None = None
 
 
 @torch.no_grad()
@@ -40,30 +54,104 @@ def ask(
     points: Rows[Point],
     benchmark: Benchmark,
     samples: Rows[Sample],
-    batch_size: int,
+    batch_size: int | BatchSize,
     advance: Callable[[int], None],
     workers: int = 0,
 ) -> list[Skipped]:
     """Fills ``done`` of every point and returns the samples skipped because their row or image could not be read.
 
     Records in a point's ``record_log`` are reused, and every batch is appended to it. Samples are grouped by image, so that their shared
-    image features are computed once. ``advance``: called with the number of new answers; ``workers``: see ``pictures.open_images``.
+    image features are computed once. ``batch_size``: a ``BatchSize`` holds afterwards what fitted in memory; ``advance``: called with the
+    number of new answers; ``workers``: see ``pictures.open_images``.
     """
+    size = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
     for point in points:
         point.done = point.record_log.done(benchmark, list(samples)) if point.record_log is not None else {}
-    left = [s for group in group_by_image(list(samples)) for s in group if any(s.id not in point.done for point in points)]
     answered = sum(len(point.done) for point in points)
     if 0 < answered < len(samples) * len(points):
         print(f"going on: {answered} of {len(samples) * len(points)} {'samples' if len(points) == 1 else 'answers'} are done")
     advance(answered)
+    units = cut(samples, size.size)
+    left = [n for n, unit in enumerate(units) if any(_missing(points, sample) for batch in unit for sample in batch)]
+    devices = [point.devices for point in points if point.devices is not None and point.devices.count > 1]
+    if left and len(devices) == len(points):
+        skipped = _ask_ranks(backbone, points, benchmark, units, left, size, advance, workers, devices)
+    else:
+        skipped = answer_units(backbone, points, benchmark, [units[n] for n in left], size, advance, workers)
+    order = [s.id for s in samples if s.id in skipped]
+    return [{"id": name, "why": skipped[name]} for name in order]
+
+
+def _missing(points: Rows[Point], sample: Sample) -> list[int]:
+    """Indices of the points that have no answer to ``sample``."""
+    return [p for p, point in enumerate(points) if sample.id not in point.done]
+
+
+def _ask_ranks(
+    backbone: Backbone,
+    points: Rows[Point],
+    benchmark: Benchmark,
+    units: list[Unit],
+    left: list[int],
+    size: BatchSize,
+    advance: Callable[[int], None],
+    workers: int,
+    devices: list[Devices],
+) -> dict[str, str]:
+    """Answers the units ``left`` on several processes, of which this one is the first. Returns {sample id: why it was skipped}."""
+    logs = [point.record_log for point in points if point.record_log is not None]
+    count = devices[0].count
+    team = ranks.team(count)
+    shares = [left[rank::count] for rank in range(count)]
+    job: dict[str, Any] = {
+        "points": [{"settings": asdict(of.settings), "log": log.address()} for of, log in zip(devices, logs, strict=True)],
+        "units": shares,
+        "batch_size": size.size,
+        "first_gpu": ranks.first_gpu(device) if (device := backbone.settings["device"]).startswith("cuda") else 0,
+        "workers": max(1, workers // team.local) if workers else 0,
+    }
+    for log in logs:
+        log.begin_rank(0)
+    with team.job(job) as running:
+        mine = [units[n] for n in shares[0]]
+        skipped = answer_units(backbone, points, benchmark, mine, size, running.advancing(advance), job["workers"])
+        for result in running.results(advance):
+            skipped |= result["skipped"]
+            before, size.size = size.size, min(size.size, result["batch_size"])
+            note_smaller(size, before)
+    samples = [sample for unit in units for batch in unit for sample in batch]
+    for point, log in zip(points, logs, strict=True):
+        log.gather()
+        point.done = log.done(benchmark, samples)
+    lost = [s.id for n in left for batch in units[n] for s in batch if s.id not in skipped and _missing(points, s)]
+    if lost:
+        raise UserError(
+            f"{len(lost)} answers of other processes are not in {logs[0].path.parent}, first {lost[0]}; devices and nodes of one run need a"
+            " common file system; without one, give each its shard=k/n and put them together with python -m blink_exp rescore"
+        )
+    return skipped
+
+
+def answer_units(
+    backbone: Backbone,
+    points: Rows[Point],
+    benchmark: Benchmark,
+    units: Rows[Unit],
+    size: BatchSize,
+    advance: Callable[[int], None],
+    workers: int = 0,
+) -> dict[str, str]:
+    """Answers what the points have not, batch by batch. Returns {sample id: why it was skipped}."""
     skipped: dict[str, str] = {}
     prepared = {
         "canvas": any(point.method.needs_canvas for point in points),
         "tile_grids": backbone.tile_grids(point.method for point in points),
     }
-    for chunk, images in _with_images(backbone, left, batch_size, workers, prepared):
+    cut_batches = ([sample for sample in batch if _missing(points, sample)] for unit in units for batch in unit)
+    batches = [batch for batch in cut_batches if batch]
+    for asked, images in _with_images(backbone, batches, size.size, workers, prepared):
         batch, images_by_id = [], {}
-        for sample in chunk:
+        for sample in asked:
             image = images[sample.image_id]
             if isinstance(image, UnreadableImage):
                 skipped[sample.id] = image.why
@@ -75,33 +163,63 @@ def ask(
                 continue
             batch.append(sample)
             images_by_id[sample.image_id] = image
-        points_by_sample = [[p for p, point in enumerate(points) if s.id not in point.done] for s in batch]
-        for p, records in _answered(backbone, points, benchmark, batch, points_by_sample, images_by_id, batch_size).items():
-            points[p].done |= {r["id"]: r for r in records}
-            if (record_log := points[p].record_log) is not None:
-                record_log.add(records)
-        advance(sum(map(len, points_by_sample)))
-    order = [s.id for s in samples if s.id in skipped]
-    return [{"id": name, "why": skipped[name]} for name in order]
+        for records, answers_of_batch in _fitting(backbone, points, benchmark, batch, images_by_id, size):
+            for p, rows in records.items():
+                points[p].done |= {r["id"]: r for r in rows}
+                if (record_log := points[p].record_log) is not None:
+                    record_log.add(rows)
+            advance(answers_of_batch)
+    return skipped
+
+
+def _fitting(
+    backbone: Backbone, points: Rows[Point], benchmark: Benchmark, batch: list[Sample], images: dict[str, Any], size: BatchSize
+) -> Iterator[tuple[dict[int, list[Record]], int]]:
+    """Yields ({point index: records}, number of answers) of a batch, in pieces where it does not fit in memory as a whole."""
+    start, before = 0, size.size
+    while start < len(batch):
+        piece = batch[start : start + size.size]
+        points_by_sample = [_missing(points, sample) for sample in piece]
+        piece_images = {sample.image_id: images[sample.image_id] for sample in piece}
+        try:
+            records = _answered(backbone, points, benchmark, piece, points_by_sample, piece_images, size.size)
+        except torch.OutOfMemoryError:
+            if not size.halve(len(piece)):
+                raise
+            records = None
+        if records is None:  # outside the except clause, whose traceback holds the tensors
+            backbone.forget()
+            backbone.shared_bytes //= 2
+            torch.cuda.empty_cache()
+            continue
+        note_smaller(size, before)
+        before = size.size
+        start += len(piece)
+        yield records, sum(map(len, points_by_sample))
+
+
+def note_smaller(size: BatchSize, before: int) -> None:
+    if size.size < before:
+        print(f"a batch did not fit in memory: batch_size={size.size} from here on, instead of {before}", flush=True)
 
 
 def _with_images(
-    backbone: Backbone, samples: Rows[Sample], batch_size: int, workers: int, prepared: dict[str, Any]
-) -> Iterator[tuple[Rows[Sample], dict[str, OpenedImage]]]:
-    """Yields batches of samples with their images by id. Each image is opened once; ``samples`` are grouped by image.
-    ``prepared``: ``canvas`` and ``tile_grids`` of ``pictures.open_images``."""
+    backbone: Backbone, batches: Rows[list[Sample]], ahead: int, workers: int, prepared: dict[str, Any]
+) -> Iterator[tuple[list[Sample], dict[str, OpenedImage]]]:
+    """Yields batches of samples with their images by id. Each image is opened once; the samples are grouped by image.
+    ``ahead``, ``workers`` and, in ``prepared``, ``canvas`` and ``tile_grids``: see ``pictures.open_images``."""
     images: dict[str, Callable[[], Any]] = {}
-    for sample in samples:
-        images.setdefault(sample.image_id, sample.image)
-    coming = zip(images, open_images(list(images.values()), backbone, workers, batch_size, **prepared), strict=True)
+    for batch in batches:
+        for sample in batch:
+            images.setdefault(sample.image_id, sample.image)
+    coming = zip(images, open_images(list(images.values()), backbone, workers, ahead, **prepared), strict=True)
     cached: dict[str, OpenedImage] = {}
-    for start in range(0, len(samples), batch_size):
-        chunk = samples[start : start + batch_size]
-        wanted = {s.image_id for s in chunk}
+    for batch in batches:
+        wanted = {s.image_id for s in batch}
         cached = {name: image for name, image in cached.items() if name in wanted}
         while wanted - cached.keys():
             cached.update([next(coming)])
-        yield chunk, cached
+        yield batch, cached
 
 
 def check_annotation(method: Method, source: str, samples: Iterable[Sample]) -> None:

@@ -18,11 +18,13 @@ from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking
 from blink_exp.documents import Metrics, Record, Skipped
 from blink_exp.errors import UserError, printable
-from blink_exp.evaluation import identity, results
-from blink_exp.evaluation.answering import Point, ask, check_annotation, prompt_of
+from blink_exp.evaluation import identity, ranks, results
+from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation, prompt_of
+from blink_exp.evaluation.batches import BatchSize
 from blink_exp.evaluation.budget import budget_line, budget_of
 from blink_exp.evaluation.cost import measure_cost
-from blink_exp.evaluation.records import RecordLog, summary, write_lines
+from blink_exp.evaluation.record_log import RECORD_LOG, RecordLog
+from blink_exp.evaluation.records import summary, write_lines
 from blink_exp.evaluation.store import pop_shared_note
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import json_ready, write_json, write_text
@@ -114,25 +116,33 @@ def incomplete(skipped: int, samples: int, limit: float) -> bool:
     return skipped > (max(1.0, limit * (skipped + samples)) if limit else 0)
 
 
-def measure(settings: PointSettings, out: Path, parts: Path | None = None, before: tuple[Metrics, list[Record]] | None = None) -> Metrics:
+def measure(
+    settings: PointSettings,
+    out: Path,
+    parts: Path | None = None,
+    devices: int | str = 1,
+    before: tuple[Metrics, list[Record]] | None = None,
+) -> Metrics:
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns the
     contents of ``metrics.json``. A killed evaluation leaves ``records.part``; the same settings in the same folder resume from it.
 
-    ``parts``: the folder of ``records.part`` if it is not ``out``; ``before``: metrics and records of a finished run of the same point.
-    Its answers stay, and only what it lacks is measured.
+    ``parts``: the folder of ``records.part`` if it is not ``out``; ``devices``: see ``ranks.number``; ``before``: metrics and records of a
+    finished run of the same point. Its answers stay, and only what it lacks is measured.
 
     Raises:
         Incomplete: where more than ``skip_limit`` of the samples were skipped. The answers stay in ``records.part``.
     """
     started = time.time()
     settings = with_local_data(settings)
+    processes = ranks.number(devices, settings.model)
     backbone, method, benchmark = prepare(settings)
     parts = out if parts is None else parts
     write_text(out / results.CONFIG, to_yaml(settings))
     budget = budget_of(settings, backbone, method)
     if budget is not None and (line := budget_line(method.name, budget)) is not None:
         print(line, flush=True)
-    record_log = RecordLog(parts / "records.part", identity.config_hash(settings, identity.without_images(settings)))
+    batch_size = BatchSize(settings.batch_size)
+    record_log = RecordLog(parts / RECORD_LOG, identity.config_hash(settings, identity.without_images(settings)))
     if isinstance(benchmark, Probes):
         with bar(None, benchmark.name, True) as advance:
             records, skipped = benchmark.probe(backbone, settings.limit, advance)
@@ -145,11 +155,12 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None, befor
             backbone,
             method,
             benchmark,
-            settings.batch_size,
+            batch_size,
             samples=samples,
             progress=True,
             record_log=record_log,
             workers=workers_of(settings),
+            devices=Devices(processes, settings),
         )
     check_complete(records, skipped, settings.skip_limit)
     cost = cost_of(backbone, method, benchmark, samples, settings.cost) if settings.cost else None
@@ -166,9 +177,9 @@ def measure(settings: PointSettings, out: Path, parts: Path | None = None, befor
         "positions": settings.positions.policy,
         "cost": cost,
         "skipped": skipped,
-        "kept": earlier.get("kept", 0) if earlier else len(record_log.records),  # answered by an earlier run, not included in "seconds"
+        "kept": earlier.get("kept", 0) if earlier else record_log.earlier,  # answered by an earlier run, not included in "seconds"
         "together": earlier.get("together") if earlier else together,  # number of points that ran together, and seconds
-        "batch_size": settings.batch_size,
+        "batch_size": batch_size.size,  # the largest that fitted in memory, of all devices
         **backbone.settings,
         **results.provenance(settings.seed, seconds + (earlier["seconds"] if earlier else 0)),
         **({"commit": earlier["commit"]} if earlier else {}),  # of the answers
@@ -234,19 +245,20 @@ def evaluate(
     backbone: Backbone,
     method: Method,
     benchmark: Benchmark,
-    batch_size: int = 16,
+    batch_size: int | BatchSize = 16,
     limit: int | None = None,
     progress: bool = False,
     samples: list[Sample] | None = None,
     record_log: RecordLog | None = None,
     workers: int = 0,
+    devices: Devices | None = None,
 ) -> tuple[list[Record], list[Skipped]]:
     """Per-sample records of ``method`` on ``samples`` (None: about ``limit`` of the benchmark), and the samples skipped because their
-    row or image could not be read, both in the order of ``samples``. ``record_log``: see ``answering.Point``; ``workers``: see
+    row or image could not be read, both in the order of ``samples``. ``record_log``, ``devices``: see ``answering.Point``; ``workers``: see
     ``pictures.open_images``."""
     samples = spread(benchmark.samples(), limit) if samples is None else samples
     check_annotation(method, f"benchmark={benchmark.name}", samples)
-    point = Point(method, record_log)
+    point = Point(method, record_log, devices=devices)
     with bar(len(samples), f"{method.name} on {benchmark.name}", progress) as advance:
         skipped = ask(backbone, [point], benchmark, samples, batch_size, advance, workers)
     if skipped:

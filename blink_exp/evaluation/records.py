@@ -9,13 +9,10 @@ from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.sequence import Drop, Expand
-from blink_exp.disk import writing
 from blink_exp.documents import LayerStep, Record
 from blink_exp.errors import UserError, flat
-from blink_exp.evaluation.identity import file_stamp
 from blink_exp.files import brief, encodable, kind, parse_json, read_text
 
-FILE = "image_file"  # key in records.part: size and mtime of the image file of the sample
 LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # line ends to str.splitlines, but not to JSON
 
 
@@ -139,58 +136,3 @@ def _is_step(step: Any) -> bool:
         and isinstance(step.get("effective"), bool)
         and isinstance(step.get("visual_tokens"), number)
     )
-
-
-class RecordLog:
-    """Append-only file of an evaluation's records, from which a killed evaluation resumes.
-
-    ``settings``: digest of everything that the records depend on. It is the first line; a file with another digest is overwritten.
-    ``records``: {id: record} of the complete lines."""
-
-    def __init__(self, path: Path, settings: str):
-        self.path, self.head = path, json.dumps({"settings": settings}).encode() + b"\n"
-        self.files: dict[str, list[int] | None] = {}  # {sample id: ``file_stamp`` of its image}
-        self.records: dict[str, Record] = {}
-        self.stamps: dict[str, list[int] | None] = {}  # {sample id: ``file_stamp`` stored with its record}
-        self.whole = 0  # bytes up to the end of the last complete line
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        if not lines or lines[0] != self.head:
-            return
-        self.whole = len(self.head)
-        for line in lines[1:]:
-            try:
-                entry = parse_json(line.decode())
-            except ValueError:
-                return
-            if not line.endswith(b"\n") or wrong_prediction(entry) or not isinstance(entry.get("question"), str):
-                return
-            self.stamps[entry["id"]] = entry.pop(FILE, None)
-            self.records[entry["id"]] = entry
-            self.whole += len(line)
-
-    def done(self, benchmark: Benchmark, samples: list[Sample]) -> dict[str, Record]:
-        """{id: record} of the samples whose prompt and image file are unchanged."""
-        self.files = {s.id: file_stamp(s.image) for s in samples}
-        stored = [(s, self.records[s.id]) for s in samples if s.id in self.records and self.stamps[s.id] == self.files[s.id]]
-        same = [(s, r) for s, r in stored if r["question"] == benchmark.prompt(s)]
-        return {s.id: {**r, **graded(benchmark, s, r["prediction"])} for s, r in same}
-
-    def adopt(self, records: list[Record], samples: list[Sample]) -> None:
-        """Takes over the ``records`` of a finished run with the same settings and images, which are not asked for again."""
-        self.records |= {r["id"]: r for r in records}
-        self.stamps |= {s.id: file_stamp(s.image) for s in samples}
-
-    def add(self, records: list[Record]) -> None:
-        """Appends ``records`` and writes them to disk. The first call creates the file."""
-        lines = write_lines([{**r, **({FILE: stamp} if (stamp := self.files.get(r["id"])) else {})} for r in records])
-        data = (b"" if self.whole else self.head) + lines.encode()
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("r+b" if self.whole else "wb") as file:
-                file.seek(self.whole)
-                file.truncate()
-                file.write(data)
-        self.whole += len(data)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)

@@ -16,14 +16,15 @@ from blink_exp.benchmarks.base import Probes
 from blink_exp.cli import one_line
 from blink_exp.documents import Metrics
 from blink_exp.errors import UserError
-from blink_exp.evaluation import identity, locks, store
-from blink_exp.evaluation.answering import Point, ask, check_annotation
+from blink_exp.evaluation import identity, locks, ranks, store
+from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation
 from blink_exp.evaluation.evaluator import chosen, incomplete, prepare, with_local_data, workers_of
-from blink_exp.evaluation.records import RecordLog
+from blink_exp.evaluation.record_log import RECORD_LOG, RecordLog
 from blink_exp.evaluation.store import SHARED_NOTE
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import write_json
-from blink_exp.settings.roots import EvaluateSettings
+from blink_exp.settings.roots import EvaluateSettings, PointSettings
+from blink_exp.settings.values import as_type
 
 log = logging.getLogger(__name__)
 ONE_RUN = ("model", "benchmark", "part", "limit", "shard", "data_root", "batch_size", "shared_gb")  # settings that points must agree on
@@ -72,6 +73,8 @@ def run_together(points: Iterable[EvaluateSettings]) -> None:
                 }
                 if len(pending) > 1:
                     _run_group(pending)
+        except ranks.LostRank:
+            raise
         except Exception as error:  # raised again, for each point, when the points are measured
             log.warning("points run alone: %s", one_line(error))
 
@@ -83,6 +86,7 @@ def _run_group(group: dict[Path, EvaluateSettings]) -> None:
     for folder, point in group.items():
         try:
             settings = with_local_data(point)
+            devices = ranks.number(point.devices, settings.model)
             backbone, method, benchmark = prepare(settings)
             if method.second_view is not None:
                 check_annotation(method, f"benchmark={benchmark.name}", chosen(benchmark, settings))
@@ -91,9 +95,8 @@ def _run_group(group: dict[Path, EvaluateSettings]) -> None:
             continue
         if isinstance(benchmark, Probes):
             return
-        points[folder] = Point(
-            method, RecordLog(folder / "records.part", identity.config_hash(settings, identity.without_images(settings)))
-        )
+        record_log = RecordLog(folder / RECORD_LOG, identity.config_hash(settings, identity.without_images(settings)))
+        points[folder] = Point(method, record_log, devices=Devices(devices, as_type(PointSettings, settings)))
     if len(points) < 2:
         return
     samples = chosen(benchmark, settings)

@@ -26,6 +26,10 @@ def _files(value: Any) -> bool:
     return (isinstance(value, str) and bool(value)) or (limits.is_list(value, lambda v: isinstance(v, str)) and len(value) > 0)
 
 
+def _devices(value: Any) -> bool:
+    return value == "auto" or limits.is_whole(value, 1, limits.PROCESSES)
+
+
 @dataclass
 class PointSettings:
     """An evaluation of one configuration: what evaluate.py runs, and what every point of a table or sweep is."""
@@ -68,6 +72,7 @@ class PointSettings:
 class EvaluateSettings(PointSettings):
     store: str = limits.path()
     force: bool = limits.flag()
+    devices: Any = limits.such("a whole number of devices from 1, or auto", _devices)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from blink_exp.disk import FOLDERS, WriteError
 from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store
+from blink_exp.evaluation.ranks import LostRank, pin
 from blink_exp.files import read_object, write_json
 from blink_exp.settings.check import check
 from blink_exp.settings.job_loader import compose_each_job
+from blink_exp.settings.roots import EvaluateSettings
 from blink_exp.stopping import runs_in
 
 log = logging.getLogger(__name__)
@@ -98,6 +101,21 @@ def job(run: Callable[[Any], Any], cfg: DictConfig) -> Any:
     return guard(_noting(run), cfg)
 
 
+SIDE_BY_SIDE = "joblib"  # in the name of a launcher whose jobs run on one machine at a time and see all its GPUs
+
+
+def on_own_devices(settings: EvaluateSettings) -> EvaluateSettings:
+    """The settings of this job of a multirun, whose process gets GPUs of its own where others run beside it; auto is then one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    if SIDE_BY_SIDE not in str(hydra.launcher.get("_target_", "")).lower() or OmegaConf.is_missing(hydra.job, "num"):
+        return settings
+    count = 1 if settings.devices == "auto" else int(settings.devices)
+    pin(hydra.job.num, count, settings.model.get("device") or "cpu")
+    return replace(settings, devices=count)
+
+
 def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -113,7 +131,7 @@ def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
         try:
             value = run(cfg)
         except Exception as error:
-            if os.environ.get(TRACEBACK) == "1" or isinstance(error, WriteError):
+            if os.environ.get(TRACEBACK) == "1" or isinstance(error, WriteError | LostRank):
                 raise
             expected = isinstance(error, UserError | OSError)
             log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -30,6 +31,7 @@ from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
+from blink_exp.evaluation.ranks import OF_TORCHRUN, under_torchrun
 from blink_exp.files import read_object
 from blink_exp.settings.budgets import GROUP, ROOT_SETTINGS, displaced
 from blink_exp.settings.check import SHORT_FOR
@@ -49,6 +51,7 @@ SWEEP_SETTINGS = (
     "figure.",
     "store=",
     "force=",
+    "devices=",
     "report=",
     "dashboard=",
     "train=",
@@ -172,7 +175,7 @@ def point_settings(
     sweep: EvaluateSettings, first: list[str], user_overrides: list[str], match: str | None = None
 ) -> tuple[EvaluateSettings, list[str]]:
     """The settings of a point and its overrides. ``sweep``: settings of the sweep; ``match``: see ``matching``."""
-    store_overrides = (f"store={sweep.store}", f"force={sweep.force}")
+    store_overrides = (f"store={sweep.store}", f"force={sweep.force}", f"devices={sweep.devices}")
     first = displaced(first, user_overrides)
     if match:
         first = [*first, *matched(_compose((*first, *user_overrides, *store_overrides)), match)]
@@ -275,6 +278,10 @@ def training_measures(
 def _train(overrides: list[str], folder: Path) -> None:
     print(f"training first: {command(overrides, 'train')}", flush=True)
     resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
-    done = subprocess.run(training_process([*overrides, *resume, f"hydra.run.dir={folder}"]))
+    process = training_process([*overrides, *resume, f"hydra.run.dir={folder}"])
+    if under_torchrun():  # whose other processes Lightning would wait for
+        done = subprocess.run(process, env={k: v for k, v in os.environ.items() if k not in OF_TORCHRUN})
+    else:
+        done = subprocess.run(process)
     if done.returncode:
         raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train')}")

@@ -16,6 +16,8 @@ from blink_exp.documents import Metrics, PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark
+from blink_exp.evaluation.ranks import LostRank
+from blink_exp.evaluation.record_log import RECORD_LOG, files_of
 from blink_exp.evaluation.records import read
 from blink_exp.evaluation.shared_runs import parts_of, stored_point
 from blink_exp.evaluation.store import SHARED_NOTE
@@ -31,6 +33,8 @@ def guarded(settings: EvaluateSettings, label: str, experiment: str | None = Non
     ``experiment``: id of the table or figure, ``x``: where the point stands on the figure's axis."""
     try:
         row = {"point": label, "status": "done"} | measured_point(settings)
+    except LostRank:
+        raise
     except Exception as error:
         return failed(label, error)
     out, group = tracking.output_and_group()
@@ -107,7 +111,7 @@ def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, Metrics | N
     """(folder, metrics already in the store or None, final metrics). Another run may have finished the point meanwhile."""
     folder, stored = in_store(settings)
     before = store.point_of(folder) if stored is None and stored_point(settings)[1] is not None else None  # it lacks its cost
-    finished = stored or measure(as_type(PointSettings, settings), folder, parts, before)
+    finished = stored or measure(as_type(PointSettings, settings), folder, parts, settings.devices, before)
     if parts != folder:
         with contextlib.suppress(OSError):
             parts.rmdir()
@@ -116,7 +120,7 @@ def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, Metrics | N
 
 def tidy(parts: Path) -> None:
     """Removes the partial files of a run that was killed after writing a point's metrics."""
-    left = [path for path in (parts / "records.part", parts / SHARED_NOTE) if path.is_file()]
+    left = [*files_of(parts / RECORD_LOG), *([parts / SHARED_NOTE] if (parts / SHARED_NOTE).is_file() else [])]
     if left:
         with contextlib.suppress(OSError), locks.free([parts]) as mine:
             for path in left if mine else []:

@@ -16,6 +16,7 @@ from blink_exp.evaluation.records import graded, numbered, summary, wrong_predic
 from blink_exp.files import brief, json_ready, read_object, write_json, write_text
 from blink_exp.settings.roots import CompareSettings, RescoreSettings
 from blink_exp.settings.values import to_yaml
+from blink_exp.studies.parts import check_records, check_whole, parts_of
 
 # keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
@@ -26,8 +27,12 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
     started = time.time()
     benchmark = prepare_benchmark(settings)
     samples = benchmark.samples()
+    parts = parts_of(files_of(settings.predictions, "predictions"))
+    check_whole(parts, settings.shard)
     origin = made_with(settings.predictions)
-    records = scored_again(benchmark, samples, predicted(settings.predictions))
+    by_file = predicted_by_file(settings.predictions)
+    records = scored_again(benchmark, samples, united(by_file))
+    skipped = check_records(parts, benchmark, by_file)
     visual = origin.pop("visual_tokens_of_the_image", None)
     blink = {} if visual is None else {"blink": summary(records, visual)}
     against = settings.against if isinstance(settings, CompareSettings) else None
@@ -44,7 +49,7 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
         "layers": [],
         **scored(benchmark, records, out),
         "cost": None,
-        "skipped": [],
+        "skipped": skipped,
         **results.provenance(settings.seed, time.time() - started),
         **origin,
         **blink,
@@ -58,12 +63,37 @@ def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str,
     """{id: record} of earlier runs: records.jsonl files or the folders that hold them; a glob pattern names several (the shards
     of a run).
 
-    Raises UserError if there is no such file, none holds a record, a line is damaged or holds no prediction, a question is answered twice
-    in one file, or differently in two. ``setting``: name of the setting, for messages.
+    Raises UserError if there is no such file, none holds a record, a line is damaged or holds no prediction, or a question is answered
+    twice, in one file or in two. ``setting``: name of the setting, for messages.
     """
+    return united(predicted_by_file(paths, setting))
+
+
+def united(by_file: dict[Path, dict[str, Record]]) -> dict[str, Record]:
+    """{id: record} of several files. Raises UserError if two answer the same question."""
     out: dict[str, Record] = {}
+    origin: dict[str, Path] = {}
+    for file, records in by_file.items():
+        double = next((key for key in records if key in out), None)
+        if double is not None:
+            shared = sum(key in out for key in records)
+            raise UserError(
+                f"{flat(printable(double), 80)} is answered twice, in {origin[double]} and in {file} (samples in both: {shared});"
+                " give the files of one run, each once"
+            )
+        out |= records
+        origin |= dict.fromkeys(records, file)
+    return out
+
+
+def predicted_by_file(paths: str | list[str], setting: str = "predictions") -> dict[Path, dict[str, Record]]:
+    """{file: {id: record}}; see ``predicted``."""
     files = files_of(paths, setting)
+    out: dict[Path, dict[str, Record]] = {}
     for file in files:
+        if file in out:
+            raise UserError(f"{setting} names {file} twice; leave one away")
+        records: dict[str, Record] = {}
         lines: dict[str, int] = {}
         for number, prediction in numbered(file, wrong_prediction, f"give {setting}=<the records.jsonl of a finished run>"):
             name = flat(printable(prediction["id"]), 80)
@@ -71,9 +101,9 @@ def predicted(paths: str | list[str], setting: str = "predictions") -> dict[str,
                 earlier = lines[prediction["id"]]
                 raise UserError(f"{name} is answered twice in {file}, lines {earlier} and {number}; remove one of them")
             lines[prediction["id"]] = number
-            if out.setdefault(prediction["id"], prediction)["prediction"] != prediction["prediction"]:
-                raise UserError(f"{name} is answered twice and differently, last in {file}; give the files of one run only")
-    if not out:
+            records[prediction["id"]] = prediction
+        out[file] = records
+    if not any(out.values()):
         raise UserError(f"{setting}={files[0] if files else '[]'} holds no record; give the records.jsonl of a finished run")
     return out
 
@@ -133,4 +163,10 @@ def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str,
             now = f"{benchmark.name} asks now (protocol {benchmark.protocol})"
             cure = "choose the protocol and the copy of the data that the predictions were made with"
             raise UserError(f"{sample.id} was asked in other words than {now}; {cure}")
-    return [{"layers": []} | earlier[s.id] | graded(benchmark, s, earlier[s.id]["prediction"]) for s in samples if s.id in earlier]
+    return [_regraded(benchmark, s, earlier[s.id]) for s in samples if s.id in earlier]
+
+
+def _regraded(benchmark: Benchmark, sample: Sample, earlier: Record) -> Record:
+    """``earlier`` with today's grade, its keys in their order, so that what is scored again unchanged is the same to the byte."""
+    full: Any = {**earlier, **graded(benchmark, sample, earlier["prediction"])}
+    return full if "layers" in full else full | {"layers": []}  # type: ignore[no-any-return]

@@ -37,7 +37,16 @@ from blink_exp.studies.point import guarded
 from blink_exp.studies.summary import write_summary
 
 PRESETS = ("model", "method", "benchmark")  # config groups that conf/search may select
-SEARCH_SETTINGS = ("search", "objective", "token_price", "part", "store", "force", "report")  # settings of a search, not of its points
+SEARCH_SETTINGS = (
+    "search",
+    "objective",
+    "token_price",
+    "part",
+    "store",
+    "force",
+    "devices",
+    "report",
+)  # settings of a search, not of its points
 SETTINGS = ("default", "best")
 CHOOSING = "validation"  # the part that a search optimises on
 

@@ -8,7 +8,18 @@ from typing import Any
 
 from blink_exp.documents import LayerStep, Metrics, Record
 
-LEFT_OUT = ("logger", "table", "tables", "figure", "figures", "dashboard", "store", "force", "report")  # of a run's configuration
+LEFT_OUT = (
+    "logger",
+    "table",
+    "tables",
+    "figure",
+    "figures",
+    "dashboard",
+    "store",
+    "force",
+    "devices",
+    "report",
+)  # of a run's configuration
 LAYER = "layer"  # axis of per-layer values, 0-based
 BY_LAYER = {"rho": "rho", "expand": "expand", "drop": "drop", "visual_tokens": "tokens"}  # of metrics.json's "blink"
 COLUMNS = ("id", "image", "category", "question", "answer", "prediction", "correct", "decisions", "tokens")

@@ -118,7 +118,7 @@ def test_accuracy_is_split_by_what_another_point_gets_right(tmp_path):
 def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(tmp_path, monkeypatch):
     asked, stored = [], []
 
-    def measure(cfg, folder, parts, before):
+    def measure(cfg, folder, parts, devices, before):
         asked.append(cfg.cost)
         stored.append(before is not None)
         cost = {"prompts": cfg.cost, "kv_bytes": 1} if cfg.cost else None

@@ -29,6 +29,7 @@ MEANT: dict[str, set[str]] = {
     "store": TEXT,
     "report": TEXT,
     "force": NOTHING,
+    "devices": NOTHING,
     "part": NOTHING,
     "limit": ALL | OR_NULL,
     "skip_limit": {"float"},
