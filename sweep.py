@@ -12,5 +12,11 @@ def main(cfg):
     return guard(run, cfg)
 
 
+def of_folder(words):
+    from blink_exp.commands.sweep_folder import run
+
+    return run(words)
+
+
 if __name__ == "__main__":
-    entry(main, "sweep")
+    entry(main, "sweep", of_folder)
