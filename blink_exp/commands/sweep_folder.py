@@ -13,10 +13,8 @@ from blink_exp.errors import UserError
 from blink_exp.reports.console import wide_console
 from blink_exp.settings.doors import OF_FOLDER
 from blink_exp.settings.words import MULTIRUN, word
-from blink_exp.studies.job_groups import retry
-from blink_exp.studies.jobs import name_points
 from blink_exp.studies.summary import write_summary
-from blink_exp.studies.sweep_folder import COMMAND, STATES, SweepFolder, read_sweep
+from blink_exp.studies.sweep_folder import COMMAND, STATES, SweepFolder, name_points, read_sweep, retry
 
 SWEEP_DIR = "hydra.sweep.dir"
 AGAIN = ("failed", "missing")  # states of the jobs that a retry runs

@@ -30,19 +30,13 @@ from blink_exp.cli import SCRIPT, TRACEBACK, one_line
 from blink_exp.evaluation.shared_runs import run_key
 from blink_exp.studies.launchers import SIZE, forget_packaged_presets
 from blink_exp.studies.multirun import run_jobs, shared_settings
-from blink_exp.studies.sweep_folder import read_sweep, remove_rows
+from blink_exp.studies.sweep_folder import read_sweep, remove_rows, retried
 from blink_exp.studies.tuning import searches
 
 log = logging.getLogger(__name__)
 INHERITED = (SCRIPT, TRACEBACK, "HYDRA_FULL_ERROR", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")  # variables that the processes of a launcher need
 GROUP = "group"  # key in the config of a group
 Words = dict[int, list[str]]  # {number of a job: its overrides}
-_retry: list[str] = []  # states of the jobs that this process runs again; empty: all jobs run
-
-
-def retry(states: Sequence[str]) -> None:
-    """From here on a multirun of this process runs only jobs in one of ``states``."""
-    _retry[:] = states
 
 
 @dataclass
@@ -100,10 +94,10 @@ def launch_groups(launcher: Any, run: Multirun, overrides: Sequence[Sequence[str
 def jobs_to_run(config: DictConfig, overrides: Sequence[Sequence[str]], first: int) -> Words:
     """The jobs of a batch; in a retry those that failed or are missing. Their old rows are removed."""
     jobs = {first + n: list(words) for n, words in enumerate(overrides)}
-    if _retry:
+    if retried():
         batch = {tuple(words) for words in jobs.values()}
         sweep = read_sweep(config.hydra.sweep.dir, "hydra.sweep.dir")
-        jobs = {job.number: list(job.overrides) for job in sweep.jobs if job.overrides in batch and job.state in _retry}
+        jobs = {job.number: list(job.overrides) for job in sweep.jobs if job.overrides in batch and job.state in retried()}
     remove_rows(config.hydra.sweep.dir, list(jobs.values()))
     return jobs
 

@@ -30,7 +30,7 @@ from blink_exp.settings.check import check
 from blink_exp.settings.job_loader import compose_each_job
 from blink_exp.stopping import runs_in
 from blink_exp.studies.launchers import check_launcher
-from blink_exp.studies.sweep_folder import ROW, SweepFolder, read_sweep, write_command
+from blink_exp.studies.sweep_folder import ROW, SweepFolder, name_points, read_sweep, write_command
 
 log = logging.getLogger(__name__)
 WRITTEN = (
@@ -172,11 +172,3 @@ def end(rows: list[PointRun], what: str = "jobs") -> None:
     if failed:
         print(f"error: {len(failed)} of {len(rows)} {what} failed, first {failed[0]['point']}: {failed[0]['error']}", file=sys.stderr)
         sys.exit(2)
-
-
-def name_points(rows: list[PointRun]) -> list[str]:
-    """Labels each row by the overrides that not all rows share, and returns the shared ones."""
-    common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
-    for row in rows:
-        row["point"] = " ".join(word for word in row["overrides"] if word not in common)
-    return sorted(common)

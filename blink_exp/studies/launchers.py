@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from blink_exp.errors import UserError
+from blink_exp.settings.check import format_value
 
 SIZE = "group_size"  # setting of every launcher of ours
 
@@ -44,7 +45,7 @@ def check_launcher(launcher: Mapping[str, Any]) -> None:
             ) from None
     size = launcher.get(SIZE)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise UserError(f"hydra.launcher.{SIZE} must be a whole number of at least 1, or null, got {size}")
+        raise UserError(f"hydra.launcher.{SIZE} must be a whole number of at least 1, or null, got {format_value(size)}")
 
 
 def forget_packaged_presets() -> None:

@@ -18,8 +18,9 @@ from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.settings.values import plain, typed
-from blink_exp.studies.jobs import Jobs, end, multirun, name_points
+from blink_exp.studies.jobs import Jobs, end, multirun
 from blink_exp.studies.summary import write_summary
+from blink_exp.studies.sweep_folder import name_points
 from blink_exp.studies.tuning import CHOOSING, searches
 
 log = logging.getLogger(__name__)

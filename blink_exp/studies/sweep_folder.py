@@ -6,6 +6,7 @@ while it runs it holds the lock of that folder. Nothing depends on where the fol
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,16 +22,30 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.documents import PointRun
-from blink_exp.errors import UserError, flat, nearest
-from blink_exp.evaluation import locks, store
+from blink_exp.errors import UserError, flat
+from blink_exp.evaluation import locks
 from blink_exp.files import read_object, write_text
 from blink_exp.settings.presets import CONF
 from blink_exp.settings.values import read_settings
 
+log = logging.getLogger(__name__)
 COMMAND = "multirun.yaml"  # in hydra.sweep.dir: the config of the command
 ROW = "job.json"  # in a job's folder, once the job has ended
 STATES = ("done", "failed", "running", "missing")
 LEFT_OUT = "the job counts as missing"
+NUMBER = (int, float)
+JOB: dict[str, type | tuple[type, ...]] = {"overrides": list, "point": str, "status": str}  # keys of a row
+DONE: dict[str, type | tuple[type, ...]] = {"scores": dict, "samples": int, "seconds": NUMBER, "folder": str}  # of a point that is done
+_retry: list[str] = []  # states of the jobs that a multirun of this process runs; empty: all jobs
+
+
+def retry(states: Sequence[str]) -> None:
+    """From here on a multirun of this process runs only jobs in one of ``states``."""
+    _retry[:] = states
+
+
+def retried() -> list[str]:
+    return _retry
 
 
 @dataclass(frozen=True)
@@ -97,12 +112,12 @@ def read_sweep(folder: str | Path, setting: str, of_this_run: bool = False) -> S
     path = Path(folder)
     if not path.is_dir():
         problem = "is a file" if path.exists() else "is not there"
-        raise UserError(f"{setting}={folder} {problem}; give the folder of a sweep, its hydra.sweep.dir{_near(path)}")
+        raise UserError(f"{setting}={folder} {problem}; give the folder of a sweep, its hydra.sweep.dir")
     command = read_settings(path / COMMAND, "copy it again") if (path / COMMAND).is_file() else {}
     found = list(_job_folders(path, (path / COMMAND).stat().st_mtime if of_this_run else 0.0))
     if not found and not isinstance(_at(command, "hydra", "sweep"), dict):
         raise UserError(
-            f"{setting}={folder} holds no sweep: neither {COMMAND} nor folders of jobs; give the hydra.sweep.dir of a sweep{_near(path)}"
+            f"{setting}={folder} holds no sweep: neither {COMMAND} nor folders of jobs; give the hydra.sweep.dir of a sweep{_below(path)}"
         )
     planned = planned_jobs(command)
     return SweepFolder(path, command, tuple(sorted(_matched(found, planned) if planned else found, key=lambda job: job.number)))
@@ -130,6 +145,14 @@ def remove_rows(folder: str | Path, overrides: Sequence[Sequence[str]]) -> None:
             (job.folder / ROW).unlink(missing_ok=True)
 
 
+def name_points(rows: list[PointRun]) -> list[str]:
+    """Labels each row by the overrides that not all rows share, and returns the shared ones."""
+    common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
+    for row in rows:
+        row["point"] = " ".join(word for word in row["overrides"] if word not in common)
+    return sorted(common)
+
+
 def _matched(found: list[SweepJob], planned: list[tuple[str, ...]]) -> list[SweepJob]:
     """A job for each planned one, with its folder and row where there are any. Other folders are of another sweep."""
     folders: dict[tuple[str, ...], list[SweepJob]] = defaultdict(list)
@@ -155,7 +178,11 @@ def _job_folders(path: Path, rows_since: float) -> Iterator[SweepJob]:
     """The folders of jobs below ``path``, at any depth: ``hydra.sweep.subdir`` is the user's."""
     for name, folders, files in os.walk(path):
         folder = Path(name)
-        if folder != path and (ROW in files or ".hydra" in folders):
+        if folder == path:
+            pass
+        elif COMMAND in files:  # another sweep
+            folders.clear()
+        elif ROW in files or ".hydra" in folders:
             folders.clear()
             job = _job(folder, rows_since)
             if job is not None:
@@ -183,19 +210,18 @@ def _row(folder: Path, rows_since: float) -> PointRun | None:
     if not path.is_file() or path.stat().st_mtime < rows_since:
         return None
     try:
-        row: Any = read_object(path, store.JOB, LEFT_OUT)
-        read_object(path, store.DONE if row["status"] == "done" and "scores" in row else {}, LEFT_OUT)
+        row: Any = read_object(path, JOB, LEFT_OUT)
+        read_object(path, DONE if row["status"] == "done" and "scores" in row else {}, LEFT_OUT)
     except UserError as error:  # truncated while copied from another machine
-        store.name_once(str(error))
+        log.warning(str(error))
         return None
     return row  # type: ignore[no-any-return]
 
 
-def _near(path: Path) -> str:
-    """The sweeps in or beside a folder that is none, for a message."""
-    above = path if path.is_dir() else path.parent
-    names = [str(file.parent) for file in above.glob(f"*/{COMMAND}")] if above.is_dir() else []
-    return f"; {nearest(str(path), names)}" if names else ""
+def _below(path: Path) -> str:
+    """The newest sweeps in a folder that is none, for a message."""
+    names = sorted(str(file.parent) for file in path.glob(f"*/{COMMAND}"))
+    return f"; in it are {len(names)}, last {names[-1]}" if names else ""
 
 
 def _loader(words: Sequence[Any]) -> Any:

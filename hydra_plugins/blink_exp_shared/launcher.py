@@ -63,6 +63,7 @@ class GroupLauncher(Launcher):
         inner = copy.deepcopy(config)
         with open_dict(inner):
             inner.hydra.launcher = OmegaConf.create({"_target_": ENGINES[type(self).__name__].launcher, **settings})
+        OmegaConf.set_struct(inner.hydra.launcher, False)  # packages add settings of their own
         return inner
 
     @abstractmethod
@@ -85,8 +86,11 @@ class RayGroups(GroupLauncher):
     def at_once(self) -> int:
         import ray
 
-        if not ray.is_initialized():
-            ray.init(**OmegaConf.to_container(self.config.hydra.launcher.ray.init, resolve=True))
+        if not ray.is_initialized():  # before the package does, whose own settings no cluster that runs takes
+            settings: Any = OmegaConf.to_container(self.config.hydra.launcher.ray.init, resolve=True)
+            if settings.get("address") is not None:
+                settings.pop("include_dashboard", None)
+            ray.init(**settings)
         task = self.config.hydra.launcher.ray.remote
         needed = {"CPU": task.get("num_cpus", 1), "GPU": task.get("num_gpus", 0)}
         there = ray.cluster_resources()
