@@ -61,21 +61,30 @@ def test_a_launcher_leaves_what_the_default_leaves(name, words, groups, default,
     assert not list((tmp_path / "points").glob("*/*.part"))
 
 
-def test_a_process_that_is_killed_costs_its_points_which_a_retry_runs(tmp_path):
+def alive(processes) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_sweep_that_is_stopped_or_loses_a_process_goes_on_by_retries(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    folder, words = tmp_path / "sweep", ("method=none,fastv", "limit=40", "batch_size=1", f"store={tmp_path / 'points'}")
-    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.group_size=1")
-    process = start(["sweep.py", "-m", *words, *launcher, f"hydra.sweep.dir={folder}"], str(tmp_path))
-    until(process, lambda: folder.is_dir() and any((tmp_path / "points").glob("*/records.part")))
-    workers = [child for child in psutil.Process(process.pid).children() if "LokyProcess" in " ".join(child.cmdline())]
-    workers[0].send_signal(signal.SIGKILL)
-    process.join(300)
-    errors = (tmp_path / "err").read_text(encoding="utf-8").splitlines()
-    assert process.exitcode == 2 and "retry=failed" in errors[-1] and "Traceback" not in "".join(errors), errors
-    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-    printed, _ = run("sweep.py", "retry=failed", f"hydra.sweep.dir={folder}", "hydra/launcher=shared")
+    folder, points = tmp_path / "sweep", tmp_path / "points"
+    words = ["-m", "method=none,fastv", "limit=200", "batch_size=1", "cost=0", f"store={points}", f"hydra.sweep.dir={folder}"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.group_size=1"]
+    first = ["sweep.py", *words, *launcher]
+    for command, number, code in ((first, signal.SIGTERM, 143), (["sweep.py", f"retry={folder}"], signal.SIGKILL, 2)):
+        process = start(command, str(tmp_path))
+        until(process, lambda: folder.is_dir() and any(job.state == "running" for job in read_sweep(folder, "status").jobs))
+        workers = [child for child in psutil.Process(process.pid).children() if "LokyProcess" in " ".join(child.cmdline())]
+        (psutil.Process(process.pid) if number == signal.SIGTERM else workers[0]).send_signal(number)
+        process.join(300)
+        errors = (tmp_path / "err").read_text(encoding="utf-8").splitlines()
+        assert process.exitcode == code and "Traceback" not in "".join(errors), errors
+        assert errors[-1].startswith("stopped by SIGTERM; to go on" if code == 143 else "error: ") and alive(workers) == []
+        assert errors[-1].endswith(f"python sweep.py retry=failed hydra.sweep.dir={folder}") or code == 143
+        assert any(job.state == "missing" for job in read_sweep(folder, "status").jobs)
+    run("sweep.py", "retry=failed", f"hydra.sweep.dir={folder}", "hydra/launcher=shared")
     assert [job.state for job in read_sweep(folder, "status").jobs] == ["done", "done"]
-    assert "going on: " in printed  # from the answers that are there
+    assert not list(points.glob("*/*.part"))
 
 
 @pytest.fixture
