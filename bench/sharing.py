@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import report, timing
+from bench import groups, report, timing
 from bench.least import Answered, least
 from blink_exp.core.method import Method
 from blink_exp.decoder.attach import attach
@@ -29,6 +29,10 @@ COLUMNS = [
     "TFLOPs shared",
     "least",
     "shared / least",
+    "layer passes",
+    "tokens in layers",
+    "tokens / alone",
+    "saving kept",
     "other answers",
 ]
 BLINK = (
@@ -53,6 +57,7 @@ def measure(size: str = "default", store: str = "outputs/points", questions: str
         points(f"HERO's {named(hero)}", hero, asked, store, 1 / 2, deciding=False),
         *one_image("the scale model", 4 if small else 32, None),
     ]
+    in_groups = in_processes(f"Blink's {named(blink)}", blink, asked, store, (2,) if small else (8, 64))
     if not small:
         rows += [*one_image("width 512, 576 visual tokens", 32, WIDE), wide_points()]
     bars = []
@@ -61,8 +66,11 @@ def measure(size: str = "default", store: str = "outputs/points", questions: str
         if row["shared / least"] is not None:
             bars.append(report.bar(f"{row['what']}: FLOPs over the least", row["shared / least"], 1.1))
         bars.append(report.bar(f"{row['what']}: answers that differ", row["other answers"], 0))
+    bars += [report.bar(f"{row['what']}: answers that differ", row["other answers"], 0) for row in in_groups]
+    rows += in_groups
     notes = [
         "Alone: every point by itself through Hugging Face's generate(), in batches of 32 questions, or as said.",
+        "In groups: a process for each, as hydra.launcher.group_size divides a sweep; alone: each point in a group of its own.",
         "The least: each image, expanded segment, text and token once, by the papers' formula from what was decided (bench/least.py).",
     ]
     return report.result(TITLE, rows, bars, notes, COLUMNS)
@@ -146,6 +154,16 @@ def points(what: str, experiments: list[tuple[str, str]], questions: int, store:
         "shared / least": lowest and row["TFLOPs shared"] * 1e12 / lowest,
         "other answers": other,
     }
+
+
+def in_processes(what: str, experiments: list[tuple[str, str]], questions: int, store: str, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """The same points in several numbers of groups."""
+    from blink_exp.benchmarks.base import spread
+    from blink_exp.evaluation.evaluator import prepare
+
+    made = [prepare(cfg) for cfg in composed(experiments, store)]
+    (backbone, _, benchmark), methods = made[0], [method for _, method, _ in made]
+    return groups.rows(what, backbone, methods, benchmark, spread(benchmark.samples(), questions), counts)
 
 
 def compared(what: str, alone: Callable[[], None], shared: Callable[[], None], bar: float, points: int, questions: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
-from blink_exp.settings.doors import as_typed, command_name
+from blink_exp.settings.doors import OF_FOLDER, as_typed, command_name
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.meanings import MEANINGS
 from blink_exp.settings.presets import presets
@@ -27,8 +27,10 @@ RANKS, WORKER = "blink_exp.evaluation.ranks", "blink_exp.evaluation.worker"  # b
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's exception, matched by name since torch is not imported here
 
 
-def entry(main: Callable[[], object], config: str) -> None:
-    """Runs a hydra.main function. Hydra is set to raise its errors, so that they are printed in one place."""
+def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str]], list[str] | None] | None = None) -> None:
+    """Runs a hydra.main function. Hydra is set to raise its errors, so that they are printed in one place.
+
+    ``of_folder``: takes arguments about the folder of a sweep, and returns those for Hydra, or None where nothing is left to do."""
     user_wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ[TRACEBACK] = str(int(user_wants_traceback))
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -48,7 +50,12 @@ def entry(main: Callable[[], object], config: str) -> None:
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text(config))
             return None
-        sys.argv[1:] = prepared(sys.argv[1:], config)
+        words: list[str] | None = sys.argv[1:]
+        if of_folder is not None and any(word.partition("=")[0] in OF_FOLDER for word in sys.argv[1:]):
+            words = of_folder(sys.argv[1:])
+        if words is None:
+            return None
+        sys.argv[1:] = prepared(words, config)
         check_optuna(sys.argv[1:])
         return main()
 

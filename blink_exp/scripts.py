@@ -22,7 +22,14 @@ def start(name: str) -> None:
         run = importlib.import_module(f"blink_exp.commands.{name}").run
         return guard(run, cfg) if name == "sweep" else job(run, cfg)  # a sweep notes its jobs itself, with their scores
 
-    entry(main, name)
+    entry(main, name, sweep_folder if name == "sweep" else None)
+
+
+def sweep_folder(words: list[str]) -> list[str] | None:
+    """``status=``, ``summarize=`` and ``retry=``, which read the folder of a sweep and need no settings."""
+    from blink_exp.commands.sweep_folder import run
+
+    return run(words)
 
 
 train, evaluate, sweep = partial(start, "train"), partial(start, "evaluate"), partial(start, "sweep")

@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from blink_exp.errors import UserError
-from blink_exp.files import write_json
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import typed
 from blink_exp.studies import dashboards
@@ -53,6 +52,5 @@ def run(cfg: DictConfig) -> Any:
     else:
         row = guarded(on_own_devices(prepared(settings)), label)
     row |= {"overrides": words}
-    write_json(out / "job.json", row)
     write_job_row(row)
     return returned(row, cfg.objective, cfg.token_price)

@@ -55,16 +55,50 @@ def named(folder: str | Path | None, setting: str) -> Path:
 @contextlib.contextmanager
 def waited(path: Path) -> Iterator[None]:
     """Locks ``path``, a point of the store or another shared file. Prints a line and waits while another run holds the lock."""
-    lock = _lock(path)
+    with _waited(_lock(path), path, path.parent):
+        yield
+
+
+@contextlib.contextmanager
+def waited_folder(folder: Path) -> Iterator[None]:
+    """Like ``waited``, with the lock that ``claim`` takes: of an output folder, for a job of a multirun."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve()
+    lock = FileLock(path / NAME, fallback_to_soft=False)
+    with _waited(lock, folder, folder):
+        _folders[str(path)] = lock  # the job may claim its folder
+        try:
+            yield
+        finally:
+            _folders.pop(str(path), None)
+
+
+@contextlib.contextmanager
+def _waited(lock: FileLock, path: Path, folder: Path) -> Iterator[None]:
     try:
-        _acquire(lock, path.parent, timeout=0)
+        _acquire(lock, folder, timeout=0)
     except Timeout:
         print(f"waiting for {path}, which another run is working on", flush=True)
-        _acquire(lock, path.parent)
+        _acquire(lock, folder)
     try:
         yield
     finally:
         lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run holds the lock of an output folder. Creates nothing; a folder that cannot be written is not in use."""
+    lock = folder.resolve() / NAME
+    if not lock.is_file():
+        return False
+    try:
+        with FileLock(lock, fallback_to_soft=False).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):
+        return False
 
 
 @contextlib.contextmanager

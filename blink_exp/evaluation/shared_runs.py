@@ -52,6 +52,11 @@ def parts_of(settings: EvaluateSettings) -> Path:
     return Path(settings.store) / identity.config_hash(point, identity.without_images(point))
 
 
+def run_key(settings: EvaluateSettings) -> str:
+    """Equal for points that can run together."""
+    return json.dumps([getattr(settings, name) for name in ONE_RUN], sort_keys=True)
+
+
 def run_together(points: Iterable[EvaluateSettings]) -> None:
     """Answers the questions of all points that are not in the store, group by group. Groups of one point are skipped."""
     groups: dict[str, dict[Path, EvaluateSettings]] = {}
@@ -62,7 +67,7 @@ def run_together(points: Iterable[EvaluateSettings]) -> None:
             log.info("left alone: %s", one_line(error))
             continue
         if stored is None:
-            groups.setdefault(json.dumps([getattr(settings, k) for k in ONE_RUN], sort_keys=True), {})[folder] = settings
+            groups.setdefault(run_key(settings), {})[folder] = settings
     for group in groups.values():
         if len(group) < 2:
             continue

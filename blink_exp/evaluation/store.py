@@ -31,8 +31,6 @@ METRICS: dict[str, type | tuple[type, ...]] = {
     "blink": (dict, EMPTY),
 }
 PACE: dict[str, type | tuple[type, ...]] = {"backbone": str, "benchmark": str, "seconds": NUMBER, "samples": int}
-JOB: dict[str, type | tuple[type, ...]] = {"overrides": list, "point": str, "status": str}
-DONE: dict[str, type | tuple[type, ...]] = {"scores": dict, "samples": int, "seconds": NUMBER, "folder": str}  # of a job that is done
 
 
 def finished(folder: Path, cure: str) -> bool:

@@ -18,7 +18,8 @@ COMMANDS = {
     "parity": "the untouched model on every benchmark beside the printed numbers (model=)",
 }
 OF_VIEW = ("view", "image", "question", "compare")
-OF_SWEEP = ("table", "tables", "figure", "figures", "search", "dashboard")
+OF_FOLDER = ("status", "summarize", "retry")  # of sweep.py, about the folder of a sweep; no settings
+OF_SWEEP = ("table", "tables", "figure", "figures", "search", "dashboard", *OF_FOLDER)
 VERBS = ("list", "all")  # of tables= and figures=
 COMMAND_KEYS = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
 

@@ -1,14 +1,14 @@
 """The jobs of a Hydra multirun: collects their results and ends with one line and exit code 2 if any failed.
 
-A job writes its row to ``hydra.sweep.dir/.jobs``, which is emptied when a multirun starts and removed when it ends. The rows are thus
-those of this multirun, also in a reused folder, for any ``hydra.sweep.subdir`` and any launcher.
+A job locks its folder while it runs, and writes its row there when it ends, so that any launcher may run it, in any process, and the
+results can be collected later (``sweep_folder``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,23 +16,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.cli import SCRIPT, TRACEBACK, guard, one_line
 from blink_exp.disk import FOLDERS, WriteError
 from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
-from blink_exp.evaluation import locks, store
+from blink_exp.evaluation import locks
 from blink_exp.evaluation.ranks import LostRank, pin
-from blink_exp.files import read_object, write_json
+from blink_exp.files import write_json
 from blink_exp.settings.check import check
 from blink_exp.settings.job_loader import compose_each_job
 from blink_exp.settings.roots import EvaluateSettings
 from blink_exp.stopping import runs_in
+from blink_exp.studies.launchers import check_launcher
+from blink_exp.studies.sweep_folder import ROW, SweepFolder, name_points, read_sweep, write_command
 
 log = logging.getLogger(__name__)
-NOTES = ".jobs"  # in hydra.sweep.dir, while a multirun runs
 WRITTEN = (
     "store",
     "report",
@@ -44,7 +47,16 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # rank of this process; the proc
 
 
 class Jobs(Callback):
-    """Hydra callback: locks the output folder and ends a multirun."""
+    """Hydra callback: locks the output folder of a run, a multirun and each of its jobs, and ends a multirun."""
+
+    def __init__(self) -> None:
+        self.running = contextlib.ExitStack()  # the lock of the job that runs in this process
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # sent to the processes of a launcher; a lock stays where it is
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.running = contextlib.ExitStack()
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         note_folders(config, "hydra.run.dir")
@@ -57,20 +69,35 @@ class Jobs(Callback):
         if os.environ.get(TRACEBACK) != "1":
             compose_each_job(os.environ[SCRIPT])
 
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            guard(self.claim_job, config)
+
+    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+        self.running.close()
+
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        try:
-            guard(self.end, config)
-        finally:
-            remove_job_rows(config)
+        guard(self.end, config)
+
+    def claim_job(self, config: DictConfig) -> None:
+        if not first_rank():
+            return
+        note_folders(config, "hydra.sweep.dir")
+        folder = Path(config.hydra.runtime.output_dir)
+        self.running.close()  # where the last job of this process ended without its callback
+        if folder != Path(config.hydra.sweep.dir).absolute():
+            self.running.enter_context(locks.waited_folder(folder))
+        (folder / ROW).unlink(missing_ok=True)
 
     def end(self, config: DictConfig) -> None:
-        rows = read_job_rows(config)
+        rows = multirun(config).rows()
         name_points(rows)
         end(rows)
 
 
 def check_shared(config: DictConfig) -> None:
     """Raises UserError for settings invalid in every job: ``config`` holds the overrides with a single value."""
+    check_launcher(config.hydra.launcher)
     check(config, whole=False)
 
 
@@ -82,17 +109,29 @@ def note_folders(config: DictConfig, output_setting: str) -> None:
             FOLDERS[Path(folder).absolute()] = setting
 
 
+def first_rank() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
 def claim_run(config: DictConfig) -> None:
     folder = locks.named(config.hydra.run.dir, "hydra.run.dir")
-    if all(os.environ.get(name, "0") == "0" for name in RANKS):
+    if first_rank():
         locks.claim(folder, "hydra.run.dir")
     runs_in(folder)
 
 
 def claim_sweep(config: DictConfig) -> None:
-    if all(os.environ.get(name, "0") == "0" for name in RANKS):
-        folder = locks.claim(config.hydra.sweep.dir, "hydra.sweep.dir")
-        shutil.rmtree(folder / NOTES, ignore_errors=True)
+    if first_rank():
+        locks.claim(config.hydra.sweep.dir, "hydra.sweep.dir")
+        write_command(config)
+
+
+def multirun(config: DictConfig, of_this_run: bool = False) -> SweepFolder:
+    """The multirun of ``config`` (``read_sweep``). Raises UserError if none of its jobs left a row."""
+    sweep = read_sweep(config.hydra.sweep.dir, "hydra.sweep.dir", of_this_run)
+    if not any(job.row for job in sweep.jobs):
+        raise UserError(f"no job of {config.hydra.sweep.dir} left a result; see the log files of the jobs there")
+    return sweep
 
 
 def job(run: Callable[[Any], Any], cfg: DictConfig) -> Any:
@@ -117,9 +156,6 @@ def on_own_devices(settings: EvaluateSettings) -> EvaluateSettings:
 
 
 def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return run
 
@@ -144,43 +180,13 @@ def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def write_job_row(row: PointRun) -> None:
     """Writes the row of the current Hydra job."""
-    from hydra.core.hydra_config import HydraConfig
-
     hydra = HydraConfig.get()
-    write_json(Path(hydra.sweep.dir) / NOTES / f"{hydra.job.num}.json", row)
-
-
-def read_job_rows(config: DictConfig) -> list[PointRun]:
-    """The rows of a multirun's jobs, by job number. Raises UserError if there is none."""
-    rows: list[PointRun] = []
-    for file in sorted((Path(config.hydra.sweep.dir) / NOTES).glob("*.json"), key=lambda file: int(file.stem)):
-        try:
-            row: Any = read_object(file, store.JOB, "it is left out of the summary")
-            read_object(file, store.DONE if row["status"] == "done" and "scores" in row else {}, "it is left out of the summary")
-            rows.append(row)
-        except UserError as error:  # truncated while copied from another machine
-            store.name_once(str(error))
-    if not rows:
-        raise UserError(f"no job of {config.hydra.sweep.dir} left a result; see the log files of the jobs there")
-    return rows
-
-
-def remove_job_rows(config: DictConfig) -> None:
-    """Removes the job rows of a finished multirun."""
-    shutil.rmtree(Path(config.hydra.sweep.dir) / NOTES, ignore_errors=True)
+    write_json(Path(hydra.runtime.output_dir) / ROW, {"number": hydra.job.num, **row})
 
 
 def end(rows: list[PointRun], what: str = "jobs") -> None:
-    """Exits with code 2 and one line if a job failed."""
-    failed = [row for row in rows if row["status"] == "failed"]
+    """Exits with code 2 and one line if a job failed or left no result."""
+    failed = [row for row in rows if row["status"] != "done"]
     if failed:
         print(f"error: {len(failed)} of {len(rows)} {what} failed, first {failed[0]['point']}: {failed[0]['error']}", file=sys.stderr)
         sys.exit(2)
-
-
-def name_points(rows: list[PointRun]) -> list[str]:
-    """Labels each row by the overrides that not all rows share, and returns the shared ones."""
-    common = set(rows[0]["overrides"]).intersection(*(row["overrides"] for row in rows)) if len(rows) > 1 else set()
-    for row in rows:
-        row["point"] = " ".join(word for word in row["overrides"] if word not in common)
-    return sorted(common)

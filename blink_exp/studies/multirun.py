@@ -16,9 +16,11 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation.shared_runs import run_together
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS
+from blink_exp.settings.roots import SweepSettings
 from blink_exp.settings.values import plain, typed
-from blink_exp.studies.jobs import Jobs, end, name_points, read_job_rows
+from blink_exp.studies.jobs import Jobs, end, multirun
 from blink_exp.studies.summary import write_summary
+from blink_exp.studies.sweep_folder import name_points
 from blink_exp.studies.tuning import CHOOSING, searches
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Summary(Jobs):
         if searches(config.hydra):
             return  # the callback Search writes the summary
         folder = Path(config.hydra.sweep.dir)
-        rows = read_job_rows(config)
+        rows = multirun(config).rows()
         common = name_points(rows)
         write_summary(rows, folder)
         settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # Hydra's lacks the number of a job
@@ -53,14 +55,16 @@ class Summary(Jobs):
 
 def run_jobs(configs: Iterable[DictConfig]) -> None:
     """``run_together`` for the jobs of a multirun; ``configs``: as Hydra composes them, its own settings included."""
-    wanted = []
-    for cfg in configs:
-        if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in ("table", "tables", "figure", "figures", "dashboard")):
-            continue
-        try:
-            settings = typed(cfg)
-        except (UserError, *HYDRA_ERRORS) as error:
-            log.info("left alone: %s", one_line(error))
-            continue
-        wanted.append(replace(settings, part=CHOOSING) if searches(cfg.hydra) else settings)
-    run_together(wanted)
+    run_together(settings for settings in map(shared_settings, configs) if settings is not None)
+
+
+def shared_settings(cfg: DictConfig) -> SweepSettings | None:
+    """The settings of a job that may run together with others; None for one that runs alone or fails."""
+    if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in ("table", "tables", "figure", "figures", "dashboard")):
+        return None
+    try:
+        settings: SweepSettings = typed(cfg)
+    except (UserError, *HYDRA_ERRORS) as error:
+        log.info("left alone: %s", one_line(error))
+        return None
+    return replace(settings, part=CHOOSING) if searches(cfg.hydra) else settings

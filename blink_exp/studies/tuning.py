@@ -31,7 +31,7 @@ from blink_exp.settings.compose import composed
 from blink_exp.settings.doors import command_name
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies.deltas import benchmark_of, records_of
-from blink_exp.studies.jobs import read_job_rows, remove_job_rows
+from blink_exp.studies.jobs import multirun
 from blink_exp.studies.plan import key
 from blink_exp.studies.point import guarded
 from blink_exp.studies.summary import write_summary
@@ -60,10 +60,7 @@ class Search(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if searches(config.hydra):
-            try:
-                guard(finish, config)
-            finally:
-                remove_job_rows(config)
+            guard(finish, config)
 
 
 def searches(hydra: Any) -> bool:
@@ -163,7 +160,7 @@ def finish(config: DictConfig) -> None:
 
     HydraConfig.instance().set_config(config)
     folder = Path(config.hydra.sweep.dir)
-    rows = read_job_rows(config)
+    rows = multirun(config, of_this_run=True).rows()
     fixed = single(config)
     for row in rows:
         row["point"] = " ".join(w for w in row["overrides"] if w not in fixed and key(w) != "part")

@@ -9,9 +9,11 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from blink_exp import plugins
+from blink_exp.studies.launchers import forget_packaged_presets
 
 
 class InstalledPresets(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for name, point in plugins.installed(plugins.CONF).items():
             search_path.append(provider=name, path=f"pkg://{point.value}")
+        forget_packaged_presets()

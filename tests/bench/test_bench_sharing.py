@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.groups import divided, rows
 from bench.least import Answered, course, least
 from bench.sharing import ended
+from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core.method import Method, Record, Scan
 from blink_exp.core.sequence import Drop, Expand, Keep
 from blink_exp.evaluation.tokens import layer_flops
@@ -113,3 +115,20 @@ def test_shared_points_run_on_little_more_than_the_least(thresholds):
     rows = [Answered(asked[n].image, n, methods[p], *lengths[n], 144, one.tokens, one.decisions) for (n, p), one in found.items()]
     ratio = counter.get_total_flops() / least(rows, backbone.llm.config, tower.get_total_flops())
     assert 0.99 < ratio < 1.1  # below 1 the least would not be the least
+
+
+def test_points_are_divided_as_evenly_as_they_can_be():
+    assert divided(10, 4) == [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]
+    assert divided(3, 1) == [[0, 1, 2]] and divided(2, 2) == [[0], [1]]
+
+
+def test_groups_run_what_they_share_once_each(scale):
+    """Four points that do nothing, on one image: whatever is run, is run once for each group."""
+    every = MosaicMME(images=1).samples()
+    samples = [s for s in every if s.image_id == every[0].image_id]
+    found = rows("four", scale, [Method()] * 4, MosaicMME(images=1), samples, (2,))
+    assert [row["what"] for row in found] == ["four, in 4 groups", "four, in 2 groups", "four, in one group"]
+    assert [row["tokens / alone"] for row in found] == [1, 0.5, 0.25]
+    assert [row["saving kept"] for row in found] == pytest.approx([0, 2 / 3, 1])
+    assert [row["layer passes"] for row in found] == [4 * found[2]["layer passes"], 2 * found[2]["layer passes"], found[2]["layer passes"]]
+    assert all(row["other answers"] == 0 for row in found)

@@ -181,15 +181,16 @@ def test_a_broken_entry_of_the_store_is_named_and_measured_again(name, tmp_path,
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_other_broken_files_of_a_sweep_are_left_out(how, tmp_path, caplog):
-    (tmp_path / ".jobs").mkdir()
     (tmp_path / SHARED_NOTE).write_bytes(BROKEN[how])
     assert pop_shared_note(tmp_path) is None and not (tmp_path / SHARED_NOTE).exists()
     (tmp_path / "matched.json").write_bytes(BROKEN[how])
     assert matching.stored_match(tmp_path / "matched.json") is None
-    (tmp_path / ".jobs" / "0.json").write_bytes(BROKEN[how])
-    write_json(tmp_path / ".jobs" / "1.json", row := {"overrides": [], "point": "p", "status": "failed", "error": "e"})
-    assert jobs.read_job_rows(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})) == [row]
-    assert "0.json" in caplog.text
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "job.json").write_bytes(BROKEN[how])
+    row = {"number": 1, "overrides": [], "point": "p", "status": "failed", "error": "e"}
+    write_json(tmp_path / "1" / "job.json", row)
+    assert jobs.multirun(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})).rows() == [row]
+    assert str(tmp_path / "0" / "job.json") in caplog.text
 
 
 @pytest.mark.parametrize("data", STORED["config.yaml"])

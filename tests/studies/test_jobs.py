@@ -45,7 +45,7 @@ def test_a_job_whose_words_do_not_compose_lets_the_others_run(words, failed, who
     for job, why in failed.items():
         assert any(job in line and f"failed: {why}" in line for line in printed.splitlines())
     assert [int(file.parent.name) for file in (tmp_path / "a").glob("*/metrics.json")] == whole
-    assert "Traceback" not in printed and not (tmp_path / "a" / ".jobs").exists()
+    assert "Traceback" not in printed
 
 
 def test_a_point_whose_words_do_not_compose_is_a_failed_point_of_the_table(tmp_path):
@@ -86,16 +86,13 @@ def test_a_wrong_word_that_all_jobs_share_stops_the_multirun_at_once(script, wor
 
 
 def test_jobs_below_the_sweep_s_folder_count_and_those_of_an_older_sweep_do_not(tmp_path):
-    (tmp_path / "a" / "7").mkdir(parents=True)
-    old = {"point": "old", "status": "done", "overrides": ["layer=7"], "scores": {"total": 1.0}}
-    for place in ("7/job.json", ".jobs/7.json"):  # of a whole one, and of one that was killed
-        write_json(tmp_path / "a" / place, old)
+    old = {"number": 7, "point": "old", "status": "done", "overrides": ["layer=7"], "scores": {"total": 1.0}}
+    write_json(tmp_path / "a" / "7" / "job.json", old)
     own = ("limit=2", "method=blink_interp", f"hydra.sweep.dir={tmp_path / 'a'}", "hydra.sweep.subdir=job/${hydra.job.num}")
     _, errors = run("sweep.py", "-m", "layer=12,40", *own, f"store={tmp_path / 'points'}", code=2)
     assert errors == ["error: 1 of 2 points failed, first layer=40: layer=40 is outside the backbone's 32 layers; use 0 to 31"]
     rows = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8").splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["layer=12", "layer=40"]
-    assert not (tmp_path / "a" / ".jobs").exists()
 
 
 @pytest.mark.parametrize("script", ["evaluate", "train"])

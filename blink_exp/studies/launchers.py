@@ -1,0 +1,56 @@
+"""The launchers of conf/hydra/launcher that need another package: which one, and whether it is there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from blink_exp.errors import UserError
+from blink_exp.settings.check import format_value
+
+SIZE = "group_size"  # setting of every launcher of ours
+
+
+@dataclass(frozen=True)
+class Engine:
+    """``launcher``: the package's launcher, which runs a group of jobs as one; ``extra``: of pyproject.toml, that brings the package."""
+
+    launcher: str
+    package: str
+    extra: str
+
+
+ENGINES = {  # by the class of ours in hydra_plugins/blink_exp_shared/launcher.py
+    "JoblibGroups": Engine("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "hydra-joblib-launcher", "joblib"),
+    "RayGroups": Engine("hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher", "hydra-ray-launcher", "ray"),
+    "SlurmGroups": Engine("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "hydra-submitit-launcher", "slurm"),
+    "LocalGroups": Engine("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", "hydra-submitit-launcher", "slurm"),
+}
+PRESETS = ("joblib", "ray", "submitit_local", "submitit_slurm")
+
+
+def check_launcher(launcher: Mapping[str, Any]) -> None:
+    """Raises UserError if the package of a launcher is not installed, or its groups have no size. ``launcher``: hydra.launcher."""
+    engine = ENGINES.get(str(launcher["_target_"]).rpartition(".")[2])
+    if engine is not None:
+        try:
+            importlib.metadata.version(engine.package)
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError(
+                f'hydra/launcher needs {engine.package}, which is not installed; pip install "blink_exp[{engine.extra}]"'
+            ) from None
+    size = launcher.get(SIZE)
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise UserError(f"hydra.launcher.{SIZE} must be a whole number of at least 1, or null, got {format_value(size)}")
+
+
+def forget_packaged_presets() -> None:
+    """Removes the packages' own configs from Hydra's store. Hydra would check ours, of the same names, against them, and refuse what they
+    do not have."""
+    stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    for name in PRESETS:
+        stored.pop(f"{name}.yaml", None)
