@@ -9,11 +9,14 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
+from blink_exp.keys import masked
 from blink_exp.settings.doors import command_name
 from blink_exp.settings.presets import CONF, presets
 from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
@@ -31,9 +34,11 @@ def entry(main: Callable[[], object], config: str) -> None:
     lenient_output()
     os.environ[SCRIPT] = config
     logging.raiseExceptions = False  # on a full disk, Hydra's log handler would print a traceback for every line
+    sys.excepthook = masked_traceback
     stop_on_signals()
 
     def checked(_: object) -> object:
+        from blink_exp.settings.job_loader import check_all_configs
         from blink_exp.settings.words import prepared
 
         if sys.argv[1:] in (["--help"], ["-h"]):
@@ -41,6 +46,7 @@ def entry(main: Callable[[], object], config: str) -> None:
             return None
         sys.argv[1:] = prepared(sys.argv[1:], config)
         check_optuna(sys.argv[1:])
+        check_all_configs()
         return main()
 
     code: Any = None
@@ -56,6 +62,11 @@ def entry(main: Callable[[], object], config: str) -> None:
         code = code or 2
     if code:
         sys.exit(code)
+
+
+def masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of an error that nobody expected, with keys masked."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def lenient_output() -> None:
@@ -103,7 +114,11 @@ def resume_hint() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line. OS errors get a cure."""
+    """The message of an error as one line, with keys masked. OS errors get a cure."""
+    return masked(_one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return disk_line(error)
     if isinstance(error, UserError):
