@@ -34,7 +34,7 @@ class CheckedLoader(ConfigLoaderImpl):
 
 def check_all_configs() -> None:
     """Makes Hydra compose with ``CheckedLoader`` from here on."""
-    hydra_internals.ConfigLoaderImpl = CheckedLoader  # type: ignore[misc]
+    hydra_internals.ConfigLoaderImpl = CheckedLoader  # type: ignore[attr-defined]
 
 
 class JobLoader(CheckedLoader):
