@@ -5,7 +5,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --c
 # Processes import compiled files: where the environment forbids writing them, each would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bytecode format clean
+.PHONY: demo test lint audit bytecode format clean
 
 demo: .venv/installed
 	$(PY) sweep.py table=blink_table2 limit=300 hydra.run.dir=outputs/demo
@@ -18,6 +18,11 @@ lint: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) tools/audit.py
+
+# licences of what is installed, and known vulnerabilities where pip-audit is installed and its service answers; lint runs it too
+audit: .venv/installed-dev
+	$(PY) tools/audit.py --list
 
 # compiles what tests import while mypy, which takes one core, runs; a test that cannot be imported is pytest's to report
 bytecode: .venv/installed-dev

@@ -10,11 +10,14 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
+from blink_exp.keys import masked
 from blink_exp.settings.doors import OF_FOLDER, as_typed, command_name
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.meanings import MEANINGS
@@ -38,6 +41,7 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
     os.environ[SCRIPT] = config
     os.environ["MPLBACKEND"] = "Agg"  # commands write pictures to files and need no display
     logging.raiseExceptions = False  # on a full disk, Hydra's log handler would print a traceback for every line
+    sys.excepthook = masked_traceback
     stop_on_signals()
     if config != "train" and int(os.environ.get("RANK") or "0"):  # of torchrun; Lightning divides a training itself
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -45,6 +49,7 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
         return
 
     def checked(_: object) -> object:
+        from blink_exp.settings.job_loader import check_all_configs
         from blink_exp.settings.words import prepared
 
         if sys.argv[1:] in (["--help"], ["-h"]):
@@ -57,6 +62,7 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
             return None
         sys.argv[1:] = prepared(words, config)
         check_optuna(sys.argv[1:])
+        check_all_configs()
         return main()
 
     code: Any = None
@@ -75,6 +81,11 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
         code = code or 2
     if code:
         sys.exit(code)
+
+
+def masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints the traceback of an error that nobody expected, with keys masked."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def lenient_output() -> None:
@@ -122,7 +133,11 @@ def resume_hint() -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line. OS errors get a cure."""
+    """The message of an error as one line, with keys masked. OS errors get a cure."""
+    return masked(_one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return disk_line(error)
     if isinstance(error, UserError):

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from blink_exp.keys import masked
+
 
 class UserError(ValueError):
     """One line for the user: the value, the limit and the cure. Entry points print it without a traceback and exit with 2."""
@@ -29,8 +31,9 @@ REASON = 200  # characters of a reason
 
 
 def reason(error: object) -> str:
-    """The reason for a skip: one line of at most 200 printable characters, the same in every run. Without a message: its type."""
-    text = flat(ADDRESS.sub("", printable(str(error)[: 10 * REASON])))
+    """The reason for a skip: one line of at most 200 printable characters without keys, the same in every run. Without a message: its
+    type."""
+    text = flat(ADDRESS.sub("", printable(masked(str(error)[: 10 * REASON]))))
     return flat(text if len(text) <= REASON else text[: REASON - 3] + "...") or type(error).__name__
 
 

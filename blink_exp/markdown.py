@@ -1,7 +1,8 @@
-"""Tables in Markdown."""
+"""Markdown: tables, and text from outside that shows as it stands."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -13,3 +14,15 @@ def table(head: Sequence[object], rows: Iterable[Iterable[object]], left: Sequen
 
 def line(cells: Iterable[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def escaped(text: str) -> str:
+    """Text on one line in which nothing is markup: no link, no HTML, no end of a cell."""
+    return re.sub(r"([\\`*|<\[])", r"\\\1", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """Text on one line as code, fenced by more backticks than it holds in a row."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"

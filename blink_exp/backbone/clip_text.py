@@ -110,7 +110,7 @@ def load_clip_text(path: str | None, backbone: Any) -> ClipText:
         hub.check_connection()
     try:
         clip: Any = CLIPModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # libraries do not document their exceptions for damaged files
         raise UserError(
             f"model.clip={path} gives no CLIP in safetensors ({flat(error, 240)}); give a folder that holds one, or set hero_alpha=no_text"

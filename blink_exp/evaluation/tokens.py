@@ -81,7 +81,8 @@ def llm_depth(path: str, revision: str | None = None) -> int | None:
     if not Path(source).is_dir():
         hub.check_connection()
     try:
-        depth: int = AutoConfig.from_pretrained(source, revision=revision or "main").text_config.num_hidden_layers
+        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        depth: int = config.text_config.num_hidden_layers
         return depth
     except (OSError, ValueError, AttributeError):
         return None

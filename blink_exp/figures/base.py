@@ -41,6 +41,7 @@ STYLE: Any = {
     "svg.hashsalt": "blink_exp",
     "svg.fonttype": "path",
     "savefig.bbox": "tight",
+    "text.parse_math": False,  # questions and answers hold dollars, and half a formula would end the figure
 }
 TIP = "tip:"  # prefix of an artist's gid that becomes a tooltip in the SVG
 SVG = "{http://www.w3.org/2000/svg}"

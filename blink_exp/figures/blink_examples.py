@@ -131,5 +131,5 @@ def draw_one(part: SubFigure, image: Image.Image, record: Record, grid: PatchGri
         axis.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(1, 0))
         axis.spines[:].set_visible(True)
     verdict = {True: " (right)", False: " (wrong)"}.get(record["correct"], "")
-    question = record["question"].replace("\n", " ").replace("$", r"\$")
+    question = " ".join(record["question"].split())
     part.suptitle(f"“{question[:100]}”  answer: {record['answer']}, said: {record['prediction'][:40]}{verdict}", fontsize=8)

@@ -148,7 +148,7 @@ def draw_image(axis: Axes, image: Image.Image, record: Record, title: str) -> No
 
 def wrapped(text: str, width: int = 24, lines: int = 3) -> str:
     """``text`` in lines of about ``width`` characters, cut off after ``lines``."""
-    return "\n".join(textwrap.wrap(" ".join(text.replace("$", r"\$").split()), width, max_lines=lines, placeholder=" ..."))
+    return "\n".join(textwrap.wrap(" ".join(text.split()), width, max_lines=lines, placeholder=" ..."))
 
 
 def heat(axis: Axes, values: torch.Tensor, side: tuple[int, int], top: float | None = None) -> None:

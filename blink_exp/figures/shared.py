@@ -114,8 +114,8 @@ def base_view(backbone: Backbone, image: Image.Image) -> Image.Image:
 
 
 def shortened(text: str, most: int = 100) -> str:
-    """A question on one line, cut where it is long. Dollars would begin a formula."""
-    line = " ".join(text.split()).replace("$", r"\$")
+    """A question on one line, cut where it is long."""
+    line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 

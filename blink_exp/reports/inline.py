@@ -13,7 +13,37 @@ from xml.etree import ElementTree
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 LARGEST = 1_500_000  # bytes of an SVG in a page; above, the PNG is smaller and as good
 DPI = 200  # of the PNGs (figures.base.write_drawing)
-NEVER = ("metadata", "script", "foreignObject")  # elements of no use in a page; metadata holds addresses
+# elements that draw; all others are left out: they hold addresses, run or load something, or set what does
+DRAWING = frozenset(
+    [
+        "svg",
+        "g",
+        "defs",
+        "symbol",
+        "use",
+        "path",
+        "rect",
+        "circle",
+        "ellipse",
+        "line",
+        "polyline",
+        "polygon",
+        "text",
+        "tspan",
+        "textPath",
+        "image",
+        "title",
+        "desc",
+        "clipPath",
+        "mask",
+        "pattern",
+        "marker",
+        "linearGradient",
+        "radialGradient",
+        "stop",
+        "filter",
+    ]
+)
 REFERENCE = re.compile(r"url\(\s*['\"]?#([^)'\"\s]+)['\"]?\s*\)")
 
 
@@ -98,12 +128,11 @@ def _stripped(root: ElementTree.Element) -> list[str]:
     styles = []
     for parent in list(root.iter()):
         for child in list(parent):
-            name = child.tag.rpartition("}")[2] if isinstance(child.tag, str) else "comment"
-            if name == "style":
+            if child.tag == f"{{{SVG}}}style":
                 styles += re.findall(r"\*\s*\{\s*([^}]*?)\s*;?\s*\}", child.text or "")
-            if name in ("style", *NEVER):
+            if child.tag not in {f"{{{SVG}}}{name}" for name in DRAWING}:
                 parent.remove(child)
-    return styles
+    return [style for style in styles if not _unwanted("style", style)]
 
 
 def _renamed(name: str, value: str, prefix: str) -> dict[str, str]:
@@ -119,6 +148,7 @@ def _renamed(name: str, value: str, prefix: str) -> dict[str, str]:
 
 
 def _unwanted(name: str, value: str) -> bool:
-    """Whether an attribute runs a script or links outside the page."""
-    local = name.rpartition("}")[2]
-    return local.startswith("on") or (local == "href" and not value.startswith(("#", "data:")))
+    """Whether an attribute runs a script or loads something from outside the page."""
+    local = name.rpartition("}")[2].lower()
+    outside = re.search(r"url\(\s*['\"]?(?!#|data:image/)|@import|expression\(", value, re.IGNORECASE)
+    return local.startswith("on") or bool(outside) or (local in ("href", "src") and not value.startswith(("#", "data:image/")))

@@ -16,13 +16,13 @@ HEAD = ("", "validation", "test", "visual tokens a layer (test)")
 def text(document: dict[str, Any]) -> str:
     """tuning.md."""
     lines = [
-        f"**{title(document)}**",
+        f"**{markdown.escaped(title(document))}**",
         "",
         *remarks(document),
         "",
-        markdown.table(HEAD, cells(document)),
+        markdown.table(HEAD, (map(markdown.escaped, row) for row in cells(document))),
         "",
-        *(f"- {NAMES[name]}: `{setting['command']}`" for name, setting in document["settings"].items()),
+        *(f"- {NAMES[name]}: {markdown.code(setting['command'])}" for name, setting in document["settings"].items()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -51,21 +51,21 @@ def write(document: TableDocument, folder: Path) -> list[Path]:
 def markdown(document: TableDocument) -> str:
     """The table with its legend above, footnotes and command below. Best values bold, differences in brackets behind the value."""
     note = document.get("note")
-    heads = [f"{_plain(c.heading)} ({cells.tag(document, c)})" for c in cells.columns(document)]
-    footnotes = [_plain(f"{footnote['kind']}: {footnote['text']}") for footnote in document.get("footnotes") or []]
+    heads = [f"{md.escaped(c.heading)} ({cells.tag(document, c)})" for c in cells.columns(document)]
+    footnotes = [md.escaped(f"{footnote['kind']}: {footnote['text']}") for footnote in document.get("footnotes") or []]
     lines = [
-        f"**{_plain(document['title'])}**",
+        f"**{md.escaped(document['title'])}**",
         "",
-        *(f"- {_plain(line)}" for line in legend.lines(document)),
-        *(["", note] if note else []),
+        *(f"- {md.escaped(line)}" for line in legend.lines(document)),
+        *(["", md.escaped(note)] if note else []),
         "",
-        md.table(["", *heads], ([_plain(label), *map(_marked_down, row_cells)] for label, row_cells in cells.rows(document))),
+        md.table(["", *heads], ([md.escaped(label), *map(_marked_down, row_cells)] for label, row_cells in cells.rows(document))),
         "",
         *_effects(document),
-        *(f"- {_plain(line)}" for line in legend.gaps(document)),
+        *(f"- {md.escaped(line)}" for line in legend.gaps(document)),
         *(f"- {line}" for line in footnotes),
         *([""] if legend.gaps(document) or footnotes else []),
-        f"`{document['command']}`",
+        md.code(document["command"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -75,17 +75,12 @@ def _effects(document: TableDocument) -> list[str]:
     rows = effects.lines(document)
     if not rows:
         return []
-    table = md.table(["", *effects.HEADINGS], ([_plain(label), *map(_plain, row)] for label, row in rows))
-    return [effects.MEANING, "", table, "", *document.get("conclusion", []), ""]
-
-
-def _plain(text: str) -> str:
-    """Text with Markdown markup and column separators escaped."""
-    return re.sub(r"([\\`*|<])", r"\\\1", " ".join(text.split()))
+    table = md.table(["", *effects.HEADINGS], ([md.escaped(label), *map(md.escaped, row)] for label, row in rows))
+    return [effects.MEANING, "", table, "", *map(md.escaped, document.get("conclusion", [])), ""]
 
 
 def _marked_down(cell: Cell) -> str:
-    text = f"**{_plain(cell.text)}**" if cell.best else _plain(cell.text)
+    text = f"**{md.escaped(cell.text)}**" if cell.best else md.escaped(cell.text)
     return text + r"\*" * (DERIVED in cell.mark) + (f" ({cell.delta}{_dagger(cell)})" if cell.delta else "")
 
 
@@ -181,7 +176,7 @@ def latex(document: TableDocument) -> str:
     notes += [f"{footnote['kind']}: {footnote['text']}" for footnote in document.get("footnotes") or []]
     kind = "table*" if wide else "table"
     lines = [
-        f"% {document['command']}".replace("\n", " "),
+        f"% {' '.join(document['command'].split())}",
         r"% needs \usepackage{booktabs}" + (r" and \usepackage{graphicx}" if wide else ""),
         rf"\begin{{{kind}}}[t]",
         r"\centering",

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from blink_exp.errors import UserError
+from blink_exp.settings.allowed import check_targets
 
 
 def build(node: Mapping[str, Any], *arguments: Any) -> Any:
-    """Calls the ``_target_`` of ``node`` with ``arguments`` and the values of ``node``. Raises the target's UserError unchanged."""
+    """Calls the ``_target_`` of ``node`` with ``arguments`` and the values of ``node``, which may come from the config of a stored run.
+    Raises UserError for a ``_target_`` that settings may not call, and the target's own unchanged."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    check_targets(node)
     try:
         factory = instantiate(node, _convert_="all", **({"_partial_": True} if arguments else {}))
     except InstantiationException as error:

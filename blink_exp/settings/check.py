@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from blink_exp.errors import UserError, flat, nearest
+from blink_exp.settings.allowed import check_targets
 from blink_exp.settings.limits import Between, Limit
 from blink_exp.settings.moved import moved
 from blink_exp.settings.targets import BY_TARGET
@@ -36,13 +37,14 @@ def expand_layer(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig, whole: bool = True) -> None:
-    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, or outside its limits.
+    """Raises UserError for the first setting of ``cfg`` that is unknown, of a wrong type, outside its limits, or calls what it may not.
 
     In place, text given for a number ("0.5") is converted, and ``layer`` is expanded to ``layers``. ``whole``: whether mandatory
     settings must be present.
     """
     if REFUSED in cfg:
         raise UserError(cfg[REFUSED])
+    check_targets(cfg)
     for prefix, node in _nodes(cfg, ""):
         schema = schema_of(node)
         if schema is not None:

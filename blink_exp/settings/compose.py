@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.errors import UserError
+from blink_exp.settings.allowed import without_allowed
 from blink_exp.settings.check import check
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
@@ -34,6 +35,7 @@ def composed_plain(root: str, words: Sequence[str]) -> dict[str, Any]:
 def config(root: str, words: Sequence[str]) -> DictConfig:
     """Like ``composed``, as an unchecked Hydra config."""
     inside = GlobalHydra.instance().is_initialized()  # under hydra.main, Hydra is initialized already
+    words = words if inside else without_allowed(words)
     try:
         with contextlib.nullcontext() if inside else initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(root, overrides=[word for word in quoted(words) if word not in NOTHING_CHOSEN])

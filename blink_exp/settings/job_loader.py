@@ -1,22 +1,43 @@
-"""Composes the jobs of a multirun one by one, so that a job whose overrides do not compose does not end the others."""
+"""Hydra's config loader with what this project adds: every config is checked before anything in it is called, and the jobs of a multirun
+are composed one by one, so that a job whose overrides do not compose does not end the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from hydra._internal import hydra as hydra_internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from blink_exp.errors import UserError
+from blink_exp.settings.allowed import check_targets
 from blink_exp.settings.check import REFUSED
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
+from blink_exp.settings.secrets import check_config
 from blink_exp.settings.words import check_words
 
 
-class JobLoader(ConfigLoaderImpl):
+class CheckedLoader(ConfigLoaderImpl):
+    """Refuses configs that would call what settings may not call, or that hold a key. Hydra makes its callbacks, log handlers, launcher and
+    sweeper of a config, and stores it, before the command has seen it."""
+
+    def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
+        config = super().load_configuration(*args, **kwargs)
+        check_targets(config)
+        check_config(config)
+        return config
+
+
+def check_all_configs() -> None:
+    """Makes Hydra compose with ``CheckedLoader`` from here on."""
+    hydra_internals.ConfigLoaderImpl = CheckedLoader  # type: ignore[attr-defined]
+
+
+class JobLoader(CheckedLoader):
     """Hydra's config loader, used by every sweeper and launcher, in this process or another. A job whose overrides do not compose gets
     the config of the overrides that all jobs share, with the error at ``REFUSED``. ``check`` raises it, so the job fails like any other.
     ``root``: name of the root config."""

@@ -16,9 +16,13 @@ MOVED = OPTIM | {
     "logger.kind": "logger",
     "blink": "fill",
     "blink.fill": "fill.policy",
+    **dict.fromkeys(("data.allow_outside", "benchmark.allow_outside", "image_loading.allow_outside"), "image_loading.outside"),
 }
+BY_HAND = {"allow_targets": "allow_targets counts on the command line only, so that no config can allow itself anything; give it there"}
 
 
 def moved(name: str) -> str | None:
-    """One line for a renamed setting, else None."""
+    """One line for a renamed setting, or for one that is only a word of the command line, else None."""
+    if name in BY_HAND:
+        return BY_HAND[name]
     return f"{name} is now {MOVED[name]}; write {MOVED[name]}=..." if name in MOVED else None

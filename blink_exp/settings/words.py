@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.errors import UserError, nearest
-from blink_exp.settings import budgets
+from blink_exp.settings import budgets, secrets
+from blink_exp.settings.allowed import without_allowed
 from blink_exp.settings.check import HYDRA, fields, format_value, refusal, unknown, value_type
 from blink_exp.settings.doors import redirection
 from blink_exp.settings.limits import Text
@@ -29,8 +30,8 @@ WITH_VALUE = {  # {Hydra flag with a value: example value}
     **dict.fromkeys(("--config-name", "-cn"), "evaluate"),
     **dict.fromkeys(("--package", "-p"), "model"),
     **dict.fromkeys(CFG := ("--cfg", "-c"), "job"),
-    "--experimental-rerun": "RUN/.hydra/config.pickle",
 }
+PICKLE = "--experimental-rerun"  # Hydra's flag that loads a pickle
 ALONE = (
     *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
     *("--shell-completion", "-sc", "--info", "-i"),
@@ -46,7 +47,8 @@ NOTHING_CHOSEN = tuple(f"{group}=null" for group in OPTIONAL_GROUPS)  # the defa
 
 def prepared(argv: Sequence[str], root: str) -> list[str]:
     """The arguments for Hydra's main function of config ``root``. Raises UserError for those that Hydra would misread."""
-    words = [word for word in arranged(argv) if word not in NOTHING_CHOSEN]
+    secrets.check_words(argv)
+    words = [word for word in without_allowed(arranged(argv)) if word not in NOTHING_CHOSEN]
     if root != "train" and (line := redirection(words, root, fields(ROOTS[root]))) is not None:
         raise UserError(line)
     words = quoted(words)
@@ -64,6 +66,10 @@ def arranged(argv: Sequence[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         if not word.startswith("-"):
             continue
+        if flag == PICKLE:
+            raise UserError(
+                f"{flag} loads a pickle, which can run any code; give the words of the run again, which are in .hydra/overrides.yaml"
+            )
         if flag not in (*WITH_VALUE, *ALONE):  # argparse would print its full usage
             raise UserError(f"{flag} is no flag; {nearest(flag, [f for f in (*WITH_VALUE, *ALONE) if f.startswith('--')])}")
         if flag in WITH_VALUE and not equals:

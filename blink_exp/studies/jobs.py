@@ -28,6 +28,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import locks
 from blink_exp.evaluation.ranks import LostRank, pin
 from blink_exp.files import write_json
+from blink_exp.keys import masked
 from blink_exp.settings.check import check
 from blink_exp.settings.job_loader import compose_each_job
 from blink_exp.settings.roots import EvaluateSettings
@@ -170,7 +171,7 @@ def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
             if os.environ.get(TRACEBACK) == "1" or isinstance(error, WriteError | LostRank):
                 raise
             expected = isinstance(error, UserError | OSError)
-            log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")
+            log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{masked(traceback.format_exc())}")
             row |= {"status": "failed", "error": one_line(error)}
         write_job_row(row)
         return value

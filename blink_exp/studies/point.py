@@ -21,6 +21,7 @@ from blink_exp.evaluation.record_log import RECORD_LOG, files_of
 from blink_exp.evaluation.records import read
 from blink_exp.evaluation.shared_runs import parts_of, stored_point
 from blink_exp.evaluation.store import SHARED_NOTE
+from blink_exp.keys import masked
 from blink_exp.settings.roots import EvaluateSettings, PointSettings
 from blink_exp.settings.values import as_type
 
@@ -54,7 +55,7 @@ def guarded(settings: EvaluateSettings, label: str, experiment: str | None = Non
 def failed(label: str, error: Exception) -> PointRun:
     """The row of a failed point. Logs the error, with a traceback unless the user caused it."""
     expected = isinstance(error, UserError | OSError)
-    log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{traceback.format_exc()}")
+    log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{masked(traceback.format_exc())}")
     return {"point": label, "status": "failed", "error": one_line(error)}
 
 

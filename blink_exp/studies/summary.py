@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from blink_exp import markdown
 from blink_exp.documents import PointRun
 from blink_exp.files import write_text
 from blink_exp.reports.console import wide_console
@@ -30,7 +31,7 @@ def write_summary(rows: list[PointRun], folder: Path) -> None:
     write_text(folder / "summary.csv", frame.to_csv(index=False))
     head = [n for n in ("perception", "cognition", "total", "accuracy") if n in names] or names[:4]
     numbers = [*head, *spent, "samples", "skipped"]
-    lines = ["| point | status | " + " | ".join(numbers) + " |", "|---|---|" + "---:|" * len(numbers)]
+    lines = []
     table = Table(title="measured here")
     for column in ("point", "status", *numbers):
         table.add_column(column, overflow="fold")
@@ -40,7 +41,8 @@ def write_summary(rows: list[PointRun], folder: Path) -> None:
         values += ["" if count is None else f"{count:.{digits}f}" for count, digits in counts]
         values += ["" if row.get(n) is None else str(row[n]) for n in ("samples", "skipped_samples")]
         table.add_row(row["point"], row["status"], *values)
-        lines.append(f"| {row['point']} | {row['status']} | " + " | ".join(values) + " |")
-    write_text(folder / "summary.md", "\n".join(lines) + "\n")
+        lines.append([markdown.escaped(cell) for cell in (row["point"], row["status"], *values)])
+    headings = [markdown.escaped(heading) for heading in ("point", "status", *numbers)]
+    write_text(folder / "summary.md", markdown.table(headings, lines, left=(0, 1)) + "\n")
     wide_console().print(table)
     print(f"written to {folder}/summary.csv and summary.md")

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
+from blink_exp.settings.build import build
 from blink_exp.settings.check import check_values
 from blink_exp.settings.targets import BY_TARGET
 from blink_exp.tracking.interface import NullTracker, Run, SafeTracker, Tracker
@@ -17,7 +16,7 @@ from blink_exp.tracking.loggers import Csv, Logger
 
 def logger_of(settings: dict[str, Any]) -> Logger:
     """The logger that ``settings["logger"]`` describes."""
-    logger: Logger = instantiate(settings["logger"])
+    logger: Logger = build(settings["logger"])
     return logger
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from blink_exp.errors import flat
+from blink_exp.keys import masked
 
 Picture = Any  # a file, a PIL image, or a (height, width, 3) array of bytes
 
@@ -67,7 +68,7 @@ def attempt(kind: str, act: Callable[[], Any], silent: bool = False) -> tuple[bo
         return True, act()
     except Exception as error:
         if not silent:
-            problem = flat(error, 300) or type(error).__name__
+            problem = flat(masked(str(error)), 300) or type(error).__name__
             print(f"warning: logger={kind} stopped ({problem}); results are in the output folder all the same", file=sys.stderr)
         return False, None
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from blink_exp.errors import UserError, flat
 from blink_exp.images import open_image
+from blink_exp.markdown import escaped, line
 from blink_exp.tracking.interface import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
@@ -102,8 +103,8 @@ class TensorBoardTracker(LightningTracker):
         self.logger.log_hyperparams(config_of(settings) | {"run": words})
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
-        lines = [columns, ["---"] * len(columns), *rows]
-        text = "\n".join("| " + " | ".join(cell(c) for c in line) + " |" for line in lines)
+        lines = [map(cell, columns), ["---"] * len(columns), *(map(cell, row) for row in rows)]
+        text = "\n".join(map(line, lines))
         self.logger.experiment.add_text(key, text, global_step=0)
 
     def image(self, key: str, picture: Picture, caption: str = "", boxes: Boxes = ()) -> None:
@@ -111,7 +112,7 @@ class TensorBoardTracker(LightningTracker):
 
         self.logger.experiment.add_image(key, np.asarray(with_boxes(picture, boxes)), global_step=0, dataformats="HWC")
         if caption:
-            self.logger.experiment.add_text(f"{key}/caption", caption, global_step=0)
+            self.logger.experiment.add_text(f"{key}/caption", escaped(caption), global_step=0)
 
     def close(self, failed: bool = False) -> None:
         self.logger.finalize("failed" if failed else "success")
@@ -152,7 +153,7 @@ def slug(name: str) -> str:
 
 
 def cell(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).replace("|", "\\|").split())
+    return "" if value is None else escaped(str(value))
 
 
 def with_boxes(picture: Picture, boxes: Boxes) -> Image.Image:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.errors import UserError, flat
+from blink_exp.keys import masked
 from blink_exp.tracking.interface import Boxes, Picture, Run
 from blink_exp.tracking.names import config_of
 
@@ -29,7 +30,7 @@ def check_key(logger: dict[str, Any]) -> None:
         wandb.login(verify=False)  # an invalid key or a missing network shows when a run starts
     except Exception as error:
         cure = "set WANDB_API_KEY, run `wandb login`, or use logger.mode=offline, which needs no account"
-        raise UserError(f"logger=wandb cannot log in ({flat(error, 120)}); {cure}") from error
+        raise UserError(f"logger=wandb cannot log in ({flat(masked(str(error)), 120)}); {cure}") from error
 
 
 def check_names(logger: dict[str, Any]) -> None:
@@ -78,7 +79,10 @@ def start_run(settings: dict[str, Any], out: Path, run: Run) -> Any:
             raise
         _unreachable = True
         later = f"wandb sync {out}/wandb/offline-run-*"
-        print(f"warning: W&B is out of reach ({flat(error, 120)}); runs are kept offline, send them with: {later}", file=sys.stderr)
+        print(
+            f"warning: W&B is out of reach ({flat(masked(str(error)), 120)}); runs are kept offline, send them with: {later}",
+            file=sys.stderr,
+        )
         return wandb.init(**words, mode="offline")
 
 

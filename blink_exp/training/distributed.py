@@ -24,6 +24,7 @@ from blink_exp.training.rotation import Rotation, write_whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
 TAG = "checkpoint"  # Lightning's name of the folder in a DeepSpeed checkpoint
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's variable that overrides what torch.load is asked for
 UNIVERSAL = "universal"  # temporary folder while loading a checkpoint of another number of processes
 
 
@@ -85,6 +86,10 @@ class Zero(DeepSpeedStrategy):
             self.config["checkpoint"] = {"load_universal": True}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        with weights_only_load():
+            return self._load_checkpoint(checkpoint_path, weights_only)
+
+    def _load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None) -> dict[str, Any]:
         if "checkpoint" not in self.config:
             client_state: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only)
             return client_state
@@ -100,6 +105,23 @@ class Zero(DeepSpeedStrategy):
             if self.is_global_zero:
                 shutil.rmtree(universal, ignore_errors=True)
         return client_state
+
+
+@contextlib.contextmanager
+def weights_only_load() -> Iterator[None]:
+    """In the block torch.load takes tensors and plain values only, whatever it is asked for: DeepSpeed asks for any pickle, which can run
+    code. Processes started in the block do the same."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler]):
+            yield
+    finally:
+        os.environ.pop(WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def parts_of(path: Path) -> list[Path]:
