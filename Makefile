@@ -1,4 +1,4 @@
-# make demo: the paper's Table 2, and what a closer look is worth, measured on the model that ships here. make test: lint, types, tests. Both build .venv by themselves.
+# make demo: the paper's Table 2, and what a closer look is worth, measured on the model that ships here. make test: lint, types, docs, tests. Both build .venv by themselves.
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
@@ -18,6 +18,7 @@ lint: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m mkdocs build --strict --quiet
 
 # compiles what tests import while mypy, which takes one core, runs; a test that cannot be imported is pytest's to report
 bytecode: .venv/installed-dev

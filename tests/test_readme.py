@@ -1,4 +1,4 @@
-"""Every command in the README does what it says, shortened where a setting allows it."""
+"""Every command in the README, in the first hour and on the page of commands does what it says, shortened where a setting allows it."""
 
 from __future__ import annotations
 
@@ -72,19 +72,25 @@ ELSEWHERE = {  # beginnings of commands that other tests run, and which
 }
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+PAGES = ("README.md", "docs/first_hour.md", "docs/commands.md")
+
+
+def commands(*pages: str) -> list[str]:
+    """The commands of ``pages``, each once."""
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in pages]
+    blocks = [block for text in texts for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S)]
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(("git clone", "cd "))]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith(("git clone", "cd "))))
 
 
-def test_the_readme_has_commands_and_its_second_and_third_line_are_demo_and_test():
-    found = commands()
-    assert found[:2] == ["make demo", "make test"]
-    assert len(found) >= 6
+def test_the_readme_is_short_and_its_second_and_third_line_are_demo_and_test():
+    assert commands("README.md")[:2] == ["make demo", "make test"]
+    assert len(commands("README.md")) >= 12
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+    assert all(commands(page) for page in PAGES)
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands(*PAGES))
 def test_command(command, tmp_path):
     words = shlex.split(command)
     if words[0] == "make":  # CI runs `make test`; that it is this suite, and what demo runs, is read off make itself
