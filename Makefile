@@ -18,7 +18,7 @@ lint: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 # compiles what tests import while mypy, which takes one core, runs; a test that cannot be imported is pytest's to report
 bytecode: .venv/installed-dev

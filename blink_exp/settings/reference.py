@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import MISSING
 
 from blink_exp.settings.check import INSTANTIATE, SHORT_FOR, fields, value_type
 from blink_exp.settings.doors import COMMANDS, command_name
 from blink_exp.settings.limits import Between, Each, Limit, Words
 from blink_exp.settings.presets import CONF
-from blink_exp.settings.roots import ROOTS, EvaluateSettings
+from blink_exp.settings.roots import ROOTS, EvaluateSettings, RescoreSettings
 from blink_exp.settings.targets import BY_TARGET
 
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "mixed"}
@@ -87,7 +88,9 @@ def read(path: Path) -> Preset:
     entries = [entry for entry in content.get("defaults", []) if entry != "_self_"]
     parents = tuple(entry for entry in entries if isinstance(entry, str) and not entry.startswith("/"))
     groups = {key: str(value) for entry in entries if isinstance(entry, dict) for key, value in entry.items()}
-    return Preset(path.stem, " ".join(line for line in header if line), values, parents, groups)
+    lines = (re.sub(r" {2,}", ": ", line) for line in header if line)
+    sentences = (line + "." if "python " in line and line[-1] not in ".,:" else line for line in lines)
+    return Preset(path.stem, " ".join(sentences).removesuffix("."), values, parents, groups)
 
 
 def _leading_comments(text: str) -> Iterator[str]:
@@ -146,11 +149,11 @@ def _commands(conf: Conf) -> Iterator[str]:
     yield f"{_escaped(conf.roots['evaluate'].header)}\n"
     yield _table(_rows(EvaluateSettings, "", conf.roots["evaluate"], {}))
     for root in OWN_ROOTS:
-        known = fields(ROOTS["compare"].__mro__[1] if root == "compare" else EvaluateSettings)
+        known = fields(RescoreSettings if root == "compare" else EvaluateSettings)
         preset = conf.roots[root]
         rows = [row for row in _rows(ROOTS[root], "", preset, {}) if row[0].strip("`") not in known or row[0].strip("`") in preset.values]
         yield f"### {command_name(root)}\n"
-        yield f"{_sentence(COMMANDS[root]) if root in COMMANDS else _escaped(preset.header)}"
+        yield f"{_sentence(COMMANDS[root]) if root in COMMANDS else _escaped(preset.header)}\n"
         yield f"Beside the settings of `{'python -m blink_exp rescore' if root == 'compare' else 'python evaluate.py'}`:\n"
         yield _table(rows)
     yield "### python train.py\n"
@@ -176,8 +179,12 @@ def _group(conf: Conf, group: str) -> Iterator[str]:
     for name, preset in presets.items():
         merged = preset.merged(presets)
         yield f"#### {group}={name}{' (default)' if name == default else ''}\n"
-        yield f"{_escaped(preset.header)}\n"
-        yield _table(_rows(BY_TARGET[merged.target], f"{group}.", merged, presets))
+        rows = list(_rows(BY_TARGET[merged.target], f"{group}.", merged, presets))
+        if preset.parents:
+            own = {f"`{group}.{key}`" for key in preset.values}
+            rows = [row for row in rows if row[0] in own]
+        yield f"{_escaped(preset.header)}{f' As `{preset.parents[-1]}`, but for:' if preset.parents else ''}\n"
+        yield _table(rows)
 
 
 def _presets(presets: dict[str, Preset], default: str) -> Iterator[str]:
@@ -202,8 +209,8 @@ def _rows(schema: type, prefix: str, preset: Preset, group: dict[str, Preset], i
             yield from _rows(inner, prefix, preset, group, f"{key}.")
         elif f"{key}._target_" in preset.values or any(other.startswith(f"{key}.") for other in preset.values):
             yield from _nested(prefix, preset, group, key, kind, value)
-        else:
-            yield _row(schema, name, f"{prefix}{key}", value, _meaning(schema, name, key, preset, group))
+        elif value is not None or key in preset.groups or fields(schema)[name].default != MISSING:  # else the preset leaves it away
+            yield _row(schema, name, f"{prefix}{key}", value, _meaning(schema, name, key, preset, group), preset.groups.get(key, ""))
 
 
 def _nested(prefix: str, preset: Preset, group: dict[str, Preset], key: str, kind: Any, value: Value | None) -> Iterator[tuple[str, ...]]:
@@ -218,11 +225,11 @@ def _nested(prefix: str, preset: Preset, group: dict[str, Preset], key: str, kin
             yield from _rows(schema, prefix, preset, group, f"{node}.")
 
 
-def _row(schema: type, name: str, key: str, value: Value | None, meaning: str) -> tuple[str, ...]:
+def _row(schema: type, name: str, key: str, value: Value | None, meaning: str, default: str = "") -> tuple[str, ...]:
     kind, nullable = value_type(schema, name)
     limit: Limit | None = fields(schema)[name].metadata.get("limit")
-    default = value.text if value is not None else _written(fields(schema)[name].default)
-    shown = "must be given" if default in ("???", "") else f"`{default}`"
+    default = value.text if value is not None else default or _written(fields(schema)[name].default)
+    shown = "must be given" if default == MISSING else f"`{default}`" if default else ""
     type_name = TYPES.get(kind, "list" if typing.get_origin(kind) is list else "group of settings")
     return f"`{key}`", type_name + (" or null" if nullable else ""), _escaped(_range(limit)), shown.replace("|", "\\|"), _escaped(meaning)
 
@@ -249,12 +256,14 @@ def _range(limit: Limit | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,}".replace(",", " ") if isinstance(value, int) else f"{value:g}"
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _meaning(schema: type, name: str, key: str, preset: Preset, group: dict[str, Preset]) -> str:
     """What a setting does: the comment behind it, or of the settings around it, or what it refers to, or what another preset says."""
     value = preset.values.get(key)
+    if key in preset.groups:
+        return f"another one: `method/{key}=`"
     if value is not None and value.comment:
         return value.comment
     if value is not None and (reference := REFERENCE.fullmatch(value.text)):
