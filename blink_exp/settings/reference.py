@@ -88,9 +88,9 @@ def read(path: Path) -> Preset:
     entries = [entry for entry in content.get("defaults", []) if entry != "_self_"]
     parents = tuple(entry for entry in entries if isinstance(entry, str) and not entry.startswith("/"))
     groups = {key: str(value) for entry in entries if isinstance(entry, dict) for key, value in entry.items()}
-    lines = (re.sub(r" {2,}", ": ", line) for line in header if line)
-    sentences = (line + "." if "python " in line and line[-1] not in ".,:" else line for line in lines)
-    return Preset(path.stem, " ".join(sentences).removesuffix("."), values, parents, groups)
+    lines = [re.sub(r" {2,}", ": ", line) for line in header if line]
+    sentences = [line + "." if "python " in line and line[-1] not in ".,:" else line for line in lines[:-1]] + lines[-1:]
+    return Preset(path.stem, " ".join(sentences), values, parents, groups)
 
 
 def _leading_comments(text: str) -> Iterator[str]:
@@ -183,7 +183,7 @@ def _group(conf: Conf, group: str) -> Iterator[str]:
         if preset.parents:
             own = {f"`{group}.{key}`" for key in preset.values}
             rows = [row for row in rows if row[0] in own]
-        yield f"{_escaped(preset.header)}{f' As `{preset.parents[-1]}`, but for:' if preset.parents else ''}\n"
+        yield f"{_escaped(preset.header)}{f'\n\nAs `{preset.parents[-1]}`, with:' if preset.parents else ''}\n"
         yield _table(rows)
 
 
@@ -299,7 +299,7 @@ def _is_group(root: type, name: str) -> bool:
 def _escaped(text: str) -> str:
     """Text of a comment as Markdown."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts).replace("|", "\\|")
+    return "".join(part if part.startswith("`") else re.sub(r"([*<])", r"\\\1", part) for part in parts).replace("|", "\\|")
 
 
 def _table(rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]], columns: Sequence[str] = COLUMNS) -> str:

@@ -42,7 +42,7 @@ def test_types_ranges_and_defaults_are_those_of_schema_and_preset():
     assert rows["limit"] == ["whole number or null", "at least 1", "`null`"]
     assert rows["batch_size"][:2] == ["whole number", "at least 1"]
     assert rows["resolution.policy"] == ["text", "threshold, cycle, expand_once, copy", "`threshold`"]
-    assert rows["loss.temperature"][1] == "(0, 1e+06]"
+    assert rows["loss.temperature"][1] == "(0, 1000000]"
     assert rows["share"] == ["true or false", "", "`true`"]
     assert rows["predictions"][2] == "must be given"
 
