@@ -183,7 +183,9 @@ def _group(conf: Conf, group: str) -> Iterator[str]:
         if preset.parents:
             own = {f"`{group}.{key}`" for key in preset.values}
             rows = [row for row in rows if row[0] in own]
-        yield f"{_escaped(preset.header)}{f'\n\nAs `{preset.parents[-1]}`, with:' if preset.parents else ''}\n"
+        yield f"{_escaped(preset.header)}\n"
+        if preset.parents:
+            yield f"As `{preset.parents[-1]}`, with:\n"
         yield _table(rows)
 
 
