@@ -33,8 +33,10 @@ def written(folder: Path) -> Path:
     groups = {group: "\n".join(f"{name} = {value}" for name, value in points.items()) for group, points in project["entry-points"].items()}
     installed = folder / "mine" / f"{project['name']}-{project['version']}.dist-info"
     installed.mkdir()
-    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n", encoding="utf-8")
-    (installed / "entry_points.txt").write_text("\n".join(f"[{group}]\n{text}" for group, text in groups.items()), encoding="utf-8")
+    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (installed / "METADATA").write_text(metadata, encoding="utf-8")
+    entry_points = "\n".join(f"[{group}]\n{text}" for group, text in groups.items())
+    (installed / "entry_points.txt").write_text(entry_points, encoding="utf-8")
     return folder / "mine"
 
 

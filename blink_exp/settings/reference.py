@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import MISSING
 
 from blink_exp.settings.check import INSTANTIATE, SHORT_FOR, fields, value_type
+from blink_exp.settings.commented import Conf, Preset, Value
 from blink_exp.settings.doors import COMMANDS, command_name
 from blink_exp.settings.limits import Between, Each, Limit, Words
 from blink_exp.settings.presets import CONF
@@ -36,99 +36,10 @@ COLUMNS = ("setting", "type", "range", "default", "meaning")
 REFERENCE = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,\w+)?\}")
 INTRODUCTION = """# Settings reference
 
-Written by `python -m blink_exp.settings.reference > docs/config.md`: types and ranges from the schemas in `blink_exp/settings`, defaults and
-meanings from `conf/`. How values are written on the command line, and how to add presets and settings: [settings](settings.md). A default
+Written by `python -m blink_exp.settings.reference > docs/config.md`: types and ranges from the schemas in `blink_exp/settings`, defaults
+and meanings from `conf/`. How values are written on the command line, and how to add presets and settings: [settings](settings.md). A default
 `${name}` is the value of another setting.
 """
-
-
-@dataclass(frozen=True)
-class Value:
-    """A value of a YAML file as it is written there, and the comment behind it."""
-
-    text: str
-    comment: str
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A file of conf/. ``values``: by dotted key, groups of values included; ``parents``: presets of its group that it inherits from;
-    ``groups``: {group: default preset} of a root file."""
-
-    name: str
-    header: str
-    values: dict[str, Value]
-    parents: tuple[str, ...] = ()
-    groups: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def target(self) -> str:
-        return self.values["_target_"].text if "_target_" in self.values else ""
-
-    def merged(self, group: dict[str, Preset]) -> Preset:
-        """With what it inherits. Its own comment on a value wins if it has one."""
-        values: dict[str, Value] = {}
-        for parent in self.parents:
-            values |= group[parent].merged(group).values
-        for key, value in self.values.items():
-            inherited = values.get(key)
-            values[key] = value if value.comment or inherited is None else Value(value.text, inherited.comment)
-        return dataclasses.replace(self, values=values)
-
-
-def read(path: Path) -> Preset:
-    """A file of conf/ with its comments."""
-    text = path.read_text(encoding="utf-8")
-    header = [line.lstrip("# ").strip() for line in _leading_comments(text) if "@package" not in line]
-    root = yaml.compose(text)
-    values: dict[str, Value] = {}
-    if isinstance(root, yaml.MappingNode):
-        _collect(root, "", text, text.splitlines(), values)
-    content = yaml.safe_load(text) or {}
-    entries = [entry for entry in content.get("defaults", []) if entry != "_self_"]
-    parents = tuple(entry for entry in entries if isinstance(entry, str) and not entry.startswith("/"))
-    groups = {key: str(value) for entry in entries if isinstance(entry, dict) for key, value in entry.items()}
-    lines = [re.sub(r" {2,}", ": ", line) for line in header if line]
-    sentences = [line + "." if "python " in line and line[-1] not in ".,:" else line for line in lines[:-1]] + lines[-1:]
-    return Preset(path.stem, " ".join(sentences), values, parents, groups)
-
-
-def _leading_comments(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            return
-        yield line
-
-
-def _collect(node: yaml.MappingNode, prefix: str, text: str, lines: Sequence[str], values: dict[str, Value]) -> None:
-    for key, value in node.value:
-        name = f"{prefix}{key.value}"
-        if name in ("defaults", "hydra"):
-            continue
-        block = isinstance(value, yaml.CollectionNode) and not value.flow_style
-        end = key.end_mark if block else value.end_mark
-        comment = re.search(r"(?:^|\s)#\s?(.*)$", lines[end.line][end.column :]) if end.line < len(lines) else None
-        values[name] = Value("" if block else text[value.start_mark.index : value.end_mark.index], comment[1].strip() if comment else "")
-        if isinstance(value, yaml.MappingNode):
-            _collect(value, f"{name}.", text, lines, values)
-
-
-@dataclass(frozen=True)
-class Conf:
-    """All files of a folder like conf/."""
-
-    roots: dict[str, Preset]
-    groups: dict[str, dict[str, Preset]]
-
-    @classmethod
-    def of(cls, folder: Path) -> Conf:
-        roots = {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
-        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
-        return cls(roots, {name: {path.stem: read(path) for path in sorted((folder / name).glob("*.yaml"))} for name in names})
-
-    def default(self, group: str) -> str:
-        """The default preset of a group; "" where no command has one."""
-        return next((root.groups[group] for root in self.roots.values() if root.groups.get(group, "null") != "null"), "")
 
 
 def page(folder: Path = CONF) -> str:
@@ -192,8 +103,9 @@ def _group(conf: Conf, group: str) -> Iterator[str]:
 def _presets(presets: dict[str, Preset], default: str) -> Iterator[str]:
     rows = []
     for name, preset in presets.items():
-        title = preset.values["title"].text.strip('"') if "title" in preset.values else preset.header
-        values = "" if "title" in preset.values else ", ".join(f"`{k}: {v.text}`" for k, v in preset.values.items() if v.text and k[0] != "_")
+        title, values = preset.header, ", ".join(f"`{key}: {v.text}`" for key, v in preset.values.items() if v.text and key[0] != "_")
+        if "title" in preset.values:
+            title, values = preset.values["title"].text.strip('"'), ""
         rows.append((f"`{name}`{' (default)' if name == default else ''}", _escaped(title), values.replace("|", "\\|")))
     columns = ("preset", "what it is", "sets") if any(row[2] for row in rows) else ("preset", "what it is")
     yield _table([row[: len(columns)] for row in rows], columns)
@@ -286,7 +198,7 @@ def _meaning(schema: type, name: str, key: str, preset: Preset, group: dict[str,
 @functools.cache
 def _owner(schema: type, name: str) -> type:
     """The dataclass that a field is declared in."""
-    return next(base for base in schema.__mro__ if name in base.__dict__.get("__annotations__", {}))
+    return next(base for base in schema.__mro__ if name in inspect.get_annotations(base))
 
 
 def _is_schema(kind: Any) -> bool:

@@ -10,6 +10,7 @@ from support.scripts import ROOT
 
 from blink_exp.settings import reference
 from blink_exp.settings.check import fields
+from blink_exp.settings.commented import Preset, Value
 from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.words import groups, settings
 
@@ -60,10 +61,10 @@ def test_the_page_follows_the_files(tmp_path):
 
 def test_a_preset_inherits_comments_and_its_own_win():
     presets = {
-        "a": reference.Preset("a", "", {"x": reference.Value("1", "of a"), "y": reference.Value("1", "of a")}),
-        "b": reference.Preset("b", "", {"x": reference.Value("2", ""), "y": reference.Value("2", "of b")}, parents=("a",)),
+        "a": Preset("a", "", {"x": Value("1", "of a"), "y": Value("1", "of a")}),
+        "b": Preset("b", "", {"x": Value("2", ""), "y": Value("2", "of b")}, parents=("a",)),
     }
-    assert presets["b"].merged(presets).values == {"x": reference.Value("2", "of a"), "y": reference.Value("2", "of b")}
+    assert presets["b"].merged(presets).values == {"x": Value("2", "of a"), "y": Value("2", "of b")}
 
 
 def test_fields_of_roots_are_settings_or_groups():
