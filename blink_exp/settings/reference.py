@@ -37,8 +37,8 @@ REFERENCE = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,\w+)?\}")
 INTRODUCTION = """# Settings reference
 
 Written by `python -m blink_exp.settings.reference > docs/config.md`: types and ranges from the schemas in `blink_exp/settings`, defaults
-and meanings from `conf/`. How values are written on the command line, and how to add presets and settings: [settings](settings.md). A default
-`${name}` is the value of another setting.
+and meanings from `conf/`. How values are written on the command line, and how to add presets and settings: [settings](settings.md). A
+default `${name}` is the value of another setting.
 """
 
 
