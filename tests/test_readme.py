@@ -66,6 +66,7 @@ ELSEWHERE = {  # beginnings of commands that other tests run, and which
     "python -m blink_exp view image=photo.jpg": "entry_points::test_the_viewer_takes_any_picture_and_any_question",
     "python sweep.py tables=all figures=all": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
     "python sweep.py table=rivals_llava": "rivals::test_a_table_of_rivals_runs",
+    "python sweep.py tables=list figures=list": "catalog::test_a_list_counts_what_is_done_and_guesses_what_is_left",
     "python sweep.py table=positions": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
     "python sweep.py figure=budget_curve": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
     "python sweep.py -m search=blink": "sweeps::test_a_search_chooses_on_validation_reports_on_test_and_goes_on_from_the_store",
