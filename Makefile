@@ -1,4 +1,4 @@
-# make demo: the paper's Table 2, and what a closer look is worth, measured on the model that ships here. make test: lint, types, tests. Both build .venv by themselves.
+# make demo: the paper's Table 2, and what a closer look is worth, measured on the model that ships here. make test: lint, types, docs, tests. Both build .venv by themselves.
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
@@ -19,6 +19,7 @@ lint: .venv/installed-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) tools/audit.py
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 # licences of what is installed, and known vulnerabilities where pip-audit is installed and its service answers; lint runs it too
 audit: .venv/installed-dev

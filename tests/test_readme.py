@@ -1,4 +1,4 @@
-"""Every command in the README does what it says, shortened where a setting allows it."""
+"""Every command in the README, in the first hour and on the page of commands does what it says, shortened where a setting allows it."""
 
 from __future__ import annotations
 
@@ -66,25 +66,32 @@ ELSEWHERE = {  # beginnings of commands that other tests run, and which
     "python -m blink_exp view image=photo.jpg": "entry_points::test_the_viewer_takes_any_picture_and_any_question",
     "python sweep.py tables=all figures=all": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
     "python sweep.py table=rivals_llava": "rivals::test_a_table_of_rivals_runs",
+    "python sweep.py tables=list figures=list": "catalog::test_a_list_counts_what_is_done_and_guesses_what_is_left",
     "python sweep.py table=positions": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
     "python sweep.py figure=budget_curve": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
     "python sweep.py -m search=blink": "sweeps::test_a_search_chooses_on_validation_reports_on_test_and_goes_on_from_the_store",
 }
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+PAGES = ("README.md", "docs/first_hour.md", "docs/commands.md")
+
+
+def commands(*pages: str) -> list[str]:
+    """The commands of ``pages``, each once."""
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in pages]
+    blocks = [block for text in texts for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S)]
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith(("git clone", "cd "))]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith(("git clone", "cd "))))
 
 
-def test_the_readme_has_commands_and_its_second_and_third_line_are_demo_and_test():
-    found = commands()
-    assert found[:2] == ["make demo", "make test"]
-    assert len(found) >= 6
+def test_the_readme_is_short_and_its_second_and_third_line_are_demo_and_test():
+    assert commands("README.md")[:2] == ["make demo", "make test"]
+    assert len(commands("README.md")) >= 12
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+    assert all(commands(page) for page in PAGES)
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands(*PAGES))
 def test_command(command, tmp_path):
     words = shlex.split(command)
     if words[0] == "make":  # CI runs `make test`; that it is this suite, and what demo runs, is read off make itself

@@ -1,4 +1,4 @@
-"""A scorer of another package: added by the README's recipe, it works alone, shared with other points, and in the viewer."""
+"""A scorer of another package: added by the recipe of docs/extending.md, it works alone, shared with other points, and in the viewer."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LAYERS = (12, 14)
 
 
 def recipe() -> str:
-    """The Python of the README's recipe for a scorer."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"\*\*A scorer\*\*.*?```python\n(.*?)```", text, re.DOTALL)
-    assert found
-    return "\n".join(line.removeprefix("  ") for line in found[1].splitlines())
+    """The Python of the recipe for a scorer."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    code = re.search(r"^## A scorer\n.*?```python[^\n]*\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    assert code
+    return code[1]
 
 
 @scorer(raw=True)

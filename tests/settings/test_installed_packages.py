@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support.scripts import ROOT
+from support import packages
 
 from blink_exp import plugins
 from blink_exp.errors import UserError
@@ -59,22 +56,6 @@ FILES = {
         "[blink_exp.losses]\nsmooth = addon.parts:smooth\nbroken = addon.nowhere:broken\n"
     ),
 }
-# runs the scripts one after the other in one process: importing torch is what takes long
-DRIVER = """
-import json, os, runpy, sys
-from hydra._internal.hydra import Hydra
-Hydra.get_mode = lambda *_, **__: None  # else everything is composed once more, to see whether hydra.mode is set
-sys.path.insert(0, ".")
-for words in json.loads(sys.argv[1]):
-    sys.argv = words
-    os.environ.pop("HYDRA_FULL_ERROR", None)  # entry() sets it
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    print("CODE", code, flush=True)
-"""
 
 
 @pytest.fixture
@@ -100,11 +81,8 @@ def test_a_package_adds_a_method_an_architecture_a_loss_and_presets(folder):
         ["evaluate.py", "tokensr=linear", f"tokensr.path={run / 'tokensr'}", "layer=1", "limit=2", "cost=0", f"hydra.run.dir={used}"],
     ]
     commands = [[*words, f"store={folder / 'points'}"] if words[0] == "evaluate.py" else words for words in commands]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder / "site"), str(ROOT)]), "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-c", DRIVER, json.dumps(commands)]
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
-    codes = [line for line in done.stdout.splitlines() if line.startswith("CODE")]
-    assert codes == ["CODE 0", *["CODE 2"] * 5, *["CODE 0"] * 3], done.stdout + done.stderr
+    done = packages.run(commands, folder / "site")
+    assert packages.codes(done) == [0, *[2] * 5, *[0] * 3], done.stdout + done.stderr
     for group, preset in (("method", "first_half"), ("tokensr", "linear"), ("loss", "smooth")):
         (line,) = [line for line in done.stdout.splitlines() if line.strip().startswith(f"{group}: ")]
         assert preset in line

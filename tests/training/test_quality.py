@@ -88,9 +88,9 @@ def test_a_training_begins_with_the_modules_of_tokensr_path(tmp_path):
         train(tmp_path / "other", f"tokensr.path={first}", "tokensr=mlp")
 
 
-def test_readme_and_card_say_what_was_measured_of_the_modules_that_ship():
+def test_results_and_card_say_what_was_measured_of_the_modules_that_ship():
     rows = card.module_rows(SHIPPED / "tokensr")
-    assert card.claim({layer: rows[layer] for layer in range(12, 19)}) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert card.claim({layer: rows[layer] for layer in range(12, 19)}) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     text = (SHIPPED / "README.md").read_text(encoding="utf-8")
     assert card.claim(rows) in text
     for layer, row in rows.items():
