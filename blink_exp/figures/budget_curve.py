@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from blink_exp.documents import PointRun
@@ -11,6 +12,7 @@ from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
 
 MARKERS = "osD^vPX*"
 CONTROL = "#8a8a8a"
+APART = 1.2  # least ratio of two budgets whose numbers stand beside each other
 
 
 def tokens_of(run: PointRun) -> float:
@@ -48,8 +50,8 @@ def curves(study: Study, untouched: str, controls: list[str]) -> Drawing:
         draw.curve(axis, x, y, tooltips, color, marker, name, None, **style)
     axis.set(xlabel="visual tokens a layer, averaged over the LLM", ylabel=score)
     axis.set_xscale("log", base=2)
-    ticks = sorted({round(x) for line in data["methods"].values() for x in line["tokens a layer"]})
-    axis.set_xticks(ticks[:: max(1, len(ticks) // 8)], [str(tick) for tick in ticks[:: max(1, len(ticks) // 8)]], minor=False)
+    ticks = ticks_of([round(x) for line in data["methods"].values() for x in line["tokens a layer"]])
+    axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
     axis.minorticks_off()
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
     errors = [e for line in data["methods"].values() for e in line["stderr"] if e is not None]
@@ -63,6 +65,15 @@ def curves(study: Study, untouched: str, controls: list[str]) -> Drawing:
     return Drawing(
         {study.name: figure}, data, claims(data, controls), caption, draw.measured_on(one["backbone"], one["benchmark"], one["samples"])
     )
+
+
+def ticks_of(budgets: list[int]) -> list[int]:
+    """The budgets that most lines have, without those whose numbers would be written over another's."""
+    chosen: list[int] = []
+    for budget, _ in Counter(budgets).most_common():
+        if all(max(budget, other) >= APART * min(budget, other) for other in chosen):
+            chosen.append(budget)
+    return sorted(chosen)
 
 
 def claims(data: dict[str, Any], controls: list[str]) -> list[Claim]:

@@ -8,7 +8,7 @@ import pytest
 
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study
-from blink_exp.figures.budget_curve import curves
+from blink_exp.figures.budget_curve import curves, ticks_of
 
 
 def run(series: str, tokens: float, accuracy: float) -> dict:
@@ -40,3 +40,7 @@ def test_a_line_runs_over_measured_tokens_and_controls_stay_apart():
 def test_nothing_measured_is_one_line():
     with pytest.raises(UserError, match="has no measured point: no model"):
         drawn([{"point": "HERO", "series": "HERO", "status": "failed", "error": "no model"}])
+
+
+def test_ticks_are_the_common_budgets_and_none_is_written_over_another():
+    assert ticks_of([8, 16, 32, 48, 72, 8, 16, 32, 48, 72, 30, 31, 35, 50, 73, 13]) == [8, 13, 16, 32, 48, 72]
