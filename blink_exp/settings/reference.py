@@ -200,9 +200,9 @@ def _meaning(schema: type, name: str, key: str, preset: Preset, group: dict[str,
     for other in group.values():
         other_schema = BY_TARGET.get(other.merged(group).target)
         if other_schema is not None and name in fields(other_schema) and _owner(other_schema, name) is owner:
-            said = other.merged(group).values.get(key)
-            if said is not None and said.comment:
-                return said.comment
+            elsewhere = other.merged(group).values.get(key)
+            if elsewhere is not None and elsewhere.comment:
+                return elsewhere.comment
     return f"short for the group `{SHORT_FOR[key]}`" if key in SHORT_FOR else ""
 
 
