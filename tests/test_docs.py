@@ -46,3 +46,12 @@ def test_settings_answer_as_the_page_says(words, answer):
 
 def test_the_page_of_settings_has_answers():
     assert len(ANSWERS) >= 4
+
+
+def test_sections_that_the_readme_links_to_are_there():
+    """Inside docs/ the strict build of the site looks after this."""
+    links = re.findall(r"\]\((docs/\w+\.md)#([\w-]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) >= 10
+    for page, section in links:
+        headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), flags=re.M)
+        assert section in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, f"{page}#{section}"

@@ -62,6 +62,11 @@ def read(path: Path) -> Preset:
     return Preset(path.stem, " ".join(sentences), values, parents, groups)
 
 
+def read_all(folder: Path) -> dict[str, Preset]:
+    """The files of ``folder`` by name."""
+    return {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
+
+
 def _leading_comments(text: str) -> Iterator[str]:
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -84,16 +89,16 @@ def _collect(node: yaml.MappingNode, prefix: str, text: str, lines: Sequence[str
 
 @dataclass(frozen=True)
 class Conf:
-    """All files of a folder like conf/."""
+    """All files of a folder like conf/. ``launchers``: the presets of Hydra's own group."""
 
     roots: dict[str, Preset]
     groups: dict[str, dict[str, Preset]]
+    launchers: dict[str, Preset]
 
     @classmethod
     def of(cls, folder: Path) -> Conf:
-        roots = {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
-        return cls(roots, {name: {path.stem: read(path) for path in sorted((folder / name).glob("*.yaml"))} for name in names})
+        return cls(read_all(folder), {name: read_all(folder / name) for name in names}, read_all(folder / "hydra" / "launcher"))
 
     def default(self, group: str) -> str:
         """The default preset of a group; "" where no command has one."""

@@ -52,7 +52,18 @@ def page(folder: Path = CONF) -> str:
         parts += _group(conf, group)
     for group, heading in EXPERIMENTS.items():
         parts += [f"## {heading}\n", *_presets(conf.groups[group], "")]
-    return "\n".join(parts)
+    return "\n".join([*parts, "## Launchers\n", *_launchers(conf.launchers)])
+
+
+def _launchers(launchers: dict[str, Preset]) -> Iterator[str]:
+    """Their settings are checked by Hydra and have no schema here."""
+    for name, preset in launchers.items():
+        values = {key: value for key, value in preset.values.items() if "_target_" not in key and value.text}
+        rows = [(f"`hydra.launcher.{key}`", f"`{value.text}`", _escaped(value.comment)) for key, value in values.items()]
+        yield f"#### hydra/launcher={name}\n"
+        yield f"{_escaped(preset.header)}\n"
+        if rows:
+            yield _table(rows, ("setting", "default", "meaning"))
 
 
 def _commands(conf: Conf) -> Iterator[str]:
@@ -189,9 +200,9 @@ def _meaning(schema: type, name: str, key: str, preset: Preset, group: dict[str,
     for other in group.values():
         other_schema = BY_TARGET.get(other.merged(group).target)
         if other_schema is not None and name in fields(other_schema) and _owner(other_schema, name) is owner:
-            said = other.merged(group).values.get(key)
-            if said is not None and said.comment:
-                return said.comment
+            elsewhere = other.merged(group).values.get(key)
+            if elsewhere is not None and elsewhere.comment:
+                return elsewhere.comment
     return f"short for the group `{SHORT_FOR[key]}`" if key in SHORT_FOR else ""
 
 
