@@ -25,7 +25,7 @@ from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, flat
 from blink_exp.evaluation import locks
 from blink_exp.files import read_object, write_text
-from blink_exp.settings.presets import CONF
+from blink_exp.settings.folders import CONF
 from blink_exp.settings.values import read_settings
 
 log = logging.getLogger(__name__)
