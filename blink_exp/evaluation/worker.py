@@ -39,7 +39,7 @@ def serve(store: Any, rank: int, local: int) -> None:
     """Works on jobs until rank 0 says that none will come, or is gone. A signal ends the process at once, without a word: rank 0 speaks."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     logging.disable(logging.WARNING)  # rank 0 says the same
     warnings.simplefilter("ignore")
     count = 0
