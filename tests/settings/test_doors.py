@@ -89,3 +89,10 @@ def test_an_evaluation_loads_no_plots_no_statistics_and_no_loggers(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stdout
+
+
+def test_tab_completes_presets_and_settings():
+    for words, proposals in (("method=hi", {"method=hired"}), ("thresholds.ta", {"thresholds.tau_exp=", "thresholds.tau_drop="})):
+        line = f"python evaluate.py {words}"
+        done = run(["evaluate.py", "-sc", "query=bash"], {"COMP_LINE": line, "COMP_POINT": str(len(line))})
+        assert set(done.stdout.split()) == proposals, done.stdout + done.stderr
