@@ -12,7 +12,14 @@ from support.scripts import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "blink_exp" / "scale_model" / "assets" / "README.md"]
 GROUPS = {p.relative_to(ROOT / "conf").as_posix(): {f.stem for f in p.glob("*.yaml")} for p in (ROOT / "conf").rglob("*") if p.is_dir()}
 MINE = ("saliency", "tokensr", "method", "benchmark", "table")
-EXAMPLES = {*(f"{group}=mine" for group in MINE), "thresholds=mild", "figure=NAME", "hydra/launcher=NAME", "tokensr=FOLDER", "method=blonk"}  # of a reader's own, or wrong
+EXAMPLES = {
+    *(f"{group}=mine" for group in MINE),
+    "thresholds=mild",
+    "figure=NAME",
+    "hydra/launcher=NAME",
+    "tokensr=FOLDER",
+    "method=blonk",
+}  # of a reader's own, or wrong
 OTHER_PACKAGES = {"hydra/launcher=basic"}
 ANSWERS = re.findall(r"^\$ python evaluate\.py (.+)\n(error: .+)$", (ROOT / "docs" / "settings.md").read_text(encoding="utf-8"), flags=re.M)
 

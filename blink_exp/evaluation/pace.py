@@ -17,7 +17,10 @@ from blink_exp.settings.roots import PointSettings
 from blink_exp.settings.values import read_settings
 
 RECENT = 20  # earlier runs that are looked into
-NOT_VIEWED = ("hydra", "shard=", "devices=", "logger", "limit=", "cost=")  # settings of a run that its question's page does not need
+NOT_VIEWED = (  # settings of a run, or of its sweep, that the page of a question does not need
+    *("hydra", "shard=", "devices=", "logger", "limit=", "cost=", "store=", "force=", "batch_size=", "workers="),
+    *("share=", "report=", "objective=", "token_price=", "skip_limit="),
+)
 SAME = ("model", "method", "benchmark")  # settings that an earlier run must share
 
 

@@ -33,7 +33,17 @@ def test_a_second_run_says_how_long_the_first_took_and_another_method_does_not(t
 
 def test_the_command_shows_the_first_wrong_answer_with_the_words_of_the_run():
     records = [{"id": name, "prediction": "x", "correct": correct} for name, correct in (("a", 1.0), ("b c", 0.0), ("d", False))]
-    words = ["method=blink", "limit=4", "shard=1/2", "hydra.run.dir=x", "+logger.mode=offline", "thresholds.tau_exp=0.4"]
+    words = [
+        "method=blink",
+        "limit=4",
+        "shard=1/2",
+        "share=false",
+        "store=s",
+        "cost=0",
+        "hydra.run.dir=x",
+        "+logger.mode=offline",
+        "thresholds.tau_exp=0.4",
+    ]
     assert closer(records, words) == "python -m blink_exp view method=blink thresholds.tau_exp=0.4 'sample=b c'"
     assert closer(records[:1], []) == "python -m blink_exp view sample=a"
     assert closer([{"id": "a", "prediction": None, "correct": None}], []) is None

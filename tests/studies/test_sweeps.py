@@ -20,6 +20,7 @@ def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_wit
     for layer, tau in wanted:
         assert f"| layer={layer} thresholds.tau_exp={tau} | done |" in summary
     assert "at every point: limit=2 method=blink_interp" in output
+    assert "layer by layer: python -m blink_exp view layer=4 thresholds.tau_exp=0.4 method=blink_interp sample=mosaic_mme/" in output
 
 
 def search_words(tmp_path: Path, folder: str, trials: int) -> tuple[str, ...]:
