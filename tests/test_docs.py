@@ -31,7 +31,7 @@ def test_what_a_page_names_is_there(page: Path):
 def test_presets_that_the_pages_name_exist():
     missing = set()
     for page in PAGES:
-        for group, names in re.findall(r"(?<![\w./])([a-z_/]+)=((?:[\w-]+,)*[\w-]+)(?!\.?[\w=-])", page.read_text(encoding="utf-8")):
+        for group, names in re.findall(r"(?<![\w./])([a-z_/]+)=((?:[\w-]+,)*[\w-]+)(?!\.?[\w=(-])", page.read_text(encoding="utf-8")):
             if group in GROUPS:
                 missing |= {f"{group}={name}" for name in names.split(",") if name not in GROUPS[group] | {"null"}}
     assert missing - EXAMPLES - OTHER_PACKAGES == set()
