@@ -183,6 +183,8 @@ def test_help_of_a_wheel_names_its_own_commands(environment, tmp_path):
         assert f"\nblink-{name} [group=preset]" in page and "CODE 0" in page
         assert "python evaluate.py" not in page and "python -m blink_exp" not in page
         assert "  table: blink_table1" in page and f"conf/{name}.yaml:" in page
+    training = started([str(environment / "bin" / "python"), "-m", "blink_exp.train", "--help"], tmp_path)
+    assert training.returncode == 0 and "\nblink-train [group=preset]" in f"\n{training.stdout}"
 
 
 def test_a_console_script_composes_a_training(environment, tmp_path):
