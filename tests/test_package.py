@@ -171,7 +171,7 @@ def test_a_wheel_measures_in_the_user_s_folder_what_the_clone_measures(environme
 
     assert scripts.run(["evaluate.py", *point, f"hydra.run.dir={clone / 'point'}"]).returncode == 0
     assert (clone / "point" / "records.jsonl").read_bytes() == (folder / "outputs" / "point" / "records.jsonl").read_bytes()
-    (run,) = next(row for row in document["rows"] if row["label"] == "Blink / full")["runs"].values()
+    (run,) = next(row for row in document["rows"] if row["point"] == "Blink / full")["runs"].values()
     words = shlex.split(run["command"])[1:]  # what the report says runs this point alone
     assert scripts.run(["evaluate.py", *words, "cost=0", f"hydra.run.dir={clone / 'row'}"]).returncode == 0
     scores = json.loads((clone / "row" / "metrics.json").read_text(encoding="utf-8"))["scores"]
