@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +14,8 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -167,7 +171,7 @@ def test_a_wheel_measures_in_the_user_s_folder_what_the_clone_measures(environme
 
     assert scripts.run(["evaluate.py", *point, f"hydra.run.dir={clone / 'point'}"]).returncode == 0
     assert (clone / "point" / "records.jsonl").read_bytes() == (folder / "outputs" / "point" / "records.jsonl").read_bytes()
-    (run,) = next(row for row in document["rows"] if row["label"] == "Blink / full")["runs"].values()
+    (run,) = next(row for row in document["rows"] if row["point"] == "Blink / full")["runs"].values()
     words = shlex.split(run["command"])[1:]  # what the report says runs this point alone
     assert scripts.run(["evaluate.py", *words, "cost=0", f"hydra.run.dir={clone / 'row'}"]).returncode == 0
     scores = json.loads((clone / "row" / "metrics.json").read_text(encoding="utf-8"))["scores"]
@@ -183,12 +187,47 @@ def test_help_of_a_wheel_names_its_own_commands(environment, tmp_path):
         assert f"\nblink-{name} [group=preset]" in page and "CODE 0" in page
         assert "python evaluate.py" not in page and "python -m blink_exp" not in page
         assert "  table: blink_table1" in page and f"conf/{name}.yaml:" in page
+    training = started([str(environment / "bin" / "python"), "-m", "blink_exp.train", "--help"], tmp_path)
+    assert training.returncode == 0 and "\nblink-train [group=preset]" in f"\n{training.stdout}"
 
 
 def test_a_console_script_composes_a_training(environment, tmp_path):
     done = run(environment, tmp_path, "blink-train", "layer=12", "--cfg", "job")
     assert done.returncode == 0, done.stderr
     assert "layer: 12" in done.stdout and not list(tmp_path.iterdir())
+
+
+def required(requirements: list[str]) -> set[str]:
+    """Names of distributions that requirements name, in PyPI's normal form."""
+    return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in requirements}
+
+
+def imported(tree: ast.Module) -> Iterator[tuple[str, bool]]:
+    """(top-level package, whether it is imported when the module is) of every import that runs."""
+    inside = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    typed = {id(node) for guard in guards for node in ast.walk(guard)}
+    for node in ast.walk(tree):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+        yield from ((str(name).partition(".")[0], id(node) not in inside) for name in names if id(node) not in typed)
+
+
+def test_the_core_installs_what_modules_import_and_extras_what_functions_import():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core = required(project["dependencies"])
+    extras = required([line for lines in project["optional-dependencies"].values() for line in lines])
+    of = {name: {d.lower().replace("_", "-") for d in found} for name, found in packages_distributions().items()}
+    harness = ROOT / "blink_exp" / "integrations" / "lmms_eval.py"  # imported by lmms-eval alone
+    wrong = []
+    for path in sorted((ROOT / "blink_exp").rglob("*.py")):
+        for name, always in imported(ast.parse(path.read_bytes())):
+            if name in sys.stdlib_module_names or name == "blink_exp" or path == harness:
+                continue
+            distributions = of.get(name, {name})
+            if not distributions & (core if always else core | extras):
+                wrong.append((path.relative_to(ROOT).as_posix(), name))
+    assert wrong == []
+    assert {"wandb", "deepspeed", "datasets"} <= extras - core
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def _reads_text(backbone: Backbone, method: Method) -> bool:
 class NoProcessor:
     """Stands where ``attach`` was given no processor."""
 
+    image_processor = None  # images come as pixels, which are prepared already
+
     def __getattr__(self, name: str) -> Any:
         raise UserError("this method reads the text of the prompt; give attach(model, method, processor=...) the model's processor")
 

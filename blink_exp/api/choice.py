@@ -78,7 +78,7 @@ class MethodChoice(metaclass=_Documented):
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.settings.items())})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.node == other.node  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.node == other.node
 
     __hash__ = None  # type: ignore[assignment]
 

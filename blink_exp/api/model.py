@@ -17,6 +17,7 @@ from blink_exp.api.benchmarks import load_benchmark
 from blink_exp.api.choice import MethodChoice, defaults
 from blink_exp.api.scores import scores
 from blink_exp.backbone.model import Backbone
+from blink_exp.backbone.processor import without_placeholder
 from blink_exp.benchmarks.base import Benchmark, Sample, spread
 from blink_exp.cli import one_line
 from blink_exp.core.method import Method
@@ -183,7 +184,7 @@ class VLM:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"{name}={flat(value, 80)} must be a whole number of at least 1")
         chosen = self.method(method, tokensr)
-        benchmark = OwnQuestion()
+        benchmark: Any = OwnQuestion()  # of no samples of its own
         benchmark.max_new_tokens = min(max_new_tokens, self.model.config.text_config.max_position_embeddings)
         opened = {id(given): self._opened(given) for given in {id(given): given for given, _ in pairs}.values()}  # each once
         samples = [self._sample(*opened[id(given)], text) for given, text in pairs]
@@ -267,7 +268,7 @@ class VLM:
         """``measured``: the question, where its cost is to be measured."""
         cost = None
         if measured is not None:
-            asking = Asking(measured.image_id, prompt_of(self.backbone, OwnQuestion(), measured), measured.id)
+            asking = Asking(measured.image_id, without_placeholder(measured.question, self.processor.image_token), measured.id)
             cost = measure_cost(self.backbone, method, [(measured.image(), asking)])
         traced = Trace(
             method.name,

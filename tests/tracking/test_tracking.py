@@ -78,6 +78,9 @@ def test_check_names_what_is_missing_before_any_work(monkeypatch):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else True)
     with pytest.raises(UserError, match=r"logger=mlflow needs sqlalchemy; pip install mlflow-skinny sqlalchemy alembic"):
         tracking.check(settings("mlflow"))
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None if name == "wandb" else True)
+    with pytest.raises(UserError, match=r"logger=wandb needs wandb; pip install wandb, or use logger=csv"):
+        tracking.check(settings("wandb", mode="offline"))
     tracking.check(settings("csv"))
 
 
