@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,7 +32,9 @@ MOST = 3  # kills before a run is left to end
 
 
 class Process(Protocol):
-    """A run. ``end``: waits for it and returns its exit code and what it said."""
+    """A run. ``ended``: whether it has; ``end``: waits for it and returns its exit code and what it said."""
+
+    def ended(self) -> bool: ...
 
     def kill(self) -> None: ...
 
@@ -49,8 +51,11 @@ class Child:
         self.output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT)
 
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
 
     def end(self) -> tuple[int, str]:
         code = self.process.wait()
@@ -129,18 +134,32 @@ def trial(case: Case, whole: Path, seconds: float, folder: Path, seed: int, star
     """Kills ``case`` in ``folder`` up to ``MOST`` times, runs it to its end and compares with ``whole``, an unbroken run of ``seconds``."""
     rng = random.Random(f"{case.name} {seed}")
     done = Trial(case.name, seed)
-    for _ in range(rng.randint(1, MOST)):
-        done.kills.append(rng.uniform(0, seconds))
-        process = start(case.command(folder))
-        time.sleep(done.kills[-1])
-        process.kill()
-        process.end()
+    while not done.kills:
+        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(rng.randint(1, MOST)):
+            after = rng.uniform(0, seconds)
+            process = start(case.command(folder))
+            if killed(process, after):
+                done.kills.append(after)
+            process.end()
+        seconds /= 2  # of a run that ended before it was killed
     code, said = start(case.command(folder)).end()
     if code:
         done.problems.append(f"the next run ends with {code}: {said.strip().splitlines()[-1:]}")
     else:
         done.problems += differences(case, whole, folder)
     return done
+
+
+def killed(process: Process, after: float) -> bool:
+    """Kills a run ``after`` seconds. False where it had ended by then."""
+    until = time.monotonic() + after
+    while time.monotonic() < until and not process.ended():
+        time.sleep(0.01)
+    if process.ended():
+        return False
+    process.kill()
+    return True
 
 
 def differences(case: Case, whole: Path, folder: Path) -> list[str]:
