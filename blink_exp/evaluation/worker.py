@@ -38,7 +38,7 @@ def serve_torchrun() -> None:
 def serve(store: Any, rank: int, local: int) -> None:
     """Works on jobs until rank 0 says that none will come, or is gone. A signal ends the process at once, without a word: rank 0 speaks."""
     end_on_signals()
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     logging.disable(logging.WARNING)  # rank 0 says the same
     warnings.simplefilter("ignore")
     count = 0
