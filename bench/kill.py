@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = {"seconds", "kept", "together", "reused", "date", "images_per_second"}
 LEFT_OVER = ("*.part", "*.part.part", "records.rank*", "together.json", ".jobs", "*.tmp")
 UNCOMPARED = (".lock", ".locks", ".hydra", "log", "checkpoints")  # of the run, not of its result
+COMMIT = re.compile(rb"\b[0-9a-f]{40}(\+changes)?")  # of the code, which is perhaps worked on meanwhile
 MOST = 3  # kills before a run is left to end
 
 
@@ -94,7 +96,7 @@ CASES = (
         (*SWEEP, "-m", "method=none,fastv,blink", "hydra.sweep.dir={folder}/sweep"),
         (*RESULTS, "sweep/summary.csv", "sweep/summary.md"),
     ),
-    Case("table", (*SWEEP, "table=blink_table3", "hydra.run.dir={folder}/run"), (*RESULTS, "run/table.json", "run/table.md")),
+    Case("table", (*SWEEP, "table=blink_table3", "devices=2", "hydra.run.dir={folder}/run"), (*RESULTS, "run/table.json", "run/table.md")),
     Case("report", (*SWEEP, "figure=blink_fig4", "hydra.run.dir={folder}/run"), (*RESULTS, "report/**/figure.json")),
     Case("training", TRAINING, ("run/tokensr/*",), "resume={folder}/run", "run/last.ckpt*"),
     Case(
@@ -189,7 +191,7 @@ def files(root: Path) -> Iterator[Path]:
 
 def content(path: Path, root: Path) -> Any:
     """What a file holds, without what belongs to the run rather than its result: the folder, durations."""
-    data = path.read_bytes().replace(str(root).encode(), b"FOLDER")
+    data = COMMIT.sub(b"COMMIT", path.read_bytes().replace(str(root).encode(), b"FOLDER"))
     if path.suffix == ".json":
         return _shared(json.loads(data))
     if path.suffix == ".csv":

@@ -1,8 +1,9 @@
 """Several processes that answer the questions of one run, each on a device of its own.
 
 Rank 0 is the process that the user started: it reads the settings, holds the locks, answers its share, and alone writes results and prints.
-The others answer, and append to their own files (``record_log``). They are started by torch.multiprocessing (``devices=4``) or by torchrun
-and speak with rank 0 through torch's TCPStore, as torchrun's own processes do. No collective is used, so none can hang where one is gone.
+The others answer, and append to their own files (``records.RecordLog``). They are started by torch.multiprocessing (``devices=4``) or by
+torchrun and speak with rank 0 through torch's TCPStore, as torchrun's own processes do. No collective is used, so none can hang where one
+is gone.
 """
 
 from __future__ import annotations

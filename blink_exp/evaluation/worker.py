@@ -20,7 +20,7 @@ from blink_exp.evaluation import ranks
 from blink_exp.evaluation.answering import Point, answer_units
 from blink_exp.evaluation.batches import BatchSize, cut
 from blink_exp.evaluation.evaluator import chosen, prepare
-from blink_exp.evaluation.record_log import RecordLog
+from blink_exp.evaluation.records import RecordLog
 from blink_exp.settings.roots import PointSettings
 from blink_exp.settings.values import from_plain
 from blink_exp.stopping import end_on_signals

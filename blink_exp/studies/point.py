@@ -17,8 +17,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark
 from blink_exp.evaluation.ranks import LostRank
-from blink_exp.evaluation.record_log import RECORD_LOG, files_of
-from blink_exp.evaluation.records import read
+from blink_exp.evaluation.records import RECORD_LOG, files_of, read
 from blink_exp.evaluation.shared_runs import parts_of, stored_point
 from blink_exp.evaluation.store import SHARED_NOTE
 from blink_exp.settings.roots import EvaluateSettings, PointSettings
@@ -110,7 +109,8 @@ def in_store(settings: EvaluateSettings) -> tuple[Path, Metrics | None]:
 def measured(settings: EvaluateSettings, parts: Path) -> tuple[Path, Metrics | None, Metrics]:
     """(folder, metrics already in the store or None, final metrics). Another run may have finished the point meanwhile."""
     folder, stored = in_store(settings)
-    finished = stored or measure(as_type(PointSettings, settings), folder, parts, settings.devices)
+    several = {} if settings.devices == 1 else {"devices": settings.devices}
+    finished = stored or measure(as_type(PointSettings, settings), folder, parts, **several)
     if parts != folder:
         with contextlib.suppress(OSError):
             parts.rmdir()
