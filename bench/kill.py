@@ -9,7 +9,8 @@ import csv
 import io
 import json
 import random
-import signal
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,11 +29,14 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = {"seconds", "kept", "together", "reused", "date", "images_per_second"}
 LEFT_OVER = ("*.part", "*.part.part", "records.rank*", "together.json", ".jobs", "*.tmp")
 UNCOMPARED = (".lock", ".locks", ".hydra", "log", "checkpoints")  # of the run, not of its result
+COMMIT = re.compile(rb"\b[0-9a-f]{40}(\+changes)?")  # of the code, which is perhaps worked on meanwhile
 MOST = 3  # kills before a run is left to end
 
 
 class Process(Protocol):
-    """A run. ``end``: waits for it and returns its exit code and what it said."""
+    """A run. ``ended``: whether it has; ``end``: waits for it and returns its exit code and what it said."""
+
+    def ended(self) -> bool: ...
 
     def kill(self) -> None: ...
 
@@ -49,8 +53,11 @@ class Child:
         self.output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT)
 
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
 
     def end(self) -> tuple[int, str]:
         code = self.process.wait()
@@ -89,7 +96,7 @@ CASES = (
         (*SWEEP, "-m", "method=none,fastv,blink", "hydra.sweep.dir={folder}/sweep"),
         (*RESULTS, "sweep/summary.csv", "sweep/summary.md"),
     ),
-    Case("table", (*SWEEP, "table=blink_table3", "hydra.run.dir={folder}/run"), (*RESULTS, "run/table.json", "run/table.md")),
+    Case("table", (*SWEEP, "table=blink_table3", "devices=2", "hydra.run.dir={folder}/run"), (*RESULTS, "run/table.json", "run/table.md")),
     Case("report", (*SWEEP, "figure=blink_fig4", "hydra.run.dir={folder}/run"), (*RESULTS, "report/**/figure.json")),
     Case("training", TRAINING, ("run/tokensr/*",), "resume={folder}/run", "run/last.ckpt*"),
     Case(
@@ -129,18 +136,32 @@ def trial(case: Case, whole: Path, seconds: float, folder: Path, seed: int, star
     """Kills ``case`` in ``folder`` up to ``MOST`` times, runs it to its end and compares with ``whole``, an unbroken run of ``seconds``."""
     rng = random.Random(f"{case.name} {seed}")
     done = Trial(case.name, seed)
-    for _ in range(rng.randint(1, MOST)):
-        done.kills.append(rng.uniform(0, seconds))
-        process = start(case.command(folder))
-        time.sleep(done.kills[-1])
-        process.kill()
-        process.end()
+    while not done.kills:
+        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(rng.randint(1, MOST)):
+            after = rng.uniform(0, seconds)
+            process = start(case.command(folder))
+            if killed(process, after):
+                done.kills.append(after)
+            process.end()
+        seconds /= 2  # of a run that ended before it was killed
     code, said = start(case.command(folder)).end()
     if code:
         done.problems.append(f"the next run ends with {code}: {said.strip().splitlines()[-1:]}")
     else:
         done.problems += differences(case, whole, folder)
     return done
+
+
+def killed(process: Process, after: float) -> bool:
+    """Kills a run ``after`` seconds. False where it had ended by then."""
+    until = time.monotonic() + after
+    while time.monotonic() < until and not process.ended():
+        time.sleep(0.01)
+    if process.ended():
+        return False
+    process.kill()
+    return True
 
 
 def differences(case: Case, whole: Path, folder: Path) -> list[str]:
@@ -170,7 +191,7 @@ def files(root: Path) -> Iterator[Path]:
 
 def content(path: Path, root: Path) -> Any:
     """What a file holds, without what belongs to the run rather than its result: the folder, durations."""
-    data = path.read_bytes().replace(str(root).encode(), b"FOLDER")
+    data = COMMIT.sub(b"COMMIT", path.read_bytes().replace(str(root).encode(), b"FOLDER"))
     if path.suffix == ".json":
         return _shared(json.loads(data))
     if path.suffix == ".csv":

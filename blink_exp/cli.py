@@ -22,10 +22,11 @@ from blink_exp.settings.doors import OF_FOLDER, as_typed, command_name
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.meanings import MEANINGS
 from blink_exp.settings.presets import presets
-from blink_exp.stopping import run_folder, stop_on_signals, stopped, stopping
+from blink_exp.stopping import end_on_signals, run_folder, stop_on_signals, stopped, stopping
 
 TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is overwritten here
 SCRIPT = "BLINK_EXP_SCRIPT"  # config root of the running command: train, evaluate, sweep, view, ...
+OF_JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment of a process that torchrun started
 RANKS, WORKER = "blink_exp.evaluation.ranks", "blink_exp.evaluation.worker"  # by name: they are slow to import, and above this module
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's exception, matched by name since torch is not imported here
 
@@ -43,7 +44,9 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
     logging.raiseExceptions = False  # on a full disk, Hydra's log handler would print a traceback for every line
     sys.excepthook = masked_traceback
     stop_on_signals()
-    if config != "train" and int(os.environ.get("RANK") or "0"):  # of torchrun; Lightning divides a training itself
+    divided = config != "train" and under_torchrun()  # Lightning divides a training itself
+    if divided and os.environ["RANK"] != "0":
+        end_on_signals()
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         importlib.import_module(WORKER).serve_torchrun()
         return
@@ -71,7 +74,7 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
     except SystemExit as end:
         code = end.code
     finally:
-        if config != "train" and (RANKS in sys.modules or int(os.environ.get("WORLD_SIZE") or "1") > 1):
+        if divided or RANKS in sys.modules:
             importlib.import_module(RANKS).close()
     try:
         sys.stdout.flush()
@@ -81,6 +84,11 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
         code = code or 2
     if code:
         sys.exit(code)
+
+
+def under_torchrun() -> bool:
+    """Whether this is one of several processes that torchrun has started."""
+    return all(os.environ.get(name) for name in OF_JOB) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -14,7 +14,7 @@ from support import scripts
 from blink_exp import disk
 from blink_exp.cli import one_line
 from blink_exp.disk import WriteError, disk_line, writing
-from blink_exp.evaluation.record_log import RecordLog
+from blink_exp.evaluation.records import RecordLog
 from blink_exp.files import write_text
 
 

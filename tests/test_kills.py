@@ -21,6 +21,9 @@ class Forked:
         self.folder = tempfile.TemporaryDirectory()
         self.process = scripts.start(words, self.folder.name)
 
+    def ended(self) -> bool:
+        return not self.process.is_alive()
+
     def kill(self) -> None:
         self.process.kill()
 
@@ -31,6 +34,12 @@ class Forked:
         )
         self.folder.cleanup()
         return self.process.exitcode or 0, said
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """Starts the server of ``scripts`` once, so that no run's seconds hold its start."""
+    scripts.run(["-m", "blink_exp"])
 
 
 @pytest.mark.parametrize("case", kill.CASES, ids=lambda case: case.name)

@@ -23,8 +23,7 @@ from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.evaluation import ranks
 from blink_exp.evaluation.batches import BatchSize, Unit, cut
-from blink_exp.evaluation.record_log import RecordLog
-from blink_exp.evaluation.records import record
+from blink_exp.evaluation.records import RecordLog, record
 from blink_exp.evaluation.tokens import layer_average, prompt_flops
 from blink_exp.settings.roots import PointSettings
 

@@ -23,8 +23,7 @@ from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation
 from blink_exp.evaluation.batches import BatchSize
 from blink_exp.evaluation.budget import budget_line, budget_of
 from blink_exp.evaluation.cost import measure_cost
-from blink_exp.evaluation.record_log import RECORD_LOG, RecordLog
-from blink_exp.evaluation.records import summary, write_lines
+from blink_exp.evaluation.records import RECORD_LOG, RecordLog, summary, write_lines
 from blink_exp.evaluation.store import pop_shared_note
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import json_ready, write_json, write_text

@@ -1,8 +1,9 @@
 """Several processes that answer the questions of one run, each on a device of its own.
 
 Rank 0 is the process that the user started: it reads the settings, holds the locks, answers its share, and alone writes results and prints.
-The others answer, and append to their own files (``record_log``). They are started by torch.multiprocessing (``devices=4``) or by torchrun
-and speak with rank 0 through torch's TCPStore, as torchrun's own processes do. No collective is used, so none can hang where one is gone.
+The others answer, and append to their own files (``records.RecordLog``). They are started by torch.multiprocessing (``devices=4``) or by
+torchrun and speak with rank 0 through torch's TCPStore, as torchrun's own processes do. No collective is used, so none can hang where one
+is gone.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ import torch
 from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 from torch.multiprocessing import start_processes  # type: ignore[attr-defined]
 
-from blink_exp.cli import resume_hint
+from blink_exp.cli import OF_JOB, resume_hint, under_torchrun
 from blink_exp.disk import WriteError
 from blink_exp.errors import UserError
 from blink_exp.stopping import stopping
 
 WORKER = "blink_exp.evaluation.worker"  # imports what answers, which imports this module
-JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment of a process that torchrun started
-OF_TORCHRUN = (*JOB, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+OF_TORCHRUN = (*OF_JOB, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 EVERY = 0.05  # seconds between two looks at the store
 GRACE = 5.0  # seconds for processes to end before they are killed
 PATIENCE = timedelta(hours=1)  # for the first connection: one machine of a job may start long after another
@@ -39,10 +39,6 @@ END = "end"
 
 class LostRank(UserError):
     """A process of the run has ended: the run cannot go on."""
-
-
-def under_torchrun() -> bool:
-    return all(os.environ.get(name) for name in JOB) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def number(devices: int | str, model: dict[str, Any]) -> int:

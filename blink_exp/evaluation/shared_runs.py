@@ -19,7 +19,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, ranks, store
 from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation
 from blink_exp.evaluation.evaluator import chosen, incomplete, prepare, with_local_data, workers_of
-from blink_exp.evaluation.record_log import RECORD_LOG, RecordLog
+from blink_exp.evaluation.records import RECORD_LOG, RecordLog
 from blink_exp.evaluation.store import SHARED_NOTE
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import write_json

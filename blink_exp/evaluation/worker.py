@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -21,9 +20,10 @@ from blink_exp.evaluation import ranks
 from blink_exp.evaluation.answering import Point, answer_units
 from blink_exp.evaluation.batches import BatchSize, cut
 from blink_exp.evaluation.evaluator import chosen, prepare
-from blink_exp.evaluation.record_log import RecordLog
+from blink_exp.evaluation.records import RecordLog
 from blink_exp.settings.roots import PointSettings
 from blink_exp.settings.values import from_plain
+from blink_exp.stopping import end_on_signals
 
 
 class Stopped(Exception):
@@ -37,8 +37,7 @@ def serve_torchrun() -> None:
 
 def serve(store: Any, rank: int, local: int) -> None:
     """Works on jobs until rank 0 says that none will come, or is gone. A signal ends the process at once, without a word: rank 0 speaks."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    end_on_signals()
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     logging.disable(logging.WARNING)  # rank 0 says the same
     warnings.simplefilter("ignore")

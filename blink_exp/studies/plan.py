@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.backbone.shipped import shipped
+from blink_exp.cli import under_torchrun
 from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
-from blink_exp.evaluation.ranks import OF_TORCHRUN, under_torchrun
+from blink_exp.evaluation.ranks import OF_TORCHRUN
 from blink_exp.files import read_object
 from blink_exp.settings.budgets import GROUP, ROOT_SETTINGS, displaced
 from blink_exp.settings.check import SHORT_FOR

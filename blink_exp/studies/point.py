@@ -17,8 +17,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark
 from blink_exp.evaluation.ranks import LostRank
-from blink_exp.evaluation.record_log import RECORD_LOG, files_of
-from blink_exp.evaluation.records import read
+from blink_exp.evaluation.records import RECORD_LOG, files_of, read
 from blink_exp.evaluation.shared_runs import parts_of, stored_point
 from blink_exp.evaluation.store import SHARED_NOTE
 from blink_exp.keys import masked

@@ -16,7 +16,7 @@ from blink_exp.disk import WriteError
 from blink_exp.errors import UserError
 from blink_exp.evaluation import ranks, worker
 from blink_exp.evaluation.ranks import LostRank, Running, Team, device_of, failure, lost, number
-from blink_exp.evaluation.record_log import RecordLog
+from blink_exp.evaluation.records import RecordLog
 from blink_exp.settings.compose import composed
 
 

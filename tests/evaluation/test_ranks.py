@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -151,3 +153,17 @@ def test_a_sweep_on_two_devices_leaves_the_points_of_one(tmp_path, share):
     assert len(points_of(tmp_path / "a")) == 2 and points_of(tmp_path / "a") == points_of(tmp_path / "b")
     assert (tmp_path / "a" / "sweep" / "summary.md").read_bytes() == (tmp_path / "b" / "sweep" / "summary.md").read_bytes()
     assert not [*tmp_path.rglob("*.part"), *tmp_path.rglob("together.json")]
+
+
+def test_torchrun_itself(one, tmp_path):
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *WORDS, f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(words, cwd=scripts.ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("blink on mosaic_mme: 10 of 10 (100 %)") == 1
+    same(tmp_path / "run", one)
+    words[-1] = "limit=none"
+    refused = subprocess.run(words, cwd=scripts.ROOT, capture_output=True, text=True, timeout=500)
+    assert refused.returncode and not refused.stdout
+    own = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert len(own) == 1 and own[0].startswith("error: limit must be a whole number")
+    assert "blink_exp" not in refused.stderr.replace(str(scripts.ROOT), "")  # the rest is torchrun's own report

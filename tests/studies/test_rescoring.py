@@ -18,8 +18,7 @@ from blink_exp.benchmarks.base import Sample, mean, shard, spread
 from blink_exp.errors import UserError
 from blink_exp.evaluation import answering, evaluator, terminal
 from blink_exp.evaluation.evaluator import located
-from blink_exp.evaluation.record_log import RecordLog
-from blink_exp.evaluation.records import write_lines
+from blink_exp.evaluation.records import RecordLog, write_lines
 from blink_exp.files import write_json
 from blink_exp.methods.none import none
 from blink_exp.settings import compose

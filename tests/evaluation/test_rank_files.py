@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blink_exp.evaluation.record_log import RecordLog, files_of, rank_files
+from blink_exp.evaluation.records import RecordLog, files_of, rank_files
 
 
 def line(name: str, prediction: str = "x") -> dict:
