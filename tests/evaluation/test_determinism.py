@@ -1,5 +1,5 @@
-"""The same samples give the same bytes of records: twice, with any number of workers, and with any batch size but for the last digit of rho,
-which is a float32 sum. Launchers: tests/studies/test_launchers.py; every method in a batch and alone: tests/methods/test_methods.py."""
+"""The same samples give the same bytes of records: twice, with any number of workers, and with any batch size but for the last digit of
+rho, a float32 sum. Launchers: tests/studies/test_launchers.py; every method in a batch and alone: tests/methods/test_methods.py."""
 
 from __future__ import annotations
 
