@@ -22,9 +22,8 @@ from blink_exp.studies.sweep_folder import read_sweep
 WORDS = ("layer=12,13,15,40", "method=blink_interp", "limit=2")
 FAILED = "error: 1 of 4 points failed, first layer=40: layer=40 is outside the backbone's 32 layers; use 0 to 31"
 PACKAGES = {"joblib": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
-TIMES = re.compile(
-    r'"(seconds|together)": ([\d.]+|\{[^}]*\})'
-)  # the number of points that ran together is one of the process, as its time is
+# times, and what says how a point was run and by which code: with how many others, and answers that it found
+OF_THE_RUN = re.compile(r'"(seconds|together|kept|commit)": ([\d.]+|null|"[^"]*"|\{[^}]*\})')
 
 
 def sweep(folder: Path, *launcher: str) -> dict[str, bytes | str]:
@@ -34,7 +33,7 @@ def sweep(folder: Path, *launcher: str) -> dict[str, bytes | str]:
     assert done.returncode == 2 and done.stderr.splitlines()[-1:] == [FAILED], done.stdout + done.stderr
     files = [p for p in folder.rglob("*") if p.is_file() and p.suffix in (".md", ".csv", ".json", ".jsonl", ".yaml")]
     wanted = [p for p in files if not {".submitit", "hydra.yaml", "multirun.yaml"} & set(p.relative_to(folder).parts)]
-    texts = {str(p.relative_to(folder)): TIMES.sub("", p.read_text(encoding="utf-8")).replace(str(folder), "") for p in wanted}
+    texts = {str(p.relative_to(folder)): OF_THE_RUN.sub("", p.read_text(encoding="utf-8")).replace(str(folder), "") for p in wanted}
     texts["sweep/summary.csv"] = re.sub(r",[\d.]+,(True|False),", ",", texts["sweep/summary.csv"])  # seconds
     return texts
 
@@ -74,7 +73,10 @@ def test_a_sweep_that_is_stopped_or_loses_a_process_goes_on_by_retries(tmp_path)
     first = ["sweep.py", *words, *launcher]
     for command, number, code in ((first, signal.SIGTERM, 143), (["sweep.py", f"retry={folder}"], signal.SIGKILL, 2)):
         process = scripts.start(command, str(tmp_path))
-        until(process, lambda: folder.is_dir() and any(job.state == "running" for job in read_sweep(folder, "status").jobs))
+        until(
+            process,
+            lambda: (folder / "multirun.yaml").is_file() and any(job.state == "running" for job in read_sweep(folder, "status").jobs),
+        )
         workers = [child for child in psutil.Process(process.pid).children() if "LokyProcess" in " ".join(child.cmdline())]
         (psutil.Process(process.pid) if number == signal.SIGTERM else workers[0]).send_signal(number)
         process.join(300)
