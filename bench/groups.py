@@ -46,7 +46,7 @@ def rows(
     of an image in memory."""
     images = {s.image_id: s.image() for s in samples}
     found, texts = [], []
-    for count in (len(methods), *groups, 1):
+    for count in (len(methods), *(count for count in groups if count < len(methods)), 1):
         total = Counts(backbone)
         said: dict[tuple[int, int], str] = {}
         for numbers in divided(len(methods), count):

@@ -10,6 +10,7 @@ from typing import Any
 
 from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
+from blink_exp.evaluation import locks
 from blink_exp.reports.console import wide_console
 from blink_exp.settings.doors import OF_FOLDER
 from blink_exp.settings.words import MULTIRUN, word
@@ -54,7 +55,9 @@ def status(folder: str) -> None:
         unproposed = sweep.unproposed if state == "missing" else 0
         table.add_row(state, str(len(alike) + unproposed), _first(alike))
     wide_console().print(table)
-    if any(row["status"] in AGAIN for row in rows):
+    if locks.in_use(sweep.path):
+        print("the sweep is running: points that are missing have not had their turn, or answer their questions together")
+    elif any(row["status"] in AGAIN for row in rows):
         print(f"to run what failed or is missing: {_cure(sweep)}")
 
 

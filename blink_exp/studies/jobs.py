@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -74,7 +75,7 @@ class Jobs(Callback):
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             guard(self.claim_job, config)
 
-    def on_job_end(self, config: DictConfig, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         self.running.close()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

@@ -158,15 +158,15 @@ def _matched(found: list[SweepJob], planned: list[tuple[str, ...]]) -> list[Swee
     folders: dict[tuple[str, ...], list[SweepJob]] = defaultdict(list)
     for job in sorted(found, key=lambda job: (job.row is None, job.number)):
         folders[job.overrides].append(job)
-    jobs, left = [], []
+    jobs: list[SweepJob] = []
+    left: list[tuple[int, tuple[str, ...]]] = []
     for number, overrides in enumerate(planned):
         same = folders[overrides]
-        job = next((job for job in same if job.number == number), same[0] if same else None)
-        if job is None:
+        if not same:
             left.append((number, overrides))
-        else:
-            same.remove(job)
-            jobs.append(job)
+            continue
+        jobs.append(next((job for job in same if job.number == number), same[0]))
+        same.remove(jobs[-1])
     taken = {job.number for job in jobs}
     free = (number for number in range(len(planned)) if number not in taken | {number for number, _ in left})
     for number, overrides in left:  # its own number, except where a sweep is shuffled

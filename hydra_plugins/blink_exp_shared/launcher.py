@@ -88,9 +88,8 @@ class RayGroups(GroupLauncher):
 
         if not ray.is_initialized():  # before the package does, whose own settings no cluster that runs takes
             settings: Any = OmegaConf.to_container(self.config.hydra.launcher.ray.init, resolve=True)
-            if settings.get("address") is not None:
-                settings.pop("include_dashboard", None)
-            ray.init(**settings)
+            local = () if settings.get("address") is None else ("num_cpus", "include_dashboard")
+            ray.init(**{key: value for key, value in settings.items() if value is not None and key not in local})
         task = self.config.hydra.launcher.ray.remote
         needed = {"CPU": task.get("num_cpus", 1), "GPU": task.get("num_gpus", 0)}
         there = ray.cluster_resources()

@@ -136,6 +136,15 @@ def test_status_counts_and_names_the_first_of_each_state(folder, capsys):
     assert lines == [[state, str(n), point] for state, n, point in zip(sweep_folder.STATES, (1, 1, 0, 2), first, strict=True)]
 
 
+def test_status_of_a_sweep_that_runs_says_so_and_names_no_retry(folder, capsys):
+    command.run([f"status={folder}"])
+    assert f"retry=failed hydra.sweep.dir='{folder}'" in capsys.readouterr().out
+    with locks.waited_folder(folder):
+        command.run([f"status={folder}"])
+    printed = capsys.readouterr().out
+    assert "the sweep is running" in printed and "retry=" not in printed
+
+
 def test_a_summary_has_a_row_for_every_job(folder, capsys):
     assert command.run([f"summarize={folder}"]) is None
     rows = [line.split("|")[1:3] for line in (folder / "summary.md").read_text(encoding="utf-8").splitlines()[2:]]
