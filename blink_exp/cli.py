@@ -38,12 +38,12 @@ def entry(main: Callable[[], object], config: str) -> None:
     stop_on_signals()
 
     def checked(_: object) -> object:
-        from blink_exp.settings.job_loader import check_all_configs
-        from blink_exp.settings.words import prepared
-
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text(config))
             return None
+        from blink_exp.settings.job_loader import check_all_configs
+        from blink_exp.settings.words import prepared
+
         sys.argv[1:] = prepared(sys.argv[1:], config)
         check_optuna(sys.argv[1:])
         check_all_configs()
