@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -524,3 +525,16 @@ def test_datasets_names_the_file_that_it_cannot_read(tmp_path):
             assert any("x.parquet' with error" in line for line in heard) or sys.platform == "win32"
     finally:
         reader.removeFilter(listen)
+
+
+# ---- deprecations
+
+
+def test_deprecations_that_are_logged_or_warned_are_noticed(no_deprecations):
+    """By a handler of the tests (conftest.py), and by pytest's filters (pyproject.toml)."""
+    logging.getLogger("transformers.some.module").warning("`a` is deprecated and will be removed in version 6")
+    assert no_deprecations.found.pop().startswith("transformers.some.module: `a` is deprecated")
+    for package in ("transformers", "pytorch_lightning", "deepspeed", "hydra", "wandb"):
+        for kind in (DeprecationWarning, FutureWarning):
+            with pytest.raises(kind):
+                warnings.warn_explicit("old", kind, "x.py", 1, module=f"{package}.module")
