@@ -55,7 +55,7 @@ def test_a_stopped_run_says_how_to_go_on_and_leaves_no_process(case, number, tmp
     words, under_way, going_on = CASES[case]
     (tmp_path / "said").mkdir()
     process = scripts.start([word.replace("OUT", str(tmp_path)) for word in words], str(tmp_path / "said"))
-    until(process, lambda: under_way(tmp_path))
+    until(process, lambda: under_way(tmp_path) or (not process.is_alive() and pytest.fail((tmp_path / "said" / "err").read_text("utf-8"))))
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) >= WORKERS, "the processes that read images"
     os.kill(process.pid, number)
