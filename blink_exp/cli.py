@@ -52,9 +52,6 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
         return
 
     def checked(_: object) -> object:
-        from blink_exp.settings.job_loader import check_all_configs
-        from blink_exp.settings.words import prepared
-
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text(config))
             return None
@@ -63,6 +60,9 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
             words = of_folder(sys.argv[1:])
         if words is None:
             return None
+        from blink_exp.settings.job_loader import check_all_configs
+        from blink_exp.settings.words import prepared
+
         sys.argv[1:] = prepared(words, config)
         check_optuna(sys.argv[1:])
         check_all_configs()

@@ -18,7 +18,7 @@ def line(cells: Iterable[object]) -> str:
 
 def escaped(text: str) -> str:
     """Text on one line in which nothing is markup: no link, no HTML, no end of a cell."""
-    return re.sub(r"([\\`*|<\[])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*|<]|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
 
 
 def code(text: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import re
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run in parallel processes; torch's threads on top would only get in each other's way
 os.environ["MPLBACKEND"] = "Agg"
@@ -29,6 +31,34 @@ def pytest_collection():
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+LOGGING = ("transformers", "pytorch_lightning", "lightning.pytorch", "lightning_fabric", "deepspeed", "hydra", "wandb")
+OUTDATED = re.compile(r"deprecat|will be removed (in|from)|is removed in", re.IGNORECASE)
+
+
+class Deprecations(logging.Handler):
+    """Keeps what libraries log about names that they will give up."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if OUTDATED.search(text := record.getMessage()):
+            self.found.append(f"{record.name}: {text}")
+
+
+@pytest.fixture(autouse=True)
+def no_deprecations():
+    """Some packages log their deprecations where others warn (pyproject.toml): both are errors here."""
+    listener, loggers = Deprecations(), [logging.getLogger(name) for name in LOGGING]
+    for logger in loggers:
+        logger.addHandler(listener)
+    yield listener
+    for logger in loggers:
+        logger.removeHandler(listener)
+    assert listener.found == [], "deprecated by upstream: use what the message names"
 
 
 @pytest.fixture(scope="session")

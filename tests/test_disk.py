@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from support import scripts
+from support.small_disks import mounted
 
 from blink_exp import disk
 from blink_exp.cli import one_line
@@ -107,14 +106,8 @@ def test_records_on_a_full_disk_name_their_file_and_what_was_whole_stays(tmp_pat
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of twelve kilobytes."""
-    if os.geteuid() or not shutil.which("mount"):
-        pytest.skip("only root may mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk") as folder:
+        yield folder
 
 
 def test_a_disk_that_is_full_is_one_line_whatever_is_written_first(small_disk):

@@ -14,20 +14,9 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 LARGEST = 1_500_000  # bytes of an SVG in a page; above, the PNG is smaller and as good
 DPI = 200  # of the PNGs (figures.base.write_drawing)
 # elements that draw; all others are left out: they hold addresses, run or load something, or set what does
-DRAWING = frozenset(
-    [
-        "svg",
-        "g",
-        "defs",
-        "symbol",
-        "use",
-        "path",
-        "rect",
-        "circle",
-        "ellipse",
-        "line",
-        "polyline",
-        "polygon",
+DRAWING = {
+    *("svg", "g", "defs", "symbol", "use", "path", "rect", "circle", "ellipse", "line", "polyline", "polygon"),
+    *(
         "text",
         "tspan",
         "textPath",
@@ -42,8 +31,8 @@ DRAWING = frozenset(
         "radialGradient",
         "stop",
         "filter",
-    ]
-)
+    ),
+}
 REFERENCE = re.compile(r"url\(\s*['\"]?#([^)'\"\s]+)['\"]?\s*\)")
 
 
@@ -150,5 +139,5 @@ def _renamed(name: str, value: str, prefix: str) -> dict[str, str]:
 def _unwanted(name: str, value: str) -> bool:
     """Whether an attribute runs a script or loads something from outside the page."""
     local = name.rpartition("}")[2].lower()
-    outside = re.search(r"url\(\s*['\"]?(?!#|data:image/)|@import|expression\(", value, re.IGNORECASE)
+    outside = re.search(r"url\((?!\s*['\"]?(#|data:image/))|@import|expression\(", value, re.IGNORECASE)
     return local.startswith("on") or bool(outside) or (local in ("href", "src") and not value.startswith(("#", "data:image/")))

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,13 @@ def without_allowed(words: Sequence[str]) -> list[str]:
             for name in filter(None, names):
                 if not all(map(str.isidentifier, name.split("."))):
                     raise UserError(f"{SETTING} must be a list of dotted names such as [package.module.function], got {flat(name, 80)}")
-            os.environ[VARIABLE] = ",".join(dict.fromkeys([*by_hand(), *filter(None, names)]))
+            allow(filter(None, names))
     return rest
+
+
+def allow(names: Iterable[str]) -> None:
+    """Allows ``names`` too, in this process and in those that it starts."""
+    os.environ[VARIABLE] = ",".join(dict.fromkeys([*by_hand(), *names]))
 
 
 def by_hand() -> list[str]:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from blink_exp.errors import UserError
-from blink_exp.settings.allowed import check_targets
+from blink_exp.settings.allowed import allow, by_hand, check_targets
 from blink_exp.settings.check import REFUSED
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
 from blink_exp.settings.secrets import check_config
@@ -44,9 +44,10 @@ class JobLoader(CheckedLoader):
 
     def __init__(self, loader: ConfigLoaderImpl, root: str):
         super().__init__(loader.config_search_path)
-        self.root = root
+        self.root, self.allowed = root, by_hand()
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        allow(self.allowed)  # a launcher's process may lack the variables of this one
         try:
             check_words(sweep_overrides, self.root)
             return super().load_sweep_config(master_config, sweep_overrides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -31,15 +30,20 @@ def open_canvas(name: str, root: Path, pad: bool, options: ImageOptions = DEFAUL
     return canvas
 
 
-def scene_canvases(split: str, seed: int, sizes: Sequence[int] = (2, 3, 4), small: bool = False) -> Callable[[int], Image.Image]:
-    """Scenes of easy-VQA's images of ``split``. ``sizes``: objects a row, drawn alike; ``small``: only small objects."""
-    scene = functools.partial(random_scene, small=True) if small else random_scene
+@dataclass(frozen=True)
+class SceneCanvases:
+    """Scenes of easy-VQA's images of ``split``, by number. ``sizes``: objects a row, drawn alike; ``small``: only small objects.
 
-    def canvas(i: int) -> Image.Image:
-        rng = np.random.default_rng((seed, 5, i))
-        return scene(rng, split, sizes[int(rng.integers(len(sizes)))]).canvas
+    Not a function in a function, so that it can be sent to worker processes that are not forked."""
 
-    return canvas
+    split: str
+    seed: int
+    sizes: Sequence[int] = (2, 3, 4)
+    small: bool = False
+
+    def __call__(self, i: int) -> Image.Image:
+        rng = np.random.default_rng((self.seed, 5, i))
+        return random_scene(rng, self.split, self.sizes[int(rng.integers(len(self.sizes)))], small=self.small).canvas
 
 
 def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAULT) -> tuple[list[Path], list[Path]]:

@@ -22,7 +22,7 @@ from blink_exp.errors import UserError
 from blink_exp.images import ImageOptions
 from blink_exp.training import llava_665k
 from blink_exp.training.batches import GlobalBatches, share_out
-from blink_exp.training.canvases import Files, folder_images, hold_out, scene_canvases
+from blink_exp.training.canvases import Files, SceneCanvases, folder_images, hold_out
 from blink_exp.training.dialogues import Conversations, DialogueDataset, FileDialogues, SceneDialogues, Source
 from blink_exp.training.feature_cache import StoredFeatures, check_settings
 from blink_exp.training.pairs import PairDataset, Transform, collate
@@ -219,7 +219,7 @@ class SceneData(PairedCrops):
 
     def splits(self) -> tuple[Split, Split]:
         assert self.train_size is not None and self.held_out_size is not None
-        train, test = (scene_canvases(split, self.seed, self.sizes, self.small) for split in ("train", "test"))
+        train, test = (SceneCanvases(split, self.seed, self.sizes, self.small) for split in ("train", "test"))
         return Split(train, self.train_size), Split(test, self.held_out_size)
 
     def dialogue_sources(self) -> tuple[Source, Source]:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import pkgutil
 import shutil
 import subprocess
 import time
@@ -20,6 +21,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 
 from blink_exp.errors import UserError, nearest
+from blink_exp.training.resume import DEEPSPEED_CLASSES
 from blink_exp.training.rotation import Rotation, write_whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
@@ -111,12 +113,10 @@ class Zero(DeepSpeedStrategy):
 def weights_only_load() -> Iterator[None]:
     """In the block torch.load takes tensors and plain values only, whatever it is asked for: DeepSpeed asks for any pickle, which can run
     code. Processes started in the block do the same."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-
     before = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler]):
+        with torch.serialization.safe_globals([pkgutil.resolve_name(name) for name in DEEPSPEED_CLASSES]):
             yield
     finally:
         os.environ.pop(WEIGHTS_ONLY)

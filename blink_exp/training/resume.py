@@ -17,6 +17,12 @@ from blink_exp.settings.values import read_settings
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
 NAMES = (CHECKPOINT, OLD)  # newest first
 WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and Lightning's state
+DEEPSPEED_CLASSES = (  # that its checkpoints hold objects of, beside tensors and plain values
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+)
 # Settings that may differ from the resumed training: hardware and paths, not the recipe.
 FREE = {
     "": ("resume", "output", "logger", "image_loading", "measure"),  # data has its own image_loading
@@ -119,20 +125,25 @@ def _one_kind(settings: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint of either kind, tensors memory-mapped; the weights under "state_dict".
 
-    Raises UserError where it is damaged, not one of train.py's, or holds nan or inf.
+    Raises UserError where it is damaged, would run code, is not one of train.py's, or holds nan or inf.
     """
     try:
         files = [path] if path.is_file() else sorted((path / "checkpoint").glob("*.pt"))
-        for file in files:  # detects truncation and wrong checksums
+        for file in files:  # detects truncation, wrong checksums, and pickles that hold more than tensors and plain values
             with zipfile.ZipFile(file) as entries:
                 if (torn := entries.testzip()) is not None:
                     raise EOFError(torn)
+            code = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - set(DEEPSPEED_CLASSES)
+            if code:
+                raise UserError(f"{file} would run code when it is loaded ({min(code)}), which no checkpoint of train.py does")
         state = torch.load(path / WEIGHTS if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
         if path.is_dir():
             parts = sorted((path / "checkpoint").glob("*zero_pp_rank_*_optim_states.pt"))
             if len(parts) < state["dp_world_size"]:
                 raise EOFError(f"{len(parts)} of {state['dp_world_size']} parts")
             state = state | {"state_dict": state["module"]}
+    except UserError:
+        raise
     except Exception as error:  # torch does not document its exceptions
         raise UserError(f"{path} is corrupt or cut off ({type(error).__name__})") from None
     if not (

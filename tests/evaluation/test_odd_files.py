@@ -156,7 +156,7 @@ STORED = {
 def test_a_broken_entry_of_the_store_is_named_and_measured_again(name, tmp_path, monkeypatch, caplog):
     calls = []
 
-    def measure(cfg, folder, parts):
+    def measure(cfg, folder, parts, devices, before):
         calls.append(folder)
         write_text(folder / "config.yaml", to_yaml(cfg))
         write_text(folder / "records.jsonl", write_lines([{"id": "a", "visual_tokens": 7, "newline_tokens": 1, "layers": []}]))

@@ -1,5 +1,5 @@
-"""Questions, answers, labels and errors that try to be markup: in every page they show as text, run nothing and load nothing; in Markdown and
-LaTeX they are text too."""
+"""Questions, answers, labels and errors that try to be markup: in every page they show as text, run nothing and load nothing; in Markdown
+and LaTeX they are text too."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ HOSTILE = (
     "=HYPERLINK(1) $5 and $6 costs $x_$",
 )
 ALL = " ".join(HOSTILE)
-QUIET = (
-    "() => [window.ran, document.scripts.length, [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a =>"
-    " a.name.startsWith('on') || /^\\s*javascript:/i.test(a.value))).length, document.querySelectorAll('iframe, object, embed, base').length]"
-)
+# what ran, and elements and attributes that run or load something
+QUIET = """() => [window.ran, document.scripts.length, document.querySelectorAll('iframe, object, embed, base').length,
+  [...document.querySelectorAll('*')].filter(
+    e => [...e.attributes].some(a => a.name.startsWith('on') || /^\\s*javascript:/i.test(a.value))).length]"""
 
 
 @pytest.fixture(scope="module")
