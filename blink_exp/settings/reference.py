@@ -23,8 +23,8 @@ from omegaconf import MISSING
 from blink_exp.settings.check import INSTANTIATE, SHORT_FOR, fields, value_type
 from blink_exp.settings.commented import Conf, Preset, Value
 from blink_exp.settings.doors import COMMANDS, command_name
-from blink_exp.settings.limits import Between, Each, Limit, Words
 from blink_exp.settings.folders import CONF
+from blink_exp.settings.limits import Between, Each, Limit, Words
 from blink_exp.settings.roots import ROOTS, EvaluateSettings, RescoreSettings
 from blink_exp.settings.targets import BY_TARGET
 
