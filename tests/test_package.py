@@ -248,6 +248,25 @@ def test_messages_name_the_command_that_the_user_types(typed, clone, names, monk
     assert as_typed("# python sweep.py table=x, or python -m blink_exp view sample=y") == f"# {names[0]} table=x, or {names[1]} sample=y"
 
 
+def test_no_message_names_a_script_that_a_wheel_does_not_have():
+    """``command_name`` says what the user types."""
+    fixed = []
+    for path in sorted((ROOT / "blink_exp").rglob("*.py")):
+        tree = ast.parse(path.read_bytes())
+        holders = [
+            node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+        ]
+        documented = {id(node.body[0].value) for node in holders}
+        texts = [
+            node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented
+        ]
+        named = [
+            node.lineno for node in texts if re.search(r"python (train|evaluate|sweep)\.py|python -m blink_exp (view|rescore)", node.value)
+        ]
+        fixed += [f"{path.relative_to(ROOT)}:{line}" for line in named]
+    assert fixed == []
+
+
 def test_conf_of_a_wheel_is_its_own_whatever_lies_beside_it(tmp_path):
     package = tmp_path / "blink_exp"
     (tmp_path / "conf").mkdir()

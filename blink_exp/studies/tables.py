@@ -28,6 +28,7 @@ from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
 from blink_exp.errors import UserError
 from blink_exp.reports.effects import conclusion
 from blink_exp.settings.compose import composed_plain
+from blink_exp.settings.doors import as_typed
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.studies import plan
 from blink_exp.studies.comparisons import add_shares, split
@@ -61,7 +62,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
         "paper": table.get("paper"),
         "source": table.get("source"),
         "published_on": table.get("published_on"),
-        "note": table.get("note"),
+        "note": as_typed(table.get("note") or "") or None,
         "error_over": table.get("error_over"),
         "split_by": table.get("split_by"),
         "scale": scale,
