@@ -21,6 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from blink_exp.errors import UserError, flat
 from blink_exp.studies.launchers import ENGINES, SIZE
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,12 @@ class RayGroups(GroupLauncher):
         if not ray.is_initialized():  # before the package does, whose own settings no cluster that runs takes
             settings: Any = OmegaConf.to_container(self.config.hydra.launcher.ray.init, resolve=True)
             local = () if settings.get("address") is None else ("num_cpus", "include_dashboard")
-            ray.init(**{key: value for key, value in settings.items() if value is not None and key not in local})
+            try:
+                ray.init(**{key: value for key, value in settings.items() if value is not None and key not in local})
+            except Exception as error:  # of a cluster that is not there, or does not start in time
+                raise UserError(
+                    f"hydra.launcher.ray.init: Ray did not start ({flat(error, 200)}); see ray status, or another launcher"
+                ) from None
         task = self.config.hydra.launcher.ray.remote
         needed = {"CPU": task.get("num_cpus", 1), "GPU": task.get("num_gpus", 0)}
         there = ray.cluster_resources()

@@ -82,8 +82,10 @@ def test_a_sweep_that_is_stopped_or_loses_a_process_goes_on_by_retries(tmp_path)
         process.join(300)
         errors = (tmp_path / "err").read_text(encoding="utf-8").splitlines()
         assert process.exitcode == code and "Traceback" not in "".join(errors), errors
-        assert errors[-1].startswith("stopped by SIGTERM; to go on" if code == 143 else "error: ") and alive(workers) == []
-        assert errors[-1].endswith(f"python sweep.py retry=failed hydra.sweep.dir={folder}") or code == 143
+        lines = [line for line in errors if line.startswith(("stopped", "error"))]  # beside what joblib warns of
+        assert len(lines) == 1 and alive(workers) == [], errors
+        cure = f"python sweep.py retry=failed hydra.sweep.dir={folder}"
+        assert lines[0].startswith("stopped by SIGTERM; to go on") if code == 143 else lines[0].endswith(cure)
         assert any(job.state == "missing" for job in read_sweep(folder, "status").jobs)
     run("sweep.py", "retry=failed", f"hydra.sweep.dir={folder}", "hydra/launcher=shared")
     assert [job.state for job in read_sweep(folder, "status").jobs] == ["done", "done"]
