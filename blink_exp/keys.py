@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 VARIABLE = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)  # names of variables that hold a key
 SHORTEST = 8  # characters; a shorter value is a word such as "none", which texts contain anyway
@@ -32,5 +33,6 @@ def masked(text: str) -> str:
     return LOGIN.sub(MASK, FORMS.sub(MASK, text))
 
 
-def holds_key(text: str) -> bool:
-    return bool(FORMS.search(text) or LOGIN.search(text)) or any(value in text for value in of_environment())
+def holds_key(text: str, known: Iterable[str] = ()) -> bool:
+    """Whether a text holds one of the ``known`` keys, or what has the form of one."""
+    return bool(FORMS.search(text) or LOGIN.search(text)) or any(value in text for value in known)
