@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Picture = str | Path | Image.Image
+Pictures = list[Picture] | list[str] | list[Path] | list[Image.Image] | tuple[Picture, ...]
+Questions = list[str] | tuple[str, ...]
 AnyMethod = MethodChoice | Method | str | None
 HEIGHT = 900  # pixels of a page in a notebook
 
@@ -142,20 +144,33 @@ class VLM:
     @overload
     def answer(
         self,
-        image: Picture | Sequence[Picture],
-        question: str | Sequence[str],
+        image: Pictures,
+        question: str | Questions,
         *,
         method: AnyMethod = None,
         max_new_tokens: int = 64,
         tokensr: str | Path | None = None,
         batch_size: int = 32,
         cost: bool = False,
-    ) -> Answer | list[Answer]: ...
+    ) -> list[Answer]: ...
+
+    @overload
+    def answer(
+        self,
+        image: Picture,
+        question: Questions,
+        *,
+        method: AnyMethod = None,
+        max_new_tokens: int = 64,
+        tokensr: str | Path | None = None,
+        batch_size: int = 32,
+        cost: bool = False,
+    ) -> list[Answer]: ...
 
     def answer(
         self,
-        image: Picture | Sequence[Picture],
-        question: str | Sequence[str],
+        image: Picture | Pictures,
+        question: str | Questions,
         *,
         method: AnyMethod = None,
         max_new_tokens: int = 64,
