@@ -91,7 +91,8 @@ class SweepFolder:
 
     def rows(self) -> list[PointRun]:
         """A row per job; one without a row gets its state and what to do. Labels are the overrides that not all jobs share."""
-        cure = f"python {self.script}.py retry=failed hydra.sweep.dir={self.path}"
+        again = self.script == "sweep" and not self.searches
+        cure = f"python sweep.py retry=failed hydra.sweep.dir={self.path}" if again else "the same command"
         rows: list[PointRun] = []
         for job in self.jobs:
             if job.row is not None:
