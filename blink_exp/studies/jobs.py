@@ -129,9 +129,9 @@ def claim_sweep(config: DictConfig) -> None:
 
 
 def multirun(config: DictConfig, of_this_run: bool = False) -> SweepFolder:
-    """The multirun of ``config`` (``read_sweep``). Raises UserError if none of its jobs left a row."""
+    """The multirun of ``config`` (``read_sweep``). Raises UserError if no job of a search left a row."""
     sweep = read_sweep(config.hydra.sweep.dir, "hydra.sweep.dir", of_this_run)
-    if not any(job.row for job in sweep.jobs):
+    if not any(job.row for job in sweep.jobs) and (sweep.searches or not sweep.jobs):
         raise UserError(f"no job of {config.hydra.sweep.dir} left a result; see the log files of the jobs there")
     return sweep
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from blink_exp.settings.values import read_settings
 log = logging.getLogger(__name__)
 COMMAND = "multirun.yaml"  # in hydra.sweep.dir: the config of the command
 ROW = "job.json"  # in a job's folder, once the job has ended
+ATTEMPTS, PAUSE = 10, 0.2  # to read multirun.yaml while a sweep starts; seconds between them
 STATES = ("done", "failed", "running", "missing")
 LEFT_OUT = "the job counts as missing"
 NUMBER = (int, float)
@@ -89,7 +91,8 @@ class SweepFolder:
 
     def rows(self) -> list[PointRun]:
         """A row per job; one without a row gets its state and what to do. Labels are the overrides that not all jobs share."""
-        cure = f"python {self.script}.py retry=failed hydra.sweep.dir={self.path}"
+        again = self.script == "sweep" and not self.searches
+        cure = f"python sweep.py retry=failed hydra.sweep.dir={self.path}" if again else "the same command"
         rows: list[PointRun] = []
         for job in self.jobs:
             if job.row is not None:
@@ -113,7 +116,7 @@ def read_sweep(folder: str | Path, setting: str, of_this_run: bool = False) -> S
     if not path.is_dir():
         problem = "is a file" if path.exists() else "is not there"
         raise UserError(f"{setting}={folder} {problem}; give the folder of a sweep, its hydra.sweep.dir")
-    command = read_settings(path / COMMAND, "copy it again") if (path / COMMAND).is_file() else {}
+    command = _read_command(path / COMMAND) if (path / COMMAND).is_file() else {}
     found = list(_job_folders(path, (path / COMMAND).stat().st_mtime if of_this_run else 0.0))
     if not found and not isinstance(_at(command, "hydra", "sweep"), dict):
         raise UserError(
@@ -121,6 +124,18 @@ def read_sweep(folder: str | Path, setting: str, of_this_run: bool = False) -> S
         )
     planned = planned_jobs(command)
     return SweepFolder(path, command, tuple(sorted(_matched(found, planned) if planned else found, key=lambda job: job.number)))
+
+
+def _read_command(path: Path) -> dict[str, Any]:
+    """The settings in multirun.yaml. Hydra writes it in place, so that it can be half there when a sweep starts: it is read again then."""
+    for _ in range(ATTEMPTS):
+        try:
+            return read_settings(path, "copy it again")
+        except UserError:
+            if time.time() - path.stat().st_mtime > ATTEMPTS * PAUSE:
+                raise
+            time.sleep(PAUSE)
+    return read_settings(path, "copy it again")
 
 
 def planned_jobs(command: dict[str, Any]) -> list[tuple[str, ...]]:

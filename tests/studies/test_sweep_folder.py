@@ -216,6 +216,13 @@ def test_other_commands_name_the_one_that_reads_folders(script):
     assert len(errors) == 1 and ("python sweep.py status=a" in errors[0] or "status is not a setting" in errors[0])
 
 
+def test_a_command_that_is_being_written_is_read_when_it_is_whole(folder, monkeypatch):
+    whole = (folder / "multirun.yaml").read_bytes()
+    (folder / "multirun.yaml").write_bytes(b"")
+    monkeypatch.setattr(sweep_folder.time, "sleep", lambda seconds: (folder / "multirun.yaml").write_bytes(whole))
+    assert states(folder) == {0: "done", 1: "missing", 2: "missing", 3: "failed"}
+
+
 def test_a_killed_sweep_is_told_summarized_and_finished_with_the_same_bytes(tmp_path):
     words = ("method=none,fastv", "retention_ratio=0.2,7", "limit=6", "batch_size=1", "share=false")
     whole, sweep = tmp_path / "whole", tmp_path / "killed"
