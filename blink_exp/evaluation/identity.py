@@ -45,7 +45,7 @@ def config_hash(settings: PointSettings, digests: dict[str, str]) -> str:
         hashed["positions"] = settings.positions.policy
     hashed["judge"] = {k: v for k, v in settings.judge.items() if k not in OF_ASKING}
     if settings.model.get("dtype", "float32") != "float32":
-        hashed["batch_size"] = settings.batch_size  # padding flips a few answers in half precision
+        hashed["batches"] = ["whole images", settings.batch_size]  # padding flips a few answers in half precision
     versions = [importlib.metadata.version(package) for package in ("blink_exp", "easy-vqa")]
     return hashlib.sha256(json.dumps([hashed, digests, versions, MEANING], sort_keys=True).encode()).hexdigest()[:16]
 
