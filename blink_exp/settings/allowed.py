@@ -37,7 +37,7 @@ OTHERS = tuple(
         r"transformers\.(optimization\.)?(Adafactor|get_\w*schedule(_with_\w+)?|get_scheduler)",
         r"(bitsandbytes\.optim|deepspeed\.ops\.adam)\.[A-Z]\w*",
         r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)",
-        r"hydra_plugins(\.\w+)+\.\w+(Launcher|Sweeper)",
+        r"hydra_plugins(\.\w+)+\.\w+(Launcher|Sweeper|Groups)",
         r"hydra\.experimental\.callbacks\.LogJobReturnCallback",
         r"optuna\.(samplers|pruners)\.[A-Z]\w*",
         r"builtins\.(dict|list|tuple)",

@@ -27,7 +27,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from blink_exp.cli import SCRIPT, TRACEBACK, one_line
+from blink_exp.evaluation.ranks import LostRank
 from blink_exp.evaluation.shared_runs import run_key
+from blink_exp.studies.jobs import own_devices
 from blink_exp.studies.launchers import SIZE, forget_packaged_presets
 from blink_exp.studies.multirun import run_jobs, shared_settings
 from blink_exp.studies.sweep_folder import read_sweep, remove_rows, retried
@@ -176,7 +178,7 @@ class GroupTask:
     launched_by: int = field(default_factory=os.getpid)
 
     def __call__(self, config: DictConfig) -> dict[int, JobReturn]:
-        jobs = next(group for group in self.groups if _word(group) == config[GROUP])
+        place, jobs = next((n, group) for n, group in enumerate(self.groups) if _word(group) == config[GROUP])
         os.environ.update(self.environment)
         if Path(self.folder).is_dir():
             os.chdir(self.folder)
@@ -187,6 +189,7 @@ class GroupTask:
         forget_packaged_presets()
         returns: dict[int, JobReturn] = {}
         try:
+            own_devices(self.run.config, place)
             jobs = {number: words for number, words in jobs.items() if number not in self.ended()}
             if self.run.shares and len(jobs) > 1:
                 run_jobs([self.run.composed(words) for words in jobs.values()])
@@ -195,6 +198,8 @@ class GroupTask:
             if not elsewhere:
                 raise
             log.error("the process of jobs %s ended early", ", ".join(map(str, jobs)))
+        except LostRank:  # its other processes are gone, for the jobs that are left too
+            raise
         except Exception:
             if os.environ.get(TRACEBACK) == "1":
                 raise

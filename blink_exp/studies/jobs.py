@@ -142,19 +142,28 @@ def job(run: Callable[[Any], Any], cfg: DictConfig) -> Any:
     return guard(_noting(run), cfg)
 
 
-SIDE_BY_SIDE = "joblib"  # in the name of a launcher whose jobs run on one machine at a time and see all its GPUs
+SIDE_BY_SIDE = ("JoblibGroups", "LocalGroups")  # launchers whose processes run beside each other and all see every GPU of the machine
+
+
+def own_devices(config: DictConfig, number: int) -> int | None:
+    """Gives the process of job or group ``number`` GPUs of its own where others run beside it, and returns how many; None elsewhere.
+    ``config``: as Hydra composes it. A process keeps those that it got first."""
+    if str(config.hydra.launcher.get("_target_", "")).rpartition(".")[2] not in SIDE_BY_SIDE:
+        return None
+    count = config.get("devices") or 1
+    count = 1 if count == "auto" else int(count)
+    pin(number, count, OmegaConf.select(config, "model.device") or "cpu")
+    return count
 
 
 def on_own_devices(settings: EvaluateSettings) -> EvaluateSettings:
-    """The settings of this job of a multirun, whose process gets GPUs of its own where others run beside it; auto is then one."""
-    from hydra.core.hydra_config import HydraConfig
-
+    """The settings of this job of a multirun, on the devices that ``own_devices`` gives it; auto is then one."""
     hydra = HydraConfig.get()
-    if SIDE_BY_SIDE not in str(hydra.launcher.get("_target_", "")).lower() or OmegaConf.is_missing(hydra.job, "num"):
+    if OmegaConf.is_missing(hydra.job, "num"):
         return settings
-    count = 1 if settings.devices == "auto" else int(settings.devices)
-    pin(hydra.job.num, count, settings.model.get("device") or "cpu")
-    return replace(settings, devices=count)
+    config = OmegaConf.create({"hydra": {"launcher": hydra.launcher}, "devices": settings.devices, "model": settings.model})
+    count = own_devices(config, hydra.job.num)
+    return settings if count is None else replace(settings, devices=count)
 
 
 def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
