@@ -37,6 +37,11 @@ ALONE = (
     *("--shell-completion", "-sc", "--info", "-i"),
 )
 MULTIRUN = ("-m", "--multirun")
+COMMAND_FLAGS = {  # {flag: its long form}, of which Hydra takes one
+    **{"-m": "--multirun", "--multirun": "--multirun", "-r": "--run", "--run": "--run", "-c": "--cfg", "--cfg": "--cfg"},
+    **{"-i": "--info", "--info": "--info", "-sc": "--shell-completion", "--shell-completion": "--shell-completion"},
+    **{"-h": "--help", "--help": "--help", "--hydra-help": "--hydra-help"},
+}
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 LETTER_BY_LETTER = ("sample", "image", "question")  # text in which ${...} is not an interpolation
 FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra functions for several values
@@ -51,9 +56,18 @@ def prepared(argv: Sequence[str], root: str) -> list[str]:
     words = [word for word in without_allowed(arranged(argv)) if word not in NOTHING_CHOSEN]
     if root != "train" and (line := redirection(words, root, fields(ROOTS[root]))) is not None:
         raise UserError(line)
+    check_flags(words)
     words = quoted(words)
     check_words(words, root)
     return words
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Raises UserError for flags of which Hydra takes one at a time: it would end in a traceback."""
+    given = list(dict.fromkeys(COMMAND_FLAGS[flag] for word in words if (flag := word.partition("=")[0]) in COMMAND_FLAGS))
+    if len(given) > 1:
+        cure = "leave --multirun away to see what one job would run with" if "--cfg" in given else "give one of them"
+        raise UserError(f"{' and '.join(given)} cannot be combined; {cure}")
 
 
 def arranged(argv: Sequence[str]) -> list[str]:

@@ -22,6 +22,13 @@ def test_flags_may_stand_between_settings():
     assert arranged(words) == ["-m", "--config-dir", "a=b", "thresholds=high_exp", "limit=4"]
 
 
+@pytest.mark.parametrize("flags", [("-m", "--cfg", "job"), ("--help", "--multirun"), ("-c", "job", "--info")])
+def test_flags_that_hydra_takes_one_of_are_one_line_together(flags):
+    with pytest.raises(UserError, match="cannot be combined"):
+        prepared([*flags, "limit=2"], "sweep")
+    assert prepared(["-m", "--multirun", "limit=2"], "sweep")
+
+
 TEXTS = st.text(string.ascii_letters + string.digits + " =,[]{}()#~:;'\"\\/.+-*?@%&|<>!^é", min_size=1).filter(lambda text: text.strip())
 
 
