@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blink_exp.api.answers import Answer, Page, Trace
     from blink_exp.api.attach import attach
     from blink_exp.api.benchmarks import load_benchmark
     from blink_exp.api.methods import (
@@ -44,11 +45,12 @@ if TYPE_CHECKING:
         VisionZip,
         VisPruner,
     )
-    from blink_exp.api.model import VLM, Answer, Page, Trace, load
+    from blink_exp.api.model import VLM, load
     from blink_exp.errors import UserError
 
 HOMES = {
-    "blink_exp.api.model": ("load", "VLM", "Answer", "Trace", "Page"),
+    "blink_exp.api.model": ("load", "VLM"),
+    "blink_exp.api.answers": ("Answer", "Trace", "Page"),
     "blink_exp.api.attach": ("attach",),
     "blink_exp.api.benchmarks": ("load_benchmark",),
     "blink_exp.errors": ("UserError",),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from html import escape
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 from hydra.errors import HydraException
 from PIL import Image
 
+from blink_exp.api.answers import Answer, Page, Trace
 from blink_exp.api.benchmarks import load_benchmark
 from blink_exp.api.choice import MethodChoice, defaults
 from blink_exp.api.scores import scores
@@ -22,14 +21,13 @@ from blink_exp.benchmarks.base import Benchmark, Sample, spread
 from blink_exp.cli import one_line
 from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking
-from blink_exp.documents import LayerStep, Record
+from blink_exp.documents import Record
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.evaluation.answering import Point, ask, check_annotation, prompt_of
 from blink_exp.evaluation.cost import measure_cost
 from blink_exp.evaluation.evaluator import build_method, prepare_backbone
 from blink_exp.evaluation.tokens import tokens_by_layer
 from blink_exp.figures.hero_kept import as_maps
-from blink_exp.files import write_text
 from blink_exp.images import ImageOptions, to_rgb
 from blink_exp.settings.check import fields, format_value, unknown
 from blink_exp.settings.compose import composed
@@ -48,67 +46,6 @@ Picture = str | Path | Image.Image
 Pictures = list[Picture] | list[str] | list[Path] | list[Image.Image] | tuple[Picture, ...]
 Questions = list[str] | tuple[str, ...]
 AnyMethod = MethodChoice | Method | str | None
-HEIGHT = 900  # pixels of a page in a notebook
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a method did on one question, as records.jsonl has it.
-
-    Args:
-        method: its name.
-        decisions: of the policy, in order of layers: layer, image, rho, region, decision, effective, visual_tokens.
-        visual_tokens: those that entered the LLM, without newlines; ``newline_tokens``: those.
-        tokens_by_layer: visual tokens in each layer of the LLM; ``layer_tokens``: their mean.
-        prefill_flops: of the prompt, by formula.
-        second_view: the part of the image that was shown as a second one; None: none was.
-        cost: FLOPs, memory and seconds of this question alone, if asked for (``VLM.answer``).
-    """
-
-    method: str
-    decisions: list[LayerStep]
-    visual_tokens: int
-    newline_tokens: int
-    tokens_by_layer: list[float]
-    layer_tokens: float
-    prefill_flops: int
-    second_view: dict[str, Any] | None = None
-    cost: dict[str, Any] | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The text of an answer, and how it came about."""
-
-    text: str
-    trace: Trace
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class Page:
-    """The page of one question. A notebook shows it.
-
-    Args:
-        contents: what it says, as plain values.
-        kept: (rows, columns) of the base view: in what share of the LLM's layers the token of each patch is present.
-        kept_tiles: the same of the tiles together, without their padding; None for a model without tiles.
-    """
-
-    html: str = field(repr=False)
-    contents: dict[str, Any] = field(repr=False)
-    kept: np.ndarray = field(repr=False)
-    kept_tiles: np.ndarray | None = field(repr=False)
-
-    def _repr_html_(self) -> str:
-        return f'<iframe srcdoc="{escape(self.html)}" width="100%" height="{HEIGHT}" style="border:0"></iframe>'
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the page to a file, and returns its path."""
-        write_text(Path(path), self.html)
-        return Path(path)
 
 
 class VLM:
