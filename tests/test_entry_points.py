@@ -220,7 +220,14 @@ def test_the_viewer_takes_any_picture_and_any_question(tmp_path):
 @pytest.mark.parametrize("script", ["train", "evaluate", "sweep"])
 def test_help_names_every_group_preset_and_setting_without_composing(script):
     said = run(f"{script}.py", "--help")
-    for word in ("thresholds: always_expand, default", "method/policy:", "tokensr: conv", "--cfg job", f"conf/{script}.yaml:"):
+    for word in (
+        "always_expand, default",
+        "  method/policy",
+        "closeup, conv",
+        "Blink: tau_exp and tau_drop",
+        "--cfg job",
+        f"conf/{script}.yaml:",
+    ):
         assert word in said
     settings = [
         line.split(":")[0] for line in (ROOT / "conf" / f"{script}.yaml").read_text(encoding="utf-8").splitlines() if line[:1].isalpha()

@@ -186,7 +186,7 @@ def test_help_of_a_wheel_names_its_own_commands(environment, tmp_path):
     for name, page in zip(DOORS, pages, strict=True):
         assert f"\nblink-{name} [group=preset]" in page and "CODE 0" in page
         assert "python evaluate.py" not in page and "python -m blink_exp" not in page
-        assert "  table: blink_table1" in page and f"conf/{name}.yaml:" in page
+        assert "blink_table1, blink_table2" in page and f"conf/{name}.yaml:" in page
     training = started([str(environment / "bin" / "python"), "-m", "blink_exp.train", "--help"], tmp_path)
     assert training.returncode == 0 and "\nblink-train [group=preset]" in f"\n{training.stdout}"
 

@@ -20,10 +20,25 @@ def messages() -> str:
     for path in SOURCE:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "\n" for part in node.values))
+                texts.append("".join(map(shown, node.values)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     return "\n".join(texts)
+
+
+def shown(part):
+    """A part of an f-string: text as it is, a command's name as a clone's user types it, other values as a line end."""
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    call = part.value
+    if (
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == "command_name"
+        and isinstance(call.args[0], ast.Constant)
+    ):
+        return f"python {call.args[0].value}.py"
+    return "\n"
 
 
 def test_the_page_has_errors_of_every_theme():

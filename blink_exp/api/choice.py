@@ -70,7 +70,10 @@ class MethodChoice(metaclass=_Documented):
 
     preset: ClassVar[str]
 
-    def __init__(self, **settings: Any):
+    def __init__(self, *wrong: Any, **settings: Any):
+        if wrong:
+            name, first = type(self).__name__, next(iter(settings_of(self.preset)), "")
+            raise UserError(f"{name}({flat(wrong[0], 40)}) has no name for its setting; write {name}({first}=...), see help({name})")
         self.settings = settings
         self.node = self._node()
 

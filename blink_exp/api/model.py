@@ -132,9 +132,7 @@ class VLM:
         the model.
         """
         pairs, single = _pairs(image, question)
-        for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name}={flat(value, 80)} must be a whole number of at least 1")
+        _check_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
         chosen = self.method(method, tokensr)
         benchmark: Any = OwnQuestion()  # of no samples of its own
         benchmark.max_new_tokens = min(max_new_tokens, self.model.config.text_config.max_position_embeddings)
@@ -155,6 +153,8 @@ class VLM:
 
         ``compare``: methods whose answers the page shows beside its own.
         """
+        if not isinstance(compare, list | tuple):
+            raise UserError(f"compare={flat(compare, 80)} must be a list of methods, such as [None, HERO(tokens=48)]")
         name, opened = self._opened(image)
         subject = Subject(self._sample(name, opened, question), opened, OwnQuestion())
         traces = [trace(self.backbone, self.method(one), subject.benchmark, subject.sample, opened) for one in (method, *compare)]
@@ -182,9 +182,11 @@ class VLM:
             methods: {row: method}, or methods whose names become the rows.
             limit: about so many samples; None: all.
         """
+        _check_counts(batch_size=batch_size, **({} if limit is None else {"limit": limit}))
         chosen = load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
-        if not isinstance(methods, Mapping):
-            methods = {"none" if one is None else one if isinstance(one, str) else repr(one): one for one in methods}
+        if not hasattr(chosen, "samples"):
+            raise UserError(f"benchmark={flat(benchmark, 80)} is no benchmark; give the name of a preset, or what load_benchmark returns")
+        methods = _by_name(methods)
         built = {name: self.method(one, own=False) for name, one in methods.items()}
         return scores(self.backbone, built, chosen, spread(chosen.samples(), limit), batch_size)
 
@@ -236,6 +238,28 @@ class VLM:
         return Answer(record["prediction"], traced)
 
 
+def _check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={flat(value, 80)} must be a whole number of at least 1")
+
+
+def _by_name(methods: Any) -> dict[str, Any]:
+    """{row: method} of what ``VLM.evaluate`` takes."""
+    if isinstance(methods, Mapping):
+        rows = {str(name): one for name, one in methods.items()}
+    elif isinstance(methods, list | tuple):
+        named = [("none" if one is None else one if isinstance(one, str) else repr(one), one) for one in methods]
+        rows = dict(named)
+        if len(rows) < len(named):
+            raise UserError("methods holds one method twice; give each once, or a mapping with a name for each row")
+    else:
+        raise UserError(f"methods={flat(methods, 80)} must be a list of methods, or a mapping of names to them: [None, HERO(tokens=48)]")
+    if not rows:
+        raise UserError("methods is empty; give at least one, such as [None, HERO(tokens=48)]")
+    return rows
+
+
 def _pairs(image: Any, question: Any) -> tuple[list[tuple[Any, Any]], bool]:
     """((image, question) of each answer, whether one answer was asked for)."""
     images, questions = (list(given) if isinstance(given, list | tuple) else None for given in (image, question))
@@ -279,6 +303,8 @@ def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
 
     Raises UserError for an unknown model or setting, and where weights are missing or do not fit.
     """
+    if not isinstance(model, str | Path):
+        raise UserError(f"model={flat(model, 80)} is a {type(model).__name__}; give the name of a preset, a folder or a hub id")
     for key in settings:
         if key not in fields(Model):
             raise UserError(unknown(f"model.{key}", fields(Model)))

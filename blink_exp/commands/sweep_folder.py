@@ -12,7 +12,7 @@ from blink_exp.documents import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks
 from blink_exp.reports.console import wide_console
-from blink_exp.settings.doors import OF_FOLDER
+from blink_exp.settings.doors import OF_FOLDER, command_name
 from blink_exp.settings.words import MULTIRUN, word
 from blink_exp.studies.summary import write_summary
 from blink_exp.studies.sweep_folder import COMMAND, STATES, SweepFolder, name_points, read_sweep, retry
@@ -78,7 +78,7 @@ def retried(values: dict[str, str], words: Sequence[str]) -> list[str] | None:
     """The arguments that run the jobs of a sweep again which failed or are missing; None where there are none."""
     setting, folder = (SWEEP_DIR, values.get(SWEEP_DIR, "")) if values["retry"] == "failed" else ("retry", values["retry"])
     if not folder:
-        raise UserError(f"retry={values['retry']} needs the folder of the sweep: python sweep.py retry=failed {SWEEP_DIR}=FOLDER")
+        raise UserError(f"retry={values['retry']} needs the folder of the sweep: {command_name('sweep')} retry=failed {SWEEP_DIR}=FOLDER")
     if values.get(SWEEP_DIR, folder) != folder:
         raise UserError(f"retry={folder} and {SWEEP_DIR}={values[SWEEP_DIR]} are two folders; give one of them")
     own = [word for word in words if word.partition("=")[0] not in ("retry", SWEEP_DIR)]
@@ -126,7 +126,7 @@ def _check_command(sweep: SweepFolder, given: str) -> None:
 def _cure(sweep: SweepFolder) -> str:
     if sweep.script != "sweep" or sweep.searches or not sweep.command:
         return "run the same command again"
-    return f"python sweep.py retry=failed {word(SWEEP_DIR, sweep.path)}"
+    return f"{command_name('sweep')} retry=failed {word(SWEEP_DIR, sweep.path)}"
 
 
 def _first(rows: Sequence[PointRun]) -> str:

@@ -25,6 +25,7 @@ from blink_exp.evaluation import ranks
 from blink_exp.evaluation.batches import BatchSize, Unit, cut
 from blink_exp.evaluation.records import RecordLog, record
 from blink_exp.evaluation.tokens import layer_average, prompt_flops
+from blink_exp.settings.doors import command_name
 from blink_exp.settings.roots import PointSettings
 
 
@@ -126,7 +127,7 @@ def _ask_ranks(
     if lost:
         raise UserError(
             f"{len(lost)} answers of other processes are not in {logs[0].path.parent}, first {lost[0]}; devices and nodes of one run need a"
-            " common file system; without one, give each its shard=k/n and put them together with python -m blink_exp rescore"
+            f" common file system; without one, give each its shard=k/n and put them together with {command_name('rescore')}"
         )
     return skipped
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import date
@@ -63,4 +65,14 @@ def closer(records: Iterable[Record], overrides: Iterable[str]) -> str | None:
         return None
     shown = next((record for record in asked if record.get("correct") == 0), asked[0])
     words = [word for word in overrides if not word.lstrip("+~").startswith(NOT_VIEWED)]
+    words = [*(["--config-dir", folder] if (folder := config_dir()) else []), *words]
     return printable(command_line("view", [*words, f"sample={shown['id']}"]))
+
+
+def config_dir() -> str | None:
+    """The --config-dir of this command, whose presets a command that follows needs too."""
+    for word, behind in itertools.pairwise([*sys.argv[1:], ""]):
+        flag, equals, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            return value if equals else behind
+    return None

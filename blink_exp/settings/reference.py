@@ -67,7 +67,7 @@ def _launchers(launchers: dict[str, Preset]) -> Iterator[str]:
 
 
 def _commands(conf: Conf) -> Iterator[str]:
-    yield "### python evaluate.py\n"
+    yield f"### {command_name('evaluate')}\n"
     yield f"{_escaped(conf.roots['evaluate'].header)}\n"
     yield _table(_rows(EvaluateSettings, "", conf.roots["evaluate"], {}))
     for root in OWN_ROOTS:
@@ -76,9 +76,9 @@ def _commands(conf: Conf) -> Iterator[str]:
         rows = [row for row in _rows(ROOTS[root], "", preset, {}) if row[0].strip("`") not in known or row[0].strip("`") in preset.values]
         yield f"### {command_name(root)}\n"
         yield f"{_sentence(COMMANDS[root]) if root in COMMANDS else _escaped(preset.header)}\n"
-        yield f"Beside the settings of `{'python -m blink_exp rescore' if root == 'compare' else 'python evaluate.py'}`:\n"
+        yield f"Beside the settings of `{command_name('rescore' if root == 'compare' else 'evaluate')}`:\n"
         yield _table(rows)
-    yield "### python train.py\n"
+    yield f"### {command_name('train')}\n"
     yield f"{_escaped(conf.roots['train'].header)}\n"
     yield _table(_rows(ROOTS["train"], "", conf.roots["train"], {}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,20 @@ class Engine:
     launcher: str
     package: str
     extra: str
+    needs: str | None = None  # a program that must be there
 
 
 ENGINES = {  # by the class of ours in hydra_plugins/blink_exp_shared/launcher.py
     "JoblibGroups": Engine("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "hydra-joblib-launcher", "joblib"),
     "RayGroups": Engine("hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher", "hydra-ray-launcher", "ray"),
-    "SlurmGroups": Engine("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "hydra-submitit-launcher", "slurm"),
+    "SlurmGroups": Engine(
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "hydra-submitit-launcher", "slurm", "srun"
+    ),
     "LocalGroups": Engine("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", "hydra-submitit-launcher", "slurm"),
+}
+NUMBERS = {  # {setting of a launcher: its least value}
+    **{"n_jobs": -(2**16), "array_parallelism": 1, "cpus_per_task": 1, "gpus_per_node": 0, "nodes": 1, "tasks_per_node": 1},
+    **{"timeout_min": 1, "max_num_timeout": 0, "signal_delay_s": 0},
 }
 PRESETS = ("joblib", "ray", "submitit_local", "submitit_slurm")
 
@@ -43,6 +51,14 @@ def check_launcher(launcher: Mapping[str, Any]) -> None:
             raise UserError(
                 f'hydra/launcher needs {engine.package}, which is not installed; pip install "blink_exp[{engine.extra}]"'
             ) from None
+    if engine is not None and engine.needs is not None and shutil.which(engine.needs) is None:
+        raise UserError(f"hydra/launcher=submitit_slurm needs Slurm, and {engine.needs} is not here; use submitit_local or joblib")
+    for name, least in NUMBERS.items():
+        number = launcher.get(name)
+        if engine is not None and number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            raise UserError(f"hydra.launcher.{name} must be a whole number of at least {least}, or null, got {format_value(number)}")
+    if engine is not None and launcher.get("n_jobs") == 0:
+        raise UserError("hydra.launcher.n_jobs=0 runs nothing; use 1 or more, or -1 for as many as there are CPUs")
     size = launcher.get(SIZE)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UserError(f"hydra.launcher.{SIZE} must be a whole number of at least 1, or null, got {format_value(size)}")

@@ -26,6 +26,7 @@ from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, flat
 from blink_exp.evaluation import locks
 from blink_exp.files import read_object, write_text
+from blink_exp.settings.doors import command_name
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.values import read_settings
 
@@ -92,7 +93,7 @@ class SweepFolder:
     def rows(self) -> list[PointRun]:
         """A row per job; one without a row gets its state and what to do. Labels are the overrides that not all jobs share."""
         again = self.script == "sweep" and not self.searches
-        cure = f"python sweep.py retry=failed hydra.sweep.dir={self.path}" if again else "the same command"
+        cure = f"{command_name('sweep')} retry=failed hydra.sweep.dir={self.path}" if again else "the same command"
         rows: list[PointRun] = []
         for job in self.jobs:
             if job.row is not None:

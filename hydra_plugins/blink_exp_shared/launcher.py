@@ -22,6 +22,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blink_exp.errors import UserError, flat
+from blink_exp.settings.doors import command_name
 from blink_exp.studies.launchers import ENGINES, SIZE
 
 log = logging.getLogger(__name__)
@@ -164,10 +165,12 @@ class SlurmGroups(SubmititGroups):
         return int(self.settings["array_parallelism"])
 
     def stop(self, jobs: Sequence[Any]) -> None:
-        folder = self.config.hydra.sweep.dir
+        if not jobs:  # nothing was submitted
+            return
+        command, folder = command_name("sweep"), self.config.hydra.sweep.dir
         print(
-            f"jobs {', '.join(job.job_id for job in jobs)} go on in Slurm (scancel ends them); python sweep.py status={folder} says how far"
-            f" they are, python sweep.py summarize={folder} writes the summary when they are done",
+            f"jobs {', '.join(job.job_id for job in jobs)} go on in Slurm (scancel ends them); {command} status={folder} says how far"
+            f" they are, {command} summarize={folder} writes the summary when they are done",
             flush=True,
         )
 

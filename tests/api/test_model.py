@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import scripts
 
 import blink_exp
@@ -213,3 +214,34 @@ def test_a_folder_is_a_model(samples):
     own = load(SHIPPED / "llava", device="cpu", dtype="float32")
     assert own.answer(image, question).text == load("scale_llava").answer(image, question).text
     assert own.model.dtype == torch.float32 and "llava" in repr(own)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vlm: vlm.evaluate("mosaic_open", [None], limit=0),
+        lambda vlm: vlm.evaluate("mosaic_open", [None], limit=1.5),
+        lambda vlm: vlm.evaluate("mosaic_open", [None], limit="x"),
+        lambda vlm: vlm.evaluate("mosaic_open", [None], batch_size=0),
+        lambda vlm: vlm.evaluate("mosaic_open", HERO()),
+        lambda vlm: vlm.evaluate("mosaic_open", "hero"),
+        lambda vlm: vlm.evaluate("mosaic_open", []),
+        lambda vlm: vlm.evaluate("mosaic_open", [HERO(), HERO()]),
+        lambda vlm: vlm.evaluate(5, [None]),
+        lambda vlm: vlm.view(Image.new("RGB", (9, 9)), "q", compare="hero"),
+        lambda vlm: load(None),
+        lambda vlm: load(["scale_llava"]),
+        lambda vlm: HERO(48),
+    ],
+)
+def test_wrong_arguments_of_evaluate_view_and_load_are_one_line(call, vlm):
+    with pytest.raises(UserError) as error:
+        call(vlm)
+    assert "\n" not in str(error.value)
+
+
+def test_several_methods_have_the_scores_that_each_has_alone(vlm):
+    table = vlm.evaluate("mosaic_open", {"untouched": None, "HERO": HERO(tokens=48)}, limit=8)
+    alone = vlm.evaluate("mosaic_open", [HERO(tokens=48)], limit=8)
+    assert list(table.index) == ["untouched", "HERO"] and table.loc["HERO", "visual tokens in"] == 48
+    assert table.loc["HERO"].tolist() == alone.iloc[0].tolist()

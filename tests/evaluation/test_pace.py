@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 
 from support.scripts import printed
 
@@ -31,7 +32,7 @@ def test_a_second_run_says_how_long_the_first_took_and_another_method_does_not(t
     assert str(tmp_path / "page" / "view.html") in page
 
 
-def test_the_command_shows_the_first_wrong_answer_with_the_words_of_the_run():
+def test_the_command_shows_the_first_wrong_answer_with_the_words_of_the_run(monkeypatch):
     records = [{"id": name, "prediction": "x", "correct": correct} for name, correct in (("a", 1.0), ("b c", 0.0), ("d", False))]
     words = [
         "method=blink",
@@ -45,5 +46,8 @@ def test_the_command_shows_the_first_wrong_answer_with_the_words_of_the_run():
         "thresholds.tau_exp=0.4",
     ]
     assert closer(records, words) == "python -m blink_exp view method=blink thresholds.tau_exp=0.4 'sample=b c'"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config-dir", "mine", "thresholds=mild"])
+    assert closer(records[:1], ["thresholds=mild"]) == "python -m blink_exp view --config-dir mine thresholds=mild sample=a"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     assert closer(records[:1], []) == "python -m blink_exp view sample=a"
     assert closer([{"id": "a", "prediction": None, "correct": None}], []) is None

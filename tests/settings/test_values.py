@@ -16,7 +16,7 @@ from blink_exp.settings.roots import PointSettings, SweepSettings
 from blink_exp.settings.values import as_type, from_plain, read_settings, to_yaml
 
 CONFIGS = {"DictConfig", "ListConfig", "OmegaConf", "open_dict"}
-DOORS = ("settings", "commands", "cli.py")
+DOORS = ("settings", "commands", "cli.py", "api", "studies/job_groups.py", "studies/sweep_folder.py")
 
 
 def callbacks() -> set[str]:

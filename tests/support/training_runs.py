@@ -19,7 +19,8 @@ SMALL = ("layers.indices=[1]", "data.train_size=6", "data.global_batch=2", "data
 def train(out: Path, *words: str) -> None:
     cfg = config("train", *SMALL, *words)
     with pytest.MonkeyPatch.context() as patch:
-        runtime = SimpleNamespace(mode=RunMode.RUN, runtime=SimpleNamespace(output_dir=str(out)))
+        overrides = SimpleNamespace(task=[*SMALL, *words])
+        runtime = SimpleNamespace(mode=RunMode.RUN, runtime=SimpleNamespace(output_dir=str(out)), overrides=overrides)
         patch.setattr(HydraConfig, "get", staticmethod(lambda: runtime))
         run(cfg)
 

@@ -89,7 +89,7 @@ def test_square_canvas_by_crop_and_by_padding():
 
 def test_training_draws_train_images_and_holding_out_draws_test_images(monkeypatch):
     drawn, real = [], canvases.random_scene
-    monkeypatch.setattr(canvases, "random_scene", lambda rng, split, n: drawn.append(split) or real(rng, split, n))
+    monkeypatch.setattr(canvases, "random_scene", lambda rng, split, n, **more: drawn.append(split) or real(rng, split, n, **more))
     module = data.SceneData(lambda image: torch.zeros(1), train_size=8, held_out_size=8)
     module.setup()
     _ = module.train[0], module.held_out[0]
