@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import safe_open
+
 from bench import report
 from blink_exp.errors import UserError, nearest
 
@@ -192,6 +194,9 @@ def files(root: Path) -> Iterator[Path]:
 def content(path: Path, root: Path) -> Any:
     """What a file holds, without what belongs to the run rather than its result: the folder, durations."""
     data = COMMIT.sub(b"COMMIT", path.read_bytes().replace(str(root).encode(), b"FOLDER"))
+    if path.suffix == ".safetensors":  # whose header has its entries in any order
+        with safe_open(path, "pt") as tensors:
+            return tensors.metadata(), {name: tensors.get_tensor(name).float().numpy().tobytes() for name in tensors.keys()}  # noqa: SIM118
     if path.suffix == ".json":
         return _shared(json.loads(data))
     if path.suffix == ".csv":
