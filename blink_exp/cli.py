@@ -162,11 +162,10 @@ def _one_line(error: BaseException) -> str:
 def help_text(config: str) -> str:
     """The text of ``--help``: groups with their presets, and conf/<config>.yaml with its comments. Read from the files, since composing
     them with Hydra takes over a second."""
-    groups = sorted((p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()), key=lambda name: (place(name), name))
     lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups, and their presets:"]
-    for name in groups:
+    for name, meaning in MEANINGS.items():
         if chosen := presets(name):
-            lines += [f"  {name:<16} {MEANINGS.get(name, '')}".rstrip(), f"  {'':<16}   {', '.join(chosen)}"]
+            lines += [f"  {name:<16} {meaning}", f"  {'':<16}   {', '.join(chosen)}"]
     for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
         lines += [
             "",
@@ -174,11 +173,6 @@ def help_text(config: str) -> str:
             *(f"  {line}" for line in as_typed((CONF / f"{name}.yaml").read_text(encoding="utf-8")).splitlines()),
         ]
     return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
-
-
-def place(group: str) -> int:
-    """Where ``--help`` shows a group: those without a meaning last."""
-    return list(MEANINGS).index(group) if group in MEANINGS else len(MEANINGS)
 
 
 def check_optuna(argv: list[str]) -> None:

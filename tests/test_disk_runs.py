@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import scripts
-from support.ends import answers, until
+from support.ends import answering, answers, until
 from support.refusals import one_line_of
 from support.small_disks import make_read_only, mounted
 
@@ -71,9 +71,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_with_the_setting(script, tm
 def test_a_run_folder_that_disappears_is_one_line_and_the_next_run_is_whole(tmp_path):
     out = tmp_path / "run"
     words = ["evaluate.py", "method=none", "limit=24", "batch_size=1", "cost=0", f"hydra.run.dir={out}"]
-    (tmp_path / "said").mkdir()
-    process = scripts.start(words, str(tmp_path / "said"))
-    until(process, lambda: answers(out / "records.part"))
+    process = answering(words, tmp_path, out / "records.part")
     shutil.rmtree(out)
     process.join()
     errors = (tmp_path / "said" / "err").read_text(encoding="utf-8")

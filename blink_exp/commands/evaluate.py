@@ -13,7 +13,7 @@ from blink_exp import tracking
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import Incomplete, measure, prepare_benchmark
 from blink_exp.evaluation.pace import announcement, closer
-from blink_exp.evaluation.records import read
+from blink_exp.evaluation.records import each
 from blink_exp.evaluation.terminal import show_run
 from blink_exp.settings.roots import PointSettings
 from blink_exp.settings.values import as_type, typed
@@ -25,15 +25,16 @@ def run(cfg: DictConfig) -> dict[str, float]:
     settings = on_own_devices(typed(cfg))
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
-    print(f"evaluating {announcement(as_type(PointSettings, settings), hydra.runtime.choices, out)}", flush=True)
+    point = as_type(PointSettings, settings)
+    print(f"evaluating {announcement(point, hydra.runtime.choices, out)}", flush=True)
     tracking.check(asdict(settings))
     try:
-        finished = measure(as_type(PointSettings, settings), out, devices=settings.devices)
+        finished = measure(point, out, devices=settings.devices)
     except Incomplete as error:
         raise UserError(f"{error}; with hydra.run.dir={out} the same command goes on from the answers that are there") from None
     name = f"{finished['method']}-{finished['benchmark']}"
     tracking.log_point(asdict(settings), out, out, name, benchmark=partial(prepare_benchmark, settings))
     scores = show_run(finished, out)
-    if (command := closer(read(out), hydra.overrides.task)) is not None:
+    if (command := closer(each(out), hydra.overrides.task)) is not None:
         print(f"one question, layer by layer: {command}")
     return scores

@@ -71,7 +71,7 @@ def summarize(folder: str) -> None:
         print("at every point: " + " ".join(common))
     left = [row for row in rows if row["status"] != "done"]
     if left:
-        print(f"{len(left)} of {len(rows)} points are not done, first {_first(left)}; python {sweep.script}.py status={folder}")
+        print(f"{len(left)} of {len(rows)} points are not done, first {_first(left)}\nwhich: {command_name('sweep')} status={folder}")
 
 
 def retried(values: dict[str, str], words: Sequence[str]) -> list[str] | None:
@@ -116,7 +116,7 @@ def _check_command(sweep: SweepFolder, given: str) -> None:
     if not sweep.command:
         raise UserError(f"{given} has no {COMMAND}, so the sweep's command is not known; run the command itself, with the same store")
     if sweep.script != "sweep":
-        raise UserError(f"{given} is a multirun of {sweep.script}.py; run that command again")
+        raise UserError(f"{given} is a multirun of {command_name(sweep.script)}; run that command again")
     if sweep.searches:
         raise UserError(
             f"{given} is a search, whose points follow from those before; run the same command again, the store has what is done"

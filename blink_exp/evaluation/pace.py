@@ -60,10 +60,11 @@ def earlier(out: Path) -> Iterable[tuple[float, Path]]:
 def closer(records: Iterable[Record], overrides: Iterable[str]) -> str | None:
     """The command that shows one question of a run, layer by layer: the first that was answered wrongly, else the first. None where
     nothing was asked."""
-    asked = [record for record in records if record.get("prediction") is not None]
-    if not asked:
+    asked = (record for record in records if record.get("prediction") is not None)
+    first = next(asked, None)
+    if first is None:
         return None
-    shown = next((record for record in asked if record.get("correct") == 0), asked[0])
+    shown = next((record for record in itertools.chain([first], asked) if record.get("correct") == 0), first)
     words = [word for word in overrides if not word.lstrip("+~").startswith(NOT_VIEWED)]
     words = [*(["--config-dir", folder] if (folder := config_dir()) else []), *words]
     return printable(command_line("view", [*words, f"sample={shown['id']}"]))

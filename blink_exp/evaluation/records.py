@@ -85,10 +85,16 @@ def write_lines(records: Sequence[Mapping[str, Any]]) -> str:
 
 def read(folder: str | Path) -> list[Record]:
     """The records in the folder of a finished point. Raises UserError if the file is missing, truncated or damaged."""
+    return list(each(folder))
+
+
+def each(folder: str | Path) -> Iterator[Record]:
+    """The same one by one, for who needs the first few: a line is parsed when it is asked for."""
     path = Path(folder) / "records.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is not there; measure the point again")
-    return [record for _, record in numbered(path, wrong_layers, "measure the point again")]
+    for _, record in numbered(path, wrong_layers, "measure the point again"):
+        yield record
 
 
 def numbered(path: Path, wrong_with: Callable[[Any], str | None], cure: str) -> Iterator[tuple[int, Record]]:

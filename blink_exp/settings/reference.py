@@ -25,6 +25,7 @@ from blink_exp.settings.commented import Conf, Preset, Value
 from blink_exp.settings.doors import COMMANDS, command_name
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.limits import Between, Each, Limit, Words
+from blink_exp.settings.meanings import MEANINGS
 from blink_exp.settings.roots import ROOTS, EvaluateSettings, RescoreSettings
 from blink_exp.settings.targets import BY_TARGET
 
@@ -90,6 +91,7 @@ def _sentence(text: str) -> str:
 def _group(conf: Conf, group: str) -> Iterator[str]:
     presets, default = conf.groups[group], conf.default(group)
     yield f"### {group}\n"
+    yield f"{_sentence(_escaped(MEANINGS[group]))}\n"
     schema = next((kind for root in ROOTS.values() if group in fields(root) and _is_schema(kind := value_type(root, group)[0])), None)
     if schema is not None:
         yield _table(_rows(schema, f"{group}.", presets[default].merged(presets), presets))

@@ -15,7 +15,7 @@ from blink_exp import tracking
 from blink_exp.cli import guard, one_line
 from blink_exp.errors import UserError
 from blink_exp.evaluation.pace import closer
-from blink_exp.evaluation.records import read
+from blink_exp.evaluation.records import each
 from blink_exp.evaluation.shared_runs import run_together
 from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS
@@ -55,7 +55,7 @@ class Summary(Jobs):
             print("at every point: " + " ".join(common))
         for row in rows:
             with contextlib.suppress(UserError, KeyError):  # a failed point has no folder
-                if (command := closer(read(row["folder"]), row["overrides"])) is not None:
+                if (command := closer(each(row["folder"]), row["overrides"])) is not None:
                     print(f"one question of it, layer by layer: {command}")
                     break
         end(rows, "points")

@@ -280,9 +280,7 @@ def _train(overrides: list[str], folder: Path) -> None:
     print(f"training first: {command(overrides, 'train')}", flush=True)
     resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
     process = training_process([*overrides, *resume, f"hydra.run.dir={folder}"])
-    if under_torchrun():  # whose other processes Lightning would wait for
-        done = subprocess.run(process, env={k: v for k, v in os.environ.items() if k not in OF_TORCHRUN})
-    else:
-        done = subprocess.run(process)
+    own = {k: v for k, v in os.environ.items() if k not in OF_TORCHRUN}  # of torchrun's other processes Lightning would wait for
+    done = subprocess.run(process, env=own if under_torchrun() else None)
     if done.returncode:
         raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train')}")

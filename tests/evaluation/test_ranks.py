@@ -14,7 +14,7 @@ import psutil
 import pytest
 from support import scripts
 from support.easy import easy_vqa
-from support.ends import answers, run, until
+from support.ends import answering, answers, run
 
 # metrics.json of the same run twice differs in no more than this
 OWN = ("seconds",)
@@ -76,9 +76,7 @@ def ranks_of(process) -> list[psutil.Process]:
 def test_a_process_that_is_killed_ends_the_run_with_one_line_and_the_next_goes_on(tmp_path, number):
     out = tmp_path / "run"
     words = [*LONG, f"hydra.run.dir={out}"]
-    (tmp_path / "said").mkdir()
-    process = scripts.start([*words, "devices=3"], str(tmp_path / "said"))
-    until(process, lambda: answers(out / "records.rank2.part"))
+    process = answering([*words, "devices=3"], tmp_path, out / "records.rank2.part")
     children = ranks_of(process)
     assert len(children) == 2
     children[-1].send_signal(number)
@@ -101,9 +99,7 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line_and_the_next_goes_o
 
 def test_a_signal_ends_all_processes_with_one_line(tmp_path):
     out = tmp_path / "run"
-    (tmp_path / "said").mkdir()
-    process = scripts.start([*LONG, "devices=2", f"hydra.run.dir={out}"], str(tmp_path / "said"))
-    until(process, lambda: answers(out / "records.rank1.part"))
+    process = answering([*LONG, "devices=2", f"hydra.run.dir={out}"], tmp_path, out / "records.rank1.part")
     children = ranks_of(process)
     os.kill(process.pid, signal.SIGTERM)
     process.join()
@@ -115,9 +111,7 @@ def test_a_signal_ends_all_processes_with_one_line(tmp_path):
 
 def test_a_killed_rank_0_leaves_no_process_behind(tmp_path):
     out = tmp_path / "run"
-    (tmp_path / "said").mkdir()
-    process = scripts.start([*LONG, "devices=2", f"hydra.run.dir={out}"], str(tmp_path / "said"))
-    until(process, lambda: answers(out / "records.rank1.part"))
+    process = answering([*LONG, "devices=2", f"hydra.run.dir={out}"], tmp_path, out / "records.rank1.part")
     children = ranks_of(process)
     process.kill()
     process.join()

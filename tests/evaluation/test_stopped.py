@@ -7,15 +7,13 @@ import signal
 
 import pytest
 from support import scripts
-from support.ends import answers, run, until
+from support.ends import answering, answers, run, until
 
 
 def test_a_stopped_evaluation_says_how_to_go_on_and_goes_on_and_keeps_others_out(tmp_path):
     out = tmp_path / "run"
     words = ["evaluate.py", "method=none", "limit=12", "batch_size=1", "cost=0", f"hydra.run.dir={out}"]
-    (tmp_path / "said").mkdir()
-    process = scripts.start(words, str(tmp_path / "said"))
-    until(process, lambda: answers(out / "records.part"))
+    process = answering(words, tmp_path, out / "records.part")
     os.kill(process.pid, signal.SIGSTOP)  # so that it is not done before the other has looked
     _, errors = run(*words, code=2)
     assert errors == [

@@ -97,7 +97,7 @@ def test_a_setting_that_cannot_be_matched_is_a_failed_run(monkeypatch, tmp_path)
 def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp_path):
     calls = []
 
-    def run(words):
+    def run(words, env):
         calls.append(words)
         folder = next(w for w in words if w.startswith("hydra.run.dir=")).partition("=")[2]
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
 def test_points_train_modules_of_their_own_at_the_user_s_layer_and_show_what_was_measured_of_them(monkeypatch, tmp_path):
     commands = []
 
-    def run(words):
+    def run(words, env):
         commands.append(words)
         folder = Path(next(w for w in words if w.startswith("hydra.run.dir=")).partition("=")[2])
         folder.mkdir(parents=True)

@@ -154,7 +154,7 @@ def test_a_summary_has_a_row_for_every_job(folder, capsys):
         ["layer=14", "missing"],
         ["layer=40", "failed"],
     ]
-    assert f"3 of 4 points are not done, first layer=13; python sweep.py status={folder}" in capsys.readouterr().out
+    assert f"3 of 4 points are not done, first layer=13\nwhich: python sweep.py status={folder}" in capsys.readouterr().out
 
 
 def test_a_retry_has_the_words_of_the_command_and_its_own_launcher(folder):
@@ -203,7 +203,7 @@ def test_a_retry_that_cannot_be_is_refused_in_one_line(folder, tmp_path):
     assert "are two folders" in refusal(lambda: command.run([f"retry={folder}", "hydra.sweep.dir=other"]))
     assert refusal(lambda: command.run([f"retry={folder}", "limit=3"])).startswith("limit=3 cannot be changed by a retry")
     command_file(folder, script="evaluate")
-    assert "is a multirun of evaluate.py" in refusal(lambda: command.run([f"retry={folder}"]))
+    assert "is a multirun of python evaluate.py" in refusal(lambda: command.run([f"retry={folder}"]))
     command_file(folder, sweeper={"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "n_trials": 5})
     assert "is a search" in refusal(lambda: command.run([f"retry={folder}"]))
     (folder / "multirun.yaml").unlink()

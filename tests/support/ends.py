@@ -22,6 +22,14 @@ def answers(file: Path) -> list[str]:
     return [r["id"] for line in lines if line.endswith("\n") and "id" in (r := json.loads(line))]
 
 
+def answering(words, folder: Path, file: Path):
+    """The process of a command that has answered into ``file``. What it says goes to ``folder``/said/out and err."""
+    (folder / "said").mkdir()
+    process = scripts.start(words, str(folder / "said"))
+    until(process, lambda: answers(file))
+    return process
+
+
 def until(process, ready) -> None:
     for _ in range(6000):
         if ready() or not process.is_alive():
