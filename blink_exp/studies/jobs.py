@@ -85,10 +85,10 @@ class Jobs(Callback):
         if not first_rank():
             return
         note_folders(config, "hydra.sweep.dir")
-        folder = Path(config.hydra.runtime.output_dir)
+        folder, sweep = Path(config.hydra.runtime.output_dir), Path(config.hydra.sweep.dir).absolute()
         self.running.close()  # where the last job of this process ended without its callback
-        if folder != Path(config.hydra.sweep.dir).absolute():
-            self.running.enter_context(locks.waited_folder(folder))
+        if folder != sweep:
+            self.running.enter_context(locks.job_folder(folder, "hydra.sweep.dir", wait=not locks.held(sweep)))
         (folder / ROW).unlink(missing_ok=True)
 
     def end(self, config: DictConfig) -> None:

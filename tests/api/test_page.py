@@ -19,7 +19,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     names: dict = {}
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert isinstance(names["answer"], Answer) and len(names["answers"]) == 2
     assert [step["layer"] for step in names["answer"].trace.decisions] == list(range(12, 19))
     assert (tmp_path / "outputs" / "page.html").is_file() and names["run"].visual_tokens == [48]

@@ -6,6 +6,7 @@ process ends with it, and a suite with some fifty commands saves five seconds on
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -79,6 +81,7 @@ def _text(folder: str, name: str) -> str:
 
 
 def _child(words: list[str], env: dict[str, str], folder: str) -> None:
+    multiprocessing.set_start_method(None, force=True)  # the platform's own, as in a process that a shell starts; not the server's
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(d, "w", buffering=1, closefd=False) for d in (1, 2))
@@ -108,4 +111,6 @@ def _child(words: list[str], env: dict[str, str], folder: str) -> None:
         print(code, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
+    threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter ends: threads, then what is registered to run at exit
+    atexit._run_exitfuncs()  # among it multiprocessing's, which ends what the command has started
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
