@@ -5,6 +5,7 @@ Imports nothing heavy, so that ``--help`` stays instant. HYDRA_FULL_ERROR=1 brin
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import logging
@@ -18,7 +19,7 @@ from typing import Any
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
 from blink_exp.keys import masked
-from blink_exp.settings.doors import OF_FOLDER, as_typed, command_name
+from blink_exp.settings.doors import COMMANDS, OF_FOLDER, as_typed, command_name, install
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.meanings import MEANINGS
 from blink_exp.settings.presets import presets
@@ -52,8 +53,9 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
         return
 
     def checked(_: object) -> object:
-        if sys.argv[1:] in (["--help"], ["-h"]):
-            print(help_text(config))
+        if only_help():
+            with contextlib.suppress(BrokenPipeError):
+                print(help_text(config))
             return None
         words: list[str] | None = sys.argv[1:]
         if of_folder is not None and any(word.partition("=")[0] in OF_FOLDER for word in sys.argv[1:]):
@@ -80,10 +82,15 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
         sys.stdout.flush()
     except OSError as error:  # Python would print three lines and exit with code 120
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        code = code or 2
+        if not (isinstance(error, BrokenPipeError) and only_help()):  # head and less read as much as they show
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            code = code or 2
     if code:
         sys.exit(code)
+
+
+def only_help() -> bool:
+    return sys.argv[1:] in (["--help"], ["-h"])
 
 
 def under_torchrun() -> bool:
@@ -162,17 +169,21 @@ def _one_line(error: BaseException) -> str:
 def help_text(config: str) -> str:
     """The text of ``--help``: groups with their presets, and conf/<config>.yaml with its comments. Read from the files, since composing
     them with Hydra takes over a second."""
-    lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ...", "", "groups, and their presets:"]
+    lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ..."]
+    if config in COMMANDS:
+        lines += _settings_text(config)
+    lines += ["", "groups, and their presets:"]
     for name, meaning in MEANINGS.items():
         if chosen := presets(name):
             lines += [f"  {name:<16} {meaning}", f"  {'':<16}   {', '.join(chosen)}"]
-    for name in dict.fromkeys((config, *([] if config == "train" else ["evaluate"]))):
-        lines += [
-            "",
-            f"conf/{name}.yaml:",
-            *(f"  {line}" for line in as_typed((CONF / f"{name}.yaml").read_text(encoding="utf-8")).splitlines()),
-        ]
+    for name in dict.fromkeys((*([] if config in COMMANDS else [config]), *([] if config == "train" else ["evaluate"]))):
+        lines += _settings_text(name)
     return "\n".join([*lines, "", "--cfg job --resolve: what a command would run with; --hydra-help: Hydra's own flags; -m: a sweep"])
+
+
+def _settings_text(name: str) -> list[str]:
+    lines = as_typed((CONF / f"{name}.yaml").read_text(encoding="utf-8")).splitlines()
+    return ["", f"conf/{name}.yaml:", *(f"  {line}" for line in lines)]
 
 
 def check_optuna(argv: list[str]) -> None:
@@ -182,4 +193,4 @@ def check_optuna(argv: list[str]) -> None:
         try:
             importlib.metadata.version("hydra-optuna-sweeper")
         except importlib.metadata.PackageNotFoundError:
-            raise UserError('a search needs Optuna; pip install "blink_exp[optuna]"') from None
+            raise UserError(f"a search needs Optuna; {install('optuna')}") from None

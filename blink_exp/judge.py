@@ -19,6 +19,7 @@ from PIL import Image
 
 from blink_exp.errors import UserError
 from blink_exp.files import encodable, parse_json, read_text
+from blink_exp.settings.doors import install
 
 Messages = list[dict[str, Any]]
 UNPARSED = "unparsed"  # the judge answered, but not in the form that was asked for
@@ -95,7 +96,7 @@ class Judge:
         try:
             import openai  # noqa: F401
         except ImportError:
-            raise UserError('a judge is asked through the package openai; pip install "blink_exp[judge]"') from None
+            raise UserError(f"a judge is asked through the package openai; {install('judge')}") from None
         if not self._key and self.base_url is None:
             raise UserError(f"{key_variable} is not set; export the key of the judge's endpoint, or use judge=none")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from blink_exp.documents import LayerStep
+from blink_exp.errors import UserError, flat
 from blink_exp.files import write_text
 
 HEIGHT = 900  # pixels of a page in a notebook
@@ -70,6 +71,9 @@ class Page:
         return f'<iframe srcdoc="{escape(self.html)}" width="100%" height="{HEIGHT}" style="border:0"></iframe>'
 
     def save(self, path: str | Path) -> Path:
-        """Writes the page to a file, and returns its path."""
-        write_text(Path(path), self.html)
+        """Writes the page to a file, and returns its path. Raises UserError where it cannot be written."""
+        try:
+            write_text(Path(path), self.html)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror or flat(error)}); give the path of a file: page.html") from error
         return Path(path)

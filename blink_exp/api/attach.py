@@ -22,7 +22,7 @@ from blink_exp.backbone.supported import check_config
 from blink_exp.core.method import Method, Record
 from blink_exp.core.views import ViewGeometry, VisualTokens
 from blink_exp.decoder import attach as decoder
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, flat
 from blink_exp.settings.compose import composed, composed_plain
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.values import read_yaml
@@ -45,6 +45,9 @@ class Attached:
         self.visual_tokens: list[int] | None = None
         self._generating = False
         self._generate = backbone.model.generate  # the stock one, or that of ``inner``
+
+    def __repr__(self) -> str:
+        return f"Attached({self.method.name!r} on {self.backbone.name!r})"
 
     @property
     def records(self) -> list[Record]:
@@ -173,6 +176,12 @@ def backbone_of(model: Any, processor: Any, clip: str | Path | None, name: str |
     """``model`` as this project takes one. Raises UserError for a kind that is not supported."""
     if not isinstance(model, KINDS):
         raise UserError(f"a {type(model).__name__} is not supported; attach takes a {' or a '.join(kind.__name__ for kind in KINDS)}")
+    if processor is not None and not all(hasattr(processor, part) for part in ("tokenizer", "image_processor")):
+        raise UserError(f"processor={flat(processor, 80)} is none; give what AutoProcessor.from_pretrained returns for the model")
+    if clip is not None and not isinstance(clip, str | Path):
+        raise UserError(f"clip={flat(clip, 80)} is of type {type(clip).__name__}; give a folder or a hub id")
+    if clip is not None and Path(clip).is_absolute() and not Path(clip).is_dir():
+        raise UserError(f"clip={clip} is no folder that is there; give the CLIP that the vision tower was made from, or a hub id")
     path = str(model.config._name_or_path or "")
     check_config(model.config, path or type(model).__name__)
     preset = known(path)

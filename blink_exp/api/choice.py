@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings import groups
 from blink_exp.settings.budgets import check_budget
 from blink_exp.settings.check import check_values, fields, format_value, refusal, unknown
@@ -38,13 +38,18 @@ TYPES = {  # of settings whose schema allows several types
     "tokensr": "str | Path | Mapping[str, Any]",
     "options": "Mapping[str, Any]",
     "schedule": "int | Sequence[int] | None",
-    "pruner": "MethodChoice",
-    "policy": "MethodChoice",
+    "pruner": "MethodChoice | str",
+    "policy": "MethodChoice | str",
 }
 
 
 class _Documented(type):
-    """Gives ``inspect.signature`` and ``help`` the settings of a method, with the values of conf/ as defaults."""
+    """Gives ``inspect.signature`` and ``help`` the settings of a method, with the values of conf/ as defaults and its comments."""
+
+    @property
+    def __doc__(cls) -> str | None:  # type: ignore[override]
+        preset = cls.__dict__.get("preset")
+        return cls.__dict__.get("__doc__") if preset is None else documented(preset)
 
     @property
     def __signature__(cls) -> inspect.Signature:
@@ -124,6 +129,18 @@ def described(preset: str) -> str:
     return first.partition(": python ")[0].partition(" Its values come from")[0]
 
 
+def documented(preset: str) -> str:
+    """The docstring of the constructor of a preset of conf/method."""
+    from blink_exp.settings.reference import method_settings  # for help() alone: it reads the comments of all of conf/
+
+    lines = [f"{described(preset)}", "", f"conf/method/{preset}.yaml; docs/methods.md."]
+    rows = {name: (text, word) for name, (text, word) in method_settings(preset).items() if text or word}
+    if rows:
+        lines += ["", "Args:"]
+        lines += [f"    {name}: {text}{f' (command line: {word})' if word and word != name else ''}" for name, (text, word) in rows.items()]
+    return "\n".join(lines)
+
+
 @functools.cache
 def _composed(word: str) -> dict[str, Any]:
     return composed_plain("evaluate", [word])
@@ -165,6 +182,8 @@ def _group(name: str, key: str, values: dict[str, Any], given: Any) -> dict[str,
 
 
 def _half(name: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, MethodChoice):
-        raise UserError(f"{name} must be a method such as HERO() or FastV(), got {flat(given, 80)}")
-    return {**given.node, "_partial_": True}
+    if isinstance(given, str) and given not in presets("method"):
+        raise UserError(f"{name}={flat(given, 80)} is not a preset; {nearest(given, presets('method'))}")
+    if not isinstance(given, MethodChoice | str):
+        raise UserError(f"{name} must be a method such as HERO() or FastV(), or the name of a preset, got {flat(given, 80)}")
+    return {**(defaults(given) if isinstance(given, str) else given.node), "_partial_": True}

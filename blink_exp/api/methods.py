@@ -5,8 +5,7 @@ methods.pyi, which type checkers and editors read, is written by ``python -m bli
 
 from __future__ import annotations
 
-from blink_exp.api.choice import PRESETS, MethodChoice, described
+from blink_exp.api.choice import PRESETS, MethodChoice
 
 for _name, _preset in PRESETS.items():
-    _text = f"{described(_preset)}\n\nmethod={_preset}, see docs/methods.md; settings: conf/method/{_preset}.yaml, see MethodChoice."
-    globals()[_name] = type(MethodChoice)(_name, (MethodChoice,), {"preset": _preset, "__doc__": _text, "__module__": __name__})
+    globals()[_name] = type(MethodChoice)(_name, (MethodChoice,), {"preset": _preset, "__module__": __name__})

@@ -334,8 +334,8 @@ class Pair(MethodChoice):
     def __init__(
         self,
         *,
-        pruner: MethodChoice = ...,
-        policy: MethodChoice = ...,
+        pruner: MethodChoice | str = ...,
+        policy: MethodChoice | str = ...,
         fill: str = 'neighbours',
         tokens: int | str | None = None,
         name: str | None = None,
@@ -347,8 +347,8 @@ class BlinkHERO(MethodChoice):
     def __init__(
         self,
         *,
-        pruner: MethodChoice = ...,
-        policy: MethodChoice = ...,
+        pruner: MethodChoice | str = ...,
+        policy: MethodChoice | str = ...,
         fill: str = 'neighbours',
         tokens: int | str | None = None,
         name: str | None = 'blink_hero',

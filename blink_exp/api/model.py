@@ -30,10 +30,11 @@ from blink_exp.evaluation.tokens import tokens_by_layer
 from blink_exp.figures.hero_kept import as_maps
 from blink_exp.images import ImageOptions, to_rgb
 from blink_exp.settings.check import fields, format_value, unknown
-from blink_exp.settings.compose import composed
+from blink_exp.settings.compose import composed, composed_plain
 from blink_exp.settings.presets import presets
 from blink_exp.settings.roots import EvaluateSettings
 from blink_exp.settings.schemas.models import Model
+from blink_exp.settings.targets import BY_TARGET
 from blink_exp.viewer import page as pages
 from blink_exp.viewer.run import grid_of
 from blink_exp.viewer.subject import OwnQuestion, Subject, open_picture
@@ -133,6 +134,8 @@ class VLM:
         """
         pairs, single = _pairs(image, question)
         _check_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        if not isinstance(cost, bool):
+            raise UserError(f"cost={flat(cost, 80)} must be True or False")
         chosen = self.method(method, tokensr)
         benchmark: Any = OwnQuestion()  # of no samples of its own
         benchmark.max_new_tokens = min(max_new_tokens, self.model.config.text_config.max_position_embeddings)
@@ -209,12 +212,12 @@ class VLM:
             except Exception as error:  # lazily opened files are decoded here; decoders raise all kinds of errors
                 raise UserError(f"image={flat(given, 80)} cannot be read ({flat(error, 200)}); give another") from error
         else:
-            raise UserError(f"image={flat(given, 80)} is a {type(given).__name__}; give the file of a picture or a PIL image")
+            raise UserError(f"image={flat(given, 80)} is of type {type(given).__name__}; give the file of a picture or a PIL image")
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest(), image
 
     def _sample(self, name: str, image: Image.Image, question: Any) -> Sample:
         if not isinstance(question, str):
-            raise UserError(f"question={flat(question, 80)} is a {type(question).__name__}; give text")
+            raise UserError(f"question={flat(question, 80)} is of type {type(question).__name__}; give text")
         digest = hashlib.sha256(f"{name}\n{question}".encode(errors="surrogatepass")).hexdigest()
         return Sample(digest[:16], name, lambda: image, question, None, "")
 
@@ -304,17 +307,21 @@ def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
     Raises UserError for an unknown model or setting, and where weights are missing or do not fit.
     """
     if not isinstance(model, str | Path):
-        raise UserError(f"model={flat(model, 80)} is a {type(model).__name__}; give the name of a preset, a folder or a hub id")
-    for key in settings:
-        if key not in fields(Model):
-            raise UserError(unknown(f"model.{key}", fields(Model)))
-    words = [f"model={model}"]
-    if str(model) not in presets("model") or isinstance(model, Path):
+        raise UserError(f"model={flat(model, 80)} is of type {type(model).__name__}; give the name of a preset, a folder or a hub id")
+    words, known = [f"model={model}"], fields(Model)
+    if str(model) in presets("model") and not isinstance(model, Path):
+        known = fields(BY_TARGET[composed_plain("evaluate", words)["model"]["_target_"]])
+    else:
+        if Path(model).expanduser().is_absolute() and not Path(model).expanduser().is_dir():
+            raise UserError(f"model={flat(model, 80)} is not there; give a folder in Hugging Face's layout, a hub id or a preset")
         if not Path(model).is_dir() and "/" not in str(model):
             raise UserError(
                 f"model={flat(model, 80)} is neither a preset nor a folder nor a hub id; {nearest(str(model), presets('model'))}"
             )
         words = ["model=folder", f"model.path={Path(model).expanduser() if isinstance(model, Path) else model}"]
+    for key in settings:
+        if key not in known:
+            raise UserError(unknown(f"model.{key}", known))
     chosen = composed("evaluate", [*words, *(f"model.{key}={format_value(value)}" for key, value in settings.items())])
     try:
         return VLM(prepare_backbone(chosen), chosen)

@@ -17,6 +17,7 @@ from blink_exp.benchmarks.cells import blank as blank
 from blink_exp.benchmarks.folders import local_files
 from blink_exp.errors import UserError, flat, reason
 from blink_exp.images import ImageOptions, open_image
+from blink_exp.settings.doors import install
 
 BLOCK = 1000  # rows read at once
 READER = logging.getLogger("datasets.packaged_modules.parquet.parquet")  # only this logger names the unreadable file
@@ -116,7 +117,7 @@ def load_rows(path: str, split: str, config: str | None, revision: str | None, c
     try:
         import datasets
     except ImportError:
-        raise UserError(f'benchmark={name} reads its data with the package datasets; pip install "blink_exp[benchmarks]"') from None
+        raise UserError(f"benchmark={name} reads its data with the package datasets; {install('benchmarks')}") from None
     datasets.disable_progress_bars()
     folder = Path(path)
     if folder.is_dir():

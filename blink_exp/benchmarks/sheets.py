@@ -7,6 +7,7 @@ from pathlib import Path
 
 from blink_exp.documents import Record
 from blink_exp.errors import UserError
+from blink_exp.settings.doors import install
 
 Cell = int | str | None
 
@@ -39,7 +40,7 @@ def write_sheet(path: Path, header: Sequence[str], rows: Sequence[Sequence[Cell]
         from openpyxl import Workbook
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError:
-        raise UserError('an xlsx file is written by the package openpyxl; pip install "blink_exp[benchmarks]"') from None
+        raise UserError(f"an xlsx file is written by the package openpyxl; {install('benchmarks')}") from None
     book = Workbook()
     sheet = book.active
     for i, row in enumerate([header, *rows], 1):

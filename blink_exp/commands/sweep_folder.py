@@ -77,10 +77,10 @@ def summarize(folder: str) -> None:
 def retried(values: dict[str, str], words: Sequence[str]) -> list[str] | None:
     """The arguments that run the jobs of a sweep again which failed or are missing; None where there are none."""
     setting, folder = (SWEEP_DIR, values.get(SWEEP_DIR, "")) if values["retry"] == "failed" else ("retry", values["retry"])
+    if values["retry"] != "failed" and SWEEP_DIR in values:
+        raise UserError(f"retry={values['retry']} is not known; write retry=failed {SWEEP_DIR}={values[SWEEP_DIR]}")
     if not folder:
         raise UserError(f"retry={values['retry']} needs the folder of the sweep: {command_name('sweep')} retry=failed {SWEEP_DIR}=FOLDER")
-    if values.get(SWEEP_DIR, folder) != folder:
-        raise UserError(f"retry={folder} and {SWEEP_DIR}={values[SWEEP_DIR]} are two folders; give one of them")
     own = [word for word in words if word.partition("=")[0] not in ("retry", SWEEP_DIR)]
     for word_ in own:
         if not word_.startswith(OF_LAUNCHER):

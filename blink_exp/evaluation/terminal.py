@@ -41,6 +41,8 @@ def show(finished: Metrics) -> None:
     table.caption = printable(", ".join(f"{k} {v}".lower() for k, v in loaded.items() if v not in (None, "none"))) or None
     console = wide_console()
     console.print(table if finished["scores"] else f"{finished['samples']} predictions on {printable(finished['benchmark'])}, no score yet")
+    if finished.get("differences"):
+        console.print(differences(finished["differences"]))
     if finished["without_answer"]:
         console.print(f"{finished['without_answer']} of {finished['samples']} rows have no answer to compare with: predicted, not scored")
     if finished["layers"] and "blink" in finished:
@@ -50,6 +52,21 @@ def show(finished: Metrics) -> None:
         console.print(cost_line(finished["cost"]), highlight=False)
     if finished["skipped"]:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
+
+
+def differences(by_score: dict[str, dict[str, Any]]) -> Any:
+    """Differences of two runs on the same questions, as a table (``reports.statistics.compare``)."""
+    from rich.table import Table
+
+    table = Table(title="difference from the run against which it is compared")
+    for column in ("score", "difference", "95 % interval", "p", "test", "detectable", "samples"):
+        table.add_column(column, justify="left" if column in ("score", "test") else "right")
+    for name, found in by_score.items():
+        low, high = number(found["low"]), number(found["high"])
+        p = "" if found["p"] is None else f"{found['p']:.3f}"
+        interval = f"{low} to {high}" if low and high else ""
+        table.add_row(clip_label(name), number(found["delta"]), interval, p, found["test"], number(found["detectable"]), str(found["n"]))
+    return table
 
 
 def clip_label(text: object) -> str:

@@ -80,19 +80,22 @@ def _nodes(node: DictConfig, prefix: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 def _check_node(node: DictConfig, prefix: str, schema: type, whole: bool) -> None:
+    missing = []
     for key in list(node):
         if key in INSTANTIATE or (not prefix and key == HYDRA):
             continue
         if key not in fields(schema):
             raise UserError(unknown(f"{prefix}{key}", fields(schema)))
         if OmegaConf.is_missing(node, key):
-            if not whole:
-                continue
-            raise UserError(f"{prefix}{key} must be given: {prefix}{key}=... ({rule(schema, str(key))})")
+            missing.append(str(key))
+            continue
         if OmegaConf.is_interpolation(node, key):
             _ = node[key]  # raises if it refers to nothing; its target is checked separately
         else:
             _check_value(node, str(key), prefix, schema)
+    if missing and whole:
+        names, words = " and ".join(prefix + key for key in missing), [f"{prefix}{key}=... ({rule(schema, key)})" for key in missing]
+        raise UserError(f"{names} must be given: {' '.join(words)}")
 
 
 def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
@@ -160,6 +163,8 @@ def unknown(name: str, settings_there: Iterable[str]) -> str:
     if line := moved(name):
         return line
     settings = [key for key in settings_there if key not in INSTANTIATE]
+    if not settings and name.startswith(f"{HYDRA}.launcher."):
+        return f"{name} is not a setting of this launcher, which has none; choose another with hydra/launcher=..."
     return f"{name} is not a setting; " + (nearest(name.rpartition(".")[2], settings) if settings else "what holds it has none")
 
 

@@ -14,7 +14,7 @@ SCRIPTS = ("train", "evaluate", "sweep")  # of the repository's root; the other 
 COMMANDS = {
     "view": "one page about one question: what the model saw, decided and attended to, layer by layer (sample=ID, or image= question=)",
     "rescore": "scores the records of earlier runs again, without a model; puts the shards of a run together (predictions=)",
-    "compare": "scores the records of one run against those of another (predictions= against=)",
+    "compare": "two runs on the same questions: differences with paired tests, or a judge's preferences (predictions= against=)",
     "parity": "the untouched model on every benchmark beside the printed numbers (model=)",
 }
 OF_VIEW = ("view", "image", "question", "compare")
@@ -35,6 +35,11 @@ def command_name(root: str) -> str:
 def command_line(root: str, words: Sequence[str]) -> str:
     """The command of config ``root`` with the overrides ``words``, quoted for a shell."""
     return f"{command_name(root)} {shlex.join(words)}".rstrip()
+
+
+def install(extra: str) -> str:
+    """The command that installs an optional part of this project, an extra of pyproject.toml."""
+    return f'pip install "blink_exp[{extra}]"' if CLONE is None else f'pip install -e ".[{extra}]"'
 
 
 def training_process(words: Sequence[str]) -> list[str]:

@@ -84,6 +84,33 @@ def _commands(conf: Conf) -> Iterator[str]:
     yield _table(_rows(ROOTS["train"], "", conf.roots["train"], {}))
 
 
+def method_settings(preset: str, folder: Path = CONF) -> dict[str, tuple[str, str]]:
+    """{setting of a preset of conf/method: (what it does, the setting of the command line that it refers to, or "")}."""
+    conf = Conf.of(folder)
+    presets = conf.groups["method"]
+    merged = presets[preset].merged(presets)
+    out = {}
+    for name in fields(BY_TARGET[merged.target]):
+        value = merged.values.get(name)
+        reference = REFERENCE.fullmatch(value.text) if value is not None else None
+        meaning = _meaning(BY_TARGET[merged.target], name, name, merged, presets)
+        if reference is not None and not (value and value.comment):
+            meaning = _meaning_of(conf, reference[1])
+        out[name] = meaning, reference[1] if reference is not None else ""
+    return out
+
+
+def _meaning_of(conf: Conf, setting: str) -> str:
+    """What a setting of evaluate.py does, or a group of them."""
+    group, _, name = setting.rpartition(".")
+    if setting in MEANINGS or group not in conf.groups:
+        value = conf.roots["evaluate"].values.get(setting)
+        return MEANINGS.get(setting) or (value.comment if value is not None else "")
+    presets = conf.groups[group]
+    merged = presets[conf.default(group)].merged(presets)
+    return merged.values[name].comment if name in merged.values and merged.values[name].comment else MEANINGS[group]
+
+
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 

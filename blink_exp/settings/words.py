@@ -18,7 +18,7 @@ from blink_exp.errors import UserError, nearest
 from blink_exp.settings import budgets, secrets
 from blink_exp.settings.allowed import without_allowed
 from blink_exp.settings.check import HYDRA, fields, format_value, refusal, unknown, value_type
-from blink_exp.settings.doors import redirection
+from blink_exp.settings.doors import command_name, redirection
 from blink_exp.settings.limits import Text
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
@@ -42,6 +42,8 @@ COMMAND_FLAGS = {  # {flag: its long form}, of which Hydra takes one
     **{"-i": "--info", "--info": "--info", "-sc": "--shell-completion", "--shell-completion": "--shell-completion"},
     **{"-h": "--help", "--help": "--help", "--hydra-help": "--hydra-help"},
 }
+OF_MULTIRUN = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
+ONE_PROCESS = ("view", "rescore", "compare")  # commands that have the settings of evaluate.py and no use for other devices
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 LETTER_BY_LETTER = ("sample", "image", "question")  # text in which ${...} is not an interpolation
 FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra functions for several values
@@ -57,9 +59,26 @@ def prepared(argv: Sequence[str], root: str) -> list[str]:
     if root != "train" and (line := redirection(words, root, fields(ROOTS[root]))) is not None:
         raise UserError(line)
     check_flags(words)
-    words = quoted(words)
-    check_words(words, root)
-    return words
+    check_words(quoted(words), root)
+    check_read(words, root)
+    return quoted(words)
+
+
+def check_read(words: Sequence[str], root: str) -> None:
+    """Raises UserError for settings that Hydra takes and the command would not read."""
+    if any(flag.partition("=")[0] in CFG for flag in words):
+        return
+    several = any(flag in words for flag in MULTIRUN)
+    for word in words:
+        key, _, value = word.lstrip("+~").partition("=")
+        if not several and key.startswith(OF_MULTIRUN):
+            raise UserError(f"{word} is for a multirun; add -m, or leave it away")
+        if several and key == "hydra.run.dir":
+            raise UserError(f"{word} is for a single run; the folder of a multirun is hydra.sweep.dir={value}")
+        if key == "devices" and value != "1" and root in ONE_PROCESS:
+            raise UserError(
+                f"{word} is for {command_name('evaluate')} and {command_name('sweep')}; {root} uses one device, so leave it away"
+            )
 
 
 def check_flags(words: Sequence[str]) -> None:

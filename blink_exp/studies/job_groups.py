@@ -27,6 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from blink_exp.cli import SCRIPT, TRACEBACK, one_line
+from blink_exp.errors import UserError, flat
 from blink_exp.evaluation.ranks import LostRank
 from blink_exp.evaluation.shared_runs import run_key
 from blink_exp.studies.jobs import own_devices
@@ -81,7 +82,7 @@ def launch_groups(launcher: Any, run: Multirun, overrides: Sequence[Sequence[str
             task,
             launcher.inner_config(run.config),
         )
-        log.info("%d jobs in %d groups", len(jobs), len(groups))
+        log.info("jobs: %d, in groups: %d", len(jobs), len(groups))
         try:
             with launcher.waiting():
                 ended = inner.launch([[_word(group)] for group in groups], 0)
@@ -89,6 +90,9 @@ def launch_groups(launcher: Any, run: Multirun, overrides: Sequence[Sequence[str
         except Exception as error:  # of the engine: a process was killed, or the cluster is gone; jobs write their rows themselves
             if os.environ.get(TRACEBACK) == "1":
                 raise
+            if not any(job.folder for job in read_sweep(run.config.hydra.sweep.dir, "hydra.sweep.dir").jobs):
+                name = run.config.hydra.runtime.choices.get("hydra/launcher")
+                raise UserError(f"hydra/launcher={name} started no job ({flat(one_line(error), 200)}); check hydra.launcher") from error
             log.error("the launcher ended early: %s", one_line(error))
     return in_order(run.config, returns, overrides, first)
 

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from blink_exp.errors import UserError
 from blink_exp.settings.check import format_value
+from blink_exp.settings.doors import install
 
 SIZE = "group_size"  # setting of every launcher of ours
 
@@ -48,9 +49,7 @@ def check_launcher(launcher: Mapping[str, Any]) -> None:
         try:
             importlib.metadata.version(engine.package)
         except importlib.metadata.PackageNotFoundError:
-            raise UserError(
-                f'hydra/launcher needs {engine.package}, which is not installed; pip install "blink_exp[{engine.extra}]"'
-            ) from None
+            raise UserError(f"hydra/launcher needs {engine.package}, which is not installed; {install(engine.extra)}") from None
     if engine is not None and engine.needs is not None and shutil.which(engine.needs) is None:
         raise UserError(f"hydra/launcher=submitit_slurm needs Slurm, and {engine.needs} is not here; use submitit_local or joblib")
     for name, least in NUMBERS.items():

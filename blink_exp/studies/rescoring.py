@@ -1,4 +1,5 @@
-"""Scores the records of earlier runs again without a model, or against those of another run."""
+"""Scores the records of earlier runs again without a model, or against those of another run: by a judge that compares two answers where
+the benchmark has one, else by paired tests on the same questions."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_benchmark, scored
 from blink_exp.evaluation.records import graded, numbered, summary, wrong_prediction
 from blink_exp.files import brief, json_ready, read_object, write_json, write_text
+from blink_exp.reports import statistics
 from blink_exp.settings.roots import CompareSettings, RescoreSettings
 from blink_exp.settings.values import to_yaml
 from blink_exp.studies.parts import check_records, check_whole, parts_of
@@ -26,6 +28,7 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
     """Scores ``predictions`` (records of an earlier run or of its shards) with the benchmark, without a model."""
     started = time.time()
     benchmark = prepare_benchmark(settings)
+    check_benchmark(settings.predictions, benchmark.name)
     samples = benchmark.samples()
     parts = parts_of(files_of(settings.predictions, "predictions"))
     check_whole(parts, settings.shard)
@@ -37,9 +40,9 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
     blink = {} if visual is None else {"blink": summary(records, visual)}
     against = settings.against if isinstance(settings, CompareSettings) else None
     if against is not None:
-        if not isinstance(benchmark, Compares):
-            raise UserError(f"against={against} needs a benchmark that compares two runs, not {benchmark.name}; benchmark=captions")
-        records = benchmark.compare(records, scored_again(benchmark, samples, predicted(against, "against")))
+        others = scored_again(benchmark, samples, predicted(against, "against"))
+        if isinstance(benchmark, Compares):
+            records = benchmark.compare(records, others)
     write_text(out / results.CONFIG, to_yaml(settings))
     finished = {
         "backbone": "predictions of an earlier run",
@@ -47,13 +50,16 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
         "predictions": settings.predictions,
         "against": against,
         "layers": [],
-        **scored(benchmark, records, out),
+        **(scores := scored(benchmark, records, out)),
         "cost": None,
         "skipped": skipped,
         **results.provenance(settings.seed, time.time() - started),
         **origin,
         **blink,
     }
+    if against is not None and not isinstance(benchmark, Compares):
+        by_id, others_by_id = ({record["id"]: record for record in run} for run in (records, others))
+        finished["differences"] = statistics.compare(benchmark, by_id, others_by_id, scores["scores"], seed=settings.seed)
     metrics: Metrics = json_ready(finished)
     write_json(out / "metrics.json", metrics)
     return metrics
@@ -134,6 +140,16 @@ def made_with(paths: str | list[str]) -> dict[str, Any]:
                 here, there = f"{file} was made with {key}={origin.get(key)}", f"{first} with {before.get(key)}"
                 raise UserError(f"{here}, {there}; give the files of one run only")
     return origins[0][1] if origins and len(origins) == len(set(files)) else {}
+
+
+def check_benchmark(paths: str | list[str], name: str) -> None:
+    """Raises UserError where the metrics.json beside predictions names another benchmark than ``name``."""
+    for file in files_of(paths):
+        metrics = file.with_name("metrics.json")
+        if file.name == "records.jsonl" and metrics.is_file():
+            made = read_object(metrics, {}, "remove it").get("benchmark", name)
+            if made != name:
+                raise UserError(f"{file} has answers to {flat(printable(str(made)), 80)}, not to {name}; add benchmark={flat(made, 80)}")
 
 
 def _made_with(metrics: Path) -> dict[str, Any]:

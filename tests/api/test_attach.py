@@ -122,7 +122,7 @@ def test_the_model_is_left_as_it_was_after_an_error(stock):
 def test_what_is_not_supported_is_one_line(stock):
     def refused(method, model=stock.model, **settings) -> str:
         with pytest.raises(UserError) as error:
-            with attach(model, method, processor=stock.processor, **settings):
+            with attach(model, method, **{"processor": stock.processor, **settings}):
                 pass
         assert "\n" not in str(error.value)
         return str(error.value)
@@ -133,9 +133,12 @@ def test_what_is_not_supported_is_one_line(stock):
     assert "cuts parts from the image itself" in refused(blink_exp.ViCrop())
     assert "layer=40 is outside the backbone's 32 layers" in refused(BlinkInterp(layers=[40]))
     assert "is no method" in refused(HERO)
+    assert "processor=x is none; give what AutoProcessor" in refused(HERO(), processor="x")
+    assert "clip=3 is of type int" in refused(HERO(), clip=3) and "clip=/no/clip is no folder" in refused(HERO(), clip="/no/clip")
     if stock.vlm.backbone.tiled:
         assert "has tiles in a grid of its own" in refused(CDPruner(mode="reference"))
-    with attach(stock.model, HERO(), processor=stock.processor):
+    with attach(stock.model, HERO(), processor=stock.processor) as attached:
+        assert repr(attached).startswith("Attached('hero' on 'scale-llava")
         assert "another method is attached" in refused(FastV())
         inputs = stock.inputs(slice(0, 1))
         with pytest.raises(UserError, match="which model.generate\\(\\) does"):

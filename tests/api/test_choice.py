@@ -12,9 +12,10 @@ from support.scripts import ROOT
 
 import blink_exp
 from blink_exp.api import stubs
-from blink_exp.api.choice import PRESETS, MethodChoice
+from blink_exp.api.choice import PRESETS, MethodChoice, settings_of
 from blink_exp.errors import UserError
 from blink_exp.settings.compose import composed_plain
+from blink_exp.settings.reference import method_settings
 
 
 def test_every_method_has_a_constructor_that_the_package_exports():
@@ -59,6 +60,7 @@ def test_a_constructor_documents_the_settings_of_its_preset(name):
             ["method=pair", "method/pruner=fastervlm", "method/policy=dart", "method.tokens=48"],
         ),
         ("BlinkHERO(policy=BlinkInterp())", ["method=blink_hero", "method/policy=blink_interp"]),
+        ("BlinkHERO(policy='blink_interp')", ["method=blink_hero", "method/policy=blink_interp"]),
     ],
 )
 def test_settings_mean_what_they_mean_on_the_command_line(made, words):
@@ -85,7 +87,8 @@ def test_settings_mean_what_they_mean_on_the_command_line(made, words):
         ("HERO(options={'remainder': 'all'})", "HERO.options.remainder must be one of paper, largest_remainder, got all"),
         ("VisionZip(mode='refrence')", "VisionZip.mode must be one of paper, reference, got refrence; did you mean reference"),
         ("FastV(full_layers=object())", "FastV.full_layers must be a whole number"),
-        ("Pair(pruner='hero')", "Pair.pruner must be a method such as HERO() or FastV(), got hero"),
+        ("Pair(pruner='heroo')", "Pair.pruner=heroo is not a preset; did you mean hero"),
+        ("Pair(pruner=3)", "Pair.pruner must be a method such as HERO() or FastV(), or the name of a preset, got 3"),
         ("Untouched(tokens=3)", "Untouched.tokens is not a setting"),
     ],
 )
@@ -104,6 +107,18 @@ def test_methods_are_compared_by_what_they_are_and_shown_as_they_were_made():
 def test_one_method_s_settings_do_not_leak_into_the_next():
     blink_exp.Blink(layers=[3], resolution={"interpolate": False})
     assert blink_exp.Blink().node["layers"]["indices"] == "12-18" and blink_exp.Blink().node["resolution"]["interpolate"] is True
+
+
+def test_help_says_what_each_setting_does_and_how_the_command_line_calls_it():
+    assert (
+        "    low: CLIP layers (1-based) whose CLS attention" in (text := blink_exp.HERO.__doc__)
+        and "(command line: hero_low.layers)" in text
+    )
+    assert "    tokens: " in text and "see `" not in text
+    for name, preset in PRESETS.items():
+        settings = set(method_settings(preset))
+        assert settings == set(settings_of(preset)) and all(meaning for meaning, _ in method_settings(preset).values()), name
+    assert "Args:" not in blink_exp.Untouched.__doc__
 
 
 def test_what_type_checkers_read_is_current():

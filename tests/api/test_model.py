@@ -170,11 +170,11 @@ def test_the_page_of_a_question_is_shown_and_saved(vlm, samples, tmp_path):
 
 BAD = [
     (lambda vlm, image: vlm.answer("What is this?", "Is it a dog?"), "image=What is this? is not there; give the file of a picture"),
-    (lambda vlm, image: vlm.answer(np.zeros((4, 4, 3)), "?"), "is a ndarray; give the file of a picture or a PIL image"),
-    (lambda vlm, image: vlm.answer(None, "?"), "image=None is a NoneType"),
+    (lambda vlm, image: vlm.answer(np.zeros((4, 4, 3)), "?"), "is of type ndarray; give the file of a picture or a PIL image"),
+    (lambda vlm, image: vlm.answer(None, "?"), "image=None is of type NoneType"),
     (lambda vlm, image: vlm.answer(image, ""), "the question is empty; ask something"),
-    (lambda vlm, image: vlm.answer(image, None), "question=None is a NoneType; give text"),
-    (lambda vlm, image: vlm.answer(image, [1]), "question=1 is a int; give text"),
+    (lambda vlm, image: vlm.answer(image, None), "question=None is of type NoneType; give text"),
+    (lambda vlm, image: vlm.answer(image, [1]), "question=1 is of type int; give text"),
     (lambda vlm, image: vlm.answer([image], ["a", "b"]), "1 images and 2 questions; give one of one, or as many of both"),
     (lambda vlm, image: vlm.answer(image, "<image><image>"), "names 2 images"),
     (lambda vlm, image: vlm.answer(image, "?", max_new_tokens=0), "max_new_tokens=0 must be a whole number of at least 1"),
@@ -189,7 +189,10 @@ BAD = [
     (lambda vlm, image: load("scale_lava"), "model=scale_lava is neither a preset nor a folder nor a hub id; did you mean scale_llava"),
     (lambda vlm, image: load("scale_llava", dtyp="float32"), "model.dtyp is not a setting; did you mean dtype"),
     (lambda vlm, image: load("scale_llava", dtype="float31"), "model.dtype must be one of float32, float16, bfloat16, got float31"),
-    (lambda vlm, image: load("/nowhere/at/all", device="cpu"), "/nowhere/at/all"),
+    (lambda vlm, image: load("/nowhere/at/all"), "model=/nowhere/at/all is not there; give a folder in Hugging Face's layout"),
+    (lambda vlm, image: load("scale_llava", quantization="4bit"), "model.quantization is not a setting; did you mean attn_implementation?"),
+    (lambda vlm, image: vlm.answer(image, "?", cost="x"), "cost=x must be True or False"),
+    (lambda vlm, image: vlm.view(image, "?").save("/proc"), "/proc cannot be written"),
 ]
 
 

@@ -81,6 +81,41 @@ def test_a_method_s_setting_that_is_too_large_names_the_limit():
     assert line == "method.densify must be a whole number of at least 1, got 100000; use at most 10000"
 
 
-@pytest.mark.parametrize("word", ["+hydra.job.env_set.X=1", "+hydra.sweeper.params.grid=1", "hydra.verbose=true"])
+@pytest.mark.parametrize(
+    ("root", "words", "line"),
+    [
+        ("evaluate", "hydra/launcher=joblib", "hydra/launcher=joblib is for a multirun; add -m, or leave it away"),
+        ("sweep", "hydra.sweeper.n_trials=3 table=x", "hydra.sweeper.n_trials=3 is for a multirun; add -m"),
+        ("train", "hydra.sweep.dir=a layer=3", "hydra.sweep.dir=a is for a multirun; add -m"),
+        ("evaluate", "-m hydra.run.dir=a seed=1,2", "the folder of a multirun is hydra.sweep.dir=a"),
+        ("view", "devices=2", "devices=2 is for python evaluate.py and python sweep.py; view uses one device"),
+        ("rescore", "devices=auto", "rescore uses one device"),
+    ],
+)
+def test_a_setting_that_the_command_would_not_read_is_one_line(root, words, line):
+    with pytest.raises(UserError) as error:
+        prepared(words.split(), root)
+    assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [
+        ("evaluate", "--cfg hydra hydra/launcher=joblib"),
+        ("sweep", "-m hydra/launcher=joblib hydra.sweep.dir=a seed=1,2"),
+        ("view", "devices=1"),
+        ("evaluate", "devices=2 hydra.run.dir=a"),
+    ],
+)
+def test_what_the_command_reads_is_taken(root, words):
+    assert prepared(words.split(), root)
+
+
+def test_all_settings_that_must_be_given_are_named_together():
+    line = line_of("compare", "", "seed", "1")
+    assert line.startswith("predictions and against must be given: predictions=... (a file") and line.endswith(" against=... (a path)")
+
+
+@pytest.mark.parametrize("word", ["+hydra.job.env_set.X=1", "+hydra.job_logging.x=1", "hydra.verbose=true"])
 def test_what_hydra_reads_may_be_added(word):
     assert prepared([word], "evaluate") == [word]

@@ -14,6 +14,7 @@ from support import scripts
 from support.ends import run, until
 from support.refusals import refusal
 
+from blink_exp.settings.doors import install
 from blink_exp.settings.presets import CONF
 from blink_exp.studies import job_groups, launchers
 from blink_exp.studies.job_groups import Multirun, grouped
@@ -135,7 +136,7 @@ def test_every_preset_composes_and_says_which_package_is_missing(name, hydra, mo
 
     monkeypatch.setattr(launchers.importlib.metadata, "version", missing)
     said = refusal(lambda: launchers.check_launcher(launcher))
-    assert engine.package in said and f'pip install "blink_exp[{engine.extra}]"' in said
+    assert engine.package in said and install(engine.extra) in said
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "two", "1.5", "true"])
@@ -144,6 +145,12 @@ def test_a_group_has_a_size_or_null(size, tmp_path):
     _, errors = run("sweep.py", "-m", *words, code=2)
     assert errors == [f"error: hydra.launcher.group_size must be a whole number of at least 1, or null, got {size}"]
     assert not (tmp_path / "a").exists()
+
+
+def test_a_launch_that_starts_no_job_says_why(tmp_path):
+    words = ("hydra/launcher=joblib", "hydra.launcher.timeout=x", f"hydra.sweep.dir={tmp_path / 'a'}", f"store={tmp_path / 'store'}")
+    _, errors = run("sweep.py", "-m", "method=none,fastv", "limit=2", *words, code=2)
+    assert errors[-1].startswith("error: hydra/launcher=joblib started no job ('>' not supported") and "check hydra.launcher" in errors[-1]
 
 
 def test_a_lost_job_is_the_worst_value_of_a_search(hydra):

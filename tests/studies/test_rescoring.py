@@ -22,7 +22,7 @@ from blink_exp.evaluation.records import RecordLog, write_lines
 from blink_exp.files import write_json
 from blink_exp.methods.none import none
 from blink_exp.settings import compose
-from blink_exp.studies.rescoring import made_with, predicted, score_again, scored_again
+from blink_exp.studies.rescoring import check_benchmark, made_with, predicted, score_again, scored_again
 
 
 def some(images: list[int]) -> list[Sample]:
@@ -112,6 +112,30 @@ def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert (metrics["scores"]["accuracy"]["value"], metrics["protocol"], metrics["split"]) == (100.0, "llava", "test")
     assert OmegaConf.load(tmp_path / "out" / "config.yaml").predictions == path
+
+
+def test_two_runs_are_compared_question_by_question(mme, tmp_path):
+    """By hand: 4 questions that only the first run has right, 1 that only the second has: 2 (1 + 5) / 32 = 0.375 by McNemar."""
+    samples = mme.samples()
+    wrong = {"yes": "no", "no": "yes"}
+    runs = {"ours": {samples[0].id}, "theirs": {s.id for s in samples[1:5]}}
+    for name, missed in runs.items():
+        said = [{"id": s.id, "prediction": wrong[s.answer] if s.id in missed else s.answer} for s in samples]
+        lines(tmp_path / name / "records.jsonl", said)
+    words = ["benchmark=mme", f"benchmark.path={mme.path}", f"predictions={tmp_path / 'ours'}", f"against={tmp_path / 'theirs'}"]
+    done = run(["-m", "blink_exp", "compare", *words, f"hydra.run.dir={tmp_path / 'out'}"])
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["differences"]["accuracy"]
+    assert found["delta"] == pytest.approx(100 * 3 / len(samples)) and found["n"] == len(samples)
+    assert found["p"] >= 0.375 - 1e-9 and found["test"].startswith("McNemar")
+    assert "difference from the run" in done.stdout
+
+
+def test_predictions_of_another_benchmark_name_it(mme, tmp_path):
+    path = lines(tmp_path / "run" / "records.jsonl", [{"id": "pope/1", "prediction": "yes"}])
+    write_json(tmp_path / "run" / "metrics.json", {"benchmark": "pope"})
+    with pytest.raises(UserError, match=r"has answers to pope, not to mme; add benchmark=pope"):
+        check_benchmark(path, "mme")
 
 
 def test_predictions_made_under_another_protocol_are_refused(mme):

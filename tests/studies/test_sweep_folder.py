@@ -73,7 +73,7 @@ def states(sweep: Path) -> dict[int, str]:
 
 def test_the_state_of_each_job_is_told_from_its_folder(folder):
     assert states(folder) == {0: "done", 1: "missing", 2: "missing", 3: "failed"}
-    with locks.waited_folder(folder / "1"):
+    with locks.job_folder(folder / "1", "hydra.sweep.dir", wait=True):
         assert states(folder)[1] == "running"
     assert states(folder)[1] == "missing"  # its process ended, its lock with it
 
@@ -139,7 +139,7 @@ def test_status_counts_and_names_the_first_of_each_state(folder, capsys):
 def test_status_of_a_sweep_that_runs_says_so_and_names_no_retry(folder, capsys):
     command.run([f"status={folder}"])
     assert f"retry=failed hydra.sweep.dir='{folder}'" in capsys.readouterr().out
-    with locks.waited_folder(folder):
+    with locks.job_folder(folder, "hydra.sweep.dir", wait=True):
         command.run([f"status={folder}"])
     printed = capsys.readouterr().out
     assert "the sweep is running" in printed and "retry=" not in printed
@@ -200,7 +200,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(folder, tmp_path):
 
 def test_a_retry_that_cannot_be_is_refused_in_one_line(folder, tmp_path):
     assert "needs the folder of the sweep" in refusal(lambda: command.run(["retry=failed"]))
-    assert "are two folders" in refusal(lambda: command.run([f"retry={folder}", "hydra.sweep.dir=other"]))
+    assert "write retry=failed hydra.sweep.dir=other" in refusal(lambda: command.run(["retry=faild", "hydra.sweep.dir=other"]))
     assert refusal(lambda: command.run([f"retry={folder}", "limit=3"])).startswith("limit=3 cannot be changed by a retry")
     command_file(folder, script="evaluate")
     assert "is a multirun of python evaluate.py" in refusal(lambda: command.run([f"retry={folder}"]))
