@@ -15,7 +15,7 @@ from support.scripts import ROOT
 SHORT = {
     "train.py": ["data.train_size=16", "data.held_out_size=8", "data.cache_path={tmp}/features"],
     "evaluate.py": ["limit=4", "cost=0"],
-    "sweep.py": ["limit=2", "store={tmp}/points", "report={tmp}/report", "hydra.sweep.dir={tmp}/sweep"],
+    "sweep.py": ["limit=2", "cost=0", "store={tmp}/points", "report={tmp}/report", "hydra.sweep.dir={tmp}/sweep"],
 }
 
 COSTED = ("method=pair", "method=blink_hero")  # a pruner before a policy: what the cost meter has no test of its own for
@@ -69,6 +69,7 @@ ELSEWHERE = {  # beginnings of commands that other tests run, and which
     "python sweep.py tables=list figures=list": "catalog::test_a_list_counts_what_is_done_and_guesses_what_is_left",
     "python sweep.py table=positions": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
     "python sweep.py figure=budget_curve": "catalog::test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure",
+    "python -m blink_exp compare benchmark=mosaic_mme": "rescoring::test_two_runs_are_compared_question_by_question",
     "python sweep.py -m search=blink": "sweeps::test_a_search_chooses_on_validation_reports_on_test_and_goes_on_from_the_store",
 }
 
