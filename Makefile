@@ -1,18 +1,22 @@
-# make demo: the paper's Table 2, and what a closer look is worth, measured on the model that ships here. make test: lint, types, docs, tests. Both build .venv by themselves.
+# make demo: the paper's Table 2, and what a closer look is worth, measured on the model that ships here. make test: lint, types, docs, and the tests that take seconds.
+# make test-slow: the tests that take longer: processes that are killed, trainings, tables, the wheel. All build .venv by themselves.
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 # Processes import compiled files: where the environment forbids writing them, each would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint audit bytecode format clean
+.PHONY: demo test test-slow lint audit bytecode format clean
 
 demo: .venv/installed
 	$(PY) sweep.py table=blink_table2 limit=300 hydra.run.dir=outputs/demo
 
 test: .venv/installed-dev
 	$(MAKE) --jobs 2 lint bytecode
-	$(PY) -m pytest -n auto --dist worksteal
+	$(PY) -m pytest -m "not slow" -n auto --dist worksteal
+
+test-slow: .venv/installed-dev
+	$(PY) -m pytest -m slow -n auto --dist worksteal
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .
