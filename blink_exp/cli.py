@@ -170,8 +170,8 @@ def help_text(config: str) -> str:
     """The text of ``--help``: groups with their presets, and conf/<config>.yaml with its comments. Read from the files, since composing
     them with Hydra takes over a second."""
     lines = [f"{command_name(config)} [group=preset] [group.key=value] [key=value] ..."]
-    if config in COMMANDS:
-        lines += _settings_text(config)
+    for name in ("compare", "rescore") if config == "compare" else (config,) if config in COMMANDS else ():
+        lines += _settings_text(name)
     lines += ["", "groups, and their presets:"]
     for name, meaning in MEANINGS.items():
         if chosen := presets(name):

@@ -73,6 +73,7 @@ class Metrics(TypedDict, total=False):
     split: str | None
     headline: Required[Any]
     scores: Required[dict[str, ScoreValue]]
+    against: str | None  # the run that it is compared with
     differences: dict[str, dict[str, Any]]  # of two runs, by score (``reports.statistics.compare``)
     samples: Required[int]
     without_answer: int

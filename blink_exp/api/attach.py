@@ -177,11 +177,11 @@ def backbone_of(model: Any, processor: Any, clip: str | Path | None, name: str |
     if not isinstance(model, KINDS):
         raise UserError(f"a {type(model).__name__} is not supported; attach takes a {' or a '.join(kind.__name__ for kind in KINDS)}")
     if processor is not None and not all(hasattr(processor, part) for part in ("tokenizer", "image_processor")):
-        raise UserError(f"processor={flat(processor, 80)} is none; give what AutoProcessor.from_pretrained returns for the model")
+        raise UserError(f"processor={flat(processor, 80)} is no processor; give what AutoProcessor.from_pretrained returns for the model")
     if clip is not None and not isinstance(clip, str | Path):
         raise UserError(f"clip={flat(clip, 80)} is of type {type(clip).__name__}; give a folder or a hub id")
     if clip is not None and Path(clip).is_absolute() and not Path(clip).is_dir():
-        raise UserError(f"clip={clip} is no folder that is there; give the CLIP that the vision tower was made from, or a hub id")
+        raise UserError(f"clip={clip} is not there; give the folder of the CLIP that the vision tower was made from, or a hub id")
     path = str(model.config._name_or_path or "")
     check_config(model.config, path or type(model).__name__)
     preset = known(path)

@@ -30,7 +30,10 @@ PRESETS = {  # {name in Python: preset of conf/method}
     **{"TwoViews": "two_views", "Crop": "crop", "ViCrop": "vicrop", "Pair": "pair", "BlinkHERO": "blink_hero"},
 }
 GROUPS = {"layers": groups.Layers, "resolution": groups.Resolution, "tokensr": groups.TokenSR, "options": groups.HeroOptions}
-HALVES = ("pruner", "policy")  # of a pair
+HALVES = {  # of a pair
+    "pruner": "the method that chooses the tokens which enter the LLM, or its preset's name",
+    "policy": "the method that works on them inside the LLM, or its preset's name",
+}
 TYPES = {  # of settings whose schema allows several types
     "tokens": "int | str | None",
     "layers": "str | int | Sequence[int] | Mapping[str, Any]",
@@ -68,7 +71,7 @@ class MethodChoice(metaclass=_Documented):
 
     The keyword arguments are the settings of conf/method/``preset``.yaml, whose values are the defaults. A group of settings takes a
     mapping of those that differ, and what names one: ``layers=range(12, 19)`` or ``"12-18"``, ``resolution="cycle"`` (a preset),
-    ``tokensr="interp"`` or a folder of modules; ``pruner`` and ``policy`` of a ``Pair`` take methods.
+    ``tokensr="interp"`` or a folder of modules; ``pruner`` and ``policy`` of a ``Pair`` take methods or presets' names.
 
     Raises UserError for an unknown setting, a wrong value, or a budget that is set twice.
     """
@@ -129,12 +132,13 @@ def described(preset: str) -> str:
     return first.partition(": python ")[0].partition(" Its values come from")[0]
 
 
+@functools.cache
 def documented(preset: str) -> str:
     """The docstring of the constructor of a preset of conf/method."""
     from blink_exp.settings.reference import method_settings  # for help() alone: it reads the comments of all of conf/
 
     lines = [f"{described(preset)}", "", f"conf/method/{preset}.yaml; docs/methods.md."]
-    rows = {name: (text, word) for name, (text, word) in method_settings(preset).items() if text or word}
+    rows = {name: (HALVES.get(name, text), word) for name, (text, word) in method_settings(preset).items()}
     if rows:
         lines += ["", "Args:"]
         lines += [f"    {name}: {text}{f' (command line: {word})' if word and word != name else ''}" for name, (text, word) in rows.items()]

@@ -5,7 +5,9 @@ methods.pyi, which type checkers and editors read, is written by ``python -m bli
 
 from __future__ import annotations
 
-from blink_exp.api.choice import PRESETS, MethodChoice
+from blink_exp.api.choice import PRESETS, MethodChoice, described
 
 for _name, _preset in PRESETS.items():
-    globals()[_name] = type(MethodChoice)(_name, (MethodChoice,), {"preset": _preset, "__module__": __name__})
+    globals()[_name] = type(MethodChoice)(
+        _name, (MethodChoice,), {"preset": _preset, "__doc__": described(_preset), "__module__": __name__}
+    )

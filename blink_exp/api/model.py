@@ -321,7 +321,7 @@ def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
         words = ["model=folder", f"model.path={Path(model).expanduser() if isinstance(model, Path) else model}"]
     for key in settings:
         if key not in known:
-            raise UserError(unknown(f"model.{key}", known))
+            raise UserError(unknown(f"model.{key}", known).replace("is not a setting;", f"is not a setting of model={model};"))
     chosen = composed("evaluate", [*words, *(f"model.{key}={format_value(value)}" for key, value in settings.items())])
     try:
         return VLM(prepare_backbone(chosen), chosen)

@@ -1,4 +1,4 @@
-"""``python -m blink_exp compare``: scores the records of one run against those of another."""
+"""``python -m blink_exp compare``: two runs on the same questions, by paired tests or by a judge that compares answers."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from blink_exp.studies.sweep_folder import COMMAND, STATES, SweepFolder, name_po
 SWEEP_DIR = "hydra.sweep.dir"
 AGAIN = ("failed", "missing")  # states of the jobs that a retry runs
 OF_LAUNCHER = ("hydra/launcher", "hydra.launcher")
-PER_PROCESS = ("hydra.mode", SWEEP_DIR)  # of the words in multirun.yaml
+PER_PROCESS = ("hydra.mode", "hydra.run.dir", SWEEP_DIR)  # of the words in multirun.yaml
 
 
 def run(argv: Sequence[str]) -> list[str] | None:

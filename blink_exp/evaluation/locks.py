@@ -34,21 +34,14 @@ def claim(folder: str | Path | None, setting: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.resolve() / NAME, fallback_to_soft=False)
         try:
-            if not held(path):
+            if str(path.resolve()) not in _folders:
                 _acquire(lock, path, timeout=0)
         except Timeout:
-            raise _in_use(path, setting) from None
+            raise UserError(
+                f"{setting}={path} is in use by another run; wait until that has ended, or give another folder with {setting}=..."
+            ) from None
     _folders.setdefault(str(path.resolve()), lock)
     return path
-
-
-def held(folder: Path) -> bool:
-    """Whether this process has claimed ``folder``."""
-    return str(folder.resolve()) in _folders
-
-
-def _in_use(path: Path, setting: str) -> UserError:
-    return UserError(f"{setting}={path} is in use by another run; wait until that has ended, or give another folder with {setting}=...")
 
 
 def named(folder: str | Path | None, setting: str) -> Path:
@@ -62,24 +55,18 @@ def named(folder: str | Path | None, setting: str) -> Path:
 @contextlib.contextmanager
 def waited(path: Path) -> Iterator[None]:
     """Locks ``path``, a point of the store or another shared file. Prints a line and waits while another run holds the lock."""
-    with _acquired(_lock(path), path, path.parent):
+    with _waited(_lock(path), path, path.parent):
         yield
 
 
 @contextlib.contextmanager
-def job_folder(folder: Path, setting: str, wait: bool) -> Iterator[None]:
-    """Locks the output folder of a job of a multirun, as ``claim`` does, inside the block.
-
-    ``wait``: until the run that holds the lock has ended, which is an earlier start of the same job where a cluster starts jobs again.
-
-    Raises:
-        UserError: if another run holds the lock and ``wait`` is false.
-    """
+def waited_folder(folder: Path) -> Iterator[None]:
+    """Like ``waited``, with the lock that ``claim`` takes: of an output folder, for a job of a multirun."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve()
     lock = FileLock(path / NAME, fallback_to_soft=False)
-    with _acquired(lock, folder, folder, None if wait else _in_use(folder, setting)):
+    with _waited(lock, folder, folder):
         _folders[str(path)] = lock  # the job may claim its folder
         try:
             yield
@@ -88,12 +75,10 @@ def job_folder(folder: Path, setting: str, wait: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _acquired(lock: FileLock, path: Path, folder: Path, refusal: UserError | None = None) -> Iterator[None]:
+def _waited(lock: FileLock, path: Path, folder: Path) -> Iterator[None]:
     try:
         _acquire(lock, folder, timeout=0)
     except Timeout:
-        if refusal:
-            raise refusal from None
         print(f"waiting for {path}, which another run is working on", flush=True)
         _acquire(lock, folder)
     try:

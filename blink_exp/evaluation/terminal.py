@@ -10,6 +10,7 @@ from typing import Any
 
 from blink_exp.documents import Metrics
 from blink_exp.errors import flat, printable
+from blink_exp.reports.cells import p_value, signed
 from blink_exp.reports.console import wide_console
 from blink_exp.reports.entries import duration
 from blink_exp.stopping import stopping
@@ -42,7 +43,7 @@ def show(finished: Metrics) -> None:
     console = wide_console()
     console.print(table if finished["scores"] else f"{finished['samples']} predictions on {printable(finished['benchmark'])}, no score yet")
     if finished.get("differences"):
-        console.print(differences(finished["differences"]))
+        console.print(differences(finished["differences"], str(finished["against"])))
     if finished["without_answer"]:
         console.print(f"{finished['without_answer']} of {finished['samples']} rows have no answer to compare with: predicted, not scored")
     if finished["layers"] and "blink" in finished:
@@ -54,18 +55,18 @@ def show(finished: Metrics) -> None:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
 
 
-def differences(by_score: dict[str, dict[str, Any]]) -> Any:
-    """Differences of two runs on the same questions, as a table (``reports.statistics.compare``)."""
+def differences(by_score: dict[str, dict[str, Any]], against: str) -> Any:
+    """Differences from the run ``against`` on the same questions, as a table (``reports.statistics.compare``)."""
     from rich.table import Table
 
-    table = Table(title="difference from the run against which it is compared")
+    table = Table(title=printable(f"difference from {against}"))
     for column in ("score", "difference", "95 % interval", "p", "test", "detectable", "samples"):
         table.add_column(column, justify="left" if column in ("score", "test") else "right")
     for name, found in by_score.items():
-        low, high = number(found["low"]), number(found["high"])
-        p = "" if found["p"] is None else f"{found['p']:.3f}"
+        low, high = signed(found["low"], 2), signed(found["high"], 2)
         interval = f"{low} to {high}" if low and high else ""
-        table.add_row(clip_label(name), number(found["delta"]), interval, p, found["test"], number(found["detectable"]), str(found["n"]))
+        least, n = number(found["detectable"]), str(found["n"])
+        table.add_row(clip_label(name), signed(found["delta"], 2), interval, p_value(found["p"]), found["test"], least, n)
     return table
 
 

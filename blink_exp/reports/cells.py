@@ -119,6 +119,11 @@ def printed(number: float | str | None, digits: int | None) -> str:
     return "" if math.isnan(number) else f"{number:.{digits}f}"
 
 
+def p_value(p: float | None) -> str:
+    """Three decimals, or "< 0.001"; "" for None."""
+    return "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def signed(delta: float | None, digits: int | None) -> str:
     """A difference as the papers print it: +2.50, -13.84; never -0.00. Without ``digits``, as many as it takes."""
     if delta is None or math.isnan(delta):
@@ -218,7 +223,8 @@ def _tested(test: dict[str, Any], per: float, digits: int | None) -> str:
         return ""
     low, high = (signed(None if test.get(k) is None else test[k] / per, digits) for k in ("low", "high"))
     interval = f"95 % interval {low} to {high}, " if low and high else ""
-    p = f"p = {test['p']:.3f}" if test["p"] >= 0.001 else "p < 0.001"
+    p = p_value(test["p"])
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
     least = None if test.get("detectable") is None else printed(test["detectable"] / per, digits)
     return f"{interval}{p} ({test['test']}, {test['n']} shared samples)" + (f", detectable from {least}" if least else "")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blink_exp.documents import EffectRow, TableDocument
-from blink_exp.reports.cells import LEVEL, SIGNIFICANT, signed
+from blink_exp.reports.cells import LEVEL, SIGNIFICANT, p_value, signed
 
 HEADINGS = ("region effect", "95 % interval", "p", "detectable", "share recovered", "95 % interval of it")
 MEANING = (
@@ -27,7 +27,7 @@ def _cells(row: EffectRow) -> list[str]:
     return [
         signed(row["effect"], 2) + dagger,
         _between(signed(row["low"], 2), signed(row["high"], 2)),
-        "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+        p_value(p),
         "" if row["detectable"] is None else f"{row['detectable']:.2f}",
         _percent(row["share"]),
         _between(_percent(row["share_low"]), _percent(row["share_high"])),

@@ -157,7 +157,7 @@ def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: di
             "baseline": row.get("baseline") or "",
             "delta": cells.signed(test["delta"] / per, digits),
             "interval": [cells.signed(test[k] / per, digits) for k in ("low", "high") if test.get(k) is not None],
-            "p": "" if test.get("p") is None else f"{test['p']:.3f}" if test["p"] >= 0.001 else "< 0.001",
+            "p": cells.p_value(test.get("p")),
             "significant": test.get("p") is not None and test["p"] < cells.LEVEL,
             "test": test.get("test") or "",
             "n": test.get("n"),

@@ -14,7 +14,7 @@ SCRIPTS = ("train", "evaluate", "sweep")  # of the repository's root; the other 
 COMMANDS = {
     "view": "one page about one question: what the model saw, decided and attended to, layer by layer (sample=ID, or image= question=)",
     "rescore": "scores the records of earlier runs again, without a model; puts the shards of a run together (predictions=)",
-    "compare": "two runs on the same questions: differences with paired tests, or a judge's preferences (predictions= against=)",
+    "compare": "two runs on the same questions: differences with paired tests, or what a judge prefers (benchmark= predictions= against=)",
     "parity": "the untouched model on every benchmark beside the printed numbers (model=)",
 }
 OF_VIEW = ("view", "image", "question", "compare")
@@ -39,7 +39,7 @@ def command_line(root: str, words: Sequence[str]) -> str:
 
 def install(extra: str) -> str:
     """The command that installs an optional part of this project, an extra of pyproject.toml."""
-    return f'pip install "blink_exp[{extra}]"' if CLONE is None else f'pip install -e ".[{extra}]"'
+    return f'pip install "blink_exp[{extra}]"' if CLONE is None else f'pip install -e "{"." if Path.cwd() == CLONE else CLONE}[{extra}]"'
 
 
 def training_process(words: Sequence[str]) -> list[str]:

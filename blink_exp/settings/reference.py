@@ -84,9 +84,10 @@ def _commands(conf: Conf) -> Iterator[str]:
     yield _table(_rows(ROOTS["train"], "", conf.roots["train"], {}))
 
 
+@functools.cache
 def method_settings(preset: str, folder: Path = CONF) -> dict[str, tuple[str, str]]:
     """{setting of a preset of conf/method: (what it does, the setting of the command line that it refers to, or "")}."""
-    conf = Conf.of(folder)
+    conf = _conf(folder)
     presets = conf.groups["method"]
     merged = presets[preset].merged(presets)
     out = {}
@@ -98,6 +99,9 @@ def method_settings(preset: str, folder: Path = CONF) -> dict[str, tuple[str, st
             meaning = _meaning_of(conf, reference[1])
         out[name] = meaning, reference[1] if reference is not None else ""
     return out
+
+
+_conf = functools.cache(Conf.of)
 
 
 def _meaning_of(conf: Conf, setting: str) -> str:

@@ -37,6 +37,7 @@ ALONE = (
     *("--shell-completion", "-sc", "--info", "-i"),
 )
 MULTIRUN = ("-m", "--multirun")
+SHOWING = (*CFG, "--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i")  # flags that run nothing
 COMMAND_FLAGS = {  # {flag: its long form}, of which Hydra takes one
     **{"-m": "--multirun", "--multirun": "--multirun", "-r": "--run", "--run": "--run", "-c": "--cfg", "--cfg": "--cfg"},
     **{"-i": "--info", "--info": "--info", "-sc": "--shell-completion", "--shell-completion": "--shell-completion"},
@@ -66,9 +67,9 @@ def prepared(argv: Sequence[str], root: str) -> list[str]:
 
 def check_read(words: Sequence[str], root: str) -> None:
     """Raises UserError for settings that Hydra takes and the command would not read."""
-    if any(flag.partition("=")[0] in CFG for flag in words):
-        return
-    several = any(flag in words for flag in MULTIRUN)
+    if root == "train" or any(word.partition("=")[0] in SHOWING for word in words):
+        return  # Lightning starts the other processes of a training with a folder of their own
+    several = any(word in (*MULTIRUN, "hydra.mode=MULTIRUN") for word in words)
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
         if not several and key.startswith(OF_MULTIRUN):

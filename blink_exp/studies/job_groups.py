@@ -27,13 +27,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from blink_exp.cli import SCRIPT, TRACEBACK, one_line
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import flat
 from blink_exp.evaluation.ranks import LostRank
 from blink_exp.evaluation.shared_runs import run_key
 from blink_exp.studies.jobs import own_devices
 from blink_exp.studies.launchers import SIZE, forget_packaged_presets
 from blink_exp.studies.multirun import run_jobs, shared_settings
-from blink_exp.studies.sweep_folder import read_sweep, remove_rows, retried
+from blink_exp.studies.sweep_folder import note_early_end, read_sweep, remove_rows, retried
 from blink_exp.studies.tuning import searches
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,7 @@ def launch_groups(launcher: Any, run: Multirun, overrides: Sequence[Sequence[str
         except Exception as error:  # of the engine: a process was killed, or the cluster is gone; jobs write their rows themselves
             if os.environ.get(TRACEBACK) == "1":
                 raise
-            if not any(job.folder for job in read_sweep(run.config.hydra.sweep.dir, "hydra.sweep.dir").jobs):
-                name = run.config.hydra.runtime.choices.get("hydra/launcher")
-                raise UserError(f"hydra/launcher={name} started no job ({flat(one_line(error), 200)}); check hydra.launcher") from error
+            note_early_end(flat(one_line(error), 200))
             log.error("the launcher ended early: %s", one_line(error))
     return in_order(run.config, returns, overrides, first)
 

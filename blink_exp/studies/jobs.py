@@ -85,10 +85,10 @@ class Jobs(Callback):
         if not first_rank():
             return
         note_folders(config, "hydra.sweep.dir")
-        folder, sweep = Path(config.hydra.runtime.output_dir), Path(config.hydra.sweep.dir).absolute()
+        folder = Path(config.hydra.runtime.output_dir)
         self.running.close()  # where the last job of this process ended without its callback
-        if folder != sweep:
-            self.running.enter_context(locks.job_folder(folder, "hydra.sweep.dir", wait=not locks.held(sweep)))
+        if folder != Path(config.hydra.sweep.dir).absolute():
+            self.running.enter_context(locks.waited_folder(folder))
         (folder / ROW).unlink(missing_ok=True)
 
     def end(self, config: DictConfig) -> None:

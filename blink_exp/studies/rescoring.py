@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import glob
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from blink_exp.settings.values import to_yaml
 from blink_exp.studies.parts import check_records, check_whole, parts_of
 
 # keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
+COUNTS = ("without_answer", "unjudged", "unparsed", "left_out", "incomplete_images")  # scores that count records, of which none is better
+WITHOUT = "remove it, and what the predictions were made with is left out"  # cure of a damaged metrics.json
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
 
 
@@ -28,7 +31,8 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
     """Scores ``predictions`` (records of an earlier run or of its shards) with the benchmark, without a model."""
     started = time.time()
     benchmark = prepare_benchmark(settings)
-    check_benchmark(settings.predictions, benchmark.name)
+    for setting in ("predictions", "against") if isinstance(settings, CompareSettings) else ("predictions",):
+        check_benchmark(getattr(settings, setting), benchmark.name, setting)
     samples = benchmark.samples()
     parts = parts_of(files_of(settings.predictions, "predictions"))
     check_whole(parts, settings.shard)
@@ -38,11 +42,14 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
     skipped = check_records(parts, benchmark, by_file)
     visual = origin.pop("visual_tokens_of_the_image", None)
     blink = {} if visual is None else {"blink": summary(records, visual)}
-    against = settings.against if isinstance(settings, CompareSettings) else None
-    if against is not None:
+    against, others = None, None
+    if isinstance(settings, CompareSettings):
+        against = settings.against
+        check_whole(parts_of(files_of(against, "against")), settings.shard)
         others = scored_again(benchmark, samples, predicted(against, "against"))
+        check_shared(records, others)
         if isinstance(benchmark, Compares):
-            records = benchmark.compare(records, others)
+            records, others = benchmark.compare(records, others), None
     write_text(out / results.CONFIG, to_yaml(settings))
     finished = {
         "backbone": "predictions of an earlier run",
@@ -57,9 +64,8 @@ def score_again(settings: RescoreSettings, out: Path) -> Metrics:
         **origin,
         **blink,
     }
-    if against is not None and not isinstance(benchmark, Compares):
-        by_id, others_by_id = ({record["id"]: record for record in run} for run in (records, others))
-        finished["differences"] = statistics.compare(benchmark, by_id, others_by_id, scores["scores"], seed=settings.seed)
+    if others is not None:
+        finished["differences"] = differences(benchmark, records, others, scores["scores"], settings.seed)
     metrics: Metrics = json_ready(finished)
     write_json(out / "metrics.json", metrics)
     return metrics
@@ -142,24 +148,48 @@ def made_with(paths: str | list[str]) -> dict[str, Any]:
     return origins[0][1] if origins and len(origins) == len(set(files)) else {}
 
 
-def check_benchmark(paths: str | list[str], name: str) -> None:
+def check_shared(records: list[Record], others: list[Record]) -> None:
+    """Raises UserError unless two runs answered the same questions."""
+    ours, theirs = ({record["id"] for record in run} for run in (records, others))
+    if ours != theirs:
+        raise UserError(
+            f"predictions has {len(ours)} questions, against {len(theirs)}, both {len(ours & theirs)}; give two runs on the same questions"
+            " (benchmark, limit, part)"
+        )
+
+
+def differences(
+    benchmark: Benchmark, records: list[Record], others: list[Record], scores: Iterable[str], seed: int
+) -> dict[str, dict[str, Any]]:
+    """How far a run is from another by each score, with a paired test; counts are left out. Raises UserError if no score is left."""
+    ours, theirs = ({record["id"]: record for record in run} for run in (records, others))
+    found = statistics.compare(
+        benchmark, ours, theirs, [name for name in scores if name not in COUNTS and not name.startswith("chosen_by_")], seed=seed
+    )
+    if not found:
+        raise UserError(f"{benchmark.name} has no score to compare; choose a judge with judge=, if it has one")
+    return found
+
+
+def check_benchmark(paths: str | list[str], name: str, setting: str = "predictions") -> None:
     """Raises UserError where the metrics.json beside predictions names another benchmark than ``name``."""
-    for file in files_of(paths):
+    for file in files_of(paths, setting):
         metrics = file.with_name("metrics.json")
         if file.name == "records.jsonl" and metrics.is_file():
-            made = read_object(metrics, {}, "remove it").get("benchmark", name)
+            made = flat(printable(str(read_object(metrics, {}, WITHOUT).get("benchmark", name))), 80)
             if made != name:
-                raise UserError(f"{file} has answers to {flat(printable(str(made)), 80)}, not to {name}; add benchmark={flat(made, 80)}")
+                raise UserError(
+                    f"{setting}={file} has answers to {made}, not to {name}; use benchmark={made}, or the records of another run"
+                )
 
 
 def _made_with(metrics: Path) -> dict[str, Any]:
-    cure = "remove it, and what the predictions were made with is left out"
-    document = read_object(metrics, {}, cure)
+    document = read_object(metrics, {}, WITHOUT)
     try:
         origin = {key: document[key] for key in MADE_WITH if key in document}
         tokens = (document.get("blink") or {}).get("visual_tokens_of_the_image")
     except AttributeError:
-        raise UserError(f"{metrics} is damaged (blink={brief(document['blink'])}); {cure}") from None
+        raise UserError(f"{metrics} is damaged (blink={brief(document['blink'])}); {WITHOUT}") from None
     return origin if tokens is None else origin | {"visual_tokens_of_the_image": tokens}
 
 

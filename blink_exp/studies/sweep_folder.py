@@ -39,12 +39,18 @@ LEFT_OUT = "the job counts as missing"
 NUMBER = (int, float)
 JOB: dict[str, type | tuple[type, ...]] = {"overrides": list, "point": str, "status": str}  # keys of a row
 DONE: dict[str, type | tuple[type, ...]] = {"scores": dict, "samples": int, "seconds": NUMBER, "folder": str}  # of a point that is done
+_early_end: list[str] = []  # why the launcher of this process ended before its jobs did
 _retry: list[str] = []  # states of the jobs that a multirun of this process runs; empty: all jobs
 
 
 def retry(states: Sequence[str]) -> None:
     """From here on a multirun of this process runs only jobs in one of ``states``."""
     _retry[:] = states
+
+
+def note_early_end(why: str) -> None:
+    """Has the jobs of this process's multirun that left no result say ``why``."""
+    _early_end[:] = [why]
 
 
 def retried() -> list[str]:
@@ -99,7 +105,8 @@ class SweepFolder:
             if job.row is not None:
                 rows.append({**job.row})
                 continue
-            why = "still running" if (state := job.state) == "running" else f"left no result; to run it: {cure}"
+            ended = f" (the launcher ended early: {_early_end[0]})" if _early_end else ""
+            why = "still running" if (state := job.state) == "running" else f"left no result{ended}; to run it: {cure}"
             rows.append({"point": " ".join(job.overrides), "status": state, "overrides": list(job.overrides), "error": why})
         return rows
 

@@ -133,8 +133,8 @@ def test_what_is_not_supported_is_one_line(stock):
     assert "cuts parts from the image itself" in refused(blink_exp.ViCrop())
     assert "layer=40 is outside the backbone's 32 layers" in refused(BlinkInterp(layers=[40]))
     assert "is no method" in refused(HERO)
-    assert "processor=x is none; give what AutoProcessor" in refused(HERO(), processor="x")
-    assert "clip=3 is of type int" in refused(HERO(), clip=3) and "clip=/no/clip is no folder" in refused(HERO(), clip="/no/clip")
+    assert "processor=x is no processor; give what AutoProcessor" in refused(HERO(), processor="x")
+    assert "clip=3 is of type int" in refused(HERO(), clip=3) and "clip=/no/clip is not there" in refused(HERO(), clip="/no/clip")
     if stock.vlm.backbone.tiled:
         assert "has tiles in a grid of its own" in refused(CDPruner(mode="reference"))
     with attach(stock.model, HERO(), processor=stock.processor) as attached:

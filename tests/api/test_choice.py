@@ -116,8 +116,10 @@ def test_help_says_what_each_setting_does_and_how_the_command_line_calls_it():
     )
     assert "    tokens: " in text and "see `" not in text
     for name, preset in PRESETS.items():
-        settings = set(method_settings(preset))
-        assert settings == set(settings_of(preset)) and all(meaning for meaning, _ in method_settings(preset).values()), name
+        meanings = {setting: meaning for setting, (meaning, _) in method_settings(preset).items()}
+        assert set(meanings) == set(settings_of(preset)), name
+        assert not [text for text in meanings.values() if not text or text.startswith(("or ", "see `"))], name
+    assert "method/" not in blink_exp.Pair.__doc__ and "preset's name" in blink_exp.Pair.__doc__ and blink_exp.HERO().__doc__
     assert "Args:" not in blink_exp.Untouched.__doc__
 
 

@@ -187,10 +187,10 @@ BAD = [
     (lambda vlm, image: vlm.answer(image, "?", method=blink_exp.TwoViews(region="annotated")), "by the annotation"),
     (lambda vlm, image: vlm.view("nothing.png", "?"), "image=nothing.png is not there"),
     (lambda vlm, image: load("scale_lava"), "model=scale_lava is neither a preset nor a folder nor a hub id; did you mean scale_llava"),
-    (lambda vlm, image: load("scale_llava", dtyp="float32"), "model.dtyp is not a setting; did you mean dtype"),
+    (lambda vlm, image: load("scale_llava", dtyp="float32"), "model.dtyp is not a setting of model=scale_llava; did you mean dtype"),
     (lambda vlm, image: load("scale_llava", dtype="float31"), "model.dtype must be one of float32, float16, bfloat16, got float31"),
     (lambda vlm, image: load("/nowhere/at/all"), "model=/nowhere/at/all is not there; give a folder in Hugging Face's layout"),
-    (lambda vlm, image: load("scale_llava", quantization="4bit"), "model.quantization is not a setting; did you mean attn_implementation?"),
+    (lambda vlm, image: load("scale_llava", quantization="4bit"), "model.quantization is not a setting of model=scale_llava; "),
     (lambda vlm, image: vlm.answer(image, "?", cost="x"), "cost=x must be True or False"),
     (lambda vlm, image: vlm.view(image, "?").save("/proc"), "/proc cannot be written"),
 ]

@@ -86,7 +86,6 @@ def test_a_method_s_setting_that_is_too_large_names_the_limit():
     [
         ("evaluate", "hydra/launcher=joblib", "hydra/launcher=joblib is for a multirun; add -m, or leave it away"),
         ("sweep", "hydra.sweeper.n_trials=3 table=x", "hydra.sweeper.n_trials=3 is for a multirun; add -m"),
-        ("train", "hydra.sweep.dir=a layer=3", "hydra.sweep.dir=a is for a multirun; add -m"),
         ("evaluate", "-m hydra.run.dir=a seed=1,2", "the folder of a multirun is hydra.sweep.dir=a"),
         ("view", "devices=2", "devices=2 is for python evaluate.py and python sweep.py; view uses one device"),
         ("rescore", "devices=auto", "rescore uses one device"),
@@ -104,6 +103,10 @@ def test_a_setting_that_the_command_would_not_read_is_one_line(root, words, line
         ("evaluate", "--cfg hydra hydra/launcher=joblib"),
         ("sweep", "-m hydra/launcher=joblib hydra.sweep.dir=a seed=1,2"),
         ("view", "devices=1"),
+        ("sweep", "--info hydra/launcher=joblib"),
+        ("sweep", "--hydra-help hydra/launcher=joblib"),
+        ("sweep", "hydra.mode=MULTIRUN hydra/launcher=joblib seed=1,2"),
+        ("train", "-m layer=3,4 hydra.run.dir=a"),
         ("evaluate", "devices=2 hydra.run.dir=a"),
     ],
 )

@@ -136,7 +136,7 @@ def test_every_preset_composes_and_says_which_package_is_missing(name, hydra, mo
 
     monkeypatch.setattr(launchers.importlib.metadata, "version", missing)
     said = refusal(lambda: launchers.check_launcher(launcher))
-    assert engine.package in said and install(engine.extra) in said
+    assert engine.package in said and install(engine.extra) in said and f"[{engine.extra}]" in said
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "two", "1.5", "true"])
@@ -147,10 +147,11 @@ def test_a_group_has_a_size_or_null(size, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_launch_that_starts_no_job_says_why(tmp_path):
+def test_a_launcher_that_fails_is_the_reason_of_its_jobs(tmp_path):
     words = ("hydra/launcher=joblib", "hydra.launcher.timeout=x", f"hydra.sweep.dir={tmp_path / 'a'}", f"store={tmp_path / 'store'}")
     _, errors = run("sweep.py", "-m", "method=none,fastv", "limit=2", *words, code=2)
-    assert errors[-1].startswith("error: hydra/launcher=joblib started no job ('>' not supported") and "check hydra.launcher" in errors[-1]
+    assert "2 of 2 points failed, first method=none: left no result (the launcher ended early: '>' not supported" in errors[-1]
+    assert (tmp_path / "a" / "summary.csv").is_file()
 
 
 def test_a_lost_job_is_the_worst_value_of_a_search(hydra):

@@ -127,15 +127,21 @@ def test_two_runs_are_compared_question_by_question(mme, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["differences"]["accuracy"]
     assert found["delta"] == pytest.approx(100 * 3 / len(samples)) and found["n"] == len(samples)
-    assert found["p"] >= 0.375 - 1e-9 and found["test"].startswith("McNemar")
-    assert "difference from the run" in done.stdout
+    assert found["test"] == "McNemar and image bootstrap" and 0.375 - 1e-9 <= found["p"] < 1
+    assert f"difference from {tmp_path / 'theirs'}" in done.stdout and "+50.00" in done.stdout
+    lines(tmp_path / "fewer" / "records.jsonl", [{"id": s.id, "prediction": s.answer} for s in samples[1:]])
+    words[-1] = f"against={tmp_path / 'fewer'}"
+    done = run(["-m", "blink_exp", "compare", *words, f"hydra.run.dir={tmp_path / 'out'}"])
+    assert done.returncode == 2 and "predictions has 6 questions, against 5, both 5; give two runs on the same questions" in done.stderr
 
 
 def test_predictions_of_another_benchmark_name_it(mme, tmp_path):
     path = lines(tmp_path / "run" / "records.jsonl", [{"id": "pope/1", "prediction": "yes"}])
     write_json(tmp_path / "run" / "metrics.json", {"benchmark": "pope"})
-    with pytest.raises(UserError, match=r"has answers to pope, not to mme; add benchmark=pope"):
+    with pytest.raises(UserError, match=r"has answers to pope, not to mme; use benchmark=pope"):
         check_benchmark(path, "mme")
+    with pytest.raises(UserError, match=r"^against=.* has answers to pope"):
+        check_benchmark(path, "mme", "against")
 
 
 def test_predictions_made_under_another_protocol_are_refused(mme):

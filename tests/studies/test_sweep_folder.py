@@ -73,7 +73,7 @@ def states(sweep: Path) -> dict[int, str]:
 
 def test_the_state_of_each_job_is_told_from_its_folder(folder):
     assert states(folder) == {0: "done", 1: "missing", 2: "missing", 3: "failed"}
-    with locks.job_folder(folder / "1", "hydra.sweep.dir", wait=True):
+    with locks.waited_folder(folder / "1"):
         assert states(folder)[1] == "running"
     assert states(folder)[1] == "missing"  # its process ended, its lock with it
 
@@ -139,7 +139,7 @@ def test_status_counts_and_names_the_first_of_each_state(folder, capsys):
 def test_status_of_a_sweep_that_runs_says_so_and_names_no_retry(folder, capsys):
     command.run([f"status={folder}"])
     assert f"retry=failed hydra.sweep.dir='{folder}'" in capsys.readouterr().out
-    with locks.job_folder(folder, "hydra.sweep.dir", wait=True):
+    with locks.waited_folder(folder):
         command.run([f"status={folder}"])
     printed = capsys.readouterr().out
     assert "the sweep is running" in printed and "retry=" not in printed

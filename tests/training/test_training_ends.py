@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import scripts
+from support.ends import until
 from support.refusals import refusal
 from support.training_runs import steps, train
 
@@ -111,7 +112,8 @@ def test_other_exits_are_left_as_they_are(tmp_path):
 # ---- one training in a folder
 
 
-def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path):
+def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path, tmp_path_factory):
+    said = tmp_path_factory.mktemp("said")
     code = "import sys; sys.path.insert(0, '.')\nfrom blink_exp.evaluation.locks import claim\n"
     code += f"claim({str(tmp_path)!r}, 'output')\nprint('held', flush=True)\nsys.stdin.readline()\n"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -122,8 +124,14 @@ def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path):
             out = tmp_path if setting == "hydra.run.dir" else tmp_path / "run"
             assert f"{setting}={tmp_path} is in use by another run" in refusal(lambda out=out, words=words: train(out, *words))
         assert not list(tmp_path.rglob("last.ckpt")) and not list(tmp_path.rglob("config.yaml"))
-        job = scripts.run(["train.py", "-m", "layer=12", f"hydra.sweep.dir={tmp_path.parent}", f"hydra.sweep.subdir={tmp_path.name}"])
-        assert job.returncode == 2 and f"hydra.sweep.dir={tmp_path} is in use by another run" in job.stderr
+        job = scripts.start(
+            ["train.py", "-m", "layer=12", f"hydra.sweep.dir={tmp_path.parent}", f"hydra.sweep.subdir={tmp_path.name}"], str(said)
+        )
+        waiting = f"waiting for {tmp_path}, which another run is working on"  # a job of a multirun; the others could not go on without it
+        out = said / "out"
+        until(job, lambda: out.exists() and waiting in out.read_text(encoding="utf-8"))
+        assert job.is_alive() and not list(tmp_path.rglob("config.yaml"))
+        job.kill()
         other.kill()  # the lock goes with the process
         other.wait()
         locks.claim(tmp_path, "output")
