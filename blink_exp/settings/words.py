@@ -43,7 +43,7 @@ COMMAND_FLAGS = {  # {flag: its long form}, of which Hydra takes one
     **{"-i": "--info", "--info": "--info", "-sc": "--shell-completion", "--shell-completion": "--shell-completion"},
     **{"-h": "--help", "--help": "--help", "--hydra-help": "--hydra-help"},
 }
-OF_MULTIRUN = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
+OF_MULTIRUN = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 ONE_PROCESS = ("view", "rescore", "compare")  # commands that have the settings of evaluate.py and no use for other devices
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 LETTER_BY_LETTER = ("sample", "image", "question")  # text in which ${...} is not an interpolation
@@ -67,15 +67,13 @@ def prepared(argv: Sequence[str], root: str) -> list[str]:
 
 def check_read(words: Sequence[str], root: str) -> None:
     """Raises UserError for settings that Hydra takes and the command would not read."""
-    if root == "train" or any(word.partition("=")[0] in SHOWING for word in words):
-        return  # Lightning starts the other processes of a training with a folder of their own
+    if any(word.partition("=")[0] in SHOWING for word in words):
+        return
     several = any(word in (*MULTIRUN, "hydra.mode=MULTIRUN") for word in words)
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
         if not several and key.startswith(OF_MULTIRUN):
             raise UserError(f"{word} is for a multirun; add -m, or leave it away")
-        if several and key == "hydra.run.dir":
-            raise UserError(f"{word} is for a single run; the folder of a multirun is hydra.sweep.dir={value}")
         if key == "devices" and value != "1" and root in ONE_PROCESS:
             raise UserError(
                 f"{word} is for {command_name('evaluate')} and {command_name('sweep')}; {root} uses one device, so leave it away"

@@ -86,7 +86,6 @@ def test_a_method_s_setting_that_is_too_large_names_the_limit():
     [
         ("evaluate", "hydra/launcher=joblib", "hydra/launcher=joblib is for a multirun; add -m, or leave it away"),
         ("sweep", "hydra.sweeper.n_trials=3 table=x", "hydra.sweeper.n_trials=3 is for a multirun; add -m"),
-        ("evaluate", "-m hydra.run.dir=a seed=1,2", "the folder of a multirun is hydra.sweep.dir=a"),
         ("view", "devices=2", "devices=2 is for python evaluate.py and python sweep.py; view uses one device"),
         ("rescore", "devices=auto", "rescore uses one device"),
     ],
