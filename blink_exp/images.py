@@ -16,9 +16,9 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -45,7 +45,10 @@ UPRIGHT = {  # EXIF orientation: what turns the stored pixels upright
     7: TRANSPOSE.TRANSVERSE,
     8: TRANSPOSE.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)  # those of them that exchange width and height
 INVERSE = {TRANSPOSE.ROTATE_90: TRANSPOSE.ROTATE_270, TRANSPOSE.ROTATE_270: TRANSPOSE.ROTATE_90}
+
+T = TypeVar("T")
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # max_pixels stands in for it
 
@@ -99,18 +102,28 @@ def open_image(source: Any, options: ImageOptions = DEFAULT, root: str | Path | 
 
     Raises OSError, in one line of up to 200 characters, for whatever cannot be opened.
     """
+    return _read(source, options, root, to_rgb)
+
+
+def image_size(source: Any, options: ImageOptions = DEFAULT, root: str | Path | None = None) -> tuple[int, int]:
+    """(width, height) of what ``open_image`` opens. A JPEG file is not decoded, and its size is that before ``max_pixels`` shrinks it."""
+    return _read(source, options, root, _upright_size)
+
+
+def _read(source: Any, options: ImageOptions, root: str | Path | None, convert: Callable[[Image.Image, ImageOptions], T]) -> T:
+    """What ``convert`` makes of the source of ``open_image``."""
     data, path = (source.get("bytes"), source.get("path")) if isinstance(source, dict) else (source, None)
     data = path if data is None else data
     if data is None:
         raise OSError("the row has no image")
     if isinstance(data, bytes | bytearray):
-        return _decode(io.BytesIO(data), "the image", options)
+        return _decode(io.BytesIO(data), "the image", options, convert)
     if not isinstance(data, str | os.PathLike):
         raise OSError(f"the row's image is neither bytes nor a path but {type(data).__name__}")
     name = os.fspath(data)
     path_on_disk, label = resolve_path(name, root, options.outside), flat(name, NAME)
     with _open_file(path_on_disk, label) as file:
-        return _decode(file, label, options)
+        return _decode(file, label, options, convert)
 
 
 def _open_file(path: str, name: str) -> IO[bytes]:
@@ -155,7 +168,7 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _decode(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
+def _decode(file: IO[bytes], name: str, options: ImageOptions, convert: Callable[[Image.Image, ImageOptions], T]) -> T:
     try:
         start = file.read(4)
     except OSError as error:  # a file of /proc, a disk that fails
@@ -167,7 +180,7 @@ def _decode(file: IO[bytes], name: str, options: ImageOptions) -> Image.Image:
     file.seek(0)
     try:
         with Image.open(file, formats=formats()) as image:
-            return to_rgb(image, options)
+            return convert(image, options)
     except UnidentifiedImageError:  # its message holds a memory address
         raise OSError(f"{name} is no image of a format that is read here ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
@@ -204,6 +217,14 @@ def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT, copy: bool = Tru
     out = image.convert("RGB")  # a copy, where it was RGB before
     out.info = {}
     return out
+
+
+def _upright_size(image: Image.Image, options: ImageOptions) -> tuple[int, int]:
+    if image.format not in ("JPEG", "MPO"):  # the others may have their metadata behind their pixels
+        return to_rgb(image, options).size
+    check_aspect(image.size)
+    width, height = image.size
+    return (height, width) if options.exif and _orientation(image) in SIDEWAYS else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:

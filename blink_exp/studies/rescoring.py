@@ -22,7 +22,8 @@ from blink_exp.settings.values import to_yaml
 from blink_exp.studies.parts import check_records, check_whole, parts_of
 
 # keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
-COUNTS = ("without_answer", "unjudged", "unparsed", "left_out", "incomplete_images")  # scores that count records, of which none is better
+# Scores that count records, of which none is better.
+COUNTS = ("without_answer", "unjudged", "unparsed", "left_out", "incomplete_images", "no_box")
 WITHOUT = "remove it, and what the predictions were made with is left out"  # cure of a damaged metrics.json
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
 

@@ -208,3 +208,21 @@ def realworldqa(folder: Path) -> Path:
         {"question": "Is it wet? Please answer directly with a single word or number.", "answer": "Yes", "image": picture(3)},
     ]
     return write(folder, "test", [{"image_path": "1.webp"} | row for row in rows])
+
+
+def refcoco_row(answer: Any, bbox: Any, image: Image.Image | bytes | None, number: str = "000000000001_10") -> dict[str, Any]:
+    """A row of RefCOCO as the hub has it, whose question asks for a caption. ``number``: of the COCO image and of the annotation."""
+    question = "Please carefully observe the area circled in the image and come up with a caption for the area."
+    row = {"question_id": number.partition("_")[2], "question": question, "answer": answer, "bbox": bbox}
+    return row | {"segmentation": [1.0, 2.0, 3.0, 4.0], "iscrowd": 0, "file_name": f"COCO_train2014_{number}.jpg", "image": image}
+
+
+@maker
+def refcoco(folder: Path) -> Path:
+    """A wide image with two objects, and a tall one."""
+    rows = [
+        refcoco_row(["left cup", "the blue one"], [0, 0, 24, 16], picture(1)),
+        refcoco_row(["right cup"], [24, 8, 24, 16], picture(1), "000000000001_11"),
+        refcoco_row(["man in red"], [4, 12, 16, 24], picture(2, (32, 48)), "000000000002_12"),
+    ]
+    return write(folder, "testA", rows)

@@ -135,6 +135,7 @@ TARGETS: dict[str, type] = {
     "blink_exp.benchmarks.ocrbench.OCRBench": Rows,
     "blink_exp.benchmarks.pope.POPE": Rows,
     "blink_exp.benchmarks.realworldqa.RealWorldQA": Rows,
+    "blink_exp.benchmarks.refcoco.RefCOCO": Rows,
     "blink_exp.benchmarks.scienceqa.ScienceQA": Rows,
     "blink_exp.benchmarks.textvqa.TextVQA": TextVQA,
     "blink_exp.benchmarks.vizwiz.VizWiz": VQA,
