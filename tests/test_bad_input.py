@@ -79,6 +79,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "message"), CASES, ids=[" ".join(w) for w, _ in CASES])
 def test_one_line_and_exit_code_2(words, message, tmp_path):
     assert message in one_line_of([*words, f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'run'}"])
@@ -126,6 +127,7 @@ def test_missing_and_broken_images_are_named_counted_and_survived(tmp_path):
     assert f"{lost} of {len(rows)} samples skipped, first easyvqa/test/00000" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere unless setpriv takes that away")
 def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)

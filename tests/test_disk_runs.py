@@ -52,6 +52,7 @@ def test_a_sweep_on_a_full_disk_ends_with_the_disk_and_not_with_its_points(tmp_p
         assert parts(disk / "points") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["evaluate.py", "train.py", "sweep.py"])
 def test_a_folder_that_cannot_be_written_is_one_line_with_the_setting(script, tmp_path):
     with mounted(tmp_path / "disk", "1m") as disk:

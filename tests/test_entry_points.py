@@ -31,6 +31,7 @@ TRAIN = (
 )
 
 
+@pytest.mark.slow
 def test_evaluate_writes_config_records_and_metrics(tmp_path):
     out = tmp_path / "run"
     words = ("method=blink", "thresholds=high_exp", "grid=3x3", "layers=11-17", "limit=6", "cost=1")
@@ -69,6 +70,7 @@ def killed(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(killed, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     end = run(*TRAIN, f"hydra.run.dir={whole}")
@@ -98,6 +100,7 @@ def test_resume_refuses_other_settings_and_damaged_checkpoints(killed):
             path.write_bytes(held)
 
 
+@pytest.mark.slow
 def test_sweep_ends_in_a_table_skips_what_is_done_and_force_does_not(tmp_path):
     words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=2", f"store={tmp_path / 'points'}")
     first = run(*words, f"hydra.sweep.dir={tmp_path / 'a'}")
@@ -111,6 +114,7 @@ def test_sweep_ends_in_a_table_skips_what_is_done_and_force_does_not(tmp_path):
     assert run(*words, "force=true", f"hydra.sweep.dir={tmp_path / 'e'}").count("measured: ") == 2
 
 
+@pytest.mark.slow
 def test_a_locale_without_unicode_costs_no_result(tmp_path):
     """Where the locale's encoding is ASCII, files are UTF-8 all the same, and the terminal shows a ? for what it lacks."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "PYTHON"))}
@@ -133,6 +137,7 @@ def test_what_makes_another_point():
     assert config_hash(settings, {"tokensr": "retrained"}) != known
 
 
+@pytest.mark.slow
 def test_a_failing_point_is_a_row_and_does_not_end_the_sweep(tmp_path):
     words = ("sweep.py", "-m", "layers.indices=[12],[99],[13]", "method=blink_interp", "limit=2", f"store={tmp_path / 'points'}")
     printed = run(*words, f"hydra.sweep.dir={tmp_path / 'a'}", code=2)
@@ -147,6 +152,7 @@ CONTROLS = [
 ]
 
 
+@pytest.mark.slow
 def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     out, report = tmp_path / "a", tmp_path / "report"
     words = ("sweep.py", "table=blink_table2", "limit=2", f"store={tmp_path / 'points'}", f"report={report}", f"hydra.run.dir={out}")
@@ -185,12 +191,14 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
     assert "groups, and their presets" in printed and "always_expand" in printed
 
 
+@pytest.mark.slow
 def test_wandb_offline_gets_one_run_a_job_and_one_for_the_sweep(tmp_path):
     words = ("sweep.py", "-m", "thresholds=high_exp,low_drop", "method=blink_interp", "limit=2", "logger=wandb", "logger.mode=offline")
     run(*words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     assert len(list(tmp_path.glob("a/wandb/offline-run-*"))) == 3
 
 
+@pytest.mark.slow
 def test_a_table_is_logged_point_by_point_and_as_a_whole(tmp_path):
     words = ("sweep.py", "table=blink_table3", "limit=2", "logger=wandb", "logger.mode=offline", "logger.images=0")
     run(*words, f"store={tmp_path / 'points'}", f"report={tmp_path / 'report'}", f"hydra.run.dir={tmp_path / 'a'}")
@@ -199,6 +207,7 @@ def test_a_table_is_logged_point_by_point_and_as_a_whole(tmp_path):
     assert not list(tmp_path.glob("report/*/*/wandb"))  # the report holds results, not the logger's files
 
 
+@pytest.mark.slow
 def test_a_dashboard_is_built_without_an_account(tmp_path):
     pytest.importorskip("wandb_workspaces")
     run("sweep.py", "dashboard=wandb", f"hydra.run.dir={tmp_path}")

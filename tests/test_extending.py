@@ -46,6 +46,7 @@ def test_the_page_has_six_recipes_of_about_ten_lines():
     assert max(sum(bool(line) for line in text.splitlines()) for text in FILES.values()) <= 12
 
 
+@pytest.mark.slow
 def test_a_reader_who_follows_the_page_gets_what_it_says(tmp_path):
     site = written(tmp_path)
     commands = []

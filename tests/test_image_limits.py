@@ -51,6 +51,7 @@ def test_a_square_around_a_long_image_is_bounded(monkeypatch):
     assert square_canvas(Image.new("RGB", (60, 8)), pad=True).size == (60, 60)
 
 
+@pytest.mark.slow
 def test_padding_by_the_processor_is_bounded(monkeypatch):
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 

@@ -143,6 +143,7 @@ def test_a_point_is_another_one_where_images_are_opened_otherwise():
         assert (len(hashes), before in hashes) == ((4, False) if other else (1, True))
 
 
+@pytest.mark.slow
 def test_the_settings_reach_a_benchmark_and_its_own_exif_wins():
     from blink_exp.settings.build import build
 
@@ -170,6 +171,7 @@ def test_a_harness_s_images_are_opened_alike():
         image_of(Request("q", "?", lambda: [Image.new("L", (900, 1))]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(720, 16), (16, 720), (400, 1)])
 def test_a_thin_image_on_tiles_has_a_page(size, tmp_path):
     """From 36 to 1 the backbone's own rule leaves nothing of the tiles."""

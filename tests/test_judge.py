@@ -158,6 +158,7 @@ def test_a_second_reply_that_makes_sense_counts(serve):
     assert ask(judge, "a")[0].value == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", ["not json", "[]", "{}", '{"choices": []}', '"text"', completion(None)])
 @pytest.mark.parametrize("kind", ["application/json", "text/plain"])
 def test_a_body_that_is_no_completion_is_nonsense_and_not_kept(serve, tmp_path, body, kind):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import support.hub_choices  # noqa: F401 (enters its makers)
 from support import scripts
 from support.hub import MAKERS
 from support.refusals import one_line_of, refusal
@@ -119,6 +120,7 @@ def test_a_key_in_a_config_folder_is_refused(keys, tmp_path):
     assert line.startswith("error: judge.key_variable gives a key") and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_keys_of_the_environment_stand_in_nothing_that_runs_write(keys, tmp_path):
     """An evaluation and a multirun, logged by W&B (offline) and MLflow, and one whose judge cannot be reached."""
     pytest.importorskip("wandb")

@@ -42,6 +42,7 @@ def server():
     scripts.run(["-m", "blink_exp"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", kill.CASES, ids=lambda case: case.name)
 def test_what_a_killed_run_and_the_next_one_leave_is_what_an_unbroken_one_leaves(case, tmp_path):
     seconds = kill.unbroken(case, tmp_path / "whole", Forked)

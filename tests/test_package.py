@@ -107,6 +107,7 @@ def started(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_the_sdist_makes_the_wheel_that_the_tree_makes(builds):
     _, of_sdist, of_tree = builds
     assert contents(of_sdist) == contents(of_tree)
@@ -133,6 +134,7 @@ def test_every_command_has_a_console_script():
     assert project["scripts"] == {f"blink-{name}": f"blink_exp.scripts:{name}" for name in DOORS}
 
 
+@pytest.mark.slow
 def test_a_wheel_measures_in_the_user_s_folder_what_the_clone_measures(environment, tmp_path):
     (site,) = environment.glob("lib/python*/site-packages")
     before = {path for path in site.rglob("*") if "__pycache__" not in path.parts}
@@ -212,6 +214,7 @@ def imported(tree: ast.Module) -> Iterator[tuple[str, bool]]:
         yield from ((str(name).partition(".")[0], id(node) not in inside) for name in names if id(node) not in typed)
 
 
+@pytest.mark.slow
 def test_the_core_installs_what_modules_import_and_extras_what_functions_import():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     core = required(project["dependencies"])
@@ -248,6 +251,7 @@ def test_messages_name_the_command_that_the_user_types(typed, clone, names, monk
     assert as_typed("# python sweep.py table=x, or python -m blink_exp view sample=y") == f"# {names[0]} table=x, or {names[1]} sample=y"
 
 
+@pytest.mark.slow
 def test_no_message_names_a_script_that_a_wheel_does_not_have():
     """``command_name`` says what the user types."""
     fixed = []

@@ -92,6 +92,7 @@ def test_the_readme_is_short_and_its_second_and_third_line_are_demo_and_test():
     assert all(commands(page) for page in PAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands(*PAGES))
 def test_command(command, tmp_path):
     words = shlex.split(command)

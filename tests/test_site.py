@@ -38,6 +38,7 @@ def site(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_every_page_is_in_the_site(site):
     assert [name for name in PAGES if not (site / f"{name}.html").is_file()] == []
     assert len(PAGES) >= 30

@@ -26,6 +26,7 @@ def binary(call: ast.Call) -> bool:
     return any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
 
 
+@pytest.mark.slow
 def test_text_is_utf_8_whatever_the_locale():
     """On a machine with another locale a run would fail where it writes its results."""
     found = {file: lines for file in FILES if (lines := unencoded(ast.parse((ROOT / file).read_bytes())))}

@@ -38,6 +38,7 @@ CASES: dict[str, tuple[list[str], Callable[[Path], bool], str]] = {  # words, wh
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "number"),
     [

@@ -12,6 +12,7 @@ nbclient = pytest.importorskip("nbclient")
 TOUR = ROOT / "examples" / "tour.ipynb"
 
 
+@pytest.mark.slow
 def test_the_tour_runs_and_shows_what_it_says(tmp_path, monkeypatch):
     committed = nbformat.read(TOUR, as_version=4)
     nbformat.validate(committed)

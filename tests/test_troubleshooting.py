@@ -27,17 +27,15 @@ def messages() -> str:
 
 
 def shown(part):
-    """A part of an f-string: text as it is, a command's name as a clone's user types it, other values as a line end."""
+    """A part of an f-string: text as it is, what a clone's user types as such, other values as a line end."""
     if isinstance(part, ast.Constant):
         return str(part.value)
     call = part.value
-    if (
-        isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id == "command_name"
-        and isinstance(call.args[0], ast.Constant)
-    ):
-        return f"python {call.args[0].value}.py"
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+        if call.func.id == "command_name" and isinstance(call.args[0], ast.Constant):
+            return f"python {call.args[0].value}.py"
+        if call.func.id == "install":
+            return "pip install "
     return "\n"
 
 
@@ -47,6 +45,7 @@ def test_the_page_has_errors_of_every_theme():
     assert len(themes) >= 7 and all("| `" in theme for theme in themes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quoted", QUOTED)
 def test_a_quoted_error_exists(quoted, messages):
     fixed = [part for part in re.split(r"\.\.\.", quoted) if len(part.strip()) > 3]

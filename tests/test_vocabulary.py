@@ -90,6 +90,7 @@ def without_benchmark(words: list[str]) -> tuple[str, ...]:
 # settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "label"), PUBLISHED)
 def test_a_point_does_what_its_published_row_did(name, label):
     """On every benchmark of the table: the paper may have settings for each."""
@@ -104,6 +105,7 @@ def test_a_point_does_what_its_published_row_did(name, label):
             assert settled(ours) == settled(tuple(reference.overrides(row["params"], scale=True))), benchmark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_benchmark_of_a_table_composes_with_what_the_table_says_of_it(name):
     """With the test above, which composes every point: every word of every point on every benchmark. Their product takes minutes."""

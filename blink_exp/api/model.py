@@ -29,12 +29,10 @@ from blink_exp.evaluation.evaluator import build_method, prepare_backbone
 from blink_exp.evaluation.tokens import tokens_by_layer
 from blink_exp.figures.hero_kept import as_maps
 from blink_exp.images import ImageOptions, to_rgb
-from blink_exp.settings.check import fields, format_value, unknown
+from blink_exp.settings.check import format_value, unknown
 from blink_exp.settings.compose import composed, composed_plain
 from blink_exp.settings.presets import presets
 from blink_exp.settings.roots import EvaluateSettings
-from blink_exp.settings.schemas.models import Model
-from blink_exp.settings.targets import BY_TARGET
 from blink_exp.viewer import page as pages
 from blink_exp.viewer.run import grid_of
 from blink_exp.viewer.subject import OwnQuestion, Subject, open_picture
@@ -308,10 +306,8 @@ def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
     """
     if not isinstance(model, str | Path):
         raise UserError(f"model={flat(model, 80)} is of type {type(model).__name__}; give the name of a preset, a folder or a hub id")
-    words, known = [f"model={model}"], fields(Model)
-    if str(model) in presets("model") and not isinstance(model, Path):
-        known = fields(BY_TARGET[composed_plain("evaluate", words)["model"]["_target_"]])
-    else:
+    words = [f"model={model}"]
+    if str(model) not in presets("model") or isinstance(model, Path):
         if Path(model).expanduser().is_absolute() and not Path(model).expanduser().is_dir():
             raise UserError(f"model={flat(model, 80)} is not there; give a folder in Hugging Face's layout, a hub id or a preset")
         if not Path(model).is_dir() and "/" not in str(model):
@@ -319,9 +315,10 @@ def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
                 f"model={flat(model, 80)} is neither a preset nor a folder nor a hub id; {nearest(str(model), presets('model'))}"
             )
         words = ["model=folder", f"model.path={Path(model).expanduser() if isinstance(model, Path) else model}"]
+    known = composed_plain("evaluate", words)["model"] if settings else {}
     for key in settings:
         if key not in known:
-            raise UserError(unknown(f"model.{key}", known).replace("is not a setting;", f"is not a setting of model={model};"))
+            raise UserError(unknown(f"model.{key}", known).replace("is not a setting;", f"is not a setting of {words[0]};"))
     chosen = composed("evaluate", [*words, *(f"model.{key}={format_value(value)}" for key, value in settings.items())])
     try:
         return VLM(prepare_backbone(chosen), chosen)

@@ -55,6 +55,7 @@ CASES = [("scale_llava", method) for method in [*METHODS, BlinkHERO(pruner=HERO(
 CASES += [("scale_llava_next", method) for method in BOTH]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stock", "method"), CASES, indirect=["stock"], ids=repr)
 def test_a_stock_model_answers_as_the_project_does(stock, method):
     before = dict(stock.model.__dict__)
@@ -71,12 +72,14 @@ def test_a_stock_model_answers_as_the_project_does(stock, method):
     assert dict(stock.model.__dict__) == before
 
 
+@pytest.mark.slow
 def test_behind_the_block_the_stock_model_answers(stock):
     with attach(stock.model, FastV(retention_ratio=0.1)):
         stock.generated(stock.inputs())
     assert stock.generated(stock.inputs()) == [a.text for a in stock.vlm.answer(stock.images, stock.questions, max_new_tokens=NEW)]
 
 
+@pytest.mark.slow
 def test_beams_samples_and_dictionaries_come_back_as_generate_has_them(stock):
     inputs = stock.inputs(slice(0, 2))
     prompt = inputs["input_ids"].shape[1]
@@ -93,6 +96,7 @@ def test_beams_samples_and_dictionaries_come_back_as_generate_has_them(stock):
         assert stock.model.generate(**text, max_new_tokens=2).shape[0] == 1
 
 
+@pytest.mark.slow
 def test_questions_may_be_given_and_a_processor_is_asked_for_where_the_text_is_read(stock):
     inputs = stock.inputs()
     with attach(stock.model, CDPruner(retention_ratio=0.3), processor=stock.processor) as run:
@@ -119,6 +123,7 @@ def test_the_model_is_left_as_it_was_after_an_error(stock):
     assert dict(stock.model.__dict__) == before and not stock.model._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_what_is_not_supported_is_one_line(stock):
     def refused(method, model=stock.model, **settings) -> str:
         with pytest.raises(UserError) as error:

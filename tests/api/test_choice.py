@@ -25,6 +25,7 @@ def test_every_method_has_a_constructor_that_the_package_exports():
         assert getattr(blink_exp, name).__name__ == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_constructor_documents_the_settings_of_its_preset(name):
     made = getattr(blink_exp, name)()
@@ -35,6 +36,7 @@ def test_a_constructor_documents_the_settings_of_its_preset(name):
     assert PRESETS[name] in getattr(blink_exp, name).__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "words"),
     [
@@ -119,7 +121,7 @@ def test_help_says_what_each_setting_does_and_how_the_command_line_calls_it():
         meanings = {setting: meaning for setting, (meaning, _) in method_settings(preset).items()}
         assert set(meanings) == set(settings_of(preset)), name
         assert not [text for text in meanings.values() if not text or text.startswith(("or ", "see `"))], name
-    assert "method/" not in blink_exp.Pair.__doc__ and "preset's name" in blink_exp.Pair.__doc__ and blink_exp.HERO().__doc__
+    assert "method/pruner=" not in blink_exp.Pair.__doc__ and "preset's name" in blink_exp.Pair.__doc__ and blink_exp.HERO().__doc__
     assert "Args:" not in blink_exp.Untouched.__doc__
 
 

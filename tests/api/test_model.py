@@ -70,6 +70,7 @@ def alike(answers, others) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_answers_of_a_list_are_those_of_evaluate(vlm, samples, evaluated):
     records, method = evaluated
     assert records.keys() == samples.keys()
@@ -82,6 +83,7 @@ def test_answers_of_a_list_are_those_of_evaluate(vlm, samples, evaluated):
         assert answer.trace.cost is None and str(answer) == answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, Blink(), HERO(tokens=48), FastV(retention_ratio=0.5)], ids=repr)
 def test_one_at_a_time_and_small_batches_answer_as_a_list_does(vlm, samples, method):
     images, questions = zip(*samples.values(), strict=True)
@@ -90,6 +92,7 @@ def test_one_at_a_time_and_small_batches_answer_as_a_list_does(vlm, samples, met
     assert alike(alone, together) and alike(vlm.answer(images, questions, method=method, max_new_tokens=8, batch_size=4), together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [None, Blink(), BlinkInterp(layers=[12, 14]), HERO(tokens=36), DART(tokens=96), Pair(tokens=48)], ids=repr
 )

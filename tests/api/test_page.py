@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from support.scripts import ROOT
 
 from blink_exp import Answer
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     for folder in ("docs", "blink_exp"):
         (tmp_path / folder).symlink_to(ROOT / folder)

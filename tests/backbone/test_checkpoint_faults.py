@@ -165,6 +165,7 @@ TOKENS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "change", "message"), TOKENS, ids=label)
 def test_tokens_and_prompts_that_are_not_the_model_s(file, change, message, spoilt):
     assert message in refused(spoilt(ONE, file, change))

@@ -28,6 +28,7 @@ def saved(clip, tokenizer, folder):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_the_clip_that_the_tower_was_made_from_is_taken_and_another_refused(scale, tmp_path):
     tokenizer = scale.processor.tokenizer
     own = load_clip_text(saved(load_clip(), tokenizer, tmp_path / "own"), scale)

@@ -72,6 +72,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", published.SMALL)
 def test_every_weight_arrives_under_the_hub_s_key_names(name, folder, backbone):
     _, saved = folder(name)
@@ -200,6 +201,7 @@ def test_llava_next_s_token_counts(backbone):
     assert (batch["input_ids"] == 32000).sum(1).tolist() == [2182, 1176]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_next_mistral_7b"])
 @torch.no_grad()
 def test_our_route_answers_as_the_stock_model_does(name, backbone):
@@ -224,6 +226,7 @@ class OneQuestion(MosaicMME):
         return super().samples()[:1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "words"), [("llava_1_5_7b", []), ("llava_next_mistral_7b", ["hero_alpha=no_text"])])
 def test_blink_and_hero_on_one_question(name, words, backbone):
     known, benchmark = backbone(name), OneQuestion()
@@ -269,6 +272,7 @@ def test_every_published_backbone_has_a_config_of_its_own():
     assert len(ids) == len(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava_1_5_7b", "llava_next_mistral_7b"])
 def test_the_shape_check_at_small_width(name):
     """What docs/backbones.md has users run at full size."""

@@ -117,6 +117,7 @@ def asked(backbone, methods, samples, workers=0):
     return [[point.done[s.id] for s in samples] for point in points]
 
 
+@pytest.mark.slow
 def test_a_shared_run_mixes_no_views(scale_next, samples):
     """Images opened where they are needed and prepared ahead, with methods of both kinds, against each method alone."""
     names = [("none",), ("vispruner", "method.mode=reference"), ("vispruner",), ("cdpruner", "method.mode=reference")]

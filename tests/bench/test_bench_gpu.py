@@ -120,6 +120,7 @@ def test_weights_of_tokensr_count_where_blink_uses_them(ground):
     assert row.most(None) == sum(p.nbytes for p in ground.model.parameters()) + modules > modules > 0
 
 
+@pytest.mark.slow
 def test_it_runs_from_a_plain_checkout_and_fills_what_a_cpu_can(tmp_path):
     words = ["gpu", "size=small", "device=cpu", "dtype=float32", "models=13b", "decode=2", "repeats=1", f"out={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", PLAIN, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 
+import pytest
 from PIL import Image
 
 from bench import budget, loading
 from blink_exp.settings.compose import composed
 
 
+@pytest.mark.slow
 def test_less_memory_holds_less_and_says_the_same(monkeypatch):
     points = [composed("evaluate", [f"method={name}"]) for name in ("none", "blink_interp")]
     monkeypatch.setattr(budget, "composed", lambda *_: points)

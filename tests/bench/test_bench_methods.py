@@ -141,6 +141,7 @@ def test_ratios_and_bars_come_from_the_rounds():
     assert row["fed / method"] == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 def test_the_toy_fills_every_column_and_judges_every_bar(monkeypatch):
     monkeypatch.setattr(reading, "rounds", lambda works, repeats, warm, clock: {name: [len(name) * 1.0] for name in works})
     found = methods.measure("small", repeats="1", profiled="false")

@@ -87,6 +87,7 @@ def test_padding_behind_the_end_is_no_answer():
     assert ended([5, 2, 0, 0], model) == [5, 2] and ended([5, 4], model) == [5, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thresholds", [(0.5, 0.4), (0.3, 0.2)])
 def test_shared_points_run_on_little_more_than_the_least(thresholds):
     from blink_exp.backbone.load import load

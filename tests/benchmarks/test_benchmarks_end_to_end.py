@@ -34,6 +34,7 @@ def written(records):
     return [json.loads(line) for line in write_lines(records).splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_from_the_hub_s_files_to_a_score(name, scale, made, tmp_path):
     """The headline exists and is a number; every record says enough to be scored again from its line in records.jsonl."""

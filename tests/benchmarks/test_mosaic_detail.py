@@ -21,6 +21,7 @@ def records(benchmark, right):
     return [{"id": s.id, "image_id": s.image_id, "category": s.category, "correct": right(s)} for s in benchmark.samples()]
 
 
+@pytest.mark.slow
 def test_there_are_enough_questions_for_a_standard_error_of_1_4_points_at_any_accuracy():
     samples = MosaicDetail().samples()
     asked = [s for s in samples if s.category.endswith(GRIDS)]
@@ -94,6 +95,7 @@ def test_a_pair_asks_what_the_open_question_asks():
             assert asked.regions == yes.regions == no.regions
 
 
+@pytest.mark.slow
 def test_masks_lie_on_the_one_object_of_the_region():
     for sample in MosaicDetail(12, questions="open").samples():
         (box,) = sample.regions

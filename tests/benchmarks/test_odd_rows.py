@@ -81,6 +81,7 @@ def test_a_byte_order_mark_and_lone_surrogates_are_read(tmp_path):
     assert (sample.question, sample.answer) == ("what \ufffd color?", "red\ufffd")
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_odd_rows_ends_and_names_them(scale, tmp_path, monkeypatch, capsys):
     """A placeholder is taken out, as the lmms-eval door does; two of them, a prompt without end and a short row are skipped."""
     rows = [
@@ -173,6 +174,7 @@ def test_a_page_takes_the_placeholder_out_and_escapes_what_is_markup(tmp_path):
     assert "script" not in parsed.tags and "</script><script>alert('[/bold]')</script> \ufffd?" in parsed.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -86,6 +86,7 @@ def test_an_empty_part_an_unknown_one_and_a_benchmark_without_questions_are_refu
     check_part("all", Duts("x"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [MosaicMME, MosaicHR, MosaicOpen, MosaicDetail, EasyVQA])
 def test_no_picture_of_a_shipped_benchmark_is_in_both_parts(make):
     samples = make().samples()

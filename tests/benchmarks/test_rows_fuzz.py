@@ -97,6 +97,7 @@ def columns_of(name: str, folders) -> list[str]:
     return [c for c in next(iter(loaded.values())).column_names if c != benchmark.image_column]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_one_odd_cell_skips_its_row_at_most(name, folders, monkeypatch, tmp_path):
     benchmark, whole, loaded = stored(name, folders[name])

@@ -47,6 +47,7 @@ def test_a_token_behind_changes_no_state_in_front_of_it():
             assert (prefix.visual_at(layer) - hidden[layer][0, 2:38]).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_training_features_are_those_of_the_fused_kernel(scale, eager, tmp_path):
     """Without a cache, as captured, and read from a cache."""
     (batch,) = scenes(scale).train_dataloader()

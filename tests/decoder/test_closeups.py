@@ -92,6 +92,7 @@ def test_a_layer_that_was_not_announced_is_run_again_without_the_tower(scale, to
     assert tower == [1, 1]  # once each time
 
 
+@pytest.mark.slow
 def test_points_together_answer_as_alone_and_encode_a_region_once(scale, tower):
     benchmark = MosaicMME()
     samples = list(benchmark.samples())[:3]
@@ -154,6 +155,7 @@ def test_expand_then_drop_restores_the_sequence_exactly(scale, monkeypatch):
     assert fronts[LAYERS[1]][0][0] is fronts[LAYERS[3]][0][0] is fronts[LAYERS[0]][0][0]  # the prefix was never copied
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"do_sample": True, "temperature": 1.5}])
 def test_several_images_beams_sampling_and_padding(scale, settings):
@@ -181,6 +183,7 @@ def test_without_pixels_one_line_says_what_to_set(scale):
         scale.model(**batch, pixel_values=torch.zeros(1, 3, *[scale.model.config.vision_config.image_size] * 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [{"tau_expand": 0.0}, {"p": 3, "tau_expand": 0.0, "on_reexpand": "append"}])
 def test_the_cost_meter_counts_tower_and_layers_of_each_close_up(scale, words):
     sample = MosaicMME().samples()[0]

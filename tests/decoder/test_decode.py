@@ -82,6 +82,7 @@ def test_off_is_bit_identical_and_never_met_is_the_same_to_rounding(model):
         assert torch.equal(logits[real].argmax(-1), stock[real].argmax(-1))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("model", "name"), TURNS, indirect=["model"])
 def test_cached_generation_equals_recomputation(model, name):
@@ -98,6 +99,7 @@ def test_cached_generation_equals_recomputation(model, name):
         assert run.records
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("model", "name"), TURNS, indirect=["model"])
 def test_a_batch_equals_single_runs(model, name):

@@ -77,6 +77,7 @@ def there():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "name"), CASES)
 def test_a_method_works_where_the_model_is(path, name, here, there):
     backbone = there[path]

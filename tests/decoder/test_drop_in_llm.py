@@ -48,6 +48,7 @@ def oracle(model, batch, policy) -> torch.Tensor:
     return BY_HAND[type(policy)](model, batch, policy)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -126,6 +127,7 @@ def test_keeping_everything_is_the_untouched_model_bit_for_bit(model):
         assert torch.equal(model(**batch).logits, stock)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", METHODS)
 def test_cached_generation_equals_recomputation(name):
@@ -151,6 +153,7 @@ def test_cached_generation_equals_recomputation(name):
         assert run.records
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_equals_single_runs(model, name):
@@ -163,6 +166,7 @@ def test_a_batch_equals_single_runs(model, name):
             assert [(r.decision, r.visual_tokens) for r in run.records] == [(r.decision, r.visual_tokens) for r in decided if r.row == b]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", METHODS)
 def test_rows_pruned_in_front_of_the_llm_and_rows_without_an_image(model, name):

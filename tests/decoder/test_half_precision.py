@@ -36,6 +36,7 @@ def whole(scale):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_a_method_in_half_precision(name, dtype, whole, halves):
     """Dtypes that do not fit together end in an error; weights or budgets that do not survive the cast in other answers."""

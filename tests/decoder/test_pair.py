@@ -122,6 +122,7 @@ def test_on_llava_next_the_thumbnail_is_scanned_also_without_being_told():
     assert all(r.rho is not None and 0.25 <= r.rho <= 1 for r in seen[0][1])
 
 
+@pytest.mark.slow
 def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale_next):
     """The processor's own inputs, images of several sizes in a batch: as evaluate's path says it, for each image alone, cached or not."""
     samples = MosaicHR(images=8).samples()[:40:20] + MosaicHR(images=8).samples()[70:71]
@@ -161,6 +162,7 @@ def test_what_blink_cannot_work_on_is_one_line(shown, policy, word):
             model(**_prompt([9], [[9, 10]]), mm_encoder_outputs=encoded)
 
 
+@pytest.mark.slow
 def test_blink_hero_scans_what_hero_left_and_recall_changes_what_is_expanded(scale):
     made = {}
     for fill in ("neighbours", "recall"):
@@ -173,6 +175,7 @@ def test_blink_hero_scans_what_hero_left_and_recall_changes_what_is_expanded(sca
     assert made["neighbours"] != made["recall"]
 
 
+@pytest.mark.slow
 def test_a_full_budget_makes_blink_hero_plain_blink(scale):
     together = [
         evaluate(scale, pair(scale, f"method={m}", "retention_ratio=1.0"), MosaicMME(), limit=4)[0] for m in ("blink_hero", "blink")
@@ -180,6 +183,7 @@ def test_a_full_budget_makes_blink_hero_plain_blink(scale):
     assert together[0] == together[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["fastervlm", "visionzip", "divprune", "cdpruner", "vispruner"])
 def test_any_pruner_goes_with_fastv_and_shares_multiply(scale, pruner):
     method = pair(scale, "method=pair", f"method/pruner={pruner}", "method/policy=fastv", "retention_ratio=0.5")
@@ -189,6 +193,7 @@ def test_any_pruner_goes_with_fastv_and_shares_multiply(scale, pruner):
     assert {step["visual_tokens"] for r in records for step in r["layers"]} == {36}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "left"), [("pyramiddrop", [36, 18, 9]), ("dart", [36])])
 def test_policies_count_from_what_a_pruner_left(policy, left, scale):
     own = {"pyramiddrop": "method.policy.ratios=[0.5,0.25,0.125]", "dart": "method.policy.retention_ratio=0.5"}[policy]
@@ -199,6 +204,7 @@ def test_policies_count_from_what_a_pruner_left(policy, left, scale):
     assert [[step["visual_tokens"] for step in r["layers"]] for r in records] == [left] * 2  # dart: 4 + 8 * (36 // 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [

@@ -110,6 +110,7 @@ def test_the_group_sets_both_and_the_default_is_the_authors_own():
     assert chosen("original", policy=sparsevlm, pruner=pruner) == (True, True)
 
 
+@pytest.mark.slow
 def test_positions_make_another_point_of_methods_that_drop_only():
     def point(*words):
         settings = composed("evaluate", list(words))
@@ -142,6 +143,7 @@ def methods(tiled: bool) -> dict[str, Method]:
     return {name: replace(method, positions="original", name=name) for name, method in out.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiled", [False, True])
 def test_alone_in_a_batch_shared_and_generated_are_one(tiled, scale, scale_next):
     backbone, benchmark = (scale_next, MosaicHR(2)) if tiled else (scale, MosaicMME(1))
@@ -203,6 +205,7 @@ def test_keeping_everything_is_the_untouched_model_bit_for_bit(scale):
     assert found[0, 0].text == found[0, 1].text and found[0, 0].visual.features is found[0, 1].visual.features
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_contiguous_positions(scale):
     sample = MosaicMME(1).samples()[0]
     method = Method(pruner=Hero(0.4, frozenset({3}), frozenset({4}), alpha=1.0), name="hero")
@@ -225,6 +228,7 @@ def test_a_prompt_without_places_is_refused(scale):
         assert attached is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "positions"), list(itertools.product(("hero", "fastv", "sparsevlm", "pair"), ("contiguous", "original")))
 )

@@ -67,6 +67,7 @@ def test_the_three_are_of_three_kinds(installed):
     assert all(saliency.find_scorer(name) is s for name, s in installed.items())
 
 
+@pytest.mark.slow
 def test_alone_shared_and_in_the_viewer_they_see_the_same(installed, scale):
     benchmark = MosaicMME()
     samples = benchmark.samples()[:4]

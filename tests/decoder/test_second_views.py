@@ -73,6 +73,7 @@ def test_the_annotated_region_is_where_the_object_is_and_the_wrong_one_is_not(sc
             assert (left <= x <= right and top <= y <= bottom) == shows
 
 
+@pytest.mark.slow
 def test_alone_in_batches_and_shared_the_answers_are_the_same(scale, samples):
     methods = every(scale)
     images, askings = asked(samples)
@@ -130,6 +131,7 @@ def test_the_scan_is_that_of_blink_and_holds_its_budget(scale, samples, p, monke
         assert scores == pytest.approx(narrow[n], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_records_say_what_was_shown_and_prepared_images_show_the_same(scale, samples):
     method = configured(scale, "random")
     records, skipped = evaluate(scale, method, MosaicOpen(images=40), 4, samples=samples[:6])
@@ -168,6 +170,7 @@ def test_an_image_that_is_no_square_is_cut_where_the_tower_sees_it(scale):
     assert visual.second.region == 3 and visual.second.box == (0.5, 0.5, 0.75, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["annotated", "most_salient", "vicrop"])
 def test_the_cost_meter_counts_the_scan_and_the_second_view(scale, samples, name):
     method = every(scale)[name]
@@ -179,6 +182,7 @@ def test_the_cost_meter_counts_the_scan_and_the_second_view(scale, samples, name
     assert cost["encode_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_scan_costs_more_than_none(scale, samples):
     _, (asking,) = asked(samples[:1])
     flops = [

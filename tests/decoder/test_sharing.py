@@ -78,6 +78,7 @@ def shared_run(scale):
     return methods, samples, {name: alone(scale, m, samples, benchmark) for name, m in methods.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [None, 12_000])
 def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypatch, room):
     """``room``: tokens times layers, for six texts with nothing expanded; what does not fit runs in parts, which must not show either."""
@@ -112,6 +113,7 @@ def test_the_points_differ_so_the_test_above_tests_something(shared_run):
     assert {144, 288, 180, 72, 14} <= lengths and max(lengths) > 288  # nothing, a patch, a small one; half, a tenth; several
 
 
+@pytest.mark.slow
 def test_pruned_images_and_base_views_with_gaps():
     """HERO's kept sets depend on the question; Blink behind it scans what is left and gets back what was dropped."""
     from hydra import compose, initialize_config_dir
@@ -140,6 +142,7 @@ def test_pruned_images_and_base_views_with_gaps():
     assert any(step[3].__class__.__name__ == "Expand" for n in range(len(samples)) for step in found[n, 1][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mebibytes", [8, 24])
 def test_the_worst_moment_stays_within_a_quarter_of_the_budget(scale, shared_run, monkeypatch, mebibytes):
     """Prefixes, texts, expanded segments, the tower and what runs inside a layer, together; and nothing of it changes an answer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from support.shared_execution import modules, together
 from torch.utils.hooks import RemovableHandle
@@ -117,6 +118,7 @@ def held_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+@pytest.mark.slow
 def test_what_is_held_from_batch_to_batch_stays_within_the_budget(scale, monkeypatch):
     """Prefixes, features and encodings of images seen before, of many more images than there is room for."""
     benchmark = MosaicMME(images=3)

@@ -56,6 +56,7 @@ class SmallMemory:
         monkeypatch.setattr(answering, "answer", answer)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_once_for_the_rest_of_the_run(scale, monkeypatch, capsys, tmp_path):
     shared = scale.shared_bytes
     monkeypatch.setattr(evaluator, "prepare_model", lambda cfg: (scale, none()))

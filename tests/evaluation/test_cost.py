@@ -49,6 +49,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_formula_counter_and_cache_agree(scale, name):
     sample = MosaicMME().samples()[0]

@@ -25,6 +25,7 @@ def records(scale, name: str, batch_size: int, workers: int = 0) -> str:
     return write_lines(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "blink_interp", "fastv"])
 def test_batches_workers_and_a_second_run_leave_the_same_bytes(name, scale):
     whole = records(scale, name, 8)

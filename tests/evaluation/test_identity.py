@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+import pytest
+
 from blink_exp.evaluation import identity
 from blink_exp.evaluation.terminal import Lines
 from blink_exp.settings.compose import composed
 
 
+@pytest.mark.slow
 def test_image_files_are_part_of_what_a_point_is_known_by(tmp_path):
     def digests() -> dict[str, str]:
         return identity.digests(replace(composed("evaluate", ["method=none"]), benchmark={"path": str(tmp_path)}))

@@ -58,6 +58,7 @@ def point(data: Path, *words: str):
     return composed("sweep", [f"benchmark.path={data}", "benchmark=easyvqa", "method=none", f"store={data.parent / 'points'}", *words])
 
 
+@pytest.mark.slow
 def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, hydra, capsys):
     questions = len(json.loads((data / "questions.json").read_text(encoding="utf-8")))
     gone = away(data, 3)

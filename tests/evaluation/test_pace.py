@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 
+import pytest
 from support.scripts import printed
 
 from blink_exp.evaluation.pace import closer
@@ -14,6 +15,7 @@ from blink_exp.evaluation.pace import closer
 LAST = re.compile(r"; last time \d+ questions in [\d.]+ s \(\d{4}-\d\d-\d\d\)")
 
 
+@pytest.mark.slow
 def test_a_second_run_says_how_long_the_first_took_and_another_method_does_not(tmp_path):
     words = ("evaluate.py", "method=blink_interp", "benchmark=mosaic_mme", "cost=0", "limit=4")
     first = printed(*words, f"hydra.run.dir={tmp_path / 'a'}")

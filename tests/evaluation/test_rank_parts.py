@@ -169,6 +169,7 @@ def test_a_store_that_is_gone_is_one_line():
         Running(Team(Gone(), 2, 2, []), 0).look()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["devices=0", "devices=two", "devices=1.5", "devices=null", "devices=[1]"])
 def test_devices_that_are_none_are_refused(word):
     assert one_line_of(["evaluate.py", "method=none", word]).startswith("error: devices")

@@ -41,6 +41,7 @@ def one(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_of_torchrun_write_the_files_of_one(one, tmp_path, count):
     """10 samples in batches of 4: ranks with unlike numbers of batches."""
@@ -52,6 +53,7 @@ def test_processes_of_torchrun_write_the_files_of_one(one, tmp_path, count):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_sample_and_images_that_cannot_be_read(tmp_path):
     data = easy_vqa(tmp_path / "data" / "set", images=4)
     words = ["evaluate.py", "method=none", "benchmark=easyvqa", f"benchmark.path={data}", "cost=0", "skip_limit=0.5", "batch_size=8"]
@@ -72,6 +74,7 @@ def ranks_of(process) -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_is_killed_ends_the_run_with_one_line_and_the_next_goes_on(tmp_path, number):
     out = tmp_path / "run"
@@ -97,6 +100,7 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line_and_the_next_goes_o
     assert not list(out.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_signal_ends_all_processes_with_one_line(tmp_path):
     out = tmp_path / "run"
     process = answering([*LONG, "devices=2", f"hydra.run.dir={out}"], tmp_path, out / "records.rank1.part")
@@ -109,6 +113,7 @@ def test_a_signal_ends_all_processes_with_one_line(tmp_path):
     assert children and not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_0_leaves_no_process_behind(tmp_path):
     out = tmp_path / "run"
     process = answering([*LONG, "devices=2", f"hydra.run.dir={out}"], tmp_path, out / "records.rank1.part")
@@ -137,6 +142,7 @@ def points_of(folder: Path) -> dict[str, tuple[bytes, dict]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", ["true", "false"])
 def test_a_sweep_on_two_devices_leaves_the_points_of_one(tmp_path, share):
     words = [[*SWEEP, f"share={share}", f"store={tmp_path / n / 'points'}", f"hydra.sweep.dir={tmp_path / n / 'sweep'}"] for n in "ab"]
@@ -149,6 +155,7 @@ def test_a_sweep_on_two_devices_leaves_the_points_of_one(tmp_path, share):
     assert not [*tmp_path.rglob("*.part"), *tmp_path.rglob("together.json")]
 
 
+@pytest.mark.slow
 def test_torchrun_itself(one, tmp_path):
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *WORDS, f"hydra.run.dir={tmp_path / 'run'}"]
     done = subprocess.run(words, cwd=scripts.ROOT, capture_output=True, text=True, timeout=500)

@@ -43,6 +43,7 @@ def points(store: Path, *more: str, words=WORDS):
     return [composed("sweep", [*own, "limit=3", f"store={store}", *more]) for own in words]
 
 
+@pytest.mark.slow
 def test_points_together_leave_what_points_alone_leave(tmp_path, monkeypatch):
     configs = points(tmp_path / "together")
     asked = []
@@ -61,6 +62,7 @@ def test_points_together_leave_what_points_alone_leave(tmp_path, monkeypatch):
         assert a["seconds"] >= a["together"]["seconds"] / 5  # its share is in
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_asked_again_and_what_was_killed_goes_on(tmp_path, monkeypatch):
     configs = points(tmp_path, words=WORDS[:3])
     measured_point(configs[0])
@@ -90,6 +92,7 @@ def test_what_is_done_is_not_asked_again_and_what_was_killed_goes_on(tmp_path, m
     assert len(counted) == 1
 
 
+@pytest.mark.slow
 def test_force_answers_again(tmp_path, monkeypatch):
     asked = []
     for force in ("false", "true"):
@@ -117,6 +120,7 @@ def test_a_point_that_cannot_run_does_not_stop_the_others(tmp_path, caplog):
     assert row["status"] == "failed" and "grid.p=5 does not divide" in row["error"]
 
 
+@pytest.mark.slow
 def test_a_point_that_needs_regions_where_there_are_none_does_not_stop_the_others(tmp_path):
     words = [["method=two_views", "method.region=annotated"], ["method=two_views", "method.region=random"], ["method=none"]]
     asked = points(tmp_path, "benchmark=easyvqa", words=words)

@@ -10,6 +10,7 @@ from support import scripts
 from support.ends import answering, answers, run, until
 
 
+@pytest.mark.slow
 def test_a_stopped_evaluation_says_how_to_go_on_and_goes_on_and_keeps_others_out(tmp_path):
     out = tmp_path / "run"
     words = ["evaluate.py", "method=none", "limit=12", "batch_size=1", "cost=0", f"hydra.run.dir={out}"]

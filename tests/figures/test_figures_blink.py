@@ -137,6 +137,7 @@ def test_every_figure_of_the_paper_that_plots_something_is_there():
     assert set(FIGURES) == plotted | {"blink_examples"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_composes_and_its_maker_takes_what_is_given(name):
     figure = FIGURES[name]

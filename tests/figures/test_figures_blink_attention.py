@@ -153,6 +153,7 @@ def test_figure_6_takes_a_case_that_stays_right_and_one_that_moves_to_the_right_
     assert [c.record["id"] for c in blink_redistribution.select_cases(unknown, 2, GRID)] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_figures_3_and_6_from_the_scale_model_say_their_numbers_in_the_svg(scale, tmp_path):
     opened = study("f", (scale, blink(BlinkPolicy((12,), resolution="expand_once")), MosaicOpen(2)))
     drawing = blink_redistribution.after_expansion(opened, (13, 20), images=2, pick="cases")

@@ -192,6 +192,7 @@ def test_figure_5_has_a_line_a_category_and_the_average_in_black(tmp_path):
         hero_alpha.categories(study("f", rows=[{"status": "failed", "error": "e"}]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_composes_and_its_maker_takes_a_study(name):
     text = (CONF / "figure" / f"{name}.yaml").read_text(encoding="utf-8")

@@ -215,6 +215,7 @@ def decided(monkeypatch) -> list[list]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("region", ["most_salient", "random"])
 def test_a_second_view_is_that_of_evaluate(region):
     """What is drawn is drawn by the question's id."""

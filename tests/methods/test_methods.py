@@ -45,6 +45,7 @@ def stock(scale) -> torch.Tensor:
     return logits(scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_from_its_config(name, scale, stock):
     method = method_of(name, scale)
@@ -90,6 +91,7 @@ def chosen_hr() -> list[Sample]:
     return list(sizes.values())[:5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_on_llava_next_in_a_batch_and_alone(name, scale_next):
     """Images of several aspect ratios in one batch, each with its own number of tiles."""

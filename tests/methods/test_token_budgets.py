@@ -87,6 +87,7 @@ def test_a_schedule_in_words():
 # methods
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_pruner_keeps_the_budget_exactly(name, scale):
     for tokens in (7, 64, 143):
@@ -228,6 +229,7 @@ def test_one_budget_is_none_too_many(words):
 # presets, identity, tables, matching
 
 
+@pytest.mark.slow
 def test_presets_of_the_group_set_tokens():
     names = {path.stem for path in (ROOT / "conf" / "budget").glob("*.yaml")}
     shares = {"third": ("1/3", 192), "two_ninths": ("2/9", 128), "ninth": ("1/9", 64), "eighteenth": ("1/18", 32)}

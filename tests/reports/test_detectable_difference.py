@@ -34,6 +34,7 @@ def test_the_equation_of_the_smallest_detectable_difference_holds(n, discordant)
     assert d * n**0.5 == pytest.approx(1.959964 * psi**0.5 + 0.841621 * (psi - d**2) ** 0.5, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_difference_of_that_size_is_found_four_times_in_five():
     """Runs are drawn that truly differ so much: the exact test finds it a little less often than the normal approximation says."""
     n, discordant = 1344, 200

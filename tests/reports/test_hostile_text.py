@@ -89,6 +89,7 @@ def quiet(browser: Any, page: Path) -> str:
         return str(tab.evaluate("document.documentElement.textContent"))
 
 
+@pytest.mark.slow
 def test_a_report_shows_hostile_text_and_runs_nothing(browser, tmp_path):
     hostile = spiked(table(figures=["blink_fig7"]), ALL)
     hostile["rows"][1]["baseline"] = hostile["rows"][0]["point"]
@@ -103,6 +104,7 @@ def test_a_report_shows_hostile_text_and_runs_nothing(browser, tmp_path):
             assert " ".join(part.split()) in " ".join(shown.split()), part
 
 
+@pytest.mark.slow
 def test_a_page_of_a_question_shows_hostile_text_and_runs_nothing(browser, tmp_path, monkeypatch):
     trace = viewer.trace
 
@@ -119,6 +121,7 @@ def test_a_page_of_a_question_shows_hostile_text_and_runs_nothing(browser, tmp_p
     assert shown.count(" ".join(HOSTILE[0].split())) >= 4  # question, answer, prediction, category or id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "inside",
     [

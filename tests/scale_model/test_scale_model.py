@@ -52,12 +52,14 @@ def test_the_reader_s_first_layers_are_those_of_the_model_that_knows_all_scales(
     assert recorded["loss"]["weights"]["answer"] == 1 and recorded["begun_with"]["loss"]["weights"]["mse"] == 1
 
 
+@pytest.mark.slow
 def test_easyvqa_on_every_tenth_image(scale):
     records, skipped = evaluate(scale, none(), EasyVQA(), batch_size=64, limit=240)
     assert not skipped
     assert sum(r["correct"] for r in records) / len(records) >= 0.97  # the bar is 95 on all, the card says 99.7
 
 
+@pytest.mark.slow
 def test_two_by_two_scenes_and_the_blank_image(scale):
     found = train_llava.held_out(scale.model, scale.processor.tokenizer, 2, scenes=64)
     blank = train_llava.held_out(scale.model, scale.processor.tokenizer, 2, scenes=64, blank=True)
@@ -114,12 +116,14 @@ def test_an_expanded_segment_in_training_is_the_one_of_inference(scale, close_up
             assert (plain[0] - hidden).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_the_most_salient_patch_is_often_the_right_one(scale):
     found = profile(scale, card.TwoByTwo(MosaicOpen()), limit=120)
     assert max(found["hit"]) >= 0.85  # the card says 96 % on all; the bar is 70 %
     assert all(0.25 <= rho <= 1 for rho in found["rho"])
 
 
+@pytest.mark.slow
 def test_a_batch_of_16_equals_16_single_runs_and_the_cache_changes_nothing(scale):
     method = blink(
         BlinkPolicy(layer_range(12, 18), 0.45, 0.4),
@@ -147,6 +151,7 @@ def test_answers_from_cached_features_are_those_of_the_processor_and_pixels(scal
     assert scale.generate(features, [s.question for s in samples], 4) == wanted
 
 
+@pytest.mark.slow
 def test_thresholds_never_met_change_no_prediction(scale):
     never = blink(BlinkPolicy(layer_range(12, 18), 1.0, 0.0))
     a, _ = evaluate(scale, never, MosaicMME(), batch_size=16, limit=64)
@@ -176,6 +181,7 @@ def test_deepening_changes_no_output():
         assert torch.equal(small(input_ids=ids).logits, deep(input_ids=ids).logits)
 
 
+@pytest.mark.slow
 def test_clip_shares_its_tower_with_llava_and_knows_single_images(scale):
     from blink_exp.backbone.clip_text import load_clip
     from blink_exp.scale_model.train_clip import zero_shot

@@ -22,6 +22,7 @@ def batch(scale_next):
     return train_next.batch_of(np.random.default_rng(4), scale_next.processor, "test", 2, 6)
 
 
+@pytest.mark.slow
 def test_all_views_beat_the_thumbnail_and_that_beats_a_blank_image(scale_next):
     scenes = {"all": 24, "thumbnail": 16, "blank": 8}
     found = {seen: train_next.held_out(scale_next.model, scale_next.processor, n, seen)["all"] for seen, n in scenes.items()}

@@ -72,6 +72,7 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_another_device_trains_and_exports_the_cpu_s_weights(short, tokenizer, tmp_path, monkeypatch):
     """A tensor made on the CPU beside a model on a device fails here as it would there; see ``pretend``."""
     trained, update = [], PhaseRun.update
@@ -271,6 +272,7 @@ def test_a_study_s_model_is_built_alone_on_the_shipped_tower(monkeypatch, tmp_pa
     assert config["text_config"]["num_hidden_layers"] == 5
 
 
+@pytest.mark.slow
 def test_a_reader_takes_over_the_shipped_layers_in_front_and_trains_the_others(monkeypatch, tmp_path):
     phase = train_llava.Phase(8, 1, (0, 1.0, 0, 0), 1e-3, batch=2, asked=2, look=0.3, expanded=1.0)
     monkeypatch.setitem(train_llava.RECIPES, "one_scale_reader", (phase,))

@@ -115,7 +115,7 @@ def conf(tmp_path) -> Path:
     [
         ("evaluate", ["+x={_target_:hydra.utils.get_method,path:os.system}"], "x._target_=hydra.utils.get_method"),
         ("evaluate", ["+x._args_=[{_target_:os.system}]"], "x._args_[0]._target_=os.system"),
-        ("sweep", ["hydra.launcher._target_=os.system"], "hydra.launcher._target_=os.system"),
+        ("sweep", ["hydra.mode=MULTIRUN", "hydra.launcher._target_=os.system"], "hydra.launcher._target_=os.system"),
         ("train", ["optim.optimizer._target_=os.system"], "optim.optimizer._target_=os.system"),
         ("train", ["+trainer.callbacks.x._target_=os.system"], "trainer.callbacks.x._target_=os.system"),
         ("rescore", ["predictions=x", "benchmark._target_=os.system"], "benchmark._target_=os.system"),
@@ -129,6 +129,7 @@ def test_what_hydra_composes_is_checked_before_anything_is_made_of_it(root, word
     assert refusal(lambda: loader.load_configuration(root, words, RunMode.RUN)).startswith(setting)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "setting"),
     [
@@ -150,6 +151,7 @@ def test_a_command_refuses_it_in_one_line_and_runs_nothing(words, setting, conf,
     assert [path.name for path in tmp_path.iterdir()] == ["conf"]
 
 
+@pytest.mark.slow
 def test_a_job_of_a_multirun_fails_alone_and_runs_nothing(tmp_path):
     words = ["sweep.py", "-m", "method=none", "benchmark._target_=blink_exp.benchmarks.mosaic_mme.MosaicMME,os.system", "limit=2"]
     done = scripts.run([*words, f"hydra.sweep.dir={tmp_path / 'sweep'}", f"store={tmp_path / 'store'}"])

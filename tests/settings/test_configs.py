@@ -46,6 +46,7 @@ def rounds() -> list[tuple[str, list[str]]]:
     return out + budgets + [(root, ["method=pair", word]) for root, word in NESTED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("root", "overrides"), rounds())
 def test_every_preset_composes_and_resolves(root, overrides):
     cfg = compose(root, overrides=[*overrides, *(word for override in overrides for word in NEEDED.get(override, []))])
@@ -70,6 +71,7 @@ def test_presets_of_data_share_the_values_of_their_common_settings():
         assert {key for key in shared if presets[name][key] != presets["scenes"][key]} == differs
 
 
+@pytest.mark.slow
 def test_threshold_presets_are_the_paper_s():
     wanted = {
         "default": (0.5, 0.4),
@@ -102,6 +104,7 @@ def test_layer_stands_for_one_of_the_layers():
     assert composed("train", ["layer=7", "layers.base=1"]).layers == Layers([7], base=1, relative=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["method=hero", "method=blink_hero", "method=pair method/pruner=hero method/policy=blink"])
 @pytest.mark.parametrize(
     ("words", "policy"), [("", "valid_rows"), ("hero=reference", "all_rows"), ("newline_policy=none hero=reference", "none")]

@@ -65,6 +65,7 @@ def test_every_door_has_settings_and_a_help():
     assert (wrong.returncode, wrong.stderr) == (2, f"error: vew is not a command; use one of: {', '.join(COMMANDS)}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -81,6 +82,7 @@ def test_bad_input_of_a_door_is_one_line(words, line, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_loads_no_plots_no_statistics_and_no_loggers(tmp_path):
     """In a process of its own, a whole run; transformers itself imports scipy.optimize."""
     words = ["evaluate.py", "method=blink", "limit=1", "cost=1", f"hydra.run.dir={tmp_path}"]

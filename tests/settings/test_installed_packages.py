@@ -67,6 +67,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_package_adds_a_method_an_architecture_a_loss_and_presets(folder):
     run, answers, used = folder / "run", folder / "answers", folder / "used"
     commands = [

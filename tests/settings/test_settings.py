@@ -38,6 +38,7 @@ ROUNDS = [(root, "") for root in ("evaluate", "sweep", "train")] + [(root, word)
 NO_VALUES = ("table", "figure", "search", "resolution", "tokensr", "options", "judge", "layers", "image_loading")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("root", "word"), ROUNDS, ids=[f"{root} {word}".strip() for root, word in ROUNDS])
 def test_every_setting_takes_what_is_meant_and_refuses_the_rest_in_one_line(root, word):
     group = word.partition("=")[0]
@@ -68,6 +69,7 @@ def test_everything_that_ships_has_a_schema():
     assert {kind for file in files if (kind := made_of(file))} | {callback["_target_"] for callback in callbacks} == set(BY_TARGET)
 
 
+@pytest.mark.slow
 def test_the_rows_name_settings_that_are_there():
     doors = [(root, "") for root in ROOTS]
     keys = {key for root, word in (*ROUNDS, *doors) for key in leaves(composed(root, word))}

@@ -48,6 +48,7 @@ def test_types_ranges_and_defaults_are_those_of_schema_and_preset():
     assert rows["predictions"][2] == "must be given"
 
 
+@pytest.mark.slow
 def test_the_page_follows_the_files(tmp_path):
     folder = tmp_path / "conf"
     shutil.copytree(ROOT / "conf", folder)

@@ -55,6 +55,7 @@ def test_text_settings_arrive_letter_by_letter(text):
     assert cfg.store == cfg.report == cfg.train == text
 
 
+@pytest.mark.slow
 def test_text_arrives_letter_by_letter_through_all_of_hydra():
     for text in ("7e31021", "a=b,c", "[x] {a: 1} #~", "it's", "back\\"):
         assert composed("sweep", [f"store={text}"]).store == text
@@ -96,6 +97,7 @@ def test_nothing_chosen_is_what_optional_groups_are_anyway():
     assert prepared(["table=null", "figure=null", "search=null", "limit=2"], "sweep") == ["limit=2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -108,7 +110,7 @@ def test_nothing_chosen_is_what_optional_groups_are_anyway():
         (["sweep.py", "limit=2", "-m", "thresholds=high_exp,low_drop", "batch_size=abc"], "batch_size must be a whole number"),
         (["sweep.py", "-m", "layer=range(5,1)"], "layer=range(5,1) names no value"),
         (["evaluate.py", "blah"], "blah is not understood; write key=value"),
-        (["evaluate.py", "hydra/launcher=nope"], "hydra/launcher=nope is not a preset"),
+        (["evaluate.py", "-m", "seed=1,2", "hydra/launcher=nope"], "hydra/launcher=nope is not a preset"),
         (["evaluate.py", "model=folder"], "model.path must be given: model.path=..."),
         (["evaluate.py", "model.path=12"], "model.path=12 is neither a folder nor a hub id"),
         (["train.py", "limit=3"], "limit is not a setting"),

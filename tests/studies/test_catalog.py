@@ -139,6 +139,7 @@ def test_every_table_and_figure_of_the_papers_is_there():
     assert found["table"].index("blink_table7") < found["table"].index("hero_table1")
 
 
+@pytest.mark.slow
 def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     cfg = sweep_of(f"store={tmp_path}", "skip_limit=0.5")
     first = listing.Store(cfg).folder(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"], "mosaic_mme")

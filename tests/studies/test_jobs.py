@@ -12,6 +12,7 @@ from blink_exp.cli import CONF
 from blink_exp.files import write_json
 
 
+@pytest.mark.slow
 def test_a_wrong_job_of_a_multirun_lets_the_others_run(tmp_path):
     own = ("limit=2", "cost=0", "method=blink_interp", f"hydra.sweep.dir={tmp_path / 'a'}", "hydra.sweep.subdir=job/${hydra.job.num}")
     printed, errors = run("evaluate.py", "-m", "layer=40,12,41", *own, code=2)
@@ -27,6 +28,7 @@ UNKNOWN = "method=blonk is not a preset; did you mean blink or blink_hero or bli
 FORCE = "force must be true or false, got 7"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "shared"])
 @pytest.mark.parametrize(
     ("words", "failed", "whole"),
@@ -48,6 +50,7 @@ def test_a_job_whose_words_do_not_compose_lets_the_others_run(words, failed, who
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_a_point_whose_words_do_not_compose_is_a_failed_point_of_the_table(tmp_path):
     own = ["limit=2", "hydra.sweep.subdir=${hydra.runtime.choices.method}", f"hydra.sweep.dir={tmp_path / 'a'}"]
     printed, errors = run("sweep.py", "-m", "method=none,blonk,fastv", *own, f"store={tmp_path / 'points'}", code=2)
@@ -61,6 +64,7 @@ def test_a_point_whose_words_do_not_compose_is_a_failed_point_of_the_table(tmp_p
     assert json.loads((tmp_path / "a" / "1" / "job.json").read_text(encoding="utf-8"))["error"] == UNKNOWN
 
 
+@pytest.mark.slow
 def test_a_training_job_whose_words_do_not_compose_lets_the_others_start(tmp_path):
     own = ["layer=12,40", "trainer.steps=ten", f"hydra.sweep.dir={tmp_path / 'a'}"]
     _, errors = run("train.py", "-m", *own, code=2)
@@ -69,6 +73,7 @@ def test_a_training_job_whose_words_do_not_compose_lets_the_others_start(tmp_pat
     assert errors == ["error: 2 of 2 jobs failed, first layer=40: layer=40 is outside the backbone's 32 layers; use 0 to 31"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["evaluate", "sweep"])
 @pytest.mark.parametrize(
     ("word", "line"),
@@ -85,6 +90,7 @@ def test_a_wrong_word_that_all_jobs_share_stops_the_multirun_at_once(script, wor
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_jobs_below_the_sweep_s_folder_count_and_those_of_an_older_sweep_do_not(tmp_path):
     old = {"number": 7, "point": "old", "status": "done", "overrides": ["layer=7"], "scores": {"total": 1.0}}
     write_json(tmp_path / "a" / "7" / "job.json", old)
@@ -102,6 +108,7 @@ def test_jobs_of_every_script_are_below_outputs(script):
     assert cfg.hydra.sweep.dir.startswith(f"outputs/{script}/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["store=", "store=null", "report=", "logger=wandb logger.project=a/b"])
 def test_what_would_fail_every_point_is_said_at_once(word, tmp_path):
     _, errors = run("sweep.py", "-m", "method=none,blink", *word.split(), f"hydra.sweep.dir={tmp_path / 'a'}", code=2)

@@ -44,6 +44,7 @@ def default(tmp_path_factory):
     return sweep(tmp_path_factory.mktemp("default"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words", "groups"),
     [
@@ -66,6 +67,7 @@ def alive(processes) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_or_loses_a_process_goes_on_by_retries(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     folder, points = tmp_path / "sweep", tmp_path / "points"
@@ -119,6 +121,7 @@ def test_80_points_of_two_benchmarks_in_groups(size, at_once, sizes, monkeypatch
     assert all(len({number % 2 for number in group}) == 1 for group in groups if len(group) > 1)
 
 
+@pytest.mark.slow
 def test_groups_are_of_points_that_can_run_together_and_others_run_alone(hydra):
     jobs = {0: ["method=none"], 1: ["method=none", "benchmark=mosaic_open"], 2: ["method=fastv"], 3: ["method=none", "limit=3"]}
     assert grouped(multirun(), jobs, 4, 8) == [[0, 2], [1], [3]]
@@ -139,6 +142,7 @@ def test_every_preset_composes_and_says_which_package_is_missing(name, hydra, mo
     assert engine.package in said and install(engine.extra) in said and f"[{engine.extra}]" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["0", "-1", "two", "1.5", "true"])
 def test_a_group_has_a_size_or_null(size, tmp_path):
     words = ("method=none,fastv", f"hydra.launcher.group_size={size}", f"hydra.sweep.dir={tmp_path / 'a'}")
@@ -147,6 +151,7 @@ def test_a_group_has_a_size_or_null(size, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_launcher_that_fails_is_the_reason_of_its_jobs(tmp_path):
     words = ("hydra/launcher=joblib", "hydra.launcher.timeout=x", f"hydra.sweep.dir={tmp_path / 'a'}", f"store={tmp_path / 'store'}")
     _, errors = run("sweep.py", "-m", "method=none,fastv", "limit=2", *words, code=2)

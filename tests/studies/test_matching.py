@@ -145,6 +145,7 @@ def test_search_finds_the_nearest_also_on_steps_and_backwards_and_says_what_is_o
         matching.search(lambda x: x / 2, 0.9, 0.0, 1.0, name="k")
 
 
+@pytest.mark.slow
 def test_every_method_of_the_matched_table_but_the_untouched_one_is_matched():
     points = load_experiment("table", "hero_table4_matched")["points"]
     assert [p["label"] for p in points if not p.get("match")] == ["none"]

@@ -73,6 +73,7 @@ def test_blink_s_and_hero_s_rows_are_those_of_their_reference_files():
         assert {k: ours[k]["hero"] for k in keys} == {k: theirs[v] for k, v in keys.items()}
 
 
+@pytest.mark.slow
 def test_parity_runs_what_is_there_and_says_why_the_rest_is_not(tmp_path):
     """MME and GQA lie in data_root, the others nowhere; the scale model stands in for the 7B one. One MME run serves both of its rows."""
     for name, folder in (("mme", "MME"), ("gqa", "GQA")):
@@ -97,6 +98,7 @@ def test_parity_runs_what_is_there_and_says_why_the_rest_is_not(tmp_path):
     assert verdict.startswith("not measured")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

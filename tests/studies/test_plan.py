@@ -94,6 +94,7 @@ def test_a_setting_that_cannot_be_matched_is_a_failed_run(monkeypatch, tmp_path)
     assert (run["point"], run["status"], run["error"]) == ("HERO", "failed", "cannot be met")
 
 
+@pytest.mark.slow
 def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp_path):
     calls = []
 
@@ -118,6 +119,7 @@ def test_modules_are_trained_once_and_a_killed_training_goes_on(monkeypatch, tmp
     assert plan.trained(base, figure, ["tokensr.path=/mine"]) == plan.trained(base, {"name": "g"}, []) == []
 
 
+@pytest.mark.slow
 def test_points_train_modules_of_their_own_at_the_user_s_layer_and_show_what_was_measured_of_them(monkeypatch, tmp_path):
     commands = []
 

@@ -270,6 +270,7 @@ def easy(tmp_path, scale, monkeypatch):
     return ask
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_ends_where_an_unbroken_one_does(easy, tmp_path, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
     rest = 24 - easy.missing
@@ -289,6 +290,7 @@ def test_a_killed_evaluation_goes_on_and_ends_where_an_unbroken_one_does(easy, t
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_other_settings_or_weights_in_the_folder_start_anew(easy, tmp_path, monkeypatch):
 
     from blink_exp.evaluation import identity

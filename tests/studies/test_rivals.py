@@ -25,6 +25,7 @@ def short(name: str, budget: str, labels: tuple[str, ...]) -> dict:
     return table | {"budgets": {budget: table["budgets"][budget]}, "points": chosen}
 
 
+@pytest.mark.slow
 def test_a_table_of_rivals_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(point.tracking, "output_and_group", lambda: (tmp_path / "run", "rivals"))
     table = short("rivals_llava", "1/3", ("none", "HERO", "VisionZip", "FastV", "random", "downsample"))

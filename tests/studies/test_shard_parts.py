@@ -42,6 +42,7 @@ def copied(parts: Path, tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_parts_together_are_the_whole_to_the_byte(parts, tmp_path):
     finished = together(parts, tmp_path / "out")
     assert (tmp_path / "out" / "records.jsonl").read_bytes() == (parts / "whole" / "records.jsonl").read_bytes()
@@ -98,6 +99,7 @@ def test_records_in_two_files_are_named_where_nothing_says_what_part_they_are(pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -223,6 +223,7 @@ def test_a_command_that_is_being_written_is_read_when_it_is_whole(folder, monkey
     assert states(folder) == {0: "done", 1: "missing", 2: "missing", 3: "failed"}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_told_summarized_and_finished_with_the_same_bytes(tmp_path):
     words = ("method=none,fastv", "retention_ratio=0.2,7", "limit=6", "batch_size=1", "share=false")
     whole, sweep = tmp_path / "whole", tmp_path / "killed"

@@ -10,6 +10,7 @@ import yaml
 from support.scripts import printed
 
 
+@pytest.mark.slow
 def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_with_the_summary(tmp_path):
     words = ("layer=range(4,8,2)", "thresholds.tau_exp=choice(0.4,0.5)", "method=blink_interp", "limit=2")
     output = printed("sweep.py", "-m", *words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
@@ -32,6 +33,7 @@ def ids(folder: str) -> set[str]:
     return {json.loads(line)["image_id"] for line in (Path(folder) / "records.jsonl").read_text(encoding="utf-8").splitlines()}
 
 
+@pytest.mark.slow
 def test_a_search_chooses_on_validation_reports_on_test_and_goes_on_from_the_store(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     printed(*search_words(tmp_path, "a", 2))
@@ -66,6 +68,7 @@ def test_a_search_chooses_on_validation_reports_on_test_and_goes_on_from_the_sto
     assert f"best: {best['command']}" in output and "the best (thresholds.tau_exp=0." in output
 
 
+@pytest.mark.slow
 def test_a_search_whose_points_all_fail_and_one_on_the_test_part_end_in_one_line(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     words = ("sweep.py", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", f"store={tmp_path / 'points'}")

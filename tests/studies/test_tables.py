@@ -56,6 +56,7 @@ def point_named(*words: str) -> str:
     return identity.config_hash(settings, identity.digests(settings))
 
 
+@pytest.mark.slow
 def test_settings_that_a_method_does_not_read_make_no_other_point():
     """So that the untouched model is measured once for a table that sets thresholds for each benchmark."""
     none = point_named("method=none")
@@ -74,6 +75,7 @@ def test_settings_that_a_method_does_not_read_make_no_other_point():
     assert point_named("method=hero", "retention_ratio=0.5") != point_named("method=hero")
 
 
+@pytest.mark.slow
 def test_trained_modules_make_another_point_of_methods_that_use_them(tmp_path):
     (tmp_path / "layer_12.safetensors").write_bytes(b"one")
     for method in ("blink", "blink_hero", "pair"):
@@ -115,6 +117,7 @@ def test_accuracy_is_split_by_what_another_point_gets_right(tmp_path):
 # stored points and whose word counts
 
 
+@pytest.mark.slow
 def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(tmp_path, monkeypatch):
     asked, stored = [], []
 

@@ -109,6 +109,7 @@ def test_there_are_searches():
     assert {"blink", "blink_interp", "hero", "own"} <= set(SEARCHES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_point_of_a_preset_is_one_that_can_run(conf, name):
     """The ends of every range and every choice: they compose, and layers are ranges of layers that there are modules for."""
@@ -137,6 +138,7 @@ def test_every_point_of_a_preset_is_one_that_can_run(conf, name):
             assert {f"layer_{i}" for i in range(first.low, last.high + 1)} <= there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["blink", "hero"])
 def test_the_command_of_a_point_runs_that_point_without_its_search(conf, name):
     extra = {"blink": ["search.first_layer=13", "search.last_layer=17", "method=blink_interp"], "hero": ["hero_alpha.alpha=0.25"]}[name]

@@ -51,6 +51,7 @@ def test_a_point_and_a_training_in_tensorboard(point, tmp_path):
     assert [(e.step, e.value) for e in found.Scalars("loss/train")] == [(3, 0.25)]
 
 
+@pytest.mark.slow
 def test_points_and_their_pictures_in_mlflow(point, tmp_path):
     """Two runs in one database of the output folder, and nothing beside it."""
     for package in ("mlflow", "sqlalchemy", "alembic"):

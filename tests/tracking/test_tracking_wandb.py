@@ -84,6 +84,7 @@ def offline_runs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_point_in_weights_and_biases(offline_runs):
     folder = offline_runs / "point"
     head, config, history, axes = told(offline(folder))

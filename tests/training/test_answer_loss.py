@@ -60,6 +60,7 @@ def by_inference(backbone, module: AnswerTraining, batch: list[Dialogue]) -> lis
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "policy"),
     [((12,), {}), ((12, 13, 16), {"tau_expand": 0.5, "tau_drop": 0.45}), ((12, 14), {"on_reexpand": "append", "tau_expand": 0.4})],
@@ -128,6 +129,7 @@ def test_a_row_of_answers_by_hand():
     assert (row["expanded"], row["questions"]) == (0.5, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

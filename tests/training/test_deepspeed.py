@@ -90,6 +90,7 @@ def one(data, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_one_process_follows_the_loss_curve_of_two(both, one):
     """Catches a rank that sees another's items, gradients summed for averaged, a loss divided twice by the parts of a step, and a log
     of one rank's loss alone."""
@@ -123,12 +124,14 @@ def goes_on(on: Path, before: Path, folder: Path) -> None:
     assert not (on / "universal").exists()  # what is there while a checkpoint is loaded
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_goes_on_in_one(both, data, tmp_path):
     printed = alone(f"hydra.run.dir={tmp_path / 'on'}", f"resume={both}", "data.batch_size=1", *data)
     assert "going on from" in printed
     goes_on(tmp_path / "on", both, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_process_goes_on_in_two(one, data, tmp_path):
     words = ["train.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'on'}", f"resume={one}", *data]
     first, second = scripts.run_ranks(words, 2, timeout=500)
@@ -161,6 +164,7 @@ def test_a_checkpoint_that_lost_a_part_is_one_clear_error(both, tmp_path):
         part.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_one_failing_process_ends_the_job_with_its_own_traceback(data, tmp_path):
     """No process may wait for the failed one, nor outlive the job. The second process is one that Lightning started."""
     words = ["tests/support/failing_rank.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}", *data]

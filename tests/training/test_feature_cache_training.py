@@ -69,6 +69,7 @@ def test_all_quadrants_are_cut_from_one_image_and_share_its_view(scale):
         torch.testing.assert_close(together[1][i], teacher[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_seven_layers_in_one_pass_have_the_losses_of_seven_runs(scale):
     """Each from the same weights. Catches a layer that gets another's module or features, and gradients that leak from loss to loss."""
     layers = [6, 0, 1, 2, 3, 4, 5]
@@ -138,6 +139,7 @@ def test_words_of_a_recipe_that_nothing_follows_are_refused():
         check_recipe(job_of(config("train", *words), Path("run")).settings)
 
 
+@pytest.mark.slow
 def test_trainings_are_the_same_without_a_cache_from_a_new_one_and_from_one_that_was_there(tmp_path, monkeypatch, capsys):
     """Two epochs each, by the Trainer that train.py makes. The third run's backbone is not there to be run."""
     words = ["layers.indices=[1,2]", "data.train_size=8", "data.held_out_size=4", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]

@@ -89,6 +89,7 @@ def test_temperature_goes_to_the_losses_that_take_one():
     assert losses.kl(x, y, 3.0).item() != pytest.approx(losses.kl(x, y).item(), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", TRAINABLE)
 @pytest.mark.parametrize("loss", LOSS_PRESETS)
 def test_every_loss_preset_trains_every_architecture(loss, architecture):

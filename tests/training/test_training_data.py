@@ -281,6 +281,7 @@ def test_batches_are_recounted_for_another_number_of_devices():
 # ---- the command
 
 
+@pytest.mark.slow
 def test_train_py_on_the_instruction_data_counts_and_goes_on_exactly(tmp_path):
     """A run over 6 steps whose checkpoint is that of step 4, and one that goes on from there with workers and in two parts a step: the same
     modules."""

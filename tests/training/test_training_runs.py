@@ -111,6 +111,7 @@ def test_strategies_and_devices_that_are_not_there_are_one_line(monkeypatch):
         distributed.check_devices("gpu", [2])
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them():
     """And not before they had time to say why; the list that Lightning's watcher looks at is emptied first."""
     stuck = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -163,6 +164,7 @@ def test_the_tables_of_the_docs_are_the_computed_ones():
 # ---- several processes without DeepSpeed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_two_processes_train_what_one_does(tmp_path):
     """DDP in float32, the second process started by the first: the same modules as one process makes, written once. Catches gradients

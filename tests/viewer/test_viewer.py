@@ -37,6 +37,7 @@ def page(measured, tmp_path_factory):
     return json.loads((path.parent / "view.json").read_text(encoding="utf-8")), path, record
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_evaluation_recorded(page):
     said, _, record = page
     steps = {s["layer"]: s for s in record["layers"]}
@@ -109,6 +110,7 @@ def test_the_page_needs_no_network_and_no_script(page):
     assert "@media (prefers-color-scheme: dark)" in html
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it_without_overflow_or_complaint(page):
     _, path, _ = page
     with chromium() as browser:

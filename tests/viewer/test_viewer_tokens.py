@@ -60,6 +60,7 @@ def test_kept_tokens_of_a_pruner_are_counted_and_darkened(scale_next, photo):
     assert int((dark == drawing.GONE).all(-1).sum()) == kept["of"]["tiles"] - kept["entering"]["tiles"]
 
 
+@pytest.mark.slow
 def test_tokens_that_a_pruner_adds_have_no_place(scale_next, photo, tmp_path):
     """VisionZip at 28 of 144: each view that shows the image gives CLS, 23 patches and 4 contextual tokens."""
     cfg = config("model=scale_llava_next", "method=visionzip", image=str(photo), question="is there a circle?", compare=["divprune"])
@@ -94,6 +95,7 @@ def test_kept_tokens_of_a_method_in_the_llm(scale, method):
     assert (kept["last"]["merged"] > 0) == (method == "sparsevlm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "entering"), [("two_views", 289), ("crop", 144)])
 def test_a_second_view_is_outlined_and_its_tokens_have_no_place_on_the_base_view(tmp_path, method, entering):
     path = viewer.view(config(f"method={method}", "method.region=annotated", "sample=mosaic_mme/v1/color/0000/yes"), tmp_path)
