@@ -42,6 +42,7 @@ def test_a_training_on_a_disk_that_fills_up_keeps_its_last_checkpoint(tmp_path):
         assert parts(disk) == [] and not list(disk.rglob("*.safetensors")) and not list(disk.rglob("metrics.json"))
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_full_disk_ends_with_the_disk_and_not_with_its_points(tmp_path):
     with mounted(tmp_path / "disk", "16k") as disk:
         words = ["sweep.py", "-m", *ONE, "seed=0,1", f"hydra.sweep.dir={disk / 'sweep'}", f"store={disk / 'points'}"]
@@ -69,6 +70,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_with_the_setting(script, tm
         assert ("store=" if script == "sweep.py" else "hydra.run.dir=") in last and list(disk.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_disappears_is_one_line_and_the_next_run_is_whole(tmp_path):
     out = tmp_path / "run"
     words = ["evaluate.py", "method=none", "limit=24", "batch_size=1", "cost=0", f"hydra.run.dir={out}"]

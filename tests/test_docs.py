@@ -45,6 +45,7 @@ def test_presets_that_the_pages_name_exist():
     assert missing - EXAMPLES - OTHER_PACKAGES == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "answer"), ANSWERS)
 def test_settings_answer_as_the_page_says(words, answer):
     done = scripts.run(["evaluate.py", *words.split()])

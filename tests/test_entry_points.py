@@ -215,6 +215,7 @@ def test_a_dashboard_is_built_without_an_account(tmp_path):
     assert "blink_table2" in json.dumps(sections) and "hero_fig5" in json.dumps(sections)
 
 
+@pytest.mark.slow
 def test_the_viewer_takes_any_picture_and_any_question(tmp_path):
     from PIL import Image
 

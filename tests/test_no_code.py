@@ -60,6 +60,7 @@ def wrongs(call: ast.Call) -> list[str]:
     return out
 
 
+@pytest.mark.slow
 def test_nothing_that_runs_the_code_of_a_file_is_in_the_source():
     found = {f"{file.relative_to(ROOT)}:{line}": what for file in FILES for line, what in forbidden(ast.parse(file.read_bytes()))}
     assert found == {}

@@ -115,6 +115,7 @@ def test_questions_may_be_given_and_a_processor_is_asked_for_where_the_text_is_r
             assert run.visual_tokens == [48] * 3
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was_after_an_error(stock):
     before = dict(stock.model.__dict__)
     with pytest.raises(RuntimeError, match="stop"):

@@ -213,6 +213,7 @@ def test_a_broken_file_is_one_line(vlm, tmp_path):
         vlm.answer(tmp_path / "a.png", "?")
 
 
+@pytest.mark.slow
 def test_a_folder_is_a_model(samples):
     from blink_exp.backbone.shipped import SHIPPED
 

@@ -146,6 +146,7 @@ IMAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "values", "message"), IMAGES, ids=label)
 def test_an_image_processor_that_is_not_the_tower_s(name, values, message, spoilt):
     assert message in refused(spoilt(name, "preprocessor_config.json", put(**values)))

@@ -41,6 +41,7 @@ def broken_at(samples, places):
     return [dataclasses.replace(s, image=places.get(s.image_id, s.image)) for s in samples]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(scale, workers):
     samples = MosaicMME(images=1).samples()[:9]  # with batches of 4, a question of an image stands on either side of a border
@@ -56,6 +57,7 @@ def test_workers_change_nothing(scale, workers):
     assert [r["id"] for r in records] == [s.id for s in samples if s.image_id not in (ids[1], ids[3])]
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_of_tiles(scale_next):
     """Thumbnail and tiles; a batch of images with unlike numbers of tiles, by a method that reads the tower as well."""
     samples = MosaicHR(images=1).samples()[:4]

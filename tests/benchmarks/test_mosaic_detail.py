@@ -31,6 +31,7 @@ def test_there_are_enough_questions_for_a_standard_error_of_1_4_points_at_any_ac
     assert set(pairs.values()) == {2} and len(pairs) == len(asked)
 
 
+@pytest.mark.slow
 def test_every_scene_is_stable_for_ever():
     """If this fails, raise VERSION of scenes/detail.py; do not touch the digest."""
     digest = hashlib.sha256()
@@ -50,6 +51,7 @@ def test_each_object_that_is_asked_about_is_the_only_one_of_its_name():
     assert np.mean(together) == pytest.approx(1 / 3, abs=0.06)  # or the one shape that is left would be known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "other"), [("test", "train"), ("train", "test")])
 def test_scenes_of_a_split_are_made_of_its_images_only(split, other):
     allowed, forbidden = ({t.pixels.tobytes() for t in load_tiles(name)} for name in (split, other))

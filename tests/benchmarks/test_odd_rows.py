@@ -166,6 +166,7 @@ def test_a_table_without_rows_is_one_line(tmp_path):
 # The viewer
 
 
+@pytest.mark.slow
 def test_a_page_takes_the_placeholder_out_and_escapes_what_is_markup(tmp_path):
     question = "<image>\n</script><script>alert('[/bold]')</script> \udcff?"
     picture(1, (64, 64)).save(tmp_path / "0.png")

@@ -194,6 +194,7 @@ def test_the_cost_meter_counts_tower_and_layers_of_each_close_up(scale, words):
     assert with_closeups["prefill_flops_counted"] > 1.2 * tokens_only["prefill_flops_counted"]
 
 
+@pytest.mark.slow
 def test_llava_next_looks_at_the_stretched_image_and_hero_in_front_changes_nothing_of_it(scale_next):
     benchmark = MosaicHR()
     samples = benchmark.samples()[:3]
@@ -224,6 +225,7 @@ def test_through_lmms_eval_s_door(scale):
     assert texts == [text for text, _ in alone(backbone, method, samples, benchmark)]
 
 
+@pytest.mark.slow
 def test_the_viewer_shows_the_close_up_and_reads_the_attention_of_the_text(tmp_path):
     sample = MosaicMME().samples()[0]
     pages = {}

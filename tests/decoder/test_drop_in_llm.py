@@ -86,6 +86,7 @@ def next_prompts(model, sizes: list[list[tuple[int, int]]], texts: list[list[int
     }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["fastv", "sparsevlm", "sparsevlm, shares", "pyramiddrop", "dart"])
 def test_llava_next_with_images_of_different_sizes(name):

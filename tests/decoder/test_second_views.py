@@ -116,6 +116,7 @@ def test_a_part_is_encoded_once_for_all_questions_and_methods_and_the_cache_is_b
     assert scale.images_bytes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [2, 12])
 def test_the_scan_is_that_of_blink_and_holds_its_budget(scale, samples, p, monkeypatch):
     images, askings = asked(samples)

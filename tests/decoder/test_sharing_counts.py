@@ -39,6 +39,7 @@ class Counted:
             hook.remove()
 
 
+@pytest.mark.slow
 def test_what_is_shared_runs_once(scale):
     """One image, five questions, three points that decide alike and one that does nothing: one prefix; an expansion a region and layer."""
     benchmark = MosaicMME()

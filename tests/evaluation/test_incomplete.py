@@ -82,6 +82,7 @@ def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, h
     assert guarded(point(data), "p")["status"] == "failed"  # other data, another point
 
 
+@pytest.mark.slow
 def test_an_incomplete_point_that_was_allowed_is_not_taken_where_it_is_not(data, hydra):
     away(data, 1)
     row = measured_point(point(data, "skip_limit=0.5"))
@@ -90,6 +91,7 @@ def test_an_incomplete_point_that_was_allowed_is_not_taken_where_it_is_not(data,
     assert shared_runs.stored_point(point(data))[1] is None
 
 
+@pytest.mark.slow
 def test_a_changed_image_is_asked_about_again(data, hydra, capsys):
     gone = away(data, 1)
     assert guarded(point(data), "p")["status"] == "failed"
@@ -104,6 +106,7 @@ def test_a_changed_image_is_asked_about_again(data, hydra, capsys):
     assert "going on: " in said and f"going on: {known} of" not in said
 
 
+@pytest.mark.slow
 def test_an_incomplete_evaluation_ends_with_one_line_and_keeps_its_records(data, tmp_path):
     gone = away(data, 3)
     words = ("evaluate.py", "method=none", "cost=0", "benchmark=easyvqa", f"benchmark.path={data}", f"hydra.run.dir={tmp_path / 'run'}")

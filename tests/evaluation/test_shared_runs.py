@@ -104,6 +104,7 @@ def test_force_answers_again(tmp_path, monkeypatch):
     assert asked == [2, 2]
 
 
+@pytest.mark.slow
 def test_points_that_differ_in_more_than_the_method_do_not_run_together(tmp_path, monkeypatch):
     groups = []
     monkeypatch.setattr(shared_runs, "_run_group", lambda group: groups.append(len(group)))
@@ -112,6 +113,7 @@ def test_points_that_differ_in_more_than_the_method_do_not_run_together(tmp_path
     assert groups == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_point_that_cannot_run_does_not_stop_the_others(tmp_path, caplog):
     bad = [*points(tmp_path, words=[["method=blink", "grid.p=5"]]), *points(tmp_path, words=WORDS[2:4])]
     shared_runs.run_together(bad)

@@ -165,6 +165,7 @@ def test_figure_7_measures_the_sixty_layer_sets_and_trains_all_their_layers():
     assert sets[0] == tuple(range(4, 19)) and sets[15] == (12,) and sets[-1] == (31,)
 
 
+@pytest.mark.slow
 def test_figure_6_forces_one_expansion_that_stays():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in ("blink_fig6", "blink_fig8"):

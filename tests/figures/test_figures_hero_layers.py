@@ -62,6 +62,7 @@ def test_a_single_block_is_no_two_and_an_even_end_does_not_diverge():
     assert hero_layers.blocks([matrix(0.9, 0.2, 0.7)], "CLIP")[0].holds is None  # one image has no standard error
 
 
+@pytest.mark.slow
 def test_heat_maps_of_two_encoders(scale_next, tmp_path):
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 

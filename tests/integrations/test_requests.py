@@ -51,6 +51,7 @@ def test_a_setting_that_cannot_be_is_one_line(settings, batch_size, device, mess
     assert message in refusal(lambda: requests.configure(settings, batch_size, device))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -232,6 +233,7 @@ def test_a_second_view_is_that_of_evaluate(region):
     assert len({r["second_view"]["region"] for r in wanted}) > 2
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_evaluate(scale, decided):
     """Whatever the batches. A random scorer is seeded by the question's id: decisions show that ids arrive, which a word seldom does."""
     from blink_exp.benchmarks.easyvqa import EasyVQA

@@ -162,6 +162,7 @@ def test_what_runs_is_what_the_schedule_says(scale):
 # refusals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -248,6 +249,7 @@ def test_a_sweep_over_presets_quotes_numbers():
         prepared(["budget=null"], "evaluate")
 
 
+@pytest.mark.slow
 def test_a_budget_in_tokens_is_one_point_whatever_the_ratio_beside_it():
     def point(*words):
         return identity.config_hash(composed("evaluate", ["method=hero", *words]), {})

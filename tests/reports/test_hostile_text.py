@@ -168,6 +168,7 @@ def documents(tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_markdown_shows_hostile_text_and_runs_nothing(browser, tmp_path):
     for name, source in documents(tmp_path).items():
         page = tmp_path / f"{name}.html"

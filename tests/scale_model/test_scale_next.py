@@ -31,6 +31,7 @@ def test_all_views_beat_the_thumbnail_and_that_beats_a_blank_image(scale_next):
     assert found["thumbnail"] > found["blank"] + 0.1
 
 
+@pytest.mark.slow
 def test_the_tile_that_holds_the_object_ranks_first_by_clipscore(scale_next):
     rank, questions = clipscore(scale_next, scenes=24)["all"]
     assert questions > 80
@@ -44,6 +45,7 @@ def test_it_has_llava_next_s_grids_and_depth(scale_next):
     assert (config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers) == (24, 32)
 
 
+@pytest.mark.slow
 def test_answers_from_packed_features_are_those_of_the_processor_and_pixels(scale_next):
     samples = MosaicHR(images=3).samples()[::5]
     records, _ = evaluate(scale_next, none(), MosaicHR(images=3), batch_size=len(samples), samples=samples)

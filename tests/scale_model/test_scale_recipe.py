@@ -259,6 +259,7 @@ def test_build_says_in_one_line_what_it_cannot_do(words, said, monkeypatch, caps
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
 
 
+@pytest.mark.slow
 def test_a_study_s_model_is_built_alone_on_the_shipped_tower(monkeypatch, tmp_path):
     monkeypatch.setitem(train_llava.RECIPES, "tried", (train_llava.Phase(5, 3, (1.0, 0, 0, 0), 1e-3, batch=2, asked=2),))
     monkeypatch.setattr(train_llava, "held_out", lambda *_: {})

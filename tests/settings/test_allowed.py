@@ -110,6 +110,7 @@ def conf(tmp_path) -> Path:
     return tmp_path / "conf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("root", "words", "setting"),
     [

@@ -19,6 +19,7 @@ ROWS = [line.strip("| ").split(" | ") for line in re.findall(r"^\| `[\w.]+` \|.*
 ROWS = [[cell.strip() for cell in row] for row in ROWS if len(row) > 3]
 
 
+@pytest.mark.slow
 def test_the_page_is_current():
     assert reference.page() == PAGE, "run: python -m blink_exp.settings.reference > docs/config.md"
 

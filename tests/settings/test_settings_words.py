@@ -32,6 +32,7 @@ def test_flags_that_hydra_takes_one_of_are_one_line_together(flags):
 TEXTS = st.text(string.ascii_letters + string.digits + " =,[]{}()#~:;'\"\\/.+-*?@%&|<>!^é", min_size=1).filter(lambda text: text.strip())
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(TEXTS)
 @example("7e31021")
@@ -86,6 +87,7 @@ def test_a_comma_in_hydra_s_own_folders_is_no_sweep(setting, path):
     assert prepared(["-m", f"{setting}={path}"], "sweep") == ["-m", f"{setting}='{path}'"]
 
 
+@pytest.mark.slow
 def test_references_work_in_paths_and_a_tilde_is_the_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert composed("evaluate", ["store=${data_root}/x", "data_root=/"]).store == "//x"

@@ -86,6 +86,7 @@ def test_a_figure_that_cannot_be_drawn_is_said_on_the_page_of_its_table(monkeypa
     assert "no CLS token" in html.page(document, tmp_path, [(found, folder)]).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_figure_is_drawn_from_its_points_with_its_claim_beside_the_paper_s(monkeypatch, tmp_path):
     import matplotlib.pyplot as plt
 

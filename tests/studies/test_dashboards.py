@@ -31,6 +31,7 @@ def panels(document: dict) -> dict[str, list[dict]]:
     return {s["name"]: s["panels"] for s in sections}
 
 
+@pytest.mark.slow
 def test_a_workspace_shows_the_metrics_that_points_log(no_network):
     """The names on both sides are the same, or its panels stay empty."""
     pytest.importorskip("wandb_workspaces")

@@ -128,6 +128,7 @@ def test_groups_are_of_points_that_can_run_together_and_others_run_alone(hydra):
     assert grouped(multirun("share=false"), jobs, None, 2) == [[0], [1], [2], [3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", launchers.PRESETS)
 def test_every_preset_composes_and_says_which_package_is_missing(name, hydra, monkeypatch):
     launcher = compose("sweep", overrides=[f"hydra/launcher={name}"], return_hydra_config=True).hydra.launcher

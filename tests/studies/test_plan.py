@@ -49,6 +49,7 @@ def test_the_user_s_benchmark_goes_before_those_of_the_experiment():
     assert plan.benchmarks({}, [], scale=True) == []
 
 
+@pytest.mark.slow
 def test_a_scale_model_is_told_from_a_published_one():
     assert plan.on_scale_model(EXPERIMENT, [])
     assert not plan.on_scale_model(EXPERIMENT, ["model=llava_1_5_7b"])
@@ -72,6 +73,7 @@ def test_a_command_has_each_setting_once_and_can_be_copied_to_a_shell():
     assert shlex.split(said) == ["python", "evaluate.py", "method=none", "limit=3", "+x={a: 1}", "layers.indices=[1,2]"]
 
 
+@pytest.mark.slow
 def test_a_point_s_command_composes_to_what_was_measured(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(plan, "guarded", lambda cfg, label: seen.append(cfg) or {"point": label, "status": "done"})
@@ -157,6 +159,7 @@ def test_points_train_modules_of_their_own_at_the_user_s_layer_and_show_what_was
         plan.refuse_collisions(table, ["tokensr.path=x"])
 
 
+@pytest.mark.slow
 def test_modules_of_a_published_backbone_are_never_trained_by_a_scale_model_s_recipe(tmp_path):
     base = composed("sweep", [f"store={tmp_path}"])
     figure = {"name": "f", "trains": ["layers.indices=4-5"]}

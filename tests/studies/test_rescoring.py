@@ -114,6 +114,7 @@ def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_
     assert OmegaConf.load(tmp_path / "out" / "config.yaml").predictions == path
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_question_by_question(mme, tmp_path):
     """By hand: 4 questions that only the first run has right, 1 that only the second has: 2 (1 + 5) / 32 = 0.375 by McNemar."""
     samples = mme.samples()

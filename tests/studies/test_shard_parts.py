@@ -66,6 +66,7 @@ def refused(root: Path, tmp_path: Path, **how: str) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_a_missing_part_is_named(parts, tmp_path):
     root = copied(parts, tmp_path)
     shutil.rmtree(root / "part2")

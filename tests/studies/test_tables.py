@@ -30,6 +30,7 @@ def composed(*words: str):
 # points
 
 
+@pytest.mark.slow
 def test_the_batch_size_makes_another_point_in_half_precision_only():
     def point_at(dtype, size):
         return identity.config_hash(composed(f"model.dtype={dtype}", f"batch_size={size}"), {})
@@ -140,6 +141,7 @@ def test_a_stored_point_without_cost_is_measured_again_when_the_cost_is_wanted(t
     assert rows[1]["tokens"] == {"entering": 7, "newlines": 1, "layer": 7} and rows[1]["method"] == "hero"
 
 
+@pytest.mark.slow
 def test_a_cost_that_is_wanted_later_is_measured_without_asking_anything_again(tmp_path, monkeypatch):
     words = ("method=fastv", "benchmark=mosaic_open", "limit=3", f"store={tmp_path}")
     first = measured_point(composed(*words, "cost=0"))

@@ -217,6 +217,7 @@ def test_conversations_are_found_by_image_also_under_another_suffix_and_bad_rows
     assert [row for row, _ in found.skipped] == ["d"]
 
 
+@pytest.mark.slow
 def test_train_py_trains_on_answers_of_the_instruction_data(tmp_path, capsys):
     rows: list[dict] = []
     for i in range(12):

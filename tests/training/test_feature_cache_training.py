@@ -83,6 +83,7 @@ def test_seven_layers_in_one_pass_have_the_losses_of_seven_runs(scale):
     assert len({round(x, 4) for x in found[1].tolist()}) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_from_the_cache_is_the_step_without(scale, tmp_path, monkeypatch, dtype):
     """Bit for bit in float32, to bf16's rounding (8 bits) else; and the backbone is not there to be run."""

@@ -111,6 +111,7 @@ def test_every_loss_preset_trains_every_architecture(loss, architecture):
         assert module.losses(batch).sum() < before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("loss=kl_standardised",), ("loss=kl_standardised", "loss.standardise=norm"), ("loss=kl_mse",)])
 def test_train_py_trains_by_the_new_losses(tmp_path, words):
     train(tmp_path, *words, "loss.statistics_pairs=4")

@@ -73,6 +73,7 @@ def test_nothing_that_is_not_finite_takes_a_good_checkpoint_s_place(what):
 # ---- signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "code"), [("SIGTERM", 143), ("Ctrl-C", 130)])
 @pytest.mark.parametrize("where", ["training_step", "validation_step", "setup"])
 def test_a_stopped_training_says_how_to_go_on(tmp_path, monkeypatch, capsys, how, code, where):

@@ -24,6 +24,7 @@ from blink_exp.training.signals import OwnSignals
 from blink_exp.training.trainer import make_trainer
 
 
+@pytest.mark.slow
 def test_every_preset_of_the_recipe_passes():
     for path in sorted((Path(recipe.__file__).parent.parent.parent / "conf" / "trainer").glob("*.yaml")):
         recipe.check_recipe(settings(f"trainer={path.stem}"))

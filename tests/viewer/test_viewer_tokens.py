@@ -73,6 +73,7 @@ def test_tokens_that_a_pruner_adds_have_no_place(scale_next, photo, tmp_path):
     assert f"{shown * 5} that show no one place" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fastv", "sparsevlm", "pyramiddrop", "dart"])
 def test_kept_tokens_of_a_method_in_the_llm(scale, method):
     """Against the share of layers that the pictures of tables show, and against the token counts of the record."""
