@@ -37,7 +37,7 @@ ALONE = (
     *("--shell-completion", "-sc", "--info", "-i"),
 )
 MULTIRUN = ("-m", "--multirun")
-SHOWING = (*CFG, "--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i")  # flags that run nothing
+SHOWING = (*CFG, *(flag for flag in ALONE if flag not in (*MULTIRUN, "--run", "-r", "--resolve")))  # flags that run nothing
 COMMAND_FLAGS = {  # {flag: its long form}, of which Hydra takes one
     **{"-m": "--multirun", "--multirun": "--multirun", "-r": "--run", "--run": "--run", "-c": "--cfg", "--cfg": "--cfg"},
     **{"-i": "--info", "--info": "--info", "-sc": "--shell-completion", "--shell-completion": "--shell-completion"},
@@ -60,9 +60,10 @@ def prepared(argv: Sequence[str], root: str) -> list[str]:
     if root != "train" and (line := redirection(words, root, fields(ROOTS[root]))) is not None:
         raise UserError(line)
     check_flags(words)
-    check_words(quoted(words), root)
+    words = quoted(words)
+    check_words(words, root)
     check_read(words, root)
-    return quoted(words)
+    return words
 
 
 def check_read(words: Sequence[str], root: str) -> None:
