@@ -57,7 +57,7 @@ def measure(size: str = "default", device: str = "cpu", repeats: str | int | Non
     dtype = str(ground.model.dtype).removeprefix("torch.")
     notes = [
         f"{ground.shape.layers} layers of width {ground.shape.width}, {total:,} visual tokens without newlines, compared in float32, model"
-        f" in {dtype}, random weights, {count} rounds by {clock} clock",
+        f" in {dtype}, random weights, rounds: {count}, by {clock} clock",
         "saved: prefill of all tokens less prefill of as many as are kept. choice: matrix and loop.",
     ]
     return report.result(TITLE, rows, bars, notes, COLUMNS) | {"device": device}

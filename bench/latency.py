@@ -216,7 +216,7 @@ def measure(
     notes = [
         f"{ground.shape.layers} layers of width {ground.shape.width}, {len(cases[fastest].prompt.features):,} visual tokens untouched,"
         f" budget {budget} a layer, {str(ground.model.dtype).removeprefix('torch.')}, random weights, batch 1",
-        f"{count} rounds by {clock} clock; all stages take turns.",
+        f"rounds: {count}, by {clock} clock; all stages take turns.",
         f"none: {fastest}. selection: choosing, and projecting what is kept; of methods inside the LLM it is part of the prefill."
         f" answer: the first token and {answer} more. peak: tensors beyond the weights, behind the tower.",
         f"Slower than the untouched model up to the first token: {', '.join(slower) or 'none'}.",

@@ -92,7 +92,7 @@ def measure(
     notes = [
         f"{ground.shape.layers} layers of width {ground.shape.width}, CLIP of {ground.shape.vision_layers} layers of width"
         f" {ground.shape.vision_width}, {len(ground.whole().features):,} visual tokens, {str(ground.model.dtype).removeprefix('torch.')},"
-        f" random weights, {count} rounds by {clock} clock; baselines keep {BASELINE_RATIO:.0%}",
+        f" random weights, rounds: {count}, by {clock} clock; baselines keep {BASELINE_RATIO:.0%}",
         "FLOPs: HERO's formula with causal attention, TokenSR included. fed / method: seconds of the stock layers that are simply given"
         " as many tokens, over the method's; 1 is the limit.",
         "peak: tensors beyond the weights, of methods before the LLM behind the tower. usual: eager attention, output_attentions=True.",

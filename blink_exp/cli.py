@@ -63,11 +63,11 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
         if words is None:
             return None
         from blink_exp.settings.job_loader import check_all_configs
-        from blink_exp.settings.words import prepared
+        from blink_exp.settings.words import prepared, shows
 
         sys.argv[1:] = prepared(words, config)
         check_optuna(sys.argv[1:])
-        check_all_configs()
+        check_all_configs(values=not shows(sys.argv[1:]))
         return main()
 
     code: Any = None

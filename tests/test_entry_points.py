@@ -180,15 +180,27 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     assert "Blink, Table 2" in gathered and "region effect of" in gathered and "1881.53" in gathered and "python evaluate.py" in gathered
 
 
-def test_help_is_instant_because_nothing_heavy_is_imported():
-    code = "import sys; sys.argv = ['train.py', '--help']; sys.path.insert(0, '.')\nimport runpy\n"
-    code += "try:\n    runpy.run_path('train.py', run_name='__main__')\nexcept SystemExit:\n    pass\n"
+def printed_without_heavy_imports(*words):
+    """What a command prints, which must not import what takes seconds."""
+    code = f"import sys; sys.argv = {list(words)}; sys.path.insert(0, '.')\nimport runpy\n"
+    code += "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit as end:\n    print('CODE', end.code)\n"
     code += (
         "heavy = {'torch', 'transformers', 'pytorch_lightning', 'wandb', 'matplotlib', 'pandas'} & set(sys.modules)\nprint('HEAVY', heavy)"
     )
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
-    assert "HEAVY set()" in printed
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "HEAVY set()" in done.stdout
+    return done.stdout + done.stderr
+
+
+def test_help_is_instant_because_nothing_heavy_is_imported():
+    printed = printed_without_heavy_imports("train.py", "--help")
     assert "groups, and their presets" in printed and "always_expand" in printed
+
+
+@pytest.mark.parametrize("words", [("evaluate.py", "devices=three"), ("sweep.py", "-m", "layer=12,13", "devices=three")])
+def test_a_value_that_is_refused_is_refused_before_anything_heavy_is_imported(words):
+    printed = printed_without_heavy_imports(*words)
+    assert "error: devices must be a whole number of devices from 1, or auto, got three" in printed and "CODE 2" in printed
 
 
 @pytest.mark.slow

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from blink_exp import tracking
 from blink_exp.errors import UserError
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import typed
 from blink_exp.studies import dashboards
 from blink_exp.studies.catalog import run_experiments
 from blink_exp.studies.jobs import on_own_devices, write_job_row
-from blink_exp.studies.multirun import check_settings
 from blink_exp.studies.point import failed, guarded
 from blink_exp.studies.tuning import prepared, returned
 
@@ -28,8 +29,8 @@ def run(cfg: DictConfig) -> Any:
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
-        check_settings(cfg)
         settings = typed(cfg)
+        tracking.check(asdict(settings))
         if settings.dashboard is not None:
             dashboards.run(settings, out)
             return None

@@ -4,6 +4,7 @@ are composed one by one, so that a job whose overrides do not compose does not e
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,12 @@ from hydra._internal import hydra as hydra_internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from blink_exp.errors import UserError
 from blink_exp.settings.allowed import allow, by_hand, check_targets
-from blink_exp.settings.check import REFUSED
+from blink_exp.settings.check import REFUSED, check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
 from blink_exp.settings.secrets import check_config
 from blink_exp.settings.words import check_words
@@ -32,9 +34,28 @@ class CheckedLoader(ConfigLoaderImpl):
         return config
 
 
-def check_all_configs() -> None:
-    """Makes Hydra compose with ``CheckedLoader`` from here on."""
-    hydra_internals.ConfigLoaderImpl = CheckedLoader  # type: ignore[attr-defined]
+class CommandLoader(CheckedLoader):
+    """Refuses invalid settings of the command too, before its callbacks and the command itself import torch."""
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        config = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        # without validation Hydra composes just to learn whether this is a multirun; not from the shell, the command composes a point
+        if from_shell and validate_sweep_overrides:
+            check(copy.deepcopy(config), whole=False)
+        return config
+
+
+def check_all_configs(values: bool) -> None:
+    """Makes Hydra compose with a loader of this module from here on. ``values``: whether it refuses invalid values, which a command that
+    only shows its settings need not."""
+    hydra_internals.ConfigLoaderImpl = CommandLoader if values else CheckedLoader  # type: ignore[attr-defined]
 
 
 class JobLoader(CheckedLoader):

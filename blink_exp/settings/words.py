@@ -66,9 +66,14 @@ def prepared(argv: Sequence[str], root: str) -> list[str]:
     return words
 
 
+def shows(words: Sequence[str]) -> bool:
+    """Whether a command shows its settings or a help text, and runs nothing."""
+    return any(word.partition("=")[0] in SHOWING for word in words)
+
+
 def check_read(words: Sequence[str], root: str) -> None:
     """Raises UserError for settings that Hydra takes and the command would not read."""
-    if any(word.partition("=")[0] in SHOWING for word in words):
+    if shows(words):
         return
     several = any(word in (*MULTIRUN, "hydra.mode=MULTIRUN") for word in words)
     for word in words:

@@ -30,7 +30,6 @@ from blink_exp.evaluation import locks
 from blink_exp.evaluation.ranks import LostRank, pin
 from blink_exp.files import write_json
 from blink_exp.keys import masked
-from blink_exp.settings.check import check
 from blink_exp.settings.job_loader import compose_each_job
 from blink_exp.settings.roots import EvaluateSettings
 from blink_exp.stopping import runs_in
@@ -65,7 +64,7 @@ class Jobs(Callback):
         guard(claim_run, config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        guard(check_shared, config)
+        guard(check_launcher, config.hydra.launcher)
         note_folders(config, "hydra.sweep.dir")
         guard(claim_sweep, config)
         if os.environ.get(TRACEBACK) != "1":
@@ -95,12 +94,6 @@ class Jobs(Callback):
         rows = multirun(config).rows()
         name_points(rows)
         end(rows)
-
-
-def check_shared(config: DictConfig) -> None:
-    """Raises UserError for settings invalid in every job: ``config`` holds the overrides with a single value."""
-    check_launcher(config.hydra.launcher)
-    check(config, whole=False)
 
 
 def note_folders(config: DictConfig, output_setting: str) -> None:

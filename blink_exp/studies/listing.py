@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hydra.utils import get_class
 
 from blink_exp import reference
 from blink_exp.errors import UserError
@@ -15,7 +18,7 @@ from blink_exp.evaluation.terminal import bar
 from blink_exp.reports.console import wide_console
 from blink_exp.settings.budgets import displaced
 from blink_exp.settings.compose import composed
-from blink_exp.settings.roots import SweepSettings
+from blink_exp.settings.roots import EvaluateSettings, SweepSettings
 from blink_exp.studies import matching, plan
 
 
@@ -29,11 +32,11 @@ def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_over
     finished_points = Store(sweep)
     with bar(len(experiments), "looking into the store", True) as advance:
         for experiment in experiments:
-            folders = finished_points.folders(experiment, user_overrides)
-            left = finished_points.seconds([f for f in folders if not finished_points.done(f)])
-            done = sum(finished_points.done(f) for f in folders)
+            listed = finished_points.listed(experiment, user_overrides)
+            left = finished_points.seconds([point for point in listed if not point.done])
+            done = sum(point.done for point in listed)
             spent = "" if left is None else f"{left / 60:.0f} min"
-            table.add_row(experiment["name"], experiment["title"], varies(experiment), str(len(folders)), str(done), spent)
+            table.add_row(experiment["name"], experiment["title"], varies(experiment), str(len(listed)), str(done), spent)
             advance(1)
     wide_console().print(table)
 
@@ -46,12 +49,21 @@ def varies(experiment: dict[str, Any]) -> str:
     return str(look(experiment["paper"], experiment["source"])["experiment"]["varies"])
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A point of the list. ``model``, ``limit``: its settings; ``done``: whether the store has it, finished."""
+
+    model: str
+    benchmark: str
+    limit: int | None
+    done: bool = False
+
+
 class Store:
     """The finished points of a sweep's store, and their pace."""
 
     def __init__(self, sweep: SweepSettings):
         self.sweep, self.root = sweep, Path(sweep.store)
-        self.asked: dict[Path, tuple[str, str, int | None]] = {}  # {folder of a point: (model, benchmark, limit)}
         self.pace: dict[tuple[str, str], list[float]] = {}  # {(backbone, benchmark): seconds per sample}
         self.samples: dict[str, int] = {}  # {benchmark: largest number of samples in a point}
         self.finished: set[Path] = set()
@@ -61,16 +73,21 @@ class Store:
             self.pace.setdefault((metrics["backbone"], name), []).append(metrics["seconds"] / max(1, metrics["samples"]))
             self.samples[name] = max(self.samples.get(name, 0), metrics["samples"])
 
-    def folders(self, experiment: dict[str, Any], user_overrides: list[str]) -> list[Path]:
-        """The folder of every point on every benchmark; it need not exist."""
-        names = plan.benchmarks(experiment, user_overrides, plan.on_scale_model(experiment, user_overrides))
-        modules = {point["label"]: self.modules(experiment, user_overrides, point) for point in plan.points(experiment)} if names else {}
-        points = [
-            (point, [*plan.words(experiment, point, name), *modules[point["label"]]], name)
-            for name in names
-            for point in plan.points(experiment)
-        ]
-        return [self.folder(first, user_overrides, name, point.get("match")) for point, first, name in points]
+    def listed(self, experiment: dict[str, Any], user_overrides: list[str]) -> list[Listed]:
+        """Every point on every benchmark. The points of a benchmark of which the store has none are not composed, which takes half a
+        second each."""
+        out: list[Listed] = []
+        points = plan.points(experiment)
+        for name in plan.benchmarks(experiment, user_overrides, plan.on_scale_model(experiment, user_overrides)) if points else ():
+            of_all = plan.composed_once((*plan.words(experiment, {"overrides": []}, name), *user_overrides))
+            base = Listed(str(of_all.model["name"]), name, of_all.limit)
+            if get_class(of_all.benchmark["_target_"]).name not in self.samples:  # type: ignore[attr-defined]
+                out += [base] * len(points)
+                continue
+            for point in points:
+                first = [*plan.words(experiment, point, name), *self.modules(experiment, user_overrides, point)]
+                out.append(self.point(first, user_overrides, name, point.get("match")))
+        return out
 
     def modules(self, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any]) -> list[str]:
         """The override with the path of the modules that a point uses; they need not be trained yet."""
@@ -80,23 +97,25 @@ class Store:
             return []
         return [f"tokensr.path={training_run[1] / 'tokensr'}"] if training_run else []
 
-    def folder(self, first: list[str], user_overrides: list[str], benchmark: str, match: str | None = None) -> Path:
+    def point(self, first: list[str], user_overrides: list[str], benchmark: str, match: str | None = None) -> Listed:
+        settings = self.settings(first, user_overrides, match)
+        return Listed(str(settings.model["name"]), benchmark, settings.limit, self.done(point_folder(settings)))
+
+    def settings(self, first: list[str], user_overrides: list[str], match: str | None = None) -> EvaluateSettings:
         words = [*user_overrides, f"store={self.root}"]
         first = displaced(first, user_overrides)
-        settings = composed("sweep", [*first, *words])
+        settings: EvaluateSettings = composed("sweep", [*first, *words])
         if match and (match_result := matching.stored_match(matching.match_file(settings, match))) is not None:
             settings = composed("sweep", [*first, *words, *matching.match_overrides(settings, match, match_result["value"])])
-        folder = point_folder(settings)
-        self.asked[folder] = str(settings.model["name"]), benchmark, settings.limit
-        return folder
+        return settings
 
     def done(self, folder: Path) -> bool:
         metrics = store.metrics_of(folder) if folder in self.finished else None
         return metrics is not None and not incomplete(len(metrics["skipped"]), metrics["samples"], self.sweep.skip_limit)
 
-    def seconds(self, folders: list[Path]) -> float | None:
+    def seconds(self, points: list[Listed]) -> float | None:
         """Estimated seconds for points; None if there is no estimate for one of them."""
-        spent = [self.typical(*self.asked[folder]) for folder in folders]
+        spent = [self.typical(point.model, point.benchmark, point.limit) for point in points]
         return None if None in spent else sum(s for s in spent if s is not None)
 
     def typical(self, model: str, benchmark: str, limit: int | None) -> float | None:

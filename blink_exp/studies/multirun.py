@@ -17,30 +17,26 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation.pace import closer
 from blink_exp.evaluation.records import each
 from blink_exp.evaluation.shared_runs import run_together
-from blink_exp.settings.check import check
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.settings.values import plain, typed
 from blink_exp.studies.jobs import Jobs, end, multirun
 from blink_exp.studies.summary import write_summary
 from blink_exp.studies.sweep_folder import name_points
+from blink_exp.studies.sweep_pace import announcement
 from blink_exp.studies.tuning import CHOOSING, searches
 
 log = logging.getLogger(__name__)
-
-
-def check_settings(cfg: DictConfig) -> None:
-    """Raises UserError for settings that would fail at every point: values out of range, and an invalid logger."""
-    check(cfg, whole=False)
-    tracking.check({"logger": plain(cfg.logger)})
 
 
 class Summary(Jobs):
     """Hydra callback: the table at the end of a multirun, on the terminal and as summary.csv and summary.md."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        guard(check_settings, config)
+        guard(tracking.check, {"logger": plain(config.logger)})
+        announced = guard(announced_by, config)  # before multirun.yaml, whose time it reads, is that of this sweep
         super().on_multirun_start(config)
+        print(announced, flush=True)
 
     def end(self, config: DictConfig) -> None:
         if searches(config.hydra):
@@ -59,6 +55,11 @@ class Summary(Jobs):
                     print(f"one question of it, layer by layer: {command}")
                     break
         end(rows, "points")
+
+
+def announced_by(config: DictConfig) -> str:
+    command: Any = OmegaConf.to_container(config)  # not all of Hydra's interpolations have values before a job
+    return announcement(command, Path(config.hydra.sweep.dir))
 
 
 def run_jobs(configs: Iterable[DictConfig]) -> None:

@@ -126,7 +126,7 @@ def benchmarks(experiment: dict[str, Any], user_overrides: list[str], scale: boo
 
 def on_scale_model(experiment: dict[str, Any], user_overrides: list[str]) -> bool:
     """Whether an experiment runs on a model that ships with this project."""
-    return shipped(composed("sweep", [*experiment.get("overrides", []), *user_overrides]).model["path"]) is not None
+    return shipped(composed_once((*(experiment.get("overrides") or []), *user_overrides)).model["path"]) is not None
 
 
 def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> list[str]:
@@ -147,7 +147,7 @@ def runs_on(point: dict[str, Any], first: list[str], user_overrides: list[str]) 
 
 @functools.lru_cache(maxsize=64)
 def _annotated(overrides: tuple[str, ...]) -> bool:
-    return any(sample.regions for sample in prepare_benchmark(_compose(overrides)).samples())
+    return any(sample.regions for sample in prepare_benchmark(composed_once(overrides)).samples())
 
 
 def command(overrides: list[str], root: str = "evaluate") -> str:
@@ -179,12 +179,13 @@ def point_settings(
     store_overrides = (f"store={sweep.store}", f"force={sweep.force}", f"devices={sweep.devices}")
     first = displaced(first, user_overrides)
     if match:
-        first = [*first, *matched(_compose((*first, *user_overrides, *store_overrides)), match)]
-    return _compose((*first, *user_overrides, *store_overrides)), [*first, *user_overrides]
+        first = [*first, *matched(composed_once((*first, *user_overrides, *store_overrides)), match)]
+    return composed_once((*first, *user_overrides, *store_overrides)), [*first, *user_overrides]
 
 
 @functools.lru_cache(maxsize=1024)
-def _compose(overrides: tuple[str, ...]) -> EvaluateSettings:
+def composed_once(overrides: tuple[str, ...]) -> EvaluateSettings:
+    """The settings of a point with ``overrides``; composed once a process."""
     return composed("sweep", overrides)  # type: ignore[no-any-return]
 
 

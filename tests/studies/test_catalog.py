@@ -9,6 +9,7 @@ from hydra import initialize_config_dir
 
 from blink_exp.cli import CONF
 from blink_exp.errors import UserError
+from blink_exp.evaluation.shared_runs import point_folder
 from blink_exp.figures.base import Claim, Drawing
 from blink_exp.files import write_json
 from blink_exp.reports import html
@@ -143,7 +144,7 @@ def test_every_table_and_figure_of_the_papers_is_there():
 @pytest.mark.slow
 def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     cfg = sweep_of(f"store={tmp_path}", "skip_limit=0.5")
-    first = listing.Store(cfg).folder(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"], "mosaic_mme")
+    first = point_folder(listing.Store(cfg).settings(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"]))
     found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}
     found |= {"skipped": [{}] * 10, "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
     write_json(first / "metrics.json", found)
@@ -152,6 +153,15 @@ def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "layers", "3", "1", "4 min"]  # 2 points of 30 at 4.5 s
     assert listing.Store(cfg).typical("scale-llava-1.5", "mosaic_mme", None) == 90.0
     assert listing.Store(sweep_of(f"store={tmp_path / 'empty'}")).typical("scale-llava-1.5", "mosaic_mme", 3) is None
+
+
+def test_a_list_composes_no_point_of_a_benchmark_of_which_the_store_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing.Store, "settings", lambda *_: pytest.fail("composed a point"))
+    found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_open", "seconds": 90.0, "samples": 20}
+    found |= {"skipped": [], "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
+    write_json(tmp_path / "0" / "metrics.json", found)
+    listed = listing.Store(sweep_of(f"store={tmp_path}")).listed(TOY, ["limit=30"])
+    assert listed == [listing.Listed("scale-llava-1.5", "mosaic_mme", 30)] * 3
 
 
 def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path):
