@@ -118,6 +118,11 @@ class Score:
     stderr: float | None = None
 
 
+class Count(Score):
+    """How many of ``samples`` something is so of, such as an answer that was not read. It says how a score came about and is none, so runs
+    are not compared by it."""
+
+
 class Benchmark(Protocol):
     """``protocol``: whose prompts and rules these are: ``llava`` (the original LLaVA scripts), ``lmms_eval``, or ``own``."""
 
@@ -228,8 +233,13 @@ def accuracies(records: list[Record]) -> dict[str, Score]:
     return {
         **({"accuracy": mean(r["correct"] for r in answered)} if answered else {}),
         **({k: mean(r["correct"] for r in v) for k, v in groups.items()} if len(groups) > 1 else {}),
-        **({"without_answer": Score(len(records) - len(answered), len(records))} if len(answered) < len(records) else {}),
+        **without_answer(records, answered),
     }
+
+
+def without_answer(records: list[Record], answered: list[Record]) -> dict[str, Score]:
+    """The count of records without a reference, if there are any."""
+    return {"without_answer": Count(len(records) - len(answered), len(records))} if len(answered) < len(records) else {}
 
 
 def total(scores: Iterable[Score]) -> Score:

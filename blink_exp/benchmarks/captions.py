@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from blink_exp.benchmarks.base import Sample, Score, mean
+from blink_exp.benchmarks.base import Count, Sample, Score, mean
 from blink_exp.benchmarks.cells import INTEGER
 from blink_exp.benchmarks.rows import Published
 from blink_exp.documents import Record
@@ -190,4 +190,4 @@ def score_comparison(records: list[Record]) -> dict[str, Score]:
             of_side[f"{part}_average"] = mean((sum(m[d] for d in names) / len(names) for m in marks), scale=1)
         scores |= {f"{side}_{name}": score for name, score in of_side.items()}
     missed = {"unparsed": unparsed, "unjudged": len(records) - len(marked) - unparsed}
-    return scores | {name: Score(count, len(records)) for name, count in missed.items()}
+    return scores | {name: Count(count, len(records)) for name, count in missed.items()}

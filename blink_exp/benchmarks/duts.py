@@ -22,7 +22,7 @@ from PIL import Image
 
 from blink_exp.backbone.encode import encode
 from blink_exp.backbone.model import Backbone
-from blink_exp.benchmarks.base import Sample, Score, mean, spread
+from blink_exp.benchmarks.base import Count, Sample, Score, mean, spread
 from blink_exp.core.encoding import EncoderRequirements, check_layers
 from blink_exp.core.views import ViewGeometry
 from blink_exp.documents import Record, Skipped
@@ -132,7 +132,7 @@ class Duts:
             layers = sorted({layer for row in rows for layer in row}, key=int)
             out[kind] = mean(sum(row.values()) / len(row) for row in rows)
             out |= {f"{kind}_layer_{layer}": mean(row[layer] for row in rows) for layer in layers}
-        return out | {"empty_masks": Score(sum(r["iou"] is None for r in records), len(records))}
+        return out | {"empty_masks": Count(sum(r["iou"] is None for r in records), len(records))}
 
 
 def record(sample: Sample, mask: torch.Tensor, patches: dict[int, torch.Tensor], side: int) -> Record:

@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean
+from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, SPREADSHEET_TEXT, TEXT
 from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
 from blink_exp.benchmarks.rows import Published, missing
@@ -178,8 +178,8 @@ class MMBench(Published):
             "accuracy": mean(q["correct"] for q in complete),
             **{name: mean(q["correct"] for q in rows) for name, rows in group_by(complete, "category").items()},
             **{f"l2_{name}": mean(q["correct"] for q in rows) for name, rows in group_by(complete, "l2").items()},
-            **{f"chosen_by_{who}": Score(len(rows), len(records)) for who, rows in group_by(records, "chosen_by").items()},
-            **({"left_out": Score(len(questions) - len(complete), len(questions))} if len(complete) < len(questions) else {}),
+            **{f"chosen_by_{who}": Count(len(rows), len(records)) for who, rows in group_by(records, "chosen_by").items()},
+            **({"left_out": Count(len(questions) - len(complete), len(questions))} if len(complete) < len(questions) else {}),
         }
 
     def submit(self, records: list[Record], folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mark_skipped, mean, total
+from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mark_skipped, mean, total
 from blink_exp.benchmarks.cells import KEY, LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
@@ -67,7 +67,7 @@ def score_pairs(records: list[Record], perception: tuple[str, ...], cognition: t
     paired = [r for pair in pairs for r in pair]
     scores = {subtask: subtask_score(rows) for subtask, rows in group_by(paired, "category").items()}
     sums = [total(scores[s] for s in group if s in scores) for group in (perception, cognition)]
-    left_out = {"incomplete_images": Score(len(images) - len(pairs), len(images))} if len(pairs) < len(images) else {}
+    left_out = {"incomplete_images": Count(len(images) - len(pairs), len(images))} if len(pairs) < len(images) else {}
     return {
         "perception": sums[0],
         "cognition": sums[1],

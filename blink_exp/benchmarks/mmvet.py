@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean
+from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
@@ -103,7 +103,7 @@ class MMVet(Published):
             "total": mean(r["correct"] for r in marked),
             **{c: mean(r["correct"] for r in rows) for c, rows in needs.items() if rows},
             **{set_name(name): mean(r["correct"] for r in rows) for name, rows in group_by(marked, "category").items() if name},
-            "unjudged": Score(len(submitted) - len(marked), len(submitted)),
+            "unjudged": Count(len(submitted) - len(marked), len(submitted)),
         }
 
     def submit(self, records: list[Record], folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean
+from blink_exp.benchmarks.base import Sample, Score, group_by, mean, without_answer
 from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT
 from blink_exp.benchmarks.rows import Published, blank
 from blink_exp.benchmarks.vqa import SHORT
@@ -51,7 +51,7 @@ class OCRBench(Published):
     def score(self, records: list[Record]) -> dict[str, Score]:
         answered = [r for r in records if r["correct"] is not None]
         hits = {kind: Score(sum(r["correct"] for r in rows), len(rows)) for kind, rows in group_by(answered, "category").items()}
-        left_out = {"without_answer": Score(len(records) - len(answered), len(records))} if len(answered) < len(records) else {}
+        left_out = without_answer(records, answered)
         if not answered:
             return left_out
         recognition = [hits[kind] for kind in RECOGNITION if kind in hits]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mark_skipped, mean
+from blink_exp.benchmarks.base import Sample, Score, group_by, mark_skipped, mean, without_answer
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
@@ -55,8 +55,7 @@ class POPE(Published):
         means = {s: Score(sum(p[s].value for p in parts.values()) / len(parts), count) for s in STATISTICS} if parts else {}
         pooled = {f"pooled_{s}": Score(v.value, count) for s, v in self.statistics(answered).items()} if parts else {}
         by_category = {f"{category}_{s}": v for category, part in parts.items() for s, v in part.items()}
-        left_out = {"without_answer": Score(len(records) - count, len(records))} if count < len(records) else {}
-        return {**means, **pooled, **by_category, **left_out}
+        return {**means, **pooled, **by_category, **without_answer(records, answered)}
 
     def statistics(self, records: list[Record]) -> dict[str, Score]:
         return statistics([(yes_or_no(r["prediction"], self.protocol), r["answer"]) for r in records])

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Box, Sample, Score, UnusableImage, mark_skipped, mean
+from blink_exp.benchmarks.base import Box, Count, Sample, Score, UnusableImage, mark_skipped, mean
 from blink_exp.benchmarks.cells import LABEL, TEXTS, Cell
 from blink_exp.benchmarks.rows import Published, blank, load_rows, root_of
 from blink_exp.documents import Record
@@ -97,7 +97,7 @@ class RefCOCO(Published):
             **{f"acc@{bound}": mean(overlap >= bound for overlap in overlaps) for bound in THRESHOLDS},
             "iou": mean(overlaps),
             "center_acc": mean(centred(*pair) for pair in pairs),
-            "no_box": Score(sum(box is None for box, _ in pairs), len(pairs)),
+            "no_box": Count(sum(box is None for box, _ in pairs), len(pairs)),
         }
 
 

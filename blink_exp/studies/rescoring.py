@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blink_exp.benchmarks.base import Benchmark, Compares, Sample
+from blink_exp.benchmarks.base import Benchmark, Compares, Count, Sample
 from blink_exp.documents import Metrics, Record
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
@@ -21,10 +21,8 @@ from blink_exp.settings.roots import CompareSettings, RescoreSettings
 from blink_exp.settings.values import to_yaml
 from blink_exp.studies.parts import check_records, check_whole, parts_of
 
-# keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
-# Scores that count records, of which none is better.
-COUNTS = ("without_answer", "unjudged", "unparsed", "left_out", "incomplete_images", "no_box")
 WITHOUT = "remove it, and what the predictions were made with is left out"  # cure of a damaged metrics.json
+# keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
 MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
 
 
@@ -164,9 +162,8 @@ def differences(
 ) -> dict[str, dict[str, Any]]:
     """How far a run is from another by each score, with a paired test; counts are left out. Raises UserError if no score is left."""
     ours, theirs = ({record["id"]: record for record in run} for run in (records, others))
-    found = statistics.compare(
-        benchmark, ours, theirs, [name for name in scores if name not in COUNTS and not name.startswith("chosen_by_")], seed=seed
-    )
+    counts = {name for name, score in benchmark.score(records).items() if isinstance(score, Count)}
+    found = statistics.compare(benchmark, ours, theirs, [name for name in scores if name not in counts], seed=seed)
     if not found:
         raise UserError(f"{benchmark.name} has no score to compare; choose a judge with judge=, if it has one")
     return found

@@ -11,7 +11,7 @@ import support.hub_choices  # noqa: F401 (enters its makers)
 import yaml
 from support.hub import CONF, MAKERS, build, cell, chartqa, picture, write
 
-from blink_exp.benchmarks.base import Score, Submits
+from blink_exp.benchmarks.base import Count, Submits
 from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.evaluation.records import write_lines
 from blink_exp.methods.none import none
@@ -95,7 +95,7 @@ def test_answers_of_mme_that_are_neither_yes_nor_no_end_no_run(scale, tmp_path, 
     assert skipped[0]["why"] == "answer='maybe' is neither yes nor no"
     scores = benchmark.score(records)
     assert scores["accuracy"].samples == 2
-    assert scores["incomplete_images"] == Score(1, 2)
+    assert scores["incomplete_images"] == Count(1, 2)
 
 
 def test_two_splits_share_no_sample_id(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from support.hub import MAKERS, build, picture, write
 from support.hub_choices import Script, records
 
-from blink_exp.benchmarks.base import Score
+from blink_exp.benchmarks.base import Count, Score
 from blink_exp.benchmarks.captions import DIMENSIONS, compare, pairs, read_table, score_comparison
 from blink_exp.benchmarks.mmvet import read_mark
 from blink_exp.errors import UserError
@@ -48,14 +48,14 @@ def test_mmvet_verdicts_stay_in_records_and_score_again_without_a_judge(tmp_path
     assert [r["correct"] for r in kept] == [0.5, 1.0, None]
     again = build("mmvet", folder).score([r | {"correct": None} for r in kept])
     assert again["total"].value == 75
-    assert again["unjudged"] == Score(1, 3)
+    assert again["unjudged"] == Count(1, 3)
 
 
 def test_mmvet_nonsense_is_no_zero(tmp_path):
     benchmark = build("mmvet", MAKERS["mmvet"](tmp_path), judge=Script("1.0", "I would say 0.3", "1.0"))
     scores = benchmark.score(records(benchmark, ["x"] * 3))
     assert scores["total"] == Score(100, 2, 0)
-    assert scores["unjudged"] == Score(1, 3)
+    assert scores["unjudged"] == Count(1, 3)
     assert "rec" not in scores
 
 
@@ -125,7 +125,7 @@ def test_captions_are_shuffled_and_marks_given_back():
     wanted = {"ours_object_coverage": 5, "ours_object_correctness": 4, "ours_object_average": 4.5, "ours_global_average": 5}
     assert {k: scores[k].value for k in wanted} == wanted
     assert (scores["against_object_average"].value, scores["against_global_average"].value) == (1.5, 1)
-    assert scores["unparsed"] == scores["unjudged"] == Score(0, 40)
+    assert scores["unparsed"] == scores["unjudged"] == Count(0, 40)
     assert found[0]["judge"]["text"].startswith("Here it is")  # kept raw
 
 
@@ -140,8 +140,8 @@ def test_caption_failures_are_counted_apart_and_never_averaged():
     replies = [table(*[(3, 3)] * 4), "A is better", None, table((6, 1), (1, 1), (1, 1), (1, 1))]
     scores = score_comparison(compare(run("abcd"), run("efgh"), Script(*replies), IMAGES))
     assert scores["ours_global_average"] == Score(3, 1, 0)
-    assert scores["unparsed"] == Score(2, 4)
-    assert scores["unjudged"] == Score(1, 4)
+    assert scores["unparsed"] == Count(2, 4)
+    assert scores["unjudged"] == Count(1, 4)
 
 
 def test_caption_tables_are_read_row_by_row():

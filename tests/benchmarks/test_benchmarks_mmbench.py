@@ -8,7 +8,7 @@ import pytest
 from support.hub import MAKERS, build, picture, write
 from support.hub_choices import Script, circle, records
 
-from blink_exp.benchmarks.base import Score, spread
+from blink_exp.benchmarks.base import Count, Score, spread
 from blink_exp.benchmarks.mmbench import read_letter
 
 
@@ -21,7 +21,7 @@ def test_mmbench_is_circular(tmp_path):
     assert (scores["accuracy"].value, scores["accuracy"].samples) == (50, 2)
     assert (scores["attribute_recognition"].value, scores["spatial_relationship"].value) == (100, 0)
     assert (scores["l2_finegrained_perception (instance-level)"].value, scores["l2_relation_reasoning"].value) == (100, 0)
-    assert scores["chosen_by_rules"] == Score(6, 6)
+    assert scores["chosen_by_rules"] == Count(6, 6)
     assert "left_out" not in scores
     assert benchmark.submit(found, tmp_path) == []
 
@@ -39,7 +39,7 @@ def test_mmbench_leaves_open_questions_out_and_counts_them(tmp_path):
     found = records(benchmark, lambda s: s.answer)
     scores = benchmark.score([r for r in found if r["fields"]["index"] != 241])
     assert scores["accuracy"] == Score(100, 1, 0)
-    assert scores["left_out"] == Score(1, 2)
+    assert scores["left_out"] == Count(1, 2)
 
 
 def test_mmbench_static_reads_what_the_rules_leave_open(tmp_path):
@@ -67,8 +67,8 @@ def test_mmbench_judge_is_asked_only_where_a_question_is_not_lost(tmp_path):
     asked = judge.asked[0][0]["content"]
     assert "Where is it?" in asked and "A. left\nB. right" in asked and "none given" in asked
     assert scores["accuracy"].value == 0  # 252 means A (left), the judge said B
-    assert scores["chosen_by_judge"] == Score(2, 6)
-    assert scores["chosen_by_nobody"] == Score(1, 6)
+    assert scores["chosen_by_judge"] == Count(2, 6)
+    assert scores["chosen_by_nobody"] == Count(1, 6)
 
 
 def test_mmbench_draws_a_letter_by_seed_where_the_judge_makes_no_sense(tmp_path):
@@ -88,7 +88,7 @@ def test_mmbench_answers_that_the_endpoint_never_judged_are_left_out(tmp_path):
     benchmark = build("mmbench", MAKERS["mmbench"](tmp_path), judge=Script(None), choice="judge")
     scores = benchmark.score(records(benchmark, lambda s: "hm" if s.fields["index"] == 252 else s.answer))
     assert scores["accuracy"] == Score(100, 1, 0)
-    assert scores["left_out"] == Score(1, 2)
+    assert scores["left_out"] == Count(1, 2)
 
 
 def test_mmbench_prompts_follow_hint_language_and_protocol(tmp_path):

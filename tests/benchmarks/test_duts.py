@@ -15,7 +15,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from blink_exp.benchmarks import duts as module
-from blink_exp.benchmarks.base import Probes, Score
+from blink_exp.benchmarks.base import Count, Probes, Score
 from blink_exp.benchmarks.duts import Duts, cover, iou, on_view
 from blink_exp.errors import UserError
 
@@ -125,7 +125,7 @@ def test_scores_average_images_and_layers_and_count_empty_masks():
     assert scores["iou_layer_10"].value == pytest.approx(20)
     assert scores["iou"].value == pytest.approx(30)
     assert scores["patch_iou_layer_10"] == Score(pytest.approx(30), 1, 0)
-    assert scores["empty_masks"] == Score(1, 3)
+    assert scores["empty_masks"] == Count(1, 3)
 
 
 def folder_of_four(path):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from support import hub
 from support.scripts import run
 
-from blink_exp.benchmarks.base import Sample, mean, shard, spread
+from blink_exp.benchmarks.base import Count, Sample, mean, shard, spread
 from blink_exp.errors import UserError
 from blink_exp.evaluation import answering, evaluator, terminal
 from blink_exp.evaluation.evaluator import located
@@ -22,7 +22,7 @@ from blink_exp.evaluation.records import RecordLog, write_lines
 from blink_exp.files import write_json
 from blink_exp.methods.none import none
 from blink_exp.settings import compose
-from blink_exp.studies.rescoring import check_benchmark, made_with, predicted, score_again, scored_again
+from blink_exp.studies.rescoring import check_benchmark, differences, made_with, predicted, score_again, scored_again
 
 
 def some(images: list[int]) -> list[Sample]:
@@ -134,6 +134,22 @@ def test_two_runs_are_compared_question_by_question(mme, tmp_path):
     words[-1] = f"against={tmp_path / 'fewer'}"
     done = run(["-m", "blink_exp", "compare", *words, f"hydra.run.dir={tmp_path / 'out'}"])
     assert done.returncode == 2 and "predictions has 6 questions, against 5, both 5; give two runs on the same questions" in done.stderr
+
+
+def test_runs_are_not_compared_by_what_only_counts():
+    """Four more empty masks, or who chose an option, would stand among the scores as if one run were better by it."""
+
+    class Drawn:
+        name = "drawn"
+
+        def score(self, records):
+            marks = [record["correct"] for record in records]
+            return {"accuracy": mean(marks), "empty_masks": Count(sum(marks), len(marks))}
+
+    ours, theirs = ([{"id": str(n), "image_id": str(n), "correct": n % k == 0} for n in range(12)] for k in (2, 3))
+    assert list(differences(Drawn(), ours, theirs, ["accuracy", "empty_masks"], 0)) == ["accuracy"]
+    with pytest.raises(UserError, match="drawn has no score to compare"):
+        differences(Drawn(), ours, theirs, ["empty_masks"], 0)
 
 
 def test_predictions_of_another_benchmark_name_it(mme, tmp_path):
