@@ -95,6 +95,16 @@ def check_ray_address(address: object) -> None:
         )
 
 
+def ray_cure(settings: Mapping[str, Any]) -> str:
+    """What to do where ``ray.init`` failed. It sends a cluster's token to an address only if it is told to."""
+    if settings.get("address") in (None, "auto"):
+        return "see ray status, or use another launcher"
+    return (
+        "if that is the address that ray start printed, the cluster wants its token: set RAY_AUTH_MODE=token, with the head node's"
+        " ~/.ray/auth_token on this machine too"
+    )
+
+
 def unreachable(address: str) -> str | None:
     """Why no connection to HOST:PORT is made; None if one is."""
     host, _, port = address.rpartition("://")[2].rpartition(":")

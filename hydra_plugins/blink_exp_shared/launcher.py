@@ -26,7 +26,7 @@ from blink_exp.errors import UserError, flat
 from blink_exp.settings.doors import command_name
 from blink_exp.stopping import stopped
 from blink_exp.studies import slurm_jobs
-from blink_exp.studies.launchers import ENGINES, PATIENCE, SIZE, HeadNode, Lost, check_ray_address
+from blink_exp.studies.launchers import ENGINES, PATIENCE, SIZE, HeadNode, Lost, check_ray_address, ray_cure
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,7 @@ class RayGroups(GroupLauncher):
             try:
                 ray.init(**{key: value for key, value in settings.items() if value is not None and key not in local})
             except Exception as error:  # of a cluster that is not there, or does not start in time
-                raise UserError(
-                    f"hydra.launcher.ray.init: Ray did not start ({flat(error, 200)}); see ray status, or another launcher"
-                ) from None
+                raise UserError(f"hydra.launcher.ray.init: Ray did not start ({flat(error, 200)}); {ray_cure(settings)}") from None
         task = self.config.hydra.launcher.ray.remote
         needed = {"CPU": task.get("num_cpus", 1), "GPU": task.get("num_gpus", 0)}
         there = ray.cluster_resources()
