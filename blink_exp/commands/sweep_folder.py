@@ -55,7 +55,7 @@ def status(folder: str) -> None:
         unproposed = sweep.unproposed if state == "missing" else 0
         table.add_row(state, str(len(alike) + unproposed), _first(alike))
     wide_console().print(table)
-    if locks.in_use(sweep.path):
+    if locks.in_use(sweep.path) or sweep.group_runs:
         print("the sweep is running: points that are missing have not had their turn, or answer their questions together")
     elif any(row["status"] in AGAIN for row in rows):
         print(f"to run what failed or is missing: {_cure(sweep)}")
@@ -90,6 +90,11 @@ def retried(values: dict[str, str], words: Sequence[str]) -> list[str] | None:
             )
     sweep = read_sweep(folder, setting)
     _check_command(sweep, f"{setting}={folder}")
+    if sweep.group_runs and not locks.in_use(sweep.path):
+        raise UserError(
+            f"{setting}={folder} is in use: jobs of it go on without the command that started them; wait until they have ended"
+            f" ({command_name('sweep')} status={folder}), or end them (in Slurm: scancel)"
+        )
     states = [job.state for job in sweep.jobs]
     if not any(state in AGAIN for state in states):
         counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)

@@ -256,14 +256,17 @@ def _started(world: int) -> Team:
 
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Processes started in the block ignore Ctrl-C until they set their own handler: Python would print a traceback of its imports."""
+    """Processes started in the block ignore Ctrl-C until they set their own handler: Python would print a traceback of its imports. The
+    signal that Slurm sends to all processes of a job before it ends is for this one alone; by default it would kill them first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # they inherit it; here it comes when the block ends
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGINT, before)
 
 

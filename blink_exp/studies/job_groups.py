@@ -27,13 +27,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from blink_exp.cli import SCRIPT, TRACEBACK, one_line
-from blink_exp.errors import flat
+from blink_exp.errors import UserError, flat
+from blink_exp.evaluation import locks
 from blink_exp.evaluation.ranks import LostRank
 from blink_exp.evaluation.shared_runs import run_key
 from blink_exp.studies.jobs import own_devices
-from blink_exp.studies.launchers import SIZE, forget_packaged_presets
+from blink_exp.studies.launchers import SIZE, Lost, forget_packaged_presets
 from blink_exp.studies.multirun import run_jobs, shared_settings
-from blink_exp.studies.sweep_folder import note_early_end, read_sweep, remove_rows, retried
+from blink_exp.studies.slurm_jobs import Stopped, stops_on_signal
+from blink_exp.studies.sweep_folder import GROUPS, note_early_end, read_sweep, remove_rows, retried
 from blink_exp.studies.tuning import searches
 
 log = logging.getLogger(__name__)
@@ -86,11 +88,16 @@ def launch_groups(launcher: Any, run: Multirun, overrides: Sequence[Sequence[str
         try:
             with launcher.waiting():
                 ended = inner.launch([[_word(group)] for group in groups], 0)
-            returns = {number: result for group in ended for number, result in group.return_value.items()}
+            for group, result in zip(groups, ended, strict=True):
+                if isinstance(result.return_value, Lost):
+                    note_early_end(group, result.return_value.why)
+                returns |= result.return_value
+        except UserError:  # the engine took no job
+            raise
         except Exception as error:  # of the engine: a process was killed, or the cluster is gone; jobs write their rows themselves
             if os.environ.get(TRACEBACK) == "1":
                 raise
-            note_early_end(flat(one_line(error), 200))
+            note_early_end(jobs, f"the launcher ended early: {flat(one_line(error), 200)}")
             log.error("the launcher ended early: %s", one_line(error))
     return in_order(run.config, returns, overrides, first)
 
@@ -190,12 +197,18 @@ class GroupTask:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends its processes
         forget_packaged_presets()
         returns: dict[int, JobReturn] = {}
+        held = contextlib.ExitStack()
         try:
+            if elsewhere:
+                held.enter_context(stops_on_signal())
+                held.enter_context(locks.waited_folder(Path(self.run.config.hydra.sweep.dir) / GROUPS / str(min(jobs))))
             own_devices(self.run.config, place)
             jobs = {number: words for number, words in jobs.items() if number not in self.ended()}
             if self.run.shares and len(jobs) > 1:
                 run_jobs([self.run.composed(words) for words in jobs.values()])
             returns = run_in_turn(self.run, jobs)
+        except Stopped:  # not a result: the job goes on when Slurm starts it again
+            raise
         except SystemExit:  # of a job that cannot write its files; its line is printed
             if not elsewhere:
                 raise
@@ -206,6 +219,8 @@ class GroupTask:
             if os.environ.get(TRACEBACK) == "1":
                 raise
             log.error("the process of jobs %s failed:\n%s", ", ".join(map(str, jobs)), traceback.format_exc())
+        finally:
+            held.close()
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         return returns

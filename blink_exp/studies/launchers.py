@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, flat
 from blink_exp.settings.check import format_value
 from blink_exp.settings.doors import install
 
@@ -24,14 +26,17 @@ class Engine:
     launcher: str
     package: str
     extra: str
-    needs: str | None = None  # a program that must be there
+    needs: tuple[str, ...] = ()  # programs that must be there
 
 
 ENGINES = {  # by the class of ours in hydra_plugins/blink_exp_shared/launcher.py
     "JoblibGroups": Engine("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "hydra-joblib-launcher", "joblib"),
     "RayGroups": Engine("hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher", "hydra-ray-launcher", "ray"),
     "SlurmGroups": Engine(
-        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "hydra-submitit-launcher", "slurm", "srun"
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+        "hydra-submitit-launcher",
+        "slurm",
+        ("sbatch", "srun", "squeue"),
     ),
     "LocalGroups": Engine("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", "hydra-submitit-launcher", "slurm"),
 }
@@ -39,6 +44,9 @@ NUMBERS = {  # {setting of a launcher: its least value}
     **{"n_jobs": -(2**16), "array_parallelism": 1, "cpus_per_task": 1, "gpus_per_node": 0, "nodes": 1, "tasks_per_node": 1},
     **{"timeout_min": 1, "max_num_timeout": 0, "signal_delay_s": 0},
 }
+ALWAYS = ("array_parallelism", "max_num_timeout")  # of these the ones that must be given
+PATIENCE = 5.0  # seconds that a node has to take a connection, and between two looks at it
+GONE = 35.0  # seconds after which a node that takes none is gone
 PRESETS = ("joblib", "ray", "submitit_local", "submitit_slurm")
 
 
@@ -50,17 +58,76 @@ def check_launcher(launcher: Mapping[str, Any]) -> None:
             importlib.metadata.version(engine.package)
         except importlib.metadata.PackageNotFoundError:
             raise UserError(f"hydra/launcher needs {engine.package}, which is not installed; {install(engine.extra)}") from None
-    if engine is not None and engine.needs is not None and shutil.which(engine.needs) is None:
-        raise UserError(f"hydra/launcher=submitit_slurm needs Slurm, and {engine.needs} is not here; use submitit_local or joblib")
-    for name, least in NUMBERS.items():
-        number = launcher.get(name)
-        if engine is not None and number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
-            raise UserError(f"hydra.launcher.{name} must be a whole number of at least {least}, or null, got {format_value(number)}")
+    for program in engine.needs if engine is not None else ():
+        if shutil.which(program) is None:
+            raise UserError(f"hydra/launcher=submitit_slurm needs Slurm, and {program} is not here; use submitit_local or joblib")
+    for name, least in NUMBERS.items() if engine is not None else ():
+        number = launcher.get(name, least)
+        if number is None and name not in ALWAYS:
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            null = "" if name in ALWAYS else ", or null"
+            raise UserError(f"hydra.launcher.{name} must be a whole number of at least {least}{null}, got {format_value(number)}")
     if engine is not None and launcher.get("n_jobs") == 0:
         raise UserError("hydra.launcher.n_jobs=0 runs nothing; use 1 or more, or -1 for as many as there are CPUs")
     size = launcher.get(SIZE)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UserError(f"hydra.launcher.{SIZE} must be a whole number of at least 1, or null, got {format_value(size)}")
+
+
+class Lost(dict[int, Any]):
+    """The returns of a group whose process ended before it had any. ``why``: the reason, for its jobs."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__()
+        self.why = why
+
+
+def check_ray_address(address: object) -> None:
+    """Raises UserError if nothing listens at HOST:PORT, the address of a Ray cluster: Ray itself tries for minutes."""
+    _, colon, port = str(address).rpartition(":")
+    if not isinstance(address, str) or not colon or not port.isdecimal():
+        return  # null, auto, or for Ray to judge
+    if (problem := unreachable(address)) is not None:
+        raise UserError(
+            f"hydra.launcher.ray.init.address={address}: nothing answers there ({problem}); give the address that ray start"
+            " printed (its --port, 6379 if none was given), auto on the head node, or null for a cluster of this machine"
+        )
+
+
+def ray_cure(settings: Mapping[str, Any]) -> str:
+    """What to do where ``ray.init`` failed. It sends a cluster's token to an address only if it is told to."""
+    if settings.get("address") in (None, "auto"):
+        return "see ray status, or use another launcher"
+    return (
+        "if that is the address that ray start printed, the cluster wants its token: set RAY_AUTH_MODE=token, with the head node's"
+        " ~/.ray/auth_token on this machine too"
+    )
+
+
+def unreachable(address: str) -> str | None:
+    """Why no connection to HOST:PORT is made; None if one is."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError, ValueError) as error:
+        return flat(error, 120)
+    return None
+
+
+class HeadNode:
+    """The head node of the Ray cluster at ``address``, while tasks of it are waited for. Ray ends a process whose head node has been gone
+    for 60 seconds, without an exception."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.answered = address, time.monotonic()
+
+    def check(self) -> None:
+        """Raises ConnectionError if the node has not answered for ``GONE`` seconds."""
+        if (problem := unreachable(self.address)) is None:
+            self.answered = time.monotonic()
+        elif time.monotonic() - self.answered > GONE:
+            raise ConnectionError(f"the head node of the Ray cluster, {self.address}, is gone ({problem})")
 
 
 def forget_packaged_presets() -> None:

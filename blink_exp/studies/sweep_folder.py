@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ LEFT_OUT = "the job counts as missing"
 NUMBER = (int, float)
 JOB: dict[str, type | tuple[type, ...]] = {"overrides": list, "point": str, "status": str}  # keys of a row
 DONE: dict[str, type | tuple[type, ...]] = {"scores": dict, "samples": int, "seconds": NUMBER, "folder": str}  # of a point that is done
-_early_end: list[str] = []  # why the launcher of this process ended before its jobs did
+GROUPS = ".groups"  # in hydra.sweep.dir: a folder for each group of a launcher, which its process has locked
+_early_end: dict[int, str] = {}  # {number of a job of this process's multirun: why its process ended before it did}
 _retry: list[str] = []  # states of the jobs that a multirun of this process runs; empty: all jobs
 
 
@@ -48,9 +49,9 @@ def retry(states: Sequence[str]) -> None:
     _retry[:] = states
 
 
-def note_early_end(why: str) -> None:
-    """Has the jobs of this process's multirun that left no result say ``why``."""
-    _early_end[:] = [why]
+def note_early_end(numbers: Iterable[int], why: str) -> None:
+    """Has those of jobs ``numbers`` of this process's multirun that left no result say ``why``."""
+    _early_end.update(dict.fromkeys(numbers, why))
 
 
 def retried() -> list[str]:
@@ -96,6 +97,12 @@ class SweepFolder:
         trials = _at(self.command, "hydra", "sweeper", "n_trials")
         return max(0, trials - len(self.jobs)) if self.searches and isinstance(trials, int) else 0
 
+    @property
+    def group_runs(self) -> bool:
+        """Whether a process of a launcher is at a group of its jobs, if only at questions that they answer together. Such a process may
+        outlive the command, as in Slurm."""
+        return any(locks.in_use(folder) for folder in (self.path / GROUPS).glob("*"))
+
     def rows(self) -> list[PointRun]:
         """A row per job; one without a row gets its state and what to do. Labels are the overrides that not all jobs share."""
         again = self.script == "sweep" and not self.searches
@@ -105,7 +112,7 @@ class SweepFolder:
             if job.row is not None:
                 rows.append({**job.row})
                 continue
-            ended = f" (the launcher ended early: {_early_end[0]})" if _early_end else ""
+            ended = f" ({_early_end[job.number]})" if job.number in _early_end else ""
             why = "still running" if (state := job.state) == "running" else f"left no result{ended}; to run it: {cure}"
             rows.append({"point": " ".join(job.overrides), "status": state, "overrides": list(job.overrides), "error": why})
         return rows

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -23,7 +24,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blink_exp.errors import UserError, flat
 from blink_exp.settings.doors import command_name
-from blink_exp.studies.launchers import ENGINES, SIZE
+from blink_exp.stopping import stopped
+from blink_exp.studies import slurm_jobs
+from blink_exp.studies.launchers import ENGINES, PATIENCE, SIZE, HeadNode, Lost, check_ray_address, ray_cure
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +89,9 @@ class JoblibGroups(GroupLauncher):
 
 class RayGroups(GroupLauncher):
     def at_once(self) -> int:
+        # before the import, which reads it: as it is, Ray would try an address where something else answers for 15 minutes
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+        check_ray_address(self.config.hydra.launcher.ray.init.get("address"))
         import ray
 
         if not ray.is_initialized():  # before the package does, whose own settings no cluster that runs takes
@@ -94,9 +100,7 @@ class RayGroups(GroupLauncher):
             try:
                 ray.init(**{key: value for key, value in settings.items() if value is not None and key not in local})
             except Exception as error:  # of a cluster that is not there, or does not start in time
-                raise UserError(
-                    f"hydra.launcher.ray.init: Ray did not start ({flat(error, 200)}); see ray status, or another launcher"
-                ) from None
+                raise UserError(f"hydra.launcher.ray.init: Ray did not start ({flat(error, 200)}); {ray_cure(settings)}") from None
         task = self.config.hydra.launcher.ray.remote
         needed = {"CPU": task.get("num_cpus", 1), "GPU": task.get("num_gpus", 0)}
         there = ray.cluster_resources()
@@ -106,13 +110,16 @@ class RayGroups(GroupLauncher):
     def waiting(self) -> Iterator[None]:
         import ray
 
-        get = ray.get
+        get, node = ray.get, HeadNode(str(ray.get_runtime_context().gcs_address))
 
         def settled(*references: Any, **settings: Any) -> Any:
-            try:
-                return get(*references, **settings)
-            except ray.exceptions.RayError as error:
-                return lost(error)
+            while True:
+                try:
+                    return get(*references, **{"timeout": PATIENCE, **settings})
+                except ray.exceptions.GetTimeoutError:
+                    node.check()
+                except ray.exceptions.RayError as error:
+                    return lost(error)
 
         ray.get = settled
         try:
@@ -129,12 +136,13 @@ class SubmititGroups(GroupLauncher):
     def waiting(self) -> Iterator[None]:
         import submitit
 
+        launcher = self
         jobs: list[Any] = []
 
         class Executor(submitit.AutoExecutor):
             def map_array(self, *arguments: Any) -> list[Any]:
-                jobs.extend(super().map_array(*arguments))
-                return [Settled(job) for job in jobs]
+                jobs.extend(launcher.submitted(super().map_array, *arguments))
+                return [Settled(job) for job in launcher.watched(jobs)]
 
         plain, submitit.AutoExecutor = submitit.AutoExecutor, Executor
         try:
@@ -144,6 +152,12 @@ class SubmititGroups(GroupLauncher):
             raise
         finally:
             submitit.AutoExecutor = plain
+
+    def submitted(self, submit: Callable[..., list[Any]], *arguments: Any) -> list[Any]:
+        return submit(*arguments)
+
+    def watched(self, jobs: Sequence[Any]) -> Sequence[Any]:
+        return jobs
 
     def stop(self, jobs: Sequence[Any]) -> None:
         """Called where a launch is stopped while its jobs run."""
@@ -164,14 +178,26 @@ class SlurmGroups(SubmititGroups):
     def at_once(self) -> int:
         return int(self.settings["array_parallelism"])
 
+    def submitted(self, submit: Callable[..., list[Any]], *arguments: Any) -> list[Any]:
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it then raises
+                return submit(*arguments)
+        except (FailedJobError, FileNotFoundError) as error:
+            raise slurm_jobs.not_taken(error) from None
+
+    def watched(self, jobs: Sequence[Any]) -> Sequence[Any]:
+        queue, names = slurm_jobs.Queue(), [job.job_id for job in jobs]
+        return [slurm_jobs.Settled(job, queue, names) for job in jobs]
+
     def stop(self, jobs: Sequence[Any]) -> None:
         if not jobs:  # nothing was submitted
             return
         command, folder = command_name("sweep"), self.config.hydra.sweep.dir
-        print(
+        stopped(
             f"jobs {', '.join(job.job_id for job in jobs)} go on in Slurm (scancel ends them); {command} status={folder} says how far"
-            f" they are, {command} summarize={folder} writes the summary when they are done",
-            flush=True,
+            f" they are, {command} summarize={folder} writes the summary when they are done"
         )
 
 
@@ -190,5 +216,5 @@ class Settled:
 
 def lost(error: Exception) -> JobReturn:
     """The return of a group whose process ended without one."""
-    log.error("a process ended early: %s", " ".join(str(error).split())[:300])
-    return JobReturn(status=JobStatus.COMPLETED, _return_value={})
+    log.error("a process ended early: %s", flat(error, 300))
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=Lost(flat(error, 200)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -173,3 +175,18 @@ def test_a_store_that_is_gone_is_one_line():
 @pytest.mark.parametrize("word", ["devices=0", "devices=two", "devices=1.5", "devices=null", "devices=[1]"])
 def test_devices_that_are_none_are_refused(word):
     assert one_line_of(["evaluate.py", "method=none", word]).startswith("error: devices")
+
+
+def test_the_signal_that_slurm_sends_to_all_processes_is_for_the_first_alone():
+    """It would kill the others by default, and the run would end as one that has lost a process."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: came.append(number))
+    try:
+        with ranks._without_ctrl_c():
+            child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+            signal.raise_signal(signal.SIGUSR2)
+        child.send_signal(signal.SIGUSR2)
+        child.communicate(b"\n", timeout=60)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert came == [signal.SIGUSR2] and child.returncode == 0

@@ -145,6 +145,17 @@ def test_status_of_a_sweep_that_runs_says_so_and_names_no_retry(folder, capsys):
     assert "the sweep is running" in printed and "retry=" not in printed
 
 
+def test_a_sweep_whose_jobs_outlive_its_command_runs_and_has_no_retry(folder, capsys):
+    """Jobs of Slurm that answer their questions together hold no folder of a point; they were taken for missing and started again."""
+    with locks.waited_folder(folder / sweep_folder.GROUPS / "0"):
+        command.run([f"status={folder}"])
+        printed = capsys.readouterr().out
+        assert "the sweep is running" in printed and "retry=" not in printed
+        said = refusal(lambda: command.run(["retry=failed", f"hydra.sweep.dir={folder}"]))
+    assert said.startswith(f"hydra.sweep.dir={folder} is in use: jobs of it go on") and "scancel" in said
+    assert command.run(["retry=failed", f"hydra.sweep.dir={folder}"])
+
+
 def test_a_summary_has_a_row_for_every_job(folder, capsys):
     assert command.run([f"summarize={folder}"]) is None
     rows = [line.split("|")[1:3] for line in (folder / "summary.md").read_text(encoding="utf-8").splitlines()[2:]]
