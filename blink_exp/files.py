@@ -51,8 +51,15 @@ def parse_json(text: str) -> Any:
     return encodable(value) if "\\u" in text or SURROGATE.search(text) else value
 
 
+def is_special(path: Path) -> bool:
+    """Whether a path is a FIFO, which blocks who reads it until somebody writes, or a device or socket, which may have no end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def read_text(path: Path) -> str:
-    """A text file. Raises ValueError where its bytes are no UTF-8, OSError where it cannot be read."""
+    """A text file. Raises ValueError where its bytes are no UTF-8 or it is no ordinary file, OSError where it cannot be read."""
+    if is_special(path):
+        raise ValueError("no ordinary file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -76,6 +76,9 @@ CASES = [
         "fill.policy must be one of neighbours, recall, got recal; did you mean recall?",
     ),
     (["sweep.py"], "nothing to sweep; add -m and comma lists"),
+    (["evaluate.py", "--config-name", "train"], "names a config without the settings of evaluate"),
+    (["train.py", "--config-name", "evaluate"], "names a config without the settings of train"),
+    (["evaluate.py", "--config-name", "nope"], "--config-name nope names no config"),
 ]
 
 

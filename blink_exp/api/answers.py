@@ -74,6 +74,7 @@ class Page:
         """Writes the page to a file, and returns its path. Raises UserError where it cannot be written."""
         try:
             write_text(Path(path), self.html)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror or flat(error)}); give the path of a file: page.html") from error
+        except (OSError, ValueError, TypeError) as error:  # ValueError: no name, or a NUL in it; TypeError: no path
+            why = getattr(error, "strerror", None) or flat(error, 80)
+            raise UserError(f"{flat(path, 80)} cannot be written ({why}); give the path of a file: page.html") from error
         return Path(path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.errors import HydraException
-
+from blink_exp.api.errors import in_one_line
 from blink_exp.benchmarks.base import Benchmark
-from blink_exp.cli import one_line
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.settings.check import format_value
@@ -15,6 +13,7 @@ from blink_exp.settings.compose import composed
 from blink_exp.settings.presets import presets
 
 
+@in_one_line()
 def load_benchmark(name: str, **settings: Any) -> Benchmark:
     """The benchmark of a preset of conf/benchmark. Its ``samples()`` have ``image()`` (a PIL image), ``question`` and ``answer``; its
     ``correct(sample, text)`` grades an answer.
@@ -24,9 +23,5 @@ def load_benchmark(name: str, **settings: Any) -> Benchmark:
     """
     if name not in presets("benchmark"):
         raise UserError(f"benchmark={flat(name, 80)} is not a preset; {nearest(str(name), presets('benchmark'))}")
-    try:
-        return prepare_benchmark(
-            composed("evaluate", [f"benchmark={name}", *(f"benchmark.{key}={format_value(value)}" for key, value in settings.items())])
-        )
-    except HydraException as error:
-        raise UserError(one_line(error)) from error
+    words = [f"benchmark={name}", *(f"benchmark.{key}={format_value(value)}" for key, value in settings.items())]
+    return prepare_benchmark(composed("evaluate", words))

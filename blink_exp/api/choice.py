@@ -168,7 +168,8 @@ def _checked(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, range | tuple | set | frozenset):
-        return sorted(value) if isinstance(value, set | frozenset) else list(value)
+        same = len({type(entry) for entry in value}) == 1  # others have no order, and are refused for what they are
+        return sorted(value) if same and isinstance(value, set | frozenset) else list(value)
     return str(value) if isinstance(value, Path) else value
 
 

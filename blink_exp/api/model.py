@@ -8,17 +8,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from hydra.errors import HydraException
 from PIL import Image
 
 from blink_exp.api.answers import Answer, Page, Trace
 from blink_exp.api.benchmarks import load_benchmark
 from blink_exp.api.choice import MethodChoice, defaults
+from blink_exp.api.errors import in_one_line
 from blink_exp.api.scores import scores
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.processor import without_placeholder
 from blink_exp.benchmarks.base import Benchmark, Sample, spread
-from blink_exp.cli import one_line
 from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking
 from blink_exp.documents import Record
@@ -166,6 +165,7 @@ class VLM:
         html = pages.render(self.backbone, subject, traces[0], grid, contents)
         return Page(html, contents, base.numpy(), None if tiles is None else tiles.numpy())
 
+    @in_one_line()
     def evaluate(
         self,
         benchmark: str | Benchmark,
@@ -199,6 +199,7 @@ class VLM:
             check_annotation(built, "a question of your own", ())
         return built
 
+    @in_one_line()
     def _opened(self, given: Any) -> tuple[str, Image.Image]:
         """(a digest of its pixels, the image in RGB)."""
         options = ImageOptions.of(asdict(self.settings.image_loading))
@@ -274,6 +275,7 @@ def _pairs(image: Any, question: Any) -> tuple[list[tuple[Any, Any]], bool]:
     return list(zip(images, questions, strict=True)), False
 
 
+@in_one_line()
 def built_method(backbone: Backbone, settings: EvaluateSettings, method: Any, tokensr: str | Path | None = None) -> Method:
     """``method`` built for ``backbone``: a ``MethodChoice``, the name of a preset, a ``Method``, or None for the untouched model."""
     if isinstance(method, Method):
@@ -289,12 +291,10 @@ def built_method(backbone: Backbone, settings: EvaluateSettings, method: Any, to
         if "tokensr" not in node:
             raise UserError(f"tokensr={tokensr} is for methods with TokenSR modules, such as Blink(), not for {method!r}")
         node = {**node, "tokensr": {**node["tokensr"], "path": str(tokensr)}}
-    try:
-        return build_method(replace(settings, method=node), backbone)
-    except HydraException as error:
-        raise UserError(one_line(error)) from error
+    return build_method(replace(settings, method=node), backbone)
 
 
+@in_one_line()
 def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
     """A model: a preset of conf/model, a folder in Hugging Face's layout, or a hub id.
 
@@ -320,7 +320,4 @@ def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
         if key not in known:
             raise UserError(unknown(f"model.{key}", known).replace("is not a setting;", f"is not a setting of {words[0]};"))
     chosen = composed("evaluate", [*words, *(f"model.{key}={format_value(value)}" for key, value in settings.items())])
-    try:
-        return VLM(prepare_backbone(chosen), chosen)
-    except HydraException as error:
-        raise UserError(one_line(error)) from error
+    return VLM(prepare_backbone(chosen), chosen)

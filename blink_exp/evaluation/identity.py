@@ -188,7 +188,7 @@ def file_stamp(image: Any) -> list[int] | None:
     path = folder / name if folder is not None else None
     try:
         stat = path.stat() if path is not None else None
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a NUL, which is skipped where it is opened
         return None
     return None if stat is None else [stat.st_size, stat.st_mtime_ns]
 

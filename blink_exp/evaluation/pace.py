@@ -66,8 +66,13 @@ def closer(records: Iterable[Record], overrides: Iterable[str]) -> str | None:
         return None
     shown = next((record for record in itertools.chain([first], asked) if record.get("correct") == 0), first)
     words = [word for word in overrides if not word.lstrip("+~").startswith(NOT_VIEWED)]
-    words = [*(["--config-dir", folder] if (folder := config_dir()) else []), *words]
+    words = [*(["--config-dir", folder] if (folder := config_dir()) else []), *searched(), *words]
     return printable(command_line("view", [*words, f"sample={shown['id']}"]))
+
+
+def searched() -> list[str]:
+    """The hydra.searchpath of this command, in whose folders presets may be. It is no setting of the run, so its overrides lack it."""
+    return [word for word in sys.argv[1:] if word.lstrip("+").startswith("hydra.searchpath=")]
 
 
 def config_dir() -> str | None:

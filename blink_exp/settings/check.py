@@ -113,7 +113,7 @@ def _check_value(node: DictConfig, key: str, prefix: str, schema: type) -> None:
         try:
             typed[key] = given
             value = typed[key]
-        except OmegaConfBaseException:
+        except (OmegaConfBaseException, OverflowError):  # a whole number that no float holds
             raise wrong() from None
     limit = fields(schema)[key].metadata.get("limit")
     if (value is not None or kind is Any) and limit is not None and not limit.holds(value):  # of Any, the limit decides about null

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Between:
         return self.noun
 
     def holds(self, value: Any) -> bool:
-        if not math.isfinite(value):
+        if not is_finite(value):
             return False
         low = self.low is None or (value > self.low if self.above else value >= self.low)
         high = self.high is None or (value < self.high if self.below else value <= self.high)
@@ -240,9 +241,7 @@ def token_budget() -> Any:
 def _is_token_budget(value: Any) -> bool:
     if isinstance(value, str):
         parts = value.split("/")
-        return (
-            len(parts) == 2 and all(part.isascii() and part.isdecimal() for part in parts) and 0 < int(parts[0]) <= int(parts[1]) <= TOKENS
-        )
+        return len(parts) == 2 and all(map(is_digits, parts)) and 0 < int(parts[0]) <= int(parts[1]) <= TOKENS
     return value is None or is_whole(value, 1, TOKENS)
 
 
@@ -254,6 +253,16 @@ def group() -> Any:
 def is_target(value: Any) -> bool:
     """Whether Hydra can instantiate ``value``."""
     return OmegaConf.is_dict(value) and "_target_" in value
+
+
+def is_digits(text: str) -> bool:
+    """Whether a text is a whole number of digits 0 to 9, not more of them than any setting has and Python reads."""
+    return text.isascii() and text.isdecimal() and len(text) <= 20
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is one that a float can hold, which a whole number of 400 digits is not."""
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def is_whole(value: Any, low: int = 0, high: float = math.inf) -> bool:

@@ -69,11 +69,13 @@ def _one(error: BaseException) -> str | None:
 def misread(word: str) -> str:
     """The message for an argument that Hydra's grammar rejects."""
     cure = "quote a value with blanks, commas, quotes or brackets: \"key='value'\"" if "=" in word else "write key=value"
-    return f"{flat(word)} is not understood; {cure}"
+    return f"{flat(word, 200)} is not understood; {cure}"
 
 
 def _missing_preset(error: MissingConfigException) -> str | None:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group and name:
+        return f"--config-name {name} names no config; leave it away, or give the folder that it is in with --config-dir FOLDER"
     if not group or not error.options:
         return None
     return f"{group}={name} is not a preset; {nearest(name, error.options)}"

@@ -19,7 +19,7 @@ def _shard(value: Any) -> bool:
     if value is None:
         return True
     k, _, n = str(value).partition("/")
-    return k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)
+    return all(map(limits.is_digits, (k, n))) and 1 <= int(k) <= int(n)
 
 
 def _files(value: Any) -> bool:

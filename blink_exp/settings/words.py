@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from blink_exp.errors import UserError, nearest
+from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings import budgets, secrets
 from blink_exp.settings.allowed import without_allowed
 from blink_exp.settings.check import HYDRA, fields, format_value, refusal, unknown, value_type
 from blink_exp.settings.doors import command_name, redirection
-from blink_exp.settings.limits import Text
+from blink_exp.settings.limits import Text, is_finite
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.schemas.methods import Pair
@@ -31,6 +32,7 @@ WITH_VALUE = {  # {Hydra flag with a value: example value}
     **dict.fromkeys(("--package", "-p"), "model"),
     **dict.fromkeys(CFG := ("--cfg", "-c"), "job"),
 }
+FOLDER_FLAGS = ("--config-dir", "-cd")
 PICKLE = "--experimental-rerun"  # Hydra's flag that loads a pickle
 ALONE = (
     *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
@@ -87,7 +89,12 @@ def check_read(words: Sequence[str], root: str) -> None:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Raises UserError for flags of which Hydra takes one at a time: it would end in a traceback."""
+    """Raises UserError for a folder that is none, and for flags of which Hydra takes one at a time: it would end in a traceback."""
+    for word, behind in itertools.pairwise([*words, ""]):
+        flag, equals, value = word.partition("=")
+        folder = value if equals else behind
+        if flag in FOLDER_FLAGS and not os.path.isdir(folder):
+            raise UserError(f"{flag} {folder} is not a folder; give one with presets in it, as conf/ has them")
     given = list(dict.fromkeys(COMMAND_FLAGS[flag] for word in words if (flag := word.partition("=")[0]) in COMMAND_FLAGS))
     if len(given) > 1:
         cure = "leave --multirun away to see what one job would run with" if "--cfg" in given else "give one of them"
@@ -181,8 +188,10 @@ def check_words(argv: Sequence[str], root: str) -> None:
             continue
         try:
             override = parser.parse_override(word)
-        except HydraException:
+        except (HydraException, RecursionError):
             raise UserError(misread(word)) from None
+        except ValueError:  # Python reads no whole number of more than 4300 digits
+            raise UserError(_too_large(word)) from None
         if not override.key_or_group:
             raise UserError(misread(word))
         key, value = str(override.key_or_group), override.value()
@@ -193,13 +202,35 @@ def check_words(argv: Sequence[str], root: str) -> None:
             values = list(override.sweep_iterator())
             if not values:
                 raise UserError(f"{word} names no value, so nothing would run; a range ends before its second number: range(1,5) is 1 to 4")
+        if any(map(_holds_too_large, values)):  # OmegaConf ends in an OverflowError where it makes a float of one
+            raise UserError(_too_large(word))
         if word.startswith("+") and key.startswith(f"{HYDRA}."):
             _check_hydra_key(key)
+        if key == "hydra.searchpath":
+            _check_search_path(value)
         if word.startswith("+") and key in groups(ROOTS[root]):
             raise UserError(f"{word} would add a second preset to {key}; write {word.lstrip('+')}")
         if not (override.is_sweep_override() and any(flag in argv for flag in MULTIRUN)):
             for single in values:
                 _check_one(key, single, ROOTS[root])
+
+
+def _check_search_path(folders: Any) -> None:
+    """Raises UserError for a folder of hydra.searchpath that is not there, of which Hydra prints a warning and goes on."""
+    for folder in folders if isinstance(folders, list) else []:
+        path = str(getattr(folder, "text", folder)).removeprefix("file://")  # text: of Hydra's QuotedString
+        if "://" not in path and "${" not in path and not os.path.isdir(path):
+            raise UserError(f"hydra.searchpath holds {path}, which is not a folder; give one with presets in it, as conf/ has them")
+
+
+def _holds_too_large(value: Any) -> bool:
+    if isinstance(value, list | dict):
+        return any(map(_holds_too_large, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not is_finite(value)
+
+
+def _too_large(word: str) -> str:
+    return f"{flat(word, 60)}... holds a number of more digits than any setting can have; give a smaller one"
 
 
 def _check_hydra_key(key: str) -> None:

@@ -125,7 +125,8 @@ def files_of(paths: str | list[str], setting: str = "predictions") -> list[Path]
     files = [f / "records.jsonl" if f.is_dir() else f for f in named]
     for file in files:
         if not file.is_file():
-            raise UserError(f"{setting}={file} is not there; give the records.jsonl of a finished run, or its folder")
+            problem = "is no ordinary file" if file.exists() else "is not there"
+            raise UserError(f"{setting}={file} {problem}; give the records.jsonl of a finished run, or its folder")
     return files
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from blink_exp.errors import UserError
+from blink_exp.files import read_text
 from blink_exp.finite import first_nonfinite
 from blink_exp.settings.doors import command_name
 from blink_exp.tokensr.modules import ARCHITECTURES, build
@@ -103,7 +104,7 @@ def rename_all(targets: dict[Path, Path]) -> None:
 def architecture_of(folder: Path, layer: int) -> str | None:
     """Architecture of one layer's module; None where there is no module or no readable metadata (see ``load``)."""
     try:
-        architecture = json.loads((folder / f"layer_{layer:02d}.json").read_text(encoding="utf-8"))["architecture"]
+        architecture = json.loads(read_text(folder / f"layer_{layer:02d}.json"))["architecture"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return architecture if isinstance(architecture, str) and architecture in ARCHITECTURES else None
@@ -113,7 +114,7 @@ def metadata(folder: Path, layer: int) -> ModuleMetadata:
     """What is recorded of the module of one layer. Raises UserError where that is missing or damaged."""
     path = Path(folder) / f"layer_{layer:02d}.safetensors"
     try:
-        return ModuleMetadata(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        return ModuleMetadata(**json.loads(read_text(path.with_suffix(".json"))))
     except FileNotFoundError:
         raise UserError(f"{path} lacks its {path.stem}.json, which says what it belongs to; copy both files") from None
     except (ValueError, RecursionError, TypeError) as error:  # no JSON, no UTF-8, other keys
@@ -127,7 +128,8 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
     """
     path = Path(folder) / f"layer_{layer:02d}.safetensors"
     if not path.is_file():
-        layers = sorted(int(p.stem.split("_")[1]) for p in Path(folder).glob("layer_*.safetensors"))
+        names = [p.stem.removeprefix("layer_") for p in Path(folder).glob("layer_*.safetensors")]
+        layers = sorted(int(name) for name in names if name.isascii() and name.isdecimal())  # not layer_best.safetensors
         have = f"it has layers {layers[0]}-{layers[-1]}" if layers else "it has none"
         raise UserError(
             f"no TokenSR module for layer {layer} in {folder} ({have}); train it: {command_name('train')} layer={layer},"
@@ -150,6 +152,9 @@ def load(folder: Path, layer: int, backbone: str, width: int) -> nn.Module:
         bad = first_nonfinite(weights.items())
         if bad is not None:
             raise UserError(f"{path} holds nan or inf in {bad}; train it again: {command_name('train')} layer={layer}")
+        whole = next((name for name, weight in weights.items() if not weight.is_floating_point()), None)
+        if whole is not None:  # converted, it would run, and be another module
+            raise UserError(f"{path} holds whole numbers in {whole}, where weights are fractions; copy or train it again")
         module.load_state_dict({k: v.float() for k, v in weights.items()})
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{path} is corrupt or cut off ({type(error).__name__}); copy or train it again") from None

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from blink_exp.errors import UserError, flat
-from blink_exp.files import brief, encodable
+from blink_exp.files import brief, encodable, is_special
 from blink_exp.images import URL, is_inside
 
 LONGEST_ROW = 2**26  # characters; longer rows count as damage
@@ -37,6 +37,8 @@ class ImageListing:
         missing: {folder: number of missing images}.
         refused: URLs, and names that lead out of the image folder, also by a link.
         other_key: rows with their image under another key ("images"), which are skipped.
+        wrong: what is wrong with the first of the rows that are no object or whose image is no path, which are skipped; ``wrong_rows``: how
+            many they are.
     """
 
     names: list[str]
@@ -47,6 +49,8 @@ class ImageListing:
     missing: dict[str, int]
     refused: list[str] = field(default_factory=list)
     other_key: int = 0
+    wrong: str = ""
+    wrong_rows: int = 0
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -59,6 +63,7 @@ class ImageListing:
             "missing": self.missing,
             **({"refused": len(self.refused)} if self.refused else {}),
             **({"other_key": self.other_key} if self.other_key else {}),
+            **({"wrong_rows": self.wrong_rows} if self.wrong_rows else {}),
         }
 
     def __str__(self) -> str:
@@ -70,6 +75,7 @@ class ImageListing:
             + (f" ({where})" if lost else "")
             + (f"; {_refused_note(self.refused)}" if self.refused else "")
             + (f"; {self.other_key:,} rows name theirs under another key than image and are passed over" if self.other_key else "")
+            + (f"; {self.wrong_rows:,} rows are passed over, first {self.wrong}" if self.wrong_rows else "")
         )
 
 
@@ -79,6 +85,8 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
     Raises UserError where the file is missing or not a JSON list.
     """
     decoder = json.JSONDecoder()
+    if is_special(path):
+        raise UserError(f"data.json={path} is no ordinary file; give LLaVA's llava_v1_5_mix665k.json")
     try:
         with open(path, encoding="utf-8-sig") as file:
             text, position, ended = "", 1, False
@@ -121,11 +129,13 @@ def find(path: Path, images: Path, outside: bool = False) -> ImageListing:
         raise UserError(f"data.images={images} is not a folder; give the one that holds coco, gqa, ocr_vqa, textvqa and vg")
     named: dict[str, None] = {}
     keys: dict[str, None] = {}
-    total = with_image = other_key = 0
+    total = with_image = other_key = wrong_rows = 0
+    wrong = ""
     for row in rows(path):
         total += 1
-        if not isinstance(row, dict):
-            raise UserError(f"row {total} of {path} is no {{...}} but {flat(row, 40)}; give LLaVA's llava_v1_5_mix665k.json")
+        if why := _wrong(row):
+            wrong, wrong_rows = wrong or f"row {total} of {path} {why}", wrong_rows + 1
+            continue
         name = row.get("image")
         if name is None:
             if len(keys) < KEYS:
@@ -133,9 +143,9 @@ def find(path: Path, images: Path, outside: bool = False) -> ImageListing:
             other_key += any(map(_names_an_image, row))
             continue
         with_image += 1
-        named[_checked(name, total, path)] = None
+        named[name.replace("\\", "/")] = None
     if not named:
-        raise UserError(_imageless(path, total, list(keys)))
+        raise UserError(f"{wrong}; give LLaVA's llava_v1_5_mix665k.json" if wrong else _imageless(path, total, list(keys)))
     refused = [name for name in named if URL.match(name) or (not outside and _leaves(name))]
     for name in refused:
         del named[name]
@@ -145,7 +155,9 @@ def find(path: Path, images: Path, outside: bool = False) -> ImageListing:
         note = f" ({_refused_note(refused)})" if refused else ""
         count = len(named) + len(refused) - len(linked)
         raise UserError(f"data.images={images} holds none of the {count} images that {path.name} names{note}; give the folder above coco")
-    return ImageListing(names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused, other_key)
+    return ImageListing(
+        names, total, with_image, len(named) + len(refused) - len(linked), renamed, dict(missing), refused, other_key, wrong, wrong_rows
+    )
 
 
 def _imageless(path: Path, total: int, keys: list[str]) -> str:
@@ -168,12 +180,14 @@ def _leaves(name: str) -> bool:
     return parts.is_absolute() or ".." in parts.parts or bool(PureWindowsPath(name).drive)
 
 
-def _checked(name: Any, row: int, path: Path) -> str:
-    """An image's path relative to the image folder, with "/" as separator."""
-    posix = name.replace("\\", "/") if isinstance(name, str) else ""
-    if not posix.strip():
-        raise UserError(f"row {row} of {path} has image={brief(name)}; it must be a path below data.images")
-    return posix
+def _wrong(row: Any) -> str | None:
+    """Why a row is none; None for one, also without an image."""
+    if not isinstance(row, dict):
+        return f"is no {{...}} but {brief(row)}"
+    name = row.get("image")
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        return f"has image={brief(name)}; it must be a path below data.images"
+    return None
 
 
 def _present(named: dict[str, None], images: Path, outside: bool) -> tuple[list[str], int, Counter[str], list[str]]:

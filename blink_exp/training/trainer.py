@@ -50,6 +50,7 @@ def quieten() -> None:
         ".*treespec, LeafSpec",  # Lightning's
         ".*is smaller than the logging interval",
         ".*does not have many workers",
+        ".*`srun` command is available",  # on a machine of a SLURM cluster, whoever starts the training
         ".*Checkpoint directory .* exists and is not empty",
         ".*Experiment logs directory .* exists and is not empty",  # rows are kept
     ):

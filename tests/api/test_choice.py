@@ -91,6 +91,9 @@ def test_settings_mean_what_they_mean_on_the_command_line(made, words):
         ("FastV(full_layers=object())", "FastV.full_layers must be a whole number"),
         ("Pair(pruner='heroo')", "Pair.pruner=heroo is not a preset; did you mean hero"),
         ("Pair(pruner=3)", "Pair.pruner must be a method such as HERO() or FastV(), or the name of a preset, got 3"),
+        ("Blink(layers={12, 'x'})", "Blink.layers.indices must be a range of layers"),
+        ("Blink(layers=set())", "Blink.layers.indices must be a range of layers"),
+        ("HERO(retention_ratio=10**400)", "HERO.retention_ratio must be a number in (0, 1], got 1000"),
         ("Untouched(tokens=3)", "Untouched.tokens is not a setting"),
     ],
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import replace
 
 import pytest
 
 from blink_exp.evaluation import identity
+from blink_exp.evaluation.identity import file_stamp
 from blink_exp.evaluation.terminal import Lines
+from blink_exp.images import DEFAULT, open_image
 from blink_exp.settings.compose import composed
 
 
@@ -65,3 +68,9 @@ def test_progress_in_a_file_is_a_line_a_tenth_and_one_after_thirty_seconds(capsy
     now[0] += 31
     lines.advance(16)
     assert capsys.readouterr().out == "duts: 16, 31.0 s\n"
+
+
+@pytest.mark.parametrize("name", ["images/a\0b.png", "images/\ud800.png", "x" * 5000, "images/gone.png"])
+def test_a_name_that_no_file_can_have_has_no_stamp(name, tmp_path):
+    """Such a row is skipped where its image is opened; its stamp, which is taken before, must not end the run."""
+    assert file_stamp(functools.partial(open_image, name, DEFAULT, tmp_path)) is None

@@ -273,6 +273,25 @@ def test_instruction_data_that_is_no_json_is_one_line(data, tmp_path):
     assert "is not there or no file" in refusal(lambda: list(llava_665k.rows(tmp_path)))
 
 
+def test_a_bad_row_of_instruction_data_is_passed_over_and_counted(tmp_path):
+    """One of 665,000 rows must not end a training."""
+    rows = [{"image": "coco/a.png"}, 5, None, "x", {"image": 3}, {"image": ["coco/a.png"]}, {"image": " "}, {"text": "no image"}]
+    found = instruction(tmp_path, rows)
+    assert found.names == ["coco/a.png"] and (found.rows, found.with_image) == (8, 1)
+    assert found.summary["wrong_rows"] == 6
+    assert f"6 rows are passed over, first row 2 of {tmp_path}/rows.json is no {{...}} but 5" in str(found)
+
+
+def test_a_fifo_or_a_device_is_not_read(tmp_path):
+    """Catches a run that waits for ever for somebody to write into a FIFO."""
+    os.mkfifo(tmp_path / "a.json")
+    assert "a.json is no ordinary file" in refusal(lambda: list(llava_665k.rows(tmp_path / "a.json")))
+    for path in (tmp_path / "a.json", Path("/dev/zero")):
+        assert "no ordinary file" in refusal(lambda path=path: files.read_json(path, "copy it again"))
+        refusal(lambda path=path: read_settings(path, "copy it again"))
+        assert f"predictions={path} is no ordinary file" in refusal(lambda path=path: predicted([str(path)]))
+
+
 def test_a_row_without_an_end_is_not_read_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(llava_665k, "LONGEST_ROW", 1000)
     (tmp_path / "rows.json").write_text('["' + "x" * 100_000, encoding="utf-8")

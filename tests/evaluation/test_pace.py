@@ -50,6 +50,8 @@ def test_the_command_shows_the_first_wrong_answer_with_the_words_of_the_run(monk
     assert closer(records, words) == "python -m blink_exp view method=blink thresholds.tau_exp=0.4 'sample=b c'"
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config-dir", "mine", "thresholds=mild"])
     assert closer(records[:1], ["thresholds=mild"]) == "python -m blink_exp view --config-dir mine thresholds=mild sample=a"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "hydra.searchpath=[mine]", "thresholds=mild", "hydra.run.dir=x"])
+    assert closer(records[:1], ["thresholds=mild"]) == "python -m blink_exp view 'hydra.searchpath=[mine]' thresholds=mild sample=a"
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     assert closer(records[:1], []) == "python -m blink_exp view sample=a"
     assert closer([{"id": "a", "prediction": None, "correct": None}], []) is None

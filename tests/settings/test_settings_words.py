@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from support.refusals import one_line_of
 
 from blink_exp.errors import UserError
+from blink_exp.settings.check import check_values
 from blink_exp.settings.compose import composed
-from blink_exp.settings.roots import SweepSettings
+from blink_exp.settings.roots import EvaluateSettings, SweepSettings
 from blink_exp.settings.words import arranged, prepared, quoted, text_settings, word
 
 
@@ -155,9 +156,30 @@ def test_schemas_list_the_words_that_the_code_takes():
         (["--cfg=jobs"], "--cfg jobs is not known"),
         (["limit=2", "--mulitrun"], "--mulitrun is no flag; did you mean --multirun"),
         (["-x"], "-x is no flag"),
+        (["--config-dir", "/nowhere"], "--config-dir /nowhere is not a folder"),
+        (["-cd=/dev/null"], "-cd /dev/null is not a folder"),
+        (["hydra.searchpath=[/nowhere]"], "hydra.searchpath holds /nowhere, which is not a folder"),
+        (["hydra.searchpath=[pkg://a,'file:///no where']"], "hydra.searchpath holds /no where, which is not a folder"),
     ],
 )
 def test_a_wrong_flag_is_one_line(words, line):
     with pytest.raises(UserError) as error:
         prepared(words, "evaluate")
     assert str(error.value).startswith(line)
+
+
+@pytest.mark.parametrize("key", ["limit", "seed", "retention_ratio", "thresholds.tau_exp", "layers.indices", "tokens", "part"])
+@pytest.mark.parametrize(
+    "value", ["1" + "0" * 400, "-1" + "0" * 400, "1" * 5000, f"[1,{'9' * 400}]", "{a:1" + "0" * 400 + "}", "[" * 3000 + "]" * 3000]
+)
+def test_a_number_that_no_float_holds_is_one_short_line(key, value):
+    """Catches the OverflowError of OmegaConf, the ValueError of Python (4300 digits) and the RecursionError of Hydra's parser."""
+    with pytest.raises(UserError) as error:
+        prepared([f"{key}={value}"], "evaluate")
+    assert str(error.value).startswith(f"{key}=") and len(str(error.value)) < 320 and "\n" not in str(error.value)
+
+
+def test_a_number_of_a_preset_or_of_a_share_that_no_float_holds_is_refused_where_it_is_checked():
+    for key, value in (("limit", 10**400), ("retention_ratio", 10**400), ("shard", "1/" + "9" * 5000), ("tokens", "1/" + "9" * 5000)):
+        with pytest.raises(UserError, match=f"^{key} must be"):
+            check_values(EvaluateSettings, "", {key: value})

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -183,4 +184,22 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, how):
     else:
         path.with_suffix(".json").write_text(json.dumps({"backbone": "b@1"}), encoding="utf-8")
     with pytest.raises(UserError, match="corrupt or cut off|lacks its|is damaged"):
+        checkpoint.load(tmp_path, 12, "b@1", 16)
+
+
+def test_files_beside_the_modules_and_whole_numbers_in_one_are_one_line(tmp_path):
+    """A name without a layer is no layer; whole numbers would be converted, and be another module; a FIFO would block for ever."""
+    (tmp_path / "layer_best.safetensors").touch()
+    (tmp_path / "layer_²5.safetensors").touch()
+    with pytest.raises(UserError, match=r"no TokenSR module for layer 12 in .* \(it has none\)"):
+        checkpoint.load(tmp_path, 12, "b@1", 16)
+    path = checkpoint.save(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: weight.to(torch.int32) for name, weight in weights.items()}, path)
+    with pytest.raises(UserError, match="holds whole numbers in 0.bias"):
+        checkpoint.load(tmp_path, 12, "b@1", 16)
+    path.with_suffix(".json").unlink()
+    os.mkfifo(path.with_suffix(".json"))
+    assert checkpoint.architecture_of(tmp_path, 12) is None
+    with pytest.raises(UserError, match="layer_12.json is damaged"):
         checkpoint.load(tmp_path, 12, "b@1", 16)
