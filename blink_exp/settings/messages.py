@@ -53,7 +53,7 @@ def _one(error: BaseException) -> str | None:
     if isinstance(error, ConfigKeyError | AttributeError) and isinstance(error, OmegaConfBaseException):
         return _unknown(error)
     if isinstance(error, InterpolationResolutionError):
-        return f"{error.full_key} refers to something that is not there: {flat(INTERNALS.sub('', str(error)))}"
+        return f"{error.full_key or 'a setting'} refers to something that is not there: {flat(INTERNALS.sub('', str(error)))}"
     if isinstance(error, ValidationError):
         return _wrong_value(error)
     if isinstance(error, ConfigCompositionException):

@@ -199,10 +199,10 @@ BAD = [
     (lambda vlm, image: vlm.view(image, "?").save(""), "cannot be written"),
     (lambda vlm, image: vlm.view(image, "?").save(5), "5 cannot be written"),
     (lambda vlm, image: vlm.answer("x" * 5000, "?"), "is a longer path than the file system takes"),
-    (lambda vlm, image: vlm.answer(image, "?", method=Blink(), tokensr="a${b}"), "refers to something that is not there"),
+    (lambda vlm, image: vlm.answer(image, "?", method=Blink(), tokensr="a${b}"), "a setting refers to something that is not there"),
     (lambda vlm, image: load("x" * 5000), "is a longer path than the file system takes"),
     (lambda vlm, image: blink_exp.load_benchmark("easyvqa", path="a${b}"), "benchmark.path refers to something that is not there"),
-    (lambda vlm, image: vlm.evaluate(blink_exp.load_benchmark("easyvqa", path="x" * 5000), [None]), "is a longer path than"),
+    (lambda vlm, image: vlm.evaluate(blink_exp.load_benchmark("easyvqa", path="x" * 5000), [None]), "benchmark.path=xxxx"),
 ]
 
 
