@@ -148,6 +148,22 @@ def check_words(**settings: str | None) -> None:
             raise UserError(f"model.{key}={value} is not known; {nearest(str(value), choices)}")
 
 
+def check_there(
+    path: str,
+    revision: str | None = None,
+    device: str = "cpu",
+    quantization: str | None = None,
+    device_map: str | None = None,
+    attn_implementation: str = "sdpa",
+    dtype: str = "float32",
+    **_: Any,
+) -> None:
+    """Raises UserError, before anything is loaded, for a missing device, library, or model. The arguments are settings of ``model``."""
+    check_device(device, quantization, device_map, attn_implementation, dtype)
+    if not shipped(path):
+        weights.find_config(path, revision)
+
+
 def check_device(device: str, quantization: str | None, device_map: str | None, attn_implementation: str, dtype: str) -> None:
     """Raises UserError for a missing device, or a setting whose library or device is missing."""
     try:

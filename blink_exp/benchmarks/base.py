@@ -243,8 +243,10 @@ def without_answer(records: list[Record], answered: list[Record]) -> dict[str, S
 
 
 def total(scores: Iterable[Score]) -> Score:
-    """The sum of independent scores; its standard error is None if any of theirs is."""
-    scores = list(scores)
+    """The sum of independent scores, of those with samples; its standard error is None if any of theirs is. NaN if there is none."""
+    scores = [score for score in scores if score.samples]
+    if not scores:
+        return Score(float("nan"), 0)
     errors = [s.stderr for s in scores if s.stderr is not None]
     error = sum(e**2 for e in errors) ** 0.5 if len(errors) == len(scores) else None
     return Score(sum(s.value for s in scores), sum(s.samples for s in scores), error)

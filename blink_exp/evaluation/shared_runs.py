@@ -64,7 +64,7 @@ def run_together(points: Iterable[EvaluateSettings]) -> None:
         try:
             folder, stored = stored_point(settings)
         except (UserError, OSError) as error:
-            log.info("left alone: %s", one_line(error))
+            log.info("not run together with the others: %s", one_line(error))
             continue
         if stored is None:
             groups.setdefault(run_key(settings), {})[folder] = settings
@@ -96,7 +96,7 @@ def _run_group(group: dict[Path, EvaluateSettings]) -> None:
             if method.second_view is not None:
                 check_annotation(method, f"benchmark={benchmark.name}", chosen(benchmark, settings))
         except (UserError, OSError) as error:
-            log.info("left alone: %s", one_line(error))
+            log.info("not run together with the others: %s", one_line(error))
             continue
         if isinstance(benchmark, Probes):
             return

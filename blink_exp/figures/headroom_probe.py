@@ -7,6 +7,7 @@ what the probe reads from the full view beyond what the model answers; the rest,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.mosaic_detail import MosaicDetail
 from blink_exp.decoder.visual_states import image_states
 from blink_exp.errors import UserError
+from blink_exp.evaluation.terminal import bar
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import canvas, curve, measured_on, styled
 from blink_exp.figures.verdicts import RULE, mean
@@ -32,6 +34,7 @@ from blink_exp.scenes.detail import detail_scene
 FULL, CLOSE = "full view", "close-up"
 ATTRIBUTES = {"shape": scenes.SHAPES, "color": scenes.COLORS}
 HIDDEN, EPOCHS, BATCH = 64, 30, 128
+FEWEST = 4  # scenes of a short run
 AROUND = 1  # cells beside the centre's: 3 x 3 tokens
 
 
@@ -46,12 +49,16 @@ class Objects:
 
 
 def by_layer(study: Study, layers: tuple[int, ...], train: int, test: int, seed: int = 0) -> Drawing:
-    """The probe's accuracy by layer. ``layers``: of 32; ``train``, ``test``: numbers of scenes; ``seed``: of the probe."""
+    """The probe's accuracy by layer. ``layers``: of 32; ``train``, ``test``: numbers of scenes, no more than ``limit``; ``seed``: of the
+    probe."""
     backbone, _, benchmark = study.load()
     if not isinstance(benchmark, MosaicDetail):
         raise UserError(f"benchmark={benchmark.name} has no train scenes to train a probe on; use benchmark=mosaic_detail")
+    if (limit := study.settings.limit) is not None:  # a short run has a short figure
+        train, test = (min(count, max(FEWEST, limit)) for count in (train, test))
     numbers = relative_layers(layers, backbone.depth)
-    trained, tested = (objects_of(backbone, split, count, numbers) for split, count in (("train", train), ("test", test)))
+    with bar(train + test, "scenes for the probe", True) as advance:
+        trained, tested = (objects_of(backbone, split, count, numbers, advance) for split, count in (("train", train), ("test", test)))
     hits = {
         (view, layer, attribute): probe(trained, tested, view, layer, attribute, seed)
         for view in (FULL, CLOSE)
@@ -88,8 +95,9 @@ def _value(score: Any) -> float:
 
 
 @torch.no_grad()
-def objects_of(backbone: Backbone, split: str, count: int, layers: Rows[int]) -> Objects:
-    """All objects of ``count`` scenes of a split, in both views. An object's close-up is the quadrant that its centre is in."""
+def objects_of(backbone: Backbone, split: str, count: int, layers: Rows[int], advance: Callable[[int], object] = lambda _: None) -> Objects:
+    """All objects of ``count`` scenes of a split, in both views. An object's close-up is the quadrant that its centre is in. ``advance`` is
+    called with 1 behind each scene."""
     states: dict[tuple[str, int], list[torch.Tensor]] = {(view, layer): [] for view in (FULL, CLOSE) for layer in layers}
     labels: dict[str, list[int]] = {attribute: [] for attribute in ATTRIBUTES}
     owner: list[int] = []
@@ -108,6 +116,7 @@ def objects_of(backbone: Backbone, split: str, count: int, layers: Rows[int]) ->
         for attribute, classes in ATTRIBUTES.items():
             labels[attribute] += [classes.index(getattr(tile, attribute)) for tile in scene.tiles]
         owner += [i] * len(scene.tiles)
+        advance(1)
     return Objects(
         {key: torch.cat(rows) for key, rows in states.items()},
         {attribute: torch.tensor(values) for attribute, values in labels.items()},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from blink_exp.documents import TableDocument
+from blink_exp.documents import FigureDocument, TableDocument
 from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell, Column
 from blink_exp.reports.console import wide_console
+from blink_exp.reports.entries import VERDICTS, number
 
 WIDE = 10  # columns of numbers; above, every group gets tables of its own
 FILE_WIDTH = 190  # letters of a line in a file or a pipe, where a table is wide
@@ -42,6 +43,13 @@ def show(document: TableDocument) -> None:
         console.print(table)
     for line in [*([effects.MEANING] if rows else []), *document.get("conclusion", []), *legend.lines(document), *legend.gaps(document)]:
         console.print(Text(line))
+
+
+def show_claims(document: FigureDocument) -> None:
+    """Prints what the paper says about a figure, and whether it holds here, a claim a line."""
+    for claim in document["claims"]:
+        numbers = "; ".join(f"{name} {number(value)}" for name, value in claim["numbers"].items() if value is not None)
+        print(f"{VERDICTS[claim['holds']][1]}: {claim['said']}" + (f" ({numbers})" if numbers else ""))
 
 
 def parts(heads: list[Column]) -> list[list[int]]:

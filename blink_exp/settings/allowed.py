@@ -134,6 +134,10 @@ def _is_of(root: str, rest: str) -> bool:
 def _module(root: str, parts: list[str]) -> tuple[Path | None, list[str]]:
     """(file of the module that the dotted name begins with, the names behind it); no file for a package that is not there as files."""
     spec = importlib.util.find_spec(root)
+    while spec is not None and spec.origin is None and spec.submodule_search_locations is not None and parts:
+        # a namespace package has no file, and importing it runs no code; a folder beside a clone, named as the package in it, makes one
+        root, parts = f"{root}.{parts[0]}", parts[1:]
+        spec = importlib.util.find_spec(root)
     if spec is None or spec.origin is None:
         return None, parts
     file = Path(spec.origin)

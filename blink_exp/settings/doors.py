@@ -23,6 +23,9 @@ OF_SWEEP = ("table", "tables", "figure", "figures", "search", "dashboard", *OF_F
 VERBS = ("list", "all")  # of tables= and figures=
 COMMAND_KEYS = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
 
+PLAIN = re.compile(r"(?P<key>[^=]+)='(?P<value>[A-Za-z_./][\w./:-]*)'")  # text that Hydra reads as such without quotes
+NOT_TEXT = ("true", "false", "null", "nan", "inf")
+
 
 def command_name(root: str) -> str:
     """The command of config ``root`` in the form that the user types: ``blink-sweep`` in an installed package and where a console script
@@ -34,7 +37,13 @@ def command_name(root: str) -> str:
 
 def command_line(root: str, words: Sequence[str]) -> str:
     """The command of config ``root`` with the overrides ``words``, quoted for a shell."""
-    return f"{command_name(root)} {shlex.join(words)}".rstrip()
+    return f"{command_name(root)} {shlex.join(map(_plain, words))}".rstrip()
+
+
+def _plain(word: str) -> str:
+    """``word`` without quotes of Hydra's that it does not need: a shell's stand beside them."""
+    plain = PLAIN.fullmatch(word)
+    return word if plain is None or plain["value"].lower() in NOT_TEXT else f"{plain['key']}={plain['value']}"
 
 
 def install(extra: str) -> str:

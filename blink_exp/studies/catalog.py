@@ -47,16 +47,21 @@ def run_experiments(sweep: SweepSettings, out: Path) -> Document | None:
             sweep, [experiment for kind in KINDS if selected[kind] or settings[kind] for experiment in experiments(kind)], user_overrides
         )
         return None
-    wanted = [(k, e) for k in KINDS for e in (experiments(k) if selected[k] else [settings[k]] if settings[k] else [])]
+    named = [(k, e) for k in KINDS for e in (experiments(k) if selected[k] else [settings[k]] if settings[k] else [])]
+    problems = [plan.problem(experiment, user_overrides) for _, experiment in named]
+    if problems and all(problems):
+        raise UserError(str(problems[0]))
+    failed = [f"{experiment['name']}: {problem}" for (_, experiment), problem in zip(named, problems, strict=True) if problem]
+    wanted = [each for each, problem in zip(named, problems, strict=True) if not problem]
     answer_together(sweep, wanted, user_overrides)
-    document, failed = None, []
+    document = None
     for kind, experiment in wanted:
-        folder = out / experiment["name"] if len(wanted) > 1 else out
+        folder = out / experiment["name"] if len(named) > 1 else out
         try:
             document = measure(sweep, kind, experiment, user_overrides, folder)
             failed += [f"{experiment['name']}: {failure}" for failure in failures(document)]
         except Exception as error:
-            if len(wanted) == 1:
+            if len(named) == 1:
                 raise
             if not isinstance(error, UserError):
                 log.error("%s failed:\n%s", experiment["name"], traceback.format_exc())
@@ -101,6 +106,8 @@ def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_ov
     if document["kind"] == "table":
         text.write(document, out)
         terminal.show(document)
+    else:
+        terminal.show_claims(document)
     page = html.page(document, out, embedded)
     output, group = tracking.output_and_group()
     for embedded_document, folder in [*embedded, (document, out)]:

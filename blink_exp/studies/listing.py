@@ -1,4 +1,4 @@
-"""sweep.py tables=list and figures=list: experiments, finished points, and the estimated time for the rest."""
+"""sweep.py tables=list and figures=list: experiments, at once; then their finished points, and the estimated time for the rest."""
 
 from __future__ import annotations
 
@@ -23,22 +23,29 @@ from blink_exp.studies import matching, plan
 
 
 def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_overrides: list[str]) -> None:
-    """Prints a table: id, what varies, number of points, finished points, and the estimated time for the others."""
+    """Prints two tables: id, title and what varies; then, where the store has points, number of points, finished ones, and the estimated
+    time for the others."""
     from rich.table import Table
 
-    table = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
-    for column in ("id", "title", "what varies", "points", "done", "left"):
-        table.add_column(column, justify="right" if column in ("points", "done", "left") else "left", overflow="fold")
+    console = wide_console()
+    table = Table()
+    for column in ("id", "title", "what varies"):
+        table.add_column(column, overflow="fold")
+    for experiment in experiments:
+        table.add_row(experiment["name"], experiment["title"], varies(experiment))
+    console.print(table)
     finished_points = Store(sweep)
+    table = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
+    for column in ("id", "points", "done", "left"):
+        table.add_column(column, justify="left" if column == "id" else "right", overflow="fold")
     with bar(len(experiments), "looking into the store", True) as advance:
         for experiment in experiments:
             listed = finished_points.listed(experiment, user_overrides)
             left = finished_points.seconds([point for point in listed if not point.done])
             done = sum(point.done for point in listed)
-            spent = "" if left is None else f"{left / 60:.0f} min"
-            table.add_row(experiment["name"], experiment["title"], varies(experiment), str(len(listed)), str(done), spent)
+            table.add_row(experiment["name"], str(len(listed)), str(done), "" if left is None else f"{left / 60:.0f} min")
             advance(1)
-    wide_console().print(table)
+    console.print(table)
 
 
 def varies(experiment: dict[str, Any]) -> str:

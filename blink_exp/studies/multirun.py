@@ -74,6 +74,6 @@ def shared_settings(cfg: DictConfig) -> SweepSettings | None:
     try:
         settings: SweepSettings = typed(cfg)
     except (UserError, *HYDRA_ERRORS) as error:
-        log.info("left alone: %s", one_line(error))
+        log.info("not run together with the others: %s", one_line(error))
         return None
     return replace(settings, part=CHOOSING) if searches(cfg.hydra) else settings

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp import reference
+from blink_exp.backbone.load import check_there
 from blink_exp.documents import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_json, write_text
@@ -30,6 +31,7 @@ def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
         raise UserError(
             f"nobody prints numbers for model={model}; {nearest(model, reference_data['models'])} (a folder: add model.path=...)"
         )
+    check_there(**settings.model)  # before fifteen rows say the same
     user_overrides = command_line_overrides()
     rows: list[dict[str, Any]] = []
     for point in settings.points:

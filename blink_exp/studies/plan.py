@@ -26,6 +26,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from blink_exp.backbone.load import check_there
 from blink_exp.backbone.shipped import shipped
 from blink_exp.cli import under_torchrun
 from blink_exp.documents import PointRun
@@ -127,6 +128,19 @@ def benchmarks(experiment: dict[str, Any], user_overrides: list[str], scale: boo
 def on_scale_model(experiment: dict[str, Any], user_overrides: list[str]) -> bool:
     """Whether an experiment runs on a model that ships with this project."""
     return shipped(composed_once((*(experiment.get("overrides") or []), *user_overrides)).model["path"]) is not None
+
+
+def problem(experiment: dict[str, Any], user_overrides: list[str]) -> str | None:
+    """Why no point of an experiment can run, for what all of them share: a device, the model, or modules that are not there. None: they may
+    run."""
+    try:
+        settings = composed_once((*(experiment.get("overrides") or []), *user_overrides))
+        check_there(**settings.model)
+        if (modules := settings.tokensr.path) is not None and not Path(modules).is_dir():
+            raise UserError(f"tokensr.path={modules} is not there; give the folder of modules that a training wrote")
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> list[str]:

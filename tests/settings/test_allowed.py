@@ -175,3 +175,13 @@ def test_the_command_line_opens_what_it_names_and_nothing_else():
     assert build({"_target_": "collections.Counter", "a": 1}) == {"a": 1}
     assert "got os system" in refusal(lambda: without_allowed(["allow_targets=[os system]"]))
     assert composed("evaluate", ["allow_targets=x.y", "method=none"]).method["_target_"].endswith("none") and is_allowed("x.y")
+
+
+def test_a_package_is_found_behind_a_namespace_of_its_name(tmp_path, monkeypatch):
+    """``pip install -e mine`` in the folder that holds mine/: there ``import mine`` finds the folder, a namespace, first."""
+    (tmp_path / "outer" / "mine_apart").mkdir(parents=True)
+    (tmp_path / "outer" / "mine_apart" / "methods.py").write_text("import os\n\ndef mine():\n    pass\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "outer"))
+    monkeypatch.setattr(allowed, "added_packages", lambda: frozenset(["mine_apart"]))
+    assert is_allowed("mine_apart.methods.mine")
+    assert not is_allowed("mine_apart.methods.os.system") and not is_allowed("mine_apart.methods")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from support.scripts import ROOT, run
 
 from blink_exp.errors import UserError
-from blink_exp.settings.doors import COMMANDS, redirection
+from blink_exp.settings.doors import COMMANDS, command_line, redirection
 from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.words import prepared
 
@@ -98,3 +99,10 @@ def test_tab_completes_presets_and_settings():
         line = f"python evaluate.py {words}"
         done = run(["evaluate.py", "-sc", "query=bash"], {"COMP_LINE": line, "COMP_POINT": str(len(line))})
         assert set(done.stdout.split()) == proposals, done.stdout + done.stderr
+
+
+def test_a_printed_command_has_no_quotes_that_neither_hydra_nor_the_shell_needs():
+    words = ["tokensr.path='outputs/mine'", "model.device='cuda'", "question='what is it?'", "model.revision='1e5'", "model.name='true'"]
+    line = command_line("evaluate", words)
+    assert "tokensr.path=outputs/mine model.device=cuda" in line
+    assert shlex.split(line)[-3:] == words[-3:]  # these would be read as something else

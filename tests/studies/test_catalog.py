@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from hydra import initialize_config_dir
 
 from blink_exp.cli import CONF
@@ -12,7 +13,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation.shared_runs import point_folder
 from blink_exp.figures.base import Claim, Drawing
 from blink_exp.files import write_json
-from blink_exp.reports import html
+from blink_exp.reports import html, terminal
 from blink_exp.settings.compose import composed
 from blink_exp.studies import catalog, figure_runs, listing, plan
 from blink_exp.studies.experiments import KINDS, experiments
@@ -149,8 +150,8 @@ def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     found |= {"skipped": [{}] * 10, "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
     write_json(first / "metrics.json", found)
     listing.show_list(cfg, [TOY | {"source": "blink-table-3", "paper": "blink"}], ["limit=30"])
-    line = next(line for line in capsys.readouterr().out.splitlines() if "toy" in line)
-    assert [cell.strip() for cell in line.strip("│ ").split("│")] == ["toy", "Toy", "layers", "3", "1", "4 min"]  # 2 points of 30 at 4.5 s
+    rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in capsys.readouterr().out.splitlines() if "toy" in line]
+    assert rows == [["toy", "Toy", "layers"], ["toy", "3", "1", "4 min"]]  # 2 points of 30 at 4.5 s
     assert listing.Store(cfg).typical("scale-llava-1.5", "mosaic_mme", None) == 90.0
     assert listing.Store(sweep_of(f"store={tmp_path / 'empty'}")).typical("scale-llava-1.5", "mosaic_mme", 3) is None
 
@@ -184,3 +185,24 @@ def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path)
     assert [p.name for p in (tmp_path / "report" / "t").iterdir()] == ["m"]
     kept = tmp_path / "report" / "t" / "m"
     assert (kept / "table.json").read_text(encoding="utf-8") == "new" and not (kept / "wandb").exists()
+
+
+def test_what_all_points_lack_is_said_once_and_before_any_runs(tmp_path, monkeypatch):
+    """Fifteen rows that each say that there is no GPU, behind a minute of composing, hide the one line that cures them."""
+    monkeypatch.setattr(catalog, "answer_together", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for words, line in (
+        (["table=blink_table3", "model.device=cuda"], "model.device=cuda is not there"),
+        (["table=blink_table3", f"tokensr.path={tmp_path / 'none'}"], "tokensr.path=.*none is not there"),
+        (["table=hero_table4", f"model.path={tmp_path}"], "holds no config.json"),
+        (["tables=all", "figures=all", "model.device=cuda"], "model.device=cuda is not there"),
+    ):
+        monkeypatch.setattr(plan, "command_line_overrides", lambda given=words: given[1:] if "all" not in given[0] else given[2:])
+        with pytest.raises(UserError, match=line):
+            catalog.run_experiments(sweep_of(*words), tmp_path / "run")
+
+
+def test_a_figure_prints_its_claims(capsys):
+    claims = [{"said": "later is sharper", "how": "", "numbers": {"rise": 0.25, "of none": None}, "holds": True}]
+    terminal.show_claims({"claims": [*claims, claims[0] | {"holds": None, "numbers": {}}]})
+    assert capsys.readouterr().out.splitlines() == ["✓ holds here: later is sharper (rise 0.25)", "? cannot be told here: later is sharper"]
