@@ -104,7 +104,11 @@ def masked_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 def lenient_output() -> None:
-    """Prints ? for characters that the terminal cannot encode, instead of failing."""
+    """Prints ? for characters that the terminal cannot encode, instead of failing; nowhere, where a stream is closed (>&-), which is None
+    in Python, and whose number the next file that is opened would get."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
