@@ -78,7 +78,7 @@ def test_instruction_data_that_is_not_usable_says_why(tmp_path):
         ({"image": "a/../../x.jpg"}, "lead out of data.images and are left out, first a/../../x.jpg .image_loading.outside=true"),
         ({"image": "https://x/a.jpg"}, "lead out of data.images and are left out, first https://x/a.jpg"),
         ({"image": ["a.jpg"]}, "must be a path below"),
-        ("coco/a.jpg", "row 1 of .* is no {...} but coco/a.jpg"),
+        ("coco/a.jpg", "row 1 of .* is no {...} but 'coco/a.jpg'"),
         ({"image": "sam/a.jpg"}, "holds none of the 1 images"),
     ):
         path.write_text(json.dumps([row]), encoding="utf-8")
