@@ -197,10 +197,17 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
     assert "groups, and their presets" in printed and "always_expand" in printed
 
 
-@pytest.mark.parametrize("words", [("evaluate.py", "devices=three"), ("sweep.py", "-m", "layer=12,13", "devices=three")])
-def test_a_value_that_is_refused_is_refused_before_anything_heavy_is_imported(words):
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["evaluate.py", "devices=three"], "devices must be a whole number of devices from 1, or auto, got three"),
+        (["sweep.py", "-m", "layer=12,13", "limit=0"], "limit must be a whole number of at least 1, or null, got 0"),
+        (["sweep.py", "method=none"], "nothing to sweep; add -m and comma lists"),
+    ],
+)
+def test_what_is_refused_by_its_words_is_refused_before_anything_heavy_is_imported(words, line):
     printed = printed_without_heavy_imports(*words)
-    assert "error: devices must be a whole number of devices from 1, or auto, got three" in printed and "CODE 2" in printed
+    assert f"error: {line}" in printed and "CODE 2" in printed
 
 
 @pytest.mark.slow

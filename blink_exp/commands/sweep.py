@@ -34,11 +34,6 @@ def run(cfg: DictConfig) -> Any:
         if settings.dashboard is not None:
             dashboards.run(settings, out)
             return None
-        if all(getattr(settings, key) is None for key in EXPERIMENTS):
-            raise UserError(
-                "nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop), a table (table=blink_table2, tables=list: which)"
-                " or a figure (figure=blink_fig3, figures=list)"
-            )
         return run_experiments(settings, out)
     chosen = next((key for key in EXPERIMENTS if cfg[key] is not None), None)
     if chosen is not None:

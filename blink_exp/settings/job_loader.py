@@ -20,7 +20,7 @@ from blink_exp.settings.allowed import allow, by_hand, check_targets
 from blink_exp.settings.check import REFUSED, check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
 from blink_exp.settings.secrets import check_config
-from blink_exp.settings.words import check_words
+from blink_exp.settings.words import NOTHING, check_words
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -35,7 +35,8 @@ class CheckedLoader(ConfigLoaderImpl):
 
 
 class CommandLoader(CheckedLoader):
-    """Refuses invalid settings of the command too, before its callbacks and the command itself import torch."""
+    """Refuses invalid settings of the command too, and a command with nothing to do, before its callbacks and the command itself import
+    torch."""
 
     def load_configuration(
         self,
@@ -49,6 +50,9 @@ class CommandLoader(CheckedLoader):
         # without validation Hydra composes just to learn whether this is a multirun; not from the shell, the command composes a point
         if from_shell and validate_sweep_overrides:
             check(copy.deepcopy(config), whole=False)
+            needed, nothing = NOTHING.get(str(config_name), ((), ""))
+            if needed and run_mode is RunMode.RUN and all(config.get(key) is None for key in needed):
+                raise UserError(nothing)
         return config
 
 

@@ -47,6 +47,14 @@ COMMAND_FLAGS = {  # {flag: its long form}, of which Hydra takes one
 }
 OF_MULTIRUN = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")
 ONE_PROCESS = ("view", "rescore", "compare")  # commands that have the settings of evaluate.py and no use for other devices
+NOTHING = {  # {command: (settings of which it needs one, what is said where none is given)}
+    "sweep": (
+        ("table", "tables", "figure", "figures", "dashboard"),
+        "nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop), a table (table=blink_table2, tables=list: which)"
+        " or a figure (figure=blink_fig3, figures=list)",
+    ),
+    "view": (("sample", "image", "question"), 'nothing to show; add sample=ID, or image=photo.jpg question="What is in the picture?"'),
+}
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 LETTER_BY_LETTER = ("sample", "image", "question")  # text in which ${...} is not an interpolation
 FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra functions for several values

@@ -16,6 +16,7 @@ from blink_exp.errors import UserError, flat, reason
 from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.images import ImageOptions, open_image
 from blink_exp.settings.roots import ViewSettings
+from blink_exp.settings.words import NOTHING
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def load_subject(settings: ViewSettings) -> Subject:
     if sample is not None:
         return _benchmark_sample(settings, sample)
     if image is None and question is None:
-        raise UserError('nothing to show; add sample=ID, or image=photo.jpg question="What is in the picture?"')
+        raise UserError(NOTHING["view"][1])
     if image is None:
         raise UserError(f"question={flat(question, 60)} has no picture; add image=photo.jpg")
     if question is None or not str(question).strip():
