@@ -9,6 +9,7 @@ python -m bench out=outputs/bench          where NAME.json goes
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import sys
@@ -21,6 +22,7 @@ from blink_exp.errors import UserError, nearest
 BENCHES = ("methods", "sharing", "budget", "tokensr", "throughput", "loading", "startup", "latency", "divprune", "gpu")
 DEFAULT = tuple(name for name in BENCHES if name != "gpu")
 ALONE = ("kill",)  # hours; only by name
+PARAGRAPH = "\n\n"
 SIZES = ("default", "small")
 
 
@@ -67,9 +69,15 @@ def run(names: list[str], settings: dict[str, str]) -> list[dict[str, Any]]:
     return done
 
 
+def described(name: str) -> str:
+    """A line of --help: a benchmark, and what its module says that it is. Read from the file, since importing it takes seconds."""
+    text = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_bytes())) or ""
+    return f"{name:<12} {' '.join(text.partition(PARAGRAPH)[0].split())}"
+
+
 def main(words: list[str]) -> int:
     if set(words) & {"-h", "--help"}:
-        print(__doc__)
+        print(__doc__, *map(described, (*BENCHES, *ALONE)), sep="\n")
         return 0
     try:
         run(*parse(words))

@@ -174,3 +174,10 @@ def test_provenance_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert report.provenance()["commit"] is None
     assert report.provenance()["versions"]["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
+
+
+def test_the_help_says_what_each_benchmark_measures(capsys):
+    assert command.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in (*command.BENCHES, *command.ALONE):
+        assert any(line.startswith(f"{name} ") and line.endswith(".") for line in lines), name
