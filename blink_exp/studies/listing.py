@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +13,18 @@ from hydra.utils import get_class
 
 from blink_exp import reference
 from blink_exp.errors import UserError
-from blink_exp.evaluation import store
+from blink_exp.evaluation import results, store
 from blink_exp.evaluation.evaluator import incomplete
 from blink_exp.evaluation.shared_runs import point_folder
 from blink_exp.evaluation.terminal import bar
+from blink_exp.files import read_text
 from blink_exp.reports.console import wide_console
 from blink_exp.settings.budgets import displaced
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import EvaluateSettings, SweepSettings
 from blink_exp.studies import matching, plan
+
+LIMIT = re.compile(r"^limit: (\S+)$", re.M)
 
 
 def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_overrides: list[str]) -> None:
@@ -48,6 +53,14 @@ def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_over
     console.print(table)
 
 
+def limit_of(folder: Path) -> str:
+    """The ``limit`` of a stored point, as ``str`` writes it. Read as text: to parse the settings of every point takes seconds."""
+    with contextlib.suppress(OSError, ValueError):
+        found = LIMIT.search(read_text(folder / results.CONFIG))
+        return "None" if found is None or found[1] == "null" else found[1]
+    return "None"
+
+
 def varies(experiment: dict[str, Any]) -> str:
     """What the paper's table or figure varies, from the reference data; empty for experiments of this project."""
     if not experiment.get("source"):
@@ -73,25 +86,29 @@ class Store:
         self.sweep, self.root = sweep, Path(sweep.store)
         self.pace: dict[tuple[str, str], list[float]] = {}  # {(backbone, benchmark): seconds per sample}
         self.samples: dict[str, int] = {}  # {benchmark: largest number of samples in a point}
+        self.measured: set[tuple[str, str, str]] = set()  # (model, benchmark, limit) of finished points
         self.finished: set[Path] = set()
         for folder, metrics in store.paces(self.root.glob("*/metrics.json")):
             self.finished.add(folder)
             name = metrics["benchmark"]
             self.pace.setdefault((metrics["backbone"], name), []).append(metrics["seconds"] / max(1, metrics["samples"]))
             self.samples[name] = max(self.samples.get(name, 0), metrics["samples"])
+            self.measured.add((metrics["backbone"].partition("@")[0], name, limit_of(folder)))
 
     def listed(self, experiment: dict[str, Any], user_overrides: list[str]) -> list[Listed]:
-        """Every point on every benchmark. The points of a benchmark of which the store has none are not composed, which takes half a
-        second each."""
+        """Every point on every benchmark. Where the store has no point of the model and benchmark at this ``limit``, none is composed,
+        which takes half a second each."""
         out: list[Listed] = []
         points = plan.points(experiment)
         for name in plan.benchmarks(experiment, user_overrides, plan.on_scale_model(experiment, user_overrides)) if points else ():
             of_all = plan.composed_once((*plan.words(experiment, {"overrides": []}, name), *user_overrides))
             base = Listed(str(of_all.model["name"]), name, of_all.limit)
-            if get_class(of_all.benchmark["_target_"]).name not in self.samples:  # type: ignore[attr-defined]
-                out += [base] * len(points)
-                continue
+            measured = get_class(of_all.benchmark["_target_"]).name  # type: ignore[attr-defined]
+            some_done = (base.model, measured, str(of_all.limit)) in self.measured
             for point in points:
+                if not some_done and not any(plan.key(word).partition(".")[0] == "model" for word in point["overrides"]):
+                    out.append(base)
+                    continue
                 first = [*plan.words(experiment, point, name), *self.modules(experiment, user_overrides, point)]
                 out.append(self.point(first, user_overrides, name, point.get("match")))
         return out

@@ -149,6 +149,7 @@ def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}
     found |= {"skipped": [{}] * 10, "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
     write_json(first / "metrics.json", found)
+    (first / "config.yaml").write_text("benchmark:\n  limit: 7\nlimit: 30\nseed: 0\n", encoding="utf-8")
     listing.show_list(cfg, [TOY | {"source": "blink-table-3", "paper": "blink"}], ["limit=30"])
     rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in capsys.readouterr().out.splitlines() if "toy" in line]
     assert rows == [["toy", "Toy", "layers"], ["toy", "3", "1", "4 min"]]  # 2 points of 30 at 4.5 s
@@ -156,11 +157,18 @@ def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     assert listing.Store(sweep_of(f"store={tmp_path / 'empty'}")).typical("scale-llava-1.5", "mosaic_mme", 3) is None
 
 
-def test_a_list_composes_no_point_of_a_benchmark_of_which_the_store_has_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("backbone", "benchmark", "limit"),
+    [("scale-llava-1.5", "mosaic_open", 30), ("scale-llava-next", "mosaic_mme", 30), ("scale-llava-1.5", "mosaic_mme", "null")],
+)
+def test_a_list_composes_no_point_where_the_store_has_none_of_its_model_benchmark_and_limit(
+    backbone, benchmark, limit, tmp_path, monkeypatch
+):
     monkeypatch.setattr(listing.Store, "settings", lambda *_: pytest.fail("composed a point"))
-    found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_open", "seconds": 90.0, "samples": 20}
+    found = {"backbone": f"{backbone}@0", "benchmark": benchmark, "seconds": 90.0, "samples": 20}
     found |= {"skipped": [], "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
     write_json(tmp_path / "0" / "metrics.json", found)
+    (tmp_path / "0" / "config.yaml").write_text(f"limit: {limit}\n", encoding="utf-8")
     listed = listing.Store(sweep_of(f"store={tmp_path}")).listed(TOY, ["limit=30"])
     assert listed == [listing.Listed("scale-llava-1.5", "mosaic_mme", 30)] * 3
 
