@@ -67,7 +67,7 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
 
         sys.argv[1:] = prepared(words, config)
         check_optuna(sys.argv[1:])
-        check_all_configs(values=not shows(sys.argv[1:]))
+        check_all_configs(None if shows(sys.argv[1:]) else config)
         return main()
 
     code: Any = None

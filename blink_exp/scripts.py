@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
 
 from blink_exp.cli import entry, guard
-from blink_exp.errors import UserError
 from blink_exp.settings.folders import CONF
 
 
@@ -22,22 +19,10 @@ def start(name: str) -> None:
     def main(cfg: Any) -> object:
         from blink_exp.studies.jobs import job
 
-        run = partial(_of_command, importlib.import_module(f"blink_exp.commands.{name}").run, name)
+        run = importlib.import_module(f"blink_exp.commands.{name}").run
         return guard(run, cfg) if name == "sweep" else job(run, cfg)  # a sweep notes its jobs itself, with their scores
 
     entry(main, name, sweep_folder if name == "sweep" else None)
-
-
-def _of_command(run: Callable[[Any], object], name: str, cfg: Any) -> object:
-    """``run(cfg)``. Raises UserError for a --config-name whose config has the settings of another command."""
-    from blink_exp.settings.roots import ROOTS
-
-    schema = OmegaConf.get_type(cfg)
-    if not (isinstance(schema, type) and issubclass(schema, ROOTS[name])):
-        raise UserError(
-            f"--config-name names a config without the settings of {name}; leave it away, or have it begin with defaults: [{name}]"
-        )
-    return run(cfg)
 
 
 def sweep_folder(words: list[str]) -> list[str] | None:

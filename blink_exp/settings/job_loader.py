@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra._internal import hydra as hydra_internals
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from blink_exp.errors import UserError
 from blink_exp.settings.allowed import allow, by_hand, check_targets
 from blink_exp.settings.check import REFUSED, check
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
+from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.secrets import check_config
 from blink_exp.settings.words import NOTHING, check_words
 
@@ -36,7 +37,9 @@ class CheckedLoader(ConfigLoaderImpl):
 
 class CommandLoader(CheckedLoader):
     """Refuses invalid settings of the command too, and a command with nothing to do, before its callbacks and the command itself import
-    torch."""
+    torch. ``root``: name of the command's root config."""
+
+    root: ClassVar[str]
 
     def load_configuration(
         self,
@@ -49,17 +52,29 @@ class CommandLoader(CheckedLoader):
         config = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         # without validation Hydra composes just to learn whether this is a multirun; not from the shell, the command composes a point
         if from_shell and validate_sweep_overrides:
+            check_root(config, self.root)
             check(copy.deepcopy(config), whole=False)
-            needed, nothing = NOTHING.get(str(config_name), ((), ""))
+            needed, nothing = NOTHING.get(self.root, ((), ""))
             if needed and run_mode is RunMode.RUN and all(config.get(key) is None for key in needed):
                 raise UserError(nothing)
         return config
 
 
-def check_all_configs(values: bool) -> None:
-    """Makes Hydra compose with a loader of this module from here on. ``values``: whether it refuses invalid values, which a command that
-    only shows its settings need not."""
-    hydra_internals.ConfigLoaderImpl = CommandLoader if values else CheckedLoader  # type: ignore[attr-defined]
+def check_root(config: DictConfig, root: str) -> None:
+    """Raises UserError for the config of --config-name if it has the settings of another command than ``root``."""
+    schema = OmegaConf.get_type(config)
+    if not (isinstance(schema, type) and issubclass(schema, ROOTS[root])):
+        raise UserError(
+            f"--config-name names a config without the settings of {root}; leave it away, or have it begin with defaults: [{root}]"
+        )
+
+
+def check_all_configs(root: str | None) -> None:
+    """Makes Hydra compose with a loader of this module from here on. ``root``: root config of the command, whose invalid values it refuses;
+    None for a command that only shows its settings."""
+    if root is not None:
+        CommandLoader.root = root
+    hydra_internals.ConfigLoaderImpl = CheckedLoader if root is None else CommandLoader  # type: ignore[attr-defined]
 
 
 class JobLoader(CheckedLoader):
