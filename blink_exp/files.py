@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any, overload
 
@@ -53,7 +54,11 @@ def parse_json(text: str) -> Any:
 
 def is_special(path: Path) -> bool:
     """Whether a path is a FIFO, which blocks who reads it until somebody writes, or a device or socket, which may have no end."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # not there, or no name that a file can have: for who opens it to say
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def read_text(path: Path) -> str:

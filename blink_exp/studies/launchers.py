@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError
 from blink_exp.settings.check import format_value
 from blink_exp.settings.doors import install
 
@@ -45,8 +43,6 @@ NUMBERS = {  # {setting of a launcher: its least value}
     **{"timeout_min": 1, "max_num_timeout": 0, "signal_delay_s": 0},
 }
 ALWAYS = ("array_parallelism", "max_num_timeout")  # of these the ones that must be given
-PATIENCE = 5.0  # seconds that a node has to take a connection, and between two looks at it
-GONE = 35.0  # seconds after which a node that takes none is gone
 PRESETS = ("joblib", "ray", "submitit_local", "submitit_slurm")
 
 
@@ -81,53 +77,6 @@ class Lost(dict[int, Any]):
     def __init__(self, why: str) -> None:
         super().__init__()
         self.why = why
-
-
-def check_ray_address(address: object) -> None:
-    """Raises UserError if nothing listens at HOST:PORT, the address of a Ray cluster: Ray itself tries for minutes."""
-    _, colon, port = str(address).rpartition(":")
-    if not isinstance(address, str) or not colon or not port.isdecimal():
-        return  # null, auto, or for Ray to judge
-    if (problem := unreachable(address)) is not None:
-        raise UserError(
-            f"hydra.launcher.ray.init.address={address}: nothing answers there ({problem}); give the address that ray start"
-            " printed (its --port, 6379 if none was given), auto on the head node, or null for a cluster of this machine"
-        )
-
-
-def ray_cure(settings: Mapping[str, Any]) -> str:
-    """What to do where ``ray.init`` failed. It sends a cluster's token to an address only if it is told to."""
-    if settings.get("address") in (None, "auto"):
-        return "see ray status, or use another launcher"
-    return (
-        "if that is the address that ray start printed, the cluster wants its token: set RAY_AUTH_MODE=token, with the head node's"
-        " ~/.ray/auth_token on this machine too"
-    )
-
-
-def unreachable(address: str) -> str | None:
-    """Why no connection to HOST:PORT is made; None if one is."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
-    except (OSError, OverflowError, ValueError) as error:
-        return flat(error, 120)
-    return None
-
-
-class HeadNode:
-    """The head node of the Ray cluster at ``address``, while tasks of it are waited for. Ray ends a process whose head node has been gone
-    for 60 seconds, without an exception."""
-
-    def __init__(self, address: str) -> None:
-        self.address, self.answered = address, time.monotonic()
-
-    def check(self) -> None:
-        """Raises ConnectionError if the node has not answered for ``GONE`` seconds."""
-        if (problem := unreachable(self.address)) is None:
-            self.answered = time.monotonic()
-        elif time.monotonic() - self.answered > GONE:
-            raise ConnectionError(f"the head node of the Ray cluster, {self.address}, is gone ({problem})")
 
 
 def forget_packaged_presets() -> None:

@@ -131,7 +131,7 @@ def read_sweep(folder: str | Path, setting: str, of_this_run: bool = False) -> S
     if not path.is_dir():
         problem = "is a file" if path.exists() else "is not there"
         raise UserError(f"{setting}={folder} {problem}; give the folder of a sweep, its hydra.sweep.dir")
-    command = _read_command(path / COMMAND) if (path / COMMAND).is_file() else {}
+    command = read_command(path / COMMAND) if (path / COMMAND).is_file() else {}
     found = list(_job_folders(path, (path / COMMAND).stat().st_mtime if of_this_run else 0.0))
     if not found and not isinstance(_at(command, "hydra", "sweep"), dict):
         raise UserError(
@@ -141,7 +141,7 @@ def read_sweep(folder: str | Path, setting: str, of_this_run: bool = False) -> S
     return SweepFolder(path, command, tuple(sorted(_matched(found, planned) if planned else found, key=lambda job: job.number)))
 
 
-def _read_command(path: Path) -> dict[str, Any]:
+def read_command(path: Path) -> dict[str, Any]:
     """The settings in multirun.yaml. Hydra writes it in place, so that it can be half there when a sweep starts: it is read again then."""
     for _ in range(ATTEMPTS):
         try:

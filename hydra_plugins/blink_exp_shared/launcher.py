@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from blink_exp.errors import UserError, flat
 from blink_exp.settings.doors import command_name
 from blink_exp.stopping import stopped
-from blink_exp.studies import slurm_jobs
-from blink_exp.studies.launchers import ENGINES, PATIENCE, SIZE, HeadNode, Lost, check_ray_address, ray_cure
+from blink_exp.studies import ray_cluster, slurm_jobs
+from blink_exp.studies.launchers import ENGINES, SIZE, Lost
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class RayGroups(GroupLauncher):
     def at_once(self) -> int:
         # before the import, which reads it: as it is, Ray would try an address where something else answers for 15 minutes
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
-        check_ray_address(self.config.hydra.launcher.ray.init.get("address"))
+        ray_cluster.check_address(self.config.hydra.launcher.ray.init.get("address"))
         import ray
 
         if not ray.is_initialized():  # before the package does, whose own settings no cluster that runs takes
@@ -100,7 +100,7 @@ class RayGroups(GroupLauncher):
             try:
                 ray.init(**{key: value for key, value in settings.items() if value is not None and key not in local})
             except Exception as error:  # of a cluster that is not there, or does not start in time
-                raise UserError(f"hydra.launcher.ray.init: Ray did not start ({flat(error, 200)}); {ray_cure(settings)}") from None
+                raise UserError(f"hydra.launcher.ray.init: Ray did not start ({flat(error, 200)}); {ray_cluster.cure(settings)}") from None
         task = self.config.hydra.launcher.ray.remote
         needed = {"CPU": task.get("num_cpus", 1), "GPU": task.get("num_gpus", 0)}
         there = ray.cluster_resources()
@@ -110,12 +110,12 @@ class RayGroups(GroupLauncher):
     def waiting(self) -> Iterator[None]:
         import ray
 
-        get, node = ray.get, HeadNode(str(ray.get_runtime_context().gcs_address))
+        get, node = ray.get, ray_cluster.HeadNode(str(ray.get_runtime_context().gcs_address))
 
         def settled(*references: Any, **settings: Any) -> Any:
             while True:
                 try:
-                    return get(*references, **{"timeout": PATIENCE, **settings})
+                    return get(*references, **{"timeout": ray_cluster.PATIENCE, **settings})
                 except ray.exceptions.GetTimeoutError:
                     node.check()
                 except ray.exceptions.RayError as error:

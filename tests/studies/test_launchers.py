@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,37 +158,6 @@ def test_a_launcher_that_fails_is_the_reason_of_its_jobs(tmp_path):
     _, errors = run("sweep.py", "-m", "method=none,fastv", "limit=2", *words, code=2)
     assert "2 of 2 points failed, first method=none: left no result (the launcher ended early: '>' not supported" in errors[-1]
     assert (tmp_path / "a" / "summary.csv").is_file()
-
-
-def test_an_address_of_ray_where_nothing_listens_is_refused_at_once():
-    """Ray itself tries for a quarter of an hour."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        for good in (None, "auto", address, f"ray://{address}"):
-            launchers.check_ray_address(good)
-    said = refusal(lambda: launchers.check_ray_address(address))
-    assert said.startswith(f"hydra.launcher.ray.init.address={address}: nothing answers there") and "ray start" in said
-    assert "nothing answers" in refusal(lambda: launchers.check_ray_address("127.0.0.1:70000"))
-
-
-def test_a_head_node_of_ray_that_is_gone_is_an_error_before_ray_ends_the_process(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(launchers, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        node = launchers.HeadNode(f"127.0.0.1:{server.getsockname()[1]}")
-        now[0] = 100.0
-        node.check()
-    now[0] = 130.0
-    node.check()  # it may come back
-    now[0] = 140.0
-    with pytest.raises(ConnectionError, match="is gone"):
-        node.check()
-    assert launchers.GONE + 2 * launchers.PATIENCE < 60
-
-
-def test_where_a_token_of_ray_may_be_missing_the_cure_says_so():
-    assert "RAY_AUTH_MODE=token" in launchers.ray_cure({"address": "10.0.0.1:6379"})
-    assert "ray status" in launchers.ray_cure({"address": "auto"})
 
 
 def test_a_lost_job_is_the_worst_value_of_a_search(hydra):
