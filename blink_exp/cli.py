@@ -29,6 +29,7 @@ TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is o
 SCRIPT = "BLINK_EXP_SCRIPT"  # config root of the running command: train, evaluate, sweep, view, ...
 OF_JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment of a process that torchrun started
 RANKS, WORKER = "blink_exp.evaluation.ranks", "blink_exp.evaluation.worker"  # by name: they are slow to import, and above this module
+SPINS = "3000"  # rounds of waiting; libgomp's own are 300,000
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's exception, matched by name since torch is not imported here
 
 
@@ -42,6 +43,7 @@ def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str
     lenient_output()
     os.environ[SCRIPT] = config
     os.environ["MPLBACKEND"] = "Agg"  # commands write pictures to files and need no display
+    wait_briefly()
     logging.raiseExceptions = False  # on a full disk, Hydra's log handler would print a traceback for every line
     sys.excepthook = masked_traceback
     stop_on_signals()
@@ -112,6 +114,15 @@ def lenient_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def wait_briefly() -> None:
+    """Has torch's threads wait for one another in a busy loop for microseconds only, then asleep, unless the user's environment says how.
+
+    By default GNU OpenMP spins for milliseconds. Where another program keeps a core busy, every small operation then waits for that long:
+    the demo took 6 times as long (docs/performance.md). Read by libgomp as it is loaded, so this comes before torch is imported."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def guard(run: Callable[[Any], object], cfg: Any) -> Any:

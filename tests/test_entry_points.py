@@ -22,6 +22,18 @@ def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("words,waits", [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")])
+def test_threads_wait_briefly_unless_the_environment_says_how(words, waits):
+    """Set before torch is imported, as its OpenMP reads it once; a busy core would else slow every small operation down."""
+    script = (
+        "import atexit, os, sys; from blink_exp.scripts import view; "
+        "atexit.register(lambda: print('waits', os.environ.get('GOMP_SPINCOUNT', ''), 'torch' in sys.modules)); view()"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", script, "--help"], cwd=ROOT, env=kept | words, capture_output=True, text=True, timeout=60)
+    assert f"waits {waits} False" in done.stdout, done.stdout + done.stderr
+
+
 TRAIN = (
     "train.py",
     "layers.indices=[2,3]",
