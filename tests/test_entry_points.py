@@ -100,7 +100,7 @@ def test_a_killed_training_goes_on_and_ends_where_an_unbroken_one_does(killed, t
 
 
 def test_resume_refuses_other_settings_and_damaged_checkpoints(killed):
-    assert "trained with another layers" in run("train.py", "layers.indices=[2]", *TRAIN[2:], f"resume={killed}", code=2)
+    assert "trained with layers.indices=[2,3]" in run("train.py", "layers.indices=[2]", *TRAIN[2:], f"resume={killed}", code=2)
     files = [path for name in ("last.ckpt", "last.ckpt.old") if (path := killed / name).is_file()]  # the older one would be gone on with
     whole = [path.read_bytes() for path in files]
     for path, held in zip(files, whole, strict=True):

@@ -12,6 +12,7 @@ import torch
 
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
+from blink_exp.settings.check import format_value
 from blink_exp.settings.values import read_settings
 
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
@@ -61,7 +62,7 @@ def resume_from(settings: dict[str, Any], out: Path) -> Start:
     before = read_settings(folder / "config.yaml", f"it says how {CHECKPOINT} was trained, so copy it again or start a new run")
     changed = differences(settings, before)
     if changed:
-        raise UserError(f"resume={folder} was trained with another {', '.join(changed)}; repeat its settings or start a new run")
+        raise UserError(f"resume={folder} was trained with {', '.join(changed)}; repeat its settings or start a new run")
     return Start(path, state["global_step"], note)
 
 
@@ -101,17 +102,25 @@ def latest(folder: Path, names: Iterable[str] = NAMES) -> tuple[Path, dict[str, 
 
 
 def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Groups of settings that differ but must not."""
-    changed = []
-    now, before = (_one_kind(settings) for settings in (now, before))
-    for group in now:
-        if group in FREE[""]:
-            continue
-        free = FREE.get(group, ())
-        a, b = ({k: v for k, v in x.items() if k not in free} if isinstance(x, dict) else x for x in (now[group], before.get(group)))
-        if a != b:
-            changed.append(group)
-    return changed
+    """Settings that differ but must not, each with the value it had before, as on the command line."""
+    groups = set(now)  # one that is gone since an older version is not asked for
+    now, before = (_flat(_one_kind(settings)) for settings in (now, before))
+    changed = [name for name in now if name not in before or before[name] != now[name]]
+    changed += [name for name in before if name not in now and name.partition(".")[0] in groups]
+    return [f"{name}={format_value(before[name])}" if name in before else f"no {name}" for name in changed if not _free(name)]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _free(name: str) -> bool:
+    group, _, rest = name.partition(".")
+    return group in FREE[""] or rest.partition(".")[0] in FREE.get(group, ())
 
 
 def _one_kind(settings: dict[str, Any]) -> dict[str, Any]:

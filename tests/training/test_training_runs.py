@@ -40,12 +40,13 @@ def test_what_may_differ_from_the_training_that_is_gone_on_with():
         "output": "x",
     }
     assert resume.differences(same, before) == []
-    assert resume.differences(same | {"optim": {"lr": 2}, "seed": 1}, before) == ["optim", "seed"]
-    assert resume.differences(same | {"data": {"workers": 0}}, before) == ["data"]
+    assert resume.differences(same | {"optim": {"lr": 2}, "seed": 1}, before) == ["optim.lr=0.0001", "seed=0"]
+    assert resume.differences(same | {"data": {"workers": 0}}, before) == ["data.seed=1"]
     one, many = (same | {"trainer": {"strategy": name}} for name in ("auto", "ddp"))
     assert resume.differences(one, many) == resume.differences(many, one) == []
-    assert resume.differences(same | {"trainer": {"strategy": "deepspeed_zero2"}}, one) == ["trainer"]
-    assert resume.differences(same | {"new": {"a": 1}}, before) == ["new"]
+    assert resume.differences(same | {"trainer": {"strategy": "deepspeed_zero2"}}, one) == ["trainer.strategy=ddp"]
+    assert resume.differences(same | {"new": {"a": 1}}, before) == ["no new.a"]
+    assert resume.differences(same | {"loss": {}}, before | {"loss": {"weights": None}}) == ["loss.weights=null"]
 
 
 def test_a_job_killed_between_two_checkpoints_has_the_older(tmp_path):
