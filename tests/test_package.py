@@ -113,6 +113,7 @@ def test_the_sdist_makes_the_wheel_that_the_tree_makes(builds):
     assert contents(of_sdist) == contents(of_tree)
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_package_its_settings_and_plugins_and_nothing_else(builds):
     names = set(contents(builds[1]))
     inside = {name for name in files() if name.startswith(("blink_exp/", "hydra_plugins/"))}
@@ -122,6 +123,7 @@ def test_a_wheel_holds_the_package_its_settings_and_plugins_and_nothing_else(bui
     assert {"LICENSE", "NOTICE"} <= {name.rpartition("/")[2] for name in names}
 
 
+@pytest.mark.slow
 def test_an_sdist_holds_what_the_tests_and_documents_need(builds):
     with tarfile.open(builds[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -180,6 +182,7 @@ def test_a_wheel_measures_in_the_user_s_folder_what_the_clone_measures(environme
     assert {name: score["value"] for name, score in scores.items()} == run["scores"]
 
 
+@pytest.mark.slow
 def test_help_of_a_wheel_names_its_own_commands(environment, tmp_path):
     commands = [[f"blink-{name}", "--help"] for name in DOORS]
     done = started([str(environment / "bin" / "python"), "-c", DRIVER, json.dumps(commands)], tmp_path)
@@ -193,6 +196,7 @@ def test_help_of_a_wheel_names_its_own_commands(environment, tmp_path):
     assert training.returncode == 0 and "\nblink-train [group=preset]" in f"\n{training.stdout}"
 
 
+@pytest.mark.slow
 def test_a_console_script_composes_a_training(environment, tmp_path):
     done = run(environment, tmp_path, "blink-train", "layer=12", "--cfg", "job")
     assert done.returncode == 0, done.stderr

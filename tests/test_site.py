@@ -44,6 +44,7 @@ def test_every_page_is_in_the_site(site):
     assert len(PAGES) >= 30
 
 
+@pytest.mark.slow
 def test_no_page_asks_another_host_for_anything(site):
     addresses = set()
     for page in site.rglob("*.html"):
@@ -56,6 +57,7 @@ def test_no_page_asks_another_host_for_anything(site):
     assert styles and not any(re.search(r"(url\(|@import )[\"']?(https?:)?//", text) for text in styles)
 
 
+@pytest.mark.slow
 def test_the_python_reference_has_signatures_and_docstrings(site):
     text = (site / "api.html").read_text(encoding="utf-8")
     assert 'id="blink_exp.decoder.attach.attach"' in text and 'id="blink_exp.methods.hero.Hero"' in text

@@ -138,6 +138,7 @@ def test_values_behind_presets_are_those_that_hydra_composes():
         composed(("method=blink", "thresholds.tau_ex=0.5"))
 
 
+@pytest.mark.slow
 def test_the_matched_table_has_no_published_row_and_searches_a_setting_that_is_there():
     for point in FILES["hero_table4_matched"]["points"]:
         assert "published" not in point

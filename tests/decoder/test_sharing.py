@@ -103,6 +103,7 @@ def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypat
         assert 2 < most < 10 and all(number <= 2 or needed <= room for number, needed in ran)
 
 
+@pytest.mark.slow
 def test_the_points_differ_so_the_test_above_tests_something(shared_run):
     methods, _, wanted = shared_run
     decided = {name: [[step[3] for step in steps] for _, steps in rows] for name, rows in wanted.items()}

@@ -56,6 +56,7 @@ def test_a_command_s_own_words_stay_where_they_are(root, words):
     assert redirection(words, root, [field for field in ROOTS[root].__dataclass_fields__]) is None
 
 
+@pytest.mark.slow
 def test_every_door_has_settings_and_a_help():
     for name in COMMANDS:
         said = run(["-m", "blink_exp", name, "--help"])

@@ -62,6 +62,7 @@ def test_one_table_goes_to_the_command_s_own_folder(asked, tmp_path):
         catalog.run_experiments(sweep_of("table=blink_table3"), tmp_path)
 
 
+@pytest.mark.slow
 def test_all_runs_every_table_and_figure_and_goes_on_behind_a_failure(asked, tmp_path):
     with pytest.raises(UserError, match="2 points failed, first blink_table3: no such weights"):
         catalog.run_experiments(sweep_of("tables=all", "figures=all"), tmp_path)
@@ -195,6 +196,7 @@ def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path)
     assert (kept / "table.json").read_text(encoding="utf-8") == "new" and not (kept / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_what_all_points_lack_is_said_once_and_before_any_runs(tmp_path, monkeypatch):
     """Fifteen rows that each say that there is no GPU, behind a minute of composing, hide the one line that cures them."""
     monkeypatch.setattr(catalog, "answer_together", lambda *_: pytest.fail("ran"))

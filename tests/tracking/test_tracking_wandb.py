@@ -109,6 +109,7 @@ def test_a_point_in_weights_and_biases(offline_runs):
     assert len(list(media.glob("images/examples/*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_a_table_s_summary_in_weights_and_biases(offline_runs):
     head, config, history, _ = told(offline(offline_runs / "table"))
     assert (head.display_name, head.run_group, head.job_type) == ("blink_table2 summary", "table", "summary")
@@ -119,6 +120,7 @@ def test_a_table_s_summary_in_weights_and_biases(offline_runs):
     assert any("figures/fig/1/path" in row for row in history) and len(list(media.glob("images/figures/fig/1_*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_a_training_in_weights_and_biases(offline_runs):
     head, config, history, axes = told(offline(offline_runs / "training"))
     assert (head.run_group, head.job_type, set(head.tags)) == ("layers", "train", {"tokensr:conv", "model:scale-llava"})

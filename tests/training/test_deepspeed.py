@@ -139,6 +139,7 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(one, data, tmp_path):
     goes_on(tmp_path / "on", one, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_exports_to_modules_that_load(both, tmp_path):
     """As they were at step 4, with no backbone, no DeepSpeed and one process."""
     state = resume.read(both / "last.ckpt")
@@ -152,6 +153,7 @@ def test_a_checkpoint_of_two_processes_exports_to_modules_that_load(both, tmp_pa
         assert any(not torch.equal(a, b) for a, b in zip(end.parameters(), module.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_lost_a_part_is_one_clear_error(both, tmp_path):
     part = both / "last.ckpt" / "checkpoint" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
     whole = part.read_bytes()
