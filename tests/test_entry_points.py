@@ -195,7 +195,8 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
 def printed_without_heavy_imports(*words):
     """What a command prints, which must not import what takes seconds."""
     code = f"import sys; sys.argv = {list(words)}; sys.path.insert(0, '.')\nimport runpy\n"
-    code += "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit as end:\n    print('CODE', end.code)\n"
+    run = "run_path" if words[0].endswith(".py") else "run_module"
+    code += f"try:\n    runpy.{run}(sys.argv[0], run_name='__main__')\nexcept SystemExit as end:\n    print('CODE', end.code)\n"
     code += (
         "heavy = {'torch', 'transformers', 'pytorch_lightning', 'wandb', 'matplotlib', 'pandas'} & set(sys.modules)\nprint('HEAVY', heavy)"
     )
@@ -215,6 +216,9 @@ def test_help_is_instant_because_nothing_heavy_is_imported():
         (["evaluate.py", "devices=three"], "devices must be a whole number of devices from 1, or auto, got three"),
         (["sweep.py", "-m", "layer=12,13", "limit=0"], "limit must be a whole number of at least 1, or null, got 0"),
         (["sweep.py", "method=none"], "nothing to sweep; add -m and comma lists"),
+        (["train.py", "resume=no/run"], "resume=no/run is not there; give a run's folder"),
+        (["blink_exp", "rescore", "predictions=[tests,no/run]"], "predictions=no/run is not there; give a run's folder"),
+        (["blink_exp", "compare", "predictions=tests"], "against must be given: against=... (a path)"),
     ],
 )
 def test_what_is_refused_by_its_words_is_refused_before_anything_heavy_is_imported(words, line):

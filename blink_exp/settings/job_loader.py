@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra._internal import hydra as hydra_internals
@@ -22,6 +23,8 @@ from blink_exp.settings.messages import HYDRA_ERRORS, translated
 from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.secrets import check_config
 from blink_exp.settings.words import NOTHING, check_words
+
+READ = ("predictions", "against", "resume")  # settings that name earlier runs
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -53,10 +56,13 @@ class CommandLoader(CheckedLoader):
         # without validation Hydra composes just to learn whether this is a multirun; not from the shell, the command composes a point
         if from_shell and validate_sweep_overrides:
             check_root(config, self.root)
-            check(copy.deepcopy(config), whole=False)
+            run = run_mode is RunMode.RUN
+            check(copy.deepcopy(config), whole=run)
             needed, nothing = NOTHING.get(self.root, ((), ""))
-            if needed and run_mode is RunMode.RUN and all(config.get(key) is None for key in needed):
+            if needed and run and all(config.get(key) is None for key in needed):
                 raise UserError(nothing)
+            if run:
+                check_read(config)
         return config
 
 
@@ -67,6 +73,15 @@ def check_root(config: DictConfig, root: str) -> None:
         raise UserError(
             f"--config-name names a config without the settings of {root}; leave it away, or have it begin with defaults: [{root}]"
         )
+
+
+def check_read(config: DictConfig) -> None:
+    """Raises UserError where a run whose files the command reads is not there."""
+    for key in READ:
+        named = config.get(key) or []
+        for path in [named] if isinstance(named, str) else named:
+            if not any(sign in path for sign in "*?[") and not Path(path).exists():
+                raise UserError(f"{key}={path} is not there; give a run's folder")
 
 
 def check_all_configs(root: str | None) -> None:
