@@ -8,6 +8,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "scale_model" / "assets"
 SCALE = {
     "scale": ("llava", "tokensr", "scale-llava-1.5"),
     "scale_next": ("llava_next", "tokensr_next", "scale-llava-next"),
+    "scale_no_look_loss": ("llava_no_look_loss", "tokensr_no_look_loss", "scale-llava-1.5-no-look-loss"),
     "scale_reader": ("llava_reader", "tokensr_reader", "scale-llava-1.5-reader"),
 }
 

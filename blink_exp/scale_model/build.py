@@ -4,8 +4,8 @@ CLIP, then LLaVA, then LLaVA-NeXT from LLaVA's stage of 8 layers, then the Token
 Each stage resumes from its last checkpoint in ``--work``, on another ``--device`` too. A device changes the weights by its rounding only:
 first weights and batches are made on the CPU, everything is float32, and the card is measured on the CPU.
 
-``--recipe one_scale`` and ``one_scale_reader`` build another LLaVA alone, for studies: on the shipped tower, an LLM that has seen scenes of
-one size only, or whose layers from EXPANDED_AT on have.
+``--recipe no_look_loss``, ``one_scale`` and ``one_scale_reader`` build another LLaVA alone, for studies, on the shipped tower: an LLM that
+nothing teaches where to look, one that has seen scenes of one size only, or one whose layers from EXPANDED_AT on have.
 """
 
 from __future__ import annotations
@@ -79,10 +79,11 @@ def build_study(
 
 
 def train_tokensr(name: str, model: Path, output: Path, layers: str, seed: int, pairs: int, device: torch.device) -> None:
-    """Runs train.py as a user would."""
+    """Runs train.py as a user would, and writes the modules in float16."""
     words = [f"model.path={model}", f"model.name={name}", f"layers.indices={layers}", f"output={output}", f"seed={seed}"]
     words += ["trainer.max_epochs=2", f"data.train_size={pairs}", *placed(device)]
     subprocess.run([sys.executable, "train.py", *words], cwd=CLONE, check=True, env={**os.environ, "NVIDIA_TF32_OVERRIDE": "0"})
+    export.halve(output)
 
 
 def placed(device: torch.device) -> list[str]:

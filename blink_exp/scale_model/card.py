@@ -33,16 +33,25 @@ TOKENSR_COLUMNS = (
     *("cosine: interpolation", "cosine: TokenSR"),
     *("relative error: interpolation", "relative error: TokenSR"),
 )
+NO_LOOK_LOSS = "measured_no_look_loss.json"  # what ``measure_llava`` says of that variant
 SCENES = 128  # held-out scenes of each size, ten questions each
 
 
-@torch.no_grad()
 def measure(assets: Path = SHIPPED, limit: int | None = None) -> dict[str, Any]:
-    """Accuracy by question kind with and without the image, zero-shot CLIP, and the saliency profile, all on held-out images. ``limit``:
-    of about so many questions or scenes each; None: as the card has them."""
-    scenes = min(SCENES, limit or SCENES)
+    """What ``measure_llava`` says of the default model, zero-shot CLIP, and what guessing gives. ``limit``: of about so many questions or
+    scenes each; None: as the card has them."""
+    llava = measure_llava(assets / "llava", "scale-llava-1.5", limit)
+    tokenizer = load(str(assets / "llava"), "scale-llava-1.5").processor.tokenizer
+    clip = zero_shot(load_clip(assets), tokenizer, 96, limit=limit)
+    return llava | {"clip_zero_shot": {k: round(100 * v, 1) for k, v in clip.items()}, "guess": _guess()}
 
-    backbone = load(str(assets / "llava"), "scale-llava-1.5")
+
+@torch.no_grad()
+def measure_llava(model: Path, name: str, limit: int | None = None) -> dict[str, Any]:
+    """Accuracy by question kind with and without the image, and the saliency profile, of a LLaVA-1.5 on held-out images. Arguments: its
+    folder and its ``model.name``; ``limit`` as in ``measure``."""
+    scenes = min(SCENES, limit or SCENES)
+    backbone = load(str(model), name)
     tokenizer = backbone.processor.tokenizer
     easy = EasyVQA()
     records, _ = evaluate(backbone, none(), easy, batch_size=64, limit=limit, progress=True)
@@ -58,9 +67,7 @@ def measure(assets: Path = SHIPPED, limit: int | None = None) -> dict[str, Any]:
         "easyvqa_test": scores,
         "easyvqa_test_blank": round(100 * held_out(backbone.model, tokenizer, 1, scenes, True)["all"], 1),
         "mosaics": mosaics,
-        "clip_zero_shot": {k: round(100 * v, 1) for k, v in zero_shot(load_clip(assets), tokenizer, 96, limit=limit).items()},
         "saliency": profile(backbone, TwoByTwo(MosaicOpen()), limit=limit),
-        "guess": _guess(),
     }
 
 
@@ -91,11 +98,34 @@ def write(assets: Path = SHIPPED) -> Path:
     """README.md of the assets: the fixed text of card.md with the measured tables in their places."""
     measured = json.loads((assets / "measured.json").read_text(encoding="utf-8"))
     text = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
-    for name, table in tables(measured, assets).items():
+    study = json.loads((SHIPPED / NO_LOOK_LOSS).read_text(encoding="utf-8"))
+    for name, table in (tables(measured, assets) | {"no_look_loss": taught_and_not(measured, study)}).items():
         text = text.replace(f"<!-- {name} -->", table)
     path = assets / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def taught_and_not(with_loss: dict[str, Any], without: dict[str, Any]) -> str:
+    """What the look loss changes: accuracies, and where the models look, of the default model and of the one trained without it."""
+    rows = []
+    for title, m in (("with it (`scale_llava`)", with_loss), ("without (`scale_llava_no_look_loss`)", without)):
+        hits = m["saliency"]["hit"]
+        best = max(hits)
+        cells = [m["easyvqa_test"]["accuracy"], m["easyvqa_test_blank"]]
+        cells += [m["mosaics"][size]["all"] for size in ("2x2", "2x2 blank", "3x3", "4x4")]
+        rows.append((title, *cells, f"{100 * best:.1f}, layer {hits.index(best)}"))
+    heads = (
+        "look loss",
+        "easy-VQA test",
+        "blank",
+        "2x2",
+        "2x2, blank",
+        "3x3",
+        "4x4",
+        "most salient patch is the annotated one, best layer",
+    )
+    return markdown.table(heads, rows)
 
 
 def module_rows(folder: Path) -> dict[int, dict[str, float]]:

@@ -26,6 +26,13 @@ def export_next(model: Any, tokenizer: Any, folder: Path = SHIPPED) -> None:
     write(model, build_models.build_next_processor(tokenizer), folder / "llava_next")
 
 
+def halve(folder: Path) -> None:
+    """Rewrites TokenSR modules in float16; they are loaded as float32 too."""
+    for path in folder.glob("layer_*.safetensors"):
+        weights = {k: v.half().contiguous() for k, v in safetensors.torch.load_file(path).items()}
+        path.write_bytes(safetensors.torch.save(weights))
+
+
 def write(model: Any, processor: Any, folder: Path) -> None:
     """The model is left on the CPU, rounded as it was written."""
     model.eval().to("cpu", torch.float16).save_pretrained(folder)

@@ -4,10 +4,11 @@ A step asks a dozen questions about each scene, packed behind one visual prefix 
 positions behind the prefix (as a later turn would), and a part of the batches carries a second view, a quadrant of the same canvas:
 LLaVA-1.5 meets text at many distances and more than one image, and so must its scale model.
 
-``PHASES`` makes the model that ships. ``ONE_SCALE`` makes one whose LLM has seen scenes of 1 x 1 and 2 x 2 only, so that the tokens of
-larger scenes hold more than it reads. ``ONE_SCALE_READER`` takes the first layers from the model that ships and trains the others so,
-those that read an expanded segment. In half of the batches such a segment stands behind the image, as it does at inference: the close-up
-of a random quadrant, which mostly is not the one asked about, or the image's own interpolated patch, which shows nothing new.
+``PHASES`` makes the model that ships. ``NO_LOOK_LOSS`` makes one that nothing teaches where to look. ``ONE_SCALE`` makes one whose LLM
+has seen scenes of 1 x 1 and 2 x 2 only, so that the tokens of larger scenes hold more than it reads. ``ONE_SCALE_READER`` takes the first
+layers from the model that ships and trains the others so, those that read an expanded segment. In half of the batches such a segment
+stands behind the image, as it does at inference: the close-up of a random quadrant, which mostly is not the one asked about, or the
+image's own interpolated patch, which shows nothing new.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ PHASES = (
     Phase(8, 600, (0.1, 0.55, 0.1, 0.25), 1.5e-3, two_views=0.3, captions=True, look=0.1),
     Phase(32, 100, (0.1, 0.5, 0.1, 0.3), 7e-4, batch=16, two_views=0.3, floor=0.03),
 )
+NO_LOOK_LOSS = (  # as PHASES, but for the loss and for 800 steps more, mostly on larger scenes, in which it matters where to look
+    *(replace(phase, look=0.0) for phase in PHASES[:-1]),
+    Phase(8, 800, (0.05, 0.35, 0.2, 0.4), 1.5e-3, two_views=0.15, floor=0.1),
+    PHASES[-1],
+)
 ONE_SCALE = (
     Phase(8, 60, (1.0, 0, 0, 0), 2e-3, captions=True),
     Phase(8, 220, (0.15, 0.85, 0, 0), 2e-3, captions=True, look=0.3),
@@ -73,7 +79,12 @@ ONE_SCALE_READER = (
     Phase(8, 60, (0.4, 0.6, 0, 0), 2e-3, batch=16, look=0.3, floor=0.9),
     Phase(8, 180, (0.15, 0.85, 0, 0), 2e-3, batch=16, look=0.3, expanded=0.5, blurred=0.35, floor=0.03),
 )
-RECIPES: dict[str, tuple[Phase, ...]] = {"all_scales": PHASES, "one_scale": ONE_SCALE, "one_scale_reader": ONE_SCALE_READER}
+RECIPES: dict[str, tuple[Phase, ...]] = {
+    "all_scales": PHASES,
+    "no_look_loss": NO_LOOK_LOSS,
+    "one_scale": ONE_SCALE,
+    "one_scale_reader": ONE_SCALE_READER,
+}
 READERS = ("one_scale_reader",)  # recipes that take over a LLaVA's layers before EXPANDED_AT
 EXPANDED_AT = 3  # the layer of 8 before which an expanded segment enters: 12 of 32
 BLUR = (5, 14)  # sides of the squares, in pixels of the view, that a blurred image is averaged over

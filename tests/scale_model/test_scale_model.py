@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.models import model_inputs
 
+from blink_exp.backbone.load import load
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
@@ -34,13 +35,12 @@ def test_it_has_llava_s_depth_and_fits_its_budget(scale):
     assert scale.grid == (12, 12)
     sizes = {p: p.stat().st_size for p in SHIPPED.rglob("*") if p.is_file()}
     assert sum(sizes.values()) <= 24_000_000
-    assert sum(size for path, size in sizes.items() if "next" not in str(path) and "reader" not in str(path)) <= 12_000_000
+    others = ("next", "reader", "no_look_loss")
+    assert sum(size for path, size in sizes.items() if not any(name in str(path) for name in others)) <= 12_000_000
 
 
 def test_the_reader_s_first_layers_are_those_of_the_model_that_knows_all_scales(scale):
     """So what its tokens hold is what theirs do; the layers that read them, and the module that ships for it, are its own."""
-    from blink_exp.backbone.load import load
-
     reader = load("scale_reader")
     assert reader.depth == 8 and reader.name == "scale-llava-1.5-reader" and reader.width == scale.width
     for i in range(8):
@@ -52,17 +52,33 @@ def test_the_reader_s_first_layers_are_those_of_the_model_that_knows_all_scales(
     assert recorded["loss"]["weights"]["answer"] == 1 and recorded["begun_with"]["loss"]["weights"]["mse"] == 1
 
 
+def test_the_variant_without_the_look_loss_has_the_same_eyes_and_an_llm_of_its_own(scale):
+    other = load("scale_no_look_loss")
+    assert other.name == "scale-llava-1.5-no-look-loss" and other.depth == scale.depth == 32
+    for name, weight in scale.model.model.vision_tower.state_dict().items():
+        assert torch.equal(other.model.model.vision_tower.state_dict()[name], weight), name
+    assert not torch.equal(other.llm.layers[12].self_attn.q_proj.weight, scale.llm.layers[12].self_attn.q_proj.weight)
+    for layer in range(12, 19):
+        assert checkpoint.load(other.tokensr, layer, other.identity, other.width)
+
+
+@pytest.fixture(scope="module", params=["scale", "scale_no_look_loss"])
+def bars(request):
+    """Each of the two that the bars of the card are for."""
+    return load(request.param)
+
+
 @pytest.mark.slow
-def test_easyvqa_on_every_tenth_image(scale):
-    records, skipped = evaluate(scale, none(), EasyVQA(), batch_size=64, limit=240)
+def test_easyvqa_on_every_tenth_image(bars):
+    records, skipped = evaluate(bars, none(), EasyVQA(), batch_size=64, limit=240)
     assert not skipped
     assert sum(r["correct"] for r in records) / len(records) >= 0.97  # the bar is 95 on all, the card says 99.7
 
 
 @pytest.mark.slow
-def test_two_by_two_scenes_and_the_blank_image(scale):
-    found = train_llava.held_out(scale.model, scale.processor.tokenizer, 2, scenes=64)
-    blank = train_llava.held_out(scale.model, scale.processor.tokenizer, 2, scenes=64, blank=True)
+def test_two_by_two_scenes_and_the_blank_image(bars):
+    found = train_llava.held_out(bars.model, bars.processor.tokenizer, 2, scenes=64)
+    blank = train_llava.held_out(bars.model, bars.processor.tokenizer, 2, scenes=64, blank=True)
     assert found["all"] >= 0.82  # the bar is 85 on 128 scenes; 640 questions have an error of 1.4
     assert min(found[k] for k in ("color", "shape", "color_at", "conjunction", "existence")) >= 0.9  # what it can do, it does well
     assert blank["all"] <= 0.55
@@ -117,9 +133,10 @@ def test_an_expanded_segment_in_training_is_the_one_of_inference(scale, close_up
 
 
 @pytest.mark.slow
-def test_the_most_salient_patch_is_often_the_right_one(scale):
-    found = profile(scale, card.TwoByTwo(MosaicOpen()), limit=120)
-    assert max(found["hit"]) >= 0.85  # the card says 96 % on all; the bar is 70 %
+def test_the_most_salient_patch_is_often_the_right_one(bars):
+    found = profile(bars, card.TwoByTwo(MosaicOpen()), limit=120)
+    taught = bars.name == "scale-llava-1.5"
+    assert max(found["hit"]) >= (0.85 if taught else 0.65)  # the card says 96 and 72.5 % on all; the bar is 70 %
     assert all(0.25 <= rho <= 1 for rho in found["rho"])
 
 

@@ -292,6 +292,13 @@ def test_a_reader_takes_over_the_shipped_layers_in_front_and_trains_the_others(m
             assert kept == (number < train_llava.EXPANDED_AT), name
 
 
+def test_no_look_loss_has_the_recipe_of_what_ships_but_for_the_loss_and_a_phase_more():
+    phases = train_llava.RECIPES["no_look_loss"]
+    assert all(phase.look == 0 for phase in phases) and any(phase.look for phase in train_llava.PHASES)
+    more = [phase for phase in phases if phase not in [replace(p, look=0.0) for p in train_llava.PHASES]]
+    assert len(phases) == len(train_llava.PHASES) + 1 and len(more) == 1 and more[0].layers == 8
+
+
 def test_one_scale_shows_no_larger_scene_and_a_segment_is_mostly_no_help(tokenizer, monkeypatch):
     """Single view as often as a segment, images blurred alike with both, and three of four close-ups of a quadrant not asked about."""
     phase = replace(train_llava.ONE_SCALE[-1], batch=4, asked=2)
