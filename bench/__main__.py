@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from blink_exp.cli import lenient_output, wait_briefly
 from blink_exp.errors import UserError, nearest
 
 BENCHES = ("methods", "sharing", "budget", "tokensr", "throughput", "loading", "startup", "latency", "divprune", "gpu")
@@ -76,6 +77,8 @@ def described(name: str) -> str:
 
 
 def main(words: list[str]) -> int:
+    lenient_output(line_buffering=True)  # a benchmark's result is seen when it is there, in a file as well
+    wait_briefly()
     if set(words) & {"-h", "--help"}:
         print(__doc__, *map(described, (*BENCHES, *ALONE)), sep="\n")
         return 0

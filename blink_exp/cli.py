@@ -105,15 +105,15 @@ def masked_traceback(kind: type[BaseException], error: BaseException, trace: Tra
     print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
-def lenient_output() -> None:
+def lenient_output(line_buffering: bool | None = None) -> None:
     """Prints ? for characters that the terminal cannot encode, instead of failing; nowhere, where a stream is closed (>&-), which is None
-    in Python, and whose number the next file that is opened would get."""
+    in Python, and whose number the next file that is opened would get. ``line_buffering``: as of TextIOWrapper.reconfigure."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=line_buffering)
 
 
 def wait_briefly() -> None:

@@ -69,6 +69,8 @@ def run_experiments(sweep: SweepSettings, out: Path) -> Document | None:
             print(f"{experiment['name']} failed: {one_line(error)}", flush=True)
     if failed:
         raise UserError(f"{len(failed)} points failed, first {failed[0]}")
+    if len(wanted) > 1:
+        print(f"{len(wanted)} tables and figures, none failed: {out}")
     return document
 
 

@@ -292,7 +292,7 @@ def training_measures(
 
 
 def _train(overrides: list[str], folder: Path) -> None:
-    print(f"training first: {command(overrides, 'train')}", flush=True)
+    print(f"training first, which limit= does not shorten (tokensr.path=FOLDER spares it): {command(overrides, 'train')}", flush=True)
     resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
     process = training_process([*overrides, *resume, f"hydra.run.dir={folder}"])
     own = {k: v for k, v in os.environ.items() if k not in OF_TORCHRUN}  # of torchrun's other processes Lightning would wait for

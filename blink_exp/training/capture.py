@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks
+from blink_exp.evaluation.terminal import Lines
 from blink_exp.finite import first_nonfinite
 from blink_exp.training.batches import share_out
 from blink_exp.training.feature_cache import CachePlan, Features, StoredFeatures, shard_path, write_shard
@@ -130,7 +131,9 @@ def prepare_features(
         folder = cache_folder(data.cache_path, needed.settings)
     with locked(folder, ranks):
         folder, plan, missing = ranks.broadcast(None if needed is None else begin(data, needed, size))
-        make(folder, plan, missing[ranks.rank :: ranks.world], pairs, orders, capture, data, batch)
+        mine = missing[ranks.rank :: ranks.world]
+        lines = Lines(sum(len(plan.rows(*file)) for file in mine), "features") if ranks.rank == 0 else None
+        make(folder, plan, mine, pairs, orders, capture, data, batch, lines)
         ranks.barrier()
         for file in missing:
             if not shard_path(folder, *file).is_file():
@@ -188,8 +191,9 @@ def make(
     capture: Capture,
     data: Any,
     batch: int,
+    lines: Lines | None,
 ) -> None:
-    """Runs the pairs of ``files`` through the backbone and writes them, file by file."""
+    """Runs the pairs of ``files`` through the backbone and writes them, file by file. ``lines``: progress by pairs."""
     kind = getattr(torch, plan.settings["dtype"])
     for number, split in enumerate(SPLITS):
         order, mine = orders[split], [file for file in files if file[0] == split]
@@ -197,7 +201,11 @@ def make(
         items = [[order.items[row] for row in group] for shard in groups for group in shard]
         batches = iter(DataLoader(pairs[split], batch_sampler=items, num_workers=data.workers, collate_fn=collate)) if items else iter(())
         for file, shard in zip(mine, groups, strict=True):
-            captured = [capture(next(batches)) for _ in shard]
+            captured = []
+            for group in shard:
+                captured.append(capture(next(batches)))
+                if lines is not None:
+                    lines.advance(len(group))
             features = Features(*(torch.cat(parts).to("cpu", kind) for parts in zip(*captured, strict=True)))
             for name, part in features._asdict().items():
                 if (bad := first_nonfinite((str(layer), part[:, k]) for k, layer in enumerate(plan.layers))) is not None:

@@ -102,6 +102,13 @@ def test_tab_completes_presets_and_settings():
         assert set(done.stdout.split()) == proposals, done.stdout + done.stderr
 
 
+def test_completion_in_fish_takes_the_scripts_for_hydra_s():
+    """Its function completes nothing for a file without this word, and says nothing either."""
+    assert "@hydra.main" in run(["evaluate.py", "-sc", "install=fish"]).stdout
+    for script in ("train.py", "evaluate.py", "sweep.py"):
+        assert "@hydra.main" in (ROOT / script).read_text(encoding="utf-8"), script
+
+
 def test_a_printed_command_has_no_quotes_that_neither_hydra_nor_the_shell_needs():
     words = ["tokensr.path='outputs/mine'", "model.device='cuda'", "question='what is it?'", "model.revision='1e5'", "model.name='true'"]
     line = command_line("evaluate", words)

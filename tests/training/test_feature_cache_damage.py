@@ -57,7 +57,8 @@ def test_a_damaged_file_is_seen_and_only_it_is_made_anew(tmp_path, capsys, how):
     stored = again.ready(made)
     assert again.crops == pairs
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == (2 if pairs else 1)  # what is done, and that it is done
+    assert len(said) == (3 if pairs else 1)  # what is done, how far it is, and that it is done
+    assert not pairs or said[1].startswith(f"features: {pairs} of {pairs} (100 %)")
     if how in ("cut off", "a flipped bit", "empty", "another's", "swapped"):
         assert "1 of 6 files of features in" in said[0] and "damaged" in said[0]
     elif how == "gone":
