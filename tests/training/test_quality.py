@@ -49,7 +49,7 @@ def row_of(plain: float, refined: float) -> dict[str, float]:
 
 
 def test_the_warning_names_layers_that_are_worse_in_cosine_and_no_others():
-    assert quality.warning({12: row_of(0.8, 0.9), 13: row_of(0.8, 0.8)}) is None
+    assert quality.warning({12: row_of(0.8, 0.9), 13: row_of(0.8, 0.8), 14: row_of(0.8, 0.79999)}) is None
     line = quality.warning({12: row_of(0.8, 0.9), 13: row_of(0.8, 0.7), 14: row_of(0.8, 0.3)})
     assert line is not None and "layers 13, 14 " in line and "0.300 against 0.800 at layer 14" in line and "12" not in line
 
