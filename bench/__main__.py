@@ -12,13 +12,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from blink_exp.cli import lenient_output, wait_briefly
 from blink_exp.errors import UserError, nearest
+from blink_exp.openmp import wait_briefly
 
 BENCHES = ("methods", "sharing", "budget", "tokensr", "throughput", "loading", "startup", "latency", "divprune", "gpu")
 DEFAULT = tuple(name for name in BENCHES if name != "gpu")
@@ -77,7 +78,8 @@ def described(name: str) -> str:
 
 
 def main(words: list[str]) -> int:
-    lenient_output(line_buffering=True)  # a benchmark's result is seen when it is there, in a file as well
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a benchmark's result is seen when it is there, in a file as well
     wait_briefly()
     if set(words) & {"-h", "--help"}:
         print(__doc__, *map(described, (*BENCHES, *ALONE)), sep="\n")

@@ -19,6 +19,7 @@ from typing import Any
 from blink_exp.disk import disk_line
 from blink_exp.errors import UserError, flat
 from blink_exp.keys import masked
+from blink_exp.openmp import wait_briefly
 from blink_exp.settings.doors import COMMANDS, OF_FOLDER, as_typed, command_name, install
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.meanings import MEANINGS
@@ -29,7 +30,6 @@ TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is o
 SCRIPT = "BLINK_EXP_SCRIPT"  # config root of the running command: train, evaluate, sweep, view, ...
 OF_JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment of a process that torchrun started
 RANKS, WORKER = "blink_exp.evaluation.ranks", "blink_exp.evaluation.worker"  # by name: they are slow to import, and above this module
-SPINS = "3000"  # rounds of waiting; libgomp's own are 300,000
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's exception, matched by name since torch is not imported here
 
 
@@ -105,24 +105,15 @@ def masked_traceback(kind: type[BaseException], error: BaseException, trace: Tra
     print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
-def lenient_output(line_buffering: bool | None = None) -> None:
+def lenient_output() -> None:
     """Prints ? for characters that the terminal cannot encode, instead of failing; nowhere, where a stream is closed (>&-), which is None
-    in Python, and whose number the next file that is opened would get. ``line_buffering``: as of TextIOWrapper.reconfigure."""
+    in Python, and whose number the next file that is opened would get."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace", line_buffering=line_buffering)
-
-
-def wait_briefly() -> None:
-    """Has torch's threads wait for one another in a busy loop for microseconds only, then asleep, unless the user's environment says how.
-
-    By default GNU OpenMP spins for milliseconds. Where another program keeps a core busy, every small operation then waits for that long:
-    the demo took 6 times as long (docs/performance.md). Read by libgomp as it is loaded, so this comes before torch is imported."""
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+            stream.reconfigure(errors="replace")
 
 
 def guard(run: Callable[[Any], object], cfg: Any) -> Any:

@@ -52,7 +52,7 @@ CASES = [
     (["evaluate.py", "benchmark=easyvqa", "benchmark.path=/nowhere"], "benchmark.path=/nowhere has no questions.json"),
     (["train.py", "tokensr=interp"], "tokensr=interp has no parameters to train"),
     (["train.py", "data=folder", "data.path=/nowhere"], "data.path=/nowhere is not a folder"),
-    (["train.py", "resume=/nowhere"], "resume=/nowhere holds no last.ckpt"),
+    (["train.py", "resume=/nowhere"], "resume=/nowhere is not there; give a run's folder"),
     (["evaluate.py", "method=hero", "retention_ratio=1.5"], "retention_ratio must be a number in (0, 1], got 1.5"),
     (["evaluate.py", "method=random", "retention_ratio=0"], "retention_ratio must be a number in (0, 1], got 0"),
     (["evaluate.py", "method=hero", "retention_ratio=0.001"], "retention_ratio=0.001 rounds to no token of 144; use at least"),
