@@ -225,6 +225,7 @@ def measure(runs: str | int = 20, seed: str | int = 0, case: str = "all", size: 
     count = 1 if size == "small" else int(runs)
     trials = []
     with tempfile.TemporaryDirectory() as root:
+        print(f"first each of {', '.join(each.name for each in chosen)} unbroken", flush=True)
         wholes = {each.name: (Path(root, each.name), unbroken(each, Path(root, each.name))) for each in chosen}
         for n in range(count):
             each = chosen[n % len(chosen)]
