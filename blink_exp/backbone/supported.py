@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ MOST_TILES = 100
 MOST = {"num_hidden_layers": 1000, "image_size": 10_000}  # larger values are errors, which would take hours to fail
 MOST_NUMBER = 10_000_000
 CONFIG = "config.json"
-IMAGES = "preprocessor_config.json"
+IMAGES = ("preprocessor_config.json", "processor_config.json")  # files of an image processor; newer folders hold it in the second
 
 
 def refusal(
@@ -35,6 +36,11 @@ def refusal(
     return UserError(
         f"model.path={path}: {file} has {key}={flat(list(value) if isinstance(value, tuple) else value, 120)}, but {limit}; {cure}"
     )
+
+
+def images_file(path: str) -> str:
+    """Name of the file that the image processor of ``path``, a folder or a hub id, is read from."""
+    return next((name for name in IMAGES if Path(path, name).is_file()), IMAGES[0])
 
 
 @contextlib.contextmanager
@@ -143,35 +149,35 @@ def check_pinpoints(grids: Any, size: int, path: str, file: str) -> None:
 
 def check_images(image_processor: Any, config: Any, path: str) -> None:
     """The image processor: that an image of any shape becomes views of the tower's size, as many as the model expects."""
-    size = config.vision_config.image_size
+    size, file = config.vision_config.image_size, images_file(path)
     _check_pixels(image_processor, path)
     for key in ("size", *(["crop_size"] if getattr(image_processor, "do_center_crop", None) else [])):
         value = getattr(image_processor, key, None)
         sides = {k: v for k, v in dict(value).items() if v is not None} if value else {}
         if sides not in ({"height": size, "width": size}, {"shortest_edge": size}):
-            raise refusal(path, IMAGES, key, sides or value, f"the tower's vision_config.image_size is {size}; the two must be the same")
+            raise refusal(path, file, key, sides or value, f"the tower's vision_config.image_size is {size}; the two must be the same")
     if hasattr(config, "image_grid_pinpoints"):
         pinpoints: Any = getattr(image_processor, "image_grid_pinpoints", None)
-        check_pinpoints(pinpoints, size, path, IMAGES)
+        check_pinpoints(pinpoints, size, path, file)
         if [*map(list, pinpoints)] != [*map(list, config.image_grid_pinpoints)]:  # order matters: the first of equally good grids is taken
             limit = f"config.json has {flat(config.image_grid_pinpoints, 120)}; the two must be the same"
-            raise refusal(path, IMAGES, "image_grid_pinpoints", pinpoints, limit)
+            raise refusal(path, file, "image_grid_pinpoints", pinpoints, limit)
     for width, height in ((2 * size + 10, size // 2), (size // 3, size), (7, 5)):
-        with read_by_library(path, f"{IMAGES} that prepares an image of {width} x {height} pixels"):
+        with read_by_library(path, f"{file} that prepares an image of {width} x {height} pixels"):
             views = prepare_image(Image.new("RGB", (width, height), (120, 60, 30)), image_processor).views
         shape = (ViewGeometry.of(config, (height, width)).count, 3, size, size)
         if tuple(views.shape) != shape:
             limit = f"the model takes {shape}; give the image processor and config of one checkpoint"
-            raise refusal(path, IMAGES, f"views of an image of {width} x {height} pixels", tuple(views.shape), limit)
+            raise refusal(path, file, f"views of an image of {width} x {height} pixels", tuple(views.shape), limit)
         if not bool(views.isfinite().all()):
-            raise refusal(path, IMAGES, "image_std", getattr(image_processor, "image_std", None), "it gives pixels that are no numbers")
+            raise refusal(path, file, "image_std", getattr(image_processor, "image_std", None), "it gives pixels that are no numbers")
 
 
 def _check_pixels(image_processor: Any, path: str) -> None:
     """Checks pixel preprocessing: CLIP and SigLIP read images resized by a filter, scaled to [0, 1] and normalised."""
 
     def refuse(key: str, limit: str) -> UserError:
-        return refusal(path, IMAGES, key, getattr(image_processor, key, None), limit)
+        return refusal(path, images_file(path), key, getattr(image_processor, key, None), limit)
 
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if getattr(image_processor, key, None) is not True:

@@ -152,6 +152,14 @@ def test_an_image_processor_that_is_not_the_tower_s(name, values, message, spoil
     assert message in refused(spoilt(name, "preprocessor_config.json", put(**values)))
 
 
+def test_the_file_that_is_named_is_the_one_that_is_there(tmp_path):
+    assert supported.images_file("llava-hf/some-id") == "preprocessor_config.json"
+    (tmp_path / "processor_config.json").touch()
+    assert supported.images_file(str(tmp_path)) == "processor_config.json"
+    (tmp_path / "preprocessor_config.json").touch()
+    assert supported.images_file(str(tmp_path)) == "preprocessor_config.json"
+
+
 TOKENS = [
     ("processor_config.json", put(image_token="<picture>"), "has <picture> as token "),
     ("processor_config.json", put(image_token=[]), "has no processor and tokenizer that load"),
