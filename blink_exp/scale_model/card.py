@@ -13,6 +13,7 @@ import torch
 from blink_exp import markdown
 from blink_exp.backbone.clip_text import load_clip
 from blink_exp.backbone.load import load
+from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.easyvqa import EasyVQA
@@ -33,25 +34,23 @@ TOKENSR_COLUMNS = (
     *("cosine: interpolation", "cosine: TokenSR"),
     *("relative error: interpolation", "relative error: TokenSR"),
 )
-NO_LOOK_LOSS = "measured_no_look_loss.json"  # what ``measure_llava`` says of that variant
+UNTAUGHT = "measured_no_look_loss.json"  # what ``measure_llava`` says of that variant
 SCENES = 128  # held-out scenes of each size, ten questions each
 
 
 def measure(assets: Path = SHIPPED, limit: int | None = None) -> dict[str, Any]:
     """What ``measure_llava`` says of the default model, zero-shot CLIP, and what guessing gives. ``limit``: of about so many questions or
     scenes each; None: as the card has them."""
-    llava = measure_llava(assets / "llava", "scale-llava-1.5", limit)
-    tokenizer = load(str(assets / "llava"), "scale-llava-1.5").processor.tokenizer
-    clip = zero_shot(load_clip(assets), tokenizer, 96, limit=limit)
-    return llava | {"clip_zero_shot": {k: round(100 * v, 1) for k, v in clip.items()}, "guess": _guess()}
+    backbone = load(str(assets / "llava"), "scale-llava-1.5")
+    clip = zero_shot(load_clip(assets), backbone.processor.tokenizer, 96, limit=limit)
+    return measure_llava(backbone, limit) | {"clip_zero_shot": {k: round(100 * v, 1) for k, v in clip.items()}, "guess": _guess()}
 
 
 @torch.no_grad()
-def measure_llava(model: Path, name: str, limit: int | None = None) -> dict[str, Any]:
-    """Accuracy by question kind with and without the image, and the saliency profile, of a LLaVA-1.5 on held-out images. Arguments: its
-    folder and its ``model.name``; ``limit`` as in ``measure``."""
+def measure_llava(backbone: Backbone, limit: int | None = None) -> dict[str, Any]:
+    """Accuracy by question kind with and without the image, and the saliency profile, of a LLaVA-1.5 on held-out images. ``limit`` as in
+    ``measure``."""
     scenes = min(SCENES, limit or SCENES)
-    backbone = load(str(model), name)
     tokenizer = backbone.processor.tokenizer
     easy = EasyVQA()
     records, _ = evaluate(backbone, none(), easy, batch_size=64, limit=limit, progress=True)
@@ -98,7 +97,7 @@ def write(assets: Path = SHIPPED) -> Path:
     """README.md of the assets: the fixed text of card.md with the measured tables in their places."""
     measured = json.loads((assets / "measured.json").read_text(encoding="utf-8"))
     text = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
-    study = json.loads((SHIPPED / NO_LOOK_LOSS).read_text(encoding="utf-8"))
+    study = json.loads((SHIPPED / UNTAUGHT).read_text(encoding="utf-8"))
     for name, table in (tables(measured, assets) | {"no_look_loss": taught_and_not(measured, study)}).items():
         text = text.replace(f"<!-- {name} -->", table)
     path = assets / "README.md"

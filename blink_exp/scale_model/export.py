@@ -11,6 +11,7 @@ import torch
 from blink_exp.backbone.clip_text import SHARED
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.scale_model import build_models
+from blink_exp.tokensr import checkpoint
 
 
 def export(llava: Any, clip: Any, tokenizer: Any, folder: Path = SHIPPED) -> None:
@@ -27,10 +28,10 @@ def export_next(model: Any, tokenizer: Any, folder: Path = SHIPPED) -> None:
 
 
 def halve(folder: Path) -> None:
-    """Rewrites TokenSR modules in float16; they are loaded as float32 too."""
-    for path in folder.glob("layer_*.safetensors"):
-        weights = {k: v.half().contiguous() for k, v in safetensors.torch.load_file(path).items()}
-        path.write_bytes(safetensors.torch.save(weights))
+    """Rewrites TokenSR modules in float16; they are loaded as float32 too. Raises UserError for a weight that float16 does not hold."""
+    described = [checkpoint.metadata(folder, int(path.stem.removeprefix("layer_"))) for path in sorted(folder.glob("layer_*.safetensors"))]
+    modules = [(checkpoint.load(folder, of.layer, of.backbone, of.width), of) for of in described]
+    checkpoint.save_all(modules, folder, torch.float16)
 
 
 def write(model: Any, processor: Any, folder: Path) -> None:

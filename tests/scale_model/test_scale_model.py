@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.models import model_inputs
 
 from blink_exp.backbone.load import load
@@ -37,6 +38,12 @@ def test_it_has_llava_s_depth_and_fits_its_budget(scale):
     assert sum(sizes.values()) <= 24_000_000
     others = ("next", "reader", "no_look_loss")
     assert sum(size for path, size in sizes.items() if not any(name in str(path) for name in others)) <= 12_000_000
+
+
+def test_all_that_ships_is_float16():
+    """A rebuild that leaves TokenSR's modules as train.py writes them would not fit."""
+    for path in SHIPPED.rglob("*.safetensors"):
+        assert {weight.dtype for weight in load_file(path).values()} == {torch.float16}, path
 
 
 def test_the_reader_s_first_layers_are_those_of_the_model_that_knows_all_scales(scale):

@@ -23,6 +23,7 @@ from blink_exp.scale_model import build, build_models, export, packing, train_cl
 from blink_exp.scale_model.recipe import Movable, PhaseRun, cosine_lr, device_of
 from blink_exp.scenes.questions import SceneQuestion, vocabulary_corpus
 from blink_exp.scenes.scenes import random_scene
+from blink_exp.tokensr import checkpoint, modules
 
 CPU = torch.device("cpu")
 
@@ -323,6 +324,17 @@ def test_one_scale_shows_no_larger_scene_and_a_segment_is_mostly_no_help(tokeniz
     assert 0.5 < np.mean([views == 2 for expanded, views in kinds if expanded]) < 0.8  # close-ups; the others are interpolated
     assert np.bincount(quadrants, minlength=4).min() > 0.15 * len(quadrants)
     assert all(0.25 < many / images < 0.45 for images, many in count.values())
+
+
+def test_modules_are_halved_and_keep_what_is_recorded_of_them(tmp_path):
+    of = checkpoint.ModuleMetadata("a@1", 12, 8, (4, 4), "conv", {"seed": 3})
+    module = modules.build("conv", 8)
+    checkpoint.save(module, of, tmp_path)
+    before = (tmp_path / "layer_12.json").read_bytes()
+    export.halve(tmp_path)
+    halved = load_file(tmp_path / "layer_12.safetensors")
+    assert all(torch.equal(halved[name], weight.half()) for name, weight in module.state_dict().items())
+    assert (tmp_path / "layer_12.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("device, index", [("cpu", None), ("cuda:1", 1), ("mps", 0)])
