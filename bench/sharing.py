@@ -277,7 +277,7 @@ def over_one_prefix(
     from blink_exp.decoder.branch_decoder import BranchDecoder
     from blink_exp.decoder.branches import QuestionInputs, decoded_layers, read_layers
     from blink_exp.decoder.generated import greedy
-    from blink_exp.decoder.prefixes import run_prefixes
+    from blink_exp.decoder.layers import run_prefixes
 
     embed, llm = model.get_input_embeddings(), model.model.language_model
     layers = {layer for m in methods for layer in read_layers(m)}

@@ -16,7 +16,7 @@ from blink_exp.api.choice import MethodChoice
 from blink_exp.api.model import built_method
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import PreparedImage
-from blink_exp.backbone.processor import chat_prompt
+from blink_exp.backbone.prompts import chat_prompt
 from blink_exp.backbone.shipped import shipped
 from blink_exp.backbone.supported import check_config
 from blink_exp.core.method import Method, Record

@@ -16,7 +16,7 @@ from blink_exp.api.choice import MethodChoice, defaults
 from blink_exp.api.errors import in_one_line
 from blink_exp.api.scores import scores
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.processor import without_placeholder
+from blink_exp.backbone.prompts import without_placeholder
 from blink_exp.benchmarks.base import Benchmark, Sample, spread
 from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking

@@ -13,7 +13,8 @@ import torch
 
 from blink_exp.backbone import memory, supported, weights
 from blink_exp.backbone.model import Backbone
-from blink_exp.backbone.processor import chat_prompt, load_processor, warn_of_tokens
+from blink_exp.backbone.processor import load_processor, warn_of_tokens
+from blink_exp.backbone.prompts import chat_prompt
 from blink_exp.backbone.shipped import SCALE, shipped
 from blink_exp.errors import UserError, nearest
 from blink_exp.settings.check import fields, value_type

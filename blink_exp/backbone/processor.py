@@ -1,70 +1,17 @@
-"""Loads a checkpoint's processor and aligns it with the config: prompts, square padding, number of image tokens."""
+"""Loads a checkpoint's processor and aligns it with the config: square padding, system prompt, number of image tokens."""
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from blink_exp.backbone.prompts import SYSTEM_PROMPTS, chat_prompt
 from blink_exp.backbone.supported import read_by_library
 from blink_exp.errors import UserError, nearest
-from blink_exp.files import encodable
 
-# LLaVA's published scores were measured with ``vicuna_v1``; the checkpoints' own chat template has no system text by default.
-SYSTEM_PROMPTS = {
-    "none": None,
-    "vicuna_v1": (
-        "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions."
-    ),
-}
 # ":", "▁", the image, "▁", newline: LLaVA tokenised the text before and behind an image apart, each part with Llama's prefix space.
 AROUND_AN_IMAGE = (29901, 29871, 32000, 29871, 13)
-
-
-def without_placeholder(text: str, placeholder: str, of: str = "the question") -> str:
-    """A prompt without the image's ``placeholder``, as the chat template puts the image first.
-
-    Raises UserError for several placeholders, which mean several images. ``of``: name of the prompt in the message."""
-    text = encodable(text)  # a tokenizer takes no lone surrogate
-    count = text.count(placeholder)
-    if count > 1:
-        raise UserError(f"{of} names {count} images ({placeholder}), and this model answers about one")
-    return text.replace(placeholder, "", 1).strip() if count else text
-
-
-def conversation(question: str, system_prompt: str = "none") -> list[dict[str, Any]]:
-    """The messages of one question about one image, in the format of chat templates."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    system = SYSTEM_PROMPTS[system_prompt]
-    before = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
-    return [*before, {"role": "user", "content": content}]
-
-
-def chat_prompt(processor: Any, question: str, system_prompt: str = "none") -> str:
-    """The text of one question about one image, as the checkpoint's chat template has it."""
-    text: str = processor.apply_chat_template(conversation(question, system_prompt), add_generation_prompt=True)
-    return text
-
-
-def answered_prompt(processor: Any, turns: Sequence[tuple[str, str]], system_prompt: str = "none") -> tuple[str, str]:
-    """(prompt of the last question of a conversation about one image, its answer as the chat template writes it, with the end token).
-
-    ``turns``: (question, answer), at least one; those before the last are part of the prompt."""
-    messages = conversation(turns[0][0], system_prompt)
-    for (_, answer), (question, _) in itertools.pairwise(turns):
-        messages += [_text_message("assistant", answer), _text_message("user", question)]
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    end = processor.tokenizer.eos_token
-    whole = processor.apply_chat_template([*messages, _text_message("assistant", turns[-1][1])], add_generation_prompt=False)
-    answer = whole[len(prompt) :] if whole.startswith(prompt) else f" {turns[-1][1]}"
-    return prompt, answer.rstrip().removesuffix(end).rstrip() + end
-
-
-def _text_message(role: str, text: str) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 def load_processor(folder: Path, config: Any, path: str, pad: bool, system_prompt: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from blink_exp.core.base_view import BaseViewMap
+from blink_exp.core.views import BaseViewMap
 
 
 # Decisions of a policy for one image at one layer. Hashable, as they are recorded, compared and replayed.

@@ -21,9 +21,8 @@ from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs, decoded_layers, read_layers
 from blink_exp.decoder.generated import greedy
-from blink_exp.decoder.layers import NEAR
-from blink_exp.decoder.prefixes import Prefix, PrefixInputs, run_prefixes
-from blink_exp.decoder.second_views import Asking, visual_tokens
+from blink_exp.decoder.layers import NEAR, Prefix, PrefixInputs, run_prefixes
+from blink_exp.decoder.second_views import Asking, with_second_view
 
 USUAL = 64  # expected tokens of an answer, to plan memory
 
@@ -115,6 +114,13 @@ def answer(
     return out
 
 
+def visual_tokens(backbone: Backbone, method: Method, images: ImagesById, askings: Rows[Asking]) -> list[VisualTokens]:
+    """The visual tokens that enter the LLM under ``method``, of each question."""
+    if method.second_view is not None:
+        return with_second_view(backbone, method, images, askings)
+    return backbone.visual(images, [(a.image, a.question) for a in askings], method.pruner, method.restore_dropped)
+
+
 def _by_key(units: Rows[_Unit]) -> dict[str, list[_Unit]]:
     out: dict[str, list[_Unit]] = {}
     for unit in units:
@@ -129,7 +135,8 @@ def _visual(
     alike: dict[Any, list[int]] = {}
     for p, method in enumerate(methods):
         alike.setdefault((method.pruner, method.restore_dropped, method.second_view), []).append(p)
-    backbone.encode_together(images, [m.pruner.needs for m in methods if m.pruner is not None])
+    if pruners := [method.pruner for method in methods if method.pruner is not None]:
+        backbone.encode_together(images, [pruner.needs for pruner in pruners])
     out: dict[tuple[int, int], VisualTokens] = {}
     for points in alike.values():
         numbers = [n for n, a in enumerate(questions) if set(points) & set(a.points)]

@@ -16,15 +16,13 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Layout
-from blink_exp.core.views import OriginalPositions, ViewGeometry, VisualTokens, all_tokens, base_view, pack
+from blink_exp.core.views import BaseViewMap, OriginalPositions, ViewGeometry, VisualTokens, all_tokens, base_view, pack
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs
-from blink_exp.decoder.cache import SegmentedLayer, segmented
-from blink_exp.decoder.generated import extend
+from blink_exp.decoder.generated import SegmentedLayer, extend, segmented
 from blink_exp.decoder.segments import Front, Segment, numbered, starts, visual_at
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.errors import UserError

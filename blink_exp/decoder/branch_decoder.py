@@ -10,8 +10,9 @@ The smallest case is one question under one method: Hugging Face's forward and g
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,13 +20,24 @@ import torch
 from blink_exp.core.method import Method, Record, Scan
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Decision, Expand, State, transition
-from blink_exp.decoder.branch_batch import BranchBatch
-from blink_exp.decoder.branch_scans import BranchScanner
-from blink_exp.decoder.branches import Branch, FinalBranches, LayerPass, QuestionInputs, Step, Text, read_layers, unstored_segments
+from blink_exp.decoder.branches import (
+    Branch,
+    FinalBranches,
+    LayerPass,
+    QuestionInputs,
+    Step,
+    Text,
+    read_layers,
+    steps_of_rows,
+    text_positions,
+    unstored_segments,
+)
 from blink_exp.decoder.closeups import expand_closeups
-from blink_exp.decoder.layers import run_layers
-from blink_exp.decoder.segments import ExpansionKey, Front, Segment, expand, length, retain, starts
-from blink_exp.decoder.shared_attention import SharedKVCache
+from blink_exp.decoder.layers import LastRun, LastRuns, SegmentRun, fronts_of, run_layers, segment_runs
+from blink_exp.decoder.scan import PatchScanner
+from blink_exp.decoder.segments import ExpansionKey, Front, Segment, expand, length, retain, shared_kv, starts
+from blink_exp.decoder.shared_attention import Masks, SharedKVCache
+from blink_exp.decoder.token_scans import TokenScanner
 
 
 class BranchDecoder:
@@ -57,17 +69,22 @@ class BranchDecoder:
         ran: Callable[[int, list[Front], SharedKVCache, torch.Tensor], None] | None = None,
     ):
         self.llm, self.questions, self.methods, self.grids, self.room = llm, questions, methods, grids, room
-        self.alone, self.weights, self.ran = alone, weights, ran
+        self.alone, self.answer, self.weights, self.ran = alone, answer, weights, ran
         self.depth = len(llm.layers) if depth is None else depth
         self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, question in enumerate(questions) for p in question.points}
         self.padded = len({len(question.text) for question in questions}) > 1
         self.read = frozenset(layer for method in methods for layer in read_layers(method))
         self.waiting: list[BranchBatch] = []
-        self.scanner = BranchScanner(llm, questions, methods, grids, answer)
+        self.patch_scanner = PatchScanner(llm, questions, methods, grids, answer)
         config, width = llm.config, llm.layers[0].self_attn.head_dim
         pair = 2 * config.num_key_value_heads * width  # numbers of a token's keys and values in a layer
         self.state = config.hidden_size / pair
         self.work = (3 * config.intermediate_size + 4 * config.hidden_size) / pair  # activations of a token in a layer: peak inside the MLP
+
+    @functools.cached_property
+    def token_scanner(self) -> TokenScanner:
+        """Only of methods that drop tokens between layers."""
+        return TokenScanner(self.llm, self.questions, self.methods, self.answer)
 
     def run(self, finish: Callable[[FinalBranches], None]) -> None:
         """Runs all layers. ``finish`` is called with the branches behind the last layer, once for each batch of them."""
@@ -118,7 +135,7 @@ class BranchDecoder:
         self, i: int, branches: list[Branch], text: Text, deciding: list[tuple[int, int]]
     ) -> tuple[list[Branch], torch.Tensor | None]:
         """Takes the decisions before layer i. Returns the new branches and the row of each one's parent; see ``BranchBatch.fork``."""
-        scans = self.scanner.patches(i, branches, text, deciding)
+        scans = self.patch_scanner.scan(i, branches, text, deciding)
         states: dict[tuple[int, int], State[int, Any]] = {}
         decisions: list[tuple[tuple[int, int], Scan, Decision]] = []
         for (r, p), image_scans in scans.items():
@@ -147,7 +164,7 @@ class BranchDecoder:
         i = ran.layer
         retained: dict[tuple[Any, ...], Front] = {}
         fronts: dict[tuple[int, int], tuple[Front, tuple[Front, ...]]] = {}
-        for (r, p), row_scan in self.scanner.tokens(branches, ran, deciding).items():
+        for (r, p), row_scan in self.token_scanner.scan(branches, ran, deciding).items():
             policy: Any = self.methods[p].policy
             decision = policy.decide(i, row_scan)
             blocks = branches[r].blocks
@@ -207,3 +224,139 @@ class BranchDecoder:
 
 def _is_key(part: Segment | ExpansionKey) -> bool:
     return isinstance(part, ExpansionKey)
+
+
+@dataclass
+class BranchBatch:
+    """Branches that have run up to ``layer``; a ``Work``. ``decided``: whether the decisions before ``layer`` have been taken; ``parent``:
+    see ``Step``; ``over``: whether its halves continue instead."""
+
+    decoder: BranchDecoder
+    layer: int
+    branches: list[Branch]
+    text: Text
+    steps: list[Step] = field(default_factory=list)
+    parent: torch.Tensor | None = None
+    decided: bool = False
+    over: bool = False
+    last: LastRuns = field(default_factory=dict)  # of segments
+    joint: dict[tuple[int | None, int], LastRun] = field(default_factory=dict)  # of the texts, while their fronts do not change
+
+    def runs(self, i: int) -> Iterator[SegmentRun]:
+        decoder, llm = self.decoder, self.decoder.llm
+        if not self.decided:
+            deciding = decoder.deciding(i, self.branches, drops=False)
+            if deciding:
+                first: dict[Segment, Front] = {b.front[0]: () for b in self.branches if b.front}  # not changed by decisions
+                yield from segment_runs(llm, i, first, self.last, decoder.read, alone=decoder.alone, weights=decoder.weights)
+                self.fork(*decoder.decide(i, self.branches, self.text, deciding))
+        self.decided = False
+        room = decoder.room
+        if not decoder.alone:
+            room -= decoder.held(self.branches, self.steps, self.text.length)
+            if len(self.branches) > 1 and decoder.needed(i, self.branches, self.text.length) > room:
+                self.halve(i)
+                return
+        inputs, dropping = self.text.states, decoder.deciding(i, self.branches, drops=True)
+        joined = self.joined(i)
+        if joined is None:
+            most = max(0, room) / (4 * decoder.work)
+            pending = fronts_of([b.front for b in self.branches])
+            yield from segment_runs(llm, i, pending, self.last, decoder.read, most, decoder.alone, decoder.weights)
+        run = self._run(i, joined)
+        yield run
+        fronts = [b.front for b in self.branches]
+        keys, values = self._split(i, run, joined, read=decoder.ran is None or bool(dropping))
+        self.steps.append(Step(fronts, keys, values, self.parent))
+        self.parent = None
+        ran = LayerPass(i, Text(inputs, self.text.valid), self.text, keys)
+        forked = decoder.drop(self.branches, ran, dropping) if dropping else None
+        if decoder.ran is not None:
+            decoder.ran(i, fronts, run.cache, self.text.valid)
+            self.steps.clear()
+            for segment in {segment for front in fronts for segment in front}:
+                for states_by_layer in (segment.keys, segment.values, segment.inputs):
+                    states_by_layer.clear()
+        if forked is not None:
+            self.fork(*forked)
+
+    def joined(self, i: int) -> int | None:
+        """Index of the first segment of the fronts that runs in one piece with the text: one call reads the weights once.
+
+        Only where rows share no segments. None where it is not possible: fronts of different lengths, padded texts."""
+        if not self.decoder.alone or self.decoder.padded:
+            return None
+        patterns = {tuple((s.tokens, s.reached == i) for s in b.front) for b in self.branches}
+        if len(patterns) > 1:
+            return None
+        (pattern,) = patterns
+        first = next((n for n, (_, waits) in enumerate(pattern) if waits), len(pattern))
+        return first if all(waits for _, waits in pattern[first:]) else None
+
+    def _run(self, i: int, first: int | None) -> SegmentRun:
+        """The run of the texts, together with the segments of their fronts from index ``first`` on; None: the texts alone."""
+        decoder, text = self.decoder, self.text
+        joined = [() if first is None else b.front[first:] for b in self.branches]
+        ahead = [b.front[: len(b.front) - len(o)] for b, o in zip(self.branches, joined, strict=True)]
+        last_run = self.joint.get((first, len(joined[0])))
+        states = text.states
+        if joined[0]:
+            rows = [s.states for row in joined for s in row]
+            if last_run is not None and last_run.rows[-1] is text.states and all(a is b for a, b in zip(last_run.rows, rows, strict=False)):
+                states = last_run.states
+            else:
+                states = torch.cat([torch.stack([torch.cat([s.states for s in row]) for row in joined]), states], dim=1)
+        if last_run is not None:
+            rope, masks = last_run.rope, last_run.masks
+        else:
+            positions = text_positions(self.branches, text.valid)
+            if joined[0]:
+                pieces = [
+                    torch.cat([s.positions(start) for s, start in zip(o, starts(b.front)[first:], strict=False)])
+                    for o, b in zip(joined, self.branches, strict=True)
+                ]
+                positions = torch.cat([torch.stack(pieces), positions], dim=1)
+            rope, masks = decoder.llm.rotary_emb(states, position_ids=positions), Masks()
+        mask = text.mask if decoder.padded else None
+        cache = SharedKVCache(shared_kv(i, ahead), mask=mask, alone=decoder.alone, weights=decoder.weights, masks=masks)
+        return SegmentRun(states, rope, cache)
+
+    def _split(self, i: int, run: SegmentRun, first: int | None, read: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Splits the outputs of a run into segments and texts. Returns the texts' keys and values. ``read``: whether the segments' keys and
+        values are needed."""
+        keys, values = run.cache.own
+        before = run.states.shape[1] - self.text.length
+        rows: list[torch.Tensor] = []
+        if before:
+            for b, branch in enumerate(self.branches):
+                column = 0
+                for segment in branch.front[first:]:
+                    cut = slice(column, column + segment.tokens)
+                    if read:
+                        segment.advance(i, run.states[b, cut], keys[b, :, cut], values[b, :, cut], self.decoder.read)
+                    else:
+                        segment.pass_on(i, run.states[b, cut], self.decoder.read)
+                    column += segment.tokens
+                    rows.append(segment.states)
+        self.text.states = run.states[:, before:]
+        count = 0 if first is None else len(self.branches[0].front) - first
+        self.joint = {(first, count): LastRun(run.rope, run.cache.masks, run.states, [*rows, self.text.states])}
+        return keys[:, :, before:], values[:, :, before:]
+
+    def fork(self, branches: list[Branch], rows: torch.Tensor | None) -> None:
+        """Continues with ``branches``. ``rows``: the row of each one's parent; None: the rows do not change."""
+        if any(a is not b for a, b in zip(branches, self.branches, strict=False)) or len(branches) != len(self.branches):
+            self.joint.clear()
+        self.branches = branches
+        if rows is not None:
+            self.text = self.text.rows(rows)
+            self.parent = rows if self.parent is None else self.parent[rows]
+
+    def halve(self, i: int) -> None:
+        """Replaces this batch by two halves, which run one after the other."""
+        self.over = True
+        for half in torch.arange(len(self.branches), device=self.text.states.device).chunk(2)[::-1]:
+            branches = [self.branches[r] for r in half.tolist()]
+            rows = half if self.parent is None else self.parent[half]
+            steps = steps_of_rows(self.steps, rows)
+            self.decoder.waiting.append(BranchBatch(self.decoder, i, branches, self.text.rows(half), steps, rows, decided=True))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.method import Method
-from blink_exp.decoder.segments import Front, Segment, starts
+from blink_exp.core.views import BaseViewMap
+from blink_exp.decoder.segments import Front, Segment, length, starts
 
 if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
     from blink_exp.backbone.canvas import ImageRegions
@@ -64,6 +64,17 @@ class Branch:
     def visual(self) -> int:
         """Remaining visual tokens of all images."""
         return sum(block.visual for block in self.blocks)
+
+    def visual_end(self, image: int) -> int:
+        """Tokens up to and including the last visual token of an image."""
+        parts = zip(self.blocks[:image], self.expanded, strict=False)
+        return sum(block.tokens + length(expanded) for block, expanded in parts) + self.blocks[image].tokens
+
+    @property
+    def visual_places(self) -> list[int]:
+        """Places in the front of all visual tokens."""
+        ends = [self.visual_end(k) for k in range(len(self.blocks))]
+        return [place for end, block in zip(ends, self.blocks, strict=True) for place in range(end - block.visual, end)]
 
 
 @dataclass

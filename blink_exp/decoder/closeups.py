@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from blink_exp.decoder.layers import SegmentRun, run_layers
-from blink_exp.decoder.prefixes import PrefixBatch, chunks
+from blink_exp.decoder.layers import PrefixBatch, SegmentRun, chunks, run_layers
 from blink_exp.decoder.segments import ExpansionKey, Segment, expanded_segment
 from blink_exp.decoder.visual_states import StatesOnly, base_view_embeds
 

@@ -19,7 +19,7 @@ from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Expand
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import FinalBranches, QuestionInputs, read_layers
-from blink_exp.decoder.prefixes import Prefix, PrefixInputs, run_prefixes
+from blink_exp.decoder.layers import Prefix, PrefixInputs, run_prefixes
 
 
 @dataclass(frozen=True)

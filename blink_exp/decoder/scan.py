@@ -1,70 +1,50 @@
-"""Scans: the attention scores that a policy decides by.
+"""Patch scans: the attention that Blink decides by.
 
-Before a layer, patch by patch (Blink): the attention of the last prompt token that the layer is about to compute, from the states at
-its input. Behind a layer, token by token: the attention of chosen text tokens that it has paid (FastV, SparseVLM) or that the next
-layer is about to pay (PyramidDrop), or no attention, but keys and outputs (DART). Only the required queries are computed, never an
-attention matrix, and shared keys are not copied.
+Before a layer, patch by patch: the attention of the last prompt token that the layer is about to compute, from the states at its input.
+Only the required queries are computed, never an attention matrix, and shared keys are not copied. Policies that drop tokens behind a layer
+read ``token_scans``.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from blink_exp.core import saliency
-from blink_exp.core.base_view import BaseViewMap
-from blink_exp.core.method import KeyScan
+from blink_exp.core.method import Method, Scan
 from blink_exp.core.saliency import PatchGrid, Scorer, ScorerInputs, products
+from blink_exp.core.views import BaseViewMap
+from blink_exp.decoder.branches import Branch, QuestionInputs, Text, text_positions
 from blink_exp.decoder.segments import Front, Segment, length, shared_kv, starts
 from blink_exp.decoder.shared_attention import alike, by_part, by_row, rows_of, stacked
 
 
 @dataclass(frozen=True)
-class ScanRow:
-    """The segments in front of one text; see ``Branch`` and ``QuestionInputs``."""
-
-    blocks: Front
-    expanded: tuple[Front, ...]
-    base_maps: tuple[BaseViewMap | None, ...]
-
-    @property
-    def front(self) -> Front:
-        return tuple(s for block, parts in zip(self.blocks, self.expanded, strict=True) for s in (block, *parts) if s.tokens)
-
-    def visual_end(self, image: int) -> int:
-        """Tokens up to and including the last visual token of an image."""
-        return (
-            sum(b.tokens + length(parts) for b, parts in zip(self.blocks[:image], self.expanded, strict=False)) + self.blocks[image].tokens
-        )
-
-    @property
-    def visual_places(self) -> list[int]:
-        """Places in the row's sequence of all visual tokens."""
-        ends = [self.visual_end(k) for k in range(len(self.blocks))]
-        return [place for end, block in zip(ends, self.blocks, strict=True) for place in range(end - block.visual, end)]
-
-
-@dataclass(frozen=True)
 class ScanBatch:
-    """The texts that a scan at layer ``layer`` reads, each with its row of ``rows``.
+    """The prompt texts that a scan at layer ``layer`` reads, one for each of ``branches``.
 
-    ``states``, ``valid``, ``positions``: at the layer's input, (rows, tokens, ...), padded on the left, the last prompt token last.
+    ``states``, ``valid``, ``positions``: at the layer's input, (branches, tokens, ...), padded on the left, the last prompt token last.
     """
 
     llm: Any
     layer: int
-    rows: Rows[ScanRow]
+    branches: Rows[Branch]
     states: torch.Tensor
     valid: torch.Tensor
     positions: torch.Tensor
+
+    @classmethod
+    def of(cls, llm: Any, i: int, branches: Rows[Branch], rows: Rows[int], text: Text, generated: int) -> ScanBatch:
+        """The rows ``rows`` of ``branches`` and their ``text``, without the last ``generated`` tokens."""
+        end = text.length - generated
+        index = torch.tensor(rows, device=text.states.device)
+        chosen, valid = [branches[r] for r in rows], text.valid[index, :end]
+        return cls(llm, i, chosen, text.states[index, :end], valid, text_positions(chosen, valid))
 
 
 class LazyScorerInputs:
@@ -104,12 +84,51 @@ class LazyScorerInputs:
         return LazyScorerInputs(self.visible[one], self.text[one], lambda: self.logits(slice(None))[one], raw)
 
 
-def scan_patches(batch: ScanBatch, scorer: Scorer, grid: PatchGrid, scan_expanded: bool) -> dict[tuple[int, int], dict[str, Any]]:
+class PatchScanner:
+    """Scans the branches of ``questions`` before a layer.
+
+    Args:
+        generated: generated tokens at the end of each text; scans read the last prompt token.
+    """
+
+    def __init__(self, llm: Any, questions: Rows[QuestionInputs], methods: Rows[Method], grids: Rows[PatchGrid | None], generated: int):
+        self.llm, self.questions, self.methods, self.grids, self.generated = llm, questions, methods, grids, generated
+
+    @torch.no_grad()  # decisions have no gradient
+    def scan(self, i: int, branches: Rows[Branch], text: Text, deciding: Rows[tuple[int, int]]) -> dict[tuple[int, int], list[Scan]]:
+        """{(row, point): a scan of each image} before layer i, for the pairs ``deciding``; points with one scorer and grid share a scan."""
+        groups: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+        for r, p in deciding:
+            policy: Any = self.methods[p].policy
+            groups.setdefault((policy.scorer, policy.scan_expanded, self.grids[p]), []).append((r, p))
+        out: dict[tuple[int, int], list[Scan]] = {}
+        for (scorer, scan_expanded, grid), pairs in groups.items():
+            rows = list(dict.fromkeys(r for r, _ in pairs))
+            scores: dict[tuple[int, int], dict[str, Any]] = {}
+            if scorer is not None:
+                base_maps = [self.questions[branches[r].question].base_maps for r in rows]
+                batch = ScanBatch.of(self.llm, i, branches, rows, text, self.generated)
+                scored = scan_patches(batch, base_maps, scorer, grid, scan_expanded)
+                scores = {(rows[n], k): fields for (n, k), fields in scored.items()}
+            for r, p in pairs:
+                sample = self.questions[branches[r].question].sample
+                out[r, p] = [
+                    Scan(i, sample, k, bool(branches[r].expanded[k]), **scores.get((r, k), {}))
+                    for k, block in enumerate(branches[r].blocks)
+                    if block.visual
+                ]
+        return {pair: out[pair] for pair in deciding}
+
+
+def scan_patches(
+    batch: ScanBatch, base_maps: Rows[Rows[BaseViewMap | None]], scorer: Scorer, grid: PatchGrid, scan_expanded: bool
+) -> dict[tuple[int, int], dict[str, Any]]:
     """{(row, image): {rho, region, patch_scores}}, from the states at the layer's input.
 
-    ``scan_expanded``: whether expanded tokens count towards the patch that they show.
+    ``base_maps``: of each row's images, see ``QuestionInputs``; ``scan_expanded``: whether expanded tokens count towards the patch that
+    they show.
     """
-    rows, states = batch.rows, batch.states
+    rows, states = batch.branches, batch.states
     queries = slice(0 if scorer.queries == "text" else states.shape[1] - 1, states.shape[1])
     inputs, ahead = scorer_inputs(batch, queries, raw=scorer.raw)
     cells = grid.height * grid.width
@@ -117,12 +136,14 @@ def scan_patches(batch: ScanBatch, scorer: Scorer, grid: PatchGrid, scan_expande
     for k in range(max(len(row.blocks) for row in rows)):
         with_image = [b for b, row in enumerate(rows) if k < len(row.blocks) and row.blocks[k].visual]
         ends = {b: ahead - length(rows[b].front) + rows[b].visual_end(k) for b in with_image}
-        if all(rows[b].base_maps[k] is None and not (scan_expanded and rows[b].expanded[k]) for b in with_image):
+        if all(base_maps[b][k] is None and not (scan_expanded and rows[b].expanded[k]) for b in with_image):
             columns = torch.tensor([[ends.get(b, cells) - cells] for b in range(len(rows))]) + torch.arange(cells)
             patches = grid.sums(scorer(inputs, columns.to(states.device, non_blocking=True)))
             patches_of |= {(b, k): patches[b] for b in with_image}
         else:
-            patches_of |= {(b, k): row_patches(scorer, grid, inputs.row(b), rows[b], k, ends[b], scan_expanded) for b in with_image}
+            for b in with_image:
+                parts = rows[b].expanded[k] if scan_expanded else ()
+                patches_of[b, k] = row_patches(scorer, grid, inputs.row(b), base_maps[b][k], parts, ends[b])
     patch_scores = torch.stack(list(patches_of.values()))
     rho, region = saliency.saliency_ratio(patch_scores)
     values = torch.cat([rho[:, None], region[:, None].to(rho), patch_scores], dim=1).tolist()  # one copy from the device
@@ -133,53 +154,19 @@ def scan_patches(batch: ScanBatch, scorer: Scorer, grid: PatchGrid, scan_expande
 
 
 def row_patches(
-    scorer: Scorer, grid: PatchGrid, inputs: ScorerInputs, row: ScanRow, image: int, end: int, scan_expanded: bool
+    scorer: Scorer, grid: PatchGrid, inputs: ScorerInputs, base_map: BaseViewMap | None, parts: Front, end: int
 ) -> torch.Tensor:
     """(patches,) sums over the base view's tokens of one row and image, wherever they stand in front of column ``end``; behind that stand
-    the expanded ones."""
-    base_map = row.base_maps[image]
+    the expanded ``parts``."""
     cells = torch.arange(grid.height * grid.width) if base_map is None else base_map.cells.cpu()
     columns = torch.arange(end - len(cells), end)[cells >= 0]
     cells = cells[cells >= 0]
-    parts = row.expanded[image] if scan_expanded else ()
     read_columns = torch.cat([columns, torch.arange(end, end + length(parts))])
     scores = scorer(inputs, read_columns.to(inputs.visible.device, non_blocking=True))[0]  # the device need not be waited for
     sums = grid.sums_at(scores[: len(cells)], cells)
     for part, part_scores in zip(parts, scores[len(cells) :].split([part.tokens for part in parts]) if parts else (), strict=True):
         sums[part.region] += part_scores.sum()
     return sums
-
-
-def scan_tokens(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tensor) -> list[tuple[float, ...]]:
-    """The attention in the layer from the raters to each visual token that is left, mean over heads and raters.
-
-    ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in the layer; None: it has not run, they are computed. ``raters``: (rows,
-    tokens) bool.
-    """
-    queries = raters.any(0).nonzero()[:, 0]
-    inputs, ahead = scorer_inputs(batch, queries, keys)
-    inputs.text = raters[:, queries]
-    scores = saliency.text_mean(inputs, torch.arange(inputs.visible.shape[2], device=batch.states.device))
-    out = []
-    for row, row_scores in zip(batch.rows, scores.tolist(), strict=True):
-        first = ahead - length(row.front)
-        out.append(tuple(row_scores[first + place] for place in row.visual_places))
-    return out
-
-
-def scan_keys(llm: Any, i: int, row: ScanRow, states: torch.Tensor, keys: torch.Tensor) -> KeyScan:
-    """Keys of layer i, which has just run, and the likeness of its outputs. ``states``, ``keys``: (text, hidden) and (kv_heads, text,
-    head_dim) of the row's prompt text."""
-    visual_keys = [block.keys[i][:, block.tokens - block.visual :] for block in row.blocks]
-    norms = torch.cat([*visual_keys, keys], dim=1).float().abs().sum((0, 2))
-    ahead = length(row.front)
-    outputs = torch.cat([*(block.visual_at(i + 1) for block in row.blocks), states])
-    visual = sum(block.visual for block in row.blocks)
-    return KeyScan(
-        tuple(norms.tolist()),
-        (*row.visual_places, *range(ahead, ahead + len(states))),
-        functools.partial(similarities, llm.norm, outputs, visual),
-    )
 
 
 def scorer_inputs(
@@ -193,7 +180,7 @@ def scorer_inputs(
     llm, i, states, valid, positions = batch.llm, batch.layer, batch.states, batch.valid, batch.positions
     layer = llm.layers[i]
     attention = layer.self_attn
-    fronts = [row.front for row in batch.rows]
+    fronts = [branch.front for branch in batch.branches]
     ahead = max(map(length, fronts))
     columns = torch.arange(ahead, device=states.device)
     real = columns >= ahead - torch.tensor([length(front) for front in fronts], device=states.device)[:, None]
@@ -274,31 +261,3 @@ def _spread(query: torch.Tensor, fronts: list[list[Any]], ahead: int, text_keys:
         for row in numbers:
             filled[row] += tokens
     return out
-
-
-def distances(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """(n, n) L2 distances between rows of (tokens, hidden) ``states``, over sqrt(hidden), on the CPU. Exact: equal rows are 0 apart."""
-    x = states[indices.to(states.device)].float()
-    result = pairwise_distances(x) if x.device.type == "cpu" else torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    return result.cpu() / math.sqrt(x.shape[1])
-
-
-def similarities(norm: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, visual: int, tokens: torch.Tensor) -> torch.Tensor:
-    """(n, visual) float32 cosine similarities of ``tokens`` with the first ``visual`` rows of (tokens, hidden) ``states`` behind ``norm``,
-    on the CPU. Without a matrix product, whose tiles may give equal rows unequal results."""
-    features = norm(states).float()
-    rows = [F.cosine_similarity(features[token], features[:visual], dim=-1) for token in tokens.tolist()]
-    return torch.stack(rows).cpu()
-
-
-def pairwise_distances(x: torch.Tensor) -> torch.Tensor:
-    """(n, n) L2 distances of (n, width) rows by one matrix product, on a CPU 18 times as fast as pairwise differences.
-
-    In float64 against cancellation; distances of equal rows, which are rounding errors, become 0.
-    """
-    centred = x.double()
-    centred -= centred.mean(0)
-    products = centred @ centred.T
-    both = products.diagonal()[:, None] + products.diagonal()
-    apart = both - 2 * products
-    return apart.masked_fill(apart < 1e-12 * both, 0).sqrt().to(x)

@@ -20,7 +20,7 @@ from blink_exp.core.second_view import Box, PixelBox, Placement, RegionChooser, 
 from blink_exp.core.views import NEWLINE, ViewGeometry, VisualTokens
 from blink_exp.decoder.branch_decoder import BranchDecoder
 from blink_exp.decoder.branches import QuestionInputs
-from blink_exp.decoder.prefixes import chunks, run_prefixes
+from blink_exp.decoder.layers import chunks, run_prefixes
 from blink_exp.errors import UserError
 from blink_exp.methods.blink import BlinkPolicy, blink
 
@@ -36,13 +36,12 @@ class Asking(NamedTuple):
 
 
 @torch.no_grad()
-def visual_tokens(backbone: Backbone, method: Method, images: ImagesById, askings: Rows[Asking]) -> list[VisualTokens]:
-    """The visual tokens that enter the LLM under ``method``, of each question."""
+def with_second_view(backbone: Backbone, method: Method, images: ImagesById, askings: Rows[Asking]) -> list[VisualTokens]:
+    """The visual tokens that enter the LLM under a ``method`` with a second view, of each question."""
     chooser = method.second_view
-    if chooser is None or not chooser.alone:
+    assert chooser is not None
+    if not chooser.alone:
         visual = backbone.visual(images, [(a.image, a.question) for a in askings], method.pruner, method.restore_dropped)
-    if chooser is None:
-        return visual
     boxes = chosen(backbone, method, images, askings)
     parts = backbone.parts(images, [(a.image, box) for a, (box, _) in zip(askings, boxes, strict=True)])
     joined: dict[tuple[int, PixelBox], VisualTokens] = {}  # one object for all questions that see the same

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Retain, State, transition
-from blink_exp.core.views import OriginalPositions
+from blink_exp.core.views import BaseViewMap, OriginalPositions
 from blink_exp.decoder.shared_attention import Part
 
 if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)

@@ -10,8 +10,7 @@ import torch
 from blink_exp.backbone.encode import encode
 from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import ViewGeometry
-from blink_exp.decoder.layers import run_layers
-from blink_exp.decoder.prefixes import PrefixBatch
+from blink_exp.decoder.layers import PrefixBatch, run_layers
 from blink_exp.decoder.segments import Segment
 
 

@@ -12,13 +12,13 @@ import torch
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import ImagesById, OpenedImage, UnreadableImage, open_images
-from blink_exp.backbone.processor import without_placeholder
+from blink_exp.backbone.prompts import without_placeholder
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
-from blink_exp.decoder.answers import PointQuestion, answer, shareable
+from blink_exp.decoder.answers import PointQuestion, answer, shareable, visual_tokens
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.second_views import Asking, visual_tokens
+from blink_exp.decoder.second_views import Asking
 from blink_exp.documents import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.evaluation import ranks

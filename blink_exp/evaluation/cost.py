@@ -23,8 +23,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
+from blink_exp.decoder.answers import visual_tokens
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.second_views import Asking, visual_tokens
+from blink_exp.decoder.second_views import Asking
 from blink_exp.decoder.shared_attention import SharedKVCache
 from blink_exp.evaluation.tokens import layer_flops
 from blink_exp.flops import CPU_ATTENTION

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 
-from blink_exp.backbone.processor import without_placeholder
+from blink_exp.backbone.prompts import without_placeholder
 from blink_exp.cli import one_line
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking

@@ -97,7 +97,7 @@ class BlinkPolicy:
         check_threshold("tau_drop", self.tau_drop)
         _ = self.scorer  # raises UserError for an unknown name
 
-    @property
+    @functools.cached_property
     def scorer(self) -> Scorer | None:
         if self.saliency == RANDOM:
             return None

@@ -18,7 +18,7 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.views import ViewGeometry, all_tokens, base_view, pack
 from blink_exp.decoder.forced import ForcedAnswer, ForcedQuestion, forced_answers
-from blink_exp.decoder.prefixes import PrefixInputs
+from blink_exp.decoder.layers import PrefixInputs
 from blink_exp.errors import UserError
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.tracking.names import answer_metrics

@@ -13,7 +13,7 @@ from bench.meters import HostReads, arithmetic, layer_flops
 from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import all_tokens
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.scan import pairwise_distances
+from blink_exp.decoder.token_scans import pairwise_distances
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.sparsevlm import SparseVLMPolicy
 

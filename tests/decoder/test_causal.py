@@ -12,7 +12,7 @@ from blink_exp.backbone.load import load
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core.method import Method
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.prefixes import run_prefixes
+from blink_exp.decoder.layers import run_prefixes
 from blink_exp.decoder.visual_states import visual_states
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.training.capture import Ranks, prepare_features

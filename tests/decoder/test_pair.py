@@ -12,9 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.cli import CONF
-from blink_exp.core.base_view import BaseViewMap
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, base_view, pack
+from blink_exp.core.views import NEWLINE, BaseViewMap, ViewGeometry, all_tokens, base_view, pack
 from blink_exp.decoder.attach import attach
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import evaluate

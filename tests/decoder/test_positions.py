@@ -17,7 +17,7 @@ from blink_exp.core.sequence import Retain
 from blink_exp.core.views import EXTRA, NEWLINE, TokenSelection, ViewGeometry, all_tokens, original_positions, pack
 from blink_exp.decoder.answers import PointQuestion, answer
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.prefixes import PrefixInputs
+from blink_exp.decoder.layers import PrefixInputs
 from blink_exp.decoder.segments import Segment, numbered, retain
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity

@@ -14,7 +14,7 @@ from blink_exp.errors import UserError
 @torch.no_grad()
 def test_prefixes_of_near_lengths_run_as_one_batch(scale):
     """Padded on the right, which changes nothing: against each alone."""
-    from blink_exp.decoder.prefixes import run_prefixes
+    from blink_exp.decoder.layers import run_prefixes
 
     def prefix(tokens: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(tokens)
@@ -39,7 +39,7 @@ def test_prefixes_of_near_lengths_run_as_one_batch(scale):
 def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):
     """The state that the first token is read from, against the stock forward: within 1e-4."""
     from blink_exp.decoder.branches import QuestionInputs
-    from blink_exp.decoder.prefixes import run_prefixes
+    from blink_exp.decoder.layers import run_prefixes
 
     benchmark = MosaicMME()
     samples = list(benchmark.samples())[:3]

@@ -15,8 +15,8 @@ from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.core.method import Method
-from blink_exp.decoder.answers import PointQuestion, answer
-from blink_exp.decoder.second_views import Asking, attended, visual_tokens
+from blink_exp.decoder.answers import PointQuestion, answer, visual_tokens
+from blink_exp.decoder.second_views import Asking, attended
 from blink_exp.evaluation.answering import answers
 from blink_exp.evaluation.cost import measure_cost
 from blink_exp.evaluation.evaluator import evaluate

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from blink_exp.decoder.cache import SegmentedLayer
-from blink_exp.decoder.generated import _Tokens
+from blink_exp.decoder.generated import SegmentedLayer, _Tokens
 from blink_exp.decoder.shared_attention import Part, SharedKVCache, attend, by_part, by_row, rows_of, stacked
 
 ROWS, HEADS, KV_HEADS, QUERIES, WIDTH = 5, 4, 2, 3, 8

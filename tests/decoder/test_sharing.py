@@ -14,7 +14,7 @@ from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core.method import Method
 from blink_exp.decoder import answers as sharing
 from blink_exp.decoder.attach import attach
-from blink_exp.decoder.branch_batch import BranchBatch
+from blink_exp.decoder.branch_decoder import BranchBatch
 from blink_exp.evaluation.answering import answers
 from blink_exp.methods.blink import BlinkPolicy, blink
 from blink_exp.methods.dart import DARTPolicy

@@ -8,8 +8,9 @@ from support.drop import Depth, Gridded
 
 from blink_exp.core.method import KeyScan, Scan
 from blink_exp.core.sequence import Retain
-from blink_exp.decoder import scan as scans
+from blink_exp.decoder.branches import Branch
 from blink_exp.decoder.segments import Segment
+from blink_exp.decoder.token_scans import scan_keys
 from blink_exp.errors import UserError
 from blink_exp.methods import dart
 from blink_exp.methods.dart import DARTPolicy, most_different, shares, strongest, visiting_order
@@ -114,10 +115,10 @@ def test_keys_and_likeness_are_those_of_the_description():
     keys = torch.tensor([[[9.0, 9], [1, -2], [0, 3]], [[9, 9], [-1, 1], [2, -2]]])  # (heads, tokens, width)
     block = Segment(torch.zeros(3, 2), 2, reached=2, keys={1: keys}, inputs={})
     block.states = torch.tensor([[7.0, 7], [1, 0], [0, 1]])
-    row = scans.ScanRow((block,), ((),), ())
+    branch = Branch(0, (block,), ((),), (0,))
     llm = type("LLM", (), {"norm": staticmethod(lambda x: x + torch.tensor([0.0, 1.0]))})
     text = torch.tensor([[[1.0, 1], [0, 0]], [[1, 1], [0, -5]]])
-    found = scans.scan_keys(llm, 1, row, torch.tensor([[0.0, -1], [3, 3]]), text)
+    found = scan_keys(llm, 1, branch, torch.tensor([[0.0, -1], [3, 3]]), text)
     assert found.norms == (5, 7, 4, 5)  # both heads, signs dropped
     assert found.places == (1, 2, 3, 4)
     assert found.similarities(torch.tensor([0, 3])).tolist() == [pytest.approx([1, 0.5**0.5]), pytest.approx([7 / 50**0.5, 0.8])]

@@ -132,7 +132,7 @@ def test_presets_of_ones_own_count_and_hydra_speaks_plainly(words, line, tmp_pat
 
 def test_schemas_list_the_words_that_the_code_takes():
     """A word that only one of the two knows would be refused, or end in a traceback."""
-    from blink_exp.backbone.processor import SYSTEM_PROMPTS
+    from blink_exp.backbone.prompts import SYSTEM_PROMPTS
     from blink_exp.methods.blink import POLICIES
     from blink_exp.methods.pair import FILLS
     from blink_exp.settings import groups
