@@ -23,7 +23,7 @@ from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation
 from blink_exp.evaluation.batches import BatchSize
 from blink_exp.evaluation.budget import budget_line, budget_of
 from blink_exp.evaluation.cost import measure_cost
-from blink_exp.evaluation.records import RECORD_LOG, RecordLog, summary, write_lines
+from blink_exp.evaluation.records import RECORD_LOG, RECORDS, RecordLog, summary, write_lines
 from blink_exp.evaluation.store import pop_shared_note
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import json_ready, write_json, write_text
@@ -202,10 +202,10 @@ def check_complete(records: list[Record], skipped: list[Skipped], limit: float) 
 
 def scored(benchmark: Benchmark, records: list[Record], out: Path) -> dict[str, Any]:
     """Scores of ``records`` with benchmark metadata. Writes ``records.jsonl`` and the files for a test server or judge."""
-    write_text(out / "records.jsonl", write_lines(records))  # before judging: a failing judge must not lose the predictions
+    write_text(out / RECORDS, write_lines(records))  # before judging: a failing judge must not lose the predictions
     if isinstance(benchmark, Judged) and records:
         records = benchmark.judged(records)
-        write_text(out / "records.jsonl", write_lines(records))
+        write_text(out / RECORDS, write_lines(records))
     files = benchmark.submit(records, out) if isinstance(benchmark, Submits) else []
     return {
         "benchmark": benchmark.name,

@@ -20,7 +20,8 @@ from blink_exp.errors import UserError, flat
 from blink_exp.evaluation.identity import file_stamp
 from blink_exp.files import brief, encodable, kind, parse_json, read_text, write_bytes
 
-RECORD_LOG = "records.part"  # the log of an evaluation
+RECORDS = "records.jsonl"  # of a finished evaluation
+RECORD_LOG = "records.part"  # the log of one that runs
 RANKS = "records.rank*.part"  # of each of several processes
 FILE = "image_file"  # key in a log: size and mtime of the image file of the sample
 LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}  # line ends to str.splitlines, but not to JSON
@@ -90,7 +91,7 @@ def read(folder: str | Path) -> list[Record]:
 
 def each(folder: str | Path) -> Iterator[Record]:
     """The same one by one, for who needs the first few: a line is parsed when it is asked for."""
-    path = Path(folder) / "records.jsonl"
+    path = Path(folder) / RECORDS
     if not path.is_file():
         raise UserError(f"{path} is not there; measure the point again")
     for _, record in numbered(path, wrong_layers, "measure the point again"):

@@ -14,12 +14,13 @@ from blink_exp.documents import Metrics, Record
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_benchmark, scored
-from blink_exp.evaluation.records import graded, numbered, summary, wrong_prediction
+from blink_exp.evaluation.records import RECORDS, graded, numbered, summary, wrong_prediction
 from blink_exp.files import brief, json_ready, read_object, write_json, write_text
 from blink_exp.reports import statistics
 from blink_exp.settings.roots import CompareSettings, RescoreSettings
 from blink_exp.settings.values import to_yaml
 from blink_exp.studies.parts import check_records, check_whole, parts_of
+from blink_exp.studies.sweep_folder import ROW
 
 WITHOUT = "remove it, and what the predictions were made with is left out"  # cure of a damaged metrics.json
 # keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
@@ -122,12 +123,23 @@ def predicted_by_file(paths: str | list[str], setting: str = "predictions") -> d
 def files_of(paths: str | list[str], setting: str = "predictions") -> list[Path]:
     """The files that ``predicted`` reads. Raises UserError if one is missing."""
     named = [Path(p) for path in ([paths] if isinstance(paths, str) else paths) for p in (sorted(glob.glob(path)) or [path])]
-    files = [f / "records.jsonl" if f.is_dir() else f for f in named]
+    files = [_records(path, setting) if path.is_dir() else path for path in named]
     for file in files:
         if not file.is_file():
             problem = "is no ordinary file" if file.exists() else "is not there"
             raise UserError(f"{setting}={file} {problem}; give the records.jsonl of a finished run, or its folder")
     return files
+
+
+def _records(folder: Path, setting: str) -> Path:
+    """The records.jsonl of a run's folder, or of the point in the store that a sweep's job in this folder measured."""
+    if not (folder / RECORDS).is_file() and (folder / ROW).is_file():
+        row = read_object(folder / ROW, {}, f"give {setting}=<the {RECORDS} of a finished run>")
+        if row.get("status") == "failed":
+            raise UserError(f"{setting}={folder} is a job that failed ({flat(str(row.get('error')), 200)}); run it again")
+        if isinstance(row.get("folder"), str):
+            return Path(row["folder"]) / RECORDS
+    return folder / RECORDS
 
 
 def made_with(paths: str | list[str]) -> dict[str, Any]:
@@ -137,7 +149,7 @@ def made_with(paths: str | list[str]) -> dict[str, Any]:
     Raises UserError if the settings of two files differ, or a metrics.json is damaged.
     """
     files = files_of(paths)
-    beside = {f: f.with_name("metrics.json") for f in files if f.name == "records.jsonl"}
+    beside = {f: f.with_name("metrics.json") for f in files if f.name == RECORDS}
     origins = [(file, _made_with(metrics)) for file, metrics in beside.items() if metrics.is_file()]
     for file, origin in origins[1:]:
         first, before = origins[0]
@@ -174,7 +186,7 @@ def check_benchmark(paths: str | list[str], name: str, setting: str = "predictio
     """Raises UserError where the metrics.json beside predictions names another benchmark than ``name``."""
     for file in files_of(paths, setting):
         metrics = file.with_name("metrics.json")
-        if file.name == "records.jsonl" and metrics.is_file():
+        if file.name == RECORDS and metrics.is_file():
             made = flat(printable(str(read_object(metrics, {}, WITHOUT).get("benchmark", name))), 80)
             if made != name:
                 raise UserError(

@@ -22,7 +22,7 @@ from blink_exp.evaluation.records import RecordLog, write_lines
 from blink_exp.files import write_json
 from blink_exp.methods.none import none
 from blink_exp.settings import compose
-from blink_exp.studies.rescoring import check_benchmark, differences, made_with, predicted, score_again, scored_again
+from blink_exp.studies.rescoring import check_benchmark, differences, files_of, made_with, predicted, score_again, scored_again
 
 
 def some(images: list[int]) -> list[Sample]:
@@ -101,6 +101,19 @@ def test_predictions_of_another_split_damaged_or_double_are_refused(mme, tmp_pat
         predicted(lines(tmp_path / "twice.jsonl", [{"id": "a", "prediction": "yes"}, {"id": "a", "prediction": "no"}]))
     with pytest.raises(UserError, match="is not there"):
         predicted(str(tmp_path / "none.jsonl"))
+
+
+def test_the_job_of_a_sweep_stands_for_the_point_that_it_measured(tmp_path):
+    """``sweep.py`` keeps records in the store: its job folders say where."""
+    lines(tmp_path / "point" / "records.jsonl", [{"id": "a", "prediction": "yes"}])
+    for job, row in {"0": {"status": "done", "folder": str(tmp_path / "point")}, "1": {"status": "failed", "error": "no image"}}.items():
+        (tmp_path / "sweep" / job).mkdir(parents=True)
+        (tmp_path / "sweep" / job / "job.json").write_text(json.dumps(row), encoding="utf-8")
+    assert files_of(str(tmp_path / "sweep" / "0")) == [tmp_path / "point" / "records.jsonl"]
+    with pytest.raises(UserError, match=r"against=\S+/1 is a job that failed \(no image\); run it again"):
+        files_of(str(tmp_path / "sweep" / "1"), "against")
+    lines(tmp_path / "sweep" / "0" / "records.jsonl", [])  # a job of evaluate.py has records of its own
+    assert files_of(str(tmp_path / "sweep" / "0")) == [tmp_path / "sweep" / "0" / "records.jsonl"]
 
 
 def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_path):
