@@ -76,3 +76,11 @@ def read_settings(path: Path, cure: str) -> dict[str, Any]:
     if not isinstance(settings, dict) or not settings:
         raise UserError(f"{path} is empty or no mapping of settings; {cure}")
     return {str(key): value for key, value in settings.items()}
+
+
+def by_full_name(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{full name: value} of nested settings."""
+    out: dict[str, Any] = {}
+    for name, value in settings.items():
+        out |= by_full_name(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return out

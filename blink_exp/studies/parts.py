@@ -14,7 +14,8 @@ from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.identity import canonical
 from blink_exp.files import brief, read_object
-from blink_exp.settings.values import read_settings
+from blink_exp.settings.check import format_value
+from blink_exp.settings.values import by_full_name, read_settings
 
 CURE = "give the records of one run only"
 ONE_RUN = ("method", "benchmark", "part", "limit", "seed")  # settings that the parts of a run agree on; folders may differ by machine
@@ -49,9 +50,9 @@ def parts_of(files: Iterable[Path]) -> list[Part]:
     first = parts[0]
     for part in parts[1:]:
         for key in ONE_RUN:
-            if _comparable(part.settings, key) != _comparable(first.settings, key):
-                ours, theirs = brief(_comparable(part.settings, key)), brief(_comparable(first.settings, key))
-                raise UserError(f"{part.file} is of another run than {first.file}: {key}={ours}, there {theirs}; {CURE}")
+            ours, theirs = ({key: _comparable(settings, key)} for settings in (part.settings, first.settings))
+            if ours != theirs:
+                raise UserError(f"{part.file} is of another run than {first.file}: {_difference(ours, theirs)}; {CURE}")
         if part.count != first.count:
             raise UserError(f"{part.file} is shard={part.number}/{part.count}, {first.file} shard={first.number}/{first.count}; {CURE}")
     return sorted(parts, key=lambda part: part.number)
@@ -71,6 +72,14 @@ def _part(file: Path, settings: Mapping[str, Any]) -> Part:
 def _comparable(settings: Mapping[str, Any], key: str) -> Any:
     """A setting without paths, which differ between machines."""
     return _without_paths(canonical(settings.get(key)) if key == "method" else settings.get(key))
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """The first setting that differs, with both values."""
+    here, there = by_full_name(ours), by_full_name(theirs)
+    name = next(name for name in here | there if name not in here or name not in there or here[name] != there[name])
+    mine, other = (flat(format_value(values[name]), 80) if name in values else "not set" for values in (here, there))
+    return f"{name}={mine}, there {other}"
 
 
 def _without_paths(value: Any) -> Any:

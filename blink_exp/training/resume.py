@@ -13,7 +13,7 @@ import torch
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.settings.check import format_value
-from blink_exp.settings.values import read_settings
+from blink_exp.settings.values import by_full_name, read_settings
 
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
 NAMES = (CHECKPOINT, OLD)  # newest first
@@ -104,18 +104,10 @@ def latest(folder: Path, names: Iterable[str] = NAMES) -> tuple[Path, dict[str, 
 def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """Settings that differ but must not, each with the value it had before, as on the command line."""
     groups = set(now)  # one that is gone since an older version is not asked for
-    now, before = (_flat(_one_kind(settings)) for settings in (now, before))
+    now, before = (by_full_name(_one_kind(settings)) for settings in (now, before))
     changed = [name for name in now if name not in before or before[name] != now[name]]
     changed += [name for name in before if name not in now and name.partition(".")[0] in groups]
     return [f"{name}={format_value(before[name])}" if name in before else f"no {name}" for name in changed if not _free(name)]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their full names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _free(name: str) -> bool:

@@ -105,10 +105,16 @@ def test_records_in_two_files_are_named_where_nothing_says_what_part_they_are(pa
     ("settings", "message"),
     [
         ({"limit": 12}, "part3/records.jsonl is of another run than {root}/part1/records.jsonl: limit=12, there 16"),
-        ({"part": "test"}, "part3/records.jsonl is of another run than {root}/part1/records.jsonl: part='test', there 'all'"),
+        ({"part": "test"}, "part3/records.jsonl is of another run than {root}/part1/records.jsonl: part=test, there all"),
         ({"shard": "3/4"}, "part3/records.jsonl is shard=3/4, {root}/part1/records.jsonl shard=1/3"),
         ({"shard": "4/3"}, "part3/config.yaml has shard='4/3', which is no part k/n"),
-        ({"method": {"_target_": "blink_exp.methods.none.none", "name": "other"}}, "part3/records.jsonl is of another run"),
+        (
+            {"method": {"_target_": "blink_exp.methods.none.none", "name": "other"}},
+            (
+                {"method": {"_target_": "blink_exp.methods.none.none", "name": "other"}},
+                "part3/records.jsonl is of another run than {root}/part1/records.jsonl: method.name=other, there not set",
+            ),
+        ),
     ],
 )
 def test_a_part_of_another_run_is_named(parts, tmp_path, settings, message):
