@@ -72,7 +72,7 @@ class BranchDecoder:
         self.alone, self.answer, self.weights, self.ran = alone, answer, weights, ran
         self.depth = len(llm.layers) if depth is None else depth
         self.records: dict[tuple[int, int], list[Record]] = {(q, p): [] for q, question in enumerate(questions) for p in question.points}
-        self.padded = len({len(question.text) for question in questions}) > 1
+        self.padded = False  # whether texts are
         self.read = frozenset(layer for method in methods for layer in read_layers(method))
         self.waiting: list[BranchBatch] = []
         self.patch_scanner = PatchScanner(llm, questions, methods, grids, answer)
@@ -93,7 +93,9 @@ class BranchDecoder:
             first.setdefault(id(question.blocks[0]) if question.blocks else -q, q)
         order = sorted(range(len(self.questions)), key=lambda q: first[id(b[0]) if (b := self.questions[q].blocks) else -q])
         branches = [Branch(q, b.blocks, ((),) * len(b.blocks), b.points) for q in order for b in [self.questions[q]]]
-        self.waiting = [BranchBatch(self, 0, branches, Text.of([self.questions[q].text for q in order]))]
+        text = Text.of([self.questions[q].text for q in order], whole_tiles=not self.alone)
+        self.padded = not bool(text.valid.all())
+        self.waiting = [BranchBatch(self, 0, branches, text)]
         del branches
         while self.waiting:  # one batch at a time through all layers, so that its memory is freed before the next
             part = self.waiting.pop()

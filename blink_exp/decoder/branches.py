@@ -13,6 +13,7 @@ import torch
 from blink_exp.core.method import Method
 from blink_exp.core.views import BaseViewMap
 from blink_exp.decoder.segments import Front, Segment, length, starts
+from blink_exp.decoder.tiles import whole
 
 if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
     from blink_exp.backbone.canvas import ImageRegions
@@ -85,8 +86,10 @@ class Text:
     valid: torch.Tensor
 
     @classmethod
-    def of(cls, rows: Rows[torch.Tensor]) -> Text:
+    def of(cls, rows: Rows[torch.Tensor], whole_tiles: bool = False) -> Text:
         tokens = max(map(len, rows))
+        if whole_tiles:
+            tokens = whole(tokens, rows[0])
         states = rows[0].new_zeros(len(rows), tokens, rows[0].shape[-1])
         valid = torch.zeros(len(rows), tokens, dtype=torch.bool, device=states.device)
         for i, row in enumerate(rows):

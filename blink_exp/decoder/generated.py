@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from blink_exp.backbone.logits import check_logits
+from blink_exp.backbone.logits import no_answer
 from blink_exp.decoder.branches import FinalBranches
 from blink_exp.decoder.layers import Rope, SegmentRun, run_layers
 from blink_exp.decoder.segments import Front, shared_kv, starts
 from blink_exp.decoder.shared_attention import SharedKVCache
+from blink_exp.decoder.tiles import in_tiles, independent, linear
 from blink_exp.errors import UserError
 
 
@@ -140,24 +141,28 @@ def greedy(model: Any, final: FinalBranches, max_new_tokens: int, ends: Collecti
 
 def _next(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """(rows,) most likely tokens. Raises UserError where logits are nan or inf."""
-    logits: torch.Tensor = model.lm_head(hidden).float()
+    logits = linear(model.lm_head, hidden).float()
     best = logits.max(-1)
-    check_logits(best.values)
+    if not bool(best.values.isfinite().all()):
+        raise no_answer(best.values)
     return best.indices
 
 
 def _go_on(model: Any, final: FinalBranches, rows: list[int], tokens: list[list[int]], most: int, ends: Collection[int]) -> None:
     """Appends to ``tokens`` the tokens of branches ``rows`` behind their first one."""
+    tiled = in_tiles if independent(final.text.states) else list[int]
+    rows = tiled(rows)
     llm, layers = model.model.language_model, cached(final, rows)
     while rows:
         last = torch.tensor([tokens[r][-1] for r in rows], device=final.text.states.device)
         hidden = extend(llm, model.get_input_embeddings()(last[:, None]), layers)
-        for r, token in zip(rows, _next(model, hidden[:, -1]).tolist(), strict=True):
+        new = dict(zip(rows, _next(model, hidden[:, -1]).tolist(), strict=True))
+        for r, token in new.items():
             tokens[r].append(token)
-        unfinished = [n for n, r in enumerate(rows) if tokens[r][-1] not in ends and len(tokens[r]) < most]
-        if len(unfinished) < len(rows):
-            rows = [rows[n] for n in unfinished]
-            index = torch.tensor(unfinished, dtype=torch.long, device=last.device)
+        unfinished = {r: n for n, r in enumerate(rows) if tokens[r][-1] not in ends and len(tokens[r]) < most}
+        if len(unfinished) < len(new):
+            rows = tiled(list(unfinished))
+            index = torch.tensor([unfinished[r] for r in rows], dtype=torch.long, device=last.device)
             selected: dict[int, Any] = {}
             for layer in layers if rows else ():
                 layer.pick(index, selected)

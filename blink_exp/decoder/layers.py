@@ -18,6 +18,7 @@ import torch
 from blink_exp.core.views import BaseViewMap, OriginalPositions
 from blink_exp.decoder.segments import Front, Segment, numbered, shared_kv, starts
 from blink_exp.decoder.shared_attention import Masks, SharedKVCache, shared, stacked
+from blink_exp.decoder.tiles import independent, whole
 
 NEAR = 1.15  # segments whose lengths are within this factor are padded to one batch
 
@@ -123,9 +124,9 @@ def segment_runs(
 
 def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
     """(rows, tokens, ...), zeros on the right."""
-    if len(rows) == 1:
+    tokens = whole(max(map(len, rows)), rows[0])
+    if len(rows) == 1 and len(rows[0]) == tokens:
         return rows[0][None]
-    tokens = max(map(len, rows))
     if all(len(row) == tokens and row.dtype == rows[0].dtype for row in rows):
         return stacked(rows)
     dtype = next((row.dtype for row in rows if row.is_floating_point()), rows[0].dtype)  # position numbers may be fractional
@@ -133,12 +134,14 @@ def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _batches(waiting: Rows[tuple[Segment, Front]], most: float) -> Iterator[list[tuple[Segment, Front]]]:
-    """Batches of segments with similar lengths and equally long fronts, ``most`` tokens each."""
+    """Batches of segments with equally long fronts and similar lengths, equal ones where rows are kept ``independent``; ``most`` tokens
+    each."""
     for _, same in itertools.groupby(waiting, key=lambda pair: len(pair[1])):
         group: list[tuple[Segment, Front]] = []
         for pair in same:  # from the shortest to the longest
             tokens = pair[0].tokens
-            if group and (tokens > NEAR * group[0][0].tokens or (len(group) + 1) * tokens > most):
+            near = 1 if independent(pair[0].states) else NEAR
+            if group and (tokens > near * group[0][0].tokens or (len(group) + 1) * tokens > most):
                 yield group
                 group = []
             group.append(pair)

@@ -7,7 +7,7 @@ read ``token_scans``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from blink_exp.core.views import BaseViewMap
 from blink_exp.decoder.branches import Branch, QuestionInputs, Text, text_positions
 from blink_exp.decoder.segments import Front, Segment, length, shared_kv, starts
 from blink_exp.decoder.shared_attention import alike, by_part, by_row, rows_of, stacked
+from blink_exp.decoder.tiles import by_value, independent, linear
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ class ScanBatch:
         index = torch.tensor(rows, device=text.states.device)
         chosen, valid = [branches[r] for r in rows], text.valid[index, :end]
         return cls(llm, i, chosen, text.states[index, :end], valid, text_positions(chosen, valid))
+
+    def parts(self) -> Iterator[tuple[list[int], ScanBatch]]:
+        """The batches that are scanned by themselves, each with the indices of its rows: all rows, or, where rows are kept
+        ``independent``, those of equal lengths without their padding."""
+        if not independent(self.states):
+            yield list(range(len(self.branches))), self
+            return
+        lengths = zip((length(branch.front) for branch in self.branches), self.valid.sum(1).tolist(), strict=True)
+        for (_, tokens), rows in by_value(list(lengths)).items():
+            texts = (x[rows, -tokens:] for x in (self.states, self.valid, self.positions))
+            yield rows, ScanBatch(self.llm, self.layer, [self.branches[b] for b in rows], *texts)
 
 
 class LazyScorerInputs:
@@ -128,6 +140,16 @@ def scan_patches(
     ``base_maps``: of each row's images, see ``QuestionInputs``; ``scan_expanded``: whether expanded tokens count towards the patch that
     they show.
     """
+    out: dict[tuple[int, int], dict[str, Any]] = {}
+    for rows, part in batch.parts():
+        scored = _scan_part(part, [base_maps[b] for b in rows], scorer, grid, scan_expanded)
+        out |= {(rows[b], k): fields for (b, k), fields in scored.items()}
+    return out
+
+
+def _scan_part(
+    batch: ScanBatch, base_maps: Rows[Rows[BaseViewMap | None]], scorer: Scorer, grid: PatchGrid, scan_expanded: bool
+) -> dict[tuple[int, int], dict[str, Any]]:
     rows, states = batch.branches, batch.states
     queries = slice(0 if scorer.queries == "text" else states.shape[1] - 1, states.shape[1])
     inputs, ahead = scorer_inputs(batch, queries, raw=scorer.raw)
@@ -193,18 +215,19 @@ def scorer_inputs(
         cos, sin = llm.rotary_emb(normed, position_ids=positions if keys is None else positions[:, queries])
         text_keys, selected = keys, slice(None) if keys is not None else queries
         if text_keys is None:
-            text_keys = heads_of(attention, attention.k_proj(normed))
+            text_keys = heads_of(attention, linear(attention.k_proj, normed))
             text_keys = apply_rotary_pos_emb(text_keys, text_keys, cos, sin)[1]
-        query = heads_of(attention, attention.q_proj(normed[:, selected]))
+        query = heads_of(attention, linear(attention.q_proj, normed[:, selected]))
         query = apply_rotary_pos_emb(query, query, cos[:, selected], sin[:, selected])[0]
         keys_of = _keys_at(llm, i, {s: start for front in fronts for s, start in zip(front, starts(front), strict=False)})
         products = _spread(query, [[keys_of[s] for s in front] for front in fronts], ahead, text_keys).float()
         return products * float(attention.scaling)
 
     def make_raw() -> torch.Tensor:
-        keys_of = {s: _Keys(heads_of(attention, attention.k_proj(s.at(i)[None]))[0]) for s in dict.fromkeys(s for f in fronts for s in f)}
-        text_keys = heads_of(attention, attention.k_proj(states))
-        query = heads_of(attention, attention.q_proj(states[:, -1:]))
+        segments = dict.fromkeys(s for front in fronts for s in front)
+        keys_of = {s: _Keys(heads_of(attention, linear(attention.k_proj, s.at(i)[None]))[0]) for s in segments}
+        text_keys = heads_of(attention, linear(attention.k_proj, states))
+        query = heads_of(attention, linear(attention.q_proj, states[:, -1:]))
         return _spread(query, [[keys_of[s] for s in front] for front in fronts], ahead, text_keys).float()[:, :, 0]
 
     return LazyScorerInputs(visible, valid[:, queries], make, make_raw if raw else None), ahead
@@ -233,7 +256,7 @@ def _keys_at(llm: Any, i: int, first: dict[Segment, int]) -> dict[Segment, _Keys
     layer = llm.layers[i]
     for segments in waiting.values():
         states = stacked([segment.at(i) for segment in segments])
-        key = heads_of(layer.self_attn, layer.self_attn.k_proj(layer.input_layernorm(states)))
+        key = heads_of(layer.self_attn, linear(layer.self_attn.k_proj, layer.input_layernorm(states)))
         positions = torch.stack([segment.positions(first[segment]) for segment in segments])
         cos, sin = llm.rotary_emb(states, position_ids=positions)
         keys = apply_rotary_pos_emb(key, key, cos, sin)[1]

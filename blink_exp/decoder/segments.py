@@ -20,6 +20,7 @@ from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Retain, State, transition
 from blink_exp.core.views import BaseViewMap, OriginalPositions
 from blink_exp.decoder.shared_attention import Part
+from blink_exp.decoder.tiles import independent
 
 if TYPE_CHECKING:  # for type checkers only: this file is read where there is no image library (bench gpu)
     from blink_exp.backbone.canvas import ImageRegions
@@ -175,9 +176,10 @@ def expand(keys: Rows[ExpansionKey]) -> list[Segment]:
         if first.interpolate:
             patches = enlarge(patches, (grid.height, grid.width))
         if first.module is not None:
-            patches = first.module(patches)
+            at_once = 1 if independent(patches) else len(patches)  # a convolution of one patch has a kernel of its own
+            patches = torch.cat([first.module(some) for some in patches.contiguous().split(at_once)])
         size = (patches.shape[-2], patches.shape[-1])
-        for n, states in zip(group, patches.flatten(2).mT, strict=True):
+        for n, states in zip(group, patches.flatten(2).mT.contiguous(), strict=True):
             segments[n] = expanded_segment(keys[n], states, size)
     return [segments[n] for n in range(len(keys))]
 

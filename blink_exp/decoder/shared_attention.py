@@ -17,6 +17,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from blink_exp.decoder.tiles import by_value, elementwise, filled, independent
+
 NAME = "blink_exp_shared"
 
 
@@ -48,7 +50,7 @@ class SharedKVCache:
     Args:
         front: the parts in front of the rows' own tokens.
         earlier: keys and values of rows' own earlier tokens, two (rows, kv_heads, tokens, head_dim).
-        mask: (rows, queries, own tokens) bool; None: causal.
+        mask: (rows, queries, own tokens) bool, causal behind each row's padding, which is on the left; None: causal.
         alone: whether no rows share a part, so that keys are concatenated into one dense tensor, which the rows' caches need anyway.
         weights: whether attention weights are returned, (rows, heads, queries, keys), as the eager kernel does.
         masks: those of an earlier layer, or none yet.
@@ -167,14 +169,17 @@ def attend(
         return out.transpose(1, 2), None
     out, total = _own(query, keys, values, cache, scaling)
     out = out.float()  # parts are merged unrounded
-    for parts in alike(cache.front):
+    groups = alike(cache.front)
+    for n, parts in enumerate(groups, 1):
         rows = rows_of(parts)
         part_out, part_total = _front(query[rows], parts, scaling)
         row_out, row_total = out[rows], total[rows]
-        row_out.lerp_(part_out.float(), (part_total - row_total).sigmoid())  # the weights are exp(total - sum of both), normalised
-        torch.logaddexp(row_total, part_total, out=row_total)
+        weight = elementwise(torch.sigmoid, part_total - row_total)  # exp(total - sum of both), normalised
+        row_out.lerp_(part_out.float(), weight)
+        if n < len(groups):
+            total[rows] = elementwise(torch.logaddexp, row_total, part_total)
         if isinstance(rows, list):  # copies
-            out[rows], total[rows] = row_out, row_total
+            out[rows] = row_out
     return out.to(query.dtype).transpose(1, 2), None
 
 
@@ -231,15 +236,15 @@ def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torc
 
 def by_part(query: torch.Tensor, parts: list[Part]) -> torch.Tensor:
     """(parts, kv_heads, heads / kv_heads * rows of a part * queries, head_dim): all queries that share a part and a key head as one long
-    query, of a (rows, heads, queries, head_dim) one."""
-    grouped: torch.Tensor = query.unflatten(0, (len(parts), -1)).transpose(1, 2)  # heads that share keys stand together
+    query, of a (rows, heads, queries, head_dim) one, whose queries are filled up to whole tiles."""
+    grouped: torch.Tensor = filled(query, -2).unflatten(0, (len(parts), -1)).transpose(1, 2)  # heads that share keys stand together
     return grouped.reshape(len(parts), parts[0].keys.shape[0], -1, query.shape[-1])
 
 
 def by_row(x: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """The inverse, for results of any width: (rows, heads, queries, ...)."""
     rows, heads, queries, _ = query.shape
-    return x.reshape(len(x), heads, rows // len(x), queries, x.shape[-1]).transpose(1, 2).flatten(0, 1)
+    return x.reshape(len(x), heads, rows // len(x), -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)[:, :, :queries]
 
 
 def _repeated(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,6 +267,8 @@ def _own(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, cache: SharedKVCache, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention to a row's own tokens, and its (rows, heads, queries, 1) log-sum-exp."""
+    if cache.mask is not None and independent(query):
+        return _own_by_length(query, keys, values, cache.mask, scaling)
     keys, values = _repeated(query, keys, values)
     if cache.mask is None and query.shape[2] == keys.shape[2]:
         out, size = kernel(query, keys, values, scaling, causal=True)
@@ -271,6 +278,18 @@ def _own(
         # finite: padding sees nothing, and must not be nan
         logits = logits.masked_fill(~cache.own_mask(query.shape[2])[:, None], torch.finfo(logits.dtype).min)
     return logits.softmax(-1).to(values.dtype) @ values, logits.logsumexp(-1, keepdim=True)
+
+
+def _own_by_length(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``_own`` without the padding: rows of one length at once. It is 0 for padding."""
+    out, total = torch.zeros_like(query), query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
+    for tokens, rows in by_value(mask[:, -1].sum(1).tolist()).items():  # the last token sees all
+        asked = min(tokens, query.shape[2])
+        own = keys[rows, :, -tokens:], values[rows, :, -tokens:]
+        out[rows, :, -asked:], total[rows, :, -asked:] = _own(query[rows, :, -asked:], *own, SharedKVCache([], own=own), scaling)
+    return out, total
 
 
 def kernel(

@@ -120,6 +120,15 @@ def scan_tokens(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tenso
     ``keys``: (rows, kv_heads, tokens, head_dim) of the texts in the layer; None: it has not run, they are computed. ``raters``: (rows,
     tokens) bool.
     """
+    out: dict[int, tuple[float, ...]] = {}
+    for rows, part in batch.parts():
+        text = part.states.shape[1]
+        part_keys = None if keys is None else keys[rows, :, -text:]
+        out |= zip(rows, _scan_part(part, part_keys, raters[rows, -text:]), strict=True)
+    return [out[b] for b in range(len(batch.branches))]
+
+
+def _scan_part(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tensor) -> list[tuple[float, ...]]:
     queries = raters.any(0).nonzero()[:, 0]
     inputs, ahead = scorer_inputs(batch, queries, keys)
     inputs.text = raters[:, queries]

@@ -12,9 +12,14 @@ from blink_exp.errors import UserError
 
 
 @torch.no_grad()
-def test_prefixes_of_near_lengths_run_as_one_batch(scale):
-    """Padded on the right, which changes nothing: against each alone."""
+@pytest.mark.parametrize(("independent", "expected"), [(False, [(3, 57), (1, 90)]), (True, [(1, 50), (1, 55), (1, 57), (1, 90)])])
+def test_prefixes_of_near_lengths_run_as_one_batch(independent, expected, scale, monkeypatch):
+    """Padded on the right, which changes nothing but last digits: against each alone. Where rows are independent they are not padded."""
+    from blink_exp.decoder import layers
     from blink_exp.decoder.layers import run_prefixes
+
+    monkeypatch.setattr(layers, "independent", lambda x: independent)
+    tolerance = 0 if independent else 1e-4
 
     def prefix(tokens: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(tokens)
@@ -26,14 +31,14 @@ def test_prefixes_of_near_lengths_run_as_one_batch(scale):
     hook = scale.llm.layers[0].register_forward_pre_hook(lambda module, args: calls.append(tuple(args[0].shape[:2])))
     batch = run_prefixes(scale.llm, [prefix(n) for n in lengths], [n - 2 for n in lengths], (3,), [5] * 4, 4)
     hook.remove()
-    assert calls == [(3, 57), (1, 90)]
+    assert calls == expected
     for one, same, n in zip(alone, batch, lengths, strict=True):
         assert same.tokens == n and same.reached == 5 and same.visual_at(3).shape[0] == n - 2
         for i in range(5):
             assert same.keys[i].shape[1] == n
-            torch.testing.assert_close(same.keys[i], one.keys[i], atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(same.values[i], one.values[i], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(same.at(3), one.at(3), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(same.keys[i], one.keys[i], atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(same.values[i], one.values[i], atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(same.at(3), one.at(3), atol=tolerance, rtol=tolerance)
 
 
 def test_logits_are_those_of_the_whole_prompt_in_one_piece(scale):

@@ -110,10 +110,7 @@ def test_records_in_two_files_are_named_where_nothing_says_what_part_they_are(pa
         ({"shard": "4/3"}, "part3/config.yaml has shard='4/3', which is no part k/n"),
         (
             {"method": {"_target_": "blink_exp.methods.none.none", "name": "other"}},
-            (
-                {"method": {"_target_": "blink_exp.methods.none.none", "name": "other"}},
-                "part3/records.jsonl is of another run than {root}/part1/records.jsonl: method.name=other, there not set",
-            ),
+            "part3/records.jsonl is of another run than {root}/part1/records.jsonl: method.name=other, there not set",
         ),
     ],
 )
