@@ -98,7 +98,7 @@ def test_the_traceback_is_there_for_who_asks():
 def test_a_tokensr_checkpoint_of_another_backbone(tmp_path):
     from blink_exp.tokensr import checkpoint, modules
 
-    checkpoint.save(modules.conv(64), checkpoint.ModuleMetadata("other@123", 12, 64, (12, 12), "conv"), tmp_path / "modules")
+    checkpoint.save_all([(modules.conv(64), checkpoint.ModuleMetadata("other@123", 12, 64, (12, 12), "conv"))], tmp_path / "modules")
     done = run(["evaluate.py", "layer=12", f"tokensr.path={tmp_path / 'modules'}", f"hydra.run.dir={tmp_path / 'run'}"])
     assert done.returncode == 2
     assert "was trained for backbone other@123, not scale-llava-1.5@" in done.stderr
