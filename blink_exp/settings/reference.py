@@ -30,7 +30,6 @@ from blink_exp.settings.roots import ROOTS, EvaluateSettings, RescoreSettings
 from blink_exp.settings.targets import BY_TARGET
 
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "mixed"}
-LEFT_OUT = ("policy", "pruner")  # halves of a pair: the presets of method
 EXPERIMENTS = {"table": "Tables", "figure": "Figures", "search": "Searches"}  # groups whose presets are experiments, with their headings
 OWN_ROOTS = ("sweep", "view", "rescore", "compare", "parity")  # commands that add settings to those of evaluate.py
 COLUMNS = ("setting", "type", "range", "default", "meaning")
