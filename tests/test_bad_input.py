@@ -18,11 +18,9 @@ CASES = [
     (["evaluate.py", "layer=40"], "layer=40 is outside the backbone's 32 layers; use 0 to 31"),
     (["train.py", "layer=-1"], "layer must be a whole number of at least 0, or null, got -1"),
     (["evaluate.py", "grid.p=5"], "grid.p=5 does not divide the 12 x 12 visual tokens; use one of 1, 2, 3, 4, 6, 12"),
-    (["evaluate.py", "thresholds.tau_exp=1.5"], "thresholds.tau_exp must be a number in [0, 1], got 1.5"),
     (["evaluate.py", "thresholds=hihg_exp"], "thresholds=hihg_exp is not a preset; did you mean high_exp"),
     (["sweep.py", "-m", "thresholds=high_exp,lowdrop", "limit=2", "cost=0"], "thresholds=lowdrop is not a preset; did you mean low_drop"),
     (["evaluate.py", "tresholds=default"], "tresholds is not a setting; did you mean thresholds"),
-    (["evaluate.py", "thresholds.tau_expp=0.5"], "tau_expp"),
     (
         ["evaluate.py", "layers.indices=12..18"],
         "layers.indices must be a range of layers such as 12-18, a list such as [12,13], one layer, or all, got 12..18",
@@ -44,17 +42,13 @@ CASES = [
     ),
     (["evaluate.py", "benchmark=mme", "benchmark.path=/"], "holds no *.parquet"),
     (["evaluate.py", "shard=3/2", "limit=4"], "shard must be a part k/n with k from 1 to n, e.g. 1/8, or null, got 3/2"),
-    (["-m", "blink_exp", "rescore", "predictions=/nowhere.jsonl"], "predictions=/nowhere.jsonl is not there"),
     (["evaluate.py", "data_root=/nowhere", "benchmark=mme"], "data_root must be a folder, or null, got /nowhere; it is not a folder"),
     (["evaluate.py", "benchmark=mmvet", "judge=openai", "judge.key_variable=NO_SUCH_KEY"], "NO_SUCH_KEY"),
-    (["evaluate.py", "batch_size=0"], "batch_size must be a whole number of at least 1, got 0"),
     (["evaluate.py", "model=folder", "model.device=cpu", "model.path=/nowhere/llava"], "is neither a folder nor a hub id"),
     (["evaluate.py", "benchmark=easyvqa", "benchmark.path=/nowhere"], "benchmark.path=/nowhere has no questions.json"),
     (["train.py", "tokensr=interp"], "tokensr=interp has no parameters to train"),
     (["train.py", "data=folder", "data.path=/nowhere"], "data.path=/nowhere is not a folder"),
-    (["train.py", "resume=/nowhere"], "resume=/nowhere is not there; give a run's folder"),
     (["evaluate.py", "method=hero", "retention_ratio=1.5"], "retention_ratio must be a number in (0, 1], got 1.5"),
-    (["evaluate.py", "method=random", "retention_ratio=0"], "retention_ratio must be a number in (0, 1], got 0"),
     (["evaluate.py", "method=hero", "retention_ratio=0.001"], "retention_ratio=0.001 rounds to no token of 144; use at least"),
     (["evaluate.py", "method=hero", "hero_alpha.alpha=1.2"], "hero_alpha.alpha must be a number in [0, 1], got 1.2"),
     (
@@ -75,7 +69,6 @@ CASES = [
         ["evaluate.py", "method=blink_hero", "fill.policy=recal"],
         "fill.policy must be one of neighbours, recall, got recal; did you mean recall?",
     ),
-    (["sweep.py"], "nothing to sweep; add -m and comma lists"),
     (["evaluate.py", "--config-name", "train"], "names a config without the settings of evaluate"),
     (["train.py", "--config-name", "evaluate"], "names a config without the settings of train"),
     (["evaluate.py", "--config-name", "nope"], "--config-name nope names no config"),
@@ -98,7 +91,7 @@ def test_the_traceback_is_there_for_who_asks():
 def test_a_tokensr_checkpoint_of_another_backbone(tmp_path):
     from blink_exp.tokensr import checkpoint, modules
 
-    checkpoint.save(modules.conv(64), checkpoint.ModuleMetadata("other@123", 12, 64, (12, 12), "conv"), tmp_path / "modules")
+    checkpoint.save_all([(modules.conv(64), checkpoint.ModuleMetadata("other@123", 12, 64, (12, 12), "conv"))], tmp_path / "modules")
     done = run(["evaluate.py", "layer=12", f"tokensr.path={tmp_path / 'modules'}", f"hydra.run.dir={tmp_path / 'run'}"])
     assert done.returncode == 2
     assert "was trained for backbone other@123, not scale-llava-1.5@" in done.stderr
@@ -141,15 +134,6 @@ def test_a_folder_without_permission(tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: no permission to write {tmp_path}")
     assert "choose another folder with hydra.run.dir=" in line
-
-
-def test_errors_of_the_disk_are_one_line_with_a_cure():
-    from blink_exp.cli import one_line
-
-    assert one_line(PermissionError(13, "Permission denied", "/x")) == (
-        "no permission to write /x; choose another folder with hydra.run.dir=... (sweeps: hydra.sweep.dir=...)"
-    )
-    assert "disk is full (writing /x); free some space" in one_line(OSError(28, "No space left on device", "/x"))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):

@@ -14,12 +14,7 @@ from pathlib import Path
 import pytest
 from support import scripts
 from support.scripts import ROOT
-
-
-def run(*words: str, code: int = 0, env: dict[str, str] | None = None) -> str:
-    done = scripts.run(words, env)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+from support.scripts import printed as run
 
 
 @pytest.mark.parametrize("words,waits", [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")])

@@ -44,7 +44,9 @@ def test_the_first_tensor_with_nan_or_inf_is_named(dtype):
 
 
 def saved(folder: Path, architecture: str = "conv", layer: int = 12, backbone: str = "b@1", width: int = 16) -> Path:
-    return checkpoint.save(modules.build(architecture, width), ModuleMetadata(backbone, layer, width, (12, 12), architecture), folder)
+    return checkpoint.save_all(
+        [(modules.build(architecture, width), ModuleMetadata(backbone, layer, width, (12, 12), architecture))], folder
+    )[0]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -57,7 +59,9 @@ def test_a_module_that_is_not_finite_is_neither_loaded_nor_saved(tmp_path, value
     module = modules.build("conv", 16)
     module.load_state_dict(held)
     before = path.read_bytes()
-    assert "nothing is written" in refusal(lambda: checkpoint.save(module, ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path))
+    assert "nothing is written" in refusal(
+        lambda: checkpoint.save_all([(module, ModuleMetadata("b@1", 12, 16, (12, 12), "conv"))], tmp_path)
+    )
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
 

@@ -161,7 +161,7 @@ def test_a_second_reply_that_makes_sense_counts(serve):
 @pytest.mark.slow
 @pytest.mark.parametrize("body", ["not json", "[]", "{}", '{"choices": []}', '"text"', completion(None)])
 @pytest.mark.parametrize("kind", ["application/json", "text/plain"])
-def test_a_body_that_is_no_completion_is_nonsense_and_not_kept(serve, tmp_path, body, kind):
+def test_a_body_that_is_no_completion_is_nonsense_and_not_kept(serve, body, kind):
     server, judge = serve(lambda number, asked: (200, {"Content-Type": kind}, body))
     (verdict,) = ask(judge, "a")
     assert (verdict.value, verdict.why, len(server.seen)) == (None, UNPARSED, 2)
@@ -219,7 +219,7 @@ def test_failures_apart_do_not_end_the_run(serve):
     assert [v.value for v in ask(judge, *"abcdefgh")] == [1, None] * 4
 
 
-def test_an_endpoint_that_is_not_there_is_one_line(serve, tmp_path):
+def test_an_endpoint_that_is_not_there_is_one_line(serve):
     server, judge = serve(lambda number, asked: "1", max_retries=0)
     server.shutdown()
     server.server_close()

@@ -42,13 +42,7 @@ def test_overrides_by_hand():
         reference.overrides({"scan": "sideways"})
 
 
-def test_params_on_a_benchmark():
-    blink = reference.entry("blink", "blink-table-1", "Blink")
-    assert reference.params_on(blink, "scienceqa") == blink["params"] | {"layers": [18], "tau_exp": 0.25, "tau_drop": None, "grid": 2}
-    with pytest.raises(KeyError):
-        reference.params_on(blink, "vizwiz")
-    vanilla = reference.entry("blink", "blink-table-1", "Vanilla")
-    assert reference.params_on(vanilla, "vizwiz") == vanilla["params"]
+def test_benchmarks_of_the_papers_are_presets():
     mapped = {*reference.vocabulary()["benchmarks"].values()}
     assert mapped <= {p.stem for p in (CONF / "benchmark").glob("*.yaml")}
 

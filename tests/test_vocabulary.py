@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
-from support.scripts import ROOT
+from support.composing import CONF, config
 
 from blink_exp import reference
 from blink_exp.benchmarks import mme, pope
 from blink_exp.methods.blink import scaled_threshold, selected_layers
+from blink_exp.settings import compose
 from blink_exp.settings.check import expand_layer
 from blink_exp.studies import plan
 
-CONF = ROOT / "conf"
 FILES = {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) for p in sorted((CONF / "table").glob("*_table*.yaml"))}
 POINTS = [(name, p["label"]) for name, table in FILES.items() for p in table["points"]]
 PUBLISHED = [(n, label) for n, label in POINTS if "published" in next(p for p in FILES[n]["points"] if p["label"] == label)]
 LLM_DEPTH = 32
-STOCK = [e for e in yaml.safe_load((CONF / "evaluate.yaml").read_text(encoding="utf-8"))["defaults"] if isinstance(e, dict)]
-DEFAULTS = {f"{group}={preset}" for entry in STOCK for group, preset in entry.items()}
-
-
-@pytest.fixture(autouse=True)
-def hydra():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 def benchmarks(table: dict) -> list[str]:
@@ -48,21 +37,17 @@ def row_of(name: str, label: str) -> dict:
     return reference.entry(FILES[name]["paper"], source.pop("table"), source.pop("row"), **source)
 
 
-@functools.lru_cache
-def presets(words: tuple[str, ...]):
-    """A configuration of presets alone. Composing is what costs time, and most points differ in values only."""
-    return compose("sweep", overrides=list(words))
+def params_on(row: dict, benchmark: str) -> dict:
+    """The params of a row on one of our presets, with those that the paper has for that benchmark."""
+    names = reference.vocabulary()["benchmarks"]
+    own = {names.get(name, name): params for name, params in row.get("per_benchmark", {}).items()}
+    return row["params"] | (own[benchmark] if own else {})
 
 
 @functools.lru_cache
 def composed(words: tuple[str, ...]):
     """A configuration with everything resolved, but for what the user gives (``???`` of a judge or a path would fail here)."""
-    said = OverridesParser.create().parse_overrides(list(words))
-    groups = {o.key_or_group: o.input_line for o in said if (CONF / o.key_or_group).is_dir()}
-    cfg = copy.deepcopy(presets(tuple(sorted({*groups.values()} - DEFAULTS))))
-    for override in said:
-        if override.key_or_group not in groups:
-            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)  # what Hydra does, behind presets
+    cfg = config("sweep", *words)
     expand_layer(cfg)
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
@@ -97,7 +82,7 @@ def test_a_point_does_what_its_published_row_did(name, label):
     row, table = row_of(name, label), FILES[name]
     for benchmark in table["benchmarks"]["published"]:
         ours = without_benchmark(plan.words(table, point_of(name, label), benchmark))
-        theirs = tuple(reference.overrides(reference.params_on(row, benchmark), scale=True))
+        theirs = tuple(reference.overrides(params_on(row, benchmark), scale=True))
         assert settled(ours) == settled(theirs), benchmark
     if "per_benchmark" not in row:  # what replaces the paper's benchmarks on a scale model must not change the settings
         for benchmark in table["benchmarks"]["scale"]:
@@ -133,7 +118,7 @@ def test_values_behind_presets_are_those_that_hydra_composes():
         for name, label in PUBLISHED
     ]
     for words in (max(found, key=len), max((w for w in found if "method=hero" in w), key=len)):
-        assert composed(words) == OmegaConf.to_container(compose("sweep", overrides=list(words)), resolve=True)
+        assert composed(words) == OmegaConf.to_container(compose.config("sweep", words), resolve=True)
     with pytest.raises(ConfigAttributeError, match="tau_ex"):
         composed(("method=blink", "thresholds.tau_ex=0.5"))
 
@@ -256,7 +241,7 @@ def test_published_headings_stand_beside_a_measured_column_on_the_paper_s_benchm
 
 def test_the_recipe_composes_to_what_the_paper_prints():
     recipe = FILES["blink_table4"]["recipe"]
-    cfg = compose(recipe["config"], overrides=recipe["overrides"])
+    cfg = compose.config(recipe["config"], recipe["overrides"])
     named = {"bfloat16": "bf16-mixed", "zero-2": "deepspeed_zero2", "adamw": "torch.optim.AdamW"}
     named |= {"cosine": "blink_exp.training.optimization.cosine"}
     for label, path in recipe["values"].items():

@@ -318,6 +318,6 @@ def load(model: str | Path = "scale_llava", **settings: Any) -> VLM:
     known = composed_plain("evaluate", words)["model"] if settings else {}
     for key in settings:
         if key not in known:
-            raise UserError(unknown(f"model.{key}", known).replace("is not a setting;", f"is not a setting of {words[0]};"))
+            raise UserError(unknown(f"model.{key}", known, f" of {words[0]}"))
     chosen = composed("evaluate", [*words, *(f"model.{key}={format_value(value)}" for key, value in settings.items())])
     return VLM(prepare_backbone(chosen), chosen)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 from PIL import Image
 
 from blink_exp.documents import Record, Skipped
@@ -37,31 +36,6 @@ class Sample:
     regions: tuple[Box, ...] = ()
     mask: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     fields: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def annotated_region(self, p: int) -> int | None:
-        """The patch of a p x p partition of the image, in raster order, that holds most of what is annotated: of the mask, or else of the
-        boxes. The first of equals; None without an annotation."""
-        shares = _box_shares(self.regions, p) if self.mask is None else _mask_shares(np.asarray(self.mask(), dtype=bool), p)
-        return int(shares.argmax()) if shares.any() else None
-
-
-def _mask_shares(mask: np.ndarray, p: int) -> np.ndarray:
-    """(p * p,) pixels of a (height, width) mask in each patch; a pixel belongs to the patch that its centre lies in."""
-    patch_of = [((np.arange(size) + 0.5) * p / size).astype(int) for size in mask.shape]
-    rows, columns = np.nonzero(mask)
-    return np.bincount(patch_of[0][rows] * p + patch_of[1][columns], minlength=p * p)
-
-
-def _box_shares(boxes: Iterable[Box], p: int) -> np.ndarray:
-    """(p * p,) area of the boxes in each patch, as fractions of the image."""
-    edges = np.arange(p + 1) / p
-    shares = np.zeros((p, p))
-    for left, top, right, bottom in boxes:
-        width, height = (
-            (np.minimum(high, edges[1:]) - np.maximum(low, edges[:-1])).clip(0) for low, high in ((left, right), (top, bottom))
-        )
-        shares += np.outer(height, width)
-    return shares.round(9).ravel()  # equal areas stay equal
 
 
 @dataclass(frozen=True)

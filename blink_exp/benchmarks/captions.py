@@ -80,13 +80,10 @@ class Captions(Published):
         max_new_tokens: int = 256,
         judge: Judge | None = None,
         seed: int = 0,
-        config: str | None = None,
-        revision: str | None = None,
         protocol: str = "own",
-        exif: bool | None = None,
-        image_loading: Any = None,
+        **settings: Any,
     ):
-        super().__init__(path, split, config, revision, protocol, exif, image_loading)
+        super().__init__(path, split, protocol=protocol, **settings)
         if max_new_tokens < 1:
             raise UserError(f"benchmark.max_new_tokens={max_new_tokens} leaves no caption; use 1 or more")
         self.request, self.judge, self.seed, self.length = request, judge, seed, max_new_tokens

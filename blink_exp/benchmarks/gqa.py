@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import ANSWER, KEY, OBJECT, TEXT
-from blink_exp.benchmarks.rows import Published, blank, load_rows, root_of, valid_cells
+from blink_exp.benchmarks.cells import ANSWER, KEY, OBJECT, TEXT, blank
+from blink_exp.benchmarks.rows import Published, load_rows, root_of, valid_cells
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.documents import Record
 from blink_exp.errors import UserError

@@ -79,13 +79,9 @@ class MMBench(Published):
         choice: str = "static",
         judge: Judge | None = None,
         seed: int = 0,
-        config: str | None = None,
-        revision: str | None = None,
-        protocol: str = "llava",
-        exif: bool | None = None,
-        image_loading: Any = None,
+        **settings: Any,
     ):
-        super().__init__(path, split, config, revision, protocol, exif, image_loading)
+        super().__init__(path, split, **settings)
         if language not in ("en", "cn"):
             raise UserError(f"benchmark.language={language} is not known; {nearest(str(language), ('en', 'cn'))}")
         if choice not in ("static", "judge"):

@@ -56,13 +56,9 @@ class MMVet(Published):
         path: str,
         split: str,
         judge: Judge | None = None,
-        config: str | None = None,
-        revision: str | None = None,
-        protocol: str = "llava",
-        exif: bool | None = None,
-        image_loading: Any = None,
+        **settings: Any,
     ):
-        super().__init__(path, split, config, revision, protocol, exif, image_loading)
+        super().__init__(path, split, **settings)
         self.judge = judge
 
     def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:

@@ -6,21 +6,17 @@ has.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from blink_exp.benchmarks.base import ExactMatch, Sample, Score, mean
 from blink_exp.benchmarks.mme import score_pairs, yes_or_no
+from blink_exp.benchmarks.scene_samples import scene_sample
 from blink_exp.documents import Record
 from blink_exp.scenes.detail import SIZES, VERSION, DetailScene, detail_scene
 from blink_exp.scenes.questions import SceneQuestion, color_check_of, color_of, shape_check_of, shape_of
-from blink_exp.scenes.scenes import Scene
 
-GREY = (128, 128, 128)
 KINDS = ("color", "shape")  # also MME's subtasks, of the pairs
 GRIDS = tuple(f"{n}x{n}" for n in SIZES)
 
@@ -47,21 +43,11 @@ class MosaicDetail(ExactMatch):
     def _on(self, i: int) -> Iterator[Sample]:
         detail = detail_scene("test", i)
         scene, image_id = detail.scene, f"mosaic_detail/v{VERSION}/{i:04d}"
-        image = _grey if self.blank else operator.attrgetter("canvas")
         for kind, (question, *pair) in _questions(detail, i).items():
             open_question = (kind, f"{kind} {scene.n}x{scene.n}", question)
             checks = [(f"{kind}/{check.answer}", kind, check) for check in pair]
             for name, category, asked in [open_question] * (self.questions != "pairs") + checks * (self.questions != "open"):
-                yield Sample(
-                    f"{image_id}/{name}",
-                    image_id,
-                    functools.partial(image, scene),
-                    asked.text,
-                    asked.answer,
-                    category,
-                    tuple(scene.box(k) for k in asked.objects),
-                    functools.partial(scene.mask, asked.objects),
-                )
+                yield scene_sample(image_id, name, scene, asked, category, masked=True, blank=self.blank)
 
     def correct(self, sample: Sample, prediction: str) -> float | None:
         return yes_or_no(prediction) == sample.answer if sample.category in KINDS else super().correct(sample, prediction)
@@ -78,10 +64,6 @@ class MosaicDetail(ExactMatch):
         pair_scores = score_pairs(pairs, KINDS, ()) if pairs else {}
         left_out = ("accuracy", "cognition", "total")  # of the pairs: perception is their total
         return {k: v for k, v in scores.items() if v.samples} | {k: v for k, v in pair_scores.items() if k not in left_out}
-
-
-def _grey(scene: Scene) -> Image.Image:
-    return Image.new("RGB", scene.canvas.size, GREY)
 
 
 def _questions(detail: DetailScene, i: int) -> dict[str, list[SceneQuestion]]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from blink_exp.benchmarks.base import ExactMatch, Sample, Score, mean
+from blink_exp.benchmarks.scene_samples import scene_sample
 from blink_exp.documents import Record
 from blink_exp.scenes.hr_questions import alone, name_of
 from blink_exp.scenes.questions import SceneQuestion
@@ -26,7 +25,6 @@ SIZES = (2, 3, 4)  # objects a row, in turns
 FIND = {"row": ("top", "bottom"), "column": ("left", "right")}
 READ = ("color_at", "shape_at")
 KINDS = {"find": tuple(FIND), "read": READ}
-GREY = (128, 128, 128)
 
 
 class MosaicGrounding(ExactMatch):
@@ -50,19 +48,10 @@ class MosaicGrounding(ExactMatch):
     def _on(self, i: int) -> Iterator[Sample]:
         scene, asked = grounding_scene(i)
         image_id = f"mosaic_grounding/v{VERSION}/{i:04d}"
-        image = _grey if self.blank else operator.attrgetter("canvas")
         for question in asked:
             if self.questions == "all" or question.kind in KINDS[self.questions]:
-                yield Sample(
-                    f"{image_id}/{question.kind}",
-                    image_id,
-                    functools.partial(image, scene),
-                    question.text,
-                    question.answer,
-                    f"{question.kind} {scene.n}x{scene.n}",
-                    tuple(scene.box(k) for k in question.objects),
-                    functools.partial(scene.mask, question.objects),
-                )
+                category = f"{question.kind} {scene.n}x{scene.n}"
+                yield scene_sample(image_id, question.kind, scene, question, category, masked=True, blank=self.blank)
 
     def counts(self, score: str, record: Record) -> bool:
         kind, _, size = record["category"].partition(" ")
@@ -77,10 +66,6 @@ class MosaicGrounding(ExactMatch):
                 sides.setdefault(record["image_id"], []).append(bool(record["correct"]))
         located = {"located": mean(all(both) for both in sides.values() if len(both) == len(FIND))}
         return {name: score for name, score in (scores | located).items() if score.samples}
-
-
-def _grey(scene: Scene) -> Image.Image:
-    return Image.new("RGB", scene.canvas.size, GREY)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-
 import numpy as np
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
+from blink_exp.benchmarks.scene_samples import scene_sample
 from blink_exp.scenes.hr_questions import KINDS
 from blink_exp.scenes.scenes import many_objects, random_scene
 
@@ -39,16 +37,5 @@ class MosaicHR(ExactMatch):
                     else:
                         continue
                     texts.add(question.text)
-                    out.append(
-                        Sample(
-                            f"{image_id}/{kind}/{answer}",
-                            image_id,
-                            functools.partial(operator.attrgetter("canvas"), scene),
-                            question.text,
-                            question.answer,
-                            kind,
-                            tuple(scene.box(k) for k in question.objects),
-                            functools.partial(scene.mask, question.objects),
-                        )
-                    )
+                    out.append(scene_sample(image_id, f"{kind}/{answer}", scene, question, kind, masked=True))
         return out

@@ -6,14 +6,13 @@ subtasks and the total is the sum of both, as in MME (Fu et al., 2023).
 
 from __future__ import annotations
 
-import functools
-import operator
 import zlib
 
 import numpy as np
 
 from blink_exp.benchmarks.base import Sample, Score
 from blink_exp.benchmarks.mme import score_pairs, yes_or_no
+from blink_exp.benchmarks.scene_samples import scene_sample
 from blink_exp.documents import Record
 from blink_exp.scenes.questions import YES_NO, SceneQuestion
 from blink_exp.scenes.scenes import Scene, random_scene
@@ -49,20 +48,7 @@ class MosaicMME:
             for i in range(self.images):
                 scene, pair = _pair(kind, i)
                 image_id = f"mosaic_mme/v{VERSION}/{subtask}/{i:04d}"
-                for question in pair:
-                    regions = tuple(scene.box(k) for k in question.objects)
-                    sample_id = f"{image_id}/{question.answer}"
-                    out.append(
-                        Sample(
-                            sample_id,
-                            image_id,
-                            functools.partial(operator.attrgetter("canvas"), scene),
-                            question.text,
-                            question.answer,
-                            subtask,
-                            regions,
-                        )
-                    )
+                out += [scene_sample(image_id, question.answer, scene, question, subtask) for question in pair]
         return out
 
     def prompt(self, sample: Sample) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
+from blink_exp.benchmarks.scene_samples import scene_sample
 from blink_exp.scenes.questions import OPEN
 from blink_exp.scenes.scenes import random_scene
 
@@ -41,17 +40,5 @@ class MosaicOpen(ExactMatch):
             for kind in KINDS:
                 question = OPEN[kind](rng, scene, "")
                 if question is not None and kind in self.kinds:
-                    region = tuple(scene.box(k) for k in question.objects)
-                    category = f"{kind} {scene.n}x{scene.n}"
-                    out.append(
-                        Sample(
-                            f"{image_id}/{kind}",
-                            image_id,
-                            functools.partial(operator.attrgetter("canvas"), scene),
-                            question.text,
-                            question.answer,
-                            category,
-                            region,
-                        )
-                    )
+                    out.append(scene_sample(image_id, kind, scene, question, f"{kind} {scene.n}x{scene.n}"))
         return out

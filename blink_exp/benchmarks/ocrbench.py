@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, group_by, mean, without_answer
-from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT
-from blink_exp.benchmarks.rows import Published, blank
+from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT, blank
+from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.documents import Record
 

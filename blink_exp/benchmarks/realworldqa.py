@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import ANSWER, TEXT
+from blink_exp.benchmarks.cells import ANSWER, TEXT, blank
 from blink_exp.benchmarks.letters import extract_letter
-from blink_exp.benchmarks.rows import Published, blank
+from blink_exp.benchmarks.rows import Published
 from blink_exp.documents import Record
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Box, Count, Sample, Score, UnusableImage, mark_skipped, mean
-from blink_exp.benchmarks.cells import LABEL, TEXTS, Cell
-from blink_exp.benchmarks.rows import Published, blank, load_rows, root_of
+from blink_exp.benchmarks.cells import LABEL, TEXTS, Cell, blank
+from blink_exp.benchmarks.rows import Published, root_of
 from blink_exp.documents import Record
 from blink_exp.files import brief
 from blink_exp.images import image_size
@@ -52,7 +52,7 @@ class RefCOCO(Published):
     tokens: ClassVar = {"llava": 128, "lmms_eval": 1024}
 
     def read(self) -> Iterator[Sample]:
-        rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
+        rows = self.rows()
         for i, whole in enumerate(super().read()):
             if isinstance(whole.image, UnusableImage):
                 yield whole

@@ -13,7 +13,6 @@ from PIL import Image, UnidentifiedImageError
 
 from blink_exp.benchmarks.base import Sample, mark_skipped, placeholder_sample, skip_duplicate_ids, usable_samples
 from blink_exp.benchmarks.cells import Cell, read_cells
-from blink_exp.benchmarks.cells import blank as blank
 from blink_exp.benchmarks.folders import local_files
 from blink_exp.errors import UserError, flat, reason
 from blink_exp.images import ImageOptions, open_image
@@ -72,9 +71,12 @@ class Published:
             raise UserError(f"{self.name}: split {self.split} of {self.path} has no answers; choose one that has, with benchmark.split=...")
         return samples
 
+    def rows(self) -> Any:
+        return load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
+
     def read(self) -> Iterator[Sample]:
         """Yields the samples. ``row`` holds every column except the image, which is opened on demand."""
-        rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
+        rows = self.rows()
         yield from self.sampled(rows.remove_columns(self.image_column), lambda i, row: functools.partial(self.image, rows, i))
 
     def sampled(self, rows: Any, image: Callable[[int, dict[str, Any]], Any]) -> Iterator[Sample]:
@@ -94,8 +96,7 @@ class Published:
 
     def column(self, name: str) -> list[Any]:
         """The valid cells of one column of the split."""
-        rows = load_rows(self.path, self.split, self.config, self.revision, (*self.columns, self.image_column), self.name)
-        return [value for _, value in valid_cells(rows, name, self.columns[name])]
+        return [value for _, value in valid_cells(self.rows(), name, self.columns[name])]
 
     def image(self, rows: Any, i: int) -> Image.Image:
         return open_image(rows[i][self.image_column], self.image_loading, root_of(self.path))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT
-from blink_exp.benchmarks.rows import Published, blank
+from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT, blank
+from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.documents import Record
 from blink_exp.errors import UserError

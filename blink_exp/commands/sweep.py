@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from blink_exp import tracking
 from blink_exp.errors import UserError
+from blink_exp.settings.doors import EXPERIMENTS
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.values import typed
 from blink_exp.studies import dashboards
@@ -17,8 +18,6 @@ from blink_exp.studies.catalog import run_experiments
 from blink_exp.studies.jobs import on_own_devices, write_job_row
 from blink_exp.studies.point import failed, guarded
 from blink_exp.studies.tuning import prepared, returned
-
-EXPERIMENTS = ("table", "tables", "figure", "figures")
 
 
 def run(cfg: DictConfig) -> Any:

@@ -47,7 +47,7 @@ class KeyScan:
     similarities: Callable[[torch.Tensor], torch.Tensor]
 
 
-ORIGINAL, CONTIGUOUS = "original", "contiguous"  # position numbers of kept tokens: gaps stay, or numbered anew
+ORIGINAL = "original"  # position numbers of kept tokens: gaps stay; "contiguous": numbered anew
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.benchmarks.base import Benchmark, Sample, spread
+from blink_exp.benchmarks.base import Benchmark, Box, Sample, spread
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.documents import Record
 from blink_exp.evaluation.evaluator import chosen, evaluate
-from blink_exp.evaluation.profile import patch_of
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
 from blink_exp.figures.shared import measured_on, rounded, styled, tip
 from blink_exp.figures.verdicts import RULE, mean
@@ -25,6 +24,16 @@ def scan_records(
     """Records of the vanilla model with every layer scanned; the thresholds are never met, so nothing is expanded or dropped."""
     policy = BlinkPolicy(tuple(range(backbone.depth)), tau_expand=1.0, tau_drop=0.0, p=p, saliency=saliency)
     return evaluate(backbone, blink(policy), benchmark, batch_size, samples=samples, progress=True)[0]
+
+
+def patch_of(box: Box, grid: PatchGrid) -> int | None:
+    """Index of the patch that contains a region; None if the region spans several patches."""
+    for region in range(grid.p**2):
+        left, top, right, bottom = grid.box(region)
+        slack = 1e-6
+        if box[0] >= left - slack and box[1] >= top - slack and box[2] <= right + slack and box[3] <= bottom + slack:
+            return region
+    return None
 
 
 def targets(record: Record, grid: PatchGrid) -> set[int]:

@@ -20,6 +20,7 @@ from blink_exp.evaluation.answering import prompt_of, prompts_of
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
+from blink_exp.figures.hero_kept import key_of
 from blink_exp.figures.hero_measures import annotation_mask, objects, token_cover
 from blink_exp.figures.verdicts import RULES, combined_verdict, differences, mean, values
 from blink_exp.methods.hero import clip_score, cls_similarity
@@ -78,7 +79,7 @@ def rank_tiles(backbone: Backbone, benchmark: Benchmark, samples: Sequence[Sampl
         views = ViewGeometry.of(backbone.model.config, (image.height, image.width))
         if views.tiles < 2:
             continue
-        key = f"figure:{benchmark.name}:{getattr(benchmark, 'path', None)}:{group[0].image_id}"
+        key = key_of(benchmark, group[0])
         encoding = backbone.encodings({key: image}, needs)[key]
         everything = objects(group, image.size)
         main = outstanding(tile_areas(backbone, views, everything), False) if everything is not None else None

@@ -112,30 +112,22 @@ class BlinkPolicy:
 
     def decide(self, layer: int, scan: Scan) -> Decision:
         """What to do with one image at one layer (Alg. 1, lines 6-14)."""
-        if self.saliency == RANDOM:
-            return self._random(layer, scan)
-        assert scan.rho is not None and scan.region is not None
-        region = self._draw(layer, scan)[0] if self.saliency == RANDOM_REGION else scan.region
+        drawn = self._draw(layer, scan) if self.saliency in (RANDOM, RANDOM_REGION) else None
+        region = scan.region if drawn is None else drawn[0]
+        assert region is not None
         expand = Expand(region, self.on_reexpand, amplify=self.resolution != "copy")
         if self.resolution == "cycle":
             return expand if self.layers.index(layer) % 2 == 0 else Drop()
         if self.resolution in ("expand_once", "copy"):
             return expand if layer == self.layers[0] else Keep()
+        if drawn is not None and self.saliency == RANDOM:  # Table 2, "w/o SGS": neither selection nor drop by saliency
+            return (expand, Drop(), Keep())[drawn[1]]
+        assert scan.rho is not None
         if scan.rho > self.tau_expand:
             return expand
         if scan.rho < self.tau_drop:
             return Drop()
         return Keep()
-
-    def _random(self, layer: int, scan: Scan) -> Decision:
-        """Table 2, "w/o SGS": selection for expansion or drop without saliency."""
-        region, action = self._draw(layer, scan)
-        expand = Expand(region, self.on_reexpand, amplify=self.resolution != "copy")
-        if self.resolution == "cycle":
-            return expand if self.layers.index(layer) % 2 == 0 else Drop()
-        if self.resolution in ("expand_once", "copy"):
-            return expand if layer == self.layers[0] else Keep()
-        return (expand, Drop(), Keep())[action]
 
     def _draw(self, layer: int, scan: Scan) -> tuple[int, int]:
         """(region, one of three actions) from (seed, sample, image, layer), so a result depends neither on batch size nor on order."""

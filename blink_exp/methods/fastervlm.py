@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, ClassVar
 from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection
-from blink_exp.errors import UserError
 from blink_exp.methods.budgets import at_least_one, check_ratio, floor_tolerant, keeps_everything, resolve_newline_policy, token_share, top
 
 if TYPE_CHECKING:
@@ -49,8 +48,6 @@ class FasterVLM:
 
     def __post_init__(self) -> None:
         check_ratio("retention_ratio", self.ratio)
-        if self.layer < 1:
-            raise UserError(f"fastervlm.layer={self.layer} is no encoder layer; they are counted from 1, so use 1 or more")
         object.__setattr__(self, "newline_policy", resolve_newline_policy("fastervlm", self.mode, self.newline_policy, NEWLINES))
 
     @property

@@ -70,8 +70,6 @@ class GlobalCom2:
         check_ratio("retention_ratio", self.ratio)
         if not 0 < self.temperature < math.inf:
             raise UserError(f"globalcom2.temperature={self.temperature} is not a number above 0; use one, e.g. 10")
-        if self.layer < 1:
-            raise UserError(f"globalcom2.layer={self.layer} is no encoder layer; they are counted from 1, so use 1 or more")
         object.__setattr__(self, "newline_policy", resolve_newline_policy("globalcom2", self.mode, self.newline_policy, NEWLINES))
 
     @property

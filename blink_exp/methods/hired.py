@@ -67,9 +67,6 @@ class HiRED:
         check_ratio("retention_ratio", self.ratio)
         if not 0 <= self.alpha <= 1:
             raise UserError(f"hired.alpha={self.alpha} is outside [0, 1]; it is the thumbnail's share of the budget, e.g. 0.5")
-        for name in ("allocation_layer", "selection_layer"):
-            if getattr(self, name) < 1:
-                raise UserError(f"hired.{name}={getattr(self, name)} is no encoder layer; they are counted from 1, so use 1 or more")
         object.__setattr__(self, "newline_policy", resolve_newline_policy("hired", self.mode, self.newline_policy, NEWLINES))
 
     @property

@@ -10,7 +10,6 @@ lay the map over the whole image, also where the model sees its middle only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,12 +49,12 @@ class RelativeAttention:
         return best_box(ratio.view(self.p, self.p), subject.size, self.side)
 
 
-def best_box(scores: torch.Tensor, size: tuple[int, int], side: int, ratios: Rows[float] = RATIOS) -> PixelBox:
+def best_box(scores: torch.Tensor, size: tuple[int, int], side: int) -> PixelBox:
     """The box that stands out most, in pixels.
 
     Args:
         scores: (rows, columns) of the cells that an image of ``size`` (width, height) pixels is divided into.
-        side: of the smallest box in pixels; ``ratios``: sides of all boxes over it.
+        side: of the smallest box in pixels.
 
     An image that no box is smaller than is shown whole.
     """
@@ -63,7 +62,7 @@ def best_box(scores: torch.Tensor, size: tuple[int, int], side: int, ratios: Row
     width, height = size
     cell = width / columns, height / rows
     best: tuple[float, float, int, int, int, int] | None = None  # how much it stands out, ratio, column, row, columns, rows
-    for ratio in ratios:
+    for ratio in RATIOS:
         across, down = (min(max(1, int(side * ratio / length)), most) for length, most in zip(cell, (columns, rows), strict=True))
         if (across, down) == (columns, rows):
             continue

@@ -73,8 +73,6 @@ class VisionZip:
         check_ratio("retention_ratio", self.ratio)
         if self.mode not in MODES:
             raise UserError(f"visionzip.mode={self.mode} is not known; {nearest(str(self.mode), MODES)}")
-        if self.layer < 1:
-            raise UserError(f"visionzip.layer={self.layer} is no encoder layer; they are counted from 1, so use 1 or more")
         for key, least in (("dominant", 1), ("contextual", 0)):
             value = getattr(self, key)
             if value is not None and value < least:

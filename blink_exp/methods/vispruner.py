@@ -74,8 +74,6 @@ class VisPruner:
             raise UserError(
                 f"vispruner.important_ratio={self.important_ratio} is outside [0, 1]; it is a share of the kept tokens, e.g. 0.5"
             )
-        if self.layer < 1:
-            raise UserError(f"vispruner.layer={self.layer} is no encoder layer; they are counted from 1, so use 1 or more")
         object.__setattr__(self, "newline_policy", resolve_newline_policy("vispruner", self.mode, self.newline_policy, NEWLINES))
 
     @property

@@ -92,19 +92,6 @@ def rival(backbone: str, tokens: int | None, method: str, column: str) -> dict[s
     return dict(sorted(found.items(), key=lambda cell: cell[0] != file["anchor"]))
 
 
-def params_on(row: dict[str, Any], benchmark: str) -> dict[str, Any]:
-    """The params of a row on one of our benchmark presets, with the paper's per-benchmark values applied.
-
-    Raises KeyError if the paper sets params per benchmark and gives none for this one.
-    """
-    params: dict[str, Any] = row["params"]
-    if "per_benchmark" not in row:
-        return params
-    names = vocabulary()["benchmarks"]
-    own: dict[str, dict[str, Any]] = {names.get(name, name): values for name, values in row["per_benchmark"].items()}
-    return params | own[benchmark]
-
-
 def overrides(params: dict[str, Any], scale: bool = False) -> list[str]:
     """The params of a published row as overrides of evaluate.py. ``scale``: on the scale model that stands in for the row's backbone.
 

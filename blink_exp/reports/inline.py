@@ -46,7 +46,7 @@ class Picture:
     files: tuple[str, ...] = ()
 
 
-def picture(stem: str, names: list[str], folder: Path, prefix: str, alt: str, largest: int = LARGEST) -> Picture | None:
+def picture(stem: str, names: list[str], folder: Path, prefix: str, alt: str) -> Picture | None:
     """The picture of the files ``names`` in ``folder``: as SVG, where the pointer shows numbers, else as PNG. None if neither is there.
 
     ``prefix``: put before every id, so that two pictures of a page share none.
@@ -55,7 +55,7 @@ def picture(stem: str, names: list[str], folder: Path, prefix: str, alt: str, la
     files = {suffix: path for suffix, path in files.items() if path.is_file()}
     formats = tuple(path.name for path in files.values())
     svg, png = files.get(".svg"), files.get(".png")
-    if svg is not None and (png is None or svg.stat().st_size <= largest):
+    if svg is not None and (png is None or svg.stat().st_size <= LARGEST):
         try:
             markup, width = inlined(svg.read_bytes(), prefix, alt)
             return Picture(stem, markup, width, formats)

@@ -15,11 +15,12 @@ from blink_exp.backbone.clip_text import load_clip
 from blink_exp.backbone.load import load
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.shipped import SHIPPED
-from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.base import Sample, spread
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_open import MosaicOpen
+from blink_exp.core.saliency import PatchGrid
 from blink_exp.evaluation.evaluator import evaluate
-from blink_exp.evaluation.profile import profile
+from blink_exp.figures.blink_layers import by_layer, scan_records
 from blink_exp.methods.none import none
 from blink_exp.scale_model import measure_next
 from blink_exp.scale_model.train_clip import zero_shot
@@ -66,7 +67,22 @@ def measure_llava(backbone: Backbone, limit: int | None = None) -> dict[str, Any
         "easyvqa_test": scores,
         "easyvqa_test_blank": round(100 * held_out(backbone.model, tokenizer, 1, scenes, True)["all"], 1),
         "mosaics": mosaics,
-        "saliency": profile(backbone, TwoByTwo(MosaicOpen()), limit=limit),
+        "saliency": saliency_profile(backbone, limit),
+    }
+
+
+def saliency_profile(backbone: Backbone, limit: int | None = None) -> dict[str, Any]:
+    """Fig. 3 of the Blink paper on 2 x 2 scenes: ``rho`` and ``hit`` by layer, ``samples`` about one patch, and the untouched model's
+    ``accuracy`` in per cent."""
+    benchmark = TwoByTwo(MosaicOpen())
+    records = scan_records(backbone, benchmark, spread(benchmark.samples(), limit), batch_size=32)
+    found = by_layer(records, PatchGrid(2, *backbone.grid), backbone.depth)
+    return {
+        "rho": found["rho"],
+        "hit": found["hit"],
+        "samples": found["annotated"],
+        "accuracy": 100 * sum(r["correct"] for r in records) / len(records),
+        "benchmark": benchmark.name,
     }
 
 

@@ -200,10 +200,10 @@ def draw(rng: np.random.Generator, scene: Scene, kinds: dict[str, Kind], how_man
     return questions
 
 
-def caption(scene: Scene, with_places: bool = True) -> str:
+def caption(scene: Scene) -> str:
     """All objects in raster order: "a red circle at the top left, a blue triangle at the top right, ..."."""
     named = [f"a {tile.color} {tile.shape}" for tile in scene.tiles]
-    if with_places and scene.n > 1:
+    if scene.n > 1:
         named = [f"{name} at {scene.place(i)}" for i, name in enumerate(named)]
     return ", ".join(named)
 

@@ -158,14 +158,14 @@ def rule(schema: type, key: str) -> str:
     return text + (", or null" if nullable and text != "null" else "")
 
 
-def unknown(name: str, settings_there: Iterable[str]) -> str:
-    """One line for an unknown setting, with the most similar one of ``settings_there``."""
+def unknown(name: str, settings_there: Iterable[str], of: str = "") -> str:
+    """One line for an unknown setting, with the most similar one of ``settings_there``. ``of``: words that say whose settings they are."""
     if line := moved(name):
         return line
     settings = [key for key in settings_there if key not in INSTANTIATE]
     if not settings and name.startswith(f"{HYDRA}.launcher."):
         return f"{name} is not a setting of this launcher, which has none; choose another with hydra/launcher=..."
-    return f"{name} is not a setting; " + (nearest(name.rpartition(".")[2], settings) if settings else "what holds it has none")
+    return f"{name} is not a setting{of}; " + (nearest(name.rpartition(".")[2], settings) if settings else "what holds it has none")
 
 
 def refusal(schema: type, key: str, name: str, value: Any) -> str:

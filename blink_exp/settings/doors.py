@@ -19,7 +19,8 @@ COMMANDS = {
 }
 OF_VIEW = ("view", "image", "question", "compare")
 OF_FOLDER = ("status", "summarize", "retry")  # of sweep.py, about the folder of a sweep; no settings
-OF_SWEEP = ("table", "tables", "figure", "figures", "search", "dashboard", *OF_FOLDER)
+EXPERIMENTS = ("table", "tables", "figure", "figures")
+OF_SWEEP = (*EXPERIMENTS, "search", "dashboard", *OF_FOLDER)
 VERBS = ("list", "all")  # of tables= and figures=
 COMMAND_KEYS = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
 

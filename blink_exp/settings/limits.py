@@ -181,9 +181,9 @@ def number(
 RATIO = Between(0, 1, above=True, least=1 / TOKENS)
 
 
-def ratio(default: Any = MISSING) -> Any:
+def ratio() -> Any:
     """A field for the share of visual tokens to keep; see ``Between``."""
-    return _field(RATIO, default)
+    return _field(RATIO, MISSING)
 
 
 def ratio_list() -> Any:
@@ -199,20 +199,20 @@ def text(noun: str = "text", default: Any = MISSING, blank: bool = False) -> Any
     return _field(Text(noun, blank), default)
 
 
-def path(default: Any = MISSING) -> Any:
-    return text("a path", default)
+def path() -> Any:
+    return text("a path")
 
 
-def folder(default: Any = MISSING) -> Any:
-    return _field(Folder(), default)
+def folder() -> Any:
+    return _field(Folder(), MISSING)
 
 
-def seed(default: Any = MISSING) -> Any:
-    return whole(0, SEEDS, default=default)
+def seed() -> Any:
+    return whole(0, SEEDS)
 
 
-def flag(default: Any = MISSING) -> Any:
-    return dataclasses.field(default=default)
+def flag() -> Any:
+    return dataclasses.field(default=MISSING)
 
 
 def layer_list(low: int = 1) -> Any:

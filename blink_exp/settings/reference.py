@@ -30,7 +30,6 @@ from blink_exp.settings.roots import ROOTS, EvaluateSettings, RescoreSettings
 from blink_exp.settings.targets import BY_TARGET
 
 TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", Any: "mixed"}
-LEFT_OUT = ("policy", "pruner")  # halves of a pair: the presets of method
 EXPERIMENTS = {"table": "Tables", "figure": "Figures", "search": "Searches"}  # groups whose presets are experiments, with their headings
 OWN_ROOTS = ("sweep", "view", "rescore", "compare", "parity")  # commands that add settings to those of evaluate.py
 COLUMNS = ("setting", "type", "range", "default", "meaning")
@@ -85,9 +84,9 @@ def _commands(conf: Conf) -> Iterator[str]:
 
 
 @functools.cache
-def method_settings(preset: str, folder: Path = CONF) -> dict[str, tuple[str, str]]:
+def method_settings(preset: str) -> dict[str, tuple[str, str]]:
     """{setting of a preset of conf/method: (what it does, the setting of the command line that it refers to, or "")}."""
-    conf = _conf(folder)
+    conf = _conf(CONF)
     presets = conf.groups["method"]
     merged = presets[preset].merged(presets)
     out = {}
@@ -166,12 +165,12 @@ def _rows(schema: type, prefix: str, preset: Preset, group: dict[str, Preset], i
         if inner is not None:
             yield from _rows(inner, prefix, preset, group, f"{key}.")
         elif f"{key}._target_" in preset.values or any(other.startswith(f"{key}.") for other in preset.values):
-            yield from _nested(prefix, preset, group, key, kind, value)
+            yield from _nested(prefix, preset, group, key, value)
         elif value is not None or key in preset.groups or fields(schema)[name].default != MISSING:  # else the preset leaves it away
             yield _row(schema, name, f"{prefix}{key}", value, _meaning(schema, name, key, preset, group), preset.groups.get(key, ""))
 
 
-def _nested(prefix: str, preset: Preset, group: dict[str, Preset], key: str, kind: Any, value: Value | None) -> Iterator[tuple[str, ...]]:
+def _nested(prefix: str, preset: Preset, group: dict[str, Preset], key: str, value: Value | None) -> Iterator[tuple[str, ...]]:
     """Rows of a node whose schema its ``_target_`` says, or the targets inside it, such as callbacks."""
     for target in [other for other in preset.values if other.startswith(f"{key}.") and other.endswith("_target_")]:
         node = target.removesuffix("._target_")

@@ -19,7 +19,7 @@ from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings import budgets, secrets
 from blink_exp.settings.allowed import without_allowed
 from blink_exp.settings.check import HYDRA, fields, format_value, refusal, unknown, value_type
-from blink_exp.settings.doors import command_name, redirection
+from blink_exp.settings.doors import EXPERIMENTS, command_name, redirection
 from blink_exp.settings.limits import Text, is_finite
 from blink_exp.settings.messages import misread
 from blink_exp.settings.roots import ROOTS
@@ -49,7 +49,7 @@ OF_MULTIRUN = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep
 ONE_PROCESS = ("view", "rescore", "compare")  # commands that have the settings of evaluate.py and no use for other devices
 NOTHING = {  # {command: (settings of which it needs one, what is said where none is given)}
     "sweep": (
-        ("table", "tables", "figure", "figures", "dashboard"),
+        (*EXPERIMENTS, "dashboard"),
         "nothing to sweep; add -m and comma lists (thresholds=high_exp,low_drop), a table (table=blink_table2, tables=list: which)"
         " or a figure (figure=blink_fig3, figures=list)",
     ),

@@ -80,9 +80,7 @@ def effects_of(benchmark: Any, name: str, runs: Runs, pairs: list[dict[str, str]
 Pair = tuple[dict[str, Record], dict[str, Record]]  # a run and its control
 
 
-def share_recovered(
-    pair: Pair, reference: Pair, counts: Callable[[Record], bool], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float | None, float | None, float | None]:
+def share_recovered(pair: Pair, reference: Pair, counts: Callable[[Record], bool]) -> tuple[float | None, float | None, float | None]:
     """The mean difference of ``correct`` in ``pair`` over that in ``reference``, and the ends of a percentile interval from a bootstrap
     over images (Efron and Tibshirani, 1993, chapter 13). ``counts``: which records count. None where the reference's difference is 0,
     or, for the interval, 0 in some draw."""
@@ -93,7 +91,7 @@ def share_recovered(
     total = gains.sum(1)
     if abs(total[1]) < SAME:
         return None, None, None
-    draws = np.random.default_rng(seed).multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples)
+    draws = np.random.default_rng(0).multinomial(len(images), np.full(len(images), 1 / len(images)), size=RESAMPLES)
     drawn = gains @ draws.T
     share = float(total[0] / total[1])
     if not (drawn[1] > SAME).all():

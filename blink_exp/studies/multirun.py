@@ -17,6 +17,7 @@ from blink_exp.errors import UserError
 from blink_exp.evaluation.pace import closer
 from blink_exp.evaluation.records import each
 from blink_exp.evaluation.shared_runs import run_together
+from blink_exp.settings.doors import EXPERIMENTS
 from blink_exp.settings.messages import HYDRA_ERRORS
 from blink_exp.settings.roots import SweepSettings
 from blink_exp.settings.values import plain, typed
@@ -69,7 +70,7 @@ def run_jobs(configs: Iterable[DictConfig]) -> None:
 
 def shared_settings(cfg: DictConfig) -> SweepSettings | None:
     """The settings of a job that may run together with others; None for one that runs alone or fails."""
-    if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in ("table", "tables", "figure", "figures", "dashboard")):
+    if not cfg.share or any(OmegaConf.select(cfg, kind) is not None for kind in (*EXPERIMENTS, "dashboard")):
         return None
     try:
         settings: SweepSettings = typed(cfg)

@@ -270,9 +270,9 @@ def trained(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: li
     if training_run is None:
         return []
     overrides, folder = training_run
-    if not store.finished(folder, "it is trained again"):
+    if not store.finished(folder):
         with locks.waited(folder):
-            if not store.finished(folder, "it is trained again"):
+            if not store.finished(folder):
                 _train(overrides, folder)
     return [f"tokensr.path={folder / 'tokensr'}"]
 

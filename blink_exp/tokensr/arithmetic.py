@@ -31,10 +31,10 @@ class Shape:
 LLAVA_7B = Shape()
 
 
-def module_parameters(width: int, architecture: str = "conv") -> int:
-    """Parameters of one TokenSR module, counted on the meta device."""
+def module_parameters(width: int) -> int:
+    """Parameters of one ``conv`` module, counted on the meta device."""
     with torch.device("meta"):
-        return sum(p.numel() for p in build(architecture, width).parameters())
+        return sum(p.numel() for p in build("conv", width).parameters())
 
 
 def bytes_a_parameter(strategy: str, devices: int) -> float:
@@ -49,27 +49,27 @@ def bytes_a_parameter(strategy: str, devices: int) -> float:
     return 2 + 2 / (devices if strategy == "deepspeed_zero2" else 1) + (4 + 4 + 8) / devices
 
 
-def activation_bytes(pairs: int, modules: int, shape: Shape = LLAVA_7B) -> float:
+def activation_bytes(pairs: int, modules: int) -> float:
     """Bytes that autograd keeps for ``pairs`` pairs of a device at once, and the captured states of both views.
 
     For each token and module: bf16 inputs and outputs of the three convolutions and two ReLUs (d + d/2 + d/2 + d/4 + d/4 + d), and
     float32 log-probabilities of student and teacher (2 d).
     """
-    d, tokens = shape.width, pairs * shape.tokens
+    d, tokens = LLAVA_7B.width, pairs * LLAVA_7B.tokens
     saved = tokens * (2 * 3.5 * d + 4 * 2 * d)
     captured = 2 * tokens * 2 * d
     return modules * (saved + captured)
 
 
-def memory(strategy: str, devices: int, modules: int, global_batch: int = 8, shape: Shape = LLAVA_7B) -> dict[str, float]:
-    """{part: GB of a device}; ``total`` is a lower bound, without kernels' workspaces, temporary tensors and
+def memory(strategy: str, devices: int, modules: int) -> dict[str, float]:
+    """{part: GB of a device} for steps of 8 pairs; ``total`` is a lower bound, without kernels' workspaces, temporary tensors and
     fragmentation."""
-    n = modules * module_parameters(shape.width)
+    n = modules * module_parameters(LLAVA_7B.width)
     parts = {
-        "backbone": shape.memory / GB,
+        "backbone": LLAVA_7B.memory / GB,
         "trained": n * bytes_a_parameter(strategy, devices) / GB,
         "buckets": 2 * 2 * min(BUCKET, n) / GB if strategy.startswith("deepspeed") else 0.0,  # two, as reducing overlaps with the pass
-        "activations": activation_bytes(max(1, global_batch // devices), modules, shape) / GB,
+        "activations": activation_bytes(max(1, 8 // devices), modules) / GB,
     }
     return parts | {"total": sum(parts.values())}
 
@@ -91,9 +91,9 @@ def module_flops(shape: Shape = LLAVA_7B) -> float:
     return 2 * shape.tokens * (2 * first + 3 * rest)
 
 
-def pair_flops(layers: list[int], shape: Shape = LLAVA_7B) -> float:
+def pair_flops(layers: list[int]) -> float:
     """FLOPs of one training pair: both views up to the last layer, and every module."""
-    return 2 * pass_flops(max(layers), shape) + len(layers) * module_flops(shape)
+    return 2 * pass_flops(max(layers)) + len(layers) * module_flops()
 
 
 def memory_table() -> list[str]:

@@ -37,11 +37,6 @@ class ModuleMetadata:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def save(module: nn.Module, metadata: ModuleMetadata, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Writes both files of one module; see ``save_all``."""
-    return save_all([(module, metadata)], folder, dtype)[0]
-
-
 def save_all(modules: Iterable[tuple[nn.Module, ModuleMetadata]], folder: Path, dtype: torch.dtype = torch.float32) -> list[Path]:
     """Writes modules and metadata. All files are written under temporary names first, so that a full disk or a killed process leaves the
     folder as it was.

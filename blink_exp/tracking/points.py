@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ def log_point(
     group: str | None = None,
     experiment: str | None = None,
     x: float | None = None,
-    tags: Sequence[str] = (),
     benchmark: Callable[[], Benchmark] | None = None,
 ) -> None:
     """Logs the finished point in ``folder`` as one run of ``settings["logger"]``. Does nothing for `logger=csv`.
@@ -54,15 +53,15 @@ def log_point(
     """
     if silent(settings):
         return
-    named = {"name": name, "group": group, "tags": tags}
-    attempt(logger_of(settings).name, lambda: point_logged(settings, folder, out, named, experiment, x, benchmark))
+    attempt(logger_of(settings).name, lambda: point_logged(settings, folder, out, name, group, experiment, x, benchmark))
 
 
 def point_logged(
     settings: dict[str, Any],
     folder: Path,
     out: Path,
-    named: dict[str, Any],
+    name: str,
+    group: str | None,
     experiment: str | None,
     x: float | None,
     benchmark: Callable[[], Benchmark] | None,
@@ -77,16 +76,15 @@ def point_logged(
     complete = all("layers" in r for r in records)
     metrics = metrics_of(finished, tokens.realised(records, depth) if complete else {}, experiment)
     metrics |= {} if x is None or experiment is None else {f"{experiment}/x": float(x)}
-    tags = [*tags_of(settings, finished, experiment), *named["tags"]]
-    with tracker(settings, out, named["name"], named["group"], tags) as track:
+    with tracker(settings, out, name, group, tags_of(settings, finished, experiment)) as track:
         track.metrics(metrics)
         if curve := by_layer(finished, experiment):
             track.curve(LAYER, curve)
         if logger["rows"] and records:
             track.table("records", list(COLUMNS), [record_row(r) for r in evenly(records, logger["rows"])])
         if logger["images"] and benchmark is not None:
-            for name, image, caption, boxes in examples(benchmark, records, logger["images"]):
-                track.image(name, image, caption, boxes)
+            for picture, image, caption, boxes in examples(benchmark, records, logger["images"]):
+                track.image(picture, image, caption, boxes)
 
 
 def examples(

@@ -13,7 +13,7 @@ from blink_exp.tracking.interface import Run, attempt
 from blink_exp.tracking.loggers import Csv
 
 
-def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str | None = None) -> list[Any]:
+def lightning_logger(settings: dict[str, Any], out: Path, name: str) -> list[Any]:
     """A CSV logger in ``out`` and, by `logger=`, one more. It is opened here; if that fails, a warning is printed and the training runs
     without it. End with ``finish``.
 
@@ -23,7 +23,7 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str, group: str 
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     tags = (f"tokensr:{settings['tokensr']['architecture']}", f"model:{settings['model'].get('name') or settings['model']['path']}")
-    run = Run(name, group, tags, "train")
+    run = Run(name, tags=tags, job="train")
     loggers = [Csv().lightning(settings, out, run)]
     logger = logger_of(settings)
     if isinstance(logger, Csv):

@@ -21,11 +21,10 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 
 from blink_exp.errors import UserError, nearest
-from blink_exp.training.resume import DEEPSPEED_CLASSES
+from blink_exp.training.resume import DEEPSPEED_CLASSES, TAG, parts_of
 from blink_exp.training.rotation import Rotation, write_whole
 
 STRATEGIES = ("auto", "ddp", "deepspeed_zero1", "deepspeed_zero2")
-TAG = "checkpoint"  # Lightning's name of the folder in a DeepSpeed checkpoint
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's variable that overrides what torch.load is asked for
 UNIVERSAL = "universal"  # temporary folder while loading a checkpoint of another number of processes
 
@@ -122,11 +121,6 @@ def weights_only_load() -> Iterator[None]:
         os.environ.pop(WEIGHTS_ONLY)
         if before is not None:
             os.environ[WEIGHTS_ONLY] = before
-
-
-def parts_of(path: Path) -> list[Path]:
-    """The optimizer state files of a DeepSpeed checkpoint, one for each process that wrote it."""
-    return sorted((path / TAG).glob("*zero_pp_rank_*_optim_states.pt"))
 
 
 def convert(path: Path, universal: Path) -> None:

@@ -17,7 +17,8 @@ from blink_exp.settings.values import by_full_name, read_settings
 
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
 NAMES = (CHECKPOINT, OLD)  # newest first
-WEIGHTS = "checkpoint/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and Lightning's state
+TAG = "checkpoint"  # Lightning's name of the folder in a DeepSpeed checkpoint
+WEIGHTS = f"{TAG}/mp_rank_00_model_states.pt"  # in DeepSpeed's folder: all weights, and Lightning's state
 DEEPSPEED_CLASSES = (  # that its checkpoints hold objects of, beside tensors and plain values
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
@@ -123,13 +124,18 @@ def _one_kind(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"trainer": trainer | {"strategy": "ddp"}}
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The optimizer state files of a DeepSpeed checkpoint, one for each process that wrote it."""
+    return sorted((path / TAG).glob("*zero_pp_rank_*_optim_states.pt"))
+
+
 def read(path: Path) -> dict[str, Any]:
     """The contents of a checkpoint of either kind, tensors memory-mapped; the weights under "state_dict".
 
     Raises UserError where it is damaged, would run code, is not one of train.py's, or holds nan or inf.
     """
     try:
-        files = [path] if path.is_file() else sorted((path / "checkpoint").glob("*.pt"))
+        files = [path] if path.is_file() else sorted((path / TAG).glob("*.pt"))
         for file in files:  # detects truncation, wrong checksums, and pickles that hold more than tensors and plain values
             with zipfile.ZipFile(file) as entries:
                 if (torn := entries.testzip()) is not None:
@@ -139,7 +145,7 @@ def read(path: Path) -> dict[str, Any]:
                 raise UserError(f"{file} would run code when it is loaded ({min(code)}), which no checkpoint of train.py does")
         state = torch.load(path / WEIGHTS if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
         if path.is_dir():
-            parts = sorted((path / "checkpoint").glob("*zero_pp_rank_*_optim_states.pt"))
+            parts = parts_of(path)
             if len(parts) < state["dp_world_size"]:
                 raise EOFError(f"{len(parts)} of {state['dp_world_size']} parts")
             state = state | {"state_dict": state["module"]}

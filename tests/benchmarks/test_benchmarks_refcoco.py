@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 from PIL import Image
+from support.encoded_images import encoded, oriented
 from support.hub import build, picture, refcoco, refcoco_row, write
 from support.refusals import refusal
 
@@ -188,10 +187,7 @@ def test_a_row_whose_image_does_not_open_is_skipped_by_name(tmp_path):
 
 
 def jpeg(orientation: int) -> bytes:
-    buffer, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = orientation
-    picture(size=(48, 32)).save(buffer, "JPEG", exif=exif)
-    return buffer.getvalue()
+    return encoded(picture(size=(48, 32)), "JPEG", exif=oriented(orientation))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -209,7 +205,5 @@ def test_a_size_of_a_jpeg_is_read_from_its_start_and_of_no_image_refused(tmp_pat
     for source, why in ((b"GIF", "no image of a format"), ({"bytes": None, "path": "../a.png"}, "leads out of"), (None, "has no image")):
         with pytest.raises(OSError, match=why):
             image_size(source, root=tmp_path)
-    thin = io.BytesIO()
-    Image.new("L", (401, 1)).save(thin, "JPEG")
     with pytest.raises(OSError, match="too thin"):
-        image_size(thin.getvalue())
+        image_size(encoded(Image.new("L", (401, 1)), "JPEG"))

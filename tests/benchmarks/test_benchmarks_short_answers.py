@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import support.hub_choices  # noqa: F401 (enters its makers)
-from PIL import Image
-from support.hub import MAKERS, build, chartqa, gqa, ocrbench, picture, png, realworldqa, write
+from support.encoded_images import encoded, oriented
+from support.hub import MAKERS, build, chartqa, gqa, ocrbench, picture, realworldqa, write
 
 from blink_exp.benchmarks.chartqa import relaxed
 from blink_exp.benchmarks.ocrbench import RECOGNITION, hit
@@ -245,7 +243,7 @@ def chart(image):
 
 
 def test_an_image_that_does_not_decode_raises_what_the_evaluator_skips(tmp_path):
-    folder = write(tmp_path, "test", [chart(picture()), chart(b"no image"), chart(None), chart(png(picture())[:200])])
+    folder = write(tmp_path, "test", [chart(picture()), chart(b"no image"), chart(None), chart(encoded(picture())[:200])])
     good, *bad = build("chartqa", folder).samples()
     assert good.image().size == (48, 32)
     for sample in bad:
@@ -254,10 +252,8 @@ def test_an_image_that_does_not_decode_raises_what_the_evaluator_skips(tmp_path)
 
 
 def test_photographs_are_turned_upright_unless_told_otherwise(tmp_path):
-    buffer, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to show
-    picture(size=(48, 32)).save(buffer, "JPEG", exif=exif)
-    folder = write(tmp_path, "test", [chart(buffer.getvalue())])
+    turned = encoded(picture(size=(48, 32)), "JPEG", exif=oriented(6))  # by 90 degrees to show
+    folder = write(tmp_path, "test", [chart(turned)])
     assert build("chartqa", folder).samples()[0].image().size == (32, 48)
     assert build("chartqa", folder, exif=False).samples()[0].image().size == (48, 32)
 

@@ -164,9 +164,8 @@ def test_an_unknown_normalization_is_refused():
         build("vqav2", "x", normalization="never")
 
 
-def scored(benchmark, predictions, samples=None):
-    samples = benchmark.samples() if samples is None else samples
-    return [graded(benchmark, s, p) for s, p in zip(samples, predictions, strict=True)]
+def scored(benchmark, predictions):
+    return [graded(benchmark, s, p) for s, p in zip(benchmark.samples(), predictions, strict=True)]
 
 
 def test_vqav2_s_rows_become_samples_and_stay_as_they_are(tmp_path):

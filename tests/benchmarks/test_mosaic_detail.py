@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from blink_exp.benchmarks.base import Sample, spread
+from blink_exp.benchmarks.base import spread
 from blink_exp.benchmarks.mosaic_detail import GRIDS, MosaicDetail
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.scenes.detail import detail_scene
@@ -109,38 +109,6 @@ def test_masks_lie_on_the_one_object_of_the_region():
         assert 0 < inside.sum() == mask.sum()
         tile = next(t for t in load_tiles("test") if t.pixels.tobytes() == np.asarray(image)[top:bottom, left:right].tobytes())
         assert sample.answer in (tile.color, tile.shape) and (inside == tile.mask).all()
-
-
-# annotated regions
-
-
-def region(p, regions=(), mask=None):
-    return Sample("a", "a", None, "", None, "", regions, None if mask is None else lambda: mask).annotated_region(p)
-
-
-def test_the_annotated_region_by_hand():
-    """A box in column 3 and row 2 of a 5 x 5 scene, 0.4 to 0.6 by 0.2 to 0.4: of 2 x 2 half in either upper patch, and the mask decides."""
-    box = (0.4, 0.2, 0.6, 0.4)
-    assert [region(p, (box,)) for p in (1, 2, 3, 4)] == [0, 0, 1, 5]
-    assert region(2, ((0.45, 0.2, 0.65, 0.4),)) == 1
-    mask = np.zeros((10, 10), dtype=bool)
-    mask[2:4, 5] = True
-    assert [region(p, (box,), mask) for p in (1, 2, 3, 4)] == [0, 1, 1, 6]
-    assert region(2) is None and region(2, (), np.zeros((4, 4), dtype=bool)) is None
-    wide = np.zeros((2, 6), dtype=bool)
-    wide[1, 4] = True
-    assert region(2, (), wide) == 3 and region(3, (), wide) == 8
-
-
-def test_every_question_has_an_annotated_region_that_holds_most_of_its_object():
-    for sample in MosaicDetail(16, questions="open").samples():
-        mask = sample.mask()
-        side = mask.shape[0]
-        for p in (2, 3, 4):
-            r, c = divmod(sample.annotated_region(p), p)
-            edges = [round(k * side / p) for k in range(p + 1)]
-            patches = [[mask[edges[a] : edges[a + 1], edges[b] : edges[b + 1]].sum() for b in range(p)] for a in range(p)]
-            assert patches[r][c] == np.max(patches) > 0
 
 
 # scores

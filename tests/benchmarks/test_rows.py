@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import support.hub_choices  # noqa: F401 (enters its makers)
-from support.hub import MAKERS, build, chartqa, picture, png, write
+from support.encoded_images import encoded
+from support.hub import MAKERS, build, chartqa, picture, write
 from support.refusals import refusal
 
 from blink_exp.benchmarks.rows import load_rows, open_image
@@ -82,7 +83,8 @@ def test_a_full_disk_is_not_a_broken_file(monkeypatch):
 
 def test_images_may_be_paths_or_plain_bytes(tmp_path):
     picture(1).save(tmp_path / "1.png")
-    for cell in (str(tmp_path / "1.png"), png(picture(1)), {"bytes": None, "path": str(tmp_path / "1.png")}, {"bytes": png(picture(1))}):
+    data = encoded(picture(1))
+    for cell in (str(tmp_path / "1.png"), data, {"bytes": None, "path": str(tmp_path / "1.png")}, {"bytes": data}):
         assert open_image(cell).tobytes() == picture(1).tobytes()
 
 

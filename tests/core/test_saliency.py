@@ -11,12 +11,11 @@ from blink_exp.core.saliency import SCORERS, AttentionInputs, PatchGrid, salienc
 from blink_exp.errors import UserError
 
 
-def seen(query, keys, visible=None, raw_query=None, raw_keys=None, scaling=1.0) -> AttentionInputs:
+def seen(query, keys, visible=None) -> AttentionInputs:
     q, k = torch.tensor(query, dtype=torch.float), torch.tensor(keys, dtype=torch.float)
     q, k = q.view(1, 1, *q.shape), k.view(1, 1, *k.shape)
     visible = torch.ones(1, q.shape[2], k.shape[2], dtype=torch.bool) if visible is None else torch.tensor(visible)[None]
-    raw_q, raw_k = (q if raw_query is None else raw_query), (k if raw_keys is None else raw_keys)
-    return AttentionInputs(q, k, visible, torch.ones(1, q.shape[2], dtype=torch.bool), scaling, lambda: raw_q, lambda: raw_k)
+    return AttentionInputs(q, k, visible, torch.ones(1, q.shape[2], dtype=torch.bool), 1.0, lambda: q, lambda: k)
 
 
 def test_a_two_by_two_image_by_hand():

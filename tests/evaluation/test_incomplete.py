@@ -9,11 +9,9 @@ from pathlib import Path
 
 import easy_vqa
 import pytest
-from hydra import initialize_config_dir
 from support.ends import answers, run
 from support.refusals import refusal
 
-from blink_exp.cli import CONF
 from blink_exp.evaluation import shared_runs
 from blink_exp.evaluation.evaluator import check_complete, incomplete
 from blink_exp.evaluation.records import read
@@ -36,12 +34,6 @@ def data(tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture
-def hydra():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
-
 def away(data: Path, count: int) -> list[Path]:
     """Takes ``count`` images out of the data."""
     files = sorted((data / "images").iterdir())[:count]
@@ -59,7 +51,7 @@ def point(data: Path, *words: str):
 
 
 @pytest.mark.slow
-def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, hydra, capsys):
+def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, capsys):
     questions = len(json.loads((data / "questions.json").read_text(encoding="utf-8")))
     gone = away(data, 3)
     row = guarded(point(data), "p")
@@ -83,7 +75,7 @@ def test_a_point_without_its_images_fails_and_goes_on_when_they_are_back(data, h
 
 
 @pytest.mark.slow
-def test_an_incomplete_point_that_was_allowed_is_not_taken_where_it_is_not(data, hydra):
+def test_an_incomplete_point_that_was_allowed_is_not_taken_where_it_is_not(data):
     away(data, 1)
     row = measured_point(point(data, "skip_limit=0.5"))
     assert row["skipped_samples"] > 0 and row["first_skipped"].startswith("easyvqa/test/")
@@ -92,7 +84,7 @@ def test_an_incomplete_point_that_was_allowed_is_not_taken_where_it_is_not(data,
 
 
 @pytest.mark.slow
-def test_a_changed_image_is_asked_about_again(data, hydra, capsys):
+def test_a_changed_image_is_asked_about_again(data, capsys):
     gone = away(data, 1)
     assert guarded(point(data), "p")["status"] == "failed"
     (parts,) = data.parent.glob("points/*/records.part")

@@ -9,11 +9,9 @@ import random
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from support.instruction_data import picture
 from support.refusals import refusal
-from support.scripts import ROOT
 
 from blink_exp import files
 from blink_exp.cli import lenient_output
@@ -121,12 +119,6 @@ def test_no_text_of_a_row_ends_a_run_at_its_end(tmp_path, capsys):
 
 
 # The store
-
-
-@pytest.fixture(scope="module", autouse=True)
-def conf():
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield
 
 
 FINISHED = {

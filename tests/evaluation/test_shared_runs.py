@@ -114,7 +114,7 @@ def test_points_that_differ_in_more_than_the_method_do_not_run_together(tmp_path
 
 
 @pytest.mark.slow
-def test_a_point_that_cannot_run_does_not_stop_the_others(tmp_path, caplog):
+def test_a_point_that_cannot_run_does_not_stop_the_others(tmp_path):
     bad = [*points(tmp_path, words=[["method=blink", "grid.p=5"]]), *points(tmp_path, words=WORDS[2:4])]
     shared_runs.run_together(bad)
     assert [(shared_runs.stored_point(c)[0] / "records.part").is_file() for c in bad] == [False, True, True]

@@ -122,13 +122,13 @@ def test_entropy_peak_and_iou_of_a_layer():
     assert np.isnan(hero_attention.measures(flat[None], None)["iou"]).all()
 
 
-def image_with(entropy, peak, iou, kind="clear", shift=0.0):
+def image_with(entropy, peak, iou, shift):
     def stages(values):
         initial, focused, middle, later, end = values
         return np.asarray([initial] * 3 + [focused] * 7 + [middle] * 4 + [later] * 8 + [end] * 2) + shift
 
-    sample = Sample("a", "a", lambda: None, "", None, kind)
-    return hero_attention.ImageMeasures(sample, kind, 0.1, {"entropy": stages(entropy), "peak": stages(peak), "iou": stages(iou)})
+    sample = Sample("a", "a", lambda: None, "", None, "clear")
+    return hero_attention.ImageMeasures(sample, "clear", 0.1, {"entropy": stages(entropy), "peak": stages(peak), "iou": stages(iou)})
 
 
 def test_the_stages_hold_where_they_are_and_nowhere_else():

@@ -30,9 +30,9 @@ def random_kernel(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
     return kernel(torch.randn(1, tokens, width, generator=g), torch.rand(1, tokens, generator=g) + 0.1)
 
 
-def encoding_of(views: ViewGeometry, seed: int = 0):
-    g = torch.Generator().manual_seed(seed)
-    encoding = random_encoding(views, seed=seed)
+def encoding_of(views: ViewGeometry):
+    g = torch.Generator().manual_seed(0)
+    encoding = random_encoding(views)
     encoding.joint_patches = torch.randn(views.count, views.tokens, 8, generator=g)
     encoding.llm_features = torch.randn(views.count, views.tokens, 32, generator=g)
     encoding.asked = []
@@ -178,11 +178,11 @@ def test_no_benchmark_s_instruction_is_left_in():
     assert not {name: text for name, text in asks.items() if any(word in text for word in words) or not text.strip()}
 
 
-def backbone(depth=24, side=24, tiled=False):
-    vision = SimpleNamespace(num_hidden_layers=depth)
+def backbone(tiled=False):
+    vision = SimpleNamespace(num_hidden_layers=24)
     config = SimpleNamespace(vision_config=vision, **({"image_grid_pinpoints": [[672, 672]]} if tiled else {}))
     seen: list[EncoderRequirements] = []
-    return SimpleNamespace(model=SimpleNamespace(config=config), grid=(side, side), check=seen.append, seen=seen)
+    return SimpleNamespace(model=SimpleNamespace(config=config), grid=(24, 24), check=seen.append, seen=seen)
 
 
 @pytest.mark.parametrize(("tokens", "tiled", "of_a_view"), [(128, False, 128), (64, False, 64), (640, True, 128), (160, True, 32)])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import random_encoding, random_next
+from support.view_pruners import images
 
 from blink_exp.backbone.encode import encode, tower_layers
 from blink_exp.core.encoding import EncoderRequirements
@@ -17,18 +18,11 @@ from blink_exp.errors import UserError
 from blink_exp.methods.budgets import cap_and_redistribute
 from blink_exp.methods.hero import Hero, relative_layers
 
-GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
 LOW, HIGH = frozenset({1, 2}), frozenset({4})
 
 
 def hero(ratio, **options) -> Hero:
     return Hero(ratio, LOW, HIGH, **options)
-
-
-@st.composite
-def images(draw, side=6):
-    rows, columns = draw(st.sampled_from(GRIDS))
-    return ViewGeometry(side, rows, columns, (draw(st.integers(1, 400)), draw(st.integers(1, 400))), newline=True)
 
 
 @pytest.mark.parametrize(

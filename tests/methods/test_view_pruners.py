@@ -17,8 +17,6 @@ from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import NEWLINE, ViewGeometry, pack
 from blink_exp.errors import UserError
 from blink_exp.methods import fastervlm, globalcom2, hired
-from blink_exp.methods.fastervlm import FasterVLM
-from blink_exp.methods.globalcom2 import GlobalCom2
 from blink_exp.methods.hired import HiRED
 
 
@@ -142,9 +140,6 @@ BAD = [
     (lambda: command(0.5, newline_policy="rows"), "newline_policy=rows is not known"),
     (lambda: hi(0.5, alpha=1.5), "hired.alpha=1.5 is outside [0, 1]"),
     (lambda: command(0.5, temperature=0), "globalcom2.temperature=0 is not a number above 0"),
-    (lambda: FasterVLM(0.5, layer=0), "fastervlm.layer=0 is no encoder layer"),
-    (lambda: HiRED(0.5, selection_layer=-2), "hired.selection_layer=-2 is no encoder layer"),
-    (lambda: GlobalCom2(0.5, layer=-1), "globalcom2.layer=-1 is no encoder layer"),
     (
         lambda: fastervlm.configure(backbone(24), retention_ratio=0.5, layer=25),
         "fastervlm.layer holds layer 25, outside the encoder's 1 to 24",

@@ -14,11 +14,9 @@ from blink_exp.backbone.load import load
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.benchmarks.easyvqa import EasyVQA
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
-from blink_exp.benchmarks.mosaic_open import MosaicOpen
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.visual_states import image_states
 from blink_exp.evaluation.evaluator import evaluate
-from blink_exp.evaluation.profile import profile
 from blink_exp.methods.blink import BlinkPolicy, blink, layer_range
 from blink_exp.methods.none import none
 from blink_exp.scale_model import build_models, card, packing, train_llava
@@ -141,7 +139,7 @@ def test_an_expanded_segment_in_training_is_the_one_of_inference(scale, close_up
 
 @pytest.mark.slow
 def test_the_most_salient_patch_is_often_the_right_one(bars):
-    found = profile(bars, card.TwoByTwo(MosaicOpen()), limit=120)
+    found = card.saliency_profile(bars, limit=120)
     taught = bars.name == "scale-llava-1.5"
     assert max(found["hit"]) >= (0.85 if taught else 0.65)  # the card says 96 and 72.5 % on all; the bar is 70 %
     assert all(0.25 <= rho <= 1 for rho in found["rho"])

@@ -329,7 +329,7 @@ def test_one_scale_shows_no_larger_scene_and_a_segment_is_mostly_no_help(tokeniz
 def test_modules_are_halved_and_keep_what_is_recorded_of_them(tmp_path):
     of = checkpoint.ModuleMetadata("a@1", 12, 8, (4, 4), "conv", {"seed": 3})
     module = modules.build("conv", 8)
-    checkpoint.save(module, of, tmp_path)
+    checkpoint.save_all([(module, of)], tmp_path)
     before = (tmp_path / "layer_12.json").read_bytes()
     export.halve(tmp_path)
     halved = load_file(tmp_path / "layer_12.safetensors")

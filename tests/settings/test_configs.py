@@ -7,13 +7,12 @@ import dataclasses
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from support.scripts import ROOT
+from support.composing import CONF, GIVEN
 
 from blink_exp.settings.compose import composed
 from blink_exp.settings.groups import Layers
 from blink_exp.settings.schemas.training import PairData
 
-CONF = ROOT / "conf"
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
 ROOTS = {
     "evaluate": {
@@ -23,11 +22,6 @@ ROOTS = {
     "train": {"model", "layers", "tokensr", "loss", "optim", "trainer", "data", "logger", "image_loading"},
 }
 NESTED = [("evaluate", f"method/{p.parent.name}={p.stem}") for p in sorted((CONF / "method").glob("*/*.yaml"))]
-NEEDED = {
-    "model=folder": ["model.path=x"],
-    "data=folder": ["data.path=x"],
-    "data=llava_665k": ["data.json=x", "data.images=y"],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +43,7 @@ def rounds() -> list[tuple[str, list[str]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("root", "overrides"), rounds())
 def test_every_preset_composes_and_resolves(root, overrides):
-    cfg = compose(root, overrides=[*overrides, *(word for override in overrides for word in NEEDED.get(override, []))])
+    cfg = compose(root, overrides=[*overrides, *(word for override in overrides for word in GIVEN.get(override, []))])
     resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert ROOTS[root] <= resolved.keys()
 
@@ -63,7 +57,7 @@ def test_no_file_is_left_out():
 
 
 def test_presets_of_data_share_the_values_of_their_common_settings():
-    presets = {name: compose("train", [f"data={name}", *NEEDED.get(f"data={name}", [])]).data for name in GROUPS["data"]}
+    presets = {name: compose("train", [f"data={name}", *GIVEN.get(f"data={name}", [])]).data for name in GROUPS["data"]}
     own = {"folder": set(), "llava_665k": {"train_size", "held_out_size", "workers"}}
     for name, differs in own.items():
         shared = presets["scenes"].keys() & presets[name].keys() - {"_target_"}

@@ -6,9 +6,7 @@ import json
 
 import pytest
 import torch
-from hydra import initialize_config_dir
 
-from blink_exp.cli import CONF
 from blink_exp.errors import UserError
 from blink_exp.evaluation.shared_runs import point_folder
 from blink_exp.figures.base import Claim, Drawing
@@ -20,12 +18,6 @@ from blink_exp.studies.experiments import KINDS, experiments
 
 TOY = {"name": "toy", "title": "Toy", "overrides": ["model=scale_llava"], "benchmarks": {"scale": ["mosaic_mme"]}}
 TOY["points"] = [{"label": label, "overrides": [f"layers={label}"]} for label in ("11-17", "12-18", "13-19")]
-
-
-@pytest.fixture(autouse=True)
-def hydra():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 @pytest.fixture

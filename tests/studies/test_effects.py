@@ -115,7 +115,7 @@ def test_every_effect_of_a_table_is_between_points_of_it_that_differ_in_the_regi
         assert extra in ({"saliency=random_region"}, {"method.region=random"})
 
 
-def test_points_that_need_annotated_regions_are_left_out_where_there_are_none(tmp_path):
+def test_points_that_need_annotated_regions_are_left_out_where_there_are_none():
     point = {"label": "annotated", "needs": "regions", "overrides": ["method=two_views", "method.region=annotated"]}
     assert plan.runs_on(point, ["benchmark=mosaic_open", *point["overrides"]], [])
     assert not plan.runs_on(point, ["benchmark=easyvqa", *point["overrides"]], [])

@@ -7,12 +7,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from hydra import initialize_config_dir
 from PIL import Image
 from support.models import random_next
 
 from blink_exp.benchmarks.base import ExactMatch, Sample
-from blink_exp.cli import CONF
 from blink_exp.core.views import ViewGeometry, all_tokens, pack
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, tokens
@@ -29,12 +27,6 @@ def composed(label: str, *own: str):
     table = load_experiment("table", "hero_table4_matched")
     point = next(p for p in table["points"] if p["label"] == label)
     return compose.composed("sweep", [*plan.words(table, point, "mosaic_hr"), *own])
-
-
-@pytest.fixture(autouse=True)
-def hydra():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 def test_layer_average_of_a_record_by_hand():

@@ -10,20 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hydra import initialize_config_dir
 
-from blink_exp.cli import CONF
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity
 from blink_exp.settings.compose import composed
 from blink_exp.studies import plan
-
-
-@pytest.fixture(autouse=True)
-def hydra():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-
 
 EXPERIMENT = {
     "overrides": ["model=scale_llava", "method=blink"],

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hydra import initialize_config_dir
 
-from blink_exp.cli import CONF
 from blink_exp.reports import cells
 from blink_exp.settings import compose
 from blink_exp.studies import plan, point
 from blink_exp.studies.experiments import load_experiment
 from blink_exp.studies.tables import measure_table
-
-
-@pytest.fixture(autouse=True)
-def hydra():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 def short(name: str, budget: str, labels: tuple[str, ...]) -> dict:

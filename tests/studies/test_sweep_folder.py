@@ -209,7 +209,7 @@ def test_what_is_no_sweep_is_refused_in_one_line(folder, tmp_path):
     assert "is damaged or cut off" in refusal(lambda: command.run([f"status={folder}"]))
 
 
-def test_a_retry_that_cannot_be_is_refused_in_one_line(folder, tmp_path):
+def test_a_retry_that_cannot_be_is_refused_in_one_line(folder):
     assert "needs the folder of the sweep" in refusal(lambda: command.run(["retry=failed"]))
     assert "write retry=failed hydra.sweep.dir=other" in refusal(lambda: command.run(["retry=faild", "hydra.sweep.dir=other"]))
     assert refusal(lambda: command.run([f"retry={folder}", "limit=3"])).startswith("limit=3 cannot be changed by a retry")

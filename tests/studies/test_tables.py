@@ -6,21 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
 
-from blink_exp.cli import CONF
 from blink_exp.evaluation import answering, identity
 from blink_exp.files import write_json
 from blink_exp.settings import compose
 from blink_exp.studies import catalog, comparisons, deltas, plan, point, tables
 from blink_exp.studies.experiments import load_experiment
 from blink_exp.studies.point import measured_point
-
-
-@pytest.fixture(autouse=True)
-def hydra():
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 def composed(*words: str):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from support.encoded_images import encoded
 from support.scripts import ROOT
 
 CONF = ROOT / "conf" / "benchmark"
@@ -45,13 +45,7 @@ def write(folder: Path, split: str, rows: list[dict[str, Any]], config: str | No
 
 def cell(image: Image.Image | bytes | None, i: int) -> dict[str, Any] | None:
     """What the hub has in an image column."""
-    return None if image is None else {"bytes": image if isinstance(image, bytes) else png(image), "path": f"{i}.png"}
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return None if image is None else {"bytes": image if isinstance(image, bytes) else encoded(image), "path": f"{i}.png"}
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (48, 32), mode: str = "RGB") -> Image.Image:

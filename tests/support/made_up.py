@@ -17,15 +17,15 @@ CURVE = """<?xml version="1.0" encoding="utf-8" standalone="no"?>
 </svg>"""
 
 
-def png(width, height=1):
+def png(width):
     """A black PNG."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"".join(b"\0" + bytes(3 * width) for _ in range(height))
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    row = b"\0" + bytes(3 * width)
+    head = struct.pack(">IIBBBBB", width, 1, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
 
 
 def run(total, **more):

@@ -49,12 +49,12 @@ HUB_NAMES = (  # ours, and how the hub's files call it
 WORDS = "USER ASSISTANT A chat between a curious user and an assistant gives helpful answers Is there a red circle in the image Yes No"
 
 
-def write_folder(name: str, folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:
+def write_folder(name: str, folder: Path) -> dict[str, torch.Tensor]:
     """Writes the checkpoint ``name`` at small width in shards. Returns its weights by the hub's key names."""
     folder.mkdir(parents=True)
     raw = published_json(name, **SMALL[name])
     (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(published_config(name, **SMALL[name])).half()
     state = {hub_name(key): weight.contiguous() for key, weight in model.state_dict().items()}
     write_shards(state, folder)
@@ -76,8 +76,8 @@ def hub_name(key: str) -> str:
     return key
 
 
-def write_shards(state: dict[str, torch.Tensor], folder: Path, size: str = "4MB") -> None:
-    split = split_torch_state_dict_into_shards(state, filename_pattern="model{suffix}.safetensors", max_shard_size=size)
+def write_shards(state: dict[str, torch.Tensor], folder: Path) -> None:
+    split = split_torch_state_dict_into_shards(state, filename_pattern="model{suffix}.safetensors", max_shard_size="4MB")
     for file, keys in split.filename_to_tensors.items():
         save_file({key: state[key] for key in keys}, folder / file, metadata={"format": "pt"})
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -1,4 +1,4 @@
-"""What the tests of FasterVLM, HiRED and GlobalCom2 share: pruners in short, random geometries, oracles written out."""
+"""What the tests of HERO, FasterVLM, HiRED and GlobalCom2 share: pruners in short, random geometries, oracles written out."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def full(rows, columns, side=6) -> ViewGeometry:
 
 
 @st.composite
-def images(draw, grids=GRIDS, side=6):
-    rows, columns = draw(st.sampled_from(grids))
-    return ViewGeometry(side, rows, columns, (draw(st.integers(1, 400)), draw(st.integers(1, 400))), newline=True)
+def images(draw):
+    rows, columns = draw(st.sampled_from(GRIDS))
+    return ViewGeometry(6, rows, columns, (draw(st.integers(1, 400)), draw(st.integers(1, 400))), newline=True)
 
 
 def with_logits(views, rows, layer=4):
@@ -64,9 +64,8 @@ def probabilities(encoding, layer) -> list[list[float]]:
     return out
 
 
-def best(scores, k, allowed=None) -> list[int]:
-    order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    return sorted([i for i in order if allowed is None or allowed[i]][:k])
+def best(scores, k) -> list[int]:
+    return sorted(sorted(range(len(scores)), key=lambda i: -scores[i])[:k])
 
 
 def lists(kept) -> list[list[int]]:

@@ -144,7 +144,7 @@ def test_broken_images_of_a_folder_are_counted_and_left_out(tmp_path):
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     module = modules.conv(16)
-    checkpoint.save(module, ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    checkpoint.save_all([(module, ModuleMetadata("b@1", 12, 16, (12, 12), "conv"))], tmp_path)
     again = checkpoint.load(tmp_path, 12, "b@1", 16)
     x = torch.randn(1, 16, 5, 5)
     assert torch.equal(module(x), again(x))
@@ -152,7 +152,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 
 
 def test_a_checkpoint_refuses_what_it_does_not_fit(tmp_path):
-    path = checkpoint.save(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    path = checkpoint.save_all([(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"))], tmp_path)[0]
     for layer, backbone, width, message in (
         (13, "b@1", 16, r"no TokenSR module for layer 13 .* \(it has layers 12-12\); train it: python train.py layer=13"),
         (12, "other@2", 16, "trained for backbone b@1, not other@2"),
@@ -169,7 +169,7 @@ def test_a_checkpoint_refuses_what_it_does_not_fit(tmp_path):
 
 @pytest.mark.parametrize("how", ["cut off", "flipped header", "empty", "other tensors", "no json", "bad json"])
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, how):
-    path = checkpoint.save(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    path = checkpoint.save_all([(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"))], tmp_path)[0]
     raw = path.read_bytes()
     if how == "cut off":
         path.write_bytes(raw[: len(raw) // 2])
@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, how):
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "other tensors":
-        checkpoint.save(modules.mlp(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+        checkpoint.save_all([(modules.mlp(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"))], tmp_path)
     elif how == "no json":
         path.with_suffix(".json").unlink()
     else:
@@ -193,7 +193,7 @@ def test_files_beside_the_modules_and_whole_numbers_in_one_are_one_line(tmp_path
     (tmp_path / "layer_²5.safetensors").touch()
     with pytest.raises(UserError, match=r"no TokenSR module for layer 12 in .* \(it has none\)"):
         checkpoint.load(tmp_path, 12, "b@1", 16)
-    path = checkpoint.save(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"), tmp_path)
+    path = checkpoint.save_all([(modules.conv(16), ModuleMetadata("b@1", 12, 16, (12, 12), "conv"))], tmp_path)[0]
     weights = safetensors.torch.load_file(path)
     safetensors.torch.save_file({name: weight.to(torch.int32) for name, weight in weights.items()}, path)
     with pytest.raises(UserError, match="holds whole numbers in 0.bias"):

@@ -55,13 +55,13 @@ def write_offline(folder: Path) -> None:
     import wandb
 
     said = settings("wandb", mode="offline", rows=5)
-    tracking.log_point(said, write_point(folder / "measured"), folder / "point", "Blink", "sweep7", "blink_table2", 13, ["own:tag"], Bench)
+    tracking.log_point(said, write_point(folder / "measured"), folder / "point", "Blink", "sweep7", "blink_table2", 13, Bench)
     print("finished", wandb.run is None)
     (folder / "table" / "fig").mkdir(parents=True)
     Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "table" / "fig" / "rho.png")
     tracking.log_summary(TABLE, folder / "table", said)
     print("finished", wandb.run is None)
-    loggers = tracking.lightning_logger(said, folder / "training", "tokensr-conv", "layers")
+    loggers = tracking.lightning_logger(said, folder / "training", "tokensr-conv")
     loggers[1].log_metrics({"loss/train": 0.5}, step=3)
     tracking.finish(loggers)
     print("finished", wandb.run is None)
@@ -89,7 +89,7 @@ def test_a_point_in_weights_and_biases(offline_runs):
     folder = offline_runs / "point"
     head, config, history, axes = told(offline(folder))
     assert (head.project, head.display_name, head.run_group, head.job_type) == ("blink-exp", "Blink", "sweep7", "point")
-    assert set(head.tags) == {"experiment:blink_table2", "method:blink", "model:scale-llava", "benchmark:mosaic_mme", "own:tag"}
+    assert set(head.tags) == {"experiment:blink_table2", "method:blink", "model:scale-llava", "benchmark:mosaic_mme"}
     assert config["thresholds"] == {"tau_exp": 0.5} and "store" not in config and config["layer"] is None
     said = {k: v for row in history for k, v in row.items()}
     assert (said["scores/total"], said["blink_table2/mosaic_mme"], said["blink_table2/x"]) == (50.0, 50.0, 13.0)
@@ -123,6 +123,6 @@ def test_a_table_s_summary_in_weights_and_biases(offline_runs):
 @pytest.mark.slow
 def test_a_training_in_weights_and_biases(offline_runs):
     head, config, history, axes = told(offline(offline_runs / "training"))
-    assert (head.run_group, head.job_type, set(head.tags)) == ("layers", "train", {"tokensr:conv", "model:scale-llava"})
+    assert (head.run_group, head.job_type, set(head.tags)) == ("", "train", {"tokensr:conv", "model:scale-llava"})
     assert history[-1]["loss/train"] == 0.5 and history[-1]["trainer/global_step"] == 3
     assert axes["*"] == "trainer/global_step" and config["tokensr"] == {"architecture": "conv"}

@@ -154,7 +154,7 @@ def test_a_checkpoint_of_two_processes_exports_to_modules_that_load(both, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_lost_a_part_is_one_clear_error(both, tmp_path):
+def test_a_checkpoint_that_lost_a_part_is_one_clear_error(both):
     part = both / "last.ckpt" / "checkpoint" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
     whole = part.read_bytes()
     try:

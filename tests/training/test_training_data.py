@@ -112,7 +112,7 @@ def test_images_that_lead_out_of_the_folder_are_left_out_and_named(tmp_path):
         canvases.Files(images, names, False)(0)
 
 
-def test_an_image_that_is_missing_moves_no_other(tmp_path):
+def test_an_image_that_is_missing_moves_no_other():
     names = [f"coco/{i}.jpg" for i in range(4000)]
     train, held = canvases.hold_out(names, 0.1, seed=0)
     assert set(train) | set(held) == set(names)
