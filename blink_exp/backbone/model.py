@@ -36,7 +36,7 @@ class Backbone(Prompts):
     """A LLaVA or LLaVA-NeXT model with its processor.
 
     ``name``: its name in results and checkpoints; ``tokensr``: folder of the TokenSR modules that ship with it, or None; ``pad``: whether
-    images are padded to squares instead of cropped; ``system_prompt``: a key of ``processor.SYSTEM_PROMPTS``; ``quantization``: null, 4bit
+    images are padded to squares instead of cropped; ``system_prompt``: a key of ``prompts.SYSTEM_PROMPTS``; ``quantization``: null, 4bit
     or 8bit; ``revision``: the commit or branch of the hub that the weights come from; ``files``: folder of the saved
     weights.
     """

@@ -177,13 +177,16 @@ def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
     backbone, benchmark, methods, records = methods_to_draw(study)
     samples = chosen(benchmark, study.settings)
     pictures, ids = {}, []
-    for k, sample in enumerate(select_examples(samples, records, count)):
-        image = sample.image()
+    for sample in select_examples(samples, records, count):
+        try:
+            image = sample.image()
+        except OSError:  # drawn alone, the figure is the first to open it
+            continue
         panels = []
         for one in methods:
             share, views = presence(backbone, one.method, key_of(benchmark, sample), image, prompt_of(backbone, benchmark, sample))
             panels.append((one.label, *as_maps(share, views)))
-        pictures[f"{study.name}_{k + 1}"] = draw_panels(image, sample, panels)
+        pictures[f"{study.name}_{len(pictures) + 1}"] = draw_panels(image, sample, panels)
         ids.append(sample.id)
     label = next((one.label for one in methods if one.method.name == "hero"), methods[-1].label)
     names = {one.method.name for one in methods}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -96,6 +97,21 @@ def test_figure_6_shows_each_image_its_own_tokens(scale_next):
     assert kept["random tokens"][hero_kept.ALL] == pytest.approx([0.2] * len(kept["random tokens"][hero_kept.ALL]), abs=0.02)
     with pytest.raises(UserError, match="method=none drops none"):
         hero_kept.examples(study("f", (scale_next, none(scale_next), benchmark)))
+
+
+def test_figure_6_passes_over_an_image_that_does_not_open(scale_next, monkeypatch):
+    benchmark = MosaicHR(images=3)
+    samples = benchmark.samples()
+    first = samples[0].image_id
+
+    def broken():
+        raise OSError("cut off")
+
+    samples = [replace(s, image=broken) if s.image_id == first else s for s in samples]
+    monkeypatch.setattr(benchmark, "samples", lambda: samples)
+    hero = Method(name="hero", pruner=Hero(0.2, frozenset({8}), frozenset({22})))
+    drawing = hero_kept.examples(study("f", (scale_next, hero, benchmark)), count=3, asked=3)
+    assert set(drawing.pictures) == {"f_1", "f_2"} and len(drawing.data["examples"]) == 2
 
 
 def test_on_a_table_s_page_each_method_is_drawn_at_the_last_of_its_points(tmp_path, monkeypatch):
