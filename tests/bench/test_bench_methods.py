@@ -12,6 +12,7 @@ from bench import methods, reading, shapes, throughput, usual, ways
 from bench.meters import HostReads, arithmetic, layer_flops
 from blink_exp.core.encoding import EncoderRequirements
 from blink_exp.core.views import all_tokens
+from blink_exp.decoder import scan
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.token_scans import pairwise_distances
 from blink_exp.methods.blink import BlinkPolicy, blink
@@ -162,8 +163,9 @@ def test_the_toy_fills_every_column_and_judges_every_bar(monkeypatch):
     assert all(line["met"] is not None for line in found["bars"])
 
 
-def test_a_scan_of_whole_grids_reads_once_a_layer():
-    """At batch 1 a decision costs one small copy from the device, whatever else the scan makes."""
+def test_a_scan_of_whole_grids_reads_once_a_layer(monkeypatch):
+    """At batch 1 a decision costs one small copy from a GPU, whatever else the scan makes. A CPU's batches are sorted by length first."""
+    monkeypatch.setattr(scan, "independent", lambda x: False)
     model = random_llava(layers=4)
     batch = prompts(model, [[8, 9, 10]])
 
