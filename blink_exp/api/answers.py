@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from blink_exp.documents import LayerStep
+from blink_exp.documents import Cost, LayerStep, ShownPart
 from blink_exp.errors import UserError, flat
 from blink_exp.files import write_text
 
@@ -37,8 +37,8 @@ class Trace:
     tokens_by_layer: list[float]
     layer_tokens: float
     prefill_flops: int
-    second_view: dict[str, Any] | None = None
-    cost: dict[str, Any] | None = field(default=None, repr=False)
+    second_view: ShownPart | None = None
+    cost: Cost | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from blink_exp.documents import Footnote
+
 
 @functools.lru_cache
 def published(paper: str) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def _by_id(paper: str, kind: str, source: str) -> dict[str, Any]:
     return found
 
 
-def footnotes(paper: str, source: str) -> list[dict[str, str]]:
+def footnotes(paper: str, source: str) -> list[Footnote]:
     """What is known about a table or figure beside its numbers, in the file's order: [{kind, text}], kind being discrepancy, rounding,
     extraction, ambiguity, missing, info or cross_paper."""
     entry = _by_id(paper, "figures" if "-fig-" in source else "tables", source)
