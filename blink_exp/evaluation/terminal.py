@@ -128,14 +128,14 @@ class Lines:
     def __init__(self, total: int | None, title: str, clock: Callable[[], float] = time.monotonic):
         self.total, self.title, self.clock = total, title, clock
         self.done, self.tenth = 0, 0
-        self.found, self.spent = 0, 0.0  # done within the first second: reused answers, excluded from the pace
+        self.reused, self.spent = 0, 0.0  # done within the first second: reused answers, excluded from the pace
         self.started = self.last = clock()
 
     def advance(self, n: int) -> None:
         self.done += n
         now = self.clock()
         if now - self.started < 1:
-            self.found, self.spent = self.done, now - self.started
+            self.reused, self.spent = self.done, now - self.started
         tenth = 10 * self.done // self.total if self.total else 0
         if n and (tenth > self.tenth or now - self.last >= EVERY):
             print(self.line(now - self.started), flush=True)
@@ -146,6 +146,6 @@ class Lines:
         if not self.total:
             return f"{self.title}: {self.done}, {duration(spent)}"
         rest = ""
-        if self.found < self.done < self.total:
-            rest = f", about {duration((spent - self.spent) * (self.total - self.done) / (self.done - self.found))} left"
+        if self.reused < self.done < self.total:
+            rest = f", about {duration((spent - self.spent) * (self.total - self.done) / (self.done - self.reused))} left"
         return f"{self.title}: {self.done} of {self.total} ({100 * self.done // self.total} %), {duration(spent)}{rest}"

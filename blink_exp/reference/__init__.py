@@ -45,8 +45,8 @@ def _by_id(paper: str, kind: str, source: str) -> dict[str, Any]:
     entries = {entry["id"]: entry for entry in published(paper)[kind]}
     if source not in entries:
         raise KeyError(f"{paper} has no {source} among its {kind}: {', '.join(entries)}")
-    found: dict[str, Any] = entries[source]
-    return found
+    match: dict[str, Any] = entries[source]
+    return match
 
 
 def footnotes(paper: str, source: str) -> list[Footnote]:
@@ -90,8 +90,8 @@ def rival(backbone: str, tokens: int | None, method: str, column: str) -> dict[s
         untouched = file["untouched"].get(backbone, {})
         return {file["untouched_source"]: untouched[column]} if column in untouched else {}
     sources = file["cells"][backbone].get(tokens, {}).get(method, {})
-    found = {name: values[column] for name, values in sources.items() if column in values}
-    return dict(sorted(found.items(), key=lambda cell: cell[0] != file["anchor"]))
+    numbers = {name: values[column] for name, values in sources.items() if column in values}
+    return dict(sorted(numbers.items(), key=lambda cell: cell[0] != file["anchor"]))
 
 
 def overrides(params: dict[str, Any], scale: bool = False) -> list[str]:

@@ -59,8 +59,8 @@ def measure_llava(backbone: Backbone, limit: int | None = None) -> dict[str, Any
     mosaics = {}
     for n in (2, 3, 4):
         for blank in (False, True):
-            found = held_out(backbone.model, tokenizer, n, scenes, blank)
-            mosaics[f"{n}x{n}{' blank' if blank else ''}"] = {k: round(100 * v, 1) for k, v in found.items()}
+            accuracies = held_out(backbone.model, tokenizer, n, scenes, blank)
+            mosaics[f"{n}x{n}{' blank' if blank else ''}"] = {k: round(100 * v, 1) for k, v in accuracies.items()}
     return {
         "backbone": backbone.identity,
         "scenes": scenes,
@@ -76,11 +76,11 @@ def saliency_profile(backbone: Backbone, limit: int | None = None) -> dict[str, 
     ``accuracy`` in per cent."""
     benchmark = TwoByTwo(MosaicOpen())
     records = scan_records(backbone, benchmark, spread(benchmark.samples(), limit), batch_size=32)
-    found = by_layer(records, PatchGrid(2, *backbone.grid), backbone.depth)
+    curves = by_layer(records, PatchGrid(2, *backbone.grid), backbone.depth)
     return {
-        "rho": found["rho"],
-        "hit": found["hit"],
-        "samples": found["annotated"],
+        "rho": curves["rho"],
+        "hit": curves["hit"],
+        "samples": curves["annotated"],
         "accuracy": 100 * sum(r["correct"] for r in records) / len(records),
         "benchmark": benchmark.name,
     }

@@ -28,8 +28,8 @@ def measure_next(assets: Path = SHIPPED, scenes: int = SCENES) -> dict[str, Any]
     backbone.clip = ClipText(load_clip(assets), tokenizer, tokenizer.eos_token)
     seen = {}
     for what in ("all", "thumbnail", "blank"):
-        found = train_next.held_out(backbone.model, backbone.processor, scenes, what)
-        seen[what] = {k: round(100 * v, 1) for k, v in found.items()}
+        accuracies = train_next.held_out(backbone.model, backbone.processor, scenes, what)
+        seen[what] = {k: round(100 * v, 1) for k, v in accuracies.items()}
     ranks = {k: {"first": round(100 * v, 1), "questions": n} for k, (v, n) in clipscore(backbone, scenes).items()}
     return {"backbone": backbone.identity, "scenes": scenes, "mosaic_hr": seen, "clipscore": ranks}
 
@@ -43,9 +43,9 @@ def clipscore(backbone: Backbone, scenes: int) -> dict[str, tuple[float, int]]:
         rng = np.random.default_rng((2, 78, k))
         batch = train_next.batch_of(rng, backbone.processor, "test", 8, 10)
         images = {str(i): scene.canvas for i, scene in enumerate(batch.scenes)}
-        found = backbone.encodings(images, EncoderRequirements(text=True))
+        encodings = backbone.encodings(images, EncoderRequirements(text=True))
         for i, (scene, asked) in enumerate(zip(batch.scenes, batch.asked, strict=True)):
-            encoding = found[str(i)]
+            encoding = encodings[str(i)]
             assert encoding.projected is not None and encoding.embed_text is not None
             shows = train_next.coverage(scene, batch.views)[:, 1:].sum(-1)  # (objects, tiles)
             tiles = torch.nn.functional.normalize(encoding.projected[1:], dim=-1)

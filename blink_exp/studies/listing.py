@@ -56,8 +56,8 @@ def show_list(sweep: SweepSettings, experiments: list[Experiment], user_override
 def limit_of(folder: Path) -> str:
     """The ``limit`` of a stored point, as ``str`` writes it. Read as text: to parse the settings of every point takes seconds."""
     with contextlib.suppress(OSError, ValueError):
-        found = LIMIT.search(read_text(folder / results.CONFIG))
-        return "None" if found is None or found[1] == "null" else found[1]
+        match = LIMIT.search(read_text(folder / results.CONFIG))
+        return "None" if match is None or match[1] == "null" else match[1]
     return "None"
 
 

@@ -165,8 +165,11 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
 
 def token_settings(method: dict[str, Any], prefix: str = "method") -> list[str]:
     """The dotted names of a method's ``tokens``, and of those of the halves of a pair, that are not null."""
-    own = [f"{prefix}.tokens"] if method.get("tokens") is not None else []
-    return [*own, *(name for key, value in method.items() if isinstance(value, dict) for name in token_settings(value, f"{prefix}.{key}"))]
+    names = [f"{prefix}.tokens"] if method.get("tokens") is not None else []
+    return [
+        *names,
+        *(name for key, value in method.items() if isinstance(value, dict) for name in token_settings(value, f"{prefix}.{key}")),
+    ]
 
 
 def without_tokens(method: dict[str, Any]) -> dict[str, Any]:

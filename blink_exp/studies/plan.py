@@ -244,11 +244,11 @@ def training(
     none, or the user names modules.
 
     Raises UserError on a published backbone without ``train`` overrides: the scale model's training settings do not fit it."""
-    own = list((point or {}).get("trains") or [])
-    words_of_training = [*(experiment.get("trains") or []), *own]
+    point_training = list((point or {}).get("trains") or [])
+    words_of_training = [*(experiment.get("trains") or []), *point_training]
     if not words_of_training or any(word.startswith("tokensr.path=") for word in user_overrides):
         return None
-    shared_groups = ("model", "seed", *(("layer", "layers") if own else ()))
+    shared_groups = ("model", "seed", *(("layer", "layers") if point_training else ()))
     shared = [word for word in (*experiment.get("overrides", []), *user_overrides) if key(word).partition(".")[0] in shared_groups]
     train_overrides = shlex.split(sweep.train)
     overrides = [*shared, *words_of_training, *train_overrides]
@@ -293,7 +293,7 @@ def _train(overrides: list[str], folder: Path) -> None:
     print(f"training first, which limit= does not shorten (tokensr.path=FOLDER spares it): {command(overrides, 'train')}", flush=True)
     resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
     process = training_process([*overrides, *resume, f"hydra.run.dir={folder}"])
-    own = {k: v for k, v in os.environ.items() if k not in OF_TORCHRUN}  # of torchrun's other processes Lightning would wait for
-    done = subprocess.run(process, env=own if under_torchrun() else None)
+    environment = {k: v for k, v in os.environ.items() if k not in OF_TORCHRUN}  # of torchrun's other processes Lightning would wait for
+    done = subprocess.run(process, env=environment if under_torchrun() else None)
     if done.returncode:
         raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train')}")
