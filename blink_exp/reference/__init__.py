@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -56,10 +56,21 @@ def footnotes(paper: str, source: str) -> list[Footnote]:
     return [{"kind": note["kind"], "text": note["text"]} for note in entry.get("notes", [])]
 
 
-def entry(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
-    """One row of a published table: label, params, values, and always ``derived`` [columns that follow from printed numbers without
-    being printed], ``missing`` {column without a number: why} and ``conjecture`` {column: a guess, basis: its reason}, which is never
-    reference data.
+class PublishedRow(TypedDict):
+    """``params``: the settings that the paper states; ``values``: by column, None where a cell is lost or was not reported; ``derived``:
+    columns that follow from printed numbers without being printed; ``missing``: {column without a number: why}; ``conjecture``: {column: a
+    guess, basis: its reason}, which is never reference data."""
+
+    label: str
+    params: dict[str, Any]
+    values: dict[str, Any]
+    derived: list[str]
+    missing: dict[str, str]
+    conjecture: dict[str, Any]
+
+
+def entry(paper: str, table: str, label: str, **params: Any) -> PublishedRow:
+    """One row of a published table.
 
     ``params``: settings that it must have, for tables that print a label for several models. Raises KeyError where no row or more than
     one fits.
@@ -72,15 +83,15 @@ def entry(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
         raise KeyError(f"{paper}: {table} has {len(matches) or 'no'} row{'s' * (len(matches) > 1)} {query}")
     why = tables[0].get("null_means", "not given")
     missing = {column: why for column, value in matches[0]["values"].items() if value is None} | matches[0].get("missing", {})
-    return {"derived": [], "conjecture": {}, **matches[0], "missing": missing}
+    row: PublishedRow = {"derived": [], "conjecture": {}} | matches[0] | {"missing": missing}
+    return row
 
 
 def row(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
     """The values of one row (see ``entry``), None where a cell is lost or was not reported; beside them ``derived``, ``missing`` and
     ``conjecture`` as ``entry`` has them."""
     match = entry(paper, table, label, **params)
-    values: dict[str, Any] = match["values"]
-    return values | {k: match[k] for k in ("derived", "missing", "conjecture")}
+    return match["values"] | {"derived": match["derived"], "missing": match["missing"], "conjecture": match["conjecture"]}
 
 
 def rival(backbone: str, tokens: int | None, method: str, column: str) -> dict[str, float]:
