@@ -1,4 +1,4 @@
-"""Plain data that modules hand on and that files hold, as JSON has it: records, runs, rows, tables, figures."""
+"""Plain data that modules hand on and that files hold, as JSON and YAML have it: records, runs, tables, figures, experiments, searches."""
 
 from __future__ import annotations
 
@@ -595,3 +595,16 @@ class ViewDocument(TypedDict):
     kept: ViewTokens | None
     answers: list[AnswerLine]
     command: str | None
+
+
+class TrainingMetrics(Provenance, total=False):
+    """What metrics.json holds of a finished training. ``layers``: by layer what ``training.quality`` measured; ``parameters``: of all
+    modules; ``images``: statistics of the source."""
+
+    layers: Required[dict[Any, dict[str, float]]]
+    parameters: Required[int]
+    images: dict[str, Any]
+    skipped_images: list[str]
+    backbone: dict[str, Any]
+    devices: int
+    parts_of_a_step: int

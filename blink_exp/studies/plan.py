@@ -29,7 +29,7 @@ from typing import Any
 from blink_exp.backbone.load import check_there
 from blink_exp.backbone.shipped import shipped
 from blink_exp.cli import under_torchrun
-from blink_exp.documents import Experiment, ExperimentPoint, PointRun
+from blink_exp.documents import Experiment, ExperimentPoint, PointRun, TrainingMetrics
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
@@ -283,7 +283,8 @@ def training_measures(sweep: SweepSettings, experiment: Experiment, user_overrid
     training_run = training(sweep, experiment, user_overrides, point) if point.get("trains") else None
     if training_run is None:
         return {}
-    finished: Any = read_object(training_run[1] / "metrics.json", {}, "it is trained again")
+    document: Any = read_object(training_run[1] / "metrics.json", {}, "it is trained again")
+    finished: TrainingMetrics = document
     rows = list(finished["layers"].values())
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "samples"}
     return means | {"parameters": finished["parameters"] / len(rows)}
