@@ -212,14 +212,14 @@ def scored(benchmark: Benchmark, records: list[Record], out: Path) -> ScoredRun:
         "protocol": benchmark.protocol,
         "split": getattr(benchmark, "split", None),
         "headline": benchmark.headline,
-        "scores": {k: entry(score) for k, score in (benchmark.score(records) if records else {}).items()},
+        "scores": {k: stored(score) for k, score in (benchmark.score(records) if records else {}).items()},
         "samples": len(records),
         "without_answer": sum("answer" in r and r["answer"] is None for r in records),
         "files": [str(file.relative_to(out)) for file in files],
     }
 
 
-def entry(score: Score) -> ScoreValue:
+def stored(score: Score) -> ScoreValue:
     return {"value": score.value, "samples": score.samples, "stderr": score.stderr}
 
 
