@@ -20,10 +20,10 @@ def first_nonfinite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
         if tensor.is_floating_point() and tensor.device.type != "meta" and tensor.numel():
             held = tensor.detach()
             sums[held.device].append((k, name, held, held.sum(dtype=torch.promote_types(held.dtype, torch.float32))))
-    found = []
+    nonfinite = []
     for group in sums.values():
         suspects = (~torch.stack([total.double() if total.device.type != "mps" else total for *_, total in group]).isfinite()).tolist()
-        found += [
+        nonfinite += [
             (k, name) for (k, name, held, _), suspect in zip(group, suspects, strict=True) if suspect and not bool(held.isfinite().all())
         ]
-    return min(found)[1] if found else None
+    return min(nonfinite)[1] if nonfinite else None

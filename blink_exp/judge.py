@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from blink_exp.documents import JudgeVerdict
 from blink_exp.errors import UserError
 from blink_exp.files import encodable, parse_json, read_text
 from blink_exp.settings.doors import install
@@ -38,9 +39,10 @@ class Verdict:
     def unparsed(self) -> bool:
         return self.why == UNPARSED
 
-    def plain(self, model: str) -> dict[str, Any]:
+    def plain(self, model: str) -> JudgeVerdict:
         """The verdict as stored in a record."""
-        return {"model": model, "value": self.value, "text": self.text} | ({"why": self.why} if self.why else {})
+        verdict: JudgeVerdict = {"model": model, "value": self.value, "text": self.text}
+        return {**verdict, "why": self.why} if self.why else verdict
 
 
 class RequestError(Exception):

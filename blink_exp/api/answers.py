@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from blink_exp.documents import LayerStep
+from blink_exp.documents import Cost, LayerStep, ShownPart, ViewDocument
 from blink_exp.errors import UserError, flat
 from blink_exp.files import write_text
 
@@ -37,8 +36,8 @@ class Trace:
     tokens_by_layer: list[float]
     layer_tokens: float
     prefill_flops: int
-    second_view: dict[str, Any] | None = None
-    cost: dict[str, Any] | None = field(default=None, repr=False)
+    second_view: ShownPart | None = None
+    cost: Cost | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Page:
     """
 
     html: str = field(repr=False)
-    contents: dict[str, Any] = field(repr=False)
+    contents: ViewDocument = field(repr=False)
     kept: np.ndarray = field(repr=False)
     kept_tiles: np.ndarray | None = field(repr=False)
 

@@ -134,10 +134,10 @@ class Attached:
             rows.append(torch.cat([real[:first], real[image][:1].expand(len(visual[b].features)), real[first + int(image.sum()) :]]))
         longest = max(map(len, rows))
         padded = ids.new_zeros((len(rows), longest))
-        kept = torch.zeros_like(padded)
+        attention_mask = torch.zeros_like(padded)
         for b, row in enumerate(rows):
-            padded[b, longest - len(row) :], kept[b, longest - len(row) :] = row, 1
-        return padded, kept
+            padded[b, longest - len(row) :], attention_mask[b, longest - len(row) :] = row, 1
+        return padded, attention_mask
 
 
 def _one_block(image: torch.Tensor) -> bool:
@@ -164,9 +164,9 @@ class NoProcessor:
 def known(path: str) -> dict[str, Any]:
     """``name``, ``clip`` and ``path`` of the preset of conf/model that the weights at ``path`` are of; empty where there is none."""
     for file in sorted((CONF / "model").glob("*.yaml")):
-        own = str(read_yaml(file).get("path"))
-        folders = shipped(own)
-        if path == own or (folders is not None and Path(path).resolve() == folders[0]):
+        preset_path = str(read_yaml(file).get("path"))
+        folders = shipped(preset_path)
+        if path == preset_path or (folders is not None and Path(path).resolve() == folders[0]):
             preset: dict[str, Any] = composed_plain("evaluate", [f"model={file.stem}"])["model"]
             return preset
     return {}

@@ -81,8 +81,8 @@ def retried(values: dict[str, str], words: Sequence[str]) -> list[str] | None:
         raise UserError(f"retry={values['retry']} is not known; write retry=failed {SWEEP_DIR}={values[SWEEP_DIR]}")
     if not folder:
         raise UserError(f"retry={values['retry']} needs the folder of the sweep: {command_name('sweep')} retry=failed {SWEEP_DIR}=FOLDER")
-    own = [word for word in words if word.partition("=")[0] not in ("retry", SWEEP_DIR)]
-    for word_ in own:
+    launcher_words = [word for word in words if word.partition("=")[0] not in ("retry", SWEEP_DIR)]
+    for word_ in launcher_words:
         if not word_.startswith(OF_LAUNCHER):
             raise UserError(
                 f"{word_} cannot be changed by a retry, which runs the points as they were; leave it away, or start another sweep with"
@@ -101,17 +101,17 @@ def retried(values: dict[str, str], words: Sequence[str]) -> list[str] | None:
         print(f"nothing to run again in {folder}: {counts}")
         return None
     retry(AGAIN)
-    return ["-m", *command_words(sweep, own), word(SWEEP_DIR, folder)]
+    return ["-m", *command_words(sweep, launcher_words), word(SWEEP_DIR, folder)]
 
 
-def command_words(sweep: SweepFolder, own: Sequence[str]) -> list[str]:
-    """The words of a sweep's command, with the launcher of ``own``, if there is one."""
+def command_words(sweep: SweepFolder, launcher_words: Sequence[str]) -> list[str]:
+    """The words of a sweep's command, with the launcher of ``launcher_words``, if there is one."""
     hydra: dict[str, Any] = sweep.command["hydra"]
     folders = [source["path"] for source in hydra["runtime"]["config_sources"] if source["provider"] == "command-line"]
     words = [str(word) for word in hydra["overrides"]["hydra"] if word.partition("=")[0].lstrip("+") not in PER_PROCESS]
-    if any(word.startswith("hydra/launcher=") for word in own):
+    if any(word.startswith("hydra/launcher=") for word in launcher_words):
         words = [word for word in words if not word.startswith(OF_LAUNCHER)]
-    words += own
+    words += launcher_words
     if "hydra/launcher=basic" in words:  # Hydra's own runs every job; this one the same way, but those that it is to
         words = [word for word in words if word != "hydra/launcher=basic"] + ["hydra/launcher=shared", "hydra.launcher.group_size=1"]
     return [*(part for folder in folders for part in ("--config-dir", folder)), *words, *map(str, hydra["overrides"]["task"])]

@@ -7,7 +7,9 @@ Parts are cut from the image's *canvas*, what its base view shows (``blink_exp.b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from blink_exp.documents import ShownPart
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions
 PixelBox = tuple[int, int, int, int]  # left, top, right, bottom
@@ -73,7 +75,7 @@ class SecondView:
     box: Box
     region: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ShownPart:
         return {"box": list(self.box), "region": self.region}
 
 

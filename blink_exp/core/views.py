@@ -45,8 +45,8 @@ class ViewGeometry:
         side = config.vision_config.image_size // config.vision_config.patch_size
         if not hasattr(config, "image_grid_pinpoints"):
             return cls(side)
-        own = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
-        rows, columns = tile_grid or own
+        default_grid = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        rows, columns = tile_grid or default_grid
         return cls(side, rows, columns, (int(size[0]), int(size[1])), newline=True)
 
     @property
@@ -198,10 +198,10 @@ def original_positions(source: torch.Tensor, views: ViewGeometry) -> OriginalPos
     full = pack(views, all_tokens(views))
     if torch.equal(source, full):
         return None
-    place = torch.full((views.count * views.tokens,), -1)
-    place[full[full >= 0]] = (full >= 0).nonzero()[:, 0]
-    patch = (source >= 0) & (source < len(place))
-    numbers = torch.where(patch, place[torch.where(patch, source, 0)], -1)
+    positions = torch.full((views.count * views.tokens,), -1)
+    positions[full[full >= 0]] = (full >= 0).nonzero()[:, 0]
+    patch = (source >= 0) & (source < len(positions))
+    numbers = torch.where(patch, positions[torch.where(patch, source, 0)], -1)
     newlines, places = source == NEWLINE, (full == NEWLINE).nonzero()[:, 0]
     if int(newlines.sum()) == views.rows * views.side != len(places):  # those of all rows of the padded grid
         shown = views.valid.flatten()[views.stitched].any(1)

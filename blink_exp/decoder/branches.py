@@ -75,7 +75,7 @@ class Branch:
     def visual_places(self) -> list[int]:
         """Places in the front of all visual tokens."""
         ends = [self.visual_end(k) for k in range(len(self.blocks))]
-        return [place for end, block in zip(ends, self.blocks, strict=True) for place in range(end - block.visual, end)]
+        return [position for end, block in zip(ends, self.blocks, strict=True) for position in range(end - block.visual, end)]
 
 
 @dataclass

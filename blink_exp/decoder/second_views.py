@@ -78,11 +78,11 @@ def chosen(backbone: Backbone, method: Method, images: ImagesById, askings: Rows
     scores, generic = _attention(backbone, method.name, chooser, images, askings)
     out = []
     for n, asking in enumerate(askings):
-        place = places[asking.image]
-        regions = tuple(place.on_canvas(box) for box in asking.regions)
-        choice = chooser.choose(Subject(asking.sample, place.canvas, regions, scores[n], generic[n]))
-        box = region_box(choice, chooser.p, *place.canvas) if isinstance(choice, int) else choice
-        fractions = place.on_image(box)
+        placement = places[asking.image]
+        regions = tuple(placement.on_canvas(box) for box in asking.regions)
+        choice = chooser.choose(Subject(asking.sample, placement.canvas, regions, scores[n], generic[n]))
+        box = region_box(choice, chooser.p, *placement.canvas) if isinstance(choice, int) else choice
+        fractions = placement.on_image(box)
         rounded = (round(fractions[0], 4), round(fractions[1], 4), round(fractions[2], 4), round(fractions[3], 4))
         out.append((box, SecondView(rounded, choice if isinstance(choice, int) else None)))
     return out

@@ -97,7 +97,7 @@ class SharedKVCache:
             self.masks.real = self._real(lengths, ahead)
         if not self.front:
             return self.own[0], self.own[1], self.masks.real
-        keys, values = (own.new_empty(*own.shape[:2], ahead + own.shape[2], own.shape[3]) for own in self.own)
+        keys, values = (part.new_empty(*part.shape[:2], ahead + part.shape[2], part.shape[3]) for part in self.own)
         filled = [ahead - length for length in lengths]
         for row, column in enumerate(filled):
             if column:
@@ -118,8 +118,8 @@ class SharedKVCache:
 
     def _real(self, lengths: list[int], ahead: int) -> torch.Tensor:
         keys = self.own[0]
-        rows, _, own, _ = keys.shape
-        valid = keys.new_ones(rows, own, dtype=torch.bool) if self.mask is None else self.mask[:, -1].expand(rows, own)
+        rows, _, tokens, _ = keys.shape
+        valid = keys.new_ones(rows, tokens, dtype=torch.bool) if self.mask is None else self.mask[:, -1].expand(rows, tokens)
         columns = torch.arange(ahead, device=keys.device)
         return torch.cat([columns >= ahead - torch.tensor(lengths, device=keys.device)[:, None], valid], dim=1)
 
@@ -287,8 +287,8 @@ def _own_by_length(
     out, total = torch.zeros_like(query), query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
     for tokens, rows in by_value(mask[:, -1].sum(1).tolist()).items():  # the last token sees all
         asked = min(tokens, query.shape[2])
-        own = keys[rows, :, -tokens:], values[rows, :, -tokens:]
-        out[rows, :, -asked:], total[rows, :, -asked:] = _own(query[rows, :, -asked:], *own, SharedKVCache([], own=own), scaling)
+        unpadded = keys[rows, :, -tokens:], values[rows, :, -tokens:]
+        out[rows, :, -asked:], total[rows, :, -asked:] = _own(query[rows, :, -asked:], *unpadded, SharedKVCache([], own=unpadded), scaling)
     return out, total
 
 

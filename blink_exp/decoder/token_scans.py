@@ -136,7 +136,7 @@ def _scan_part(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tensor
     out = []
     for branch, row_scores in zip(batch.branches, scores.tolist(), strict=True):
         first = ahead - length(branch.front)
-        out.append(tuple(row_scores[first + place] for place in branch.visual_places))
+        out.append(tuple(row_scores[first + position] for position in branch.visual_places))
     return out
 
 

@@ -103,7 +103,7 @@ def _ask_ranks(
     count = devices[0].count
     team = ranks.team(count)
     shares = [left[rank::count] for rank in range(count)]
-    job: dict[str, Any] = {
+    job: ranks.Job = {
         "points": [{"settings": asdict(of.settings), "log": log.address()} for of, log in zip(devices, logs, strict=True)],
         "units": shares,
         "batch_size": size.size,

@@ -6,11 +6,12 @@ from typing import Any
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
+from blink_exp.documents import TokenBudget
 from blink_exp.methods.budgets import layer_average, nominal_tokens, schedule_text, whole_tokens
 from blink_exp.settings.roots import PointSettings
 
 
-def budget_of(settings: PointSettings, backbone: Backbone, method: Method) -> dict[str, Any] | None:
+def budget_of(settings: PointSettings, backbone: Backbone, method: Method) -> TokenBudget | None:
     """The budget of a method that drops visual tokens; None for one that drops none.
 
     ``tokens``, ``retention_ratio``: as set (the former goes before the latter), None where the method has none.
@@ -37,7 +38,7 @@ def _takes(node: dict[str, Any], *names: str) -> bool:
     return any(name in node for name in names) or any(_takes(half, *names) for half in node.values() if isinstance(half, dict))
 
 
-def budget_line(name: str, budget: dict[str, Any]) -> str | None:
+def budget_line(name: str, budget: TokenBudget) -> str | None:
     """The schedule of a budget as a sentence; None where there is none to state."""
     if budget["by_layer"] is None:
         return None

@@ -27,6 +27,7 @@ from blink_exp.decoder.answers import visual_tokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking
 from blink_exp.decoder.shared_attention import SharedKVCache
+from blink_exp.documents import Cost
 from blink_exp.evaluation.tokens import layer_flops
 from blink_exp.flops import CPU_ATTENTION
 
@@ -44,22 +45,23 @@ def tower_flops(config: Any) -> int:
 
 
 @torch.no_grad()
-def measure_cost(backbone: Backbone, method: Method, prompts: Sequence[tuple[Any, Asking | str]]) -> dict[str, Any]:
+def measure_cost(backbone: Backbone, method: Method, prompts: Sequence[tuple[Any, Asking | str]]) -> Cost:
     """Mean cost over ``prompts``, pairs of (image, question), each run alone after one warm-up."""
     with attach(backbone.model, method) as attached:
         visual, batch, _ = _inputs(backbone, method, attached, *prompts[0])
         _generate(backbone.model, batch, visual, 2)
         rows = [_one(backbone, method, attached, image, question) for image, question in prompts]
-    means = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
+    means: Any = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if not isinstance(rows[0][k], list)}
     by_layer = list(zip(*(r["tokens_by_layer"] for r in rows), strict=True))
     device = backbone.model.device
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return means | {
+    cost: Cost = means | {
         "tokens_by_layer": [sum(layer) / len(rows) for layer in by_layer],
         "peak_memory_bytes": peak,
         "peak_memory_is": "allocated on the device" if device.type == "cuda" else "resident set of the process",
         "prompts": len(rows),
     }
+    return cost
 
 
 def _inputs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from blink_exp import hub
 from blink_exp.backbone.memory import check_batch, shared_bytes
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import check_workers
-from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Submits, shard, spread
+from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Score, Submits, shard, spread
 from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking
-from blink_exp.documents import Metrics, Record, Skipped
+from blink_exp.documents import Cost, Metrics, Record, ScoredRun, ScoreValue, Skipped
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import identity, ranks, results
 from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation, prompt_of
@@ -200,7 +200,7 @@ def check_complete(records: list[Record], skipped: list[Skipped], limit: float) 
         raise Incomplete(f"{share}, more than skip_limit={limit:g} allows{first}; bring the data back, or raise skip_limit")
 
 
-def scored(benchmark: Benchmark, records: list[Record], out: Path) -> dict[str, Any]:
+def scored(benchmark: Benchmark, records: list[Record], out: Path) -> ScoredRun:
     """Scores of ``records`` with benchmark metadata. Writes ``records.jsonl`` and the files for a test server or judge."""
     write_text(out / RECORDS, write_lines(records))  # before judging: a failing judge must not lose the predictions
     if isinstance(benchmark, Judged) and records:
@@ -212,11 +212,15 @@ def scored(benchmark: Benchmark, records: list[Record], out: Path) -> dict[str, 
         "protocol": benchmark.protocol,
         "split": getattr(benchmark, "split", None),
         "headline": benchmark.headline,
-        "scores": {k: asdict(v) for k, v in (benchmark.score(records) if records else {}).items()},
+        "scores": {k: stored(score) for k, score in (benchmark.score(records) if records else {}).items()},
         "samples": len(records),
         "without_answer": sum("answer" in r and r["answer"] is None for r in records),
         "files": [str(file.relative_to(out)) for file in files],
     }
+
+
+def stored(score: Score) -> ScoreValue:
+    return {"value": score.value, "samples": score.samples, "stderr": score.stderr}
 
 
 def chosen(benchmark: Benchmark, settings: PointSettings) -> list[Sample]:
@@ -229,7 +233,7 @@ def chosen(benchmark: Benchmark, settings: PointSettings) -> list[Sample]:
     return part
 
 
-def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: list[Sample], prompts: int) -> dict[str, Any] | None:
+def cost_of(backbone: Backbone, method: Method, benchmark: Benchmark, samples: list[Sample], prompts: int) -> Cost | None:
     """Cost measured on the first ``prompts`` samples with a readable image; None without any."""
     pairs = []
     for sample in samples:

@@ -122,7 +122,7 @@ def modules(method: Any) -> dict[str, Any] | None:
     if method.get("amplify") and "tokensr" in method:
         tokensr: dict[str, Any] | None = method["tokensr"]
         return tokensr
-    return next((found for value in method.values() if (found := modules(value))), None)
+    return next((tokensr for value in method.values() if (tokensr := modules(value))), None)
 
 
 def of_folder(folder: Path, patterns: tuple[str, ...]) -> str:

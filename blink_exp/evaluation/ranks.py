@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
@@ -101,6 +101,40 @@ def pin(job: int, count: int, device: str) -> None:
         torch.cuda.set_device(_pinned[0])
 
 
+class JobPoint(TypedDict):
+    """``settings``: of the point, as plain values; ``log``: ``RecordLog.address``."""
+
+    settings: dict[str, Any]
+    log: dict[str, str]
+
+
+class Job(TypedDict):
+    """What all processes work on. ``units``: the numbers of those that each rank answers; ``workers``: that open images, of each."""
+
+    points: list[JobPoint]
+    units: list[list[int]]
+    batch_size: int
+    first_gpu: int
+    workers: int
+
+
+class JobResult(TypedDict):
+    """What a process says at the end of a job. ``skipped``: {sample id: why}; ``batch_size``: that fitted in memory."""
+
+    skipped: dict[str, str]
+    batch_size: int
+
+
+class Failure(TypedDict, total=False):
+    """An exception of another process: ``errno`` (its number, text and file) and ``write`` of an OSError, else the other three."""
+
+    errno: list[Any]
+    write: bool
+    kind: str
+    line: str
+    rank: int
+
+
 class Team:
     """The processes of a run as rank 0 sees them. ``local``: how many of ``world`` are on this machine."""
 
@@ -110,7 +144,7 @@ class Team:
         self.threads = torch.get_num_threads()
 
     @contextlib.contextmanager
-    def job(self, job: dict[str, Any]) -> Iterator[Running]:
+    def job(self, job: Job) -> Iterator[Running]:
         """Has the other processes work on ``job`` in the block; see ``worker``."""
         running = Running(self, self.jobs)
         self.store.set(f"{self.jobs}/job", json.dumps(job))
@@ -179,7 +213,7 @@ class Running:
             raise LostRank(f"the connection to the other processes is gone ({error}); {resume_hint()}") from None
         return self.seen - before
 
-    def results(self, advance: Callable[[int], None]) -> list[dict[str, Any]]:
+    def results(self, advance: Callable[[int], None]) -> list[JobResult]:
         """Waits for the other processes, and returns what each says at the end of the job."""
         keys = [f"{self.number}/{rank}/result" for rank in range(1, self.team.world)]
         while not self.team.store.check(keys):
@@ -200,7 +234,7 @@ def lost(rank: int, world: int, code: int) -> LostRank:
     return LostRank(f"the process of rank {rank} of {world} {how}{memory}; {resume_hint()}")
 
 
-def described(error: BaseException, rank: int, line: str) -> dict[str, Any]:
+def described(error: BaseException, rank: int, line: str) -> Failure:
     """A failure as JSON, for rank 0."""
     if isinstance(error, OSError) and isinstance(error.errno, int):
         file = None if error.filename is None else str(error.filename)
@@ -209,7 +243,7 @@ def described(error: BaseException, rank: int, line: str) -> dict[str, Any]:
     return {"kind": kind, "line": str(error) if kind == "memory" else line, "rank": rank}
 
 
-def failure(described: dict[str, Any], world: int) -> Exception:
+def failure(described: Failure, world: int) -> Exception:
     """The exception of ``described``, to be raised by rank 0 as if it were its own."""
     if "errno" in described:
         return (WriteError if described["write"] else OSError)(*described["errno"])

@@ -15,7 +15,7 @@ from typing import Any
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.sequence import Drop, Expand
 from blink_exp.disk import writing
-from blink_exp.documents import LayerStep, Record
+from blink_exp.documents import BlinkSummary, LayerStep, LayerSummary, Record
 from blink_exp.errors import UserError, flat
 from blink_exp.evaluation.identity import file_stamp
 from blink_exp.files import brief, encodable, kind, parse_json, read_text, write_bytes
@@ -61,13 +61,13 @@ def graded(benchmark: Benchmark, sample: Sample, prediction: str) -> Record:
     }
 
 
-def summary(records: list[Record], visual: int) -> dict[str, Any]:
+def summary(records: list[Record], visual: int) -> BlinkSummary:
     """Per layer: mean rho, shares of expansions and of effective drops, mean visual tokens."""
     layers: dict[int, list[LayerStep]] = {}
     for r in records:
         for step in r["layers"]:
             layers.setdefault(step["layer"], []).append(step)
-    out = {}
+    out: dict[int, LayerSummary] = {}
     for layer, steps in sorted(layers.items()):
         rho = [s["rho"] for s in steps if s["rho"] is not None]
         out[layer] = {

@@ -6,8 +6,8 @@ import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
+from blink_exp.documents import Provenance
 from blink_exp.errors import UserError
 from blink_exp.settings.folders import CLONE
 from blink_exp.settings.roots import PointSettings
@@ -27,7 +27,7 @@ def settings_of(folder: str | Path) -> PointSettings:
     return settings
 
 
-def provenance(seed: int, seconds: float) -> dict[str, Any]:
+def provenance(seed: int, seconds: float) -> Provenance:
     """Versions, commit, seed and time of a run."""
     packages = ("blink_exp", "torch", "transformers", "tokenizers", "hydra-core", "pytorch-lightning", "easy-vqa")
     commit = _git("rev-parse", "HEAD")

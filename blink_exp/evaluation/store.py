@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blink_exp.documents import Metrics, Record
+from blink_exp.documents import Metrics, Record, SharedRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation.records import read
 from blink_exp.files import read_object
@@ -90,15 +90,16 @@ def name_once(text: str) -> None:
 SHARED_NOTE = "together.json"  # in a point's folder until it is measured: number of points that ran together, and seconds
 
 
-def pop_shared_note(folder: Path) -> dict[str, Any] | None:
+def pop_shared_note(folder: Path) -> SharedRun | None:
     """Reads and removes the note that ``shared_runs.run_together`` left for a point."""
     path = folder / SHARED_NOTE
     if not path.is_file():
         return None
     try:
-        note = read_object(path, {"points": int, "seconds": NUMBER}, "the time of the run together is left out")
+        note: Any = read_object(path, {"points": int, "seconds": NUMBER}, "the time of the run together is left out")
     except UserError as error:
         name_once(str(error))
         note = None
     path.unlink()
-    return note if note and note["points"] > 0 else None
+    shared: SharedRun | None = note if note and note["points"] > 0 else None
+    return shared

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blink_exp.documents import Metrics
+from blink_exp.documents import Cost, Metrics, PairedTest
 from blink_exp.errors import flat, printable
 from blink_exp.reports.cells import p_value, signed
 from blink_exp.reports.console import wide_console
@@ -55,18 +55,18 @@ def show(finished: Metrics) -> None:
         console.print(f"{len(finished['skipped'])} samples skipped (see metrics.json)")
 
 
-def differences(by_score: dict[str, dict[str, Any]], against: str) -> Any:
+def differences(by_score: dict[str, PairedTest], against: str) -> Any:
     """Differences from the run ``against`` on the same questions, as a table (``reports.statistics.compare``)."""
     from rich.table import Table
 
     table = Table(title=printable(f"difference from {against}"))
     for column in ("score", "difference", "95 % interval", "p", "test", "detectable", "samples"):
         table.add_column(column, justify="left" if column in ("score", "test") else "right")
-    for name, found in by_score.items():
-        low, high = signed(found["low"], 2), signed(found["high"], 2)
+    for name, test in by_score.items():
+        low, high = signed(test["low"], 2), signed(test["high"], 2)
         interval = f"{low} to {high}" if low and high else ""
-        least, n = number(found["detectable"]), str(found["n"])
-        table.add_row(clip_label(name), signed(found["delta"], 2), interval, p_value(found["p"]), found["test"], least, n)
+        least, n = number(test["detectable"]), str(test["n"])
+        table.add_row(clip_label(name), signed(test["delta"], 2), interval, p_value(test["p"]), test["test"], least, n)
     return table
 
 
@@ -80,7 +80,7 @@ def number(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
-def cost_line(cost: dict[str, Any]) -> str:
+def cost_line(cost: Cost) -> str:
     """The cost of a prompt as a sentence."""
     layers = cost["tokens_by_layer"]
     return (
@@ -128,14 +128,14 @@ class Lines:
     def __init__(self, total: int | None, title: str, clock: Callable[[], float] = time.monotonic):
         self.total, self.title, self.clock = total, title, clock
         self.done, self.tenth = 0, 0
-        self.found, self.spent = 0, 0.0  # done within the first second: reused answers, excluded from the pace
+        self.reused, self.spent = 0, 0.0  # done within the first second: reused answers, excluded from the pace
         self.started = self.last = clock()
 
     def advance(self, n: int) -> None:
         self.done += n
         now = self.clock()
         if now - self.started < 1:
-            self.found, self.spent = self.done, now - self.started
+            self.reused, self.spent = self.done, now - self.started
         tenth = 10 * self.done // self.total if self.total else 0
         if n and (tenth > self.tenth or now - self.last >= EVERY):
             print(self.line(now - self.started), flush=True)
@@ -146,6 +146,6 @@ class Lines:
         if not self.total:
             return f"{self.title}: {self.done}, {duration(spent)}"
         rest = ""
-        if self.found < self.done < self.total:
-            rest = f", about {duration((spent - self.spent) * (self.total - self.done) / (self.done - self.found))} left"
+        if self.reused < self.done < self.total:
+            rest = f", about {duration((spent - self.spent) * (self.total - self.done) / (self.done - self.reused))} left"
         return f"{self.title}: {self.done} of {self.total} ({100 * self.done // self.total} %), {duration(spent)}{rest}"

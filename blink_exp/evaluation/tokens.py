@@ -8,10 +8,10 @@ from typing import Any
 
 from blink_exp import hub
 from blink_exp.backbone.shipped import shipped
-from blink_exp.documents import Record
+from blink_exp.documents import Record, TokenCounts
 
 
-def realised(records: list[Record], depth: int | None) -> dict[str, float | None]:
+def realised(records: list[Record], depth: int | None) -> TokenCounts:
     """Means over the evaluator's ``records``.
 
     ``entering``: visual tokens that enter the LLM, without newlines; ``newlines``: newline tokens; ``layer``: visual tokens per
@@ -24,8 +24,9 @@ def realised(records: list[Record], depth: int | None) -> dict[str, float | None
     layers = [layer_average(r, depth) for r in records]
     counts = [n for n in layers if n is not None]
     flops = [r["prefill_flops"] for r in records if "prefill_flops" in r]
-    costs = {"gflops": sum(flops) / len(flops) / 1e9} if len(flops) == len(records) else {}
-    return costs | {
+    costs: TokenCounts = {"gflops": sum(flops) / len(flops) / 1e9} if len(flops) == len(records) else {}
+    return {
+        **costs,
         "entering": sum(r["visual_tokens"] for r in records) / len(records),
         "newlines": sum(r["newline_tokens"] for r in records) / len(records),
         "layer": sum(counts) / len(counts) if len(counts) == len(layers) else None,

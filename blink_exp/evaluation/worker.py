@@ -57,7 +57,7 @@ def _next(store: Any, count: int) -> Any:
     return json.loads(store.get(key))
 
 
-def _work(store: Any, rank: int, local: int, count: int, job: dict[str, Any]) -> None:
+def _work(store: Any, rank: int, local: int, count: int, job: ranks.Job) -> None:
     try:
         skipped, batch_size = _answered(store, rank, local, count, job) if job["units"][rank] else ({}, job["batch_size"])
     except Stopped:
@@ -70,7 +70,7 @@ def _work(store: Any, rank: int, local: int, count: int, job: dict[str, Any]) ->
     store.set(f"{count}/{rank}/result", json.dumps({"skipped": skipped, "batch_size": batch_size}))
 
 
-def _answered(store: Any, rank: int, local: int, count: int, job: dict[str, Any]) -> tuple[dict[str, str], int]:
+def _answered(store: Any, rank: int, local: int, count: int, job: ranks.Job) -> tuple[dict[str, str], int]:
     """({sample id: why it was skipped}, batch size that fitted in memory) of this rank's units. The answers go to the files of the rank."""
     points = []
     for each in job["points"]:

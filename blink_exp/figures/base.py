@@ -7,7 +7,7 @@ A figure of conf/figure names its maker under ``draw`` (a Hydra target with its 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark
 from blink_exp.core.method import Method
-from blink_exp.documents import PointRun, Record
+from blink_exp.documents import ClaimEntry, PointRun, Record
 from blink_exp.evaluation.evaluator import prepare
 from blink_exp.evaluation.records import read
 from blink_exp.files import write_json
@@ -87,6 +87,10 @@ class Claim:
     numbers: dict[str, float | None]
     holds: bool | None
 
+    def entry(self) -> ClaimEntry:
+        """What a figure's document holds of it."""
+        return {"said": self.said, "how": self.how, "numbers": self.numbers, "holds": self.holds}
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -115,7 +119,7 @@ def write_drawing(drawing: Drawing, out: Path) -> dict[str, list[Path]]:
                 add_tooltips(path)
             files[stem].append(path)
         plt.close(picture)
-    claims = [asdict(claim) for claim in drawing.claims]
+    claims = [claim.entry() for claim in drawing.claims]
     document = {"caption": drawing.caption, "measured_on": drawing.measured_on, "claims": claims, "data": drawing.data}
     write_json(out / "data.json", document)
     return files

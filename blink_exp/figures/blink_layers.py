@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def rho_by_layer(study: Study, middle: tuple[int, int] = (12, 26), samples: int 
     )
     return Drawing(
         {"rho_by_layer": plot(means, inside, 1 / p**2)},
-        {"layer": list(range(backbone.depth)), **{k: means[k] for k in ("rho", "hit", "annotated", "questions")}, "chance": 1 / p**2},
+        {"layer": list(range(backbone.depth)), **means, "chance": 1 / p**2},
         claims(records, grid, inside),
         "x: decoder layer (0-based). Line: attention of the last text token on the most attended patch, over its attention on all visual "
         f"tokens, mean over {means['questions']} questions, untouched model.{dots} Shaded: {span}. Dotted: chance, one of {p * p} patches.",
@@ -73,9 +73,17 @@ def rho_by_layer(study: Study, middle: tuple[int, int] = (12, 26), samples: int 
     )
 
 
-def by_layer(records: list[Record], grid: PatchGrid, depth: int) -> dict[str, Any]:
+class LayerCurves(TypedDict):
     """``rho``: mean by layer; ``hit``: by layer, the share of single-patch questions whose top patch is that patch (None without such
     questions); ``annotated``: number of single-patch questions; ``questions``: number of all."""
+
+    rho: list[Any]
+    hit: list[Any]
+    annotated: int
+    questions: int
+
+
+def by_layer(records: list[Record], grid: PatchGrid, depth: int) -> LayerCurves:
     rho: list[list[float]] = [[] for _ in range(depth)]
     hit: list[list[bool]] = [[] for _ in range(depth)]
     for record in records:
@@ -120,7 +128,7 @@ def claims(records: list[Record], grid: PatchGrid, inside: set[int]) -> list[Cla
     return out
 
 
-def plot(curves: dict[str, Any], inside: set[int], chance: float) -> Figure:
+def plot(curves: LayerCurves, inside: set[int], chance: float) -> Figure:
     """Plots the result of ``by_layer`` as Fig. 3."""
     layers = range(len(curves["rho"]))
     with styled():

@@ -87,8 +87,8 @@ def gain(records: dict[str, dict[str, Record]], ids: list[str]) -> Claim:
         "standard error": change.stderr,
         "questions": float(len(ids)),
     }
-    said = "The close-up answers more questions right than the full view."
-    return Claim(said, f"share right, close-up - full view. {RULE}", numbers, change.above)
+    statement = "The close-up answers more questions right than the full view."
+    return Claim(statement, f"share right, close-up - full view. {RULE}", numbers, change.above)
 
 
 def caption(helped: int, not_helped: int) -> str:
@@ -125,6 +125,6 @@ def draw(line: list[Axes], one: Example, grid: PatchGrid) -> None:
     line[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=COLORS[2], linewidth=2))
     line[1].imshow(seen)
     line[2].imshow(close)
-    said = [f"{point}: {r['prediction'][:24]} ({'right' if r['correct'] else 'wrong'})" for point, r in one.answers.items()]
-    text = "\n".join([shortened(record["question"], 60), f"answer: {record['answer']}", "", *said])
+    answers = [f"{point}: {r['prediction'][:24]} ({'right' if r['correct'] else 'wrong'})" for point, r in one.answers.items()]
+    text = "\n".join([shortened(record["question"], 60), f"answer: {record['answer']}", "", *answers])
     line[3].text(0.0, 0.5, text, fontsize=7, va="center", transform=line[3].transAxes)

@@ -88,14 +88,14 @@ def _warn_of_one_token(ratio: float, visual: int) -> None:
 def tokens_behind(tokens: int, visual: int, full_layers: int, depth: int) -> int:
     """How many of ``visual`` tokens stay behind ``full_layers`` of ``depth`` layers, so that a layer holds ``tokens`` on average, to the
     nearest: (visual * full_layers + n * (depth - full_layers)) / depth."""
-    kept = math.floor((tokens * depth - visual * full_layers) / (depth - full_layers) + 0.5)
-    if kept < 1:
+    remaining = math.floor((tokens * depth - visual * full_layers) / (depth - full_layers) + 0.5)
+    if remaining < 1:
         least = math.ceil((visual * full_layers + depth - full_layers) / depth)
         raise UserError(
             f"tokens={tokens} is less than fastv can reach: {full_layers} full layers of {visual} visual tokens alone make"
             f" {visual * full_layers / depth:.1f} a layer; use tokens={least} or more, or a smaller method.full_layers"
         )
-    return kept
+    return remaining
 
 
 def configure(

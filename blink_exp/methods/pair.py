@@ -77,9 +77,9 @@ def _shared_budget(backbone: Any, pruner: Maker, policy: Maker, tokens: int) -> 
     """(tokens that the pruner lets in, the pruner, the policy), so that a layer of the pair holds ``tokens`` on average. Raises UserError
     where a half takes no budget, has one of its own, or cannot reach its share."""
     budget = {half: _budget(maker) for half, maker in (("pruner", pruner), ("policy", policy))}
-    for half, own in budget.items():
-        if own not in (None, tokens, MISSING):
-            raise UserError(f"tokens={tokens} and method.{half}.tokens={own} both set the pair's budget; give one of them")
+    for half, half_budget in budget.items():
+        if half_budget not in (None, tokens, MISSING):
+            raise UserError(f"tokens={tokens} and method.{half}.tokens={half_budget} both set the pair's budget; give one of them")
     if budget["pruner"] is MISSING:
         raise UserError(f"tokens={tokens} is no setting of method/pruner={pruner(backbone).name}, which has no budget; use another pruner")
     token_share(backbone, 1.0, tokens)  # refuses what no method can keep

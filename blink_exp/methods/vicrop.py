@@ -67,8 +67,8 @@ def best_box(scores: torch.Tensor, size: tuple[int, int], side: int) -> PixelBox
         if (across, down) == (columns, rows):
             continue
         sums = _window_sums(scores, across, down)
-        place = int(sums.T.flatten().argmax())  # the first of equal ones, column by column
-        column, row = divmod(place, sums.shape[0])
+        index = int(sums.T.flatten().argmax())  # the first of equal ones, column by column
+        column, row = divmod(index, sums.shape[0])
         around = [(column - 1, row), (column + 1, row), (column, row - 1), (column, row + 1)]
         neighbours = [float(sums[y, x]) for x, y in around if 0 <= x < sums.shape[1] and 0 <= y < sums.shape[0]]
         stands_out = (float(sums[row, column]) - sum(neighbours) / len(neighbours)) / (across * down)

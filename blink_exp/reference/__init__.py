@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
+
+from blink_exp.documents import Footnote
 
 
 @functools.lru_cache
@@ -43,21 +45,32 @@ def _by_id(paper: str, kind: str, source: str) -> dict[str, Any]:
     entries = {entry["id"]: entry for entry in published(paper)[kind]}
     if source not in entries:
         raise KeyError(f"{paper} has no {source} among its {kind}: {', '.join(entries)}")
-    found: dict[str, Any] = entries[source]
-    return found
+    match: dict[str, Any] = entries[source]
+    return match
 
 
-def footnotes(paper: str, source: str) -> list[dict[str, str]]:
+def footnotes(paper: str, source: str) -> list[Footnote]:
     """What is known about a table or figure beside its numbers, in the file's order: [{kind, text}], kind being discrepancy, rounding,
     extraction, ambiguity, missing, info or cross_paper."""
     entry = _by_id(paper, "figures" if "-fig-" in source else "tables", source)
     return [{"kind": note["kind"], "text": note["text"]} for note in entry.get("notes", [])]
 
 
-def entry(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
-    """One row of a published table: label, params, values, and always ``derived`` [columns that follow from printed numbers without
-    being printed], ``missing`` {column without a number: why} and ``conjecture`` {column: a guess, basis: its reason}, which is never
-    reference data.
+class PublishedRow(TypedDict):
+    """``params``: the settings that the paper states; ``values``: by column, None where a cell is lost or was not reported; ``derived``:
+    columns that follow from printed numbers without being printed; ``missing``: {column without a number: why}; ``conjecture``: {column: a
+    guess, basis: its reason}, which is never reference data."""
+
+    label: str
+    params: dict[str, Any]
+    values: dict[str, Any]
+    derived: list[str]
+    missing: dict[str, str]
+    conjecture: dict[str, Any]
+
+
+def entry(paper: str, table: str, label: str, **params: Any) -> PublishedRow:
+    """One row of a published table.
 
     ``params``: settings that it must have, for tables that print a label for several models. Raises KeyError where no row or more than
     one fits.
@@ -70,15 +83,15 @@ def entry(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
         raise KeyError(f"{paper}: {table} has {len(matches) or 'no'} row{'s' * (len(matches) > 1)} {query}")
     why = tables[0].get("null_means", "not given")
     missing = {column: why for column, value in matches[0]["values"].items() if value is None} | matches[0].get("missing", {})
-    return {"derived": [], "conjecture": {}, **matches[0], "missing": missing}
+    row: PublishedRow = {"derived": [], "conjecture": {}} | matches[0] | {"missing": missing}
+    return row
 
 
 def row(paper: str, table: str, label: str, **params: Any) -> dict[str, Any]:
     """The values of one row (see ``entry``), None where a cell is lost or was not reported; beside them ``derived``, ``missing`` and
     ``conjecture`` as ``entry`` has them."""
     match = entry(paper, table, label, **params)
-    values: dict[str, Any] = match["values"]
-    return values | {k: match[k] for k in ("derived", "missing", "conjecture")}
+    return match["values"] | {"derived": match["derived"], "missing": match["missing"], "conjecture": match["conjecture"]}
 
 
 def rival(backbone: str, tokens: int | None, method: str, column: str) -> dict[str, float]:
@@ -88,8 +101,8 @@ def rival(backbone: str, tokens: int | None, method: str, column: str) -> dict[s
         untouched = file["untouched"].get(backbone, {})
         return {file["untouched_source"]: untouched[column]} if column in untouched else {}
     sources = file["cells"][backbone].get(tokens, {}).get(method, {})
-    found = {name: values[column] for name, values in sources.items() if column in values}
-    return dict(sorted(found.items(), key=lambda cell: cell[0] != file["anchor"]))
+    numbers = {name: values[column] for name, values in sources.items() if column in values}
+    return dict(sorted(numbers.items(), key=lambda cell: cell[0] != file["anchor"]))
 
 
 def overrides(params: dict[str, Any], scale: bool = False) -> list[str]:

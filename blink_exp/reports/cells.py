@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from blink_exp.documents import PointRun, TableDocument, TableRow
+from blink_exp.documents import Measure, MeasuredColumn, PairedTest, PointRun, PublishedColumn, TableDocument, TableRow
 
 PUBLISHED, SETTINGS = "published", "settings"  # groups that are no benchmark
 DERIVED, SIGNIFICANT = "*", "†"
@@ -119,6 +119,12 @@ def printed(number: float | str | None, digits: int | None) -> str:
     return "" if math.isnan(number) else f"{number:.{digits}f}"
 
 
+def in_unit(test: PairedTest, name: Measure, per: float) -> float | None:
+    """A measure of a paired test in its column's unit."""
+    points = test.get(name)
+    return None if points is None else points / per
+
+
 def p_value(p: float | None) -> str:
     """Three decimals, or "< 0.001"; "" for None."""
     return "" if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
@@ -142,7 +148,7 @@ def _setting(row: TableRow) -> Cell:
     return Cell(text=", ".join(str(v) for v in settings.values()), note=", ".join(f"{where}={v}" for where, v in settings.items()))
 
 
-def _published(row: TableRow, heading: str, column: dict[str, Any]) -> Cell:
+def _published(row: TableRow, heading: str, column: PublishedColumn) -> Cell:
     number, digits = (row.get("published") or {}).get(heading), column.get("digits")
     ends = (row.get("ranges") or {}).get(heading)
     if number is None and not ends:
@@ -165,7 +171,7 @@ def _why(row: TableRow, heading: str) -> str:
     )
 
 
-def _measured(row: TableRow, benchmark: str, heading: str, column: dict[str, Any], best: float | None) -> Cell:
+def _measured(row: TableRow, benchmark: str, heading: str, column: MeasuredColumn, best: float | None) -> Cell:
     run = (row.get("runs") or {}).get(benchmark)
     if run is None:
         return Cell(note="not measured")
@@ -177,7 +183,7 @@ def _measured(row: TableRow, benchmark: str, heading: str, column: dict[str, Any
         return Cell(note="this run has no such number", command=command)
     stderr, error_digits = error(run, column["value"]), column.get("error_digits", 0)
     test = ((row.get("deltas") or {}).get(benchmark) or {}).get(heading) or {}
-    delta = signed(None if test.get("delta") is None else test["delta"] / per, digits)
+    delta = signed(in_unit(test, "delta", per), digits)
     p = test.get("p")
     notes = [
         f"{run['samples']} samples" if run.get("samples") is not None else "",
@@ -217,19 +223,19 @@ def _against(row: TableRow, delta: str) -> str:
     return f"{delta} against {row['baseline']}" if delta and row.get("baseline") else ""
 
 
-def _tested(test: dict[str, Any], per: float, digits: int | None) -> str:
+def _tested(test: PairedTest, per: float, digits: int | None) -> str:
     """The interval, p, count and smallest detectable difference behind a delta."""
     if test.get("p") is None:
         return ""
-    low, high = (signed(None if test.get(k) is None else test[k] / per, digits) for k in ("low", "high"))
+    low, high = signed(in_unit(test, "low", per), digits), signed(in_unit(test, "high", per), digits)
     interval = f"95 % interval {low} to {high}, " if low and high else ""
     p = p_value(test["p"])
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    least = None if test.get("detectable") is None else printed(test["detectable"] / per, digits)
+    least = printed(in_unit(test, "detectable", per), digits)
     return f"{interval}{p} ({test['test']}, {test['n']} shared samples)" + (f", detectable from {least}" if least else "")
 
 
-def _best(document: TableDocument, benchmark: str, column: dict[str, Any]) -> float | None:
+def _best(document: TableDocument, benchmark: str, column: MeasuredColumn) -> float | None:
     """The best of a column's measured values as they are printed, so that what looks equal is equal; None where fewer than two differ.
 
     Scores are the better the higher. Costs have no best unless the column says ``better: low`` or ``high``: dropping more tokens always

@@ -55,14 +55,14 @@ def conclusion(document: TableDocument, reference: str, tokens: Iterable[str]) -
         if not _above(bound):
             out.append(_untold(where, bound))
             continue
-        own = [effects[label] for label in tokens if label in effects]
-        said = ", ".join(f"{row['label']} {signed(row['effect'], 1)}{_share(row)}" for row in own)
-        gains = [row["label"] for row in own if _above(row)]
+        rows = [effects[label] for label in tokens if label in effects]
+        measured = ", ".join(f"{row['label']} {signed(row['effect'], 1)}{_share(row)}" for row in rows)
+        gains = [row["label"] for row in rows if _above(row)]
         verdict = f"{' and '.join(gains) if gains else 'none of these'} can be told from a random region"
         worth = signed(bound["effect"], 1)
         out.append(
             f"{where} looking closer at the right place is worth {worth} points to the close-up, which reads the image's own pixels;"
-            f" from the tokens: {said}; {verdict}."
+            f" from the tokens: {measured}; {verdict}."
         )
     return out
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from blink_exp.documents import ColumnGroup, Document, FigureDocument, PointRun, TableDocument
+from blink_exp.documents import ColumnGroup, Document, FigureDocument, MeasuredColumn, PairedTest, PointRun, Provenance, TableDocument
 from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.inline import picture
 
@@ -143,12 +143,12 @@ def _run(run: PointRun) -> dict[str, Any]:
     }
 
 
-def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: dict[str, Any]) -> list[dict[str, Any]]:
+def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: MeasuredColumn) -> list[dict[str, Any]]:
     """A line for each delta of a column, its interval placed (0 to 100, no difference at 50) on a scale that these lines share."""
     per, digits = column.get("per", 1), column.get("digits", 2)
     candidates = [(row, ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}) for row in document["rows"]]
     tests = [(row, test) for row, test in candidates if test.get("delta") is not None]
-    reach = max((abs(test[k]) for _, test in tests for k in ("low", "high", "delta") if test.get(k) is not None), default=0) or 1
+    reach = max((abs(value) for _, test in tests for value in _ends(test).values()), default=0) or 1
     return [
         {
             "heading": heading,
@@ -156,15 +156,21 @@ def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: di
             "point": row["point"],
             "baseline": row.get("baseline") or "",
             "delta": cells.signed(test["delta"] / per, digits),
-            "interval": [cells.signed(test[k] / per, digits) for k in ("low", "high") if test.get(k) is not None],
+            "interval": [cells.signed(value / per, digits) for k, value in _ends(test).items() if k != "delta"],
             "p": cells.p_value(test.get("p")),
-            "significant": test.get("p") is not None and test["p"] < cells.LEVEL,
+            "significant": (p := test.get("p")) is not None and p < cells.LEVEL,
             "test": test.get("test") or "",
             "n": test.get("n"),
-            "at": {k: round(50 + 46 * test[k] / reach, 2) for k in ("low", "delta", "high") if test.get(k) is not None},
+            "at": {k: round(50 + 46 * value / reach, 2) for k, value in _ends(test).items()},
         }
         for row, test in tests
     ]
+
+
+def _ends(test: PairedTest) -> dict[str, float]:
+    """A difference and the ends of its interval, those that are known."""
+    ends = {"low": test.get("low"), "delta": test.get("delta"), "high": test.get("high")}
+    return {name: value for name, value in ends.items() if value is not None}
 
 
 def _figure(document: FigureDocument, folder: Path, root: Path, name: str) -> dict[str, Any]:
@@ -222,7 +228,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+def _provenance(provenance: Provenance) -> dict[str, Any]:
     return {
         "commit": legend.short(provenance.get("commit") or ""),
         "date": str(provenance.get("date") or "").partition(".")[0].replace("T", " "),

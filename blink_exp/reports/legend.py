@@ -108,7 +108,7 @@ def detectable(document: TableDocument) -> list[str]:
     for group in document["groups"]:
         tests = [(row.get("deltas") or {}).get(group["benchmark"]) or {} for row in document["rows"]]
         for heading, column in group["columns"].items():
-            smallest = [test[heading]["detectable"] for test in tests if (test.get(heading) or {}).get("detectable") is not None]
+            smallest = [least for test in tests if (least := (test.get(heading) or {}).get("detectable")) is not None]
             ends = (
                 [printed(end / column.get("per", 1), column.get("digits", 2)) for end in (min(smallest), max(smallest))] if smallest else []
             )

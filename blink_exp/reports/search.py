@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Literal
 
 from blink_exp import markdown
+from blink_exp.documents import SearchDocument, SearchPart
 from blink_exp.reports.console import wide_console
 
 NAMES = {"default": "without the search", "best": "the best"}
-PARTS = ("validation", "test")
+PARTS: tuple[Literal["validation", "test"], ...] = ("validation", "test")
 HEAD = ("", "validation", "test", "visual tokens a layer (test)")
 
 
-def text(document: dict[str, Any]) -> str:
+def text(document: SearchDocument) -> str:
     """tuning.md."""
     lines = [
         f"**{markdown.escaped(title(document))}**",
@@ -27,7 +28,7 @@ def text(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def show(document: dict[str, Any]) -> None:
+def show(document: SearchDocument) -> None:
     """The same table on the terminal."""
     from rich.table import Table
 
@@ -42,11 +43,11 @@ def show(document: dict[str, Any]) -> None:
         print(line)
 
 
-def title(document: dict[str, Any]) -> str:
+def title(document: SearchDocument) -> str:
     return f"{document['objective']} on {document['benchmark']}, measured here on {document['backbone']}"
 
 
-def cells(document: dict[str, Any]) -> list[list[str]]:
+def cells(document: SearchDocument) -> list[list[str]]:
     """Rows of text: the setting, its scores on both parts with their standard errors, its tokens."""
     rows = []
     for name, setting in document["settings"].items():
@@ -58,12 +59,12 @@ def cells(document: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def cell(result: dict[str, Any], price: float) -> str:
+def cell(result: SearchPart, price: float) -> str:
     text = f"{result['score']:.2f}" + ("" if not result["stderr"] else f" ± {result['stderr']:.2f}")
     return text + (f", worth {result['worth']:.2f}" if price else "")
 
 
-def remarks(document: dict[str, Any]) -> list[str]:
+def remarks(document: SearchDocument) -> list[str]:
     """How to read the table, and whether the difference is more than chance."""
     best = document["settings"]["best"]
     counts = f"validation: {best['validation']['samples']} questions, test: {best['test']['samples']} on other images."

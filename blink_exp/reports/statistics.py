@@ -17,13 +17,12 @@ import copy
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, norm
 
 from blink_exp.benchmarks.base import Benchmark, Judged, Subsets, group_by
-from blink_exp.documents import Record
+from blink_exp.documents import PairedTest, Record
 
 Records = list[Record]
 Select = Callable[[Record], bool]  # which records an accuracy counts
@@ -42,7 +41,7 @@ def compare(
     names: Iterable[str],
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, PairedTest]:
     """How far a run is from its baseline, by score, on the samples that both have.
 
     ``records``, ``baseline``: {sample id: record}. ``names``: scores of the benchmark; one that is not in both runs is left out. Returns
@@ -55,7 +54,7 @@ def compare(
         return {}
     ours, theirs = (_final(benchmark, [runs[k] for k in shared]) for runs in (records, baseline))
     benchmark = _quiet(benchmark, ours)
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, PairedTest] = {}
     bootstrapped: list[str] = []
     clustered: dict[str, Select] = {}  # scores whose images have several questions
     scores = _scores(benchmark, ours), _scores(benchmark, theirs)
@@ -79,7 +78,7 @@ def compare(
     return results
 
 
-def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
+def mcnemar(ours: list[bool], theirs: list[bool]) -> PairedTest:
     """Exact McNemar test of two lists of right and wrong, question by question: a two-sided binomial test of the questions that only one of
     them gets right. ``delta`` in per cent of all questions; its interval is Clopper and Pearson's for those questions, so it holds 0
     exactly where p is above 0.05."""
@@ -87,13 +86,21 @@ def mcnemar(ours: list[bool], theirs: list[bool]) -> dict[str, Any]:
     lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
     n, discordant = len(ours), gained + lost
     smallest = detectable(n, discordant)
-    result = {"delta": 100 * (gained - lost) / n, "p": 1.0, "test": "McNemar", "n": n, "low": 0.0, "high": 0.0, "detectable": smallest}
+    result: PairedTest = {
+        "delta": 100 * (gained - lost) / n,
+        "p": 1.0,
+        "test": "McNemar",
+        "n": n,
+        "low": 0.0,
+        "high": 0.0,
+        "detectable": smallest,
+    }
     if not discordant:
         return result
     test = binomtest(gained, discordant, 0.5)
     interval = test.proportion_ci(CONFIDENCE, method="exact")
     low, high = (float(100 * (2 * share - 1) * discordant / n) for share in (interval.low, interval.high))
-    return result | {"p": float(test.pvalue), "low": low, "high": high}
+    return {**result, "p": float(test.pvalue), "low": low, "high": high}
 
 
 def detectable(n: int, discordant: int) -> float | None:
@@ -116,7 +123,7 @@ def detectable(n: int, discordant: int) -> float | None:
     return float(100 * root * max(root, (discordant / n) ** 0.5))
 
 
-def over_images(alone: dict[str, Any], pairs: PairedImages, select: Select, weights: np.ndarray) -> dict[str, Any]:
+def over_images(alone: PairedTest, pairs: PairedImages, select: Select, weights: np.ndarray) -> PairedTest:
     """McNemar's answer ``alone``, corrected for images that have several questions. ``weights``: (draws, images), of ``_draws``.
 
     p is the larger of McNemar's and that of the share of right answers in ``weights``; the interval is that of the draws. Where k images
@@ -128,14 +135,16 @@ def over_images(alone: dict[str, Any], pairs: PairedImages, select: Select, weig
     column = 100 * (weights @ (ours - theirs))[counts > 0] / counts[counts > 0]
     interval = _interval(column, alone["delta"])
     one_way = min(1.0, 2 * 0.5 ** int(np.count_nonzero(ours - theirs)))
-    known = interval["p"] is not None and alone["detectable"] is not None
-    smallest = max(alone["detectable"], interval["detectable"] or 0.0) if known else None
-    return alone | interval | {"p": max(alone["p"], interval["p"] or 0.0, one_way), "test": BOTH, "detectable": smallest}
+    smallest = alone["detectable"]
+    if smallest is not None:
+        smallest = None if interval["p"] is None else max(smallest, interval["detectable"] or 0.0)
+    p = max(alone["p"] or 0.0, interval["p"] or 0.0, one_way)
+    return {**alone, **interval, "p": p, "test": BOTH, "detectable": smallest}
 
 
 def bootstrap(
     benchmark: Benchmark, ours: Records, theirs: Records, names: list[str], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, PairedTest]:
     """Paired bootstrap over images. ``ours`` and ``theirs`` hold the same samples in the same order. Where every image belongs to one
     category, each category keeps its count of images, as a benchmark that adds up categories has it. p: twice the smaller share of draws at
     or beyond 0 on either side, itself counted in (so never 0, and at most 1); low and high: percentiles. All three None where there are too
@@ -146,16 +155,16 @@ def bootstrap(
     deltas = _linear(benchmark, pairs, names, weights)
     if deltas is None:
         deltas = np.array([_difference(benchmark, pairs, names, w) for w in weights])
-    results = {}
+    results: dict[str, PairedTest] = {}
     for k, name in enumerate(names):
         column = deltas[:, k][~np.isnan(deltas[:, k])]  # a draw may miss what a score needs
         if len(column):
             delta = first[name] - second[name]
-            results[name] = {"delta": delta, "test": "bootstrap", "n": len(ours)} | _interval(column, delta)
+            results[name] = {"delta": delta, "test": "bootstrap", "n": len(ours), **_interval(column, delta)}
     return results
 
 
-def _interval(column: np.ndarray, delta: float) -> dict[str, float | None]:
+def _interval(column: np.ndarray, delta: float) -> PairedTest:
     """p, low, high and what is detectable of (draws,) bootstrap differences.
 
     A normal difference is found with a power of 80 % where it is z(0.975) + z(0.8) standard errors, those being the draws' standard

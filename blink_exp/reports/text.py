@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp import markdown as md
-from blink_exp.documents import TableDocument, TableRow
+from blink_exp.documents import Measure, TableDocument, TableRow
 from blink_exp.files import write_text
 from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell
@@ -102,6 +102,7 @@ def csv(document: TableDocument) -> str:
     return text
 
 
+MEASURES: tuple[Measure, ...] = ("delta", "low", "high", "detectable")
 CSV = [
     *("table", "point", "group", "measured_on", "column"),
     *("published", "published_delta", "derived", "missing"),
@@ -144,7 +145,7 @@ def _measured_lines(document: TableDocument, row: TableRow) -> list[dict[str, An
                 | _published_fields(row, column.get("published"))
                 | {"measured_on": group["label"], "baseline": row.get("baseline")}
                 | {k: None if v is None else v / per for k, v in (("measured", number), ("stderr", stderr))}
-                | {k: None if test.get(k) is None else test[k] / per for k in ("delta", "low", "high", "detectable")}
+                | {k: cells.in_unit(test, k, per) for k in MEASURES}
                 | {k: test.get(k) for k in ("p", "test", "n")}
                 | {k: run.get(k) for k in ("samples", "status", "error", "command")}
                 | {"skipped": run.get("skipped_samples")}

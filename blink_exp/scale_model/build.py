@@ -54,7 +54,8 @@ def build(work: Path, assets: Path, seed: int, most: int | None = None, device: 
     pairs = 1280 if most is None else 8 * most
     train_tokensr("scale-llava-1.5", assets / "llava", assets / "tokensr", LAYERS, seed, pairs, device)
     train_tokensr("scale-llava-next", assets / "llava_next", assets / "tokensr_next", NEXT_LAYERS, seed, pairs, device)
-    measured = card.measure(assets, most) | {
+    measured: card.MeasuredModel = {
+        **card.measure(assets, most),
         "next": measure_next.measure_next(assets, measure_next.SCENES if most is None else 8),
         "seed": seed,
         "seconds_of_this_run": round(time.time() - started),

@@ -209,11 +209,11 @@ def shallow(llava: Any, factor: int) -> Any:
     config = copy.deepcopy(llava.config)
     config.text_config.num_hidden_layers //= factor
     new = type(llava)(config)
-    kept = llava.model.language_model.layers[::factor]
+    source_layers = llava.model.language_model.layers[::factor]
     state = {k: v for k, v in llava.state_dict().items() if ".language_model.layers." not in k}
     missing, unexpected = new.load_state_dict(state, strict=False)
     assert not unexpected and all(".language_model.layers." in name for name in missing), (missing, unexpected)
-    for layer, old in zip(new.model.language_model.layers, kept, strict=True):
+    for layer, old in zip(new.model.language_model.layers, source_layers, strict=True):
         layer.load_state_dict(old.state_dict())
     return new
 

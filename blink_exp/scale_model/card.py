@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -39,16 +39,43 @@ UNTAUGHT = "measured_no_look_loss.json"  # what ``measure_llava`` says of that v
 SCENES = 128  # held-out scenes of each size, ten questions each
 
 
-def measure(assets: Path = SHIPPED, limit: int | None = None) -> dict[str, Any]:
+class SaliencyProfile(TypedDict):
+    """``rho``, ``hit``: by layer; ``samples``: questions about one patch; ``accuracy``: of the untouched model, in per cent."""
+
+    rho: list[Any]
+    hit: list[Any]
+    samples: int
+    accuracy: float
+    benchmark: str
+
+
+class MeasuredModel(TypedDict, total=False):
+    """measured.json of the shipped models; all accuracies in per cent. ``mosaics``: by scene ("2x2", "2x2 blank") and kind of question."""
+
+    backbone: str
+    scenes: int
+    easyvqa_test: dict[str, float]
+    easyvqa_test_blank: float
+    mosaics: dict[str, dict[str, float]]
+    saliency: SaliencyProfile
+    clip_zero_shot: dict[str, float]
+    guess: dict[str, float]
+    next: measure_next.MeasuredNext
+    seed: int
+    seconds_of_this_run: int
+
+
+def measure(assets: Path = SHIPPED, limit: int | None = None) -> MeasuredModel:
     """What ``measure_llava`` says of the default model, zero-shot CLIP, and what guessing gives. ``limit``: of about so many questions or
     scenes each; None: as the card has them."""
     backbone = load(str(assets / "llava"), "scale-llava-1.5")
     clip = zero_shot(load_clip(assets), backbone.processor.tokenizer, 96, limit=limit)
-    return measure_llava(backbone, limit) | {"clip_zero_shot": {k: round(100 * v, 1) for k, v in clip.items()}, "guess": _guess()}
+    zero_shot_accuracies = {k: round(100 * v, 1) for k, v in clip.items()}
+    return {**measure_llava(backbone, limit), "clip_zero_shot": zero_shot_accuracies, "guess": _guess()}
 
 
 @torch.no_grad()
-def measure_llava(backbone: Backbone, limit: int | None = None) -> dict[str, Any]:
+def measure_llava(backbone: Backbone, limit: int | None = None) -> MeasuredModel:
     """Accuracy by question kind with and without the image, and the saliency profile, of a LLaVA-1.5 on held-out images. ``limit`` as in
     ``measure``."""
     scenes = min(SCENES, limit or SCENES)
@@ -59,8 +86,8 @@ def measure_llava(backbone: Backbone, limit: int | None = None) -> dict[str, Any
     mosaics = {}
     for n in (2, 3, 4):
         for blank in (False, True):
-            found = held_out(backbone.model, tokenizer, n, scenes, blank)
-            mosaics[f"{n}x{n}{' blank' if blank else ''}"] = {k: round(100 * v, 1) for k, v in found.items()}
+            accuracies = held_out(backbone.model, tokenizer, n, scenes, blank)
+            mosaics[f"{n}x{n}{' blank' if blank else ''}"] = {k: round(100 * v, 1) for k, v in accuracies.items()}
     return {
         "backbone": backbone.identity,
         "scenes": scenes,
@@ -71,16 +98,16 @@ def measure_llava(backbone: Backbone, limit: int | None = None) -> dict[str, Any
     }
 
 
-def saliency_profile(backbone: Backbone, limit: int | None = None) -> dict[str, Any]:
+def saliency_profile(backbone: Backbone, limit: int | None = None) -> SaliencyProfile:
     """Fig. 3 of the Blink paper on 2 x 2 scenes: ``rho`` and ``hit`` by layer, ``samples`` about one patch, and the untouched model's
     ``accuracy`` in per cent."""
     benchmark = TwoByTwo(MosaicOpen())
     records = scan_records(backbone, benchmark, spread(benchmark.samples(), limit), batch_size=32)
-    found = by_layer(records, PatchGrid(2, *backbone.grid), backbone.depth)
+    curves = by_layer(records, PatchGrid(2, *backbone.grid), backbone.depth)
     return {
-        "rho": found["rho"],
-        "hit": found["hit"],
-        "samples": found["annotated"],
+        "rho": curves["rho"],
+        "hit": curves["hit"],
+        "samples": curves["annotated"],
         "accuracy": 100 * sum(r["correct"] for r in records) / len(records),
         "benchmark": benchmark.name,
     }
@@ -121,7 +148,7 @@ def write(assets: Path = SHIPPED) -> Path:
     return path
 
 
-def taught_and_not(with_loss: dict[str, Any], without: dict[str, Any]) -> str:
+def taught_and_not(with_loss: MeasuredModel, without: MeasuredModel) -> str:
     """What the look loss changes: accuracies, and where the models look, of the default model and of the one trained without it."""
     rows = []
     for title, m in (("with it (`scale_llava`)", with_loss), ("without (`scale_llava_no_look_loss`)", without)):
@@ -167,7 +194,7 @@ def claim(rows: dict[int, dict[str, float]]) -> str:
     )
 
 
-def tables(measured: dict[str, Any], assets: Path) -> dict[str, str]:
+def tables(measured: MeasuredModel, assets: Path) -> dict[str, str]:
     mosaics = measured["mosaics"]
     kinds = list(mosaics["2x2"])
     columns = ["2x2", "2x2 blank", "3x3", "3x3 blank", "4x4", "4x4 blank"]

@@ -88,9 +88,9 @@ class ExpandedForward:
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The text's states behind ``layers``, and where ``at`` looks on the full view in those of LOOK_LAYERS."""
         text = states.shape[1]
-        own = packed.owner[:, :, None] == packed.owner[:, None, :]
+        same_owner = packed.owner[:, :, None] == packed.owner[:, None, :]
         causal = torch.ones(text, text, dtype=torch.bool, device=states.device).tril()
-        mask = F.pad(own & causal, (front, 0), value=True)[:, None]
+        mask = F.pad(same_owner & causal, (front, 0), value=True)[:, None]
         rope = self._rope(states, front + packed.offset)
         looks = []
         for i in layers:

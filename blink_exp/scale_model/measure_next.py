@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -21,16 +21,33 @@ from blink_exp.scenes import hr_questions
 SCENES = 128  # ten questions each
 
 
+class TileRank(TypedDict):
+    """``first``: of ``questions``, in how many per cent the tile that shows most of the object has the highest CLIPscore."""
+
+    first: float
+    questions: int
+
+
+class MeasuredNext(TypedDict):
+    """What measured.json says of LLaVA-NeXT. ``mosaic_hr``: accuracy in per cent by what it sees and kind of question; ``clipscore``: by
+    kind."""
+
+    backbone: str
+    scenes: int
+    mosaic_hr: dict[str, dict[str, float]]
+    clipscore: dict[str, TileRank]
+
+
 @torch.no_grad()
-def measure_next(assets: Path = SHIPPED, scenes: int = SCENES) -> dict[str, Any]:
+def measure_next(assets: Path = SHIPPED, scenes: int = SCENES) -> MeasuredNext:
     backbone = load(str(assets / "llava_next"), "scale-llava-next")
     tokenizer = backbone.processor.tokenizer
     backbone.clip = ClipText(load_clip(assets), tokenizer, tokenizer.eos_token)
     seen = {}
     for what in ("all", "thumbnail", "blank"):
-        found = train_next.held_out(backbone.model, backbone.processor, scenes, what)
-        seen[what] = {k: round(100 * v, 1) for k, v in found.items()}
-    ranks = {k: {"first": round(100 * v, 1), "questions": n} for k, (v, n) in clipscore(backbone, scenes).items()}
+        accuracies = train_next.held_out(backbone.model, backbone.processor, scenes, what)
+        seen[what] = {k: round(100 * v, 1) for k, v in accuracies.items()}
+    ranks: dict[str, TileRank] = {k: {"first": round(100 * v, 1), "questions": n} for k, (v, n) in clipscore(backbone, scenes).items()}
     return {"backbone": backbone.identity, "scenes": scenes, "mosaic_hr": seen, "clipscore": ranks}
 
 
@@ -43,9 +60,9 @@ def clipscore(backbone: Backbone, scenes: int) -> dict[str, tuple[float, int]]:
         rng = np.random.default_rng((2, 78, k))
         batch = train_next.batch_of(rng, backbone.processor, "test", 8, 10)
         images = {str(i): scene.canvas for i, scene in enumerate(batch.scenes)}
-        found = backbone.encodings(images, EncoderRequirements(text=True))
+        encodings = backbone.encodings(images, EncoderRequirements(text=True))
         for i, (scene, asked) in enumerate(zip(batch.scenes, batch.asked, strict=True)):
-            encoding = found[str(i)]
+            encoding = encodings[str(i)]
             assert encoding.projected is not None and encoding.embed_text is not None
             shows = train_next.coverage(scene, batch.views)[:, 1:].sum(-1)  # (objects, tiles)
             tiles = torch.nn.functional.normalize(encoding.projected[1:], dim=-1)
@@ -59,7 +76,7 @@ def clipscore(backbone: Backbone, scenes: int) -> dict[str, tuple[float, int]]:
     return {"all": (float(np.mean(every)), len(every)), **out}
 
 
-def tables(measured: dict[str, Any]) -> dict[str, str]:
+def tables(measured: MeasuredNext) -> dict[str, str]:
     """The card's tables of LLaVA-NeXT as Markdown, by the name of their place."""
     seen = measured["mosaic_hr"]
     rows = [(kind, seen["all"][kind], seen["thumbnail"][kind], seen["blank"][kind]) for kind in seen["all"]]

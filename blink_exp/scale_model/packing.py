@@ -50,14 +50,14 @@ def pack(tokenizer: Any, rows: list[list[tuple[str, str]]], rng: np.random.Gener
         line: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
         for j, (question, answer) in enumerate(row):
             prompt = ids_of(tokenizer, f"\n{question} ASSISTANT:")
-            said = ids_of(tokenizer, f" {answer}</s>")
+            answer_ids = ids_of(tokenizer, f" {answer}</s>")
             start = 0 if shift == 0 or rng.random() < 0.5 else int(rng.integers(shift))
             first.append((b, len(line[0])))
             last.append((b, len(line[0]) + len(prompt) - 1))
-            line[0].extend(prompt + said)
-            line[1].extend([j] * (len(prompt) + len(said)))
-            line[2].extend(range(start, start + len(prompt) + len(said)))
-            line[3].extend([-100] * (len(prompt) - 1) + said + [-100])
+            line[0].extend(prompt + answer_ids)
+            line[1].extend([j] * (len(prompt) + len(answer_ids)))
+            line[2].extend(range(start, start + len(prompt) + len(answer_ids)))
+            line[3].extend([-100] * (len(prompt) - 1) + answer_ids + [-100])
         for store, part in zip((ids, owner, offset, labels), line, strict=True):
             store.append(part)
     width = -(-max(len(r) for r in ids) // 16) * 16
@@ -132,8 +132,8 @@ def hidden_of(
 
 def answer_loss(llava: Any, hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
     """Cross-entropy of the answers' tokens. ``hidden``: as ``hidden_of`` returns it."""
-    said = packed.labels >= 0
-    return F.cross_entropy(llava.lm_head(hidden[said]), packed.labels[said])
+    labelled = packed.labels >= 0
+    return F.cross_entropy(llava.lm_head(hidden[labelled]), packed.labels[labelled])
 
 
 def exact_match(llava: Any, tokenizer: Any, batches: Iterable[tuple[list[list[SceneQuestion]], list[torch.Tensor]]]) -> dict[str, float]:

@@ -26,10 +26,10 @@ CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 def device_of(name: str) -> torch.device:
     """The device that ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` names. Raises UserError if this machine does not have it."""
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
-    found = "cuda:0" if name == "cuda" else name
-    if found not in there:
+    device = "cuda:0" if name == "cuda" else name
+    if device not in there:
         raise UserError(f"device={name} is not on this machine; use one of: {', '.join(there)}")
-    return torch.device(found)
+    return torch.device(device)
 
 
 def pixels(image: Image.Image, size: int) -> torch.Tensor:

@@ -70,9 +70,9 @@ def check(backbone: Backbone) -> Iterator[str]:
     (encoding,) = encode(model, pixels, [views], hero.needs)
     assert encoding.hidden.shape == (views.count, tokens, config.vision_config.hidden_size)
     yield f"CLIP: {tuple(encoding.hidden.shape)}, {time.time() - started:.1f} s"
-    kept = hero.select(encoding, "")
-    assert kept is not None
-    pruned = backbone.prune(encoding, kept, "valid_rows")
+    selection = hero.select(encoding, "")
+    assert selection is not None
+    pruned = backbone.prune(encoding, selection, "valid_rows")
     whole = backbone.prune(encoding, all_tokens(views), "valid_rows")
     budget = int(views.count * tokens * 0.2)  # HERO rounds down, tile by tile
     assert budget - views.tiles <= len(pruned.source) - pruned.newlines <= budget

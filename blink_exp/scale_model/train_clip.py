@@ -42,8 +42,8 @@ def captions(n: int, rng: np.random.Generator, most: int = 160) -> list[Caption]
     plain += [(f"a {s}", None, s, None) for s in SHAPES] + [(f"a {c} shape", c, None, None) for c in COLORS]
     if n == 1:
         return plain
-    place = Scene((None,) * (n * n)).place  # type: ignore[arg-type]
-    placed: list[Caption] = [(f"a {c} {s} at {place(i)}", c, s, i) for c in COLORS for s in SHAPES for i in range(n * n)]
+    place_name = Scene((None,) * (n * n)).place  # type: ignore[arg-type]
+    placed: list[Caption] = [(f"a {c} {s} at {place_name(i)}", c, s, i) for c in COLORS for s in SHAPES for i in range(n * n)]
     keep = rng.permutation(len(placed))[: most - len(plain)]
     return plain + [placed[i] for i in keep]
 
@@ -52,10 +52,10 @@ def matches(scenes: list[Scene], caps: list[Caption]) -> torch.Tensor:
     """(scenes, captions) 0/1: does some object of the scene fit the caption? All scenes have the same n."""
     color = torch.tensor([[COLORS.index(t.color) for t in scene.tiles] for scene in scenes])[:, None]
     shape = torch.tensor([[SHAPES.index(t.shape) for t in scene.tiles] for scene in scenes])[:, None]
-    said = torch.tensor(
+    codes = torch.tensor(
         [[-1 if c is None else COLORS.index(c), -1 if s is None else SHAPES.index(s), -1 if i is None else i] for _, c, s, i in caps]
     )
-    c, s, i = (said[:, k, None] for k in range(3))
+    c, s, i = (codes[:, k, None] for k in range(3))
     fits = ((c < 0) | (color == c)) & ((s < 0) | (shape == s)) & ((i < 0) | (torch.arange(color.shape[-1]) == i))
     return fits.any(-1).float()
 
@@ -126,10 +126,10 @@ def batch_of(rng: np.random.Generator, size: int, batch: int, shares: tuple[floa
 
 
 def loss_of(
-    clip: Any, tokenizer: Any, bias: torch.Tensor, reader: torch.Tensor, batch: Batch, place: float
+    clip: Any, tokenizer: Any, bias: torch.Tensor, reader: torch.Tensor, batch: Batch, place_weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sigmoid loss of objects, summed over captions, a tenth of that of whole images, and ``place`` times ``place_loss``, which comes
-    second as well.
+    """The sigmoid loss of objects, summed over captions, a tenth of that of whole images, and ``place_weight`` times ``place_loss``, which
+    comes second as well.
 
     Whole images need the place of one object among many, which they learn late: at equal weight their loss drowns the objects' and
     shape is unlearned.
@@ -141,7 +141,7 @@ def loss_of(
     objects = F.normalize((batch.weights @ patches.flatten(2).mT).flatten(0, 1), dim=-1)  # the mean of each object's patches
     region = F.binary_cross_entropy_with_logits(scale * objects @ text.T + bias, batch.single, reduction="sum")
     where = place_loss(reader, states)
-    return 0.1 * whole / len(image) + region / len(objects) + place * where, where
+    return 0.1 * whole / len(image) + region / len(objects) + place_weight * where, where
 
 
 def place_loss(reader: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -151,8 +151,8 @@ def place_loss(reader: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     well. An LLM behind such patches sees what there is but not where.
     """
     side = round(states.shape[1] ** 0.5)
-    place = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, side),) * 2, indexing="ij"), dim=-1).flatten(0, 1).to(states)
-    return F.mse_loss(F.layer_norm(states, states.shape[-1:]) @ reader[:-1] + reader[-1], place.expand(len(states), -1, -1))
+    positions = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, side),) * 2, indexing="ij"), dim=-1).flatten(0, 1).to(states)
+    return F.mse_loss(F.layer_norm(states, states.shape[-1:]) @ reader[:-1] + reader[-1], positions.expand(len(states), -1, -1))
 
 
 @torch.no_grad()
@@ -163,9 +163,9 @@ def zero_shot(clip: Any, tokenizer: Any, image_size: int, split: str = "test", l
     x = torch.stack([pixels(Image.fromarray(t.pixels), image_size) for t in tiles])
     text = text_features(clip, tokenizer, [c[0] for c in caps])
     best = torch.cat([(image_features(clip, part.to(clip.device))[0] @ text.T).argmax(-1) for part in x.split(64)])
-    said = [caps[i] for i in best.tolist()]
-    shape = np.mean([s[2] == t.shape for s, t in zip(said, tiles, strict=True)])
-    color = np.mean([s[1] == t.color for s, t in zip(said, tiles, strict=True)])
+    predicted = [caps[i] for i in best.tolist()]
+    shape = np.mean([s[2] == t.shape for s, t in zip(predicted, tiles, strict=True)])
+    color = np.mean([s[1] == t.color for s, t in zip(predicted, tiles, strict=True)])
     return {"shape": float(shape), "color": float(color)}
 
 
@@ -173,7 +173,7 @@ def train_clip(tokenizer: Any, out: Path, seed: int, stages: Sequence[Stage] = S
     """Trains all stages, resuming from ``out`` if it holds a checkpoint, and returns the CLIP model at 96 px, on ``device``."""
     torch.manual_seed(seed)
     clip: Any = build_models.build_clip(tokenizer, stages[0][2])
-    for stage, (steps, lr, size, batch, shares, place) in enumerate(stages):
+    for stage, (steps, lr, size, batch, shares, place_weight) in enumerate(stages):
         if stage and size != stages[stage - 1][2]:
             clip = build_models.resize_positions(clip, tokenizer, size)
         clip.to(device)
@@ -182,12 +182,12 @@ def train_clip(tokenizer: Any, out: Path, seed: int, stages: Sequence[Stage] = S
         run = PhaseRun(f"clip stage {stage}", out / f"clip_stage{stage}.pt", clip, steps, lr, decay=0.05, extra=(bias, reader))
         make = functools.partial(batch_of, size=size, batch=batch, shares=shares)
         for step, drawn in run.batches(make, (seed, stage), workers):
-            loss, where = loss_of(clip, tokenizer, bias, reader, drawn, place)
+            loss, where = loss_of(clip, tokenizer, bias, reader, drawn, place_weight)
             run.update(step, loss)
-            if step % (50 if place else 200) == 0 or step + 1 == steps:
+            if step % (50 if place_weight else 200) == 0 or step + 1 == steps:
                 run.checkpoint.save(step + 1)
                 score = zero_shot(clip.eval(), tokenizer, size)
                 clip.train()
-                said = f"n {drawn.n} loss {loss.item():.3f} place {where.item():.3f} {score} {time.time() - run.started:.0f} s"
-                print(f"{run.label} step {step} {said}", flush=True)
+                measures = f"n {drawn.n} loss {loss.item():.3f} place {where.item():.3f} {score} {time.time() - run.started:.0f} s"
+                print(f"{run.label} step {step} {measures}", flush=True)
     return clip

@@ -94,8 +94,8 @@ def scene_questions(rng: np.random.Generator, scene: Scene, asked: int, split: s
     """Questions on a scene; a single image is asked easy-VQA's own questions."""
     if scene.n > 1:
         return questions.draw(rng, scene, questions.KINDS, asked)
-    own = _official_by_image(split)[scene.tiles[0].image_id]
-    return [own[i] for i in rng.permutation(len(own))[:asked]]
+    official = _official_by_image(split)[scene.tiles[0].image_id]
+    return [official[i] for i in rng.permutation(len(official))[:asked]]
 
 
 _OFFICIAL: dict[str, dict[int, list[questions.SceneQuestion]]] = {}

@@ -15,10 +15,12 @@ NOTHING = ("null", "default", "")
 def check_budget(words: Sequence[str]) -> None:
     """Raises UserError if the overrides ``words`` set the budget twice. A ratio of one half of a pair may stand beside that of the pair."""
     budgets = [budget for word in words if (budget := _budget(word)) is not None]
-    own = [word for word in words if word.startswith("method.tokens=null")]  # a matched point: the method's own ratio stands instead
+    null_tokens = [
+        word for word in words if word.startswith("method.tokens=null")
+    ]  # a matched point: the method's own ratio stands instead
     for n, (first, scope, kind) in enumerate(budgets):
         for second, other, kind_of_other in budgets[n + 1 :]:
-            if own and "" in (scope, other) and scope != other:
+            if null_tokens and "" in (scope, other) and scope != other:
                 continue
             nested = f"{scope}.".startswith(f"{other}.") or f"{other}.".startswith(f"{scope}.") or "" in (scope, other)
             halves = kind == kind_of_other == RATIO and scope != other

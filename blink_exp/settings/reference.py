@@ -135,8 +135,8 @@ def _group(conf: Conf, group: str) -> Iterator[str]:
         yield f"#### {group}={name}{' (default)' if name == default else ''}\n"
         rows = list(_rows(BY_TARGET[merged.target], f"{group}.", merged, presets))
         if preset.parents:
-            own = {f"`{group}.{key}`" for key in preset.values}
-            rows = [row for row in rows if row[0] in own]
+            preset_keys = {f"`{group}.{key}`" for key in preset.values}
+            rows = [row for row in rows if row[0] in preset_keys]
         yield f"{_escaped(preset.header)}\n"
         if preset.parents:
             yield f"As `{preset.parents[-1]}`, with:\n"

@@ -12,11 +12,10 @@ import traceback
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from blink_exp import tracking
 from blink_exp.cli import one_line
-from blink_exp.documents import Document, FigureDocument, PointRun, TableDocument
+from blink_exp.documents import Document, Experiment, FigureDocument, PointRun, Provenance, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, results
 from blink_exp.evaluation.shared_runs import run_together
@@ -74,7 +73,7 @@ def run_experiments(sweep: SweepSettings, out: Path) -> Document | None:
     return document
 
 
-def answer_together(sweep: SweepSettings, wanted: list[tuple[str, dict[str, Any]]], user_overrides: list[str]) -> None:
+def answer_together(sweep: SweepSettings, wanted: list[tuple[str, Experiment]], user_overrides: list[str]) -> None:
     """Answers the questions of all points of all experiments together if ``share`` is set."""
     if not sweep.share:
         return
@@ -85,7 +84,7 @@ def answer_together(sweep: SweepSettings, wanted: list[tuple[str, dict[str, Any]
     run_together(points)
 
 
-def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_overrides: list[str], out: Path) -> Document:
+def measure(sweep: SweepSettings, kind: str, experiment: Experiment, user_overrides: list[str], out: Path) -> Document:
     """Measures one table or figure, writes it to ``out``, copies it to the report and rebuilds the report."""
     started = time.time()
     count = len(plan.points(experiment))
@@ -124,7 +123,7 @@ def measure(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_ov
     return document
 
 
-def last_time(kind: str, experiment: dict[str, Any], user_overrides: list[str], report: Path) -> str:
+def last_time(kind: str, experiment: Experiment, user_overrides: list[str], report: Path) -> str:
     """ "; last time 1 min 50 s (2026-11-28)" by the copy in the report of the same command; "" where there is none."""
     path = report / experiment["name"] / variant(model_name(experiment, user_overrides), user_overrides) / f"{kind}.json"
     with contextlib.suppress(UserError, OSError, KeyError, TypeError):
@@ -158,7 +157,7 @@ def copy_to_report(out: Path, target: Path) -> None:
 
 
 def embedded_figure(
-    sweep: SweepSettings, figure: dict[str, Any], user_overrides: list[str], folder: Path, document: TableDocument, table: dict[str, Any]
+    sweep: SweepSettings, figure: Experiment, user_overrides: list[str], folder: Path, document: TableDocument, table: Experiment
 ) -> tuple[FigureDocument, Path]:
     """The document and folder of a figure on a table's page. If drawing fails, the document holds the error and the table is kept."""
     figure_document: FigureDocument
@@ -172,7 +171,7 @@ def embedded_figure(
     return figure_document, folder
 
 
-def model_name(experiment: dict[str, Any], user_overrides: list[str]) -> str:
+def model_name(experiment: Experiment, user_overrides: list[str]) -> str:
     model = composed("sweep", [*experiment.get("overrides", []), *user_overrides]).model
     return str(model["name"] or Path(model["path"]).name)
 
@@ -185,8 +184,8 @@ def variant(model: str, user_overrides: list[str]) -> str:
     return name if name == label and len(name) <= LONGEST else f"{name[:LONGEST]},{hashlib.sha256(label.encode()).hexdigest()[:6]}"
 
 
-def provenance(sweep: SweepSettings, seconds: float) -> dict[str, Any]:
-    return results.provenance(sweep.seed, seconds) | {"date": date.today().isoformat()}
+def provenance(sweep: SweepSettings, seconds: float) -> Provenance:
+    return {**results.provenance(sweep.seed, seconds), "date": date.today().isoformat()}
 
 
 def failures(document: Document) -> list[str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp import tracking
+from blink_exp.documents import Experiment
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.files import write_text
 from blink_exp.settings.doors import command_name
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.roots import SweepSettings
-from blink_exp.settings.values import read_yaml
-from blink_exp.studies.experiments import natural
+from blink_exp.studies.experiments import load_experiment, natural
 
 NAME = "Blink and HERO ablations"
 KINDS = ("wandb",)
@@ -64,16 +64,16 @@ def save(board: Any) -> None:
         raise UserError(f"the workspace could not be saved to W&B ({flat(error, 200)}); the file above holds it") from error
 
 
-def experiments() -> dict[str, list[dict[str, Any]]]:
+def experiments() -> dict[str, list[Experiment]]:
     """{"table": ..., "figure": ...}: the raw files of conf/table and conf/figure; composing all of them would take a minute."""
-    by_kind: dict[str, list[dict[str, Any]]] = {}
+    by_kind: dict[str, list[Experiment]] = {}
     for kind in ("table", "figure"):
         paths = sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem))
-        by_kind[kind] = [read_yaml(p) for p in paths]
+        by_kind[kind] = [load_experiment(kind, p.stem) for p in paths]
     return by_kind
 
 
-def workspace(by_kind: dict[str, list[dict[str, Any]]], project: str, entity: str | None) -> Any:
+def workspace(by_kind: dict[str, list[Experiment]], project: str, entity: str | None) -> Any:
     """The workspace as an object, built without network access."""
     import wandb_workspaces.workspaces as ws
 
@@ -116,7 +116,7 @@ def common() -> Iterator[Any]:
     yield wr.WeavePanelSummaryTable(table_name="records")
 
 
-def table(experiment: dict[str, Any]) -> Iterator[Any]:
+def table(experiment: Experiment) -> Iterator[Any]:
     """Panels of a table: per benchmark, headline score by point and against tokens; for Blink's tables the saliency ratio by layer; the
     table beside the published numbers; its embedded figures."""
     import wandb_workspaces.reports.v2 as wr
@@ -132,7 +132,7 @@ def table(experiment: dict[str, Any]) -> Iterator[Any]:
         yield pictures(embedded)
 
 
-def figure(experiment: dict[str, Any]) -> Iterator[Any]:
+def figure(experiment: Experiment) -> Iterator[Any]:
     """Panels of a figure: points over its axis if it has one, curves, pictures, claims."""
     import wandb_workspaces.reports.v2 as wr
 
@@ -158,7 +158,7 @@ def training() -> Iterator[Any]:
     yield wr.LinePlot(title="gain over interpolation by layer", x=step, metric_regex="^gain/layer_.*", max_runs_to_show=RUNS)
 
 
-def benchmarks(experiment: dict[str, Any]) -> list[str]:
+def benchmarks(experiment: Experiment) -> list[str]:
     """The benchmarks of an experiment with points, those for scale models first."""
     if not (experiment.get("points") or experiment.get("sweeps")):
         return []
@@ -166,7 +166,7 @@ def benchmarks(experiment: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for names in presets for name in ([names] if isinstance(names, str) else names)))
 
 
-def series(experiment: dict[str, Any]) -> list[str]:
+def series(experiment: Experiment) -> list[str]:
     """Names of the curves of a figure whose points have an x value."""
     named = [s["series"] for s in experiment.get("sweeps") or []]
     return list(dict.fromkeys([*named, *(p["series"] for p in experiment.get("points") or [] if p.get("x") is not None)]))

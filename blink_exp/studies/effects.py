@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from blink_exp.benchmarks.base import Subsets, group_by
-from blink_exp.documents import EffectRow, Record, TableDocument
+from blink_exp.documents import EffectPair, EffectRow, Record, RegionEffects, TableDocument
 from blink_exp.reports.statistics import CONFIDENCE, RESAMPLES, SAME, compare
 from blink_exp.studies.deltas import benchmark_of, records_of
 
 Runs = Mapping[str, dict[str, Record]]  # {point: {sample id: record}}
 
 
-def region_effects(document: TableDocument, effects: dict[str, Any]) -> list[EffectRow]:
+def region_effects(document: TableDocument, effects: RegionEffects) -> list[EffectRow]:
     """The effects of every benchmark of a table whose points are measured. ``effects``: of the experiment."""
     out: list[EffectRow] = []
     for group in document["groups"]:
@@ -38,7 +38,7 @@ def region_effects(document: TableDocument, effects: dict[str, Any]) -> list[Eff
     return out
 
 
-def effects_of(benchmark: Any, name: str, runs: Runs, pairs: list[dict[str, str]], reference: str) -> list[EffectRow]:
+def effects_of(benchmark: Any, name: str, runs: Runs, pairs: list[EffectPair], reference: str) -> list[EffectRow]:
     """The effects of some pairs on one benchmark, by its headline score, or ``accuracy`` where it has one."""
     rows: list[EffectRow] = []
     for pair in pairs:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+from blink_exp.documents import Experiment
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.values import read_yaml
 
 KINDS = ("table", "figure")
 
 
-def experiments(kind: str) -> Iterator[dict[str, Any]]:
+def experiments(kind: str) -> Iterator[Experiment]:
     """Every experiment of conf/table or conf/figure."""
     for path in sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem)):
         yield load_experiment(kind, path.stem)
 
 
-def load_experiment(kind: str, name: str) -> dict[str, Any]:
+def load_experiment(kind: str, name: str) -> Experiment:
     """The experiment in conf/<kind>/<name>.yaml."""
-    return read_yaml(CONF / kind / f"{name}.yaml")
+    return cast(Experiment, read_yaml(CONF / kind / f"{name}.yaml"))
 
 
 def natural(name: str) -> list[Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from blink_exp import reference
-from blink_exp.documents import FigureDocument, TableDocument
+from blink_exp.documents import Experiment, FigureDocument, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study, write_drawing
 from blink_exp.settings.budgets import displaced
@@ -18,11 +17,11 @@ from blink_exp.studies import plan
 
 def measure_figure(
     sweep: SweepSettings,
-    figure: dict[str, Any],
+    figure: Experiment,
     user_overrides: list[str],
     out: Path,
     table: TableDocument | None = None,
-    table_experiment: dict[str, Any] | None = None,
+    table_experiment: Experiment | None = None,
 ) -> FigureDocument:
     """The document of a figure, with its pictures written to ``out``.
 
@@ -56,22 +55,23 @@ def measure_figure(
     )
     drawing = build(figure["draw"], Study(figure["name"], settings, rows))
     files = write_drawing(drawing, out)
-    source = reference.figure(figure["paper"], figure["source"]) if figure.get("source") else {}
+    source = figure.get("source")
+    published = reference.figure(figure["paper"], source) if source else {}
     return {
         "kind": "figure",
         "name": figure["name"],
         "title": figure["title"],
         "paper": figure.get("paper"),
-        "source": figure.get("source"),
+        "source": source,
         "note": figure.get("note"),
         "scale": scale,
         "command": plan.command([f"figure={figure['name']}", *user_overrides], "sweep"),
-        "plots": source.get("plots"),
-        "claim": source.get("claim"),
-        "footnotes": reference.footnotes(figure["paper"], figure["source"]) if source else [],
+        "plots": published.get("plots"),
+        "claim": published.get("claim"),
+        "footnotes": reference.footnotes(figure["paper"], source) if source else [],
         "caption": drawing.caption,
         "measured_on": drawing.measured_on,
-        "claims": [vars(claim) for claim in drawing.claims],
+        "claims": [claim.entry() for claim in drawing.claims],
         "pictures": {stem: [path.name for path in paths] for stem, paths in files.items()},
         "rows": rows,
     }

@@ -187,7 +187,7 @@ class GroupTask:
     launched_by: int = field(default_factory=os.getpid)
 
     def __call__(self, config: DictConfig) -> dict[int, JobReturn]:
-        place, jobs = next((n, group) for n, group in enumerate(self.groups) if _word(group) == config[GROUP])
+        position, jobs = next((n, group) for n, group in enumerate(self.groups) if _word(group) == config[GROUP])
         os.environ.update(self.environment)
         if Path(self.folder).is_dir():
             os.chdir(self.folder)
@@ -202,7 +202,7 @@ class GroupTask:
             if elsewhere:
                 held.enter_context(stops_on_signal())
                 held.enter_context(locks.waited_folder(Path(self.run.config.hydra.sweep.dir) / GROUPS / str(min(jobs))))
-            own_devices(self.run.config, place)
+            own_devices(self.run.config, position)
             jobs = {number: words for number, words in jobs.items() if number not in self.ended()}
             if self.run.shares and len(jobs) > 1:
                 run_jobs([self.run.composed(words) for words in jobs.values()])

@@ -7,11 +7,11 @@ import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.utils import get_class
 
 from blink_exp import reference
+from blink_exp.documents import Experiment, ExperimentPoint
 from blink_exp.errors import UserError
 from blink_exp.evaluation import results, store
 from blink_exp.evaluation.evaluator import incomplete
@@ -27,7 +27,7 @@ from blink_exp.studies import matching, plan
 LIMIT = re.compile(r"^limit: (\S+)$", re.M)
 
 
-def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_overrides: list[str]) -> None:
+def show_list(sweep: SweepSettings, experiments: list[Experiment], user_overrides: list[str]) -> None:
     """Prints two tables: id, title and what varies; then, where the store has points, number of points, finished ones, and the estimated
     time for the others."""
     from rich.table import Table
@@ -56,17 +56,18 @@ def show_list(sweep: SweepSettings, experiments: list[dict[str, Any]], user_over
 def limit_of(folder: Path) -> str:
     """The ``limit`` of a stored point, as ``str`` writes it. Read as text: to parse the settings of every point takes seconds."""
     with contextlib.suppress(OSError, ValueError):
-        found = LIMIT.search(read_text(folder / results.CONFIG))
-        return "None" if found is None or found[1] == "null" else found[1]
+        match = LIMIT.search(read_text(folder / results.CONFIG))
+        return "None" if match is None or match[1] == "null" else match[1]
     return "None"
 
 
-def varies(experiment: dict[str, Any]) -> str:
+def varies(experiment: Experiment) -> str:
     """What the paper's table or figure varies, from the reference data; empty for experiments of this project."""
-    if not experiment.get("source"):
+    source = experiment.get("source")
+    if not source:
         return ""
-    look = reference.figure if "-fig-" in experiment["source"] else reference.table
-    return str(look(experiment["paper"], experiment["source"])["experiment"]["varies"])
+    look = reference.figure if "-fig-" in source else reference.table
+    return str(look(experiment["paper"], source)["experiment"]["varies"])
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Store:
             self.samples[name] = max(self.samples.get(name, 0), metrics["samples"])
             self.measured.add((metrics["backbone"].partition("@")[0], name, limit_of(folder)))
 
-    def listed(self, experiment: dict[str, Any], user_overrides: list[str]) -> list[Listed]:
+    def listed(self, experiment: Experiment, user_overrides: list[str]) -> list[Listed]:
         """Every point on every benchmark. Where the store has no point of the model and benchmark at this ``limit``, none is composed,
         which takes half a second each."""
         out: list[Listed] = []
@@ -113,7 +114,7 @@ class Store:
                 out.append(self.point(first, user_overrides, name, point.get("match")))
         return out
 
-    def modules(self, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any]) -> list[str]:
+    def modules(self, experiment: Experiment, user_overrides: list[str], point: ExperimentPoint) -> list[str]:
         """The override with the path of the modules that a point uses; they need not be trained yet."""
         try:
             training_run = plan.training(self.sweep, experiment, user_overrides, point)

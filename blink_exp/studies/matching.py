@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from blink_exp.benchmarks.base import group_by_image
 from blink_exp.core.method import LayerPolicy, Method
@@ -28,6 +28,16 @@ from blink_exp.settings.roots import EvaluateSettings, PointSettings
 RANGES = {"iqr_factor": (50.0, 0.0)}  # {setting: (value that keeps fewest tokens, value that keeps most)}
 RATIO = (0.005, 1.0)  # range of all other settings, which are ratios
 STEPS = 16  # bisection steps: precision of 2 ** -16 of the range
+
+
+class Match(TypedDict):
+    """A search result in the store: at which ``value`` of the setting ``key`` what ``share`` of the visual tokens is processed; ``wanted``:
+    that which was looked for."""
+
+    key: str
+    value: float
+    wanted: float
+    share: float
 
 
 def matched(settings: EvaluateSettings, key: str) -> list[str]:
@@ -61,15 +71,17 @@ def budget(settings: EvaluateSettings) -> str:
     return f"retention_ratio={settings.retention_ratio}" if settings.tokens is None else f"tokens={settings.tokens}"
 
 
-def stored_match(path: Path) -> dict[str, Any] | None:
+def stored_match(path: Path) -> Match | None:
     """The cached result of an earlier search; None if the file is missing, or damaged, which is reported."""
     if not path.is_file():
         return None
     try:
-        return read_object(path, {"value": store.NUMBER, "share": store.NUMBER}, "the setting is searched again")
+        match: Any = read_object(path, {"value": store.NUMBER, "share": store.NUMBER}, "the setting is searched again")
     except UserError as error:
         store.name_once(str(error))
         return None
+    result: Match = match
+    return result
 
 
 def match_file(settings: EvaluateSettings, key: str) -> Path:
@@ -153,8 +165,11 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
 
 def token_settings(method: dict[str, Any], prefix: str = "method") -> list[str]:
     """The dotted names of a method's ``tokens``, and of those of the halves of a pair, that are not null."""
-    own = [f"{prefix}.tokens"] if method.get("tokens") is not None else []
-    return [*own, *(name for key, value in method.items() if isinstance(value, dict) for name in token_settings(value, f"{prefix}.{key}"))]
+    names = [f"{prefix}.tokens"] if method.get("tokens") is not None else []
+    return [
+        *names,
+        *(name for key, value in method.items() if isinstance(value, dict) for name in token_settings(value, f"{prefix}.{key}")),
+    ]
 
 
 def without_tokens(method: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from blink_exp import reference
 from blink_exp.backbone.load import check_there
-from blink_exp.documents import PointRun
+from blink_exp.documents import ParityDocument, ParityRow, ParityVerdict, PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_json, write_text
 from blink_exp.reports.console import wide_console
@@ -21,7 +21,7 @@ from blink_exp.studies.plan import command_line_overrides, measured_run
 CHECK = "system prompt, pad or crop, OCR tokens, dtype, token ids around the image, image processor"  # in this order
 
 
-def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
+def run_parity(settings: ParitySettings, out: Path) -> ParityDocument:
     """Measures all ``points`` and writes parity.md and parity.json to ``out``. Finished rows are taken from the store."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -33,17 +33,16 @@ def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
         )
     check_there(**settings.model)  # before fifteen rows say the same
     user_overrides = command_line_overrides()
-    rows: list[dict[str, Any]] = []
+    rows: list[ParityRow] = []
     for point in settings.points:
         printed = reference_data["models"][model].get(point["id"], {})
         print(f"[{len(rows) + 1}/{len(settings.points)}] {point['label']}", flush=True)
         words = [*settings.overrides, *point["overrides"], *point.get("only", {}).get(model, [])]
-        row = measured_run(settings, words, user_overrides, point["label"])
-        rows.append(
-            {"id": point["id"], "published": {s: printed[s] for s in reference_data["sources"] if s in printed}}
-            | judged(row, point, printed)
-        )
-    document = {
+        run: Any = measured_run(settings, words, user_overrides, point["label"])
+        published = {s: printed[s] for s in reference_data["sources"] if s in printed}
+        row: ParityRow = {"id": point["id"], "published": published} | run | judged(run, point, printed)
+        rows.append(row)
+    document: ParityDocument = {
         "title": settings.title,
         "model": model,
         "backbone": next((r["backbone"] for r in rows if "backbone" in r), None),
@@ -59,29 +58,31 @@ def run_parity(settings: ParitySettings, out: Path) -> dict[str, Any]:
     return document
 
 
-def judged(row: PointRun, point: dict[str, Any], printed: dict[str, Any]) -> dict[str, Any]:
-    """``row`` with ``measured``, ``stderr``, ``difference`` from the first source (or the band's center) and ``verdict``."""
+def judged(row: PointRun, point: dict[str, Any], printed: dict[str, Any]) -> ParityVerdict:
+    """What a run says beside the numbers ``printed`` for its ``point``."""
     if row["status"] == "failed":
-        return row | {"measured": None, "verdict": f"not measured: {row['error']}"}
+        return {"measured": None, "verdict": f"not measured: {row['error']}"}
     value, error = row["scores"].get(point["score"]), row["stderr"].get(point["score"])
     if value is None:
         why = f"no score: none of {row['samples']} samples counts for {point['score']}; see {row['folder']}"
-        return row | {"measured": None, "verdict": f"scored elsewhere: hand in {row['folder']}" if row.get("files") else why}
+        return {"measured": None, "verdict": f"scored elsewhere: hand in {row['folder']}" if row.get("files") else why}
     center = printed.get("center", next((printed[s] for s in reference.published("vanilla")["sources"] if s in printed), None))
-    out = row | {"measured": value, "stderr": error, "difference": None if center is None else value - center}
-    if row["samples"] < point["rows"]:
-        return out | {"verdict": f"only {row['samples']} of {point['rows']} rows: no verdict"}
+    difference = None if center is None else value - center
+    return {"measured": value, "stderr": error, "difference": difference, "verdict": verdict(row["samples"], point, printed, value, center)}
+
+
+def verdict(samples: int, point: dict[str, Any], printed: dict[str, Any], value: float, center: float | None) -> str:
+    if samples < point["rows"]:
+        return f"only {samples} of {point['rows']} rows: no verdict"
     if point.get("compares") is False:
-        return out | {"verdict": point["why"]}
+        return str(point["why"])
     if center is None or "band" not in printed:
-        return out | {"verdict": "no band" if center is not None else "nobody prints it"}
+        return "no band" if center is not None else "nobody prints it"
     inside = abs(value - center) <= printed["band"]
-    return out | {
-        "verdict": f"within {center:g} ± {printed['band']:g}" if inside else f"OUTSIDE {center:g} ± {printed['band']:g}; check {CHECK}"
-    }
+    return f"within {center:g} ± {printed['band']:g}" if inside else f"OUTSIDE {center:g} ± {printed['band']:g}; check {CHECK}"
 
 
-def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def cells(document: ParityDocument) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of text; unmeasured and unpublished cells are empty."""
     sources = reference.published("vanilla")["sources"]
     head = ["", *[f"{name} (published)" for name in sources.values()], "measured here", "difference", "rows", "skipped", "verdict"]
@@ -102,7 +103,7 @@ def cells(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, body
 
 
-def markdown(document: dict[str, Any]) -> str:
+def markdown(document: ParityDocument) -> str:
     """The text of parity.md: the table, labelled published and measured, and the command."""
     head, body = cells(document)
     return "\n".join(
@@ -121,7 +122,7 @@ def markdown(document: dict[str, Any]) -> str:
     )
 
 
-def show(document: dict[str, Any]) -> None:
+def show(document: ParityDocument) -> None:
     """Prints the table on the terminal."""
     from rich.table import Table
 

@@ -29,7 +29,7 @@ from typing import Any
 from blink_exp.backbone.load import check_there
 from blink_exp.backbone.shipped import shipped
 from blink_exp.cli import under_torchrun
-from blink_exp.documents import PointRun
+from blink_exp.documents import Experiment, ExperimentPoint, PointRun, TrainingMetrics
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.evaluator import prepare_benchmark
@@ -77,7 +77,7 @@ def key(word: str) -> str:
     return word.split("=")[0].lstrip("+~")
 
 
-def points(experiment: dict[str, Any]) -> list[dict[str, Any]]:
+def points(experiment: Experiment) -> list[ExperimentPoint]:
     """The points of an experiment, ``budgets`` and ``sweeps`` expanded."""
     written_out = list(experiment.get("points") or [])
     if budgets := experiment.get("budgets"):
@@ -100,10 +100,10 @@ def at_budget(label: str, budget: str | None) -> str:
     return label if budget is None else f"{label}, {budget}"
 
 
-def _at_budget(experiment: dict[str, Any], point: dict[str, Any], name: str) -> dict[str, Any]:
+def _at_budget(experiment: Experiment, point: ExperimentPoint, name: str) -> ExperimentPoint:
     budget = experiment["budgets"][name]
-    baseline = {"baseline": at_budget(point["baseline"], name)} if point.get("baseline") else {}
-    changed = {
+    baseline: ExperimentPoint = {"baseline": at_budget(point["baseline"], name)} if point.get("baseline") else {}
+    changed: ExperimentPoint = {
         "label": at_budget(point["label"], name),
         "budget": name,
         "overrides": [*point["overrides"], *budget["overrides"]],
@@ -112,25 +112,25 @@ def _at_budget(experiment: dict[str, Any], point: dict[str, Any], name: str) -> 
     return _with_rival(experiment, {**point, **changed}, budget["tokens"])
 
 
-def _with_rival(experiment: dict[str, Any], point: dict[str, Any], tokens: int | None) -> dict[str, Any]:
+def _with_rival(experiment: Experiment, point: ExperimentPoint, tokens: int | None) -> ExperimentPoint:
     if not point.get("rival"):
         return point
     return {**point, "published": {"backbone": experiment["rivals_on"], "tokens": tokens, "method": point["rival"]}}
 
 
-def benchmarks(experiment: dict[str, Any], user_overrides: list[str], scale: bool) -> list[str]:
+def benchmarks(experiment: Experiment, user_overrides: list[str], scale: bool) -> list[str]:
     """The benchmark presets of an experiment: the user's, else those of ``benchmarks`` for this kind of model."""
     chosen = [word.partition("=")[2] for word in user_overrides if key(word) == "benchmark"]
     listed = chosen[-1:] or (experiment.get("benchmarks") or {}).get("scale" if scale else "published") or []
     return [listed] if isinstance(listed, str) else list(listed)
 
 
-def on_scale_model(experiment: dict[str, Any], user_overrides: list[str]) -> bool:
+def on_scale_model(experiment: Experiment, user_overrides: list[str]) -> bool:
     """Whether an experiment runs on a model that ships with this project."""
     return shipped(composed_once((*(experiment.get("overrides") or []), *user_overrides)).model["path"]) is not None
 
 
-def problem(experiment: dict[str, Any], user_overrides: list[str]) -> str | None:
+def problem(experiment: Experiment, user_overrides: list[str]) -> str | None:
     """Why no point of an experiment can run, for what all of them share: a device, the model, or modules that are not there. None: they may
     run."""
     try:
@@ -143,13 +143,13 @@ def problem(experiment: dict[str, Any], user_overrides: list[str]) -> str | None
     return None
 
 
-def words(experiment: dict[str, Any], point: dict[str, Any], benchmark: str) -> list[str]:
+def words(experiment: Experiment, point: ExperimentPoint, benchmark: str) -> list[str]:
     """The overrides of a point on a benchmark. Of two with the same key, Hydra uses the later."""
     benchmark_overrides = (experiment.get("at") or {}).get(benchmark, [])
     return [*experiment.get("overrides", []), f"benchmark={benchmark}", *benchmark_overrides, *point["overrides"]]
 
 
-def runs_on(point: dict[str, Any], first: list[str], user_overrides: list[str]) -> bool:
+def runs_on(point: ExperimentPoint, first: list[str], user_overrides: list[str]) -> bool:
     """Whether a point runs on the benchmark of its overrides ``first``: one that needs annotated regions, where there are any."""
     if point.get("needs") != "regions":
         return True
@@ -170,7 +170,7 @@ def command(overrides: list[str], root: str = "evaluate") -> str:
     return command_line(root, list(last.values()))
 
 
-def refuse_collisions(experiment: dict[str, Any], user_overrides: list[str]) -> None:
+def refuse_collisions(experiment: Experiment, user_overrides: list[str]) -> None:
     """Raises UserError if the user sets what the points vary: the row labels would then be wrong."""
     varied = {key(word): point["label"] for point in points(experiment) for word in point["overrides"]}
     if (training_point := next((point for point in points(experiment) if point.get("trains")), None)) is not None:
@@ -218,7 +218,7 @@ def measured_run(
     return run | {"command": command(overrides)}
 
 
-def settings_of(sweep: SweepSettings, kind: str, experiment: dict[str, Any], user_overrides: list[str]) -> list[EvaluateSettings]:
+def settings_of(sweep: SweepSettings, kind: str, experiment: Experiment, user_overrides: list[str]) -> list[EvaluateSettings]:
     """The settings of every point of a table, or of a figure (measured on one benchmark). Points that cannot be composed are omitted.
     Required modules are trained first."""
     refuse_collisions(experiment, user_overrides)
@@ -237,18 +237,18 @@ def settings_of(sweep: SweepSettings, kind: str, experiment: dict[str, Any], use
 
 
 def training(
-    sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any] | None = None
+    sweep: SweepSettings, experiment: Experiment, user_overrides: list[str], point: ExperimentPoint | None = None
 ) -> tuple[list[str], Path] | None:
     """The overrides of train.py for the modules that a point uses, and their folder in the store: what the experiment and the point
     ``trains``, with the user's model and ``train`` overrides, and for a training of the point's own the user's layers. None if it trains
     none, or the user names modules.
 
     Raises UserError on a published backbone without ``train`` overrides: the scale model's training settings do not fit it."""
-    own = list((point or {}).get("trains") or [])
-    words_of_training = [*(experiment.get("trains") or []), *own]
+    point_training = list((point or {}).get("trains") or [])
+    words_of_training = [*(experiment.get("trains") or []), *point_training]
     if not words_of_training or any(word.startswith("tokensr.path=") for word in user_overrides):
         return None
-    shared_groups = ("model", "seed", *(("layer", "layers") if own else ()))
+    shared_groups = ("model", "seed", *(("layer", "layers") if point_training else ()))
     shared = [word for word in (*experiment.get("overrides", []), *user_overrides) if key(word).partition(".")[0] in shared_groups]
     train_overrides = shlex.split(sweep.train)
     overrides = [*shared, *words_of_training, *train_overrides]
@@ -264,7 +264,7 @@ def training(
     return [*overrides, *(word for word in user_overrides if key(word).partition(".")[0] == "logger")], folder
 
 
-def trained(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any] | None = None) -> list[str]:
+def trained(sweep: SweepSettings, experiment: Experiment, user_overrides: list[str], point: ExperimentPoint | None = None) -> list[str]:
     """The override with the path of the modules that a point uses (see ``training``). Trains them unless the store has them."""
     training_run = training(sweep, experiment, user_overrides, point)
     if training_run is None:
@@ -277,15 +277,14 @@ def trained(sweep: SweepSettings, experiment: dict[str, Any], user_overrides: li
     return [f"tokensr.path={folder / 'tokensr'}"]
 
 
-def training_measures(
-    sweep: SweepSettings, experiment: dict[str, Any], user_overrides: list[str], point: dict[str, Any]
-) -> dict[str, float]:
+def training_measures(sweep: SweepSettings, experiment: Experiment, user_overrides: list[str], point: ExperimentPoint) -> dict[str, float]:
     """What a point's training measured, means over its layers (``training.quality``), and ``parameters`` of a module; empty where the point
     trains none of its own."""
     training_run = training(sweep, experiment, user_overrides, point) if point.get("trains") else None
     if training_run is None:
         return {}
-    finished: Any = read_object(training_run[1] / "metrics.json", {}, "it is trained again")
+    document: Any = read_object(training_run[1] / "metrics.json", {}, "it is trained again")
+    finished: TrainingMetrics = document
     rows = list(finished["layers"].values())
     means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "samples"}
     return means | {"parameters": finished["parameters"] / len(rows)}
@@ -295,7 +294,7 @@ def _train(overrides: list[str], folder: Path) -> None:
     print(f"training first, which limit= does not shorten (tokensr.path=FOLDER spares it): {command(overrides, 'train')}", flush=True)
     resume = [f"resume={folder}"] if (folder / "last.ckpt").is_file() else []
     process = training_process([*overrides, *resume, f"hydra.run.dir={folder}"])
-    own = {k: v for k, v in os.environ.items() if k not in OF_TORCHRUN}  # of torchrun's other processes Lightning would wait for
-    done = subprocess.run(process, env=own if under_torchrun() else None)
+    environment = {k: v for k, v in os.environ.items() if k not in OF_TORCHRUN}  # of torchrun's other processes Lightning would wait for
+    done = subprocess.run(process, env=environment if under_torchrun() else None)
     if done.returncode:
         raise UserError(f"the training that this needs failed; see it alone: {command(overrides, 'train')}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Compares, Count, Sample
-from blink_exp.documents import Metrics, Record
+from blink_exp.documents import Metrics, PairedTest, Record
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_benchmark, scored
@@ -172,14 +172,14 @@ def check_shared(records: list[Record], others: list[Record]) -> None:
 
 def differences(
     benchmark: Benchmark, records: list[Record], others: list[Record], scores: Iterable[str], seed: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, PairedTest]:
     """How far a run is from another by each score, with a paired test; counts are left out. Raises UserError if no score is left."""
     ours, theirs = ({record["id"]: record for record in run} for run in (records, others))
     counts = {name for name, score in benchmark.score(records).items() if isinstance(score, Count)}
-    found = statistics.compare(benchmark, ours, theirs, [name for name in scores if name not in counts], seed=seed)
-    if not found:
+    tests = statistics.compare(benchmark, ours, theirs, [name for name in scores if name not in counts], seed=seed)
+    if not tests:
         raise UserError(f"{benchmark.name} has no score to compare; choose a judge with judge=, if it has one")
-    return found
+    return tests
 
 
 def check_benchmark(paths: str | list[str], name: str, setting: str = "predictions") -> None:

@@ -132,13 +132,13 @@ def read_sweep(folder: str | Path, setting: str, of_this_run: bool = False) -> S
         problem = "is a file" if path.exists() else "is not there"
         raise UserError(f"{setting}={folder} {problem}; give the folder of a sweep, its hydra.sweep.dir")
     command = read_command(path / COMMAND) if (path / COMMAND).is_file() else {}
-    found = list(_job_folders(path, (path / COMMAND).stat().st_mtime if of_this_run else 0.0))
-    if not found and not isinstance(_at(command, "hydra", "sweep"), dict):
+    jobs = list(_job_folders(path, (path / COMMAND).stat().st_mtime if of_this_run else 0.0))
+    if not jobs and not isinstance(_at(command, "hydra", "sweep"), dict):
         raise UserError(
             f"{setting}={folder} holds no sweep: neither {COMMAND} nor folders of jobs; give the hydra.sweep.dir of a sweep{_below(path)}"
         )
     planned = planned_jobs(command)
-    return SweepFolder(path, command, tuple(sorted(_matched(found, planned) if planned else found, key=lambda job: job.number)))
+    return SweepFolder(path, command, tuple(sorted(_matched(jobs, planned) if planned else jobs, key=lambda job: job.number)))
 
 
 def read_command(path: Path) -> dict[str, Any]:
@@ -183,10 +183,10 @@ def name_points(rows: list[PointRun]) -> list[str]:
     return sorted(common)
 
 
-def _matched(found: list[SweepJob], planned: list[tuple[str, ...]]) -> list[SweepJob]:
+def _matched(started: list[SweepJob], planned: list[tuple[str, ...]]) -> list[SweepJob]:
     """A job for each planned one, with its folder and row where there are any. Other folders are of another sweep."""
     folders: dict[tuple[str, ...], list[SweepJob]] = defaultdict(list)
-    for job in sorted(found, key=lambda job: (job.row is None, job.number)):
+    for job in sorted(started, key=lambda job: (job.row is None, job.number)):
         folders[job.overrides].append(job)
     jobs: list[SweepJob] = []
     left: list[tuple[int, tuple[str, ...]]] = []

@@ -24,7 +24,7 @@ import operator
 from typing import Any
 
 from blink_exp import reference
-from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
+from blink_exp.documents import ColumnGroup, Experiment, ExperimentPoint, MeasuredColumn, PointRun, PublishedColumn, TableDocument, TableRow
 from blink_exp.errors import UserError
 from blink_exp.reports.effects import conclusion
 from blink_exp.settings.compose import composed_plain
@@ -37,7 +37,7 @@ from blink_exp.studies.effects import region_effects
 from blink_exp.studies.point import failed
 
 
-def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: list[str]) -> TableDocument:
+def measure_table(sweep: SweepSettings, table: Experiment, user_overrides: list[str]) -> TableDocument:
     """The document of a table: every point measured on every benchmark, beside the published numbers."""
     plan.refuse_collisions(table, user_overrides)
     scale = plan.on_scale_model(table, user_overrides)
@@ -67,7 +67,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
         "split_by": table.get("split_by"),
         "scale": scale,
         "command": plan.command([f"table={table['name']}", *user_overrides], "sweep"),
-        "footnotes": reference.footnotes(table["paper"], table["source"]) if table.get("source") else [],
+        "footnotes": reference.footnotes(table["paper"], source) if (source := table.get("source")) else [],
         "published_columns": published_columns(table),
         "groups": [group(table, name, rows) for name in names],
         "rows": rows,
@@ -79,7 +79,7 @@ def measure_table(sweep: SweepSettings, table: dict[str, Any], user_overrides: l
     return document
 
 
-def point_run(sweep: SweepSettings, table: dict[str, Any], user_overrides: list[str], point: dict[str, Any], name: str) -> PointRun:
+def point_run(sweep: SweepSettings, table: Experiment, user_overrides: list[str], point: ExperimentPoint, name: str) -> PointRun:
     """The run of a point on a benchmark, with what was measured of the modules that it trains."""
     label = point["label"]
     try:
@@ -102,14 +102,14 @@ def repeated_failure(rows: list[TableRow], benchmark: str, label: str) -> PointR
     return {**runs[0], "point": label} if len(runs) >= 2 and len(errors) == 1 and None not in errors else None
 
 
-def new_row(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
+def new_row(table: Experiment, point: ExperimentPoint) -> TableRow:
     row: TableRow = {"point": point["label"], "baseline": point.get("baseline"), "runs": {}, "deltas": {}, **published(table, point)}
     if point.get("budget"):
         row["budget"] = point["budget"]
     return {**row, "control": True} if point.get("control") else row
 
 
-def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
+def recipe_rows(table: Experiment) -> list[TableRow]:
     """The rows of a table without measurements: published values, and those of our configuration."""
     recipe = table.get("recipe")
     if recipe is None:
@@ -117,17 +117,17 @@ def recipe_rows(table: dict[str, Any]) -> list[TableRow]:
     settings = composed_plain(recipe["config"], recipe["overrides"])
     rows: list[TableRow] = []
     for label, path in recipe["values"].items():
-        point = {"label": label, "published": {"table": table["source"], "row": label}}
+        point: ExperimentPoint = {"label": label, "published": {"table": table["source"], "row": label}}
         ours = {} if path is None else {path: functools.reduce(operator.getitem, path.split("."), settings)}
         rows.append({**new_row(table, point), "settings": ours})
     return rows
 
 
-def published_columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def published_columns(table: Experiment) -> dict[str, PublishedColumn]:
     return {h: {"column": c, "digits": table.get("published_digits", 2)} for h, c in (table.get("published") or {}).items()}
 
 
-def published(table: dict[str, Any], point: dict[str, Any]) -> TableRow:
+def published(table: Experiment, point: ExperimentPoint) -> TableRow:
     """The paper's row for a point by heading, None without a number: ``published``, and ``derived`` (headings that follow from
     printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
     source, columns = dict(point.get("published") or {}), table.get("published") or {}
@@ -175,7 +175,7 @@ def rivals(columns: dict[str, str], backbone: str, tokens: int | None, method: s
     return row
 
 
-def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> ColumnGroup:
+def group(table: Experiment, benchmark: str, rows: list[TableRow]) -> ColumnGroup:
     """The measured columns of one benchmark and their label: backbone, benchmark and number of questions."""
     runs = [row["runs"][benchmark] for row in rows if benchmark in row["runs"]]
     done = [run for run in runs if run["status"] == "done"]
@@ -184,29 +184,38 @@ def group(table: dict[str, Any], benchmark: str, rows: list[TableRow]) -> Column
         columns = {run["headline"]: f"scores.{run['headline']}" for run in done[:1]}
     if any(run.get("budget") for run in done):
         columns = with_spent(columns)
-    defaults = {"per": 1, "digits": table.get("digits", 2), "error_digits": table.get("error_digits", 0), "published": None}
     published_headings = table.get("published") or {}
     return {
         "benchmark": benchmark,
         "label": label(benchmark, done),
         "columns": {
-            h: defaults | {"published": h if h in published_headings else None} | (dict(c) if isinstance(c, dict) else {"value": c})
+            h: {
+                "per": 1,
+                "digits": table.get("digits", 2),
+                "error_digits": table.get("error_digits", 0),
+                "published": h if h in published_headings else None,
+                **written_out(c),
+            }
             for h, c in columns.items()
         },
     }
 
 
-SPENT = {  # what methods that drop tokens spend: {heading: column}
+def written_out(column: str | MeasuredColumn) -> MeasuredColumn:
+    return {"value": column} if isinstance(column, str) else column
+
+
+SPENT: dict[str, str | MeasuredColumn] = {  # what methods that drop tokens spend: {heading: column}
     "visual tokens in": {"value": "tokens.entering", "digits": 0},
     "visual tokens a layer": {"value": "tokens.layer", "digits": 0},
     "GFLOPs": {"value": "tokens.gflops", "digits": 2},
 }
 
 
-def with_spent(columns: dict[str, Any]) -> dict[str, Any]:
+def with_spent(columns: dict[str, str | MeasuredColumn]) -> dict[str, str | MeasuredColumn]:
     """Columns of a table, with those of ``SPENT`` beside each other: where the first of them stands, else last."""
-    own = {(c["value"] if isinstance(c, dict) else c): (heading, c) for heading, c in columns.items()}
-    beside = dict(own.get(column["value"], (heading, column)) for heading, column in SPENT.items())
+    by_value = {written_out(column)["value"]: (heading, column) for heading, column in columns.items()}
+    beside = dict(by_value.get(written_out(column)["value"], (heading, column)) for heading, column in SPENT.items())
     first = next((n for n, heading in enumerate(columns) if heading in beside), len(columns))
     return dict(list(columns.items())[:first]) | beside | {heading: c for heading, c in columns.items() if heading not in beside}
 

@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.cli import guard
-from blink_exp.documents import PointRun
+from blink_exp.documents import PointRun, SearchDocument, SearchPart
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation import results
 from blink_exp.files import write_json, write_text
@@ -168,15 +168,16 @@ def finish(config: DictConfig) -> None:
     done = [row for row in rows if row["status"] == "done"]
     if not done:
         raise UserError(f"all {len(rows)} points failed, first {rows[0]['point']}: {rows[0]['error']}")
-    document = chosen(config, done, fixed) | {"points": len(rows), "failed": len(rows) - len(done)}
+    document = chosen(config, done, fixed, len(rows) - len(done))
     write_json(folder / "tuning.json", document)
     write_text(folder / "tuning.md", text(document))
     show(document)
     print(f"best: {document['settings']['best']['command']}\nwritten to {folder}/tuning.md and tuning.json")
 
 
-def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[str, Any]:
-    """The document of the best point of ``done`` and of the command without its search (``fixed``), each on both parts."""
+def chosen(config: DictConfig, done: list[PointRun], fixed: list[str], failed: int) -> SearchDocument:
+    """The document of the best point of ``done`` and of the command without its search (``fixed``), each on both parts. ``failed``: the
+    number of points that failed."""
 
     def value(row: PointRun) -> float:
         return worth(row, config.objective, config.token_price)
@@ -198,12 +199,15 @@ def chosen(config: DictConfig, done: list[PointRun], fixed: list[str]) -> dict[s
             name: {
                 "point": best["point"] if name == "best" else "",
                 "command": shlex.join(standalone_command(config, words[name])),
-                **{part: part_summary(by_name[name], score, value(by_name[name])) for part, by_name in runs.items()},
+                "validation": part_summary(runs["validation"][name], score, value(runs["validation"][name])),
+                "test": part_summary(test[name], score, value(test[name])),
             }
             for name in SETTINGS
         },
         "difference": difference.get(score),
         **results.provenance(config.seed, sum(row["seconds"] for row in done)),
+        "points": len(done) + failed,
+        "failed": failed,
     }
 
 
@@ -216,7 +220,7 @@ def measured(words: list[str], part: str) -> PointRun:
     return row
 
 
-def part_summary(row: PointRun, score: str, value: float) -> dict[str, Any]:
+def part_summary(row: PointRun, score: str, value: float) -> SearchPart:
     """The report entry of a point on a part."""
     return {
         "score": row["scores"][score],

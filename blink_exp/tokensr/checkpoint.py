@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -23,6 +23,16 @@ from blink_exp.files import read_text
 from blink_exp.finite import first_nonfinite
 from blink_exp.settings.doors import command_name
 from blink_exp.tokensr.modules import ARCHITECTURES, build
+
+
+class ModulesMetadata(TypedDict):
+    """What the modules of a training have in common, as its checkpoints hold it."""
+
+    backbone: str
+    layers: list[int]
+    width: int
+    grid: list[int]  # (H, W) visual tokens
+    architecture: str
 
 
 @dataclass(frozen=True)

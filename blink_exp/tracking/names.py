@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from blink_exp.documents import LayerStep, Metrics, Record
+from blink_exp.documents import LayerStep, Metrics, Record, TokenCounts
 
 LEFT_OUT = (
     "logger",
@@ -55,7 +55,7 @@ def key(name: str) -> str:
     return re.sub(r"[^\w -]", "_", name)
 
 
-def metrics_of(finished: Metrics, tokens: dict[str, float | None], experiment: str | None = None) -> dict[str, float]:
+def metrics_of(finished: Metrics, tokens: TokenCounts, experiment: str | None = None) -> dict[str, float]:
     """{name: number} of a measured point.
 
     ``finished``: metrics.json; ``tokens``: ``evaluation.tokens.realised``. Names: ``scores/NAME``, ``stderr/NAME``, ``tokens/entering``,

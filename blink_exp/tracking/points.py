@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
-from blink_exp.documents import Document, FigureDocument, PointRun, Record
+from blink_exp.documents import Document, FigureDocument, Metrics, PointRun, Record
 from blink_exp.evaluation import tokens
 from blink_exp.files import read_object
 from blink_exp.tracking.base import logger_of, silent, tracker
@@ -68,7 +68,8 @@ def point_logged(
 ) -> None:
     from blink_exp.evaluation.records import read  # imports torch: an invalid logger is reported first
 
-    finished: Any = read_object(folder / "metrics.json", {}, "measure the point again")
+    document: Any = read_object(folder / "metrics.json", {}, "measure the point again")
+    finished: Metrics = document
     records = read(folder)
     model, logger = settings["model"], settings["logger"]
     decided = any(r.get("layers") for r in records)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blink_exp.documents import FigureDocument, PointRun, TableDocument
+from blink_exp.documents import FigureDocument, MeasuredColumn, PointRun, TableDocument
 from blink_exp.reports import cells
 
 Table = tuple[list[str], list[list[Any]]]
@@ -35,14 +35,14 @@ def table_rows(document: TableDocument) -> Table:
     return columns, rows
 
 
-def measured(run: PointRun | None, column: dict[str, Any]) -> tuple[float | None, float | None]:
+def measured(run: PointRun | None, column: MeasuredColumn) -> tuple[float | None, float | None]:
     """(value, standard error) of a column in a run, in the column's unit."""
     value = cells.value(run, column["value"])
     error = None if run is None or value is None else cells.error(run, column["value"])
     return in_unit(value, column), in_unit(error, column)
 
 
-def in_unit(value: float | None, column: dict[str, Any]) -> float | None:
+def in_unit(value: float | None, column: MeasuredColumn) -> float | None:
     return None if value is None else value / column.get("per", 1)
 
 

@@ -84,7 +84,7 @@ class Conversations:
     def __init__(self, rows: Iterable[Any], names: Iterable[str]):
         wanted = {name: name for name in names}
         by_stem = {name.rpartition(".")[0]: name for name in wanted}  # OCR-VQA's images are found under another suffix
-        found: dict[str, list[Turns]] = defaultdict(list)
+        by_image: dict[str, list[Turns]] = defaultdict(list)
         self.skipped: list[tuple[str, str]] = []
         for number, row in enumerate(rows):
             image = row.get("image") if isinstance(row, dict) else None
@@ -99,9 +99,9 @@ class Conversations:
             except ValueError as error:
                 self.skipped.append((str(row.get("id", number)), str(error)))
             else:
-                found[name].append(turns)
-        self.number = {name: n for n, name in enumerate(found)}
-        parts = [json.dumps(conversations).encode() for conversations in found.values()]
+                by_image[name].append(turns)
+        self.number = {name: n for n, name in enumerate(by_image)}
+        parts = [json.dumps(conversations).encode() for conversations in by_image.values()]
         self.text, self.ends = b"".join(parts), np.cumsum([0, *map(len, parts)])
 
     def of(self, name: str) -> list[Turns]:

@@ -26,7 +26,7 @@ DECISIONS = ("saliency", "grid", "thresholds", "resolution")  # and those by whi
 
 
 def save_modules(
-    modules: nn.ModuleDict, metadata: dict[str, Any], training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
+    modules: nn.ModuleDict, metadata: checkpoint.ModulesMetadata, training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
 ) -> None:
     """Writes the module of each layer. ``more``: {layer: additional training metadata}."""
     metadata_of = {
@@ -34,7 +34,7 @@ def save_modules(
             backbone=metadata["backbone"],
             layer=layer,
             width=metadata["width"],
-            grid=tuple(metadata["grid"]),
+            grid=(metadata["grid"][0], metadata["grid"][1]),
             architecture=metadata["architecture"],
             training=training | more.get(layer, {}),
         )

@@ -19,6 +19,7 @@ from blink_exp.decoder.segments import enlarge
 from blink_exp.decoder.visual_states import image_states
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
+from blink_exp.tokensr.checkpoint import ModulesMetadata
 from blink_exp.tokensr.modules import build_all
 from blink_exp.tracking.names import held_out_metrics
 from blink_exp.training.batches import rescale
@@ -79,7 +80,7 @@ class TokenSRTraining(pl.LightningModule):
         self._step_losses: list[torch.Tensor] = []  # (layers,) of each part of an optimizer step
         self._held_out: dict[int, HeldOut] = {}
         self.result: dict[int, dict[str, float]] = {}
-        self.metadata = {
+        self.metadata: ModulesMetadata = {
             "backbone": backbone.identity,
             "layers": self.layers,
             "width": backbone.width,
@@ -261,15 +262,16 @@ class TokenSRTraining(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_state(checkpoint)
-        checkpoint["blink_exp"] = self.metadata | {"parts": self.trainer.accumulate_grad_batches}
+        checkpoint["blink_exp"] = {**self.metadata, "parts": self.trainer.accumulate_grad_batches}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["blink_exp"]
         if saved["backbone"] != self.metadata["backbone"]:
             raise UserError(f"the checkpoint was trained on {saved['backbone']}, not {self.metadata['backbone']}; give that model")
+        expected: dict[str, Any] = {**self.metadata}
         for name in ("layers", "architecture", "width", "grid"):
-            if saved[name] != self.metadata[name]:
-                raise UserError(f"the checkpoint was trained for {name} {saved[name]}, not {self.metadata[name]}; start a new run")
+            if saved[name] != expected[name]:
+                raise UserError(f"the checkpoint was trained for {name} {saved[name]}, not {expected[name]}; start a new run")
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         rescale(progress, saved["parts"], self.trainer.accumulate_grad_batches)
 

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from rich.table import Table
 
 from blink_exp.backbone.model import Backbone
+from blink_exp.documents import TrainingMetrics
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, results
 from blink_exp.files import write_json, write_text
@@ -203,7 +204,7 @@ def evaluation(job: Job, layers: list[int], target: Path) -> str:
 
 def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list[str], seconds: float, target: Path | None) -> None:
     """Writes the metrics of a training and prints them. ``target``: folder of its modules; None: nothing was trained."""
-    finished = {
+    finished: TrainingMetrics = {
         "layers": module.result,
         "parameters": parameters(module.amplifiers),
         "images": data.summary | {"unreadable": len(unreadable)},
@@ -211,8 +212,9 @@ def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list
         "backbone": module.backbone.settings,
         "devices": module.trainer.world_size,
         "parts_of_a_step": module.trainer.accumulate_grad_batches,
+        **results.provenance(job.settings.seed, seconds),
     }
-    write_json(job.out / "metrics.json", finished | results.provenance(job.settings.seed, seconds))
+    write_json(job.out / "metrics.json", finished)
     show(module.result, int(next(iter(module.result.values()))["samples"]), seconds)
     if data.broken:
         print(f"{len(data.broken)} images could not be read and were left out, first {data.broken[0]}")

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,9 +119,17 @@ def _overlay(width: int, height: int, inside: str) -> Markup:
     return Markup(f'<svg class="over" viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{inside}</svg>')
 
 
-def ratios(rho: list[float | None], steps: list[dict[str, Any]], limits: dict[str, float], floor: float) -> Markup:
-    """The saliency ratio by layer: a line of ``rho`` (one value per layer), and a mark at the scanned ratio of each of ``steps``
-    (``layer``, ``rho``, ``decision``). ``limits``: {name: threshold}; ``floor``: ratio of uniform attention."""
+class Mark(NamedTuple):
+    """A scan in the chart of ratios; without ``rho`` it is not drawn."""
+
+    layer: int
+    rho: Any
+    decision: str
+
+
+def ratios(rho: list[float | None], marks: list[Mark], limits: dict[str, float], floor: float) -> Markup:
+    """The saliency ratio by layer: a line of ``rho`` (one value per layer), and ``marks`` at the scanned ratios.
+    ``limits``: {name: threshold}; ``floor``: ratio of uniform attention."""
     left, right, top, bottom = 34, 14, 8, 158
     depth = len(rho)
 
@@ -135,19 +143,19 @@ def ratios(rho: list[float | None], steps: list[dict[str, Any]], limits: dict[st
     out += [f'<text x="{left - 4}" y="{y(v) + 3}" class="end">{v:g}</text>' for v in (0, 0.25, 0.5, 0.75, 1)]
     out += [f'<text x="{x(k)}" y="{bottom + 12}" class="middle">{k}</text>' for k in range(0, depth, max(1, depth // 8))]
     out.append(f'<text x="{(left + WIDTH - right) / 2:g}" y="{bottom + 25}" class="middle">decoder layer</text>')
-    marks = {f"even spread {floor:.2g}": floor} | limits
-    for k, (name, value) in enumerate(marks.items()):
+    levels = {f"even spread {floor:.2g}": floor} | limits
+    for k, (name, value) in enumerate(levels.items()):
         out.append(f'<path class="limit{" even" if not k else ""}" d="M{left} {y(value)}H{WIDTH - right}"/>')
         # thresholds stand at the left, the even spread at the right, so that equal values do not hide one another
         at, anchor = (WIDTH - right, "end") if not k else (left + 4, "start")
         out.append(f'<text x="{at}" y="{y(value) - 3}" class="{anchor}">{escape(name)}</text>')
     points = [(k, v) for k, v in enumerate(rho) if v is not None]
     out.append('<path class="line" d="' + "".join(f"{'L' if i else 'M'}{x(k)} {y(v)}" for i, (k, v) in enumerate(points)) + '"/>')
-    for step in (s for s in steps if s["rho"] is not None):
-        kind = step["decision"].split()[0]
+    for mark in (m for m in marks if m.rho is not None):
+        kind = mark.decision.split()[0]
         shape = {"expand": "M-4 3H4L0 -4.5Z", "drop": "M-4 -3H4L0 4.5Z"}.get(kind, "M-3 -3H3V3H-3Z")
-        title = f"layer {step['layer']}: rho {step['rho']:.3f}, {step['decision']}"
-        translation = f"translate({x(step['layer'])} {y(step['rho'])})"
+        title = f"layer {mark.layer}: rho {mark.rho:.3f}, {mark.decision}"
+        translation = f"translate({x(mark.layer)} {y(mark.rho)})"
         out.append(f'<path class="{kind}" d="{shape}" transform="{translation}"><title>{escape(title)}</title></path>')
     return _chart(bottom + 32, "Saliency ratio by layer", out)
 

@@ -10,7 +10,7 @@ import torch
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import EXTRA
-from blink_exp.documents import LayerStep
+from blink_exp.documents import AnswerLine, LayerLine, LayerStep, ViewDocument, ViewTokens
 from blink_exp.figures.hero_kept import as_maps
 from blink_exp.viewer import drawing
 from blink_exp.viewer.subject import Subject
@@ -24,7 +24,7 @@ def verdict(correct: float | bool | None) -> str | None:
     return {0.0: "wrong", 1.0: "right"}.get(float(correct), f"{100 * float(correct):.0f} % right")
 
 
-def answer(label: str, trace: Trace, shown: bool) -> dict[str, Any]:
+def answer(label: str, trace: Trace, shown: bool) -> AnswerLine:
     """A row of the table of answers. ``shown``: whether the page is about this method."""
     return {
         "label": label,
@@ -37,19 +37,20 @@ def answer(label: str, trace: Trace, shown: bool) -> dict[str, Any]:
     }
 
 
-def unavailable(label: str, why: str) -> dict[str, Any]:
+def unavailable(label: str, why: str) -> AnswerLine:
     """The row of a method that cannot run on this backbone."""
     return {"label": label, "shown": False, "said": None, "verdict": None, "entering": None, "tokens": None, "why": why}
 
 
-def layers(trace: Trace, grid: PatchGrid) -> list[dict[str, Any]]:
+def layers(trace: Trace, grid: PatchGrid) -> list[LayerLine]:
     """One row per layer: tokens, attention, and the scan and decision if there was one.
 
     ``rho``, ``patch``: of the layer's attention to the base view; ``scanned``, ``region``, ``decision``: from the record.
     """
     steps = {step["layer"]: step for step in trace.record["layers"]}
-    out = []
+    out: list[LayerLine] = []
     for stage in trace.stages:
+        counts = stage.counts
         ratio_and_patch, step = stage.rho(grid), steps.get(stage.layer)
         out.append(
             {
@@ -59,7 +60,10 @@ def layers(trace: Trace, grid: PatchGrid) -> list[dict[str, Any]]:
                 "scanned": step and step["rho"],
                 "region": step and step["region"],
                 "decision": step and decision(step),
-                **stage.counts,
+                "system": counts["system"],
+                "visual": counts["visual"],
+                "expanded": counts["expanded"],
+                "text": counts["text"],
                 "shares": stage.shares,
                 "places": [{"layer": o.layer, "region": o.region, "tokens": o.tokens} for o in stage.expanded],
             }
@@ -71,7 +75,7 @@ def decision(step: LayerStep) -> str:
     return step["decision"] if step["effective"] else f"{step['decision']} (nothing was there)"
 
 
-def token_counts(trace: Trace) -> dict[str, Any] | None:
+def token_counts(trace: Trace) -> ViewTokens | None:
     """Tokens per kind of view that enter the LLM and that its last layer has; None for a method that drops none."""
     if not trace.drops:
         return None
@@ -97,8 +101,8 @@ def token_counts(trace: Trace) -> dict[str, Any] | None:
 
 
 def contents(
-    backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, answers: list[dict[str, Any]], command: str | None
-) -> dict[str, Any]:
+    backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, answers: list[AnswerLine], command: str | None
+) -> ViewDocument:
     """The contents of the page without its pictures."""
     policy = trace.method.policy
     return {
@@ -124,14 +128,14 @@ def contents(
     }
 
 
-def render(backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, page: dict[str, Any]) -> str:
+def render(backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid, page: ViewDocument) -> str:
     """The page as HTML."""
     from jinja2 import Environment, FileSystemLoader
 
     views = trace.visual.views
     share = as_maps(trace.presence, views)
     lines = page["layers"]
-    steps = [{"layer": v["layer"], "rho": v["scanned"], "decision": v["decision"]} for v in lines if v["decision"]]
+    steps = [drawing.Mark(v["layer"], v["scanned"], v["decision"]) for v in lines if v["decision"]]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("template.html").render(
         page=page,

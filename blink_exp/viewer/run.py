@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid
+from blink_exp.documents import AnswerLine
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation.answering import check_annotation
 from blink_exp.evaluation.evaluator import build_method, prepare_model
@@ -62,7 +62,7 @@ def compared(presets: Iterable[str]) -> list[str]:
     return names
 
 
-def answers(settings: ViewSettings, names: list[str], backbone: Backbone, subject: Subject, traced: Trace) -> list[dict[str, Any]]:
+def answers(settings: ViewSettings, names: list[str], backbone: Backbone, subject: Subject, traced: Trace) -> list[AnswerLine]:
     """One row per method: the presets ``names``, preceded by the method of the page if it is not among them."""
     methods = {name: method_preset(name, settings) for name in names}
     same = next((name for name, method in methods.items() if method == settings.method), None)

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from blink_exp.documents import Experiment, ExperimentPoint
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity
 from blink_exp.settings.compose import composed
 from blink_exp.studies import plan
+from blink_exp.studies.experiments import KINDS, experiments
 
 EXPERIMENT = {
     "overrides": ["model=scale_llava", "method=blink"],
@@ -23,6 +25,14 @@ EXPERIMENT = {
     "points": [{"label": "a", "overrides": ["saliency=random"]}],
     "sweeps": [{"series": "start..18", "x": [4, 18], "overrides": ["layers.indices={x}-18"]}],
 }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_of_an_experiment_has_a_type(kind):
+    for experiment in experiments(kind):
+        assert experiment.keys() <= Experiment.__annotations__.keys(), experiment["name"]
+        for point in plan.points(experiment):
+            assert point.keys() <= ExperimentPoint.__annotations__.keys(), (experiment["name"], point["label"])
 
 
 def test_sweeps_are_written_out_behind_the_points():
