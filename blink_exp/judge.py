@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from blink_exp.documents import JudgeVerdict
+from blink_exp.documents.records import JudgeVerdict
 from blink_exp.errors import UserError
 from blink_exp.files import encodable, parse_json, read_text
 from blink_exp.settings.doors import install

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from blink_exp.documents import Cost, LayerStep, ShownPart, ViewDocument
+from blink_exp.documents.pages import ViewDocument
+from blink_exp.documents.records import LayerStep, ShownPart
+from blink_exp.documents.runs import Cost
 from blink_exp.errors import UserError, flat
 from blink_exp.files import write_text
 

@@ -20,7 +20,7 @@ from blink_exp.backbone.prompts import without_placeholder
 from blink_exp.benchmarks.base import Benchmark, Sample, spread
 from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.evaluation.answering import Point, ask, check_annotation, prompt_of
 from blink_exp.evaluation.cost import measure_cost

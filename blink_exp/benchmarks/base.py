@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
-from blink_exp.documents import Record, Skipped
+from blink_exp.documents.records import Record, Skipped
 from blink_exp.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image

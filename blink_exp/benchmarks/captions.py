@@ -20,7 +20,7 @@ from PIL import Image
 from blink_exp.benchmarks.base import Count, Sample, Score, mean
 from blink_exp.benchmarks.cells import INTEGER
 from blink_exp.benchmarks.rows import Published
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
 from blink_exp.judge import UNPARSED, Judge, Messages, message
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, OPTIONAL_LABEL, TEXT, blank
 from blink_exp.benchmarks.rows import Published
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 
 TOLERANCE = 0.05
 

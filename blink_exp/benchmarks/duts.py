@@ -25,7 +25,7 @@ from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Count, Sample, Score, mean, spread
 from blink_exp.core.encoding import EncoderRequirements, check_layers
 from blink_exp.core.views import ViewGeometry
-from blink_exp.documents import Record, Skipped
+from blink_exp.documents.records import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.images import ImageOptions, open_image
 from blink_exp.methods.budgets import top

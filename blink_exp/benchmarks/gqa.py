@@ -13,7 +13,7 @@ from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWER, KEY, OBJECT, TEXT, blank
 from blink_exp.benchmarks.rows import Published, load_rows, root_of, valid_cells
 from blink_exp.benchmarks.vqa import SHORT
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
 from blink_exp.images import open_image
 

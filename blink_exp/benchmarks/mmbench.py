@@ -16,7 +16,7 @@ from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, SPREADSHEE
 from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question, write_sheet
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError, nearest
 from blink_exp.judge import Judge, Messages, message
 

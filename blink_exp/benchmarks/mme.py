@@ -10,7 +10,7 @@ from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mark_skipp
 from blink_exp.benchmarks.cells import KEY, LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.files import brief
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")

@@ -10,7 +10,7 @@ from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.mme import SUFFIX
 from blink_exp.benchmarks.rows import Published, missing
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError, nearest
 
 RULES = ("lmms_eval", "paper")

@@ -15,7 +15,7 @@ from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
 from blink_exp.files import write_json
 from blink_exp.judge import Judge, Messages, message

@@ -13,7 +13,7 @@ import numpy as np
 from blink_exp.benchmarks.base import ExactMatch, Sample, Score, mean
 from blink_exp.benchmarks.mme import score_pairs, yes_or_no
 from blink_exp.benchmarks.scene_samples import scene_sample
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.scenes.detail import SIZES, VERSION, DetailScene, detail_scene
 from blink_exp.scenes.questions import SceneQuestion, color_check_of, color_of, shape_check_of, shape_of
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from blink_exp.benchmarks.base import ExactMatch, Sample, Score, mean
 from blink_exp.benchmarks.scene_samples import scene_sample
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.scenes.hr_questions import alone, name_of
 from blink_exp.scenes.questions import SceneQuestion
 from blink_exp.scenes.scenes import Scene, random_scene

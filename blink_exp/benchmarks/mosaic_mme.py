@@ -13,7 +13,7 @@ import numpy as np
 from blink_exp.benchmarks.base import Sample, Score
 from blink_exp.benchmarks.mme import score_pairs, yes_or_no
 from blink_exp.benchmarks.scene_samples import scene_sample
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.scenes.questions import YES_NO, SceneQuestion
 from blink_exp.scenes.scenes import Scene, random_scene
 

@@ -16,7 +16,7 @@ import numpy as np
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.duts import Duts
-from blink_exp.documents import Record, Skipped
+from blink_exp.documents.records import Record, Skipped
 from blink_exp.errors import UserError
 from blink_exp.scenes.scenes import Scene, random_scene
 

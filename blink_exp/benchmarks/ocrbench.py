@@ -8,7 +8,7 @@ from blink_exp.benchmarks.base import Sample, Score, group_by, mean, without_ans
 from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT, blank
 from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.vqa import SHORT
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 
 RECOGNITION = (
     "Regular Text Recognition",

@@ -9,7 +9,7 @@ from blink_exp.benchmarks.base import Sample, Score, group_by, mark_skipped, mea
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, OPTIONAL_TEXT, TEXT
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.files import brief
 
 CATEGORIES = ("random", "popular", "adversarial")

@@ -8,7 +8,7 @@ from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWER, TEXT, blank
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.rows import Published
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 
 
 class RealWorldQA(Published):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from blink_exp.benchmarks.base import Box, Count, Sample, Score, UnusableImage, mark_skipped, mean
 from blink_exp.benchmarks.cells import LABEL, TEXTS, Cell, blank
 from blink_exp.benchmarks.rows import Published, root_of
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.files import brief
 from blink_exp.images import image_size
 

@@ -10,7 +10,7 @@ from blink_exp.benchmarks.base import Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import OPTIONAL_LABEL, OPTIONAL_NUMBER, OPTIONAL_TEXT, TEXT, TEXTS
 from blink_exp.benchmarks.letters import option_lines
 from blink_exp.benchmarks.rows import Published
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 
 LETTERS = "ABCDE"  # that llava reads; lmms_eval goes on as far as there are options
 

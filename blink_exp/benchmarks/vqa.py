@@ -11,7 +11,7 @@ from blink_exp.benchmarks.base import Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT, blank
 from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.sheets import by_question
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
 from blink_exp.files import write_json
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blink_exp.documents import PointRun
+from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks
 from blink_exp.reports.console import wide_console

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from blink_exp.documents import ShownPart
+from blink_exp.documents.records import ShownPart
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions
 PixelBox = tuple[int, int, int, int]  # left, top, right, bottom

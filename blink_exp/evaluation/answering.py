@@ -19,7 +19,7 @@ from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.answers import PointQuestion, answer, shareable, visual_tokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking
-from blink_exp.documents import Record, Skipped
+from blink_exp.documents.records import Record, Skipped
 from blink_exp.errors import UserError, reason
 from blink_exp.evaluation import ranks
 from blink_exp.evaluation.batches import BatchSize, Unit, cut

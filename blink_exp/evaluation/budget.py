@@ -6,7 +6,7 @@ from typing import Any
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
-from blink_exp.documents import TokenBudget
+from blink_exp.documents.runs import TokenBudget
 from blink_exp.methods.budgets import layer_average, nominal_tokens, schedule_text, whole_tokens
 from blink_exp.settings.roots import PointSettings
 

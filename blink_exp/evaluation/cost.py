@@ -27,7 +27,7 @@ from blink_exp.decoder.answers import visual_tokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking
 from blink_exp.decoder.shared_attention import SharedKVCache
-from blink_exp.documents import Cost
+from blink_exp.documents.runs import Cost
 from blink_exp.evaluation.tokens import layer_flops
 from blink_exp.flops import CPU_ATTENTION
 

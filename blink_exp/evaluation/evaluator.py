@@ -16,7 +16,8 @@ from blink_exp.benchmarks.base import Benchmark, Judged, Probes, Sample, Score, 
 from blink_exp.benchmarks.parts import check_part, part_of
 from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking
-from blink_exp.documents import Cost, Metrics, Record, ScoredRun, ScoreValue, Skipped
+from blink_exp.documents.records import Record, Skipped
+from blink_exp.documents.runs import Cost, Metrics, ScoredRun, ScoreValue
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import identity, ranks, results
 from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation, prompt_of

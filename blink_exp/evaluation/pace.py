@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import results, store
 from blink_exp.files import read_object

@@ -15,7 +15,8 @@ from typing import Any
 from blink_exp.benchmarks.base import Benchmark, Sample
 from blink_exp.core.sequence import Drop, Expand
 from blink_exp.disk import writing
-from blink_exp.documents import BlinkSummary, LayerStep, LayerSummary, Record
+from blink_exp.documents.records import LayerStep, Record
+from blink_exp.documents.runs import BlinkSummary, LayerSummary
 from blink_exp.errors import UserError, flat
 from blink_exp.evaluation.identity import file_stamp
 from blink_exp.files import brief, encodable, kind, parse_json, read_text, write_bytes

@@ -7,7 +7,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-from blink_exp.documents import Provenance
+from blink_exp.documents.runs import Provenance
 from blink_exp.errors import UserError
 from blink_exp.settings.folders import CLONE
 from blink_exp.settings.roots import PointSettings

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from blink_exp.benchmarks.base import Probes
 from blink_exp.cli import one_line
-from blink_exp.documents import Metrics
+from blink_exp.documents.runs import Metrics
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, ranks, store
 from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blink_exp.documents import Metrics, Record, SharedRun
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import Metrics, SharedRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation.records import read
 from blink_exp.files import read_object

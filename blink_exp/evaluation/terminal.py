@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blink_exp.documents import Cost, Metrics, PairedTest
+from blink_exp.documents.runs import Cost, Metrics, PairedTest
 from blink_exp.errors import flat, printable
 from blink_exp.reports.cells import p_value, signed
 from blink_exp.reports.console import wide_console

@@ -8,7 +8,8 @@ from typing import Any
 
 from blink_exp import hub
 from blink_exp.backbone.shipped import shipped
-from blink_exp.documents import Record, TokenCounts
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import TokenCounts
 
 
 def realised(records: list[Record], depth: int | None) -> TokenCounts:

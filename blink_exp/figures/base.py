@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark
 from blink_exp.core.method import Method
-from blink_exp.documents import ClaimEntry, PointRun, Record
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import PointRun
+from blink_exp.documents.tables import ClaimEntry
 from blink_exp.evaluation.evaluator import prepare
 from blink_exp.evaluation.records import read
 from blink_exp.files import write_json

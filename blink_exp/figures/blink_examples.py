@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.documents import LayerStep, Record
+from blink_exp.documents.records import LayerStep, Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.evaluator import prepare
 from blink_exp.evaluation.results import settings_of

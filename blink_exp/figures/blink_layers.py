@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Benchmark, Box, Sample, spread
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.evaluation.evaluator import chosen, evaluate
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study
 from blink_exp.figures.shared import measured_on, rounded, styled, tip

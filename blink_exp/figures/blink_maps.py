@@ -16,7 +16,7 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import Box, spread
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.evaluation.evaluator import chosen
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from blink_exp.benchmarks import mme, mosaic_mme
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import point_measured_on, styled, tip
 from blink_exp.figures.verdicts import RULE, Gains, combined_verdict, gains, headline, point, verdict

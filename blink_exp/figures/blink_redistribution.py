@@ -11,7 +11,7 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import spread
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import prompt_of
 from blink_exp.evaluation.evaluator import chosen

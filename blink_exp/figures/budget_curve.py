@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from blink_exp.documents import PointRun
+from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study

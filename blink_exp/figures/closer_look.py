@@ -13,7 +13,7 @@ from PIL import Image
 from blink_exp.backbone.canvas import ImageRegions, region_box
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
 from blink_exp.figures.base import COLORS, Claim, Drawing, Study, records_of
 from blink_exp.figures.shared import base_view, measured_on, shortened, square, styled

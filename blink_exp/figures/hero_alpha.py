@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hydra.utils import get_class
 
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of

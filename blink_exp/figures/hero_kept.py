@@ -17,7 +17,8 @@ from blink_exp.core.method import Method
 from blink_exp.core.views import ViewGeometry
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import replay
-from blink_exp.documents import PointRun, Record
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation.answering import prompt_of, prompts_of
 from blink_exp.evaluation.evaluator import chosen, prepare
@@ -176,7 +177,8 @@ def examples(study: Study, count: int = 3, asked: int = 256) -> Drawing:
     """Fig. 6: ``count`` images with the tokens that stay, and the claim over ``asked`` questions."""
     backbone, benchmark, methods, records = methods_to_draw(study)
     samples = chosen(benchmark, study.settings)
-    pictures, ids = {}, []
+    pictures: dict[str, Figure] = {}
+    ids: list[str] = []
     for sample in select_examples(samples, records, count):
         try:
             image = sample.image()

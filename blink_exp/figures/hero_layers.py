@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from blink_exp import hub
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_saliency import patches
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.errors import UserError, flat
 from blink_exp.figures import shared as draw
 from blink_exp.figures.base import COLORS, COLUMN, Claim, Drawing, Study, records_of

@@ -16,7 +16,7 @@ from PIL import Image
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.benchmarks.base import Box
-from blink_exp.documents import PointRun
+from blink_exp.documents.runs import PointRun
 from blink_exp.figures.base import STYLE, TIP
 from blink_exp.files import read_object
 from blink_exp.images import CANVAS_SIDE

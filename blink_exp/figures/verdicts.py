@@ -11,7 +11,8 @@ from statistics import NormalDist
 import numpy as np
 
 from blink_exp.benchmarks.base import group_by
-from blink_exp.documents import PointRun, Record
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study
 

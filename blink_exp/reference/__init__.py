@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import yaml
 
-from blink_exp.documents import Footnote
+from blink_exp.documents.tables import Footnote
 
 
 @functools.lru_cache

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from blink_exp.documents import Measure, MeasuredColumn, PairedTest, PointRun, PublishedColumn, TableDocument, TableRow
+from blink_exp.documents.runs import Measure, PairedTest, PointRun
+from blink_exp.documents.tables import MeasuredColumn, PublishedColumn, TableDocument, TableRow
 
 PUBLISHED, SETTINGS = "published", "settings"  # groups that are no benchmark
 DERIVED, SIGNIFICANT = "*", "†"

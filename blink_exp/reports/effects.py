@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from blink_exp.documents import EffectRow, TableDocument
+from blink_exp.documents.tables import EffectRow, TableDocument
 from blink_exp.reports.cells import LEVEL, SIGNIFICANT, p_value, signed
 
 HEADINGS = ("region effect", "95 % interval", "p", "detectable", "share recovered", "95 % interval of it")

@@ -10,7 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from blink_exp.documents import ColumnGroup, Document, FigureDocument, MeasuredColumn, PairedTest, PointRun, Provenance, TableDocument
+from blink_exp.documents.runs import PairedTest, PointRun, Provenance
+from blink_exp.documents.tables import ColumnGroup, Document, FigureDocument, MeasuredColumn, TableDocument
 from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.inline import picture
 

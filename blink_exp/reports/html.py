@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blink_exp import reference
-from blink_exp.documents import Document, FigureDocument
+from blink_exp.documents.tables import Document, FigureDocument
 from blink_exp.errors import UserError, flat
 from blink_exp.files import read_object, write_text
 from blink_exp.reports.entries import PAPERS, Embedded, anchor, citation, entry

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from blink_exp.documents import ColumnGroup, PointRun, TableDocument, TableRow
+from blink_exp.documents.runs import PointRun
+from blink_exp.documents.tables import ColumnGroup, TableDocument, TableRow
 from blink_exp.reports.cells import CONTROL, DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, printed, rows
 
 TESTS = {  # of ``statistics``

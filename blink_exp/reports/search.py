@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from blink_exp import markdown
-from blink_exp.documents import SearchDocument, SearchPart
+from blink_exp.documents.searches import SearchDocument, SearchPart
 from blink_exp.reports.console import wide_console
 
 NAMES = {"default": "without the search", "best": "the best"}

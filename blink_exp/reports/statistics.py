@@ -22,7 +22,8 @@ import numpy as np
 from scipy.stats import binomtest, norm
 
 from blink_exp.benchmarks.base import Benchmark, Judged, Subsets, group_by
-from blink_exp.documents import PairedTest, Record
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import PairedTest
 
 Records = list[Record]
 Select = Callable[[Record], bool]  # which records an accuracy counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blink_exp.documents import FigureDocument, TableDocument
+from blink_exp.documents.tables import FigureDocument, TableDocument
 from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell, Column
 from blink_exp.reports.console import wide_console

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp import markdown as md
-from blink_exp.documents import Measure, TableDocument, TableRow
+from blink_exp.documents.runs import Measure
+from blink_exp.documents.tables import TableDocument, TableRow
 from blink_exp.files import write_text
 from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.cells import DERIVED, PUBLISHED, SIGNIFICANT, Cell

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from blink_exp import tracking
 from blink_exp.cli import one_line
-from blink_exp.documents import Document, Experiment, FigureDocument, PointRun, Provenance, TableDocument
+from blink_exp.documents.experiments import Experiment
+from blink_exp.documents.runs import PointRun, Provenance
+from blink_exp.documents.tables import Document, FigureDocument, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, results
 from blink_exp.evaluation.shared_runs import run_together

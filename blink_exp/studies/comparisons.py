@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from blink_exp.benchmarks.base import mean
-from blink_exp.documents import PointRun, TableRow
+from blink_exp.documents.runs import PointRun
+from blink_exp.documents.tables import TableRow
 from blink_exp.evaluation.records import read
 
 

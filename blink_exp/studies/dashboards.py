@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp import tracking
-from blink_exp.documents import Experiment
+from blink_exp.documents.experiments import Experiment
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.files import write_text
 from blink_exp.settings.doors import command_name

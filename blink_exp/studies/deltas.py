@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from blink_exp.documents import ColumnGroup, PointRun, Record, TableDocument
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import PointRun
+from blink_exp.documents.tables import ColumnGroup, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.evaluation import results, store
 from blink_exp.evaluation.evaluator import prepare_benchmark

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from blink_exp.benchmarks.base import Subsets, group_by
-from blink_exp.documents import EffectPair, EffectRow, Record, RegionEffects, TableDocument
+from blink_exp.documents.experiments import EffectPair, RegionEffects
+from blink_exp.documents.records import Record
+from blink_exp.documents.tables import EffectRow, TableDocument
 from blink_exp.reports.statistics import CONFIDENCE, RESAMPLES, SAME, compare
 from blink_exp.studies.deltas import benchmark_of, records_of
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, cast
 
-from blink_exp.documents import Experiment
+from blink_exp.documents.experiments import Experiment
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.values import read_yaml
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from blink_exp import reference
-from blink_exp.documents import Experiment, FigureDocument, TableDocument
+from blink_exp.documents.experiments import Experiment
+from blink_exp.documents.tables import FigureDocument, TableDocument
 from blink_exp.errors import UserError
 from blink_exp.figures.base import Study, write_drawing
 from blink_exp.settings.budgets import displaced

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.cli import SCRIPT, TRACEBACK, guard, one_line
 from blink_exp.disk import FOLDERS, WriteError
-from blink_exp.documents import PointRun
+from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks
 from blink_exp.evaluation.ranks import LostRank, pin

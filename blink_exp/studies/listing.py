@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.utils import get_class
 
 from blink_exp import reference
-from blink_exp.documents import Experiment, ExperimentPoint
+from blink_exp.documents.experiments import Experiment, ExperimentPoint
 from blink_exp.errors import UserError
 from blink_exp.evaluation import results, store
 from blink_exp.evaluation.evaluator import incomplete

@@ -10,7 +10,8 @@ from typing import Any
 
 from blink_exp import reference
 from blink_exp.backbone.load import check_there
-from blink_exp.documents import ParityDocument, ParityRow, ParityVerdict, PointRun
+from blink_exp.documents.parity import ParityDocument, ParityRow, ParityVerdict
+from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_json, write_text
 from blink_exp.reports.console import wide_console

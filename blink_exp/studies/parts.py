@@ -9,7 +9,7 @@ from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Sample, shard, spread
 from blink_exp.benchmarks.parts import part_of
-from blink_exp.documents import Record, Skipped
+from blink_exp.documents.records import Record, Skipped
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.identity import canonical

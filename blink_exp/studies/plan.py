@@ -29,7 +29,8 @@ from typing import Any
 from blink_exp.backbone.load import check_there
 from blink_exp.backbone.shipped import shipped
 from blink_exp.cli import under_torchrun
-from blink_exp.documents import Experiment, ExperimentPoint, PointRun, TrainingMetrics
+from blink_exp.documents.experiments import Experiment, ExperimentPoint
+from blink_exp.documents.runs import PointRun, TrainingMetrics
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity, locks, store
 from blink_exp.evaluation.evaluator import prepare_benchmark

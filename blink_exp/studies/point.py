@@ -12,7 +12,7 @@ from pathlib import Path
 from blink_exp import tracking
 from blink_exp.backbone.shipped import shipped
 from blink_exp.cli import one_line
-from blink_exp.documents import Metrics, PointRun
+from blink_exp.documents.runs import Metrics, PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark

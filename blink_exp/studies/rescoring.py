@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.benchmarks.base import Benchmark, Compares, Count, Sample
-from blink_exp.documents import Metrics, PairedTest, Record
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import Metrics, PairedTest
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_benchmark, scored

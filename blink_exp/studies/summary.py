@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from blink_exp import markdown
-from blink_exp.documents import PointRun
+from blink_exp.documents.runs import PointRun
 from blink_exp.files import write_text
 from blink_exp.reports.console import wide_console
 

@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from blink_exp.documents import PointRun
+from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError, flat
 from blink_exp.evaluation import locks
 from blink_exp.files import read_object, write_text

@@ -24,7 +24,9 @@ import operator
 from typing import Any
 
 from blink_exp import reference
-from blink_exp.documents import ColumnGroup, Experiment, ExperimentPoint, MeasuredColumn, PointRun, PublishedColumn, TableDocument, TableRow
+from blink_exp.documents.experiments import Experiment, ExperimentPoint
+from blink_exp.documents.runs import PointRun
+from blink_exp.documents.tables import ColumnGroup, MeasuredColumn, PublishedColumn, TableDocument, TableRow
 from blink_exp.errors import UserError
 from blink_exp.reports.effects import conclusion
 from blink_exp.settings.compose import composed_plain

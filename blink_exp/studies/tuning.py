@@ -20,7 +20,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.cli import guard
-from blink_exp.documents import PointRun, SearchDocument, SearchPart
+from blink_exp.documents.runs import PointRun
+from blink_exp.documents.searches import SearchDocument, SearchPart
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation import results
 from blink_exp.files import write_json, write_text

@@ -6,7 +6,8 @@ import math
 import re
 from typing import Any
 
-from blink_exp.documents import LayerStep, Metrics, Record, TokenCounts
+from blink_exp.documents.records import LayerStep, Record
+from blink_exp.documents.runs import Metrics, TokenCounts
 
 LEFT_OUT = (
     "logger",

@@ -9,7 +9,9 @@ from typing import Any
 from PIL import Image
 
 from blink_exp.benchmarks.base import Benchmark, Box
-from blink_exp.documents import Document, FigureDocument, Metrics, PointRun, Record
+from blink_exp.documents.records import Record
+from blink_exp.documents.runs import Metrics, PointRun
+from blink_exp.documents.tables import Document, FigureDocument
 from blink_exp.evaluation import tokens
 from blink_exp.files import read_object
 from blink_exp.tracking.base import logger_of, silent, tracker

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blink_exp.documents import FigureDocument, MeasuredColumn, PointRun, TableDocument
+from blink_exp.documents.runs import PointRun
+from blink_exp.documents.tables import FigureDocument, MeasuredColumn, TableDocument
 from blink_exp.reports import cells
 
 Table = tuple[list[str], list[list[Any]]]

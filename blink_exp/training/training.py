@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from rich.table import Table
 
 from blink_exp.backbone.model import Backbone
-from blink_exp.documents import TrainingMetrics
+from blink_exp.documents.runs import TrainingMetrics
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks, results
 from blink_exp.files import write_json, write_text

@@ -10,7 +10,8 @@ import torch
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.views import EXTRA
-from blink_exp.documents import AnswerLine, LayerLine, LayerStep, ViewDocument, ViewTokens
+from blink_exp.documents.pages import AnswerLine, LayerLine, ViewDocument, ViewTokens
+from blink_exp.documents.records import LayerStep
 from blink_exp.figures.hero_kept import as_maps
 from blink_exp.viewer import drawing
 from blink_exp.viewer.subject import Subject

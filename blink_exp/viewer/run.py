@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.saliency import PatchGrid
-from blink_exp.documents import AnswerLine
+from blink_exp.documents.pages import AnswerLine
 from blink_exp.errors import UserError, nearest
 from blink_exp.evaluation.answering import check_annotation
 from blink_exp.evaluation.evaluator import build_method, prepare_model

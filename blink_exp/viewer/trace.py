@@ -18,7 +18,7 @@ from blink_exp.core.views import VisualTokens
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.attention import record_attention, replay
 from blink_exp.decoder.second_views import Asking
-from blink_exp.documents import Record
+from blink_exp.documents.records import Record
 from blink_exp.evaluation.answering import answers, prompt_of
 from blink_exp.evaluation.records import record
 from blink_exp.figures.hero_kept import lasting

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from blink_exp.documents import Experiment, ExperimentPoint
+from blink_exp.documents.experiments import Experiment, ExperimentPoint
 from blink_exp.errors import UserError
 from blink_exp.evaluation import identity
 from blink_exp.settings.compose import composed
