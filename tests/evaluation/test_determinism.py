@@ -7,6 +7,7 @@ import json
 
 import pytest
 from support.methods import method_of
+from support.processors import x86
 
 from blink_exp.benchmarks.base import spread
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
@@ -24,6 +25,7 @@ def records(scale, name: str, batch_size: int, workers: int = 0) -> str:
     return write_lines(found)
 
 
+@x86
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "blink_interp", "fastv"])
 def test_batches_workers_and_a_second_run_leave_the_same_bytes(name, scale):
@@ -51,6 +53,7 @@ def scans(scale, names: tuple[str, ...], batch_size: int) -> list[list[tuple[flo
     return out
 
 
+@x86
 @pytest.mark.parametrize("name", ["blink", "blink_interp"])
 def test_a_question_s_scans_are_the_same_bits_alone_in_a_batch_and_beside_other_points(name, scale):
     alone = scans(scale, (name,), 1)
