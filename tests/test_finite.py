@@ -19,7 +19,9 @@ from blink_exp.backbone import weights
 from blink_exp.backbone.load import load
 from blink_exp.backbone.shipped import SHIPPED
 from blink_exp.core.method import Method
+from blink_exp.decoder import generated
 from blink_exp.decoder.answers import PointQuestion, answer
+from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.methods.blink import tokensr_module
 from blink_exp.settings.build import build
@@ -263,3 +265,9 @@ def test_a_damaged_checkpoint_pushes_no_good_one_out(tmp_path, kind):
         put(tmp_path / "last.ckpt.part", new)
         rotation.put(path)
         assert (text(path), text(tmp_path / "last.ckpt.old")) == (new, old)
+
+
+def test_rows_that_fill_a_tile_are_not_counted_as_questions():
+    model = SimpleNamespace(lm_head=lambda x: torch.full((len(x), 7), float("nan")))
+    with pytest.raises(UserError, match="nan or inf for 1 of 1 questions"):
+        generated._next(model, torch.zeros(4, 3), 1)

@@ -311,7 +311,7 @@ def test_eager_attention_returns_weights_and_sdpa_does_not():
 def test_a_cache_is_a_list_of_layers_that_may_be_others(llava):
     from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-    with otherwise("decoder/cache.py refits a cache with layers of its own: follow transformers' Cache and DynamicLayer"):
+    with otherwise("decoder/generated.py refits a cache with layers of its own: follow transformers' Cache and DynamicLayer"):
         cache = Cache(layers=[DynamicLayer()])
         assert cache.get_seq_length() == 0 and isinstance(DynamicCache(config=llava.config.text_config).layers, list)
         layer = DynamicLayer()

@@ -139,12 +139,13 @@ def greedy(model: Any, final: FinalBranches, max_new_tokens: int, ends: Collecti
     return tokens
 
 
-def _next(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """(rows,) most likely tokens. Raises UserError where logits are nan or inf."""
+def _next(model: Any, hidden: torch.Tensor, count: int = 0) -> torch.Tensor:
+    """(rows,) most likely tokens. Raises UserError where logits are nan or inf. ``count``: rows that are not repetitions, the last ones; 0:
+    all."""
     logits = linear(model.lm_head, hidden).float()
     best = logits.max(-1)
     if not bool(best.values.isfinite().all()):
-        raise no_answer(best.values)
+        raise no_answer(best.values[-count:])
     return best.indices
 
 
@@ -156,7 +157,7 @@ def _go_on(model: Any, final: FinalBranches, rows: list[int], tokens: list[list[
     while rows:
         last = torch.tensor([tokens[r][-1] for r in rows], device=final.text.states.device)
         hidden = extend(llm, model.get_input_embeddings()(last[:, None]), layers)
-        new = dict(zip(rows, _next(model, hidden[:, -1]).tolist(), strict=True))
+        new = dict(zip(rows, _next(model, hidden[:, -1], len(set(rows))).tolist(), strict=True))
         for r, token in new.items():
             tokens[r].append(token)
         unfinished = {r: n for n, r in enumerate(rows) if tokens[r][-1] not in ends and len(tokens[r]) < most}

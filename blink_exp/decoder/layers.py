@@ -20,7 +20,7 @@ from blink_exp.decoder.segments import Front, Segment, numbered, shared_kv, star
 from blink_exp.decoder.shared_attention import Masks, SharedKVCache, shared, stacked
 from blink_exp.decoder.tiles import independent, whole
 
-NEAR = 1.15  # segments whose lengths are within this factor are padded to one batch
+NEAR = 1.15  # segments whose lengths are within this factor are padded to one batch, except on a CPU (``tiles``)
 
 Rope = tuple[torch.Tensor, torch.Tensor]
 
@@ -91,8 +91,9 @@ def segment_runs(
 ) -> Iterator[SegmentRun]:
     """Runs of the ``pending`` segments {segment: its front} that have reached layer i, those in front first.
 
-    Segments of similar lengths are one batch, padded on the right, where causal attention never sees the padding. ``last``: runs of the
-    layer before, replaced by this layer's; ``read``: see ``Segment.advance``; ``most``: tokens of a batch, at least one segment.
+    Segments of similar lengths, on a CPU of equal ones, are one batch, padded on the right: causal attention never sees that.
+    ``last``: runs of the layer before, replaced by this layer's; ``read``: see ``Segment.advance``; ``most``: tokens of a batch, at least
+    one segment.
     """
     before = dict(last)
     last.clear()

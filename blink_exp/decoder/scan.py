@@ -47,14 +47,16 @@ class ScanBatch:
         chosen, valid = [branches[r] for r in rows], text.valid[index, :end]
         return cls(llm, i, chosen, text.states[index, :end], valid, text_positions(chosen, valid))
 
-    def parts(self) -> Iterator[tuple[list[int], ScanBatch]]:
+    def parts(self, raters: torch.Tensor | None = None) -> Iterator[tuple[list[int], ScanBatch]]:
         """The batches that are scanned by themselves, each with the indices of its rows: all rows, or, where rows are kept
-        ``independent``, those of equal lengths without their padding."""
+        ``independent``, those of equal lengths and, if given, equal ``raters``, (rows, tokens) bool, without their padding."""
         if not independent(self.states):
             yield list(range(len(self.branches))), self
             return
-        lengths = zip((length(branch.front) for branch in self.branches), self.valid.sum(1).tolist(), strict=True)
-        for (_, tokens), rows in by_value(list(lengths)).items():
+        fronts = [length(branch.front) for branch in self.branches]
+        masks = [b"" if raters is None else raters[b].numpy().tobytes() for b in range(len(fronts))]
+        alike_rows = by_value(list(zip(fronts, self.valid.sum(1).tolist(), masks, strict=True)))
+        for (_, tokens, _), rows in alike_rows.items():
             texts = (x[rows, -tokens:] for x in (self.states, self.valid, self.positions))
             yield rows, ScanBatch(self.llm, self.layer, [self.branches[b] for b in rows], *texts)
 

@@ -22,7 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 def independent(x: torch.Tensor) -> bool:
-    """Whether rows on the device of ``x`` are kept independent of their batch."""
+    """Whether rows on the device of ``x`` are kept independent of their batch: on a CPU, to the last bit in float32."""
     return x.device.type == "cpu"
 
 
@@ -30,6 +30,12 @@ def filled(x: torch.Tensor, dim: int) -> torch.Tensor:
     """``x`` with zeros behind its rows, which are those of dimension ``dim`` < 0, up to whole tiles."""
     rest = -x.shape[dim] % TILE
     return F.pad(x, (0, 0) * (-1 - dim) + (0, rest)) if rest and independent(x) else x
+
+
+def filled_indices(indices: torch.Tensor) -> torch.Tensor:
+    """(n,) ``indices`` and behind them repetitions of the first one, up to whole tiles."""
+    rest = -len(indices) % TILE if independent(indices) else 0
+    return torch.cat([indices, indices[:1].expand(rest)]) if rest else indices
 
 
 def in_tiles(rows: Rows[K]) -> list[K]:

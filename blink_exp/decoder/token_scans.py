@@ -20,6 +20,7 @@ from blink_exp.core.method import KeyScan, Method, Scan, TokenReading
 from blink_exp.decoder.branches import Branch, LayerPass, QuestionInputs, Text
 from blink_exp.decoder.scan import ScanBatch, scorer_inputs
 from blink_exp.decoder.segments import length, visual_at
+from blink_exp.decoder.tiles import filled_indices
 
 
 class TokenScanner:
@@ -121,7 +122,7 @@ def scan_tokens(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tenso
     tokens) bool.
     """
     out: dict[int, tuple[float, ...]] = {}
-    for rows, part in batch.parts():
+    for rows, part in batch.parts(raters):
         text = part.states.shape[1]
         part_keys = None if keys is None else keys[rows, :, -text:]
         out |= zip(rows, _scan_part(part, part_keys, raters[rows, -text:]), strict=True)
@@ -129,9 +130,11 @@ def scan_tokens(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tenso
 
 
 def _scan_part(batch: ScanBatch, keys: torch.Tensor | None, raters: torch.Tensor) -> list[tuple[float, ...]]:
-    queries = raters.any(0).nonzero()[:, 0]
+    chosen = raters.any(0).nonzero()[:, 0]
+    queries = filled_indices(chosen)
     inputs, ahead = scorer_inputs(batch, queries, keys)
     inputs.text = raters[:, queries]
+    inputs.text[:, len(chosen) :] = False
     scores = saliency.text_mean(inputs, torch.arange(inputs.visible.shape[2], device=batch.states.device))
     out = []
     for branch, row_scores in zip(batch.branches, scores.tolist(), strict=True):

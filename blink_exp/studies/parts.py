@@ -77,7 +77,10 @@ def _comparable(settings: Mapping[str, Any], key: str) -> Any:
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """The first setting that differs, with both values."""
     here, there = by_full_name(ours), by_full_name(theirs)
-    name = next(name for name in here | there if name not in here or name not in there or here[name] != there[name])
+    changed = (name for name in here | there if name not in here or name not in there or here[name] != there[name])
+    name = next(changed, None)
+    if name is None:  # an empty group against none
+        return f"{brief(ours)}, there {brief(theirs)}"
     mine, other = (flat(format_value(values[name]), 80) if name in values else "not set" for values in (here, there))
     return f"{name}={mine}, there {other}"
 

@@ -38,6 +38,7 @@ def test_rows_are_filled_up_to_whole_tiles_and_whole_ones_are_not_copied():
     assert tiles.filled(x, -2).shape == (2, 8, 3) and torch.equal(tiles.filled(x, -2)[:, :5], x) and not tiles.filled(x, -2)[:, 5:].any()
     assert tiles.filled(x[:, :4], -2).data_ptr() == x.data_ptr()
     assert tiles.in_tiles([7, 8, 9]) == [7, 7, 8, 9] and tiles.in_tiles([1, 2, 3, 4]) == [1, 2, 3, 4] and tiles.in_tiles([]) == []
+    assert tiles.filled_indices(torch.tensor([5, 9, 11])).tolist() == [5, 9, 11, 5] and len(tiles.filled_indices(torch.arange(8))) == 8
     assert [tiles.whole(n, x) for n in (1, 4, 13, 17)] == [4, 4, 16, 17]
 
 

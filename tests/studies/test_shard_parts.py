@@ -14,6 +14,7 @@ from support.refusals import refusal
 from blink_exp.evaluation import evaluator
 from blink_exp.methods.none import none
 from blink_exp.settings.compose import composed
+from blink_exp.studies.parts import _difference
 from blink_exp.studies.rescoring import score_again
 
 WORDS = ("method=none", "benchmark=easyvqa", "limit=16", "batch_size=8", "cost=0", "skip_limit=0.9")
@@ -118,6 +119,11 @@ def test_a_part_of_another_run_is_named(parts, tmp_path, settings, message):
     root = copied(parts, tmp_path)
     changed(root / "part3", **settings)
     assert refused(root, tmp_path).startswith(f"{root}/" + message.format(root=root))
+
+
+def test_the_first_setting_that_differs_is_named_an_empty_group_too():
+    assert _difference({"method": {"name": "x", "p": 2}}, {"method": {"name": "x", "p": 3}}) == "method.p=2, there 3"
+    assert _difference({"a": {"name": "x", "b": {}}}, {"a": {"name": "x"}}).endswith("there {'a': {'name': 'x'}}")
 
 
 def test_a_part_that_is_cut_off_or_holds_samples_of_another_is_named(parts, tmp_path):
