@@ -24,13 +24,14 @@ from blink_exp.decoder.branches import (
     Branch,
     FinalBranches,
     LayerPass,
+    MemoryEstimate,
     QuestionInputs,
     Step,
     Text,
+    forked,
     read_layers,
     steps_of_rows,
     text_positions,
-    unstored_segments,
 )
 from blink_exp.decoder.closeups import expand_closeups
 from blink_exp.decoder.layers import LastRun, LastRuns, SegmentRun, fronts_of, run_layers, segment_runs
@@ -76,10 +77,7 @@ class BranchDecoder:
         self.read = frozenset(layer for method in methods for layer in read_layers(method))
         self.waiting: list[BranchBatch] = []
         self.patch_scanner = PatchScanner(llm, questions, methods, grids, answer)
-        config, width = llm.config, llm.layers[0].self_attn.head_dim
-        pair = 2 * config.num_key_value_heads * width  # numbers of a token's keys and values in a layer
-        self.state = config.hidden_size / pair
-        self.work = (3 * config.intermediate_size + 4 * config.hidden_size) / pair  # activations of a token in a layer: peak inside the MLP
+        self.memory = MemoryEstimate.of(llm, self.read)
 
     @functools.cached_property
     def token_scanner(self) -> TokenScanner:
@@ -102,27 +100,6 @@ class BranchDecoder:
             run_layers(self.llm, part, part.layer, self.depth)
             if not part.over:
                 finish(FinalBranches(part.branches, part.steps, part.text))
-
-    # --- memory -----------------------------------------------------------------------------------------------------------------------
-
-    def needed(self, i: int, branches: Rows[Branch], text: int) -> float:
-        """Peak memory of these branches in units of ``room`` if no segment is dropped from layer i on: keys and values, states that may be
-        read, and the activations of one layer."""
-        depth, segments = len(self.llm.layers), unstored_segments(branches)
-        stored = sum(e.tokens * (len(e.keys) + depth - max(i, e.reached) + self.state * len(e.inputs)) for e in segments)
-        starting = sum(e.tokens for e in segments if e.reached == i)
-        to_read = self.state * starting * sum(layer >= i for layer in self.read)
-        row = max(length(b.front) for b in branches) + text
-        running = min(starting * self.work, self.room / 4)  # see ``segment_runs``
-        return float(len(branches) * (text * (depth + self.work) + row) + stored + to_read + running)
-
-    def held(self, branches: Rows[Branch], steps: Rows[Step], text: int) -> float:
-        """Memory in use beside ``needed`` of ``branches``: by waiting batches, and by keys and values of texts that batches share."""
-        others = {e for part in self.waiting for e in unstored_segments(part.branches)} - unstored_segments(branches)
-        segments = sum(e.tokens * (len(e.keys) + self.state * (1 + len(e.inputs))) for e in others)
-        rows_by_tensor = {id(step.keys): len(step.keys) for part in (steps, *(w.steps for w in self.waiting)) for step in part}
-        texts = max(0, sum(rows_by_tensor.values()) - len(branches) * len(steps)) + self.state * sum(len(w.branches) for w in self.waiting)
-        return float(segments + texts * text)
 
     # --- decisions --------------------------------------------------------------------------------------------------------------------
 
@@ -159,7 +136,7 @@ class BranchDecoder:
             blocks, expanded = fronts[r, p]
             tokens = blocks[image_scan.image].visual + length(expanded[image_scan.image])
             self.records[branches[r].question, p].append(Record(branches[r].question, image_scan, decision, tokens))
-        return self._forked(branches, fronts, text.states.device)
+        return forked(branches, fronts, text.states.device)
 
     def drop(self, branches: list[Branch], ran: LayerPass, deciding: list[tuple[int, int]]) -> tuple[list[Branch], torch.Tensor | None]:
         """Takes the decisions behind a layer; returns as ``decide``."""
@@ -177,29 +154,7 @@ class BranchDecoder:
             fronts[r, p] = retained[key], branches[r].expanded
             tokens = sum(block.visual for block in retained[key])
             self.records[branches[r].question, p].append(Record(branches[r].question, row_scan.recorded(), decision, tokens))
-        return self._forked(branches, fronts, ran.keys.device)
-
-    def _forked(
-        self, branches: list[Branch], fronts: dict[tuple[int, int], tuple[Front, tuple[Front, ...]]], device: torch.device
-    ) -> tuple[list[Branch], torch.Tensor | None]:
-        out: list[tuple[Branch, int]] = []
-        for r, branch in enumerate(branches):
-            groups: dict[tuple[Front, tuple[Front, ...]], list[int]] = {}
-            for p in branch.points:
-                groups.setdefault(fronts.get((r, p), (branch.blocks, branch.expanded)), []).append(p)
-            if list(groups) == [(branch.blocks, branch.expanded)]:
-                out.append((branch, r))  # as it was
-            else:
-                out += [(Branch(branch.question, *front, tuple(points)), r) for front, points in groups.items()]
-        # Rows with a common front, or a common beginning of it, are neighbours, so that they share one ``Part``.
-        rank: dict[Any, int] = {}
-        for branch, r in out:
-            for key in branch.front or (("row", r),):
-                rank.setdefault(key, len(rank))
-        out.sort(key=lambda pair: ([rank[s] for s in pair[0].front] or [rank["row", pair[1]]], pair[0].question))
-        rows = [r for _, r in out]
-        unchanged = rows == list(range(len(branches)))
-        return [branch for branch, _ in out], None if unchanged else torch.tensor(rows, device=device)
+        return forked(branches, fronts, ran.keys.device)
 
     def _key(self, i: int, branch: Branch, point: int, image: int, decision: Expand, before: Front) -> ExpansionKey:
         """Key of the expanded segment that a point's decision needs."""
@@ -255,14 +210,15 @@ class BranchBatch:
         self.decided = False
         room = decoder.room
         if not decoder.alone:
-            room -= decoder.held(self.branches, self.steps, self.text.length)
-            if len(self.branches) > 1 and decoder.needed(i, self.branches, self.text.length) > room:
+            waiting = [(batch.branches, batch.steps) for batch in decoder.waiting]
+            room -= decoder.memory.held(self.branches, self.steps, self.text.length, waiting)
+            if len(self.branches) > 1 and decoder.memory.needed(i, self.branches, self.text.length, decoder.room) > room:
                 self.halve(i)
                 return
         inputs, dropping = self.text.states, decoder.deciding(i, self.branches, drops=True)
         joined = self.joined(i)
         if joined is None:
-            most = max(0, room) / (4 * decoder.work)
+            most = max(0, room) / (4 * decoder.memory.work)
             pending = fronts_of([b.front for b in self.branches])
             yield from segment_runs(llm, i, pending, self.last, decoder.read, most, decoder.alone, decoder.weights)
         run = self._run(i, joined)
@@ -272,15 +228,15 @@ class BranchBatch:
         self.steps.append(Step(fronts, keys, values, self.parent))
         self.parent = None
         ran = LayerPass(i, Text(inputs, self.text.valid), self.text, keys)
-        forked = decoder.drop(self.branches, ran, dropping) if dropping else None
+        dropped = decoder.drop(self.branches, ran, dropping) if dropping else None
         if decoder.ran is not None:
             decoder.ran(i, fronts, run.cache, self.text.valid)
             self.steps.clear()
             for segment in {segment for front in fronts for segment in front}:
                 for states_by_layer in (segment.keys, segment.values, segment.inputs):
                     states_by_layer.clear()
-        if forked is not None:
-            self.fork(*forked)
+        if dropped is not None:
+            self.fork(*dropped)
 
     def joined(self, i: int) -> int | None:
         """Index of the first segment of the fronts that runs in one piece with the text: one call reads the weights once.

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -139,6 +139,73 @@ class FinalBranches:
     branches: list[Branch]
     steps: list[Step]
     text: Text
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory that branches take, in units of one token's keys and values in one layer.
+
+    ``depth``: layers of the LLM; ``read``: those at whose input methods read states of segments; ``state``: of a token's hidden state;
+    ``work``: of a token's activations in a layer, whose peak is inside the MLP.
+    """
+
+    depth: int
+    read: frozenset[int]
+    state: float
+    work: float
+
+    @classmethod
+    def of(cls, llm: Any, read: frozenset[int]) -> MemoryEstimate:
+        config = llm.config
+        pair = 2 * config.num_key_value_heads * llm.layers[0].self_attn.head_dim  # numbers of a token's keys and values in a layer
+        work = (3 * config.intermediate_size + 4 * config.hidden_size) / pair
+        return cls(len(llm.layers), read, config.hidden_size / pair, work)
+
+    def needed(self, i: int, branches: Rows[Branch], text: int, room: float) -> float:
+        """Peak memory of branches with texts of ``text`` tokens if no segment is dropped from layer i on: keys and values, states that may
+        be read, and the activations of one layer. ``room``: the memory limit."""
+        segments = unstored_segments(branches)
+        stored = sum(e.tokens * (len(e.keys) + self.depth - max(i, e.reached) + self.state * len(e.inputs)) for e in segments)
+        starting = sum(e.tokens for e in segments if e.reached == i)
+        to_read = self.state * starting * sum(layer >= i for layer in self.read)
+        row = max(length(b.front) for b in branches) + text
+        running = min(starting * self.work, room / 4)  # see ``segment_runs``
+        return float(len(branches) * (text * (self.depth + self.work) + row) + stored + to_read + running)
+
+    def held(self, branches: Rows[Branch], steps: Rows[Step], text: int, waiting: Rows[tuple[Rows[Branch], Rows[Step]]]) -> float:
+        """Memory in use beside ``needed`` of ``branches``: by batches that wait, and by keys and values of texts that batches share."""
+        others = {e for batch, _ in waiting for e in unstored_segments(batch)} - unstored_segments(branches)
+        segments = sum(e.tokens * (len(e.keys) + self.state * (1 + len(e.inputs))) for e in others)
+        rows_by_tensor = {id(step.keys): len(step.keys) for part in (steps, *(s for _, s in waiting)) for step in part}
+        texts = max(0, sum(rows_by_tensor.values()) - len(branches) * len(steps)) + self.state * sum(len(batch) for batch, _ in waiting)
+        return float(segments + texts * text)
+
+
+def forked(
+    branches: list[Branch], fronts: dict[tuple[int, int], tuple[Front, tuple[Front, ...]]], device: torch.device
+) -> tuple[list[Branch], torch.Tensor | None]:
+    """Branches by what their points decided, and the row of each one's parent; None: the rows do not change.
+
+    ``fronts``: {(row, point): the images' segments, the expanded segments of each image} of points that decided; others stay as they are.
+    """
+    out: list[tuple[Branch, int]] = []
+    for r, branch in enumerate(branches):
+        groups: dict[tuple[Front, tuple[Front, ...]], list[int]] = {}
+        for p in branch.points:
+            groups.setdefault(fronts.get((r, p), (branch.blocks, branch.expanded)), []).append(p)
+        if list(groups) == [(branch.blocks, branch.expanded)]:
+            out.append((branch, r))  # as it was
+        else:
+            out += [(Branch(branch.question, *front, tuple(points)), r) for front, points in groups.items()]
+    # Rows with a common front, or a common beginning of it, are neighbours, so that they share one ``Part``.
+    rank: dict[Any, int] = {}
+    for branch, r in out:
+        for key in branch.front or (("row", r),):
+            rank.setdefault(key, len(rank))
+    out.sort(key=lambda pair: ([rank[s] for s in pair[0].front] or [rank["row", pair[1]]], pair[0].question))
+    rows = [r for _, r in out]
+    unchanged = rows == list(range(len(branches)))
+    return [branch for branch, _ in out], None if unchanged else torch.tensor(rows, device=device)
 
 
 def text_positions(branches: Rows[Branch], valid: torch.Tensor) -> torch.Tensor:

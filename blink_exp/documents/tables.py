@@ -90,54 +90,49 @@ class ClaimEntry(TypedDict):
     holds: bool | None
 
 
-class TableDocument(TypedDict, total=False):
-    """table.json."""
+class MeasuredDocument(TypedDict, total=False):
+    """What tables and figures share."""
 
-    kind: Required[Literal["table"]]
     name: Required[str]
     title: Required[str]
     paper: str | None
     source: str | None
-    published_on: str | None
     note: str | None
-    error_over: str | None
-    split_by: str | None
     scale: bool
-    command: Required[str]
     footnotes: list[Footnote]
-    published_columns: Required[dict[str, PublishedColumn]]  # by heading
-    groups: Required[list[ColumnGroup]]
-    rows: Required[list[TableRow]]
-    effects: list[EffectRow]
-    conclusion: list[str]  # what the numbers allow to say, a sentence each
     model: str
     provenance: Provenance
     figures: list[str]
 
 
-class FigureDocument(TypedDict, total=False):
-    """figure.json; ``error`` where it could not be drawn."""
+class TableDocument(MeasuredDocument, total=False):
+    """table.json."""
+
+    kind: Required[Literal["table"]]
+    published_on: str | None
+    error_over: str | None
+    split_by: str | None
+    command: Required[str]
+    published_columns: Required[dict[str, PublishedColumn]]  # by heading
+    groups: Required[list[ColumnGroup]]
+    rows: Required[list[TableRow]]
+    effects: list[EffectRow]
+    conclusion: list[str]  # what the numbers allow to say, a sentence each
+
+
+class FigureDocument(MeasuredDocument, total=False):
+    """figure.json; ``error`` where it could not be drawn. ``figures`` is empty: a figure stands alone."""
 
     kind: Required[Literal["figure"]]
-    name: Required[str]
-    title: Required[str]
-    paper: str | None
-    source: str | None
-    note: str | None
-    scale: bool
     command: str
     plots: str | None
     claim: str | None
-    footnotes: list[Footnote]
     caption: str
     measured_on: str
     claims: list[ClaimEntry]
     pictures: dict[str, list[str]]
     rows: list[PointRun]
-    model: str
-    provenance: Provenance
     error: str
-    figures: list[str]  # none: a figure stands alone
 
 
 Document = TableDocument | FigureDocument

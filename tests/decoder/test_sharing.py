@@ -91,7 +91,7 @@ def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypat
         monkeypatch.setattr(sharing.MemoryBudget, "of", lambda *a: replace(budget(*a), texts=3, room=room, decoding=2, prefixes=1))
 
         def watched(self, i, first):
-            ran.append((len(self.branches), self.decoder.needed(i, self.branches, self.text.length)))
+            ran.append((len(self.branches), self.decoder.memory.needed(i, self.branches, self.text.length, room)))
             return run(self, i, first)
 
         monkeypatch.setattr(BranchBatch, "_run", watched)
