@@ -144,7 +144,7 @@ def resolve_path(name: str, root: str | Path | None, outside: bool) -> str:
     if not name or "\0" in name:
         raise OSError("the row's image is an empty path" if not name else "the row's image is no path (it holds a NUL)")
     if URL.match(name):
-        raise OSError(f"{flat(name, 80)} is a URL, and nothing is downloaded; put the file in the data's folder")
+        raise OSError(why_refused(name))
     if root is None:
         return name
     path = os.path.join(root, name)
@@ -152,8 +152,15 @@ def resolve_path(name: str, root: str | Path | None, outside: bool) -> str:
         return path
     path = os.path.realpath(path)
     if not is_inside(path, os.path.realpath(root)):
-        raise OSError(f"{flat(name, 80)} leads out of the data's folder; image_loading.outside=true opens it all the same")
+        raise OSError(why_refused(name))
     return path
+
+
+def why_refused(name: str) -> str:
+    """Why an image path of a data set that is a URL, or leads out of its folder, is not opened."""
+    if URL.match(name):
+        return f"{flat(name, 80)} is a URL, and nothing is downloaded; put the file in the data's folder"
+    return f"{flat(name, 80)} leads out of the data's folder; image_loading.outside=true opens it all the same"
 
 
 def is_inside(path: str, root: str) -> bool:

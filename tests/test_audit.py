@@ -68,6 +68,15 @@ def test_no_network_is_a_line_and_no_failure(said, monkeypatch, capsys):
     assert "does not answer" in capsys.readouterr().out
 
 
+def test_packages_that_the_service_does_not_know_are_counted(monkeypatch, capsys):
+    """A mirror without the index's JSON pages knows none, which must not read as no vulnerability."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    answer = {"dependencies": [{"name": "p", "skip_reason": "not found"}, {"name": "q", "version": "1", "vulns": []}]}
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=json.dumps(answer)))
+    assert audit.vulnerabilities({"vulnerabilities": {}}) == []
+    assert "pip-audit could not look up 1 of 2 packages, first p" in capsys.readouterr().out
+
+
 def test_vulnerabilities_are_named_unless_they_are_accepted(monkeypatch):
     found = {"dependencies": [{"name": "p", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]}]}
     monkeypatch.setattr(audit.importlib.util, "find_spec", lambda name: True)

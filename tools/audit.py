@@ -88,6 +88,9 @@ def vulnerabilities(accepted: dict[str, Any]) -> list[str] | None:
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         print("audit: the service that pip-audit asks does not answer, so vulnerabilities are not looked up")
         return None
+    skipped = [package["name"] for package in found if "skip_reason" in package]
+    if skipped:
+        print(f"audit: pip-audit could not look up {len(skipped)} of {len(found)} packages, first {skipped[0]}")
     known = accepted["vulnerabilities"]
     return [
         f"{package['name']} {package.get('version')}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'no version yet'}"

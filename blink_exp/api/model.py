@@ -204,7 +204,7 @@ class VLM:
         """(a digest of its pixels, the image in RGB)."""
         options = ImageOptions.of(asdict(self.settings.image_loading))
         if isinstance(given, str | Path):
-            image = open_picture(Path(given), options)
+            image = open_picture(given, options)
         elif isinstance(given, Image.Image):
             try:
                 image = to_rgb(given, options)

@@ -46,8 +46,8 @@ class SceneCanvases:
         return random_scene(rng, self.split, self.sizes[int(rng.integers(len(self.sizes)))], small=self.small).canvas
 
 
-def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAULT) -> tuple[list[Path], list[Path]]:
-    """(images that can be trained on, others) of a folder and those below it, each opened once."""
+def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAULT) -> tuple[list[Path], dict[Path, str]]:
+    """(images that can be trained on, {another: what is wrong with it}) of a folder and those below it, each opened once."""
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"data.path={folder} is not a folder; give one that holds images")
@@ -64,7 +64,7 @@ def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAUL
         raise UserError(
             f"data.path={folder} holds {len(good)} readable images{first}; at least 2 are needed, one to train and one to hold out"
         )
-    return good, list(broken)
+    return good, broken
 
 
 @dataclass(frozen=True)

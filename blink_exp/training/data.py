@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from blink_exp.errors import UserError
-from blink_exp.images import ImageOptions
+from blink_exp.images import ImageOptions, why_refused
 from blink_exp.training import llava_665k
 from blink_exp.training.batches import GlobalBatches, share_out
 from blink_exp.training.canvases import Files, SceneCanvases, folder_images, hold_out
@@ -82,7 +82,7 @@ class PairedCrops(pl.LightningDataModule):
         self._asks: tuple[Any, bool] | None = None
         self.train: PairDataset | None = None
         self.held_out: PairDataset | None = None
-        self.broken: list[Path] = []  # files unreadable before training
+        self.broken: dict[str, str] = {}  # {file: why it was left out before training}
         self.summary: dict[str, Any] = {}  # statistics of the source
         self.files: list[Files] = []  # of a file source: training, held out
         self.stored: dict[str, StoredFeatures] = {}  # by "train" and "held_out", once the features are on disk
@@ -278,7 +278,8 @@ class FolderData(FileData):
 
     def names(self) -> tuple[Path, list[str], list[str]]:
         root = Path(self.path)
-        good, self.broken = folder_images(self.path, self.pad, self.image_loading)
+        good, broken = folder_images(self.path, self.pad, self.image_loading)
+        self.broken = {str(path): why for path, why in broken.items()}
         shuffled = [str(good[i].relative_to(root)) for i in np.random.default_rng(self.seed).permutation(len(good))]
         return root, [name for i, name in enumerate(shuffled) if i % 10], shuffled[::10]
 
@@ -305,7 +306,7 @@ class LlavaData(FileData):
     def names(self) -> tuple[Path, list[str], list[str]]:
         root = Path(self.images)
         content = llava_665k.find(Path(self.json), root, self.image_loading.outside)
-        self.broken = [root / name for name in content.refused]
+        self.broken = {name: why_refused(name) for name in content.refused}
         names, held_out = hold_out(content.names, self.held_out_share, self.seed)
         self.summary = content.summary | {"trained_on": len(names), "held_out": len(held_out)}
         if self.trainer is None or self.trainer.is_global_zero:

@@ -18,7 +18,7 @@ from typing import Any
 
 from blink_exp.errors import UserError, flat
 from blink_exp.files import brief, encodable, is_special
-from blink_exp.images import URL, is_inside
+from blink_exp.images import URL, is_inside, why_refused
 
 LONGEST_ROW = 2**26  # characters; longer rows count as damage
 KEYS = 12  # most keys in a message
@@ -116,10 +116,7 @@ def rows(path: Path, chunk: int = 2**22) -> Iterator[Any]:
 
 
 def _refused_note(refused: list[str]) -> str:
-    return (
-        f"{len(refused):,} images lead out of data.images and are left out, first {flat(refused[0], 80)}"
-        " (image_loading.outside=true opens files that do)"
-    )
+    return f"{len(refused):,} images are URLs or lead out of data.images and are left out, first {why_refused(refused[0])}"
 
 
 def find(path: Path, images: Path, outside: bool = False) -> ImageListing:

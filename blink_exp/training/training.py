@@ -208,7 +208,7 @@ def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list
         "layers": module.result,
         "parameters": parameters(module.amplifiers),
         "images": data.summary | {"unreadable": len(unreadable)},
-        "skipped_images": [str(p) for p in data.broken] + unreadable,
+        "skipped_images": [*data.broken, *unreadable],
         "backbone": module.backbone.settings,
         "devices": module.trainer.world_size,
         "parts_of_a_step": module.trainer.accumulate_grad_batches,
@@ -217,7 +217,7 @@ def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list
     write_json(job.out / "metrics.json", finished)
     show(module.result, int(next(iter(module.result.values()))["samples"]), seconds)
     if data.broken:
-        print(f"{len(data.broken)} images could not be read and were left out, first {data.broken[0]}")
+        print(f"{len(data.broken)} images could not be read and were left out, first {next(iter(data.broken.values()))}")
     if unreadable:
         print(f"{len(unreadable)} images could not be read and were replaced by the next ones, first {unreadable[0]}")
     if target is not None:

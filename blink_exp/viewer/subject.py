@@ -14,7 +14,7 @@ from PIL import Image
 from blink_exp.benchmarks.base import ExactMatch, Probes, Sample, UnusableImage
 from blink_exp.errors import UserError, flat, reason
 from blink_exp.evaluation.evaluator import prepare_benchmark
-from blink_exp.images import ImageOptions, open_image
+from blink_exp.images import URL, ImageOptions, open_image
 from blink_exp.settings.roots import ViewSettings
 from blink_exp.settings.words import NOTHING
 
@@ -50,7 +50,7 @@ def load_subject(settings: ViewSettings) -> Subject:
         raise UserError(f"question={flat(question, 60)} has no picture; add image=photo.jpg")
     if question is None or not str(question).strip():
         raise UserError(f'image={image} has no question; add question="What is in the picture?"')
-    return _custom_subject(Path(str(image)), str(question).strip(), ImageOptions.of(asdict(settings.image_loading)))
+    return _custom_subject(str(image), str(question).strip(), ImageOptions.of(asdict(settings.image_loading)))
 
 
 def _benchmark_sample(settings: ViewSettings, wanted: str) -> Subject:
@@ -87,14 +87,16 @@ def _common(a: str, b: str) -> int:
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _custom_subject(path: Path, question: str, options: ImageOptions) -> Subject:
-    image = open_picture(path, options)
-    return Subject(Sample(path.name, path.name, lambda: image, question, None, ""), image, OwnQuestion())
+def _custom_subject(file: str, question: str, options: ImageOptions) -> Subject:
+    image, name = open_picture(file, options), Path(file).name
+    return Subject(Sample(name, name, lambda: image, question, None, ""), image, OwnQuestion())
 
 
-def open_picture(path: Path, options: ImageOptions) -> Image.Image:
+def open_picture(file: str | Path, options: ImageOptions) -> Image.Image:
     """The picture of a file that the user names. Raises UserError where there is none that can be read."""
-    path = path.expanduser()
+    if URL.match(str(file)):
+        raise UserError(f"image={flat(file, 80)} is a URL, and nothing is downloaded; give the file of a picture")
+    path = Path(file).expanduser()
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "is not there"
         raise UserError(f"image={path} {problem}; give the file of a picture")

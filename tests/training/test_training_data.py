@@ -74,9 +74,9 @@ def test_images_are_counted_once_and_looked_up_by_listing(tmp_path, monkeypatch)
 def test_instruction_data_that_is_not_usable_says_why(tmp_path):
     path, images = instruction_data(tmp_path, each=2)
     for row, message in (
-        ({"image": "/etc/x.jpg"}, "none of the 1 images .* lead out of data.images and are left out, first /etc/x.jpg"),
-        ({"image": "a/../../x.jpg"}, "lead out of data.images and are left out, first a/../../x.jpg .image_loading.outside=true"),
-        ({"image": "https://x/a.jpg"}, "lead out of data.images and are left out, first https://x/a.jpg"),
+        ({"image": "/etc/x.jpg"}, "none of the 1 images .* are left out, first /etc/x.jpg leads out of the data's folder"),
+        ({"image": "a/../../x.jpg"}, "are left out, first a/../../x.jpg leads out of the data's folder; image_loading.outside=true"),
+        ({"image": "https://x/a.jpg"}, "are left out, first https://x/a.jpg is a URL, and nothing is downloaded"),
         ({"image": ["a.jpg"]}, "must be a path below"),
         ("coco/a.jpg", "row 1 of .* is no {...} but 'coco/a.jpg'"),
         ({"image": "sam/a.jpg"}, "holds none of the 1 images"),
@@ -102,7 +102,7 @@ def test_images_that_lead_out_of_the_folder_are_left_out_and_named(tmp_path):
     found = llava_665k.find(path, images)
     assert found.names == ["own.jpg"] and sorted(found.refused) == sorted(names) and found.missing == {".": 1}
     assert found.summary["refused"] == 4 and found.summary["distinct_images"] == 6
-    assert "4 images lead out of data.images and are left out, first ../away/a.png" in str(found)
+    assert "4 images are URLs or lead out of data.images and are left out, first ../away/a.png" in str(found)
     everything = llava_665k.find(path, images, outside=True)
     assert everything.names == [*names, "own.jpg"] and not everything.refused
     made = data.LlavaData(Thumbnail(), json=str(path), images=str(images), held_out_share=0.5, image_loading={"outside": True})

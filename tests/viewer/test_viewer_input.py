@@ -24,6 +24,10 @@ from blink_exp.viewer import subject
         ({"image": "y.png"}, 'image=y.png has no question; add question="What is in the picture?"'),
         ({"image": "y.png", "question": "  "}, 'image=y.png has no question; add question="What is in the picture?"'),
         ({"image": "no/y.png", "question": "q"}, "image=no/y.png is not there; give the file of a picture"),
+        (
+            {"image": "http://h/y.png", "question": "q"},
+            "image=http://h/y.png is a URL, and nothing is downloaded; give the file of a picture",
+        ),
         ({"image": ".", "question": "q"}, "image=. is a folder; give the file of a picture"),
         (
             {"sample": "mosaic_mme/v1/color/0007/no", "compare": ["blink", "herro"]},
