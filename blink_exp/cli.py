@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from blink_exp.disk import disk_line
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError, out_of_memory, reason
 from blink_exp.keys import masked
 from blink_exp.openmp import wait_briefly
 from blink_exp.settings.doors import COMMANDS, OF_FOLDER, as_typed, command_name, install
@@ -30,7 +30,6 @@ TRACEBACK = "BLINK_EXP_TRACEBACK"  # the user's HYDRA_FULL_ERROR, before it is o
 SCRIPT = "BLINK_EXP_SCRIPT"  # config root of the running command: train, evaluate, sweep, view, ...
 OF_JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment of a process that torchrun started
 RANKS, WORKER = "blink_exp.evaluation.ranks", "blink_exp.evaluation.worker"  # by name: they are slow to import, and above this module
-OUT_OF_MEMORY = "OutOfMemoryError"  # torch's exception, matched by name since torch is not imported here
 
 
 def entry(main: Callable[[], object], config: str, of_folder: Callable[[list[str]], list[str] | None] | None = None) -> None:
@@ -127,7 +126,7 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
     try:
         return run(cfg)
     except Exception as error:
-        expected = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError) or type(error).__name__ == OUT_OF_MEMORY
+        expected = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError) or out_of_memory(error)
         if not expected or os.environ.get(TRACEBACK) == "1":
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -163,10 +162,8 @@ def _one_line(error: BaseException) -> str:
         return disk_line(error)
     if isinstance(error, UserError):
         return str(error)
-    if type(error).__name__ == OUT_OF_MEMORY:
-        return (
-            f"the device is out of memory ({flat(error, 160)}); use a smaller batch_size, model.dtype=bfloat16 or model.quantization=4bit"
-        )
+    if out_of_memory(error):
+        return f"memory ran out ({reason(error)}); use a smaller batch_size, model.dtype=bfloat16 or model.quantization=4bit"
     from blink_exp.settings.messages import translated
 
     return translated(error)

@@ -13,6 +13,17 @@ class UserError(ValueError):
     """One line for the user: the value, the limit and the cure. Entry points print it without a traceback and exit with 2."""
 
 
+# Messages of failed allocations that torch raises as plain RuntimeError: of main memory, oneDNN, cuBLAS and CUDA's driver.
+ALLOCATION = re.compile(r"can't allocate memory|could not create a primitive|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or under a limit of the process (ulimit -v). torch's own class is matched by its
+    name, as torch is not imported here."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and ALLOCATION.search(str(error)) is not None)
+
+
 def nearest(value: str, choices: Iterable[str]) -> str:
     """A sentence that names the known words closest to ``value``, or all of them if none is close."""
     choices = sorted(choices)

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from blink_exp.backbone.memory import TEXT, visual_tokens
 from blink_exp.backbone.pictures import prepare_image
 from blink_exp.core.views import ViewGeometry
-from blink_exp.errors import UserError, flat
+from blink_exp.errors import UserError, flat, out_of_memory
 
 LLMS = ("llama", "mistral", "qwen2")  # decoders with the layer structure that ``decoder`` assumes
 TOWERS = {"clip_vision_model": "default", "siglip_vision_model": "full"}  # and the strategy that leaves patches alone: SigLIP has no CLS
@@ -50,9 +49,11 @@ def read_by_library(path: str, content: str) -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     try:
         yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         why = flat(f"{type(error).__name__}: {error}", 240)
         raise UserError(f"model.path={path} has no {content} ({why}); give a complete checkpoint") from error
     finally:

@@ -20,7 +20,7 @@ from blink_exp.decoder.answers import PointQuestion, answer, shareable, visual_t
 from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking
 from blink_exp.documents.records import Record, Skipped
-from blink_exp.errors import UserError, reason
+from blink_exp.errors import UserError, out_of_memory, reason
 from blink_exp.evaluation import ranks
 from blink_exp.evaluation.batches import BatchSize, Unit, cut
 from blink_exp.evaluation.records import RecordLog, record
@@ -183,8 +183,8 @@ def _fitting(
         piece_images = {sample.image_id: images[sample.image_id] for sample in piece}
         try:
             records = _answered(backbone, points, benchmark, piece, points_by_sample, piece_images, size.size)
-        except torch.OutOfMemoryError:
-            if not size.halve(len(piece)):
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or not size.halve(len(piece)):
                 raise
             records = None
         if records is None:  # outside the except clause, whose traceback holds the tensors

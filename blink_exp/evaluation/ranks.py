@@ -26,7 +26,7 @@ from torch.multiprocessing import start_processes  # type: ignore[attr-defined]
 
 from blink_exp.cli import OF_JOB, resume_hint, under_torchrun
 from blink_exp.disk import WriteError
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, out_of_memory
 from blink_exp.stopping import stopping
 
 WORKER = "blink_exp.evaluation.worker"  # imports what answers, which imports this module
@@ -239,7 +239,7 @@ def described(error: BaseException, rank: int, line: str) -> Failure:
     if isinstance(error, OSError) and isinstance(error.errno, int):
         file = None if error.filename is None else str(error.filename)
         return {"errno": [error.errno, error.strerror, file], "write": isinstance(error, WriteError)}
-    kind = "memory" if isinstance(error, torch.OutOfMemoryError) else "user" if isinstance(error, UserError) else type(error).__name__
+    kind = "memory" if out_of_memory(error) else "user" if isinstance(error, UserError) else type(error).__name__
     return {"kind": kind, "line": str(error) if kind == "memory" else line, "rank": rank}
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
+from blink_exp.cli import guard
 from blink_exp.evaluation import answering, evaluator
 from blink_exp.evaluation.answering import Point, ask
 from blink_exp.evaluation.batches import BatchSize, cut
@@ -41,16 +42,24 @@ def test_batches_by_hand():
     assert sizes == [[["0/0", "0/1", "1/0"]], [["2/0", "2/1", "2/2"], ["2/3", "2/4"]], [["3/0", "3/1", "3/2"]]]
 
 
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+)
+
+
 class SmallMemory:
     """``answering.answer`` on a device that holds ``most`` questions at a time."""
 
-    def __init__(self, monkeypatch, most: int):
+    def __init__(self, monkeypatch, most: int, error: Exception = OUT_OF_MEMORY[0]):
         self.most, self.asked, real = most, [], answering.answer
 
         def answer(backbone, methods, images, questions, *rest):
             self.asked.append(len(questions))
             if len(questions) > self.most:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                raise error
             return real(backbone, methods, images, questions, *rest)
 
         monkeypatch.setattr(answering, "answer", answer)
@@ -79,11 +88,21 @@ def test_a_batch_that_does_not_fit_is_halved_once_for_the_rest_of_the_run(scale,
     assert answers[0] == answers[1]
 
 
-def test_one_question_that_does_not_fit_is_an_error(scale, monkeypatch):
-    SmallMemory(monkeypatch, 0)
-    with pytest.raises(torch.OutOfMemoryError):
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_one_question_that_does_not_fit_is_an_error(error, scale, monkeypatch, capsys):
+    SmallMemory(monkeypatch, 0, error)
+    samples = MosaicMME(images=1).samples()[:4]
+    with pytest.raises(SystemExit) as end:
+        guard(lambda size: ask(scale, [Point(none())], MosaicMME(), samples, size, lambda n: None), size := BatchSize(4))
+    assert (size.size, end.value.code) == (1, 2)
+    assert capsys.readouterr().err.startswith("error: memory ran out (")
+
+
+def test_another_error_halves_nothing(scale, monkeypatch):
+    SmallMemory(monkeypatch, 0, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
         ask(scale, [Point(none())], MosaicMME(), MosaicMME(images=1).samples()[:4], size := BatchSize(4), lambda n: None)
-    assert size.size == 1
+    assert size.size == 4
 
 
 def test_what_is_done_keeps_its_batches(scale, monkeypatch, tmp_path):
