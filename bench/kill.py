@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = {"seconds", "kept", "together", "reused", "date", "images_per_second"}
 LEFT_OVER = ("*.part", "*.part.part", "records.rank*", "together.json", ".jobs", "*.tmp")
 UNCOMPARED = (".lock", ".locks", ".hydra", "log", "checkpoints")  # of the run, not of its result
-COMMIT = re.compile(rb"\b[0-9a-f]{40}(\+changes)?")  # of the code, which is perhaps worked on meanwhile
+# Of the code, which is perhaps worked on meanwhile: of a document in full, of a table's text those of all its points.
+COMMIT = re.compile(rb"\b[0-9a-f]{40}(\+changes)?|\bcommits? [0-9a-f]{10}(\+changes)?(, [0-9a-f]{10}(\+changes)?)*")
 MOST = 3  # kills before a run is left to end
 
 

@@ -74,3 +74,11 @@ def test_differences_are_seen(tmp_path):
     (same / "run" / "metrics.json").unlink()
     assert kill.differences(case, whole, same) == ["run/metrics.json is missing"]
     assert kill.differences(case, tmp_path / "none", tmp_path / "none") == ["there is nothing to compare"]
+
+
+def test_code_that_is_worked_on_meanwhile_is_no_difference(tmp_path):
+    for name, text in (("a", "Measured with commit 0123456789."), ("b", "Measured with commits 0123456789, abcdef0123+changes.")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "c").write_text("Measured with commit 0123456789. 1 missing.", encoding="utf-8")
+    a, b, c = (kill.content(tmp_path / name, tmp_path) for name in "abc")
+    assert a == b != c
