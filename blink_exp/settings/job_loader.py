@@ -25,7 +25,7 @@ from blink_exp.settings.secrets import check_config
 from blink_exp.settings.words import NOTHING, check_words
 
 READ = ("predictions", "against", "resume")  # settings that name earlier runs
-REMEMBERED = 1000  # jobs of a multirun whose configs are kept, at 0.2 MB each
+REMEMBERED = 4000  # jobs of a multirun whose configs are kept, at 0.2 MB each
 
 
 class CheckedLoader(ConfigLoaderImpl):
