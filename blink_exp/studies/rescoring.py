@@ -21,7 +21,7 @@ from blink_exp.reports import statistics
 from blink_exp.settings.roots import CompareSettings, RescoreSettings
 from blink_exp.settings.values import to_yaml
 from blink_exp.studies.parts import check_records, check_whole, parts_of
-from blink_exp.studies.sweep_folder import ROW
+from blink_exp.studies.sweep_folder import ROW, point_folder
 
 WITHOUT = "remove it, and what the predictions were made with is left out"  # cure of a damaged metrics.json
 # keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
@@ -139,7 +139,7 @@ def _records(folder: Path, setting: str) -> Path:
         if row.get("status") == "failed":
             raise UserError(f"{setting}={folder} is a job that failed ({flat(str(row.get('error')), 200)}); run it again")
         if isinstance(row.get("folder"), str):
-            return Path(row["folder"]) / RECORDS
+            return point_folder(folder, row["folder"]) / RECORDS
     return folder / RECORDS
 
 

@@ -248,6 +248,15 @@ def _row(folder: Path, rows_since: float) -> PointRun | None:
     return row  # type: ignore[no-any-return]
 
 
+def point_folder(job: Path, folder: str) -> Path:
+    """``folder`` of a job's row; a relative one starts where the sweep was started, which may be elsewhere."""
+    try:
+        started = _at(read_settings(job / ".hydra" / "hydra.yaml", LEFT_OUT), "hydra", "runtime", "cwd")
+    except UserError:  # copied without it
+        started = None
+    return Path(started, folder) if isinstance(started, str) else Path(folder)
+
+
 def _below(path: Path) -> str:
     """The newest sweeps in a folder that is none, for a message."""
     names = sorted(str(file.parent) for file in path.glob(f"*/{COMMAND}"))

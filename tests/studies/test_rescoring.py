@@ -116,6 +116,18 @@ def test_the_job_of_a_sweep_stands_for_the_point_that_it_measured(tmp_path):
     assert files_of(str(tmp_path / "sweep" / "0")) == [tmp_path / "sweep" / "0" / "records.jsonl"]
 
 
+def test_the_point_of_a_job_is_where_its_sweep_was_started(tmp_path, monkeypatch):
+    (tmp_path / "project" / "points").mkdir(parents=True)
+    lines(tmp_path / "project" / "points" / "p" / "records.jsonl", [{"id": "a", "prediction": "yes"}])
+    job = tmp_path / "project" / "sweep" / "0"
+    (job / ".hydra").mkdir(parents=True)
+    (job / "job.json").write_text(json.dumps({"status": "done", "folder": "points/p"}), encoding="utf-8")
+    (job / ".hydra" / "hydra.yaml").write_text(f"hydra:\n  runtime:\n    cwd: {tmp_path / 'project'}\n", encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert files_of("../project/sweep/0") == [tmp_path / "project" / "points" / "p" / "records.jsonl"]
+
+
 def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_path):
     """model.path names nothing: a run that loaded it would fail."""
     path = lines(tmp_path / "records.jsonl", [{"id": s.id, "prediction": s.answer} for s in mme.samples()])
