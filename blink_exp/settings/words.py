@@ -22,6 +22,7 @@ from blink_exp.settings.check import HYDRA, fields, format_value, refusal, unkno
 from blink_exp.settings.doors import EXPERIMENTS, command_name, redirection
 from blink_exp.settings.limits import Text, is_finite
 from blink_exp.settings.messages import misread
+from blink_exp.settings.presets import presets
 from blink_exp.settings.roots import ROOTS
 from blink_exp.settings.schemas.methods import Pair
 from blink_exp.settings.targets import BY_TARGET
@@ -268,7 +269,7 @@ def _check_one(key: str, value: Any, root: type) -> None:
         if value is None or isinstance(value, dict):
             raise UserError(f"{key} must be one preset, got {format_value(value)}; --help lists them")
         if isinstance(value, int | float):
-            instead = f"write layer={value} for one layer" if key == "layers" else "--help lists them"
+            instead = f"write layer={value} for one layer" if key == "layers" else nearest(format_value(value), presets(key))
             raise UserError(f"{key}={format_value(value)} is not a preset; {instead}")
         return
     if isinstance(value, int | float) and not isinstance(value, bool):

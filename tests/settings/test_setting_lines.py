@@ -28,6 +28,7 @@ from blink_exp.settings.words import prepared
         ("evaluate", "data_root=/etc/passwd", "data_root must be a folder, or null, got /etc/passwd; it is not a folder"),
         ("evaluate", "layer=range(5,1)", "layer=range(5,1) names no value, so nothing would run"),
         ("evaluate", "layers=12", "layers=12 is not a preset; write layer=12 for one layer"),
+        ("evaluate", "grid=3", "grid=3 is not a preset; did you mean 3x3?"),
         ("evaluate", "thresholds=[high_exp,low_drop]", "thresholds must be one preset, got [high_exp,low_drop]; add -m and write"),
         ("evaluate", "thresholds=null", "thresholds must be one preset, got null"),
         ("evaluate", "+thresholds=default", "write thresholds=default"),
