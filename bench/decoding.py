@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from blink_exp.backbone.cache_name import CACHE
+
 
 class Fixed:
     """The cache of a prompt, refitted, and the token that comes next. The stock attention modules call ``update`` on it."""
@@ -45,7 +47,7 @@ class Fixed:
         rope = [self.llm.rotary_emb(states, position_ids=p) for p in self.position]
         masks = [(order <= n)[None, None, None] for order, n in zip(self.order, self.length, strict=True)]
         for layer, k in zip(self.llm.layers, self.kind, strict=True):
-            states = layer(states, attention_mask=masks[k], position_embeddings=rope[k], past_key_values=self, use_cache=True)
+            states = layer(states, attention_mask=masks[k], position_embeddings=rope[k], use_cache=True, **{CACHE: self})
         self.token.copy_(self.model.lm_head(self.llm.norm(states)).argmax(-1))
         for n, p in zip(self.length, self.position, strict=True):
             n += 1

@@ -25,6 +25,7 @@ from bench.shapes import BEFORE, BEHIND, LLAVA_NEXT_7B, LLAVA_NEXT_13B, TINY, Pr
 from bench.timing import median_seconds, seconds
 from bench.ways import Ground, kv_bytes, lengths
 from blink_exp import reference
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.errors import UserError, flat
 from blink_exp.flops import CPU_ATTENTION
 
@@ -238,7 +239,7 @@ class Row:
         self.row["decode tokens/s, generate"] = self.decode / max(many - one, 1e-9)
         first = out.logits[:, -1:].argmax(-1)
         for column, compiled in (("decode tokens/s, graph", False), ("decode tokens/s, compiled graph", True))[: 1 + self.compiles]:
-            fixed = Fixed(self.model, out.past_key_values, first, self.decode + 4)
+            fixed = Fixed(self.model, out[CACHE], first, self.decode + 4)
             with self.tried(column):
                 step = graphed(fixed, compiled) if self.device.startswith("cuda") else fixed.step
                 took = []

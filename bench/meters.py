@@ -13,6 +13,7 @@ from torch.autograd import DeviceType
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.decoder.shared_attention import SharedKVCache
 
 
@@ -89,7 +90,7 @@ def arithmetic(model: Any, amplifiers: torch.nn.ModuleDict | None = None) -> Ite
 
     def before(layer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         known = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
         total[0] += layer_flops(states.shape[1], known, config.hidden_size, config.intermediate_size)
 

@@ -13,6 +13,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from bench.shapes import Prompt, attention_by
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.core.encoding import Encoding
 from blink_exp.core.views import ViewGeometry
 
@@ -48,7 +49,7 @@ def with_attentions(model: Any, prompt: Prompt, choose: Choose) -> torch.Tensor:
         for i, layer in enumerate(llm.layers):
             seen: list[torch.Tensor] = []
             hook = layer.self_attn.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out[1]))
-            states = layer(states, attention_mask=mask, position_embeddings=rope, past_key_values=cache, use_cache=True)
+            states = layer(states, attention_mask=mask, position_embeddings=rope, use_cache=True, **{CACHE: cache})
             hook.remove()
             kept += seen
             stay = choose(i, seen[0], visual)

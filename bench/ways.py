@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from bench.shapes import Prompt, Shape, packed, pixels, prefill, random_model, square
 from bench.usual import embeddings
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.backbone.encode import encode, tower_layers
 from blink_exp.core.encoding import EncoderRequirements, Encoding
 from blink_exp.core.method import Method
@@ -92,7 +93,7 @@ def fed(model: Any, counts: list[int], prompt: Prompt) -> torch.Tensor:
         if rope is None or count != states.shape[1]:
             states = states[:, -count:]
             rope = llm.rotary_emb(states, position_ids=torch.arange(count, device=states.device)[None])
-        states = layer(states, attention_mask=None, position_embeddings=rope, past_key_values=cache, use_cache=True)
+        states = layer(states, attention_mask=None, position_embeddings=rope, use_cache=True, **{CACHE: cache})
     return model.lm_head(llm.norm(states)[:, -1:])
 
 
@@ -217,8 +218,8 @@ class Ground:
 
 def lengths(out: Any) -> list[int]:
     """Tokens that each layer's cache holds after a prefill."""
-    return [layer.keys.shape[2] for layer in out.past_key_values.layers]
+    return [layer.keys.shape[2] for layer in out[CACHE].layers]
 
 
 def kv_bytes(out: Any) -> int:
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in out[CACHE].layers)

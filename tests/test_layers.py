@@ -147,9 +147,7 @@ def test_the_loop_over_the_layers_stands_once():
         name
         for name, tree in TREES.items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and "past_key_values" in {k.arg for k in node.keywords}
-        and "position_embeddings" in {k.arg for k in node.keywords}
+        if isinstance(node, ast.Call) and {"position_embeddings", "use_cache"} <= {k.arg for k in node.keywords}
     }
     assert loops == {f"{PACKAGE}.decoder.layers"}
 

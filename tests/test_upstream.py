@@ -22,6 +22,8 @@ import pytest
 import torch
 from support.models import IMAGE, prompts, random_llava, random_next
 
+from blink_exp.backbone.cache_name import CACHE
+
 
 @contextlib.contextmanager
 def otherwise(change: str) -> Iterator[None]:
@@ -209,8 +211,8 @@ def test_a_decoder_s_layer_takes_and_gives_these(kind):
             attention_mask=None,
             position_embeddings=(cos, sin),
             position_ids=None,
-            past_key_values=Cache(),
             use_cache=True,
+            **{CACHE: Cache()},
         )
         assert isinstance(out, torch.Tensor) and out.shape == states.shape
         assert seen == [((1, 1, 3, 8), (1,))]
@@ -239,7 +241,7 @@ def test_attention_is_looked_up_by_name_at_every_call(llava):
     try:
         with otherwise("decoder/shared_attention.py swaps the attention by its name in the config: find how transformers chooses it now"):
             rope = llm.rotary_emb(states, position_ids=torch.arange(2)[None])
-            llm.layers[0](states, attention_mask=None, position_embeddings=rope, position_ids=None, past_key_values=cache, use_cache=True)
+            llm.layers[0](states, attention_mask=None, position_embeddings=rope, position_ids=None, use_cache=True, **{CACHE: cache})
             assert seen == {"query": (1, 4, 2, 8), "key": handle, "value": handle, "mask": None, "scaling": 8**-0.5}
     finally:
         llm.config._attn_implementation = before
@@ -270,7 +272,7 @@ def test_the_outer_model_calls_its_decoder_with_these(llava, monkeypatch):
     with otherwise("decoder/attach.py::Attachment.forward stands in for the decoder's: follow what LLaVA calls it with"), torch.no_grad():
         llava(**batch)
         assert seen["args"] == () and seen["inputs_embeds"].shape[:2] == batch["input_ids"].shape
-        assert {"attention_mask", "past_key_values"} <= seen.keys()
+        assert {"attention_mask", CACHE} <= seen.keys()
         assert seen["attention_mask"].shape == batch["attention_mask"].shape
 
 

@@ -16,6 +16,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.core.method import Method, Record
 from blink_exp.core.saliency import PatchGrid
 from blink_exp.core.sequence import Layout
@@ -90,32 +91,27 @@ class Attachment:
         self,
         inputs_embeds: Any = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
         use_cache: bool | None = None,
-        **_ignored: Any,
+        **others: Any,
     ) -> BaseModelOutputWithPast:
         """Replaces LlamaModel.forward. position_ids are ignored, as the method sets positions."""
-        llm = self.model.model.language_model
-        going_on = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if going_on and isinstance(past_key_values.layers[0], SegmentedLayer):
-            hidden = extend(llm, inputs_embeds, past_key_values.layers, self._weights)
-            return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+        llm, cache = self.model.model.language_model, others.get(CACHE)
+        going_on = cache is not None and cache.get_seq_length() > 0
+        if going_on and isinstance(cache.layers[0], SegmentedLayer):
+            hidden = extend(llm, inputs_embeds, cache.layers, self._weights)
+            return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: cache})
         if self._ids is None:
             raise UserError("a method needs input_ids to see where the images stand; pass input_ids, not inputs_embeds")
         images = self._ids == self.model.config.image_token_id
         if going_on or not bool(images.any()):  # no image: stock forward
-            return type(llm).forward(
-                llm, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache
-            )
+            return type(llm).forward(llm, inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=use_cache, **{CACHE: cache})
         tokens = inputs_embeds.shape[1]
         prompt = self._prompt or tokens
         keep = use_cache if use_cache is not None else llm.config.use_cache
-        if keep and past_key_values is None:
-            past_key_values = DynamicCache(config=llm.config)
         layout = self._layout(images, attention_mask)
-        cache = segmented(past_key_values, len(llm.layers)) if keep else None
+        cache = segmented(DynamicCache(config=llm.config) if cache is None else cache, len(llm.layers)) if keep else None
         hidden = self._prompt_states(layout, inputs_embeds, self._names(attention_mask, prompt), cache, answer=tokens - prompt)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: cache})
 
     @property
     def _weights(self) -> bool:
@@ -271,9 +267,7 @@ class Attachment:
         return [hashlib.sha256(repr(row).encode()).hexdigest()[:16] for row in prompts]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("cache_implementation") is not None or (
-            kwargs.get("past_key_values") is not None and not isinstance(kwargs["past_key_values"], DynamicCache)
-        ):
+        if kwargs.get("cache_implementation") is not None or not isinstance(kwargs.get(CACHE), DynamicCache | None):
             raise UserError(
                 "a method changes the length of the sequence, so a static cache cannot hold it; leave cache_implementation unset"
             )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.core import saliency
 from blink_exp.core.method import Record
 from blink_exp.core.saliency import AttentionInputs
@@ -36,7 +37,7 @@ def record_attention(llm: Any, layers: Collection[int] | None = None) -> Iterato
     over = False
 
     def record(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
-        aside = getattr(kwargs.get("past_key_values"), "aside", False)
+        aside = getattr(kwargs.get(CACHE), "aside", False)
         if not over and not aside:  # a method runs a layer segment by segment: the last one, the text, overwrites those in front of it
             rows[attention.layer_idx] = last_row(attention, **kwargs)
 
@@ -60,23 +61,23 @@ def last_row(
     hidden_states: torch.Tensor,
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     attention_mask: torch.Tensor | None = None,
-    past_key_values: Any = None,
-    **_ignored: Any,
+    **others: Any,
 ) -> torch.Tensor:
     """(batch, keys) attention of the last token of (batch, tokens, hidden) ``hidden_states``, from the arguments that an attention module
-    was just called with. ``past_key_values`` holds the module's keys, its own tokens' among them; None: there are no others."""
+    was just called with. Its cache, if there is one, holds the module's keys, its own tokens' among them."""
+    cache = others.get(CACHE)
     cos, sin = position_embeddings
     query = heads_of(attention, attention.q_proj(hidden_states[:, -1:]))
     query = apply_rotary_pos_emb(query, query, cos[:, -1:], sin[:, -1:])[0]
-    if isinstance(past_key_values, SharedKVCache):
-        keys, _, key_mask = past_key_values.dense()
+    if isinstance(cache, SharedKVCache):
+        keys, _, key_mask = cache.dense()
         visible = key_mask[:, None]
     else:
-        if past_key_values is None:
+        if cache is None:
             keys = heads_of(attention, attention.k_proj(hidden_states))
             keys = apply_rotary_pos_emb(keys, keys, cos, sin)[1]
         else:
-            keys = past_key_values.layers[attention.layer_idx].keys
+            keys = cache.layers[attention.layer_idx].keys
         visible = _visible(attention_mask, len(keys), keys.shape[2]).to(keys.device)
     text = visible.new_ones(len(keys), 1)
     inputs = AttentionInputs(query, keys, visible, text, attention.scaling, lambda: query, lambda: keys)

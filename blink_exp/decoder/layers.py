@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.core.views import BaseViewMap, OriginalPositions
 from blink_exp.decoder.segments import Front, Segment, numbered, shared_kv, starts
 from blink_exp.decoder.shared_attention import Masks, SharedKVCache, shared, stacked
@@ -58,8 +59,8 @@ def run_layers(llm: Any, work: Work, first: int, last: int) -> None:
                     attention_mask=None,
                     position_embeddings=run.rope,
                     position_ids=None,
-                    past_key_values=run.cache,
                     use_cache=True,
+                    **{CACHE: run.cache},
                 )
             if work.over:
                 return

@@ -20,6 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.backbone.model import Backbone
 from blink_exp.core.method import Method
 from blink_exp.core.views import VisualTokens
@@ -93,10 +94,10 @@ def _one(backbone: Backbone, method: Method, attached: Any, image: Any, question
         if method.second_view is not None:  # its scan and its part of the image count, as the image itself does not
             backbone.second_views.clear()
             visual_tokens(backbone, method, {asking.image: image}, [asking])
-        cache = _forward(model, batch, visual).past_key_values
+        cache = _forward(model, batch, visual)[CACHE]
     backbone.closeups.clear()  # part of a prompt's prefill
     begun = _now(model)
-    cache_again = _forward(model, batch, visual).past_key_values  # timed separately, since the FLOP counter slows the first pass
+    cache_again = _forward(model, batch, visual)[CACHE]  # timed separately, since the FLOP counter slows the first pass
     prefilled = _now(model)
     del cache_again
     backbone.closeups.clear()
@@ -153,7 +154,7 @@ def _counted(backbone: Backbone, amplifiers: torch.nn.ModuleDict | None) -> Iter
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         cached_tokens = cache.known if isinstance(cache, SharedKVCache) else 0  # the stock forward runs a prompt in one piece
         rows, q = states.shape[:2]
         total[0] += rows * layer_flops(q, q + cached_tokens, config.hidden_size, config.intermediate_size)

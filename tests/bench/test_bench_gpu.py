@@ -11,6 +11,7 @@ import torch
 from support.scripts import ROOT
 
 from bench import decoding, gpu, meters, shapes, ways
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.errors import UserError
 
 # What a plain checkout with torch and transformers has not. An import of one of these must not happen.
@@ -75,7 +76,7 @@ def test_a_step_over_fixed_buffers_says_what_generate_says(ground, name):
             said = ground.model.generate(**prompt.arguments, max_new_tokens=12, do_sample=False)
         out = ground.under(method, prompt)
     first = out.logits[:, -1:].argmax(-1)
-    fixed = decoding.Fixed(ground.model, out.past_key_values, first, room=12)
+    fixed = decoding.Fixed(ground.model, out[CACHE], first, room=12)
     where = [keys.data_ptr() for keys in fixed.keys]
     assert decoding.answer(fixed, 12).tolist() == said[0, prompt.tokens :].tolist()
     fixed.rewind(first)
@@ -87,7 +88,7 @@ def test_a_step_over_fixed_buffers_says_what_generate_says(ground, name):
 def test_an_answer_is_read_once_and_a_step_never(ground):
     """A graph cannot stop to look at a number."""
     out = shapes.prefill(ground.model, ground.whole())
-    fixed = decoding.Fixed(ground.model, out.past_key_values, out.logits[:, -1:].argmax(-1), room=4)
+    fixed = decoding.Fixed(ground.model, out[CACHE], out.logits[:, -1:].argmax(-1), room=4)
     with meters.HostReads() as reads:
         decoding.answer(fixed, 3)
     assert reads.count == 0

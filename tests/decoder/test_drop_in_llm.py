@@ -8,6 +8,7 @@ from support.drop import BY_HAND, Depth, fastv_by_hand
 from support.models import IMAGE, PAD, one, prompts, random_llava, random_next
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.core.method import Method
 from blink_exp.core.views import ViewGeometry, all_tokens, pack
 from blink_exp.decoder.attach import attach
@@ -207,11 +208,11 @@ def test_fastv_caches_positions_and_records(model):
     batch = prompts(model, [[9, 10, 11]])
     n, v = batch["input_ids"].shape[1], 36
     with attach(model, Method(FastVPolicy(2, 0.3))) as run:
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE]
         hook.remove()
         assert [layer.keys.shape[2] for layer in cache.layers] == [n, n, n - v + 10, n - v + 10]
         assert [layer.next_position.tolist() for layer in cache.layers] == [[n]] * 4  # an answer goes on behind the full prompt
-        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[9]]), **{CACHE: cache})
         assert [layer.next_position.tolist() for layer in cache.layers] == [[n + 1]] * 4
     (record,) = run.records
     assert (record.visual_tokens, len(record.decision.indices)) == (10, 10)
@@ -226,10 +227,10 @@ def test_sparsevlm_caches_positions_and_records(model):
     batch = prompts(model, [[9, 10, 11]])
     n, schedule = batch["input_ids"].shape[1], (20, 12, 6)
     with attach(model, Method(SparseVLMPolicy((0, 1, 2), schedule))) as run:
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE]
         lengths = [n, *(n - 36 + left for left in counts(36, schedule))]  # a pruning layer has cached what it saw
         assert [layer.keys.shape[2] for layer in cache.layers] == lengths
-        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[9]]), **{CACHE: cache})
         assert [layer.next_position.item() for layer in cache.layers] == [length + 1 for length in lengths]
     assert [r.visual_tokens for r in run.records] == counts(36, schedule)
     for record in run.records:
@@ -248,12 +249,12 @@ def test_pyramiddrop_caches_positions_and_records(model):
     batch = prompts(model, [[9, 10, 11]])
     n = batch["input_ids"].shape[1]
     with attach(model, Method(PyramidDropPolicy((0, 1, 2)))) as run:
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE]
         hook.remove()
         lengths = [n, n - 18, n - 27, n - 32]
         assert [layer.keys.shape[2] for layer in cache.layers] == lengths
         assert [layer.next_position.item() for layer in cache.layers] == lengths
-        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[9]]), **{CACHE: cache})
         assert [layer.next_position.item() for layer in cache.layers] == [length + 1 for length in lengths]
     assert [r.visual_tokens for r in run.records] == [18, 9, 4]
     assert all(len(r.scan.token_scores) == left for r, left in zip(run.records, (36, 18, 9), strict=True))
@@ -266,7 +267,7 @@ def test_dart_caches_positions_and_records(model):
     batch = prompts(model, [[9, 10, 11]])
     n = batch["input_ids"].shape[1]
     with attach(model, Method(DARTPolicy(2, 0.5))) as run:
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = model(**batch, use_cache=True)[CACHE]
         assert [layer.keys.shape[2] for layer in cache.layers] == [n, n, n - 16, n - 16]  # 4 + 8 * 2 of 36
         assert [layer.next_position.item() for layer in cache.layers] == [n] * 4  # an answer goes on behind the full prompt
     (record,) = run.records

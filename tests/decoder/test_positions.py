@@ -10,6 +10,7 @@ import torch
 from support.shared_execution import together
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.benchmarks.mosaic_hr import MosaicHR
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.core.method import Method
@@ -190,7 +191,7 @@ def test_the_next_tokens_are_those_of_the_stock_model_with_these_position_ids(sc
             out = backbone.model(**batch, mm_encoder_outputs=encoded, use_cache=True)
             states = [out.logits[0, -1:]]
             for token in (7, 9):
-                out = backbone.model(input_ids=torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+                out = backbone.model(input_ids=torch.tensor([[token]]), use_cache=True, **{CACHE: out[CACHE]})
                 states.append(out.logits[0, -1:])
     logits = backbone.model.lm_head(wanted)
     torch.testing.assert_close(torch.cat(states), logits, atol=2e-4, rtol=1e-4)

@@ -240,9 +240,9 @@ def test_another_key_than_image_is_named(key, tmp_path):
     [
         ([], "is an empty list"),
         ([{"text": 1}] * 3, "none of the 3 rows of data.json="),
-        ([{"image": "C:\\x\\a.png"}], "1 images lead out of data.images"),
-        ([{"image": "..\\a.png"}], "1 images lead out of data.images"),
-        ([{"image": "\\\\server\\a.png"}], "1 images lead out of data.images"),
+        ([{"image": "C:\\x\\a.png"}], "1 images are URLs or lead out of data.images"),
+        ([{"image": "..\\a.png"}], "1 images are URLs or lead out of data.images"),
+        ([{"image": "\\\\server\\a.png"}], "1 images are URLs or lead out of data.images"),
         ([{"image": " "}], "must be a path below data.images"),
         ([{"image": 3}], "row 1 of"),
         ([{"image": "coco/\ud800.png"}], "holds none of the 1 images"),

@@ -14,6 +14,7 @@ from support.refusals import refusal
 from support.training_runs import train
 from torch.nn import functional as F
 
+from blink_exp.backbone.cache_name import CACHE
 from blink_exp.backbone.load import load
 from blink_exp.backbone.pictures import prepare_image
 from blink_exp.decoder.attach import attach
@@ -54,7 +55,7 @@ def by_inference(backbone, module: AnswerTraining, batch: list[Dialogue]) -> lis
                 run.samples = [f"{dialogue.key}/{n}"]
                 done = backbone.model(**prompt, pixel_values=dialogue.image.views, use_cache=True)
                 ids = backbone.around_answered(turns)[2]
-                behind = backbone.model(input_ids=ids[None, :-1], past_key_values=done.past_key_values, use_cache=True)
+                behind = backbone.model(input_ids=ids[None, :-1], use_cache=True, **{CACHE: done[CACHE]})
                 logits = torch.cat([done.logits[0, -1:], behind.logits[0]])
                 out.append(F.cross_entropy(logits.float(), ids).item())
     return out
