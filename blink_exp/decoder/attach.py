@@ -95,7 +95,8 @@ class Attachment:
         **others: Any,
     ) -> BaseModelOutputWithPast:
         """Replaces LlamaModel.forward. position_ids are ignored, as the method sets positions."""
-        llm, cache = self.model.model.language_model, others.get(CACHE)
+        llm = self.model.model.language_model
+        cache: Any = others.get(CACHE)
         going_on = cache is not None and cache.get_seq_length() > 0
         if going_on and isinstance(cache.layers[0], SegmentedLayer):
             hidden = extend(llm, inputs_embeds, cache.layers, self._weights)
