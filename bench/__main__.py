@@ -59,15 +59,15 @@ def run(names: list[str], settings: dict[str, str]) -> list[dict[str, Any]]:
     done = []
     for name, measure in measures.items():
         begun = time.perf_counter()
-        found = measure(**taken[name])
-        found["settings"] = taken[name]
+        result = measure(**taken[name])
+        result["settings"] = taken[name]
         if taken[name].get("size") == "small":
-            found["notes"].append("size=small is a toy: it shows that the benchmark runs, and its seconds and bars say nothing.")
-        found["where"] = report.provenance(found.pop("device", "cpu"))
-        found["seconds"] = round(time.perf_counter() - begun, 1)
-        report.show(found)
-        print(f"written to {report.save(name, found, folder)} ({found['seconds']} s, {found['where']['device']})")
-        done.append(found)
+            result["notes"].append("size=small is a toy: it shows that the benchmark runs, and its seconds and bars say nothing.")
+        result["where"] = report.provenance(result.pop("device", "cpu"))
+        result["seconds"] = round(time.perf_counter() - begun, 1)
+        report.show(result)
+        print(f"written to {report.save(name, result, folder)} ({result['seconds']} s, {result['where']['device']})")
+        done.append(result)
     return done
 
 

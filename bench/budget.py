@@ -26,15 +26,15 @@ def measure(size: str = "default", store: str = "outputs/points", questions: str
     samples = spread(benchmark.samples(), int(questions or (2 if small else 16)))
     images = {s.image_id: s.image() for s in samples}
     asked = [PointQuestion(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
-    said: dict[int, Any] = {}
+    texts: dict[int, Any] = {}
     backbone.forget()
     backbone.features(images)  # the tower's batch is the caller's, and no part of the budget
 
     def work(budget: int) -> None:
         backbone.prefixes.clear()
         backbone.shared_bytes = budget * 2**20
-        found = answer(backbone, methods, images, asked, benchmark.max_new_tokens, batch_size=1)
-        said[budget] = {key: one.text for key, one in found.items()}
+        answers = answer(backbone, methods, images, asked, benchmark.max_new_tokens, batch_size=1)
+        texts[budget] = {key: one.text for key, one in answers.items()}
 
     before = backbone.shared_bytes  # of a backbone that others are given too
     taken = rounds({str(b): lambda b=b: work(b) for b in MEBIBYTES}, 1 if small else 3)
@@ -48,7 +48,7 @@ def measure(size: str = "default", store: str = "outputs/points", questions: str
                 "peak MiB": peak_bytes(lambda b=budget: work(b)) / 2**20,
                 "seconds": beside.first,
                 "time / most memory": beside.ratio,
-                "other answers": sum(said[budget][key] != text for key, text in said[MEBIBYTES[0]].items()),
+                "other answers": sum(texts[budget][key] != text for key, text in texts[MEBIBYTES[0]].items()),
             }
         )
     backbone.shared_bytes = before

@@ -70,11 +70,11 @@ def _with_room(states: torch.Tensor, room: int) -> torch.Tensor:
 
 def answer(fixed: Fixed, tokens: int, step: Callable[[], None] | None = None) -> torch.Tensor:
     """(tokens,) greedy tokens behind the prompt, the first being the one that the prompt itself gave. Read once, at the end."""
-    said = [fixed.token.clone()]
+    generated = [fixed.token.clone()]
     for _ in range(tokens - 1):
         (step or fixed.step)()
-        said.append(fixed.token.clone())
-    return torch.cat(said).flatten()
+        generated.append(fixed.token.clone())
+    return torch.cat(generated).flatten()
 
 
 def graphed(fixed: Fixed, compiled: bool = False) -> Callable[[], None]:

@@ -33,18 +33,18 @@ def measure(size: str = "default", device: str = "cpu", repeats: str | int | Non
     candidates = pack(ground.views, all_tokens(ground.views), "none")
     features = token_features(encoding, candidates)
     total = len(candidates)
-    kept = {n: n * total // 2880 for n in TOKENS}
+    counts = {n: n * total // 2880 for n in TOKENS}
     matrix = distances(features.float())
 
     def fed(n: int) -> Any:
         return prefill(ground.model, Prompt.around(ground.model, features[:n]))
 
     works = {UNTOUCHED: partial(fed, total), "matrix": lambda: distances(features.float())}
-    works |= {f"prefill {n}": partial(fed, k) for n, k in kept.items()}
-    works |= {f"loop {n}": partial(farthest, matrix, k) for n, k in kept.items()}
+    works |= {f"prefill {n}": partial(fed, k) for n, k in counts.items()}
+    works |= {f"loop {n}": partial(farthest, matrix, k) for n, k in counts.items()}
     taken = rounds(works, count, clock=watch)
     rows, bars = [{"tokens kept": total, "prefill s": median(taken[UNTOUCHED])}], []
-    for n, k in kept.items():
+    for n, k in counts.items():
         loop, fewer = taken[f"loop {n}"], taken[f"prefill {n}"]
         saved = [a - b for a, b in zip(taken[UNTOUCHED], fewer, strict=True)]
         choice = [a + b for a, b in zip(taken["matrix"], loop, strict=True)]

@@ -81,9 +81,9 @@ def cases(model: str, most: int | None = None) -> Iterator[Case]:
 
     Published values stand beside the 7B's own rows only: Table VIII has no other."""
     text = BEFORE + BEHIND
-    found = [(label, reference.row("hero", "hero-table-8", label)) for label in ROWS]
-    full = found[0][1]["tokens"]
-    for label, values in found:
+    rows = [(label, reference.row("hero", "hero-table-8", label)) for label in ROWS]
+    full = rows[0][1]["tokens"]
+    for label, values in rows:
         ratio = None if label == ROWS[0] else int(label.partition("(")[2].rstrip("%)")) / 100
         tokens = values["tokens"] if most is None else text + (values["tokens"] - text) * (most - text) // (full - text)
         shown = {column: values[key] for column, key in PUBLISHED.items()} if model == "7b" and most is None else None
@@ -229,10 +229,10 @@ class Row:
                 self.row["prefill ms, FlashAttention"] = 1e3 * median_seconds(lambda: self.prefill(prompt), self.repeats)
 
     def waits(self, prompt: Prompt) -> None:
-        with synchronisations(self.device) as found:
+        with synchronisations(self.device) as counts:
             self.prefill(prompt)
-        if found:
-            self.row["waits in prefill"] = found[0]
+        if counts:
+            self.row["waits in prefill"] = counts[0]
 
     def decoding(self, prompt: Prompt, out: Any) -> None:
         one, many = (median_seconds(partial(self.generate, prompt, n), self.repeats) for n in (1, 1 + self.decode))

@@ -45,19 +45,19 @@ def rows(
     """A row for each number of groups; the first is every point by itself, the last all of them together. A process starts with nothing
     of an image in memory."""
     images = {s.image_id: s.image() for s in samples}
-    found, texts = [], []
+    totals, texts = [], []
     for count in (len(methods), *(count for count in groups if count < len(methods)), 1):
         total = Counts(backbone)
-        said: dict[tuple[int, int], str] = {}
+        replies: dict[tuple[int, int], str] = {}
         for numbers in divided(len(methods), count):
             backbone.forget()
             wanted = [PointQuestion(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(numbers)))) for s in samples]
             with total:
                 answers = answer(backbone, [methods[p] for p in numbers], images, wanted, benchmark.max_new_tokens, 32)
-            said |= {(n, numbers[p]): one.text for (n, p), one in answers.items()}
-        found.append((count, total.passes, total.tokens))
-        texts.append(said)
-    alone, together = found[0][2], found[-1][2]
+            replies |= {(n, numbers[p]): one.text for (n, p), one in answers.items()}
+        totals.append((count, total.passes, total.tokens))
+        texts.append(replies)
+    alone, together = totals[0][2], totals[-1][2]
     return [
         {
             "what": f"{what}, in {count} groups" if count > 1 else f"{what}, in one group",
@@ -67,7 +67,7 @@ def rows(
             "tokens in layers": tokens,
             "tokens / alone": tokens / alone,
             "saving kept": (alone - tokens) / (alone - together),
-            "other answers": sum(said[key] != text for key, text in texts[0].items()),
+            "other answers": sum(replies[key] != text for key, text in texts[0].items()),
         }
-        for (count, passes, tokens), said in zip(found, texts, strict=True)
+        for (count, passes, tokens), replies in zip(totals, texts, strict=True)
     ]

@@ -129,9 +129,9 @@ class Trial:
 def unbroken(case: Case, folder: Path, start: Start = Child) -> float:
     """Runs ``case`` to its end in ``folder``. Returns its seconds."""
     begun = time.monotonic()
-    code, said = start(case.command(folder)).end()
+    code, output = start(case.command(folder)).end()
     if code:
-        raise UserError(f"{case.name} fails without being killed: {said.strip().splitlines()[-1:]}")
+        raise UserError(f"{case.name} fails without being killed: {output.strip().splitlines()[-1:]}")
     return time.monotonic() - begun
 
 
@@ -148,9 +148,9 @@ def trial(case: Case, whole: Path, seconds: float, folder: Path, seed: int, star
                 done.kills.append(after)
             process.end()
         seconds /= 2  # of a run that ended before it was killed
-    code, said = start(case.command(folder)).end()
+    code, output = start(case.command(folder)).end()
     if code:
-        done.problems.append(f"the next run ends with {code}: {said.strip().splitlines()[-1:]}")
+        done.problems.append(f"the next run ends with {code}: {output.strip().splitlines()[-1:]}")
     else:
         done.problems += differences(case, whole, folder)
     return done

@@ -21,7 +21,7 @@ Segment = tuple[Any, ...]  # (layer, region, module, grid, interpolated, inherit
 
 @dataclass(frozen=True)
 class Answered:
-    """One question to one point. ``text``: tokens behind the image; ``ahead``: of the prefix; ``said``: generated tokens."""
+    """One question to one point. ``text``: tokens behind the image; ``ahead``: of the prefix; ``generated``: tokens of the answer."""
 
     image: str
     question: int
@@ -29,7 +29,7 @@ class Answered:
     text: int
     ahead: int
     visual: int
-    said: int
+    generated: int
     decisions: Rows[Record]
 
 
@@ -52,8 +52,8 @@ def _segment(one: Answered, record: Record, before: tuple[tuple[Segment, int], .
     policy: Any = one.method.policy
     assert isinstance(decision, Expand)
     module = id(modules[str(record.scan.layer)]) if decision.amplify and modules is not None else None
-    own = (record.scan.layer, decision.region, module, policy.p, policy.interpolate, policy.inherit_positions, before)
-    return own, record.visual_tokens - one.visual - sum(n for _, n in before)
+    segment = (record.scan.layer, decision.region, module, policy.p, policy.interpolate, policy.inherit_positions, before)
+    return segment, record.visual_tokens - one.visual - sum(n for _, n in before)
 
 
 def least(answered: Rows[Answered], config: Any, tower: int) -> int:
@@ -75,16 +75,16 @@ def least(answered: Rows[Answered], config: Any, tower: int) -> int:
             for segment, tokens in chain:
                 segments.add((one.image, one.ahead, layer, segment, tokens))
                 made[one.image, one.ahead, segment] = _module_flops(one.method, segment, tokens)
-        spoken[one.image, one.ahead, one.question, tuple(steps)] = one.said
-        for layer, chain in enumerate(steps if one.said > 1 else ()):
-            texts.add((one.image, one.ahead, one.question, one.said - 1, layer, ("said", *steps)))
+        spoken[one.image, one.ahead, one.question, tuple(steps)] = one.generated
+        for layer, chain in enumerate(steps if one.generated > 1 else ()):
+            texts.add((one.image, one.ahead, one.question, one.generated - 1, layer, ("said", *steps)))
             del chain
     for _, ahead, _, segment, tokens in segments:
         total += layer_flops(tokens, ahead + sum(n for _, n in segment[-1]) + tokens, d, m)
     total += sum(made.values())
     for _, ahead, _, text, _, steps in texts:
         total += layer_flops(text, ahead + text + sum(n for _, n in (steps[-1] if steps else ())), d, m)
-    return total + sum(2 * d * vocabulary * said for said in spoken.values())
+    return total + sum(2 * d * vocabulary * count for count in spoken.values())
 
 
 def _module_flops(method: Method, segment: Segment, tokens: int) -> int:

@@ -43,14 +43,14 @@ def peak_bytes(work: Callable[[], Any], device: str = "cpu") -> int:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The profiler announces itself on the C library's stderr, which Python's redirect does not reach."""
-    kept = os.dup(2)
+    stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)
 
 
@@ -63,13 +63,13 @@ def summary(work: Callable[[], Any], device: str = "cpu", most: int = 8) -> list
         if cuda:
             torch.cuda.synchronize(device)
 
-    def own(average: Any) -> float:
+    def self_time(average: Any) -> float:
         return average.self_device_time_total if cuda else average.self_cpu_time_total
 
     operators = [a for a in recorded.key_averages() if a.device_type == DeviceType.CPU]  # kernels stand there again, by themselves
-    found = sorted(operators, key=own, reverse=True)
-    total = sum(map(own, found)) or 1.0
-    return [{"operator": a.key, "share": own(a) / total, "ms": own(a) / 1e3, "calls": a.count} for a in found[:most]]
+    ranked = sorted(operators, key=self_time, reverse=True)
+    total = sum(map(self_time, ranked)) or 1.0
+    return [{"operator": a.key, "share": self_time(a) / total, "ms": self_time(a) / 1e3, "calls": a.count} for a in ranked[:most]]
 
 
 def layer_flops(queries: int, before: int, width: int, mlp: int) -> int:
@@ -145,16 +145,16 @@ def _is_mask(index: Any) -> bool:
 @contextlib.contextmanager
 def synchronisations(device: str) -> Iterator[list[int]]:
     """Inside the block: [how often the host waited for a CUDA ``device``], by PyTorch's own record; empty elsewhere."""
-    found: list[int] = []
+    counts: list[int] = []
     if not device.startswith("cuda"):
-        yield found
+        yield counts
         return
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield found
+            yield counts
         finally:
             torch.cuda.set_sync_debug_mode(before)
-            found.append(sum("called a synchronizing" in str(w.message) for w in seen))  # not the notice that the mode gives once
+            counts.append(sum("called a synchronizing" in str(w.message) for w in seen))  # not the notice that the mode gives once

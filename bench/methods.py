@@ -97,10 +97,10 @@ def measure(
         " as many tokens, over the method's; 1 is the limit.",
         "peak: tensors beyond the weights, of methods before the LLM behind the tower. usual: eager attention, output_attentions=True.",
     ]
-    found = report.result(TITLE, list(rows.values()), bars, notes, COLUMNS) | {"device": device}
+    result = report.result(TITLE, list(rows.values()), bars, notes, COLUMNS) | {"device": device}
     if wanted(profiled):
-        found["profile"] = {name: summary(ways[name].work, device) for name in (UNTOUCHED, EXPANDING)}
-    return found
+        result["profile"] = {name: summary(ways[name].work, device) for name in (UNTOUCHED, EXPANDING)}
+    return result
 
 
 def wanted(setting: str | bool) -> bool:
@@ -146,12 +146,12 @@ def in_llm(ground: Ground) -> dict[str, Timed]:
     def layers_fed(tokens: list[int]) -> Callable[[], Any]:
         return lambda: fed(ground.model, tokens, ground.whole())
 
-    found = {UNTOUCHED: Timed.of(ground, UNTOUCHED, ground.vanilla)}
+    timed = {UNTOUCHED: Timed.of(ground, UNTOUCHED, ground.vanilla)}
     methods = {SCANNING: ground.blink(expands=False), EXPANDING: ground.blink(expands=True), **ground.policies(BASELINE_RATIO)}
     for name, method in methods.items():
         limit = None if name in (SCANNING, EXPANDING) else layers_fed
-        found[name] = Timed.of(ground, name, partial(ground.under, method), limit, method.amplifiers)
-    return found
+        timed[name] = Timed.of(ground, name, partial(ground.under, method), limit, method.amplifiers)
+    return timed
 
 
 def before_llm(ground: Ground) -> dict[str, Timed]:

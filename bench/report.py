@@ -30,8 +30,8 @@ def bar(what: str, value: float | None, limit: float, at_most: bool = True) -> R
 
 def result(title: str, rows: Rows[Row], bars: Rows[Row] = (), notes: Rows[str] = (), columns: Rows[str] | None = None) -> dict[str, Any]:
     """What ``measure`` gives back. ``columns``: left at None, those of the rows in their order. A cell that a row lacks stays empty."""
-    found = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
-    return {"title": title, "columns": found, "rows": [dict(row) for row in rows], "bars": list(bars), "notes": list(notes)}
+    names = list(columns) if columns is not None else list(dict.fromkeys(name for row in rows for name in row))
+    return {"title": title, "columns": names, "rows": [dict(row) for row in rows], "bars": list(bars), "notes": list(notes)}
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
@@ -79,57 +79,57 @@ def cell(value: Any) -> str:
 
 def verdict(line: Row) -> str:
     """One bar in words."""
-    said = {True: "met", False: "MISSED", None: "not measured"}[line["met"]]
-    return f"{said}: {line['what']}: {cell(line['value'])} (bar {line['bar']})".replace(":  (", ": (")
+    outcome = {True: "met", False: "MISSED", None: "not measured"}[line["met"]]
+    return f"{outcome}: {line['what']}: {cell(line['value'])} (bar {line['bar']})".replace(":  (", ": (")
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(document: dict[str, Any]) -> str:
     """The table of a result as docs/performance.md has it."""
-    columns = found["columns"]
-    return table(columns, ([cell(row.get(name)) for name in columns] for row in found["rows"]))
+    columns = document["columns"]
+    return table(columns, ([cell(row.get(name)) for name in columns] for row in document["rows"]))
 
 
-def page(found: dict[str, Any]) -> str:
+def page(document: dict[str, Any]) -> str:
     """Table, bars, profile and notes of a result in markdown, with where it was measured."""
-    where = found.get("where", {})
+    where = document.get("where", {})
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())
-    lines = [markdown(found), "", *(f"- {verdict(line)}" for line in found["bars"])]
-    for name, operators in found.get("profile", {}).items():
+    lines = [markdown(document), "", *(f"- {verdict(line)}" for line in document["bars"])]
+    for name, operators in document.get("profile", {}).items():
         lines += ["", f"{name}:", "", markdown(result("", [o | {"share": f"{o['share']:.1%}"} for o in operators]))]
-    lines += ["", *(f"- {note}" for note in found["notes"])]
+    lines += ["", *(f"- {note}" for note in document["notes"])]
     what = ", ".join(f"{key} {where[key]}" for key in ("device", "threads", "date", "commit") if where.get(key) is not None)
     return "\n".join([*lines, "", f"{what}; {versions}"])
 
 
-def show(found: dict[str, Any]) -> None:
+def show(document: dict[str, Any]) -> None:
     """Prints table, bars and notes."""
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        print(f"\n{found['title']}\n{markdown(found)}")
+        print(f"\n{document['title']}\n{markdown(document)}")
     else:
-        table = Table(title=found["title"], title_justify="left")
-        for number, name in enumerate(found["columns"]):
+        table = Table(title=document["title"], title_justify="left")
+        for number, name in enumerate(document["columns"]):
             table.add_column(name, justify="right" if number else "left")
-        for row in found["rows"]:
-            table.add_row(*(cell(row.get(name)) for name in found["columns"]))
+        for row in document["rows"]:
+            table.add_row(*(cell(row.get(name)) for name in document["columns"]))
         plain = {"markup": False, "emoji": False}  # names of presets and devices are text
         console = Console(**plain)
-        (console if console.is_terminal else Console(width=max(130, 13 * len(found["columns"])), **plain)).print(table)
-    for line in found["bars"]:
+        (console if console.is_terminal else Console(width=max(130, 13 * len(document["columns"])), **plain)).print(table)
+    for line in document["bars"]:
         print(verdict(line))
-    for name, lines in found.get("profile", {}).items():
+    for name, lines in document.get("profile", {}).items():
         print(f"profile of {name}: " + ", ".join(f"{line['operator']} {line['share']:.0%} ({line['calls']} calls)" for line in lines))
-    for note in found["notes"]:
+    for note in document["notes"]:
         print(f"note: {note}")
 
 
-def save(name: str, found: dict[str, Any], folder: Path) -> Path:
+def save(name: str, document: dict[str, Any], folder: Path) -> Path:
     """Writes ``folder``/``name``.json and, for a page of the docs, ``name``.md; whole files or nothing. Returns the first's path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    for file, text in ((path, json.dumps(found, indent=2, allow_nan=False)), (path.with_suffix(".md"), page(found))):
+    for file, text in ((path, json.dumps(document, indent=2, allow_nan=False)), (path.with_suffix(".md"), page(document))):
         part = file.with_name(file.name + ".part")
         part.write_text(text + "\n", encoding="utf-8")
         os.replace(part, file)

@@ -87,12 +87,12 @@ def composed(experiments: list[tuple[str, str]], store: str) -> list[Any]:
     from blink_exp.studies import plan
 
     cfg = compose("sweep", [f"store={store}"])
-    found = []
+    configs = []
     for kind, name in experiments:
         experiment = load_experiment(kind, name)
         experiment["points"] = [point for point in experiment.get("points") or [] if not point.get("control")]  # not counted by ``least``
-        found += plan.settings_of(cfg, kind, experiment, ["benchmark=mosaic_mme"] if name.startswith("blink") else [])
-    return list({str(stored_point(c)[0]): c for c in found}.values())
+        configs += plan.settings_of(cfg, kind, experiment, ["benchmark=mosaic_mme"] if name.startswith("blink") else [])
+    return list({str(stored_point(c)[0]): c for c in configs}.values())
 
 
 def points(what: str, experiments: list[tuple[str, str]], questions: int, store: str, bar: float, deciding: bool) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def points(what: str, experiments: list[tuple[str, str]], questions: int, store:
     images = {s.image_id: s.image() for s in samples}
     asked = [(s.image_id, benchmark.prompt(s)) for s in samples]
     everybody = tuple(range(len(methods)))
-    said: dict[str, Any] = {"alone": {}}
+    outputs: dict[str, Any] = {"alone": {}}
 
     def alone() -> None:
         for p, method in enumerate(methods):
@@ -116,18 +116,18 @@ def points(what: str, experiments: list[tuple[str, str]], questions: int, store:
             with attach(backbone.model, method) as attached:
                 if attached is not None:
                     attached.samples = [s.id for s in samples]
-                found, visual = answers(backbone, method, attached, images, asked, benchmark.max_new_tokens)
-            for n, text in enumerate(found):
+                texts, visual = answers(backbone, method, attached, images, asked, benchmark.max_new_tokens)
+            for n, text in enumerate(texts):
                 records = [r for r in attached.records if r.row == n] if attached is not None else []
-                said["alone"][n, p] = (text, visual[n], records)
+                outputs["alone"][n, p] = (text, visual[n], records)
 
     def shared() -> None:
         backbone.forget()
         wanted = [PointQuestion(image, prompt, s.id, everybody) for (image, prompt), s in zip(asked, samples, strict=True)]
-        said["shared"] = answer(backbone, methods, images, wanted, benchmark.max_new_tokens, 32)
+        outputs["shared"] = answer(backbone, methods, images, wanted, benchmark.max_new_tokens, 32)
 
     row = compared(what, alone, shared, bar, len(methods), len(samples))
-    other = sum(said["shared"][key].text != text for key, (text, _, _) in said["alone"].items())
+    other = sum(outputs["shared"][key].text != text for key, (text, _, _) in outputs["alone"].items())
     lowest = None
     if deciding:
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
@@ -143,10 +143,10 @@ def points(what: str, experiments: list[tuple[str, str]], questions: int, store:
                 lengths[n][0],
                 lengths[n][1] + len(v.source),
                 len(v.source),
-                said["shared"][n, p].tokens,
+                outputs["shared"][n, p].tokens,
                 records,
             )
-            for (n, p), (_, v, records) in said["alone"].items()
+            for (n, p), (_, v, records) in outputs["alone"].items()
         ]
         lowest = least(answered, backbone.llm.config, counter.get_total_flops())
     return row | {
@@ -173,14 +173,14 @@ def compared(what: str, alone: Callable[[], None], shared: Callable[[], None], b
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             work()
         flops[name] = counter.get_total_flops() / 1e12
-    found = timing.compared(took["shared"], took["alone"])
+    comparison = timing.compared(took["shared"], took["alone"])
     return {
         "what": what,
         "points": points,
         "questions": questions,
-        "alone s": found.second,
-        "shared s": found.first,
-        "shared / alone": found.ratio,
+        "alone s": comparison.second,
+        "shared s": comparison.first,
+        "shared / alone": comparison.ratio,
         "bar": bar,
         "TFLOPs alone": flops["alone"],
         "TFLOPs shared": flops["shared"],
@@ -197,10 +197,10 @@ def one_image(what: str, questions: int, shape: dict[str, Any] | None) -> list[d
 
     def batches(of: int) -> Callable[[], None]:
         def run() -> None:
-            found = []
+            tokens = []
             for start in range(0, questions, of):
-                found += generated(model, features, ahead, texts[start : start + of], new_tokens)
-            out[of] = found
+                tokens += generated(model, features, ahead, texts[start : start + of], new_tokens)
+            out[of] = tokens
 
         return run
 
@@ -248,19 +248,19 @@ def generated(
     with attach(model, method or Method()) as attached:
         if attached is not None:
             attached.samples = [str(n) for n in range(len(texts))]
-        found = model.generate(
+        sequences = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             mm_encoder_outputs=encoded,
             max_new_tokens=new_tokens,
             do_sample=False,
         )
-    return [ended(said, model) for said in found[:, ids.shape[1] :].tolist()]
+    return [ended(tokens, model) for tokens in sequences[:, ids.shape[1] :].tolist()]
 
 
-def ended(said: list[int], model: Any) -> list[int]:
+def ended(tokens: list[int], model: Any) -> list[int]:
     """Tokens up to the one that ends the answer; what follows is padding."""
-    return next((said[: n + 1] for n, token in enumerate(said) if token in ends(model)), said)
+    return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in ends(model)), tokens)
 
 
 def ends(model: Any) -> list[int]:

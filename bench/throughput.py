@@ -38,7 +38,7 @@ def measure(
     rows = []
     for name, overrides in list(SETTINGS.items())[: 1 if small else None]:
         rows += speeds(name, [*overrides, f"model.device={device}"], sizes, count, turns)
-    rows += [{"method": name} | found for name, found in waits.items()]
+    rows += [{"method": name} | counts for name, counts in waits.items()]
     notes = [
         "Seconds of the evaluation loop: images, tower, prompt, answer. Nothing of images is kept from round to round.",
         "reads a prompt: how often Python reads numbers from a tensor at batch 1, beyond what the untouched model does; a further layer:"
@@ -83,21 +83,21 @@ def decisions(device: str = "cpu") -> dict[str, dict[str, Any]]:
     kind = None if device == "cpu" else device.partition(":")[0]
     whole, few = ground.whole(), slice(None, -1)  # made once: how a prompt is made is none of the method's business
     untouched = counted(lambda: prefill(ground.model, whole), device, kind)
-    found = {}
+    waits = {}
     for name, method in {
         "Blink, thresholds never met": ground.blink(False),
         "Blink, expanding": ground.blink(True),
         **ground.policies(0.3),
     }.items():
         policy: Any = method.policy
-        own = counted(partial(ground.under, method, whole), device, kind)
-        found[name] = {"reads a prompt": own[0] - untouched[0], "waits a prompt": _less(own[1], untouched[1])}
+        whole_counts = counted(partial(ground.under, method, whole), device, kind)
+        waits[name] = {"reads a prompt": whole_counts[0] - untouched[0], "waits a prompt": _less(whole_counts[1], untouched[1])}
         if len(policy.layers) > 1:
             shorter = replace(policy, layers=policy.layers[few], **({"shares": policy.shares[few]} if hasattr(policy, "shares") else {}))
             without = replace(method, policy=shorter)
             fewer = counted(partial(ground.under, without, whole), device, kind)
-            found[name] |= {"reads a further layer": own[0] - fewer[0], "waits a further layer": _less(own[1], fewer[1])}
-    return found
+            waits[name] |= {"reads a further layer": whole_counts[0] - fewer[0], "waits a further layer": _less(whole_counts[1], fewer[1])}
+    return waits
 
 
 def _less(a: int | None, b: int | None) -> int | None:

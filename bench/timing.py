@@ -58,13 +58,13 @@ def rounds(works: dict[str, Work], repeats: int = 5, *, warm: int = 1, clock: Cl
     backwards, so that none always runs in another's wake."""
     if repeats < 1:
         raise ValueError(f"repeats={repeats} times nothing; use 1 or more")
-    found: dict[str, list[float]] = {name: [] for name in works}
+    durations: dict[str, list[float]] = {name: [] for name in works}
     for number in range(-warm, repeats):
         for name in list(works) if number % 2 == 0 else reversed(works):
             took = seconds(works[name], clock)
             if number >= 0:
-                found[name].append(took)
-    return found
+                durations[name].append(took)
+    return durations
 
 
 def compared(first: Rows[float], second: Rows[float]) -> Compared:
@@ -78,8 +78,8 @@ def compared(first: Rows[float], second: Rows[float]) -> Compared:
 
 def interleaved(first: Work, second: Work, repeats: int = 5, *, warm: int = 1, clock: Clock = now) -> Compared:
     """Two ways in turn; see ``Compared``."""
-    found = rounds({"first": first, "second": second}, repeats, warm=warm, clock=clock)
-    return compared(found["first"], found["second"])
+    durations = rounds({"first": first, "second": second}, repeats, warm=warm, clock=clock)
+    return compared(durations["first"], durations["second"])
 
 
 def median_seconds(work: Work, repeats: int = 5, *, warm: int = 1, clock: Clock = now) -> float:

@@ -40,39 +40,39 @@ def measure(size: str = "default", device: str | None = None, repeats: int = 3, 
     if device is not None and size == "default" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise UserError(f"device={device} is no GPU that torch can use; leave it out, or use device=cuda")
     if cpu.lower() == "false":
-        found = report.result(TITLE, tokensr_cuda.rows(device, size), (), (), ["what", "s", *tokensr_cuda.COLUMNS])
-        return found | ({"device": device} if device else {})
+        result = report.result(TITLE, tokensr_cuda.rows(device, size), (), (), ["what", "s", *tokensr_cuda.COLUMNS])
+        return result | ({"device": device} if device else {})
     bench = Scale(STEPS[size], int(repeats) if size == "default" else 1, LAYERS if size == "default" else LAYERS[:2])
     together, stored = bench.seven(), bench.cached()
     rows = [together, *stored, bench.quadrants()]
     rows += [row for width in WIDTHS[size] for row in variants(width, bench.repeats)]
 
-    def told(row: dict[str, Any]) -> float | None:
+    def ratio(row: dict[str, Any]) -> float | None:
         return row["ratio"] if size == "default" else None  # toy shapes say nothing of speed
 
     bars = [
-        report.bar(f"{len(bench.layers)} layers in one pass: times faster than one run a layer", told(together), 5, at_most=False),
-        report.bar("an epoch from the cache (bfloat16): times faster than one without", told(stored[0]), 3, at_most=False),
+        report.bar(f"{len(bench.layers)} layers in one pass: times faster than one run a layer", ratio(together), 5, at_most=False),
+        report.bar("an epoch from the cache (bfloat16): times faster than one without", ratio(stored[0]), 3, at_most=False),
     ]
     notes = [bench.parts(), bench.opening, "ratio: s of that / s; loss differs: the largest difference at any step and layer"]
     if device is None:
         notes.append("no GPU: the rows at 7B width are not measured")
-    found = report.result(TITLE, [*rows, *tokensr_cuda.rows(device, size)], bars, notes, [*COLUMNS, *tokensr_cuda.COLUMNS])
-    return found | ({"device": device} if device else {})
+    result = report.result(TITLE, [*rows, *tokensr_cuda.rows(device, size)], bars, notes, [*COLUMNS, *tokensr_cuda.COLUMNS])
+    return result | ({"device": device} if device else {})
 
 
 def epoch(module: TokenSRTraining, batches: Iterable[Any], start: dict[str, torch.Tensor]) -> torch.Tensor:
     """(steps, layers) losses of one pass over ``batches`` from the weights ``start``."""
     module.amplifiers.load_state_dict({k: v for k, v in start.items() if k.partition(".")[0] in module.amplifiers})
     optimizer = torch.optim.AdamW(module.amplifiers.parameters(), 3e-3, weight_decay=0.0)
-    found = []
+    history = []
     for batch in batches:
         losses = module.losses(batch)
         losses.sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        found.append(losses.detach())
-    return torch.stack(found)
+        history.append(losses.detach())
+    return torch.stack(history)
 
 
 class Scale:
@@ -92,18 +92,18 @@ class Scale:
 
     def compared(self, what: str, work: Callable[[], torch.Tensor], against: str, other: Callable[[], torch.Tensor]) -> dict[str, Any]:
         """A row. What both give is compared too."""
-        kept: dict[str, torch.Tensor] = {}
-        times = interleaved(lambda: kept.update(other=other()), lambda: kept.update(work=work()), self.repeats)
+        losses: dict[str, torch.Tensor] = {}
+        times = interleaved(lambda: losses.update(other=other()), lambda: losses.update(work=work()), self.repeats)
         row = {"what": what, "s": times.second, "against": against, "s of that": times.first}
-        same = kept["work"].shape == kept["other"].shape
-        differ = float((kept["work"] - kept["other"]).abs().max()) if same else None
+        same = losses["work"].shape == losses["other"].shape
+        differ = float((losses["work"] - losses["other"]).abs().max()) if same else None
         return row | {"ratio": times.ratio, "spread": times.spread, "loss differs": differ}
 
     def parts(self) -> str:
         """Where the time of a step without a cache goes."""
-        found: dict[str, Any] = {}
-        loading = median_seconds(lambda: found.update(batches=list(self.data().train_dataloader())), self.repeats) / self.steps
-        batch = found["batches"][0]
+        loaded: dict[str, Any] = {}
+        loading = median_seconds(lambda: loaded.update(batches=list(self.data().train_dataloader())), self.repeats) / self.steps
+        batch = loaded["batches"][0]
         features = self.module.capture(batch)
         passes = median_seconds(lambda: self.module.frozen(batch), 3 * self.repeats)
         modules = median_seconds(lambda: epoch(self.module, [features], self.start), 3 * self.repeats)
@@ -130,8 +130,8 @@ class Scale:
                 def look(data: SceneData = data) -> None:
                     data.stored = prepare_features(self.backbone, self.layers, self.module.capture, data, "none", Ranks())
 
-                made, found = seconds(look), seconds(look)
-                self.opening = f"a cache of {8 * self.steps + 8} pairs: {made:.2f} s to make, {found:.2f} s to find and check"
+                made, checked = seconds(look), seconds(look)
+                self.opening = f"a cache of {8 * self.steps + 8} pairs: {made:.2f} s to make, {checked:.2f} s to find and check"
                 rows.append(
                     self.compared(
                         f"epoch from the cache, {dtype}",

@@ -81,8 +81,8 @@ def case(
     batch = batch_of(frozen, pairs, images or pairs)
     if stored:
         with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-            found = module.capture(batch)
-        held: Any = Features(*(x.cpu().pin_memory() if cuda else x for x in found))
+            features = module.capture(batch)
+        held: Any = Features(*(x.cpu().pin_memory() if cuda else x for x in features))
     else:
         held = PairBatch(*(x.to(device) for x in batch))
 

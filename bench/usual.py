@@ -40,7 +40,7 @@ def with_attentions(model: Any, prompt: Prompt, choose: Choose) -> torch.Tensor:
     Returns the next token's logits.
     """
     llm = model.model.language_model
-    states, kept = embeddings(model, prompt), []
+    states, attentions = embeddings(model, prompt), []
     visual = prompt.ids[0] == model.config.image_token_id
     positions = torch.arange(prompt.tokens, device=states.device)[None]
     cache = DynamicCache(config=llm.config)
@@ -51,7 +51,7 @@ def with_attentions(model: Any, prompt: Prompt, choose: Choose) -> torch.Tensor:
             hook = layer.self_attn.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out[1]))
             states = layer(states, attention_mask=mask, position_embeddings=rope, use_cache=True, **{CACHE: cache})
             hook.remove()
-            kept += seen
+            attentions += seen
             stay = choose(i, seen[0], visual)
             if stay is not None:
                 states, positions, visual = states[:, stay], positions[:, stay], visual[stay]

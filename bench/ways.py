@@ -49,10 +49,10 @@ class Given(nn.Module):
 class Replay(nn.Module):
     """A tower that has run already: a pass takes no time, so what is timed around it is what a method adds to the tower."""
 
-    def __init__(self, tower: Any, found: Any, projections: dict[tuple[int, str], torch.Tensor]):
+    def __init__(self, tower: Any, output: Any, projections: dict[tuple[int, str], torch.Tensor]):
         super().__init__()
         self.embeddings = tower.embeddings  # only asked whether there is a CLS token
-        self.found = found
+        self.output = output
         depth = len(tower_layers(tower))
         parts = [{name: Given(projections[i, name]) for name in ("q_proj", "k_proj") if (i, name) in projections} for i in range(depth)]
         self.layers = [SimpleNamespace(self_attn=SimpleNamespace(**part)) for part in parts]
@@ -79,7 +79,7 @@ class Replay(nn.Module):
         for layer in self.layers:
             for projection in vars(layer.self_attn).values():
                 projection()  # its hooks see what they would have seen
-        return self.found
+        return self.output
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ class Ground:
 
     @property
     def _hidden(self) -> torch.Tensor:
-        return self.replay.found.hidden_states[self.model.config.vision_feature_layer][:, 1:]
+        return self.replay.output.hidden_states[self.model.config.vision_feature_layer][:, 1:]
 
     def vanilla(self) -> Any:
         return prefill(self.model, self.whole())

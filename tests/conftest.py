@@ -42,11 +42,11 @@ class Deprecations(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.found: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if OUTDATED.search(text := record.getMessage()):
-            self.found.append(f"{record.name}: {text}")
+            self.messages.append(f"{record.name}: {text}")
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def no_deprecations():
     yield listener
     for logger in loggers:
         logger.removeHandler(listener)
-    assert listener.found == [], "deprecated by upstream: use what the message names"
+    assert listener.messages == [], "deprecated by upstream: use what the message names"
 
 
 @pytest.fixture(scope="session")

@@ -55,12 +55,12 @@ def test_what_is_installed_is_looked_at_with_what_it_requires():
     assert {"torch", "transformers", "hydra-core", "antlr4-python3-runtime"} <= names and "blink_exp" not in names
 
 
-@pytest.mark.parametrize("said", ["", "no json", json.dumps({"other": 1}), None])
-def test_no_network_is_a_line_and_no_failure(said, monkeypatch, capsys):
+@pytest.mark.parametrize("output", ["", "no json", json.dumps({"other": 1}), None])
+def test_no_network_is_a_line_and_no_failure(output, monkeypatch, capsys):
     def run(*_, **__):
-        if said is None:
+        if output is None:
             raise subprocess.TimeoutExpired("pip-audit", 1)
-        return SimpleNamespace(stdout=said)
+        return SimpleNamespace(stdout=output)
 
     monkeypatch.setattr(audit.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(audit.subprocess, "run", run)
@@ -78,8 +78,8 @@ def test_packages_that_the_service_does_not_know_are_counted(monkeypatch, capsys
 
 
 def test_vulnerabilities_are_named_unless_they_are_accepted(monkeypatch):
-    found = {"dependencies": [{"name": "p", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]}]}
+    answer = {"dependencies": [{"name": "p", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]}]}
     monkeypatch.setattr(audit.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(audit.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=json.dumps(found)))
+    monkeypatch.setattr(audit.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=json.dumps(answer)))
     assert audit.vulnerabilities({"vulnerabilities": {}}) == ["p 1: PYSEC-1, mended in 2"]
     assert audit.vulnerabilities({"vulnerabilities": {"PYSEC-1": "not reached"}}) == []

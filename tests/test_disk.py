@@ -72,8 +72,8 @@ def test_a_write_that_is_interrupted_leaves_no_part(tmp_path, monkeypatch):
 
 
 def test_records_on_a_full_disk_name_their_file_and_what_was_whole_stays(tmp_path, monkeypatch):
-    kept = RecordLog(tmp_path / "records.part", "settings")
-    kept.add([{"id": "a", "prediction": "x", "question": "q"}])
+    log = RecordLog(tmp_path / "records.part", "settings")
+    log.add([{"id": "a", "prediction": "x", "question": "q"}])
 
     class Full:
         def __init__(self, file):
@@ -95,11 +95,11 @@ def test_records_on_a_full_disk_name_their_file_and_what_was_whole_stays(tmp_pat
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda self, *a, **k: Full(opened(self, *a, **k)))
     with pytest.raises(WriteError) as error:
-        kept.add([{"id": "b", "prediction": "y", "question": "q"}])
+        log.add([{"id": "b", "prediction": "y", "question": "q"}])
     assert f"the disk is full (writing {tmp_path / 'records.part'})" in disk_line(error.value)
     monkeypatch.undo()
     assert set(RecordLog(tmp_path / "records.part", "settings").records) == {"a"}
-    kept.add([{"id": "c", "prediction": "z", "question": "q"}])
+    log.add([{"id": "c", "prediction": "z", "question": "q"}])
     assert set(RecordLog(tmp_path / "records.part", "settings").records) == {"a", "c"}
 
 

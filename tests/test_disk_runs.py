@@ -37,8 +37,8 @@ def test_a_training_on_a_disk_that_fills_up_keeps_its_last_checkpoint(tmp_path):
     with mounted(tmp_path / "disk", "1200k") as disk:
         line = one_line_of([*TRAIN, "tokensr=conv", "data.train_size=8", f"hydra.run.dir={disk / 'run'}"])
         assert "disk is full" in line and str(disk) in line and "free some space" in line
-        kept = [disk / "run" / name for name in resume.NAMES if (disk / "run" / name).exists()]
-        assert kept and resume.read(kept[0])["global_step"] >= 1
+        checkpoints = [disk / "run" / name for name in resume.NAMES if (disk / "run" / name).exists()]
+        assert checkpoints and resume.read(checkpoints[0])["global_step"] >= 1
         assert parts(disk) == [] and not list(disk.rglob("*.safetensors")) and not list(disk.rglob("metrics.json"))
 
 

@@ -24,8 +24,10 @@ def test_threads_wait_briefly_unless_the_environment_says_how(words, waits):
         "import atexit, os, sys; from blink_exp.scripts import view; "
         "atexit.register(lambda: print('waits', os.environ.get('GOMP_SPINCOUNT', ''), 'torch' in sys.modules)); view()"
     )
-    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", script, "--help"], cwd=ROOT, env=kept | words, capture_output=True, text=True, timeout=60)
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--help"], cwd=ROOT, env=environment | words, capture_output=True, text=True, timeout=60
+    )
     assert f"waits {waits} False" in done.stdout, done.stdout + done.stderr
 
 
@@ -176,8 +178,8 @@ def test_table_2_runs_and_keeps_published_and_measured_apart(tmp_path):
     high = [line for line in table.splitlines() if line.startswith("| Blink / High tau")][-1]
     assert high.split("|")[2].strip() == ""  # lost in the paper's extraction: stays empty
     assert "(-15.99)" in high
-    kept = report / "blink_table2" / "scale-llava-1.5,limit=2"
-    for folder in (out, kept):
+    copy = report / "blink_table2" / "scale-llava-1.5,limit=2"
+    for folder in (out, copy):
         assert {"table.json", "table.md", "table.csv", "table.tex", "page.html", "blink_examples", "closer_look"} <= {
             p.name for p in folder.iterdir()
         }
@@ -259,7 +261,7 @@ def test_the_viewer_takes_any_picture_and_any_question(tmp_path):
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "sweep"])
 def test_help_names_every_group_preset_and_setting_without_composing(script):
-    said = run(f"{script}.py", "--help")
+    output = run(f"{script}.py", "--help")
     for word in (
         "always_expand, default",
         "  method/policy",
@@ -268,9 +270,9 @@ def test_help_names_every_group_preset_and_setting_without_composing(script):
         "--cfg job",
         f"conf/{script}.yaml:",
     ):
-        assert word in said
+        assert word in output
     settings = [
         line.split(":")[0] for line in (ROOT / "conf" / f"{script}.yaml").read_text(encoding="utf-8").splitlines() if line[:1].isalpha()
     ]
-    assert all(f"  {name}:" in said for name in settings)
-    assert "powered by Hydra" not in said
+    assert all(f"  {name}:" in output for name in settings)
+    assert "powered by Hydra" not in output

@@ -175,9 +175,9 @@ def test_logits_that_are_not_finite_are_no_answers(scale, value):
     images = {"a": Image.new("RGB", (96, 96), "red")}
     hook = scale.model.lm_head.register_forward_hook(spoil)
     try:
-        found = scale.features(images)["a"]
+        features = scale.features(images)["a"]
         for act in (
-            lambda: scale.generate([found], ["What is it?"], 2),
+            lambda: scale.generate([features], ["What is it?"], 2),
             lambda: answer(scale, [Method()], images, [PointQuestion("a", "What is it?", "s", (0,))], 2, 1),
         ):
             assert "logits that are nan or inf for 1 of 1 questions" in refusal(act)

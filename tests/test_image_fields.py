@@ -102,8 +102,8 @@ def test_instruction_data_names_no_image_elsewhere(field, folder):
     rows = [{"image": field}, {"image": "b.png"}]
     Image.new("RGB", (8, 8)).save(folder / "b.png")
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    found = llava_665k.find(folder / "rows.json", folder)
-    assert found.names == ["b.png"] and (found.refused or found.missing)
+    listing = llava_665k.find(folder / "rows.json", folder)
+    assert listing.names == ["b.png"] and (listing.refused or listing.missing)
     files = Files(folder, [field], False)
     with pytest.raises(UserError, match="cannot be read"):
         files(0)

@@ -139,9 +139,9 @@ def test_whatever_a_decoder_raises_is_an_unreadable_image(monkeypatch):
             raise error
 
         monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
-        with pytest.raises(OSError, match="^the image: ") as said:
+        with pytest.raises(OSError, match="^the image: ") as caught:
             open_image(encoded(Image.new("L", (2, 2))))
-        assert "0x" not in str(said.value) and len(str(said.value)) > len("the image: ")
+        assert "0x" not in str(caught.value) and len(str(caught.value)) > len("the image: ")
 
 
 def test_no_path_leads_out_of_the_folder_unless_that_is_asked_for(tmp_path):

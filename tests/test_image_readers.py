@@ -78,9 +78,9 @@ def test_large_images_are_not_held_by_the_batch(scale):
     from blink_exp.backbone.pictures import LARGE, PreparedImage, open_images
 
     small, large = Image.new("RGB", (64, 64)), Image.new("RGB", (4096, LARGE // 4096 + 1))
-    found = list(open_images([lambda: small, lambda: large], scale))
-    assert found[0] is small and isinstance(found[1], PreparedImage)
-    assert torch.equal(found[1].views[0], scale.transform(large).to(found[1].views.dtype))
+    images = list(open_images([lambda: small, lambda: large], scale))
+    assert images[0] is small and isinstance(images[1], PreparedImage)
+    assert torch.equal(images[1].views[0], scale.transform(large).to(images[1].views.dtype))
 
 
 def test_a_figure_of_a_long_image_is_bounded(scale_next, monkeypatch):
@@ -164,8 +164,8 @@ def test_a_harness_s_images_are_opened_alike():
     from blink_exp.integrations.requests import Request, image_of
 
     for image in (Image.fromarray(SIXTEEN), Image.new("RGBA", (4, 1)), Image.new("F", (4, 1), 0.5)):
-        found = image_of(Request("q", "?", lambda image=image: [image]))
-        assert found.tobytes() == to_rgb(image).tobytes()
+        opened = image_of(Request("q", "?", lambda image=image: [image]))
+        assert opened.tobytes() == to_rgb(image).tobytes()
     assert image_of(Request("q", "?", lambda: [Image.new("RGBA", (1, 1))]), DROP).getpixel((0, 0)) == (0, 0, 0)
     with pytest.raises(UserError, match=r"the image of q cannot be read \(900 x 1 pixels are too thin"):
         image_of(Request("q", "?", lambda: [Image.new("L", (900, 1))]))

@@ -278,10 +278,10 @@ def test_configs_make_a_judge_or_none(monkeypatch):
     from hydra.utils import instantiate
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    found = {f.stem: instantiate(yaml.safe_load(f.read_text(encoding="utf-8"))) for f in CONF.glob("*.yaml")}
-    assert found.keys() == {"none", "openai"}
-    assert found["none"] is None
-    assert isinstance(found["openai"], Judge)
+    judges = {f.stem: instantiate(yaml.safe_load(f.read_text(encoding="utf-8"))) for f in CONF.glob("*.yaml")}
+    assert judges.keys() == {"none", "openai"}
+    assert judges["none"] is None
+    assert isinstance(judges["openai"], Judge)
     assert KEY not in (CONF / "openai.yaml").read_text(encoding="utf-8")
 
 
@@ -300,8 +300,8 @@ def test_benchmarks_are_marked_through_a_real_endpoint(serve, tmp_path):
     server, judge = serve(rule, max_retries=0)
 
     def answered(benchmark):
-        kept = [{"id": s.id, "image_id": s.image_id, "category": s.category, "answer": s.answer} for s in benchmark.samples()]
-        return [r | {"prediction": "x", "correct": None, "fields": s.fields} for r, s in zip(kept, benchmark.samples(), strict=True)]
+        records = [{"id": s.id, "image_id": s.image_id, "category": s.category, "answer": s.answer} for s in benchmark.samples()]
+        return [r | {"prediction": "x", "correct": None, "fields": s.fields} for r, s in zip(records, benchmark.samples(), strict=True)]
 
     mmvet = build("mmvet", MAKERS["mmvet"](tmp_path / "mmvet"), judge=judge)
     marked = mmvet.judged(answered(mmvet))

@@ -29,11 +29,11 @@ class Forked:
 
     def end(self) -> tuple[int, str]:
         self.process.join()
-        said = "".join(
+        output = "".join(
             path.read_text("utf-8") for path in map(Path, (f"{self.folder.name}/out", f"{self.folder.name}/err")) if path.is_file()
         )
         self.folder.cleanup()
-        return self.process.exitcode or 0, said
+        return self.process.exitcode or 0, output
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -223,7 +223,7 @@ def test_the_core_installs_what_modules_import_and_extras_what_functions_import(
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     core = required(project["dependencies"])
     extras = required([line for lines in project["optional-dependencies"].values() for line in lines])
-    of = {name: {d.lower().replace("_", "-") for d in found} for name, found in packages_distributions().items()}
+    of = {name: {d.lower().replace("_", "-") for d in providers} for name, providers in packages_distributions().items()}
     harness = ROOT / "blink_exp" / "integrations" / "lmms_eval.py"  # imported by lmms-eval alone
     wrong = []
     for path in sorted((ROOT / "blink_exp").rglob("*.py")):

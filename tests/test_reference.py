@@ -15,8 +15,8 @@ def test_the_vocabulary_knows_every_word_of_both_schemas():
     for paper in ("blink", "hero"):
         schema = reference.published(paper)["param_schema"]
         assert {*schema} <= {*known}
-        for name, said in schema.items():
-            for word in said.split("|") if "|" in said else []:
+        for name, alternatives in schema.items():
+            for word in alternatives.split("|") if "|" in alternatives else []:
                 assert word.strip() in known[name]["words"], (name, word)
 
 
@@ -33,8 +33,8 @@ def test_overrides_by_hand():
         *("method=blink", "layers.indices=[12,13]", "grid.p=3", "grid.scale_thresholds=false", "thresholds.tau_exp=0.5"),
         "thresholds.tau_drop=0.0",
     ]
-    for scale, said in ((False, "model=llava_next_7b"), (True, "model=scale_llava_next")):
-        wanted = ["method=hero", "hero_high.layers=[4]", said]
+    for scale, model in ((False, "model=llava_next_7b"), (True, "model=scale_llava_next")):
+        wanted = ["method=hero", "hero_high.layers=[4]", model]
         assert reference.overrides({"model": "llava-next-7b", "layers_global": [4], "method": "hero"}, scale) == wanted
     with pytest.raises(KeyError, match="no param colour"):
         reference.overrides({"colour": "red"})

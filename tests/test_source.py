@@ -29,8 +29,8 @@ def binary(call: ast.Call) -> bool:
 @pytest.mark.slow
 def test_text_is_utf_8_whatever_the_locale():
     """On a machine with another locale a run would fail where it writes its results."""
-    found = {file: lines for file in FILES if (lines := unencoded(ast.parse((ROOT / file).read_bytes())))}
-    assert not found
+    by_file = {file: lines for file in FILES if (lines := unencoded(ast.parse((ROOT / file).read_bytes())))}
+    assert not by_file
 
 
 @pytest.mark.parametrize("line", ["p.read_text()", "p.write_text(t)", "open(p)", "open(p, 'w')"])

@@ -303,8 +303,8 @@ def test_a_llava_next_s_image_features_stand_one_image_each(llava_next):
 def test_eager_attention_returns_weights_and_sdpa_does_not():
     model = random_llava(attn="eager")
     with otherwise("figures and bench read attention weights of eager models only: follow where they are returned now"), torch.no_grad():
-        found = model(**prompts(model, [[8, 9]]), output_attentions=True).attentions
-        assert len(found) == 4 and found[0].shape[1] == 4
+        attentions = model(**prompts(model, [[8, 9]]), output_attentions=True).attentions
+        assert len(attentions) == 4 and attentions[0].shape[1] == 4
 
 
 # ---- transformers: caches
@@ -535,7 +535,7 @@ def test_datasets_names_the_file_that_it_cannot_read(tmp_path):
 def test_deprecations_that_are_logged_or_warned_are_noticed(no_deprecations):
     """By a handler of the tests (conftest.py), and by pytest's filters (pyproject.toml)."""
     logging.getLogger("transformers.some.module").warning("`a` is deprecated and will be removed in version 6")
-    assert no_deprecations.found.pop().startswith("transformers.some.module: `a` is deprecated")
+    assert no_deprecations.messages.pop().startswith("transformers.some.module: `a` is deprecated")
     for package in ("transformers", "pytorch_lightning", "deepspeed", "hydra", "wandb"):
         for kind in (DeprecationWarning, FutureWarning):
             with pytest.raises(kind):

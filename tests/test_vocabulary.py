@@ -40,8 +40,8 @@ def row_of(name: str, label: str) -> dict:
 def params_on(row: dict, benchmark: str) -> dict:
     """The params of a row on one of our presets, with those that the paper has for that benchmark."""
     names = reference.vocabulary()["benchmarks"]
-    own = {names.get(name, name): params for name, params in row.get("per_benchmark", {}).items()}
-    return row["params"] | (own[benchmark] if own else {})
+    by_benchmark = {names.get(name, name): params for name, params in row.get("per_benchmark", {}).items()}
+    return row["params"] | (by_benchmark[benchmark] if by_benchmark else {})
 
 
 @functools.lru_cache
@@ -113,11 +113,11 @@ def test_on_a_published_backbone_a_point_runs_the_backbone_of_its_row():
 
 def test_values_behind_presets_are_those_that_hydra_composes():
     """On the longest words of a point, and on a key that is not there."""
-    found = [
+    commands = [
         without_benchmark(plan.words(FILES[name], point_of(name, label), FILES[name]["benchmarks"]["published"][0]))
         for name, label in PUBLISHED
     ]
-    for words in (max(found, key=len), max((w for w in found if "method=hero" in w), key=len)):
+    for words in (max(commands, key=len), max((w for w in commands if "method=hero" in w), key=len)):
         assert composed(words) == OmegaConf.to_container(compose.config("sweep", words), resolve=True)
     with pytest.raises(ConfigAttributeError, match="tau_ex"):
         composed(("method=blink", "thresholds.tau_ex=0.5"))
@@ -145,8 +145,8 @@ def test_a_table_has_every_row_and_column_that_the_paper_prints(name):
     rows = [r["label"] for r in source["rows"] if size is None or r["params"]["model"] == size]
     controls = [p for p in table["points"] if p.get("control")]
     assert controls == table["points"][len(table["points"]) - len(controls) :] and not any("published" in p for p in controls)
-    said = [p["published"]["row"] for p in table["points"] if p not in controls and p["published"]["table"] == table["source"]]
-    assert (said or [*table["recipe"]["values"]]) == rows  # the paper's order
+    labels = [p["published"]["row"] for p in table["points"] if p not in controls and p["published"]["table"] == table["source"]]
+    assert (labels or [*table["recipe"]["values"]]) == rows  # the paper's order
     columns = [*table["published"].values()]
     totals = [c for c in columns if c == "mme_total" and c not in source["columns"]]  # Tables 1 and 5 leave the sum to the reader
     assert [c for c in columns if c not in totals] == [c for c in source["columns"] if not c.startswith("delta_")]
@@ -218,8 +218,8 @@ def test_measured_columns_name_scores_that_the_benchmark_makes(preset):
         if preset not in benchmarks(table):
             continue
         assert preset in table["measured"], name
-        for heading, said in table["measured"][preset].items():
-            path = said["value"] if isinstance(said, dict) else said
+        for heading, column in table["measured"][preset].items():
+            path = column["value"] if isinstance(column, dict) else column
             kind, _, score = path.partition(".")
             assert kind in ("scores", "tokens", "cost"), (name, heading)
             if kind == "scores" and score not in ("right_too", "wrong_there"):
@@ -245,6 +245,6 @@ def test_the_recipe_composes_to_what_the_paper_prints():
     named = {"bfloat16": "bf16-mixed", "zero-2": "deepspeed_zero2", "adamw": "torch.optim.AdamW"}
     named |= {"cosine": "blink_exp.training.optimization.cosine"}
     for label, path in recipe["values"].items():
-        said = reference.row("blink", "blink-table-4", label)["value"]
+        printed = reference.row("blink", "blink-table-4", label)["value"]
         assert (path is None) == (label == "Sequence length")
-        assert path is None or OmegaConf.select(cfg, path) == named.get(said, said), label
+        assert path is None or OmegaConf.select(cfg, path) == named.get(printed, printed), label

@@ -69,10 +69,10 @@ def unaccepted(distributions: Iterable[metadata.Distribution], accepted: dict[st
     """A line for each distribution whose licence is neither on the list nor accepted for itself."""
     out = []
     for distribution in distributions:
-        name, found = canonicalize_name(distribution.name), licence(distribution)
-        listed = all(re.search(accepted["licences"], part, re.IGNORECASE) for part in re.split(r"\s+AND\s+|, ", found))
-        if not listed and accepted["packages"].get(name, {}).get("licence") != found:
-            out.append(f"{distribution.name} {distribution.version}: {found}")
+        name, expression = canonicalize_name(distribution.name), licence(distribution)
+        listed = all(re.search(accepted["licences"], part, re.IGNORECASE) for part in re.split(r"\s+AND\s+|, ", expression))
+        if not listed and accepted["packages"].get(name, {}).get("licence") != expression:
+            out.append(f"{distribution.name} {distribution.version}: {expression}")
     return out
 
 
@@ -84,17 +84,17 @@ def vulnerabilities(accepted: dict[str, Any]) -> list[str] | None:
     words = [sys.executable, "-m", "pip_audit", "--format", "json", "--progress-spinner", "off", "--timeout", "10"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-        found = json.loads(done.stdout)["dependencies"]
+        packages = json.loads(done.stdout)["dependencies"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         print("audit: the service that pip-audit asks does not answer, so vulnerabilities are not looked up")
         return None
-    skipped = [package["name"] for package in found if "skip_reason" in package]
+    skipped = [package["name"] for package in packages if "skip_reason" in package]
     if skipped:
-        print(f"audit: pip-audit could not look up {len(skipped)} of {len(found)} packages, first {skipped[0]}")
+        print(f"audit: pip-audit could not look up {len(skipped)} of {len(packages)} packages, first {skipped[0]}")
     known = accepted["vulnerabilities"]
     return [
         f"{package['name']} {package.get('version')}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'no version yet'}"
-        for package in found
+        for package in packages
         for flaw in package.get("vulns", ())
         if flaw["id"] not in known
     ]

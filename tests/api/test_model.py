@@ -133,8 +133,8 @@ def test_a_preset_s_name_a_constructor_and_a_method_of_one_s_own(vlm, samples):
 
     assert vlm.answer(image, question, method="fastv") == vlm.answer(image, question, method=FastV())
     assert vlm.answer(image, question) == vlm.answer(image, question, method="none")
-    own = vlm.answer(image, question, method=Method(FirstHalf(), name="half")).trace
-    assert (own.method, own.tokens_by_layer) == ("half", [144] + [72] * 31)
+    trace = vlm.answer(image, question, method=Method(FirstHalf(), name="half")).trace
+    assert (trace.method, trace.tokens_by_layer) == ("half", [144] + [72] * 31)
 
 
 def test_layers_that_are_named_are_those_that_decide(vlm, samples):
@@ -225,9 +225,9 @@ def test_a_folder_is_a_model(samples):
     from blink_exp.backbone.shipped import SHIPPED
 
     image, question = next(iter(samples.values()))
-    own = load(SHIPPED / "llava", device="cpu", dtype="float32")
-    assert own.answer(image, question).text == load("scale_llava").answer(image, question).text
-    assert own.model.dtype == torch.float32 and "llava" in repr(own)
+    model = load(SHIPPED / "llava", device="cpu", dtype="float32")
+    assert model.answer(image, question).text == load("scale_llava").answer(image, question).text
+    assert model.model.dtype == torch.float32 and "llava" in repr(model)
 
 
 @pytest.mark.parametrize(

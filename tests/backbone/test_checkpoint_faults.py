@@ -53,11 +53,11 @@ def put(**values):
     def change(raw):
         for key, value in values.items():
             *outer, last = key.split("__")
-            place = functools.reduce(lambda inside, k: inside[k], outer, raw)
+            section = functools.reduce(lambda inside, k: inside[k], outer, raw)
             if value is GONE:
-                del place[last]
+                del section[last]
             else:
-                place[last] = value
+                section[last] = value
         return raw
 
     return change
@@ -239,10 +239,10 @@ def test_several_layers_of_the_tower_are_read_as_the_stock_model_reads_them():
     model = LlavaForConditionalGeneration(config).eval()
     pixels = torch.randn(2, 3, 24, 24)
     with torch.no_grad():
-        found = encode(model, pixels, [ViewGeometry(6)] * 2, EncoderRequirements())
+        encodings = encode(model, pixels, [ViewGeometry(6)] * 2, EncoderRequirements())
         wanted = model.get_image_features(pixel_values=pixels).pooler_output
-        assert found[0].hidden.shape == (1, 36, 2 * 16)
-        for one, stock in zip(found, wanted, strict=True):
+        assert encodings[0].hidden.shape == (1, 36, 2 * 16)
+        for one, stock in zip(encodings, wanted, strict=True):
             assert torch.allclose(model.model.multi_modal_projector(one.hidden[0]), stock, atol=1e-5)
 
 
@@ -286,12 +286,12 @@ def test_what_is_supported_runs_as_the_stock_model_does(kind, tower):
         ours = model(**batch).logits[:, -1]
         assert len(run.records) == 4
     assert torch.allclose(ours, stock, atol=1e-4 * float(stock.abs().max()))
-    for found, wanted in zip(
+    for encoding, wanted in zip(
         encode(model, batch["pixel_values"], [ViewGeometry(6)] * 2, EncoderRequirements()),
         model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output,
         strict=True,
     ):
-        assert torch.allclose(model.model.multi_modal_projector(found.hidden[0]), wanted, atol=1e-5)
+        assert torch.allclose(model.model.multi_modal_projector(encoding.hidden[0]), wanted, atol=1e-5)
 
 
 def test_a_file_is_no_folder(tmp_path):

@@ -31,10 +31,10 @@ def saved(clip, tokenizer, folder):
 @pytest.mark.slow
 def test_the_clip_that_the_tower_was_made_from_is_taken_and_another_refused(scale, tmp_path):
     tokenizer = scale.processor.tokenizer
-    own = load_clip_text(saved(load_clip(), tokenizer, tmp_path / "own"), scale)
+    encoder = load_clip_text(saved(load_clip(), tokenizer, tmp_path / "own"), scale)
     shipped = load_clip_text("scale", scale)
     pooled = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(own.project(pooled), shipped.project(pooled), atol=1e-6)
+    assert torch.allclose(encoder.project(pooled), shipped.project(pooled), atol=1e-6)
     torch.manual_seed(0)
     other = saved(CLIPModel(load_clip().config), tokenizer, tmp_path / "other")
     with pytest.raises(UserError, match="has another vision tower than scale-llava-1.5; give the CLIP that it was made from"):
@@ -54,10 +54,10 @@ def test_text_beyond_77_tokens_is_cut_and_still_pooled_at_its_end(scale):
     text = load_clip_text("scale", scale)
     words = "is there a red circle? " * 30
     assert len(scale.processor.tokenizer(words).input_ids) > 77
-    found = text.embed_text(words)
-    assert found.isfinite().all()
-    assert torch.equal(found, load_clip_text("scale", scale).embed_text(words + "what is the blue shape?"))  # what is cut is not read
-    assert not torch.allclose(found, text.embed_text("what is the blue shape? " * 30))
+    embedding = text.embed_text(words)
+    assert embedding.isfinite().all()
+    assert torch.equal(embedding, load_clip_text("scale", scale).embed_text(words + "what is the blue shape?"))  # what is cut is not read
+    assert not torch.allclose(embedding, text.embed_text("what is the blue shape? " * 30))
 
 
 BEGIN, END, LENGTH = 48, 49, 7  # the two highest ids, as of CLIP

@@ -23,20 +23,20 @@ def config():
 
 
 def test_the_published_7b(config):
-    found = memory.estimate(config, "float16")
-    assert found.parameters == ALL_7B
-    assert found.weights == 2 * ALL_7B
-    assert found.cache == (576 + 512) * 524_288  # half a MiB a token (HERO, Table VIII)
-    assert memory.estimate(config, "float32").total == 2 * found.total
+    estimate = memory.estimate(config, "float16")
+    assert estimate.parameters == ALL_7B
+    assert estimate.weights == 2 * ALL_7B
+    assert estimate.cache == (576 + 512) * 524_288  # half a MiB a token (HERO, Table VIII)
+    assert memory.estimate(config, "float32").total == 2 * estimate.total
     rest = 2 * (ALL_7B - LLM_7B)  # CLIP, projector, embeddings and head stay as they are
     assert memory.estimate(config, "float16", "8bit").weights == LLM_7B + rest
     assert memory.estimate(config, "float16", "4bit").weights == LLM_7B // 2 + LLM_7B // 16 + rest
 
 
 def test_grouped_heads_and_tiles():
-    found = memory.estimate(published_config("llava_next_mistral_7b"), "bfloat16")
-    assert found.cache == (2928 + 512) * 524_288 // 4  # 8 key heads of 32
-    assert round(found.parameters / 1e9, 2) == 7.57
+    estimate = memory.estimate(published_config("llava_next_mistral_7b"), "bfloat16")
+    assert estimate.cache == (2928 + 512) * 524_288 // 4  # 8 key heads of 32
+    assert round(estimate.parameters / 1e9, 2) == 7.57
     assert round(memory.estimate(published_config("llava_next_13b"), "bfloat16").parameters / 1e9, 2) == 13.35
 
 
@@ -85,8 +85,8 @@ def test_the_limit_is_exact_and_a_map_adds_up_what_it_may_use(config, monkeypatc
 
 
 def test_main_memory_is_what_the_machine_or_its_container_has_left():
-    found = memory.free("cpu")
-    assert found is None or 0 <= found < 2**50
+    size = memory.free("cpu")
+    assert size is None or 0 <= size < 2**50
 
 
 def test_what_is_shared_by_default(monkeypatch):

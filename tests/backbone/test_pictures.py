@@ -47,12 +47,12 @@ def test_workers_change_nothing(scale, workers):
     samples = MosaicMME(images=1).samples()[:9]  # with batches of 4, a question of an image stands on either side of a border
     ids = list(dict.fromkeys(s.image_id for s in samples))
     samples = broken_at(samples[1:], {ids[1]: missing, ids[3]: cut_off})
-    found = []
+    runs = []
     for number in (0, workers):
         scale.forget()
-        found.append(evaluate(scale, none(), MosaicMME(), batch_size=4, samples=samples, workers=number))
-    assert found[0] == found[1]
-    records, skipped = found[1]
+        runs.append(evaluate(scale, none(), MosaicMME(), batch_size=4, samples=samples, workers=number))
+    assert runs[0] == runs[1]
+    records, skipped = runs[1]
     assert [s["id"] for s in skipped] == [s.id for s in samples if s.image_id in (ids[1], ids[3])] and skipped[0]["why"] == "no such file"
     assert [r["id"] for r in records] == [s.id for s in samples if s.image_id not in (ids[1], ids[3])]
 
@@ -64,11 +64,11 @@ def test_workers_change_nothing_of_tiles(scale_next):
     views = {s.image_id: noise(100 + 90 * k, 260) for k, s in enumerate(samples)}
     samples = [dataclasses.replace(s, image=functools.partial(views.get, s.image_id)) for s in samples]
     for method in (none(), Method(pruner=Hero(0.3, frozenset({6, 7}), frozenset({22}), 1.0))):
-        found = []
+        runs = []
         for number in (0, 1):
             scale_next.forget()
-            found.append(evaluate(scale_next, method, MosaicHR(), batch_size=4, samples=samples, workers=number))
-        assert found[0] == found[1] and len(found[0][0]) == 4
+            runs.append(evaluate(scale_next, method, MosaicHR(), batch_size=4, samples=samples, workers=number))
+        assert runs[0] == runs[1] and len(runs[0][0]) == 4
 
 
 def test_prepared_one_by_one_or_by_the_stock_processor_together(scale_next):
@@ -80,8 +80,8 @@ def test_prepared_one_by_one_or_by_the_stock_processor_together(scale_next):
     scale_next.forget()
     prepared = {k: pictures.prepare_image(v, scale_next.processor.image_processor) for k, v in images.items()}
     assert len({len(p.views) for p in prepared.values()}) > 1
-    for found in (scale_next.features(images), scale_next.features(prepared)):
-        assert all(torch.equal(a, b) for a, b in zip(found.values(), stock, strict=True))
+    for features in (scale_next.features(images), scale_next.features(prepared)):
+        assert all(torch.equal(a, b) for a, b in zip(features.values(), stock, strict=True))
         scale_next.forget()
 
 
@@ -113,10 +113,10 @@ def test_a_worker_that_dies_is_one_line(scale):
         list(pictures.open_images([functools.partial(os._exit, 1)], scale, workers=1))
 
 
-@pytest.mark.parametrize(("asked", "device", "cores", "found"), [(None, "cpu", 16, 0), (None, "cuda", 16, 8), (None, "cuda:1", 4, 3)])
-def test_how_many(monkeypatch, asked, device, cores, found):
+@pytest.mark.parametrize(("asked", "device", "cores", "workers"), [(None, "cpu", 16, 0), (None, "cuda", 16, 8), (None, "cuda:1", 4, 3)])
+def test_how_many(monkeypatch, asked, device, cores, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert pictures.check_workers(asked, device) == found
+    assert pictures.check_workers(asked, device) == workers
     assert pictures.check_workers(5, device) == 5
     for wrong in (-1, 1.5, "two"):
         with pytest.raises(UserError, match=f"workers={wrong} is no number of processes; use 0 or more"):

@@ -212,9 +212,9 @@ def test_our_route_answers_as_the_stock_model_does(name, backbone):
     inputs = model_inputs(known, [image], [QUESTION])
     stock = known.model(**inputs).logits[0, -1]
     tokens = known.model.generate(**inputs, max_new_tokens=2)
-    said = known.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+    text = known.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
     (visual,) = known.visual({"a": image}, [("a", QUESTION)], None)
-    assert known.generate([visual.features], [QUESTION], 2) == [said]
+    assert known.generate([visual.features], [QUESTION], 2) == [text]
     with attach(known.model, blink(BlinkPolicy((12, 13), 1.0, 0.0))) as run:
         logits = known.model(**inputs).logits[0, -1]
         assert {r.scan.layer for r in run.records} == {12, 13}
@@ -280,7 +280,7 @@ def test_the_shape_check_at_small_width(name):
 
     config = published.published_config(name, **published.SMALL[name])
     lines = list(shape_check.check(shape_check.random_backbone(name, config, "cpu")))
-    whole, kept = ((1176, 64), 345 - 2) if "next" in name else ((576, 64), 115)
+    whole, count = ((1176, 64), 345 - 2) if "next" in name else ((576, 64), 115)
     assert f"of {whole}" in lines[1]
     assert lines[-1].startswith(f"prompt with Blink: {whole[0]} visual tokens + 576 expanded")
-    assert kept <= int(lines[1].split("(")[1].split(",")[0]) <= kept + 2 + 24  # with LLaVA-NeXT's 24 newlines
+    assert count <= int(lines[1].split("(")[1].split(",")[0]) <= count + 2 + 24  # with LLaVA-NeXT's 24 newlines

@@ -51,12 +51,12 @@ def test_views_are_those_of_a_checkpoint_with_that_grid_alone(scale_next, name):
     both = pictures.prepare_image(image, processor, tile_grids=(None, SQUARE))
     wanted = processor(images=image, image_grid_pinpoints=[[192, 192]], return_tensors="pt").pixel_values[0]
     assert torch.equal(both.views_in(SQUARE), wanted) and len(wanted) == 5
-    own = processor(images=image, return_tensors="pt").pixel_values[0]
-    assert torch.equal(both.views, own)
+    pixels = processor(images=image, return_tensors="pt").pixel_values[0]
+    assert torch.equal(both.views, pixels)
     assert torch.equal(both.views[0], wanted[0])  # the thumbnail is the same
     views = ViewGeometry.of(scale_next.model.config, (image.height, image.width), SQUARE)
     assert (views.rows, views.columns, views.count) == (2, 2, 5)
-    assert ViewGeometry.of(scale_next.model.config, (image.height, image.width)).count == len(own)
+    assert ViewGeometry.of(scale_next.model.config, (image.height, image.width)).count == len(pixels)
 
 
 def test_the_part_of_a_forced_grid_that_shows_the_image():
@@ -92,11 +92,11 @@ def test_one_pass_of_the_tower_for_each_grid():
 def test_encodings_of_both_grids_stand_beside_each_other(scale_next):
     images = sizes()
     scale_next.forget()
-    own, forced = (scale_next.encodings(images, EncoderRequirements(cls=True, tile_grid=grid)) for grid in (None, SQUARE))
+    default, forced = (scale_next.encodings(images, EncoderRequirements(cls=True, tile_grid=grid)) for grid in (None, SQUARE))
     assert {key: e.views.count for key, e in forced.items()} == dict.fromkeys(images, 5)
-    assert {key: len(e.hidden) for key, e in own.items()} == {"300x90": 4, "90x300": 4, "200x180": 5}
-    assert all(torch.equal(own[key].hidden[0], forced[key].hidden[0]) for key in images)
-    assert torch.equal(own["200x180"].hidden, forced["200x180"].hidden)  # there the backbone chooses the same
+    assert {key: len(e.hidden) for key, e in default.items()} == {"300x90": 4, "90x300": 4, "200x180": 5}
+    assert all(torch.equal(default[key].hidden[0], forced[key].hidden[0]) for key in images)
+    assert torch.equal(default["200x180"].hidden, forced["200x180"].hidden)  # there the backbone chooses the same
     again = scale_next.encodings(images, EncoderRequirements(tile_grid=SQUARE))
     assert all(again[key] is forced[key] for key in images)
 
@@ -104,11 +104,11 @@ def test_encodings_of_both_grids_stand_beside_each_other(scale_next):
 def test_without_tiles_there_is_no_grid_to_choose(scale):
     sample = MosaicMME(images=1).samples()[0]
     scale.forget()
-    own, forced = (scale.encodings({"a": sample.image()}, EncoderRequirements(tile_grid=grid))["a"] for grid in (None, SQUARE))
-    assert own is forced and own.views.tiles == 0
+    default, forced = (scale.encodings({"a": sample.image()}, EncoderRequirements(tile_grid=grid))["a"] for grid in (None, SQUARE))
+    assert default is forced and default.views.tiles == 0
     paper, reference = (method(scale, "vispruner", f"method.mode={mode}") for mode in ("paper", "reference"))
-    kept = [scale.visual({"a": sample.image()}, [("a", sample.question)], m.pruner)[0].source for m in (paper, reference)]
-    assert torch.equal(*kept)
+    sources = [scale.visual({"a": sample.image()}, [("a", sample.question)], m.pruner)[0].source for m in (paper, reference)]
+    assert torch.equal(*sources)
 
 
 def asked(backbone, methods, samples, workers=0):

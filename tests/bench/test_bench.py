@@ -36,10 +36,10 @@ class Clock:
 def test_a_ratio_is_the_median_of_pairs_and_not_the_ratio_of_medians():
     clock = Clock()
     # after one round of warming up (100 s, 1 s), the pairs are 2/1, 30/10, 8/2: the machine was slow in the second
-    found = timing.interleaved(clock.work("a", [100, 2, 30, 8]), clock.work("b", [1, 1, 10, 2]), 3, warm=1, clock=clock)
-    assert found.first == 8 and found.second == 2
-    assert found.ratio == 3  # of 2, 3, 4; the medians' ratio would be 4
-    assert found.spread == pytest.approx(0.5 / 3)  # the middle half is 2.5 to 3.5
+    comparison = timing.interleaved(clock.work("a", [100, 2, 30, 8]), clock.work("b", [1, 1, 10, 2]), 3, warm=1, clock=clock)
+    assert comparison.first == 8 and comparison.second == 2
+    assert comparison.ratio == 3  # of 2, 3, 4; the medians' ratio would be 4
+    assert comparison.spread == pytest.approx(0.5 / 3)  # the middle half is 2.5 to 3.5
 
 
 def test_ways_take_turns_and_every_other_round_runs_backwards():
@@ -56,40 +56,40 @@ def test_warming_up_does_not_count_and_nothing_to_time_is_refused():
 
 
 @pytest.mark.parametrize(
-    "value, at_most, met, said",
+    "value, at_most, met, verdict",
     [(1.02, True, True, "met"), (1.03, True, False, "MISSED"), (1.03, False, True, "met"), (None, True, None, "not measured")],
 )
-def test_a_bar_is_judged_by_what_was_measured_and_a_missed_one_says_so(value, at_most, met, said, capsys):
+def test_a_bar_is_judged_by_what_was_measured_and_a_missed_one_says_so(value, at_most, met, verdict, capsys):
     line = report.bar("scan / untouched", value, 1.02, at_most)
     assert line["met"] is met
     report.show(report.result("t", [{"a": 1}], [line]))
     printed = capsys.readouterr().out
-    assert f"{said}: scan / untouched" in printed
+    assert f"{verdict}: scan / untouched" in printed
     assert ("MISSED" in printed) == (met is False)
 
 
 def test_a_cell_that_was_not_measured_stays_empty_and_columns_keep_their_order():
-    found = report.result("t", [{"b": 1, "a": 0.12345}, {"c": 12345.6, "a": None}])
-    assert found["columns"] == ["b", "a", "c"]
-    assert report.markdown(found).splitlines()[2:] == ["| 1 | 0.123 |  |", "|  |  | 12,345.6 |"]
+    result = report.result("t", [{"b": 1, "a": 0.12345}, {"c": 12345.6, "a": None}])
+    assert result["columns"] == ["b", "a", "c"]
+    assert report.markdown(result).splitlines()[2:] == ["| 1 | 0.123 |  |", "|  |  | 12,345.6 |"]
 
 
 def test_a_result_is_written_whole_with_where_it_was_measured(tmp_path, monkeypatch, capsys):
     made = type("Bench", (), {"measure": staticmethod(lambda size="default", turns=1: report.result("t", [{"a": size, "b": turns}]))})
     monkeypatch.setattr(importlib, "import_module", lambda name: made)
     assert command.main(["startup", "size=small", "turns=3", f"out={tmp_path}"]) == 0
-    found = json.loads((tmp_path / "startup.json").read_text(encoding="utf-8"))
-    assert found["rows"] == [{"a": "small", "b": "3"}]
-    assert found["settings"] == {"size": "small", "turns": "3"}
-    assert found["where"]["versions"]["torch"] == torch.__version__ and found["where"]["date"].endswith("UTC")
+    document = json.loads((tmp_path / "startup.json").read_text(encoding="utf-8"))
+    assert document["rows"] == [{"a": "small", "b": "3"}]
+    assert document["settings"] == {"size": "small", "turns": "3"}
+    assert document["where"]["versions"]["torch"] == torch.__version__ and document["where"]["date"].endswith("UTC")
     page = (tmp_path / "startup.md").read_text(encoding="utf-8")
-    assert page.startswith("| a | b |\n|---|---:|\n| small | 3 |") and found["where"]["date"] in page
-    assert "toy" in found["notes"][-1]  # bars of a toy must not be taken for bars
+    assert page.startswith("| a | b |\n|---|---:|\n| small | 3 |") and document["where"]["date"] in page
+    assert "toy" in document["notes"][-1]  # bars of a toy must not be taken for bars
     assert "startup.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["method"], "bench method is not there; did you mean methods"),
         (["startup", "size=huge"], "size=huge is not known; use one of: default, small"),
@@ -103,10 +103,10 @@ def test_a_result_is_written_whole_with_where_it_was_measured(tmp_path, monkeypa
         (["gpu", "size=small", "device=cpu", "models=7b,70b"], "models=7b,70b is not known"),
     ],
 )
-def test_what_a_user_can_cure_is_one_line_and_exit_code_2(words, said, capsys):
+def test_what_a_user_can_cure_is_one_line_and_exit_code_2(words, message, capsys):
     assert command.main(words) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {said}") and error.count("\n") == 1
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [["gpu"], ["methods", "device=cuda"]])
@@ -165,9 +165,9 @@ def test_reads_are_counted_where_the_host_needs_numbers():
 
 def test_a_profile_names_the_operators_with_the_most_time():
     a = torch.randn(300, 300)
-    found = meters.summary(lambda: [a @ a for _ in range(20)], most=2)
-    assert found[0]["operator"] == "aten::mm" and found[0]["calls"] == 20 and len(found) == 2
-    assert 0.5 < found[0]["share"] <= 1
+    operators = meters.summary(lambda: [a @ a for _ in range(20)], most=2)
+    assert operators[0]["operator"] == "aten::mm" and operators[0]["calls"] == 20 and len(operators) == 2
+    assert 0.5 < operators[0]["share"] <= 1
 
 
 def test_provenance_without_git(monkeypatch):

@@ -39,16 +39,16 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_rows_are_table_viiis_with_its_published_cells():
-    found = list(gpu.cases("7b"))
-    assert [(case.name, case.tokens, case.ratio) for case in found[:4]] == [
+    cases = list(gpu.cases("7b"))
+    assert [(case.name, case.tokens, case.ratio) for case in cases[:4]] == [
         ("untouched (100 %)", 2673, None),
         ("HERO (40%)", 1105, 0.4),
         ("HERO (20%)", 583, 0.2),
         ("HERO (10%)", 322, 0.1),
     ]
-    assert [case.published["decode tokens/s (published)"] for case in found[:4]] == [28.8, 35.4, 40.2, 43.8]
-    assert found[0].published["KV MiB (published)"] == 1336.5 and found[3].published["TFLOPs (published)"] == 4.2
-    assert [(case.blink, case.tokens, case.published) for case in found[4:]] == [("scanning", 2673, None), ("expanding", 2673, None)]
+    assert [case.published["decode tokens/s (published)"] for case in cases[:4]] == [28.8, 35.4, 40.2, 43.8]
+    assert cases[0].published["KV MiB (published)"] == 1336.5 and cases[3].published["TFLOPs (published)"] == 4.2
+    assert [(case.blink, case.tokens, case.published) for case in cases[4:]] == [("scanning", 2673, None), ("expanding", 2673, None)]
 
 
 def test_published_cells_stand_beside_the_shape_that_they_are_of_and_no_other():
@@ -69,18 +69,18 @@ def test_a_step_over_fixed_buffers_says_what_generate_says(ground, name):
     method = {"untouched": None, "Blink": ground.blink(expands=True), **ground.policies(0.3)}[name]
     prompt = ground.whole()
     if method is None:
-        said = ground.model.generate(**prompt.arguments, max_new_tokens=12, do_sample=False)
+        sequences = ground.model.generate(**prompt.arguments, max_new_tokens=12, do_sample=False)
         out = shapes.prefill(ground.model, prompt)
     else:
         with ground.attach(method, prompt):
-            said = ground.model.generate(**prompt.arguments, max_new_tokens=12, do_sample=False)
+            sequences = ground.model.generate(**prompt.arguments, max_new_tokens=12, do_sample=False)
         out = ground.under(method, prompt)
     first = out.logits[:, -1:].argmax(-1)
     fixed = decoding.Fixed(ground.model, out[CACHE], first, room=12)
     where = [keys.data_ptr() for keys in fixed.keys]
-    assert decoding.answer(fixed, 12).tolist() == said[0, prompt.tokens :].tolist()
+    assert decoding.answer(fixed, 12).tolist() == sequences[0, prompt.tokens :].tolist()
     fixed.rewind(first)
-    assert decoding.answer(fixed, 12).tolist() == said[0, prompt.tokens :].tolist()
+    assert decoding.answer(fixed, 12).tolist() == sequences[0, prompt.tokens :].tolist()
     assert where == [keys.data_ptr() for keys in fixed.keys]  # what a CUDA graph has recorded
     assert len(fixed.kinds) == {"untouched": 1, "Blink": 2, "FastV": 2, "SparseVLM": 4}[name]
 
@@ -126,14 +126,14 @@ def test_it_runs_from_a_plain_checkout_and_fills_what_a_cpu_can(tmp_path):
     words = ["gpu", "size=small", "device=cpu", "dtype=float32", "models=13b", "decode=2", "repeats=1", f"out={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", PLAIN, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    assert [row["tokens"] for row in found["rows"][:4]] == [case.tokens for case in gpu.cases("13b", most=253)][:4]
+    document = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert [row["tokens"] for row in document["rows"][:4]] == [case.tokens for case in gpu.cases("13b", most=253)][:4]
     bytes_a_token = 2 * shapes.TINY.layers * shapes.TINY.width * 4
-    for row in found["rows"]:
+    for row in document["rows"]:
         assert row["KV MiB"] * 2**20 == pytest.approx(row["tokens"] * bytes_a_token, rel=0.02)  # tokens are a rounded mean of layers
         assert row["TFLOPs"] > 0 and row["prefill ms"] > 0 and row["decode tokens/s, generate"] > 0
         assert not {"decode tokens/s, graph", "waits in prefill", "tokens (published)"} & set(row)  # no CUDA, no 13B in the paper
-    tflops = [row["TFLOPs"] for row in found["rows"]]
+    tflops = [row["TFLOPs"] for row in document["rows"]]
     assert tflops[0] > tflops[1] > tflops[2] > tflops[3] and tflops[5] > max(tflops[0], tflops[4])
-    assert all("scoring ms" in row for row in found["rows"][1:4]) and "scoring ms" not in found["rows"][0]
-    assert not [note for note in found["notes"] if "did not run here" in note]
+    assert all("scoring ms" in row for row in document["rows"][1:4]) and "scoring ms" not in document["rows"][0]
+    assert not [note for note in document["notes"] if "did not run here" in note]

@@ -25,14 +25,14 @@ def rounds(monkeypatch):
 
 
 def test_first_token_and_answer_are_sums_of_stages(rounds):
-    found = latency.measure("small", repeats="1", method="visionzip,dart", tokens="40", decode="4")
-    whole, *rows = found["rows"]
+    result = latency.measure("small", repeats="1", method="visionzip,dart", tokens="40", decode="4")
+    whole, *rows = result["rows"]
     assert (whole["method"], whole["tokens a layer"], whole["first token ms"], whole["answer ms"]) == ("none, SDPA", 192, 6000, 10000)
     for row in rows:
         assert (row["first token ms"], row["answer ms"], row["decode ms/token"]) == (9000, 17000, 2000)
         assert row["first token / none"] == pytest.approx(1.5) and row["answer / none"] == pytest.approx(1.7)
     assert rows[0]["tokens a layer"] == 52 and rows[1]["tokens a layer"] < 45  # twelve newlines stay beside VisionZip's 40
-    assert found["notes"][-1].endswith("first token: visionzip, dart.")
+    assert result["notes"][-1].endswith("first token: visionzip, dart.")
 
 
 @pytest.mark.parametrize(

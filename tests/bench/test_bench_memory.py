@@ -17,10 +17,10 @@ def test_less_memory_holds_less_and_says_the_same(monkeypatch):
     points = [composed("evaluate", [f"method={name}"]) for name in ("none", "blink_interp")]
     monkeypatch.setattr(budget, "composed", lambda *_: points)
     monkeypatch.setattr(budget, "MEBIBYTES", (64, 1))
-    found = budget.measure(size="small", questions="4")
-    most, least = (row["peak MiB"] for row in found["rows"])
+    result = budget.measure(size="small", questions="4")
+    most, least = (row["peak MiB"] for row in result["rows"])
     assert 2 < least < most / 1.5  # one image's prefix of 148 tokens takes 2.3 MiB
-    assert [bar["met"] for bar in found["bars"]] == [True, True] and found["rows"][0]["time / most memory"] == 1
+    assert [bar["met"] for bar in result["bars"]] == [True, True] and result["rows"][0]["time / most memory"] == 1
 
 
 def test_images_a_second_and_what_a_busy_device_waits(monkeypatch):
@@ -28,9 +28,9 @@ def test_images_a_second_and_what_a_busy_device_waits(monkeypatch):
     taken = iter([{"0": [8.0], "1": [4.0], "2": [2.0]}, {"0": [16.0], "1": [9.0], "2": [8.0]}] * 2)
     monkeypatch.setattr(loading, "rounds", lambda works, repeats: next(taken))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    found = loading.measure(size="small", photographs="4")
-    assert [(row["workers"], row["images / s"]) for row in found["rows"][:3]] == [(0, 0.5), (1, 1.0), (2, 2.0)]
-    assert [row["with a busy device: time / the device's"] for row in found["rows"][:3]] == [2.0, 1.125, 1.0]
+    result = loading.measure(size="small", photographs="4")
+    assert [(row["workers"], row["images / s"]) for row in result["rows"][:3]] == [(0, 0.5), (1, 1.0), (2, 2.0)]
+    assert [row["with a busy device: time / the device's"] for row in result["rows"][:3]] == [2.0, 1.125, 1.0]
 
 
 def test_the_photographs_are_jpeg_files_of_the_size_that_is_said():

@@ -110,8 +110,8 @@ def test_the_usual_tower_gives_the_rows_that_ours_makes(ground):
     ours = ground.encoding(EncoderRequirements(attention=frozenset({6, 22})), real=True)
     encoding, rows = usual.tower_with_attentions(ground.model, ground.pixels, ground.views, frozenset({6, 22}))
     torch.testing.assert_close(encoding.hidden, ours.hidden, atol=1e-5, rtol=1e-4)
-    for layer, found in rows.items():
-        torch.testing.assert_close(found, ours.attention(layer), atol=1e-5, rtol=1e-4)
+    for layer, attention in rows.items():
+        torch.testing.assert_close(attention, ours.attention(layer), atol=1e-5, rtol=1e-4)
 
 
 def made_up(flops: int, limit=None) -> methods.Timed:
@@ -145,9 +145,9 @@ def test_ratios_and_bars_come_from_the_rounds():
 @pytest.mark.slow
 def test_the_toy_fills_every_column_and_judges_every_bar(monkeypatch):
     monkeypatch.setattr(reading, "rounds", lambda works, repeats, warm, clock: {name: [len(name) * 1.0] for name in works})
-    found = methods.measure("small", repeats="1", profiled="false")
-    rows = {row["method"]: row for row in found["rows"]}
-    assert set(found["columns"]) >= {key for row in found["rows"] for key in row}
+    result = methods.measure("small", repeats="1", profiled="false")
+    rows = {row["method"]: row for row in result["rows"]}
+    assert set(result["columns"]) >= {key for row in result["rows"] for key in row}
     assert len(rows) == 5 + 3 + 3 + 1 and rows[methods.UNTOUCHED]["FLOPs / untouched"] == 1
     heads = 2 * TINY.layers * TINY.width * 4  # bytes a token: keys and values in float32
     hero = [rows[f"HERO, R = {r}"] for r in methods.RATIOS]
@@ -158,9 +158,9 @@ def test_the_toy_fills_every_column_and_judges_every_bar(monkeypatch):
     assert rows["FastV"]["ours / usual: memory"] < 0.5 and rows["HiRED"]["ours / usual: memory"] < 0.5  # exact: bytes, not times
     few, many = (rows[name]["ours / usual: memory"] for name in (methods.SCANNING, f"{methods.SCANNING}, 4 heads of 8"))
     assert many < few  # a matrix a head
-    kinds = [line["what"].partition(":")[2] or line["what"] for line in found["bars"]]
-    assert len(found["bars"]) == 2 + 8 + 6 + 2 * 8 and kinds.count(" faster than the usual way") == 8
-    assert all(line["met"] is not None for line in found["bars"])
+    kinds = [line["what"].partition(":")[2] or line["what"] for line in result["bars"]]
+    assert len(result["bars"]) == 2 + 8 + 6 + 2 * 8 and kinds.count(" faster than the usual way") == 8
+    assert all(line["met"] is not None for line in result["bars"])
 
 
 def test_a_scan_of_whole_grids_reads_once_a_layer(monkeypatch):
@@ -170,9 +170,9 @@ def test_a_scan_of_whole_grids_reads_once_a_layer(monkeypatch):
     batch = prompts(model, [[8, 9, 10]])
 
     def reads(layers: tuple[int, ...]) -> int:
-        with attach(model, blink(BlinkPolicy(layers, 1.0, 0.0))), HostReads() as found, torch.no_grad():
+        with attach(model, blink(BlinkPolicy(layers, 1.0, 0.0))), HostReads() as counter, torch.no_grad():
             model(**batch)
-        return found.count
+        return counter.count
 
     assert [reads((1, 2)) - reads((1,)), reads((0, 1, 2, 3)) - reads((1, 2))] == [1, 2]
 
@@ -183,10 +183,10 @@ def test_distances_by_products_are_exact_and_equal_rows_are_0_apart():
     x[150:] = x[:50]
     x[149] = x[0] + 1e-3 * x[1]
     x[149, 3] = x[0, 3]
-    found, exact = pairwise_distances(x), torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-9)
-    assert torch.equal(found[150:].argmin(1), torch.arange(50)) and not found[torch.arange(150, 200), torch.arange(50)].any()
-    assert found[149, 0] > 0
+    distances, exact = pairwise_distances(x), torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(distances.double(), exact, rtol=1e-6, atol=1e-9)
+    assert torch.equal(distances[150:].argmin(1), torch.arange(50)) and not distances[torch.arange(150, 200), torch.arange(50)].any()
+    assert distances[149, 0] > 0
 
 
 def test_reads_are_those_beyond_the_untouched_model(monkeypatch):
@@ -195,10 +195,10 @@ def test_reads_are_those_beyond_the_untouched_model(monkeypatch):
         "counted",
         lambda work, device, kind: (len(getattr(work.args[0], "policy", None).layers), None) if hasattr(work, "args") else (0, None),
     )
-    found = throughput.decisions()
-    assert found["Blink, expanding"]["reads a further layer"] == 1 and found["SparseVLM"]["reads a prompt"] == 3
-    assert "reads a further layer" not in found["FastV"]  # it decides behind one layer only
-    assert found["SparseVLM"]["waits a prompt"] is None
+    counts = throughput.decisions()
+    assert counts["Blink, expanding"]["reads a further layer"] == 1 and counts["SparseVLM"]["reads a prompt"] == 3
+    assert "reads a further layer" not in counts["FastV"]  # it decides behind one layer only
+    assert counts["SparseVLM"]["waits a prompt"] is None
 
 
 def test_a_policy_is_scaled_to_the_depth(ground):

@@ -26,8 +26,8 @@ def step(layer: int, decision, tokens: int) -> Record:
     return Record(0, Scan(layer, "s", 0, False), decision, tokens)
 
 
-def answered(method: Method, *decisions: Record, question: int = 0, image: str = "a", said: int = 1) -> Answered:
-    return Answered(image, question, method, text=3, ahead=6, visual=4, said=said, decisions=decisions)
+def answered(method: Method, *decisions: Record, question: int = 0, image: str = "a", generated: int = 1) -> Answered:
+    return Answered(image, question, method, text=3, ahead=6, visual=4, generated=generated, decisions=decisions)
 
 
 def interpolated(**words) -> Method:
@@ -78,7 +78,7 @@ def test_what_is_appended_stands_behind_what_was_there_and_a_replaced_segment_st
 
 
 def test_generated_tokens_count_behind_the_first():
-    one, three = (answered(Method(), said=n) for n in (1, 3))
+    one, three = (answered(Method(), generated=n) for n in (1, 3))
     assert least([three], CONFIG, 0) - least([one], CONFIG, 0) == layers(*[(2, 8)] * 4) + 2 * HEAD
 
 
@@ -111,9 +111,9 @@ def test_shared_points_run_on_little_more_than_the_least(thresholds):
         backbone.features({"one": images[samples[0].image_id]})
     backbone.forget()
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        found = answer(backbone, methods, images, asked, benchmark.max_new_tokens, 32)
+        answers = answer(backbone, methods, images, asked, benchmark.max_new_tokens, 32)
     lengths = [(len(behind), len(ahead) + 144) for ahead, behind in backbone.around([a.question for a in asked])]
-    rows = [Answered(asked[n].image, n, methods[p], *lengths[n], 144, one.tokens, one.decisions) for (n, p), one in found.items()]
+    rows = [Answered(asked[n].image, n, methods[p], *lengths[n], 144, one.tokens, one.decisions) for (n, p), one in answers.items()]
     ratio = counter.get_total_flops() / least(rows, backbone.llm.config, tower.get_total_flops())
     assert 0.99 < ratio < 1.1  # below 1 the least would not be the least
 
@@ -127,9 +127,9 @@ def test_groups_run_what_they_share_once_each(scale):
     """Four points that do nothing, on one image: whatever is run, is run once for each group."""
     every = MosaicMME(images=1).samples()
     samples = [s for s in every if s.image_id == every[0].image_id]
-    found = rows("four", scale, [Method()] * 4, MosaicMME(images=1), samples, (2,))
-    assert [row["what"] for row in found] == ["four, in 4 groups", "four, in 2 groups", "four, in one group"]
-    assert [row["tokens / alone"] for row in found] == [1, 0.5, 0.25]
-    assert [row["saving kept"] for row in found] == pytest.approx([0, 2 / 3, 1])
-    assert [row["layer passes"] for row in found] == [4 * found[2]["layer passes"], 2 * found[2]["layer passes"], found[2]["layer passes"]]
-    assert all(row["other answers"] == 0 for row in found)
+    table = rows("four", scale, [Method()] * 4, MosaicMME(images=1), samples, (2,))
+    assert [row["what"] for row in table] == ["four, in 4 groups", "four, in 2 groups", "four, in one group"]
+    assert [row["tokens / alone"] for row in table] == [1, 0.5, 0.25]
+    assert [row["saving kept"] for row in table] == pytest.approx([0, 2 / 3, 1])
+    assert [row["layer passes"] for row in table] == [4 * table[2]["layer passes"], 2 * table[2]["layer passes"], table[2]["layer passes"]]
+    assert all(row["other answers"] == 0 for row in table)

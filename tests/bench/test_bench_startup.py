@@ -21,12 +21,12 @@ def test_each_number_stands_in_its_row(monkeypatch):
 
     monkeypatch.setattr(startup, "output", output)
     monkeypatch.setattr(startup, "median_seconds", lambda work, repeats, warm: (work(), {1: 0.2, 3: 0.3}[repeats])[1])
-    found = startup.measure(repeats="3")
-    seconds = {row["what"]: row["seconds"] for row in found["rows"]}
+    result = startup.measure(repeats="3")
+    seconds = {row["what"]: row["seconds"] for row in result["rows"]}
     assert [seconds[f"python {name}.py --help"] for name in ("train", "evaluate", "sweep")] == [0.3] * 3
     assert (seconds["import hydra"], seconds["import torch"]) == (0.1, 1.5)
     assert [seconds[part] for part in startup.PARTS] == [0.25, 3.0, 0.5, 0.125]
-    assert found["bars"] == [{"what": "slowest --help, seconds", "value": 0.3, "bar": "<= 1", "met": True}]
+    assert result["bars"] == [{"what": "slowest --help, seconds", "value": 0.3, "bar": "<= 1", "met": True}]
     folders = [command[-1] for command in ran if "limit=1" in command]
     assert len(folders) == len(set(folders)) == 3  # a finished folder would be resumed, not run
     assert all(command[0] == sys.executable for command in ran)

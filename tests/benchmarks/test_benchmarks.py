@@ -51,11 +51,11 @@ def test_splits_share_no_pixels():
 
 def scene_of(*names: str) -> Scene:
     """A 2 x 2 scene of real tiles, "red circle" and so on, in raster order."""
-    found = []
+    tiles = []
     for name in names:
         color, shape = name.split()
-        found.append(next(t for t in load_tiles("test") if (t.color, t.shape) == (color, shape)))
-    return Scene(tuple(found))
+        tiles.append(next(t for t in load_tiles("test") if (t.color, t.shape) == (color, shape)))
+    return Scene(tuple(tiles))
 
 
 def test_questions_on_a_scene_by_hand():
@@ -169,9 +169,9 @@ def test_yes_and_no_are_equally_frequent_and_every_pair_is_whole():
     samples = MosaicMME().samples()
     assert sum(s.answer == "yes" for s in samples) * 2 == len(samples)
     for limit in (1, 16, 100, 639):
-        kept = spread(samples, limit)
-        assert len({s.image_id for s in kept}) * 2 == len(kept)
-        assert abs(len(kept) - limit) <= 1 or limit == 1
+        subset = spread(samples, limit)
+        assert len({s.image_id for s in subset}) * 2 == len(subset)
+        assert abs(len(subset) - limit) <= 1 or limit == 1
     assert {s.category for s in spread(samples, 16)} == {*PERCEPTION, *COGNITION}
 
 

@@ -114,4 +114,4 @@ def test_an_image_cell_is_what_the_hub_has():
 def test_every_published_benchmark_has_a_fixture():
     """A config with a protocol reads published data; without a maker above, nothing here has run it."""
     settings = {Path(file).stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONF.glob("*.yaml")}
-    assert {name for name, kept in settings.items() if "protocol" in kept or "mmbench" in kept.get("defaults", [])} == set(MAKERS)
+    assert {name for name, config in settings.items() if "protocol" in config or "mmbench" in config.get("defaults", [])} == set(MAKERS)

@@ -20,8 +20,8 @@ from blink_exp.errors import UserError
 def test_mmvet_marks_by_capability_and_set(tmp_path):
     judge = Script("0.5", "1.0", "0")
     benchmark = build("mmvet", MAKERS["mmvet"](tmp_path), judge=judge)
-    found = records(benchmark, ["-1", "a | cat\nit is", "go"])
-    scores = benchmark.score(found)
+    entries = records(benchmark, ["-1", "a | cat\nit is", "go"])
+    scores = benchmark.score(entries)
     wanted = {"total": 50, "rec": 100, "ocr": 25, "math": 25, "ocr+math": 25, "only_rec": 100, "unjudged": 0}
     assert {name: score.value for name, score in scores.items()} == pytest.approx(wanted)
     asked = judge.asked[1][0]["content"]
@@ -44,9 +44,9 @@ def test_mmvet_s_sets_of_one_are_apart_from_the_capability(tmp_path):
 def test_mmvet_verdicts_stay_in_records_and_score_again_without_a_judge(tmp_path):
     folder = MAKERS["mmvet"](tmp_path)
     benchmark = build("mmvet", folder, judge=Script("0.5", "1.0", None))
-    kept = json.loads(json.dumps(benchmark.judged(records(benchmark, ["x"] * 3))))
-    assert [r["correct"] for r in kept] == [0.5, 1.0, None]
-    again = build("mmvet", folder).score([r | {"correct": None} for r in kept])
+    judged = json.loads(json.dumps(benchmark.judged(records(benchmark, ["x"] * 3))))
+    assert [r["correct"] for r in judged] == [0.5, 1.0, None]
+    again = build("mmvet", folder).score([r | {"correct": None} for r in judged])
     assert again["total"].value == 75
     assert again["unjudged"] == Count(1, 3)
 
@@ -69,15 +69,15 @@ def test_a_mark_is_read_strictly(reply, mark):
 
 def test_mmvet_writes_the_evaluator_s_file_with_and_without_a_judge(tmp_path):
     benchmark = build("mmvet", MAKERS["mmvet"](tmp_path))
-    found = records(benchmark, ["α", "b", "c"])
-    assert benchmark.score(found) == {}
-    (file,) = benchmark.submit(found[::-1], tmp_path)
+    entries = records(benchmark, ["α", "b", "c"])
+    assert benchmark.score(entries) == {}
+    (file,) = benchmark.submit(entries[::-1], tmp_path)
     assert list(json.loads(file.read_text(encoding="utf-8")).items()) == [("v1_0", "α"), ("v1_1", "b"), ("v1_2", "c")]
     assert file.name == "mmvet_test_submission.json"
-    assert benchmark.submit(found[:2], tmp_path)[0].name == "mmvet_test_partial_1_missing.json"
+    assert benchmark.submit(entries[:2], tmp_path)[0].name == "mmvet_test_partial_1_missing.json"
     with pytest.raises(UserError, match="mmvet/test/v1_0 is answered twice"):
-        benchmark.submit([*found, found[0]], tmp_path)
-    odd = [found[0] | {"id": "mmvet/test/v1_7"}]
+        benchmark.submit([*entries, entries[0]], tmp_path)
+    odd = [entries[0] | {"id": "mmvet/test/v1_7"}]
     with pytest.raises(UserError, match="mmvet/test/v1_7 is not a question of mmvet/test"):
         benchmark.submit(odd, tmp_path)
     rows = [{"question_id": "7", "question": "?", "answer": "a", "capability": "rec", "image": picture()}]
@@ -119,14 +119,14 @@ def test_captions_are_shuffled_and_marks_given_back():
                 self.replies.append(table(*(marks if first else [pair[::-1] for pair in marks])))
             return super().verdicts(requests, parse, tries)
 
-    found = compare(run(["good"] * 40), run(["bad"] * 40), Fair(), IMAGES)
-    assert {r["A"] for r in found} == {"ours", "against"}
-    scores = score_comparison(json.loads(json.dumps(found)))
+    comparison = compare(run(["good"] * 40), run(["bad"] * 40), Fair(), IMAGES)
+    assert {r["A"] for r in comparison} == {"ours", "against"}
+    scores = score_comparison(json.loads(json.dumps(comparison)))
     wanted = {"ours_object_coverage": 5, "ours_object_correctness": 4, "ours_object_average": 4.5, "ours_global_average": 5}
     assert {k: scores[k].value for k in wanted} == wanted
     assert (scores["against_object_average"].value, scores["against_global_average"].value) == (1.5, 1)
     assert scores["unparsed"] == scores["unjudged"] == Count(0, 40)
-    assert found[0]["judge"]["text"].startswith("Here it is")  # kept raw
+    assert comparison[0]["judge"]["text"].startswith("Here it is")  # kept raw
 
 
 def test_caption_positions_depend_on_seed_and_image_alone():
@@ -176,8 +176,8 @@ def test_captions_of_other_images_are_refused_and_pairs_are_made_without_a_judge
     benchmark = build("captions", MAKERS["captions"](tmp_path))
     ours = records(benchmark, lambda s: "a")
     assert benchmark.score(ours) == {}
-    found = benchmark.compare(ours, ours)
-    assert len(found) == 4 and benchmark.score(found) == {}
+    comparison = benchmark.compare(ours, ours)
+    assert len(comparison) == 4 and benchmark.score(comparison) == {}
     with pytest.raises(UserError, match="1 images are captioned in one of the two files only"):
         benchmark.compare(ours, ours[1:])
     with pytest.raises(UserError, match="of other images, first captions/val/0004"):

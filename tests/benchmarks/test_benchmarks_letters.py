@@ -122,9 +122,9 @@ def test_rows_without_an_answer_are_predicted_and_not_scored(tmp_path):
     """An empty cell, and a benchmark without any answer."""
     rows = [{"question": "?", "choices": ["a", "b"], "answer": answer, "hint": "", "image": picture()} for answer in (1, None)]
     some = build("scienceqa", write(tmp_path / "one", "test", rows, "ScienceQA-IMG"))
-    found = records(some, ["B", "B"])
-    assert [r["correct"] for r in found] == [True, None]
-    assert some.score(found)["accuracy"] == Score(100, 1, 0)
+    entries = records(some, ["B", "B"])
+    assert [r["correct"] for r in entries] == [True, None]
+    assert some.score(entries)["accuracy"] == Score(100, 1, 0)
     none = build("scienceqa", write(tmp_path / "none", "test", rows[1:], "ScienceQA-IMG"))
     with pytest.raises(UserError, match="has no answers"):
         none.samples()

@@ -15,15 +15,15 @@ from blink_exp.benchmarks.mmbench import read_letter
 def test_mmbench_is_circular(tmp_path):
     """Question 0 all right: counted once. Question 1 with one rotation of two wrong: wrong, though half of its rows are right."""
     benchmark = build("mmbench", MAKERS["mmbench"](tmp_path))
-    found = records(benchmark, lambda s: s.answer if s.fields["index"] != 1_000_252 else "A")
-    assert [r["correct"] for r in found] == [True, True, True, True, True, False]
-    scores = benchmark.score(found)
+    entries = records(benchmark, lambda s: s.answer if s.fields["index"] != 1_000_252 else "A")
+    assert [r["correct"] for r in entries] == [True, True, True, True, True, False]
+    scores = benchmark.score(entries)
     assert (scores["accuracy"].value, scores["accuracy"].samples) == (50, 2)
     assert (scores["attribute_recognition"].value, scores["spatial_relationship"].value) == (100, 0)
     assert (scores["l2_finegrained_perception (instance-level)"].value, scores["l2_relation_reasoning"].value) == (100, 0)
     assert scores["chosen_by_rules"] == Count(6, 6)
     assert "left_out" not in scores
-    assert benchmark.submit(found, tmp_path) == []
+    assert benchmark.submit(entries, tmp_path) == []
 
 
 def test_the_rotations_of_the_fixture_are_rotations():
@@ -36,8 +36,8 @@ def test_the_rotations_of_the_fixture_are_rotations():
 def test_mmbench_leaves_open_questions_out_and_counts_them(tmp_path):
     """Without its first rotation (a broken image) a question has no row in the count of questions."""
     benchmark = build("mmbench", MAKERS["mmbench"](tmp_path))
-    found = records(benchmark, lambda s: s.answer)
-    scores = benchmark.score([r for r in found if r["fields"]["index"] != 241])
+    entries = records(benchmark, lambda s: s.answer)
+    scores = benchmark.score([r for r in entries if r["fields"]["index"] != 241])
     assert scores["accuracy"] == Score(100, 1, 0)
     assert scores["left_out"] == Count(1, 2)
 
@@ -49,8 +49,8 @@ def test_mmbench_static_reads_what_the_rules_leave_open(tmp_path):
     assert benchmark.correct(sample, "Either A or C") is True
     assert benchmark.correct(sample, "cannot say") is False
     assert benchmark.correct(sample, "a STAR I believe") is True
-    found = records(benchmark, lambda s: "cannot say" if s.fields["index"] == 241 else f"not E but {s.answer}")
-    by_whom = [r["chosen_by"] for r in benchmark.judged(found)]
+    entries = records(benchmark, lambda s: "cannot say" if s.fields["index"] == 241 else f"not E but {s.answer}")
+    by_whom = [r["chosen_by"] for r in benchmark.judged(entries)]
     assert by_whom == ["nobody", "extractor", "extractor", "extractor", "extractor", "extractor"]
 
 
@@ -59,9 +59,9 @@ def test_mmbench_judge_is_asked_only_where_a_question_is_not_lost(tmp_path):
     judge = Script("(B).", "A")
     benchmark = build("mmbench", MAKERS["mmbench"](tmp_path), judge=judge, choice="judge")
     wrong = {241: "A", 1_000_241: "no idea", 252: "none given", 1_000_252: "no idea"}
-    found = records(benchmark, lambda s: wrong.get(s.fields["index"], s.answer))
-    assert [r["correct"] for r in found] == [False, None, True, True, None, None]
-    scores = benchmark.score(found)
+    entries = records(benchmark, lambda s: wrong.get(s.fields["index"], s.answer))
+    assert [r["correct"] for r in entries] == [False, None, True, True, None, None]
+    scores = benchmark.score(entries)
     assert len(judge.asked) == 2
     assert judge.tries == 3
     asked = judge.asked[0][0]["content"]
@@ -139,7 +139,7 @@ def test_what_is_no_option(cells, llava, lmms_eval, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cells", "said", "llava", "lmms_eval"),
+    ("cells", "answer", "llava", "lmms_eval"),
     [
         (["banana", "apple", "nan", "nan"], "a banana", True, False),  # "nan" is in banana, and lmms-eval looks for it: three options fit
         (["banana", "apple", None, None], "a banana", True, True),
@@ -150,12 +150,12 @@ def test_what_is_no_option(cells, llava, lmms_eval, tmp_path):
         (["red", "blue", "nan", "nan"], "Either A or C", True, False),  # C is a letter where "nan" is a text
     ],
 )
-def test_what_an_answer_may_name(cells, said, llava, lmms_eval, tmp_path):
+def test_what_an_answer_may_name(cells, answer, llava, lmms_eval, tmp_path):
     """The answer is A. What the three rules leave open goes to the extractor, which has the letters of the same options."""
     folder = write(tmp_path, "dev", [row(**dict(zip("ABCD", cells, strict=True)))], "en")
     for protocol, right in (("llava", llava), ("lmms_eval", lmms_eval)):
         benchmark = build("mmbench", folder, protocol=protocol)
-        assert benchmark.correct(benchmark.samples()[0], said) is right, protocol
+        assert benchmark.correct(benchmark.samples()[0], answer) is right, protocol
 
 
 @pytest.mark.parametrize(
@@ -195,20 +195,20 @@ def test_mmbench_s_file_for_the_server_has_the_options_behind_a_missing_one(tmp_
 
 def test_mmbench_limits_and_shards_keep_circles_whole(tmp_path):
     benchmark = build("mmbench", MAKERS["mmbench"](tmp_path))
-    kept = spread(benchmark.samples(), 3)
-    assert {s.fields["index"] % 1_000_000 for s in kept} == {241}
-    assert len(kept) == 4
+    subset = spread(benchmark.samples(), 3)
+    assert {s.fields["index"] % 1_000_000 for s in subset} == {241}
+    assert len(subset) == 4
 
 
 def test_mmbench_test_split_is_not_scored_but_submitted(tmp_path):
     """A prediction like a formula must stay a text, and control characters cannot stand in a workbook."""
     openpyxl = pytest.importorskip("openpyxl")
     benchmark = build("mmbench", MAKERS["mmbench"](tmp_path), split="test")
-    found = records(benchmark, ["=1+1", "B", "C\x07", "D", "A", "B"])
-    assert all(r["correct"] is None for r in found)
-    assert benchmark.score(found) == {}
-    random.Random(0).shuffle(found)
-    (file,) = benchmark.submit(found, tmp_path / "out")
+    entries = records(benchmark, ["=1+1", "B", "C\x07", "D", "A", "B"])
+    assert all(r["correct"] is None for r in entries)
+    assert benchmark.score(entries) == {}
+    random.Random(0).shuffle(entries)
+    (file,) = benchmark.submit(entries, tmp_path / "out")
     assert file.name == "mmbench_test_submission.xlsx"
     rows = list(openpyxl.load_workbook(file).active.iter_rows(values_only=True))
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction")
@@ -216,7 +216,7 @@ def test_mmbench_test_split_is_not_scored_but_submitted(tmp_path):
     assert rows[2][:6] == (252, "Where is it?", "left", "right", None, None)
     assert [row[0] for row in rows[1:]] == [241, 252, 1000241, 1000252, 2000241, 3000241]
     assert openpyxl.load_workbook(file).active["G2"].data_type == "s"
-    (part,) = benchmark.submit(found[1:], tmp_path / "out")
+    (part,) = benchmark.submit(entries[1:], tmp_path / "out")
     assert part.name == "mmbench_test_partial_1_missing.xlsx"
 
 

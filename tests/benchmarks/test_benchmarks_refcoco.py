@@ -46,8 +46,8 @@ def test_references_are_fractions_of_the_padded_image_or_of_the_image(protocol, 
 def test_padding_is_that_of_the_square_that_the_model_sees(size):
     """Odd differences too: a white image on the canvas has its edges where the box of all of it says."""
     seen = square_canvas(Image.new("RGB", size, "white"), pad=True)
-    found = seen.convert("L").point(lambda v: 255 * (v == 255)).getbbox()
-    assert padded_fractions((0, 0, *size), size) == pytest.approx([v / seen.width for v in found])
+    box = seen.convert("L").point(lambda v: 255 * (v == 255)).getbbox()
+    assert padded_fractions((0, 0, *size), size) == pytest.approx([v / seen.width for v in box])
 
 
 def test_the_region_of_a_box_that_leaves_its_image_ends_at_the_edge(tmp_path):

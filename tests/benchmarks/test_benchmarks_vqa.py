@@ -88,9 +88,9 @@ def test_accuracy_by_how_many_of_ten_agree(matches, accuracy):
 
 def left_one_out(prediction: str, people: list[str]) -> Fraction:
     """The definition, person by person."""
-    said, answers = normalize(prediction), [normalize(a) for a in people]
+    answer, answers = normalize(prediction), [normalize(a) for a in people]
     others = [[a for j, a in enumerate(answers) if j != i] for i in range(len(answers))]
-    return sum(min(Fraction(1), Fraction(rest.count(said), 3)) for rest in others) / len(answers)
+    return sum(min(Fraction(1), Fraction(rest.count(answer), 3)) for rest in others) / len(answers)
 
 
 @given(people=st.lists(st.sampled_from(["red", "Red", "two", "2", "a red", "blue?", ""]), min_size=2, max_size=12), seed=st.integers(0, 99))
@@ -137,7 +137,7 @@ def test_blank_answers_are_people_s_answers(tmp_path):
     benchmark = build("vqav2", write(tmp_path, "validation", rows))
     some, none = benchmark.samples()
     assert (some.answer, some.fields["answers"].count("")) == ("red", 7)
-    assert [benchmark.correct(some, said) for said in ("red", "", "the")] == [0.9, 1, 1]
+    assert [benchmark.correct(some, answer) for answer in ("red", "", "the")] == [0.9, 1, 1]
     assert none.answer is None and benchmark.correct(none, "red") is None
 
 

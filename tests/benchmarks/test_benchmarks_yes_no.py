@@ -16,8 +16,8 @@ def records(benchmark, predictions):
     """Records of all samples; ``predictions``: one for all, a list, or a function of the sample."""
     samples = benchmark.samples()
     if not callable(predictions):
-        said = [predictions] * len(samples) if isinstance(predictions, str) else predictions
-        return [graded(benchmark, s, p) for s, p in zip(samples, said, strict=True)]
+        texts = [predictions] * len(samples) if isinstance(predictions, str) else predictions
+        return [graded(benchmark, s, p) for s, p in zip(samples, texts, strict=True)]
     return [graded(benchmark, s, predictions(s)) for s in samples]
 
 
@@ -215,21 +215,21 @@ def test_ratios_over_nothing_are_zero():
 def test_pope_by_category_their_means_and_pooled(tmp_path):
     """Random all right (F1 1), popular all yes (F1 2/3), adversarial all no (F1 0): mean 5/9, but pooled 4 of 6 + 2 + 2: F1 2/3."""
     benchmark = build("pope", pope(tmp_path))
-    said = {"random": lambda s: s.answer, "popular": lambda s: "Yes", "adversarial": lambda s: "No"}
-    scores = benchmark.score(records(benchmark, lambda s: said[s.category](s)))
+    predictions = {"random": lambda s: s.answer, "popular": lambda s: "Yes", "adversarial": lambda s: "No"}
+    scores = benchmark.score(records(benchmark, lambda s: predictions[s.category](s)))
     assert benchmark.headline == "f1"
     assert scores["f1"].value == pytest.approx(100 * 5 / 9)
     assert scores["pooled_f1"].value == pytest.approx(100 * 2 / 3)
-    assert {k: scores[f"{k}_f1"].value for k in said} == pytest.approx({"random": 100, "popular": 200 / 3, "adversarial": 0})
-    assert {k: scores[f"{k}_yes_ratio"].value for k in said} == {"random": 50, "popular": 100, "adversarial": 0}
+    assert {k: scores[f"{k}_f1"].value for k in predictions} == pytest.approx({"random": 100, "popular": 200 / 3, "adversarial": 0})
+    assert {k: scores[f"{k}_yes_ratio"].value for k in predictions} == {"random": 50, "popular": 100, "adversarial": 0}
     assert scores["accuracy"].value == pytest.approx(200 / 3)
     assert (scores["pooled_yes_ratio"].value, scores["pooled_f1"].samples, scores["random_f1"].samples) == (50, 12, 4)
 
 
 def test_the_yes_ratio_is_of_the_predictions_not_of_the_truth(tmp_path):
-    for protocol, said in (("llava", "perhaps"), ("lmms_eval", "yes")):
+    for protocol, prediction in (("llava", "perhaps"), ("lmms_eval", "yes")):
         benchmark = build("pope", pope(tmp_path), protocol=protocol)
-        assert benchmark.score(records(benchmark, said))["yes_ratio"].value == 100
+        assert benchmark.score(records(benchmark, prediction))["yes_ratio"].value == 100
     assert benchmark.headline == "pooled_f1"
 
 

@@ -184,7 +184,7 @@ def test_what_a_user_can_get_wrong_is_one_line(scale, tmp_path):
         "benchmark.top=144 does not choose among 144 patches": lambda: Duts(folder, top=144).probe(scale, None, lambda n: None),
         "benchmark.layers holds layer 25": lambda: Duts(folder, layers=[25]).probe(scale, None, lambda n: None),
     }
-    for said, do in wrong.items():
-        with pytest.raises(UserError, match=said) as error:
+    for message, do in wrong.items():
+        with pytest.raises(UserError, match=message) as error:
             do()
         assert "\n" not in str(error.value)

@@ -41,8 +41,8 @@ def files(folder: Path, split: str, config: str | None = None) -> list[str]:
 def test_hashes_in_file_names_are_no_part_of_the_split(tmp_path):
     """As lmms-lab's MME has them; order is by number, not by hash."""
     plain = build("mme", mme(tmp_path / "plain")).samples()
-    found = build("mme", hashed(mme(tmp_path / "hashed")))
-    assert found.samples() == plain
+    benchmark = build("mme", hashed(mme(tmp_path / "hashed")))
+    assert benchmark.samples() == plain
     assert [Path(f).name for f in local_files(tmp_path / "hashed", "test", None)] == [
         f"test-00000-of-00002-{HASHES[0]}.parquet",
         f"test-00001-of-00002-{HASHES[1]}.parquet",
@@ -104,14 +104,14 @@ def test_a_card_whose_files_lie_elsewhere_leaves_it_to_names(tmp_path):
 def test_another_configuration_s_rows_are_never_taken(tmp_path):
     """A copy that has English only, asked for Chinese: with rows in data/ or a card it would be English under a Chinese name."""
     folder = MAKERS["mmbench"](tmp_path)
-    said = refusal(build("mmbench_cn", folder).samples)
-    assert f"benchmark.config=cn is not in {folder}, which holds: en" in said
+    message = refusal(build("mmbench_cn", folder).samples)
+    assert f"benchmark.config=cn is not in {folder}, which holds: en" in message
     shutil.copytree(folder / "en", folder / "data")
-    said = refusal(build("mmbench_cn", folder).samples)
-    assert "which holds: default, en" in said
+    message = refusal(build("mmbench_cn", folder).samples)
+    assert "which holds: default, en" in message
     shutil.rmtree(folder / "data")
-    said = refusal(build("mmbench", folder, config=None).samples)
-    assert "benchmark.config=null names none of several" in said and "use one of: en" in said
+    message = refusal(build("mmbench", folder, config=None).samples)
+    assert "benchmark.config=null names none of several" in message and "use one of: en" in message
 
 
 def test_a_folder_without_configurations_has_the_one_asked_for(tmp_path):
@@ -127,15 +127,15 @@ def test_a_configuration_that_the_card_knows_and_the_copy_lacks_is_refused(tmp_p
     default = ("- config_name: default", "  data_files: [{split: test, path: data/test-*}]")
     carded(folder, *default, "- config_name: Full", "  data_files: [{split: test, path: Full/test-*}]")
     assert len(build("pope", folder).samples()) == 12
-    said = refusal(build("pope", folder, config="Full").samples)
-    assert "benchmark.config=Full is not in" in said and "which holds: default" in said
+    message = refusal(build("pope", folder, config="Full").samples)
+    assert "benchmark.config=Full is not in" in message and "which holds: default" in message
 
 
 def test_gqa_without_its_images_names_what_is_there(tmp_path):
     folder = gqa(tmp_path)
     shutil.rmtree(folder / "testdev_balanced_images")
-    said = refusal(build("gqa", folder).samples)
-    assert "config=testdev_balanced_images is not in" in said and "which holds: testdev_balanced_instructions" in said
+    message = refusal(build("gqa", folder).samples)
+    assert "config=testdev_balanced_images is not in" in message and "which holds: testdev_balanced_instructions" in message
 
 
 # Whole or not
@@ -148,16 +148,16 @@ def test_half_a_set_is_refused(tmp_path):
     load_rows.cache_clear()
     first, *_, last = sorted((folder / "data").iterdir())
     last.rename(tmp_path / "kept")
-    said = refusal(build("chartqa", folder).samples)
-    assert "1 of 4 files test-*.parquet of split test are missing, first number 00003; download them again" in said
+    message = refusal(build("chartqa", folder).samples)
+    assert "1 of 4 files test-*.parquet of split test are missing, first number 00003; download them again" in message
     (tmp_path / "kept").rename(last)
     shutil.copy(first, first.with_name(f"test-00000-of-00004-{HASHES[3]}.parquet"))
-    said = refusal(build("chartqa", folder).samples)  # the copy of two commits: some rows would count twice
-    assert "two copies of files of split test" in said
+    message = refusal(build("chartqa", folder).samples)  # the copy of two commits: some rows would count twice
+    assert "two copies of files of split test" in message
 
 
 def test_two_copies_under_two_names_are_refused(tmp_path):
     folder = chartqa(tmp_path)
     shutil.copy(folder / "data/test-00000-of-00001.parquet", folder / "data/test.parquet")
-    said = refusal(build("chartqa", folder).samples)
-    assert "two copies of files of split test" in said
+    message = refusal(build("chartqa", folder).samples)
+    assert "two copies of files of split test" in message

@@ -73,8 +73,8 @@ def test_sizes_and_answers_are_balanced_and_stay_so_in_every_nth_scene():
     assert Counter(s.answer for s in samples if s.category in ("color", "shape")) == {"yes": 2 * SCENES, "no": 2 * SCENES}
     every = MosaicDetail(questions="open").samples()
     for limit in (84, 168, 336):  # every 16th, 8th and 4th scene: a pattern of four would show one size only
-        kept = Counter(s.category for s in spread(every, limit))
-        assert set(kept) == {f"{kind} {size}" for kind in ("color", "shape") for size in GRIDS}
+        counts = Counter(s.category for s in spread(every, limit))
+        assert set(counts) == {f"{kind} {size}" for kind in ("color", "shape") for size in GRIDS}
 
 
 def test_a_smaller_benchmark_is_the_start_of_a_larger_one_and_a_part_of_the_questions_a_part_of_it():

@@ -55,7 +55,7 @@ def test_bad_rows_of_questions_json_are_skipped_and_the_others_keep_their_ids(tm
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ("", "questions.json is damaged or cut off"),
         ('[["what?", "red"', "questions.json is damaged or cut off"),
@@ -66,8 +66,8 @@ def test_bad_rows_of_questions_json_are_skipped_and_the_others_keep_their_ids(tm
         ([["what?"]] * 3, "none of its 3 rows can be asked, first easyvqa/test/00000: the row is ['what?'], not"),
     ],
 )
-def test_a_questions_json_of_another_shape_is_one_line(rows, said, tmp_path):
-    assert said in refusal(easyvqa(tmp_path, rows).samples)
+def test_a_questions_json_of_another_shape_is_one_line(rows, message, tmp_path):
+    assert message in refusal(easyvqa(tmp_path, rows).samples)
 
 
 def test_a_questions_json_that_is_no_text_is_one_line(tmp_path):
@@ -177,7 +177,7 @@ def test_a_page_takes_the_placeholder_out_and_escapes_what_is_markup(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         (["", "red", 0], "sample=easyvqa/test/00001 is a row that cannot be asked (the row has no question); choose another sample"),
         (["what?"], "sample=easyvqa/test/00001 is a row that cannot be asked (the row is ['what?'], not [question, answer, image id])"),
@@ -187,10 +187,10 @@ def test_a_page_takes_the_placeholder_out_and_escapes_what_is_markup(tmp_path):
         (["why? " * 2**18, "red", 0], "tokens, more than the LLM's 2,048 positions"),
     ],
 )
-def test_a_page_of_a_row_that_cannot_be_shown_is_one_line(row, said, tmp_path):
+def test_a_page_of_a_row_that_cannot_be_shown_is_one_line(row, message, tmp_path):
     path = easyvqa(tmp_path, [GOOD, row]).path
     cfg = config("method=none", "benchmark=easyvqa", f"benchmark.path={path}", sample="easyvqa/test/00001")
-    assert said in refusal(lambda: viewer.view(cfg, tmp_path))
+    assert message in refusal(lambda: viewer.view(cfg, tmp_path))
     assert not (tmp_path / "view.html").exists()
 
 

@@ -71,8 +71,8 @@ def test_one_image_under_many_ids_is_in_one_part():
 
 def test_equal_bytes_of_another_shape_are_another_image_and_broken_images_are_all_their_own():
     wide, tall = Image.new("RGB", (8, 2)), Image.new("RGB", (2, 8))
-    found = first_ids([sample("a", wide), sample("b", tall), sample("c", None), sample("d", None), sample("e", wide.copy())])
-    assert found == {"a": "a", "b": "b", "c": "c", "d": "d", "e": "a"}
+    firsts = first_ids([sample("a", wide), sample("b", tall), sample("c", None), sample("d", None), sample("e", wide.copy())])
+    assert firsts == {"a": "a", "b": "b", "c": "c", "d": "d", "e": "a"}
 
 
 def test_an_empty_part_an_unknown_one_and_a_benchmark_without_questions_are_refused():

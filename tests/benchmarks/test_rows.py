@@ -37,9 +37,9 @@ def broken(folder: Path, how: str) -> Path:
 def test_a_broken_file_in_a_folder_is_named_with_its_cure(how, tmp_path):
     """ "footer": whole at its end and not before, which only reading it all can tell."""
     file = broken(tmp_path, how)
-    said = refusal(build("chartqa", tmp_path).samples)
-    assert str(file) in said or how == "footer"
-    assert ("run git lfs pull" if how == "pointer" else "again") in said
+    message = refusal(build("chartqa", tmp_path).samples)
+    assert str(file) in message or how == "footer"
+    assert ("run git lfs pull" if how == "pointer" else "again") in message
 
 
 @pytest.mark.parametrize("how", ["cut", "pointer"])
@@ -49,10 +49,10 @@ def test_a_broken_file_of_a_hub_id_is_named_with_its_cure(how, tmp_path, monkeyp
     file, load = broken(tmp_path, how), datasets.load_dataset
     files = {"test": str(file)}
     monkeypatch.setattr(datasets, "load_dataset", lambda path, name, revision, split: load("parquet", data_files=files, split=split))
-    said = refusal(build("chartqa", "somebody/ChartQA", revision=how).samples)
-    assert file.name in said
-    assert "could not be read (" in said
-    assert "run: hf download somebody/ChartQA --repo-type dataset --force-download" in said
+    message = refusal(build("chartqa", "somebody/ChartQA", revision=how).samples)
+    assert file.name in message
+    assert "could not be read (" in message
+    assert "run: hf download somebody/ChartQA --repo-type dataset --force-download" in message
     assert "Failed to read" not in capfd.readouterr().err  # the line above says it
 
 
@@ -63,8 +63,8 @@ def test_a_hub_id_that_cannot_be_had_is_not_called_broken(monkeypatch):
         raise ConnectionError("no\nroute") from KeyError("inner")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    said = refusal(build("chartqa", "somebody/Other").samples)
-    assert said == "benchmark.path=somebody/Other could not be had (no route); download it, and give its folder as benchmark.path"
+    message = refusal(build("chartqa", "somebody/Other").samples)
+    assert message == "benchmark.path=somebody/Other could not be had (no route); download it, and give its folder as benchmark.path"
 
 
 def test_a_full_disk_is_not_a_broken_file(monkeypatch):
@@ -74,8 +74,8 @@ def test_a_full_disk_is_not_a_broken_file(monkeypatch):
         raise datasets.exceptions.DatasetGenerationError("An error occurred") from OSError(28, "No space left on device")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    said = refusal(build("chartqa", "somebody/Third").samples)
-    assert "No space left on device" in said and "HF_DATASETS_CACHE" in said
+    message = refusal(build("chartqa", "somebody/Third").samples)
+    assert "No space left on device" in message and "HF_DATASETS_CACHE" in message
 
 
 # Cells
@@ -129,10 +129,10 @@ def test_a_row_without_a_question_cannot_be_opened(name, tmp_path):
             at = table.column_names.index("question")
             texts = [*table["question"].to_pylist()[:-1], None]
             pq.write_table(table.set_column(at, table.schema.field("question"), pa.array(texts, table.schema.field("question").type)), file)
-    found = benchmark.samples()
-    assert [s.id for s in found] == [s.id for s in whole]
-    changed = [(s, old) for s, old in zip(found, whole, strict=True) if s != old]
-    assert found[-1] in [s for s, _ in changed]
+    samples = benchmark.samples()
+    assert [s.id for s in samples] == [s.id for s in whole]
+    changed = [(s, old) for s, old in zip(samples, whole, strict=True) if s != old]
+    assert samples[-1] in [s for s, _ in changed]
     for sample, _ in changed:
         assert isinstance(benchmark.prompt(sample), str)
         with pytest.raises(OSError, match="the row has no question"):
@@ -173,6 +173,6 @@ def test_scienceqa_s_answers_beyond_the_choices_are_none(tmp_path):
 def test_a_missing_column_is_named_with_those_found(tmp_path):
     """No guess at another: "did you mean answers?" would have somebody rename a column of other content."""
     rows = [{"type": "human_test", "question": "?", "answers": "1", "image": picture()}]
-    said = refusal(build("chartqa", write(tmp_path, "test", rows)).samples)
-    assert "lacks the column answer, which chartqa reads; it has type, question, answers, image: take a copy" in said
-    assert "did you mean" not in said
+    message = refusal(build("chartqa", write(tmp_path, "test", rows)).samples)
+    assert "lacks the column answer, which chartqa reads; it has type, question, answers, image: take a copy" in message
+    assert "did you mean" not in message

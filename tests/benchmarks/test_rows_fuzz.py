@@ -65,11 +65,11 @@ def stored(name: str, folder: str) -> tuple[Any, Any, dict[tuple, Rows]]:
     load, loaded = blink_exp.benchmarks.rows.load_rows, {}
     with pytest.MonkeyPatch.context() as patch:
 
-        def kept(*words):
+        def load_once(*words):
             return loaded.setdefault(words, Rows(load(*words)))
 
         for module in (blink_exp.benchmarks.rows, blink_exp.benchmarks.gqa):
-            patch.setattr(module, "load_rows", kept)
+            patch.setattr(module, "load_rows", load_once)
         return benchmark, benchmark.samples(), loaded
 
 
@@ -106,16 +106,16 @@ def test_one_odd_cell_skips_its_row_at_most(name, folders, monkeypatch, tmp_path
         for what, value in ODD.items():
             with_cell(monkeypatch, loaded, column, value, slice(-1, None))
             samples = benchmark.samples()
-            said = f"{name}.{column} = {what}"
-            assert [s.id for s in samples[:-1]] == [s.id for s in whole[:-1]], said
-            assert len({s.id for s in samples}) == len(whole), said
+            label = f"{name}.{column} = {what}"
+            assert [s.id for s in samples[:-1]] == [s.id for s in whole[:-1]], label
+            assert len({s.id for s in samples}) == len(whole), label
             for sample in samples:
                 if isinstance(sample.image, UnusableImage):
-                    assert sample is samples[-1], said
-                    assert sample.image.why.isprintable() and 0 < len(sample.image.why) <= 200 and " at 0x" not in sample.image.why, said
+                    assert sample is samples[-1], label
+                    assert sample.image.why.isprintable() and 0 < len(sample.image.why) <= 200 and " at 0x" not in sample.image.why, label
                     continue
-                assert sample.question.strip() and isinstance(benchmark.prompt(sample), str), said
-                assert isinstance(sample.category, str) and len(sample.category) <= 300, said
+                assert sample.question.strip() and isinstance(benchmark.prompt(sample), str), label
+                assert isinstance(sample.category, str) and len(sample.category) <= 300, label
                 write_lines([graded(benchmark, sample, "yes")]).encode()
             asked = [s for s in samples if not isinstance(s.image, UnusableImage)]
             records = json.loads(json.dumps([graded(benchmark, s, "yes") for s in asked]))
@@ -132,5 +132,5 @@ def test_one_odd_cell_skips_its_row_at_most(name, folders, monkeypatch, tmp_path
 def test_a_column_without_a_question_is_one_line(name, value, folders, monkeypatch):
     benchmark, whole, loaded = stored(name, folders[name])
     with_cell(monkeypatch, loaded, "question", value, slice(None))
-    said = refusal(benchmark.samples)
-    assert f"none of its {len(whole)} rows can be asked, first {whole[0].id}" in said and "question" in said
+    message = refusal(benchmark.samples)
+    assert f"none of its {len(whole)} rows can be asked, first {whole[0].id}" in message and "question" in message

@@ -84,17 +84,17 @@ def test_only_the_prompt_is_recorded_and_the_hooks_leave():
     model = random_llava()
     llm = model.model.language_model
     batch = prompts(model, [[8, 9, 10]])
-    found = []
+    recorded = []
     for tokens in (1, 4):
         with record_attention(llm) as rows:
             model.generate(**batch, max_new_tokens=tokens, do_sample=False, eos_token_id=None)
-        found.append(rows)
-    assert all(torch.equal(found[0][i], found[1][i]) for i in range(4))
+        recorded.append(rows)
+    assert all(torch.equal(recorded[0][i], recorded[1][i]) for i in range(4))
     with pytest.raises(RuntimeError), record_attention(llm):
         raise RuntimeError
     with record_attention(llm, [1, 3]) as rows, torch.no_grad():
         model(**batch)
-    assert sorted(rows) == [1, 3] and all(torch.equal(rows[i], found[0][i]) for i in rows)
+    assert sorted(rows) == [1, 3] and all(torch.equal(rows[i], recorded[0][i]) for i in rows)
     assert not llm._forward_hooks and not any(layer.self_attn._forward_hooks for layer in llm.layers)
 
 
@@ -112,13 +112,13 @@ def test_replay_follows_blink_by_hand():
         decided(6, Drop(), 10),
         decided(7, Drop(), 10),
     ]
-    found = replay(decisions, torch.arange(10), 9)
+    layers = replay(decisions, torch.arange(10), 9)
     a, b = Origin(3, 0, 6), Origin(5, 3, 4)
-    assert [parts for _, parts in found] == [(), (Origin(1, 2, 4),), (Origin(1, 2, 4),), (a,), (a,), (a, b), (), (), ()]
-    assert all(torch.equal(source, torch.arange(10)) for source, _ in found)
+    assert [parts for _, parts in layers] == [(), (Origin(1, 2, 4),), (Origin(1, 2, 4),), (a,), (a,), (a, b), (), (), ()]
+    assert all(torch.equal(source, torch.arange(10)) for source, _ in layers)
 
 
 def test_replay_follows_methods_that_decide_behind_a_layer():
     decisions = [decided(0, Retain((1, 2, 4), ((0, 3),)), 4), decided(2, Retain((0, 3)), 2)]
-    found = [source.tolist() for source, _ in replay(decisions, torch.tensor([7, 5, NEWLINE, 9, 2]), 4)]
-    assert found == [[7, 5, NEWLINE, 9, 2], [5, NEWLINE, 2, EXTRA], [5, NEWLINE, 2, EXTRA], [5, EXTRA]]
+    sources = [source.tolist() for source, _ in replay(decisions, torch.tensor([7, 5, NEWLINE, 9, 2]), 4)]
+    assert sources == [[7, 5, NEWLINE, 9, 2], [5, NEWLINE, 2, EXTRA], [5, NEWLINE, 2, EXTRA], [5, EXTRA]]

@@ -34,13 +34,13 @@ def test_a_token_behind_changes_no_state_in_front_of_it():
         llm, batch = model.model.language_model, prompts(model, [[9, 10]])
         hidden = model(**batch, output_hidden_states=True).hidden_states
         embeds = hidden[0][:, :38]
-        found = visual_states(llm, embeds, 36, [0, 1, 3])
-        for layer, states in found.items():
+        by_layer = visual_states(llm, embeds, 36, [0, 1, 3])
+        for layer, states in by_layer.items():
             assert (states - hidden[layer][:, 2:38]).abs().max() < 1e-5
         changed = torch.cat([embeds[:, :-1], embeds[:, -1:] + 1], dim=1)
         for layer, states in visual_states(llm, changed, 36, [0, 1, 3]).items():
-            assert (states - found[layer])[:, :-1].abs().max() < 1e-5
-            assert (states - found[layer])[:, -1].abs().max() > 1e-2
+            assert (states - by_layer[layer])[:, :-1].abs().max() < 1e-5
+            assert (states - by_layer[layer])[:, -1].abs().max() > 1e-2
         (prefix,) = run_prefixes(llm, [hidden[0][0, :38]], [36], [1, 3], [4], 1)
         assert sorted(prefix.inputs) == [1, 3]
         for layer in prefix.inputs:
@@ -52,14 +52,14 @@ def test_training_features_are_those_of_the_fused_kernel(scale, eager, tmp_path)
     """Without a cache, as captured, and read from a cache."""
     (batch,) = scenes(scale).train_dataloader()
     modules_ = [TokenSRTraining(backbone, TRAINED) for backbone in (scale, eager)]
-    wanted, found = (module.frozen(batch) for module in modules_)
+    wanted, computed = (module.frozen(batch) for module in modules_)
     captured = modules_[1].capture(batch)
     made = scenes(eager, cache_features=True, cache_path=str(tmp_path), cache_dtype="float32")
     made.stored = prepare_features(eager, TRAINED, modules_[1].capture, made, "32-true", Ranks())
     stored = made.stored["train"][list(range(8))]
     for k, layer in enumerate(TRAINED):
         patch, teacher = wanted[layer]
-        for other in (found[layer], (captured.patch[:, k], captured.teacher[:, k]), (stored.patch[:, k], stored.teacher[:, k])):
+        for other in (computed[layer], (captured.patch[:, k], captured.teacher[:, k]), (stored.patch[:, k], stored.teacher[:, k])):
             torch.testing.assert_close(other[0], patch, atol=2e-4, rtol=1e-4)
             torch.testing.assert_close(other[1], teacher, atol=2e-4, rtol=1e-4)
 
@@ -81,13 +81,13 @@ def test_features_of_an_eager_pass_without_a_mask_are_stale(eager, tmp_path, cap
 
 
 def test_branches_over_shared_prefixes_answer_and_decide_as_with_the_fused_kernel(scale, eager):
-    benchmark, found = MosaicMME(), []
+    benchmark, shared = MosaicMME(), []
     samples = list(benchmark.samples())[:3]
     for backbone in (scale, eager):
         backbone.forget()
         methods = [Method(), blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3), modules(backbone))]
-        found.append(together(backbone, methods, samples, benchmark))
-    assert found[0] == found[1]
+        shared.append(together(backbone, methods, samples, benchmark))
+    assert shared[0] == shared[1]
 
 
 @torch.no_grad()

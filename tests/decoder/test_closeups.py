@@ -97,22 +97,22 @@ def test_points_together_answer_as_alone_and_encode_a_region_once(scale, tower):
     benchmark = MosaicMME()
     samples = list(benchmark.samples())[:3]
     methods = {"none": Method(), **{name: closeup(**words) for name, words in POLICIES.items()}}
-    found = together(scale, list(methods.values()), samples, benchmark, batch_size=2)
+    shared = together(scale, list(methods.values()), samples, benchmark, batch_size=2)
     looked = {
         (samples[n].image_id, methods[name].policy.p, step[3].region)
-        for (n, p), (_, steps) in found.items()
+        for (n, p), (_, steps) in shared.items()
         for name in [list(methods)[p]]
         for step in steps
         if isinstance(step[3], Expand)
     }
     images = len({s.image_id for s in samples})
     assert sum(tower) == images + len(looked) and set(scale.closeups) == looked
-    kinds = {type(step[3]) for _, steps in found.values() for step in steps}
+    kinds = {type(step[3]) for _, steps in shared.values() for step in steps}
     assert {Expand, Drop} <= kinds
     for p, method in enumerate(methods.values()):
         scale.forget()
-        assert alone(scale, method, samples, benchmark) == [found[n, p] for n in range(len(samples))]
-        assert alone(scale, method, samples[:1], benchmark) == [found[0, p]]
+        assert alone(scale, method, samples, benchmark) == [shared[n, p] for n in range(len(samples))]
+        assert alone(scale, method, samples[:1], benchmark) == [shared[0, p]]
 
 
 def test_a_tight_cache_changes_no_answer(scale, tower, monkeypatch):
@@ -131,9 +131,9 @@ def test_where_no_decision_asks_nothing_is_encoded(scale, tower):
     benchmark = MosaicMME()
     samples = list(benchmark.samples())[:2]
     never = closeup(tau_expand=1.0, tau_drop=0.0)
-    found = together(scale, [never, Method()], samples, benchmark)
+    shared = together(scale, [never, Method()], samples, benchmark)
     assert sum(tower) == len({s.image_id for s in samples}) and not scale.closeups
-    assert [found[n, 0][0] for n in range(2)] == [found[n, 1][0] for n in range(2)]
+    assert [shared[n, 0][0] for n in range(2)] == [shared[n, 1][0] for n in range(2)]
 
 
 @torch.no_grad()
@@ -164,16 +164,16 @@ def test_several_images_beams_sampling_and_padding(scale, settings):
     texts = ["USER: <image>\nwhat shape is it? ASSISTANT:", "USER: <image>\n<image>\nis there a red circle in the image? ASSISTANT:"]
     batch = scale.processor(images=[first, second, first], text=texts, padding=True, return_tensors="pt")
     regions = scale.regions({"a": first, "b": second})
-    said, logits = [], []
+    sequences, logits = [], []
     for rows in ([["a"], ["b", "a"]], [["b"], ["a", "b"]]):
         with attach(scale.model, closeup(tau_expand=0.0)) as run:
             run.regions = [[regions[key] for key in row] for row in rows]
-            for use_cache in (True, False) if not said else ():
+            for use_cache in (True, False) if not sequences else ():
                 torch.manual_seed(3)
-                said.append(scale.model.generate(**batch, max_new_tokens=3, use_cache=use_cache, **settings))
+                sequences.append(scale.model.generate(**batch, max_new_tokens=3, use_cache=use_cache, **settings))
             logits.append(scale.model(**batch).logits[:, -1])
             assert {r.scan.image for r in run.records} == {0, 1}
-    assert torch.equal(*said)
+    assert torch.equal(*sequences)
     assert (logits[0] - logits[1]).abs().max() > 1e-3  # wrong pixels would show
 
 
@@ -202,8 +202,8 @@ def test_llava_next_looks_at_the_stretched_image_and_hero_in_front_changes_nothi
     pruned = replace(method, pruner=Hero(0.25, frozenset({6}), frozenset({22}), alpha=1.0))
     for one in (method, pruned):
         scale_next.forget()
-        found = together(scale_next, [one], samples, benchmark)
-        assert any(isinstance(step[3], Expand) for _, steps in found.values() for step in steps)
+        shared = together(scale_next, [one], samples, benchmark)
+        assert any(isinstance(step[3], Expand) for _, steps in shared.values() for step in steps)
         for key, seen in scale_next.closeups.items():
             image = next(s.image() for s in samples if s.image_id == key[0])
             pixels = scale_next.transform(image.crop(region_box(key[2], key[1], *image.size)))
@@ -211,7 +211,7 @@ def test_llava_next_looks_at_the_stretched_image_and_hero_in_front_changes_nothi
             assert pixels.shape[0] == 3 and (fresh["fresh", key[1], key[2]] - seen.visual_at(LAYERS[0])).abs().max() < 1e-4
             break
         scale_next.forget()
-        assert alone(scale_next, one, samples, benchmark) == [found[n, 0] for n in range(3)]
+        assert alone(scale_next, one, samples, benchmark) == [shared[n, 0] for n in range(3)]
     scale_next.forget()
 
 

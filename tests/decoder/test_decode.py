@@ -90,12 +90,12 @@ def test_cached_generation_equals_recomputation(model, name):
     batch, sampled = prompts(model, TEXTS, images=[1, 2, 1, 2]), {"do_sample": True, "temperature": 1.5}
     alone = ({"do_sample": False}, {"num_beams": 3}, sampled) if name == "threshold" else ()
     for settings in (sampled | {"num_beams": 3}, *alone):
-        said = []
+        sequences = []
         with attach(model, method_of(model, name)) as run:
             for use_cache in (True, False):
                 torch.manual_seed(11)
-                said.append(model.generate(**batch, max_new_tokens=4, use_cache=use_cache, suppress_tokens=[3], **settings))
-        assert torch.equal(*said), settings
+                sequences.append(model.generate(**batch, max_new_tokens=4, use_cache=use_cache, suppress_tokens=[3], **settings))
+        assert torch.equal(*sequences), settings
         assert run.records
 
 
@@ -276,12 +276,12 @@ def test_visual_states_stop_early_and_are_those_of_the_full_model():
     embeds = hidden[0][:, :38]
     ran = []
     hooks = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(llm.layers)]
-    found = visual_states(llm, embeds, 36, [0, 2])
+    states = visual_states(llm, embeds, 36, [0, 2])
     for hook in hooks:
         hook.remove()
     assert ran == [0, 1]  # the input of layer 2 needs no layer 2
     for layer in (0, 2):
-        assert (found[layer] - hidden[layer][:, 2:38]).abs().max() < 1e-5
+        assert (states[layer] - hidden[layer][:, 2:38]).abs().max() < 1e-5
 
 
 def test_upstream_facts_that_the_loop_leans_on():

@@ -50,31 +50,31 @@ def answer(backbone, method):
         (visual,) = backbone.visual({"a": image}, [("a", question)], method.pruner, method.restore_dropped)
         if run is not None:
             run.images, run.samples = [[visual.base_map]], ["a"]
-        said = backbone.generate([visual.features], [question], 3)
-        return said, visual.source.tolist(), [] if run is None else [r.decision for r in run.records], visual.features.device
+        texts = backbone.generate([visual.features], [question], 3)
+        return texts, visual.source.tolist(), [] if run is None else [r.decision for r in run.records], visual.features.device
 
 
 @pytest.fixture(scope="module")
 def here():
     """{(path, method): what it answers on the CPU}."""
-    found = {}
+    answers = {}
     for path in ("scale", "scale_next"):
         backbone = load.__wrapped__(path, clip="scale")
         for where, name in CASES:
             if where == path:
-                found[path, name] = answer(backbone, method_of(name, backbone))[:3]
-    return found
+                answers[path, name] = answer(backbone, method_of(name, backbone))[:3]
+    return answers
 
 
 @pytest.fixture(scope="module")
 def there():
     """{path: the backbone on the other device}."""
-    found = {}
+    backbones = {}
     for path in ("scale", "scale_next"):
-        found[path] = load.__wrapped__(path, clip="scale")
+        backbones[path] = load.__wrapped__(path, clip="scale")
         with pretend() as away:
-            found[path].model.to(away)
-    return found
+            backbones[path].model.to(away)
+    return backbones
 
 
 @pytest.mark.slow
@@ -83,9 +83,9 @@ def test_a_method_works_where_the_model_is(path, name, here, there):
     backbone = there[path]
     with pretend() as away:
         method = method_of(name, backbone)
-        *found, device = answer(backbone, method)
+        *outcome, device = answer(backbone, method)
     assert device == away
-    assert tuple(found) == here[path, name]
+    assert tuple(outcome) == here[path, name]
 
 
 def test_training_features_are_made_where_the_model_is(there):

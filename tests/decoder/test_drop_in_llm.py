@@ -100,11 +100,11 @@ def test_llava_next_with_images_of_different_sizes(name):
     with attach(model, method(name)) as run:
         together, records = model(**batch).logits[:, -1], run.records
         settings = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [IMAGE]}
-        said = [model.generate(**batch, use_cache=cached, **settings) for cached in (True, False)]
+        sequences = [model.generate(**batch, use_cache=cached, **settings) for cached in (True, False)]
         for b, single in enumerate(singles):
             assert (model(**single).logits[0, -1] - together[b]).abs().max() < 1e-4
             assert [r.decision for r in run.records] == [r.decision for r in records if r.row == b]
-    assert torch.equal(*said)
+    assert torch.equal(*sequences)
     model.set_attn_implementation("eager")
     for b, single in enumerate(singles):
         assert (oracle(model, single, METHODS[name]) - together[b]).abs().max() < 1e-4
@@ -136,7 +136,7 @@ def test_cached_generation_equals_recomputation(name):
     model = random_llava(**SHAPES["grouped-query"])
     batch = prompts(model, TEXTS[:3], images=[1, 2, 1])
     for settings in ({"do_sample": False}, {"num_beams": 2}, {"do_sample": True, "temperature": 1.5}):
-        said = []
+        outputs = []
         with attach(model, method(name)) as run:
             for use_cache in (True, False):
                 torch.manual_seed(11)
@@ -149,9 +149,9 @@ def test_cached_generation_equals_recomputation(name):
                     return_dict_in_generate=True,
                     **settings,
                 )
-                said.append((out.sequences, torch.stack(out.logits)))
-        assert torch.equal(said[0][0], said[1][0]), settings
-        assert (said[0][1] - said[1][1]).abs().max() < 1e-3
+                outputs.append((out.sequences, torch.stack(out.logits)))
+        assert torch.equal(outputs[0][0], outputs[1][0]), settings
+        assert (outputs[0][1] - outputs[1][1]).abs().max() < 1e-3
         assert run.records
 
 

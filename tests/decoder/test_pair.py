@@ -71,13 +71,13 @@ def test_with_every_cell_kept_it_is_blink_as_ever(policy):
     features = [torch.randn(36, 32, generator=torch.Generator().manual_seed(k)) for k in range(2)]
     batch = _prompt([36, 36], [[9, 10, 11], [12, 13]])
     encoded = {"image": BaseModelOutputWithPooling(pooler_output=features)}
-    said = []
+    outputs = []
     for images in (None, [[BaseViewMap(torch.arange(36))], [BaseViewMap(torch.arange(36))]]):
         with attach(model, blink(policy)) as run, torch.no_grad():
             run.images = images
-            said.append((model(**batch, mm_encoder_outputs=encoded).logits, [(r.scan.region, r.visual_tokens) for r in run.records]))
-    assert torch.allclose(said[0][0], said[1][0], atol=1e-5)
-    assert said[0][1] == said[1][1]
+            outputs.append((model(**batch, mm_encoder_outputs=encoded).logits, [(r.scan.region, r.visual_tokens) for r in run.records]))
+    assert torch.allclose(outputs[0][0], outputs[1][0], atol=1e-5)
+    assert outputs[0][1] == outputs[1][1]
 
 
 def test_rows_that_keep_different_cells_equal_single_runs_and_the_cache_changes_nothing():
@@ -128,20 +128,20 @@ def test_generate_from_pixels_on_llava_next_with_beams_and_without_a_cache(scale
     policy = BlinkPolicy((12, 13), 0.0, 0.0)
     settings = {"max_new_tokens": 3, "do_sample": False}
     inputs = model_inputs(scale_next, [s.image() for s in samples], [s.question for s in samples])
-    said = {}
+    texts = {}
     with attach(scale_next.model, blink(policy)) as run, torch.no_grad():
         for beams, cache in ((1, True), (1, False), (2, True), (2, False)):
             tokens = scale_next.model.generate(**inputs, **settings, num_beams=beams, use_cache=cache)
             assert len(run.records) == 2 * beams * len(samples)
-            said[beams, cache] = scale_next.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            texts[beams, cache] = scale_next.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         features = scale_next.features({s.image_id: s.image() for s in samples})
-        for s, answer in zip(samples, said[1, True], strict=True):
+        for s, answer in zip(samples, texts[1, True], strict=True):
             views = ViewGeometry.of(scale_next.model.config, s.image().size[::-1])
             source = pack(views, all_tokens(views))
             run.images = [[base_view(source, views)]]
             assert scale_next.generate([features[s.image_id]], [s.question], 3) == [answer.strip()]
-    assert said[1, True] == said[1, False]
-    assert said[2, True] == said[2, False]
+    assert texts[1, True] == texts[1, False]
+    assert texts[2, True] == texts[2, False]
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_any_pruner_goes_with_fastv_and_shares_multiply(scale, pruner):
 @pytest.mark.slow
 @pytest.mark.parametrize(("policy", "left"), [("pyramiddrop", [36, 18, 9]), ("dart", [36])])
 def test_policies_count_from_what_a_pruner_left(policy, left, scale):
-    own = {"pyramiddrop": "method.policy.ratios=[0.5,0.25,0.125]", "dart": "method.policy.retention_ratio=0.5"}[policy]
-    method = pair(scale, "method=pair", "method/pruner=hero", f"method/policy={policy}", "retention_ratio=0.5", own)
+    override = {"pyramiddrop": "method.policy.ratios=[0.5,0.25,0.125]", "dart": "method.policy.retention_ratio=0.5"}[policy]
+    method = pair(scale, "method=pair", "method/pruner=hero", f"method/policy={policy}", "retention_ratio=0.5", override)
     records, _ = evaluate(scale, method, MosaicMME(), limit=2)
     assert method.name == f"hero+{policy}"
     assert {r["visual_tokens"] for r in records} == {72}

@@ -67,13 +67,13 @@ def test_every_kept_token_has_the_place_that_it_has_in_the_unpruned_image(size, 
     for _ in range(10):
         kept = tuple(valid.nonzero()[:, 0][torch.rand(int(valid.sum()), generator=generator) < 0.5] for valid in views.valid)
         source = pack(views, TokenSelection(kept), policy)
-        found = original_positions(source, views)
-        assert found is not None and found.length == len(full)
-        patches = [(s, n) for s, n in zip(source.tolist(), found.numbers.tolist(), strict=True) if s >= 0]
+        positions = original_positions(source, views)
+        assert positions is not None and positions.length == len(full)
+        patches = [(s, n) for s, n in zip(source.tolist(), positions.numbers.tolist(), strict=True) if s >= 0]
         assert patches == [(s, full.index(s)) for s, _ in patches]
-        assert found.numbers.diff().ge(0 if policy == "all_rows" else 1).all()
+        assert positions.numbers.diff().ge(0 if policy == "all_rows" else 1).all()
         if policy == "valid_rows":
-            lines = [n for s, n in zip(source.tolist(), found.numbers.tolist(), strict=True) if s == NEWLINE]
+            lines = [n for s, n in zip(source.tolist(), positions.numbers.tolist(), strict=True) if s == NEWLINE]
             assert lines == [n for n, s in enumerate(full) if s == NEWLINE]
 
 
@@ -202,8 +202,8 @@ def test_keeping_everything_is_the_untouched_model_bit_for_bit(scale):
     sample = MosaicMME(1).samples()[0]
     asked = [PointQuestion("a", sample.question, sample.id, (0, 1))]
     points = [Method(), Method(pruner=RandomTokens(1.0), positions="original")]
-    found = answer(scale, points, {"a": sample.image()}, asked, 4, 2)
-    assert found[0, 0].text == found[0, 1].text and found[0, 0].visual.features is found[0, 1].visual.features
+    results = answer(scale, points, {"a": sample.image()}, asked, 4, 2)
+    assert results[0, 0].text == results[0, 1].text and results[0, 0].visual.features is results[0, 1].visual.features
 
 
 @pytest.mark.slow

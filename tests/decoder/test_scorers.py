@@ -81,14 +81,14 @@ def test_alone_shared_and_in_the_viewer_they_see_the_same(installed, scale):
     for p, method in enumerate(methods):
         with attach(scale.model, method) as attached:
             attached.samples = [s.id for s in samples]
-            said, _ = answers(scale, method, attached, images, [(a.image, a.question) for a in asked], benchmark.max_new_tokens)
+            texts, _ = answers(scale, method, attached, images, [(a.image, a.question) for a in asked], benchmark.max_new_tokens)
             records = attached.records
-        for n, text in enumerate(said):
-            alone, own = shared[n, p].decisions, [r for r in records if r.row == n]
+        for n, text in enumerate(texts):
+            alone, row_records = shared[n, p].decisions, [r for r in records if r.row == n]
             assert shared[n, p].text == text
-            assert [r.decision for r in alone] == [r.decision for r in own]
-            assert [r.scan.rho for r in alone] == pytest.approx([r.scan.rho for r in own], abs=1e-4)
-            ratios |= {round(r.scan.rho, 3) for r in own}
+            assert [r.decision for r in alone] == [r.decision for r in row_records]
+            assert [r.scan.rho for r in alone] == pytest.approx([r.scan.rho for r in row_records], abs=1e-4)
+            ratios |= {round(r.scan.rho, 3) for r in row_records}
         followed = trace(scale, method, benchmark, samples[0], images[samples[0].image_id])
         assert [step["rho"] for step in followed.record["layers"]] == pytest.approx([r.scan.rho for r in shared[0, p].decisions], abs=1e-4)
     assert len(ratios) > 20
@@ -100,9 +100,9 @@ def test_a_scorer_is_shown_exactly_what_it_declares(monkeypatch):
     llm, seen = model.model.language_model, {}
 
     def look(name, **declared):
-        def score(found, columns):
-            seen[name] = found.logits(slice(None)), found.raw_logits() if declared.get("raw") else None, found.visible
-            return torch.zeros(len(found.visible), 36)
+        def score(scan, columns):
+            seen[name] = scan.logits(slice(None)), scan.raw_logits() if declared.get("raw") else None, scan.visible
+            return torch.zeros(len(scan.visible), 36)
 
         return Scorer(score, **declared)
 

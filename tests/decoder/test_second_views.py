@@ -86,9 +86,9 @@ def test_alone_in_batches_and_shared_the_answers_are_the_same(scale, samples):
         texts, visual = answers(scale, method, None, images, askings, 4)  # Hugging Face's generate(), one padded batch
         scale.forget()
         single = [answers(scale, method, None, {a.image: images[a.image]}, [a], 4)[0][0] for a in askings[::3]]
-        found = [together[n, p] for n in range(len(askings))]
-        assert [one.text for one in found] == texts and texts[::3] == single, name
-        assert [one.visual.second for one in found] == [v.second for v in visual], name
+        shared = [together[n, p] for n in range(len(askings))]
+        assert [one.text for one in shared] == texts and texts[::3] == single, name
+        assert [one.visual.second for one in shared] == [v.second for v in visual], name
         answered[name] = texts
     assert len({tuple(texts) for texts in answered.values()}) > 4  # so the test above tests something
     right = {name: sum(text == s.answer for text, s in zip(texts, samples, strict=True)) for name, texts in answered.items()}
@@ -122,11 +122,11 @@ def test_the_scan_is_that_of_blink_and_holds_its_budget(scale, samples, p, monke
     images, askings = asked(samples)
     watching = blink(BlinkPolicy((12,), tau_expand=1.0, tau_drop=0.0, p=p))
     wanted = answer(scale, [watching], images, [PointQuestion(a.image, a.question, a.sample, (0,)) for a in askings], 1, 32)
-    found = attended(scale, 12, p, images, askings)
+    wide = attended(scale, 12, p, images, askings)
     monkeypatch.setattr(scale, "shared_bytes", 1)
     scale.forget()
     narrow = attended(scale, 12, p, images, askings)
-    for n, scores in enumerate(found):
+    for n, scores in enumerate(wide):
         assert len(scores) == p * p
         assert scores == pytest.approx(wanted[n, 0].decisions[0].scan.patch_scores, abs=1e-5)
         assert scores == pytest.approx(narrow[n], abs=1e-5)

@@ -37,7 +37,7 @@ def test_parts_give_what_keys_in_one_piece_give(front):
     for alone in (False, True):
         cache = SharedKVCache(front, alone=alone)
         cache.update(random(ROWS, KV_HEADS, QUERIES, WIDTH), random(ROWS, KV_HEADS, QUERIES, WIDTH) + 1)
-        before = [own.clone() for own in cache.own]
+        before = [tensor.clone() for tensor in cache.own]
         out.append(attend(None, query.clone(), cache, cache, None, WIDTH**-0.5)[0])
         assert all(torch.equal(a, b) for a, b in zip(before, cache.own, strict=True))
     torch.testing.assert_close(*out, atol=1e-5, rtol=1e-5)

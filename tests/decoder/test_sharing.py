@@ -41,7 +41,7 @@ POLICIES = {
 
 
 def blinks(backbone) -> dict[str, Method]:
-    found = {name: blink(BlinkPolicy(layers=LAYERS, **words), modules(backbone)) for name, words in POLICIES.items()}
+    methods = {name: blink(BlinkPolicy(layers=LAYERS, **words), modules(backbone)) for name, words in POLICIES.items()}
     dropping = {
         "fastv": Method(FastVPolicy(2, 0.5), name="fastv"),
         "fastv, few": Method(FastVPolicy(2, 0.1), name="fastv"),
@@ -52,7 +52,7 @@ def blinks(backbone) -> dict[str, Method]:
         "dart": Method(DARTPolicy(2, 0.4), name="dart"),
         "dart, late": Method(DARTPolicy(7, 0.1, mode="reference"), name="dart"),
     }
-    return {"none": Method(), "interpolated": blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3)), **found, **dropping}
+    return {"none": Method(), "interpolated": blink(BlinkPolicy(layers=LAYERS, tau_expand=0.3)), **methods, **dropping}
 
 
 def alone(backbone, method: Method, samples, benchmark) -> list[tuple]:
@@ -61,11 +61,11 @@ def alone(backbone, method: Method, samples, benchmark) -> list[tuple]:
     with attach(backbone.model, method) as attached:
         if attached is not None:
             attached.samples = [s.id for s in samples]
-        said, _ = answers(
+        texts, _ = answers(
             backbone, method, attached, images, [(s.image_id, benchmark.prompt(s)) for s in samples], benchmark.max_new_tokens
         )
         records = attached.records if attached is not None else []
-        return [(text, taken([r for r in records if r.row == b])) for b, text in enumerate(said)]
+        return [(text, taken([r for r in records if r.row == b])) for b, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,9 @@ def test_points_together_answer_and_decide_as_alone(scale, shared_run, monkeypat
             return run(self, i, first)
 
         monkeypatch.setattr(BranchBatch, "_run", watched)
-    found = together(scale, list(methods.values()), samples, MosaicMME(), batch_size=2)
+    shared = together(scale, list(methods.values()), samples, MosaicMME(), batch_size=2)
     for (p, name), n in itertools.product(enumerate(methods), range(len(samples))):
-        assert found[n, p] == wanted[name][n], (name, n)
+        assert shared[n, p] == wanted[name][n], (name, n)
     if room:
         most = max(number for number, _ in ran)
         assert 2 < most < 10 and all(number <= 2 or needed <= room for number, needed in ran)
@@ -137,10 +137,10 @@ def test_pruned_images_and_base_views_with_gaps():
     methods = [instantiate(c.method, _partial_=True, _convert_="all")(backbone) for c in configs]
     wanted = [alone(backbone, m, samples, benchmark) for m in methods]
     backbone.forget()
-    found = together(backbone, methods, samples, benchmark)
+    shared = together(backbone, methods, samples, benchmark)
     for p, n in itertools.product(range(len(methods)), range(len(samples))):
-        assert found[n, p] == wanted[p][n], (words[p], n)
-    assert any(step[3].__class__.__name__ == "Expand" for n in range(len(samples)) for step in found[n, 1][1])
+        assert shared[n, p] == wanted[p][n], (words[p], n)
+    assert any(step[3].__class__.__name__ == "Expand" for n in range(len(samples)) for step in shared[n, 1][1])
 
 
 @pytest.mark.slow
@@ -153,8 +153,8 @@ def test_the_worst_moment_stays_within_a_quarter_of_the_budget(scale, shared_run
     chosen = ("none", "interpolated", "append")
     monkeypatch.setattr(scale, "shared_bytes", mebibytes * 2**20)
     scale.forget()
-    found: dict = {}
-    peak = peak_bytes(lambda: found.update(together(scale, [methods[name] for name in chosen], samples, MosaicMME())))
+    shared: dict = {}
+    peak = peak_bytes(lambda: shared.update(together(scale, [methods[name] for name in chosen], samples, MosaicMME())))
     assert peak <= 1.25 * scale.shared_bytes
     for (p, name), n in itertools.product(enumerate(chosen), range(len(samples))):
-        assert found[n, p] == wanted[name][n], (name, n)
+        assert shared[n, p] == wanted[name][n], (name, n)

@@ -48,8 +48,8 @@ def test_what_is_shared_runs_once(scale):
     alike = [blink(BlinkPolicy(layers=(12,), tau_expand=tau, tau_drop=0.0), modules(scale)) for tau in (0.0, 0.01, 0.02)]
     scale.forget()
     with Counted(scale) as counted:
-        found = together(scale, [*alike, Method()], samples, benchmark)
-    regions = {found[n, 0][1][0][3].region for n in range(len(samples))}
+        shared = together(scale, [*alike, Method()], samples, benchmark)
+    regions = {shared[n, 0][1][0][3].region for n in range(len(samples))}
     prefix = 144 + len(scale.around(["?"])[0][0])
     assert counted.by_length[prefix] == 32  # of one row in every layer
     assert counted.by_length[144] == len(regions) * (32 - 12)  # an expansion for each region that any question wants
@@ -80,12 +80,12 @@ def test_methods_that_drop_inside_the_llm_share_their_layers_before_the_first_cu
     for methods, depth in (([*fastv, sparse], 6), (fastv, 2), ([*fastv, Method()], 32)):
         scale.forget()
         with Counted(scale) as counted:
-            found = together(scale, methods, samples, benchmark)
+            shared = together(scale, methods, samples, benchmark)
         assert counted.by_length[ahead + 144] == depth
         for ratio, point in ((0.5, 0), (0.25, 2)):
-            kept = {found[n, point][1][0][3] for n in range(len(samples))}
-            assert counted.by_length[ahead + int(144 * ratio)] == len(kept) * 30
-        assert all(found[n, 0] == found[n, 1] for n in range(len(samples)))
+            decisions = {shared[n, point][1][0][3] for n in range(len(samples))}
+            assert counted.by_length[ahead + int(144 * ratio)] == len(decisions) * 30
+        assert all(shared[n, 0] == shared[n, 1] for n in range(len(samples)))
     with Counted(scale) as counted:  # the whole prefix is at hand now, and serves those that need less of it
         together(scale, fastv, samples, benchmark)
     assert ahead + 144 not in counted.by_length
@@ -149,6 +149,6 @@ def test_what_is_kept_of_an_image_does_not_keep_its_batch(scale):
         (e.hidden, *e.logits.values(), *e.queries.values(), *e.keys.values(), e.last_hidden, e.pooled, e.hidden_cls) for e in encodings
     ]
     assert len(tensors) > 4
-    for encoding, own in zip(encodings, tensors, strict=True):
-        assert sum(t.untyped_storage().nbytes() for t in own) == encoding.nbytes
+    for encoding, parts in zip(encodings, tensors, strict=True):
+        assert sum(t.untyped_storage().nbytes() for t in parts) == encoding.nbytes
     assert all(f.untyped_storage().nbytes() == f.nbytes for f in scale.features(images).values())

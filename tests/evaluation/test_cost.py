@@ -66,10 +66,10 @@ def test_formula_counter_and_cache_agree(scale, name):
         assert layers == [visual + text for visual in METHODS[name].policy.layer_tokens(144, 32)]
         assert cost["prefill_flops_formula"] == sum(prefill_flops(n, scale.width, 160, 1) for n in layers)
     else:
-        kept = {"none": 144, "hero": 36}[name]
-        assert cost["visual_tokens"] == kept
-        assert layers == [kept + text] * 32
+        entering = {"none": 144, "hero": 36}[name]
+        assert cost["visual_tokens"] == entering
+        assert layers == [entering + text] * 32
         width = scale.width
-        assert cost["prefill_flops_formula"] == prefill_flops(kept + text, width, 160, 32)
+        assert cost["prefill_flops_formula"] == prefill_flops(entering + text, width, 160, 32)
     assert cost["kv_bytes"] == kv_bytes(1, scale.width, 1, size=4) * sum(layers)
     assert min(cost[k] for k in ("encode_seconds", "prefill_seconds", "decode_tokens_per_second", "peak_memory_bytes")) > 0

@@ -22,9 +22,9 @@ from blink_exp.methods.sparsevlm import SparseVLMPolicy
 def records(scale, name: str, batch_size: int, workers: int = 0) -> str:
     scale.forget()
     samples = spread(MosaicMME().samples(), 8)
-    found, skipped = evaluate(scale, method_of(name, scale), MosaicMME(), batch_size, samples=samples, workers=workers)
-    assert len(found) == len(samples) and not skipped
-    return write_lines(found)
+    rows, skipped = evaluate(scale, method_of(name, scale), MosaicMME(), batch_size, samples=samples, workers=workers)
+    assert len(rows) == len(samples) and not skipped
+    return write_lines(rows)
 
 
 @x86

@@ -55,10 +55,10 @@ def test_progress_in_a_file_is_a_line_a_tenth_and_one_after_thirty_seconds(capsy
     for _ in range(1000):
         now[0] += 0.1
         lines.advance(1)
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 10
-    assert said[0] == "none on mme: 100 of 1000 (10 %), 10.0 s, about 1 min 30 s left"
-    assert said[-1] == "none on mme: 1000 of 1000 (100 %), 1 min 40 s"
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 10
+    assert printed[0] == "none on mme: 100 of 1000 (10 %), 10.0 s, about 1 min 30 s left"
+    assert printed[-1] == "none on mme: 1000 of 1000 (100 %), 1 min 40 s"
     lines = Lines(1000, "none on mme", lambda: now[0])
     for _ in range(5):
         now[0] += 20

@@ -94,8 +94,8 @@ def test_a_changed_image_is_asked_about_again(data, capsys):
     back(data, gone)
     capsys.readouterr()
     measured_point(point(data))
-    said = capsys.readouterr().out
-    assert "going on: " in said and f"going on: {known} of" not in said
+    output = capsys.readouterr().out
+    assert "going on: " in output and f"going on: {known} of" not in output
 
 
 @pytest.mark.slow
@@ -131,6 +131,6 @@ def test_how_many_samples_may_be_skipped(skipped, samples, limit, wanted):
 
 def test_the_line_of_an_incomplete_run_counts_and_names_the_first():
     skipped = [{"id": "b/1", "why": "no such file"}, {"id": "b/2", "why": "cut off"}]
-    said = refusal(lambda: check_complete([{}] * 8, skipped, 0.1))
-    assert said.startswith("2 of 10 samples (20.0 %) were skipped, more than skip_limit=0.1 allows, first b/1: no such file; ")
+    message = refusal(lambda: check_complete([{}] * 8, skipped, 0.1))
+    assert message.startswith("2 of 10 samples (20.0 %) were skipped, more than skip_limit=0.1 allows, first b/1: no such file; ")
     assert refusal(lambda: check_complete([], skipped, 1)).startswith("none of the 2 samples could be read, first b/1: no such file")

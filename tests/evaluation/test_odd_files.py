@@ -46,7 +46,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ({"id": "b", "prediction": None}, "line 3 of {} (b) has prediction=null, which is no text; give predictions="),
         ({"id": "b", "prediction": 3}, "line 3 of {} (b) has prediction=3, which is no text"),
@@ -63,18 +63,18 @@ BROKEN = {
         ({"id": "b", "prediction": "x", "layers": [{"layer": "12"}]}, "line 3 of {} has layers="),
     ],
 )
-def test_a_line_that_is_no_prediction_is_named(line, said, tmp_path):
+def test_a_line_that_is_no_prediction_is_named(line, message, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"id": "a", "prediction": "x"}) + "\n\n" + json.dumps(line) + "\n", encoding="utf-8")
-    assert said.format(path) in refusal(lambda: predicted(str(path)))
+    assert message.format(path) in refusal(lambda: predicted(str(path)))
 
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_predictions_file_that_is_none_is_one_line(how, tmp_path):
     path = tmp_path / "records.jsonl"
     path.write_bytes(BROKEN[how])
-    said = refusal(lambda: predicted(str(path)))
-    assert str(path) in said and "give" in said and len(said) < 400 + len(str(path))
+    message = refusal(lambda: predicted(str(path)))
+    assert str(path) in message and "give" in message and len(message) < 400 + len(str(path))
     assert "against=" in refusal(lambda: predicted(str(path), "against"))
     (tmp_path / "empty").mkdir()
     assert "predictions=" in refusal(lambda: predicted(str(tmp_path / "empty")))
@@ -98,13 +98,13 @@ def test_a_broken_metrics_json_beside_predictions_is_one_line(how, tmp_path):
 
 def test_records_that_cannot_be_gone_on_with_are_asked_again(tmp_path):
     path = tmp_path / "records.part"
-    kept = RecordLog(path, "s")
-    kept.add([{"id": "a", "question": "?", "prediction": "x", "layers": []}])
+    log = RecordLog(path, "s")
+    log.add([{"id": "a", "question": "?", "prediction": "x", "layers": []}])
     whole = path.read_bytes()
     for line in (*BROKEN.values(), b'{"id": "b"}', b'{"id": "b", "question": 3, "prediction": "x"}', b'{"id": 3}'):
         path.write_bytes(whole + line + b"\n")
-        found = RecordLog(path, "s")
-        assert list(found.records) == ["a"] and found.whole == len(whole)
+        reopened = RecordLog(path, "s")
+        assert list(reopened.records) == ["a"] and reopened.whole == len(whole)
 
 
 def test_no_text_of_a_row_ends_a_run_at_its_end(tmp_path, capsys):
@@ -190,8 +190,8 @@ def test_other_broken_files_of_a_sweep_are_left_out(how, tmp_path, caplog):
 def test_a_broken_config_of_a_training_is_one_line(data, tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "latest", lambda folder, names: (folder / "last.ckpt", {"global_step": 1}, ""))
     (tmp_path / "config.yaml").write_bytes(data)
-    said = refusal(lambda: resume.resume_from({"resume": str(tmp_path)}, tmp_path))
-    assert str(tmp_path / "config.yaml") in said and "copy it again or start a new run" in said
+    message = refusal(lambda: resume.resume_from({"resume": str(tmp_path)}, tmp_path))
+    assert str(tmp_path / "config.yaml") in message and "copy it again or start a new run" in message
     (tmp_path / "config.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
     assert read_settings(tmp_path / "config.yaml", "") == {"a": 1}
 
@@ -222,21 +222,23 @@ def instruction(folder: Path, rows: object, encoding: str = "utf-8") -> llava_66
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("name", ["coco/a.png", "coco\\a.png", ".\\coco\\a.png"])
 def test_images_are_found_behind_a_mark_and_windows_separators(name, encoding, tmp_path):
-    found = instruction(tmp_path, [{"image": name}, {"id": "text only"}, {}, {"image": "coco\\gone.png"}], encoding)
-    assert [os.path.normpath(n) for n in found.names] == ["coco/a.png"]
-    assert (found.rows, found.with_image, found.missing) == (4, 2, {"coco": 1})
+    image_listing = instruction(tmp_path, [{"image": name}, {"id": "text only"}, {}, {"image": "coco\\gone.png"}], encoding)
+    assert [os.path.normpath(n) for n in image_listing.names] == ["coco/a.png"]
+    assert (image_listing.rows, image_listing.with_image, image_listing.missing) == (4, 2, {"coco": 1})
 
 
 @pytest.mark.parametrize("key", ["images", "image_path", "img", "Image"])
 def test_another_key_than_image_is_named(key, tmp_path):
-    said = refusal(lambda: instruction(tmp_path, [{"id": 1, key: "coco/a.png"}, {"id": 2}]))
-    assert f'none of the 2 rows of data.json={tmp_path}/rows.json has the key "image" (keys: id, {key}); rename "{key}" to "image"' in said
-    found = instruction(tmp_path, [{"id": 1, key: "coco/a.png"}, {"image": "coco/a.png"}])
-    assert found.summary["other_key"] == 1 and "1 rows name theirs under another key" in str(found)
+    message = refusal(lambda: instruction(tmp_path, [{"id": 1, key: "coco/a.png"}, {"id": 2}]))
+    assert (
+        f'none of the 2 rows of data.json={tmp_path}/rows.json has the key "image" (keys: id, {key}); rename "{key}" to "image"' in message
+    )
+    image_listing = instruction(tmp_path, [{"id": 1, key: "coco/a.png"}, {"image": "coco/a.png"}])
+    assert image_listing.summary["other_key"] == 1 and "1 rows name theirs under another key" in str(image_listing)
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([], "is an empty list"),
         ([{"text": 1}] * 3, "none of the 3 rows of data.json="),
@@ -251,9 +253,9 @@ def test_another_key_than_image_is_named(key, tmp_path):
         ([[["a" * 999]]], "is no {...} but"),
     ],
 )
-def test_odd_instruction_data_is_one_line(rows, said, tmp_path):
+def test_odd_instruction_data_is_one_line(rows, message, tmp_path):
     text = refusal(lambda: instruction(tmp_path, rows))
-    assert said in text and len(text) < 500 + 2 * len(str(tmp_path))
+    assert message in text and len(text) < 500 + 2 * len(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -268,10 +270,10 @@ def test_instruction_data_that_is_no_json_is_one_line(data, tmp_path):
 def test_a_bad_row_of_instruction_data_is_passed_over_and_counted(tmp_path):
     """One of 665,000 rows must not end a training."""
     rows = [{"image": "coco/a.png"}, 5, None, "x", {"image": 3}, {"image": ["coco/a.png"]}, {"image": " "}, {"text": "no image"}]
-    found = instruction(tmp_path, rows)
-    assert found.names == ["coco/a.png"] and (found.rows, found.with_image) == (8, 1)
-    assert found.summary["wrong_rows"] == 6
-    assert f"6 rows are passed over, first row 2 of {tmp_path}/rows.json is no {{...}} but 5" in str(found)
+    image_listing = instruction(tmp_path, rows)
+    assert image_listing.names == ["coco/a.png"] and (image_listing.rows, image_listing.with_image) == (8, 1)
+    assert image_listing.summary["wrong_rows"] == 6
+    assert f"6 rows are passed over, first row 2 of {tmp_path}/rows.json is no {{...}} but 5" in str(image_listing)
 
 
 def test_a_fifo_or_a_device_is_not_read(tmp_path):

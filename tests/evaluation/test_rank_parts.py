@@ -109,17 +109,19 @@ def test_jobs_side_by_side_have_gpus_in_turn_and_a_process_keeps_its_first(gpus,
     ],
 )
 def test_what_fails_in_another_process_fails_in_rank_0(error, message):
-    told = json.loads(
+    description = json.loads(
         json.dumps(ranks.described(error, 2, f"{type(error).__name__}: {error}" if type(error) is ValueError else str(error)))
     )
-    again = failure(told, 3)
+    again = failure(description, 3)
     assert str(again) == message
     assert isinstance(again, torch.OutOfMemoryError if isinstance(error, RuntimeError) else UserError)
 
 
 def test_a_full_disk_of_another_process_is_that_of_rank_0():
-    told = json.loads(json.dumps(ranks.described(WriteError(errno.ENOSPC, "No space left on device", "/a/records.rank1.part"), 1, "")))
-    again = failure(told, 2)
+    description = json.loads(
+        json.dumps(ranks.described(WriteError(errno.ENOSPC, "No space left on device", "/a/records.rank1.part"), 1, ""))
+    )
+    again = failure(description, 2)
     assert isinstance(again, WriteError) and (again.errno, again.filename) == (errno.ENOSPC, "/a/records.rank1.part")
 
 

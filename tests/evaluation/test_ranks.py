@@ -165,6 +165,6 @@ def test_torchrun_itself(one, tmp_path):
     words[-1] = "limit=none"
     refused = subprocess.run(words, cwd=scripts.ROOT, capture_output=True, text=True, timeout=500)
     assert refused.returncode and not refused.stdout
-    own = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
-    assert len(own) == 1 and own[0].startswith("error: limit must be a whole number")
+    errors = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: limit must be a whole number")
     assert "blink_exp" not in refused.stderr.replace(str(scripts.ROOT), "")  # the rest is torchrun's own report

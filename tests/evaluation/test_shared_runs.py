@@ -40,7 +40,7 @@ def comparable(records: list[dict]) -> list[dict]:
 
 
 def points(store: Path, *more: str, words=WORDS):
-    return [composed("sweep", [*own, "limit=3", f"store={store}", *more]) for own in words]
+    return [composed("sweep", [*overrides, "limit=3", f"store={store}", *more]) for overrides in words]
 
 
 @pytest.mark.slow
@@ -51,9 +51,9 @@ def test_points_together_leave_what_points_alone_leave(tmp_path, monkeypatch):
     monkeypatch.setattr(shared_runs, "ask", lambda *a: asked.append(len(a[1])) or ask(*a))
     shared_runs.run_together(configs)
     assert asked == [5]
-    found = [measured_point(cfg) for cfg in configs]
+    shared = [measured_point(cfg) for cfg in configs]
     alone = [measured_point(cfg) for cfg in points(tmp_path / "alone")]
-    for a, b in zip(found, alone, strict=True):
+    for a, b in zip(shared, alone, strict=True):
         assert Path(a["folder"]).name == Path(b["folder"]).name  # running together is no part of what a result depends on
         assert comparable(read(a["folder"])) == comparable(read(b["folder"]))
         assert (a["scores"], a["tokens"], a["method"], a["samples"]) == (b["scores"], b["tokens"], b["method"], b["samples"])
@@ -144,14 +144,14 @@ def test_a_failure_of_the_shared_run_leaves_the_points_to_themselves(tmp_path, m
 
 
 def test_jobs_of_a_search_are_answered_on_the_validation_part(tmp_path, monkeypatch):
-    found = []
-    monkeypatch.setattr(multirun, "run_together", lambda configs: found.extend(configs))
-    own = compose("sweep", overrides=[f"store={tmp_path}"], return_hydra_config=True)
+    shared = []
+    monkeypatch.setattr(multirun, "run_together", lambda configs: shared.extend(configs))
+    plain = compose("sweep", overrides=[f"store={tmp_path}"], return_hydra_config=True)
     searching = compose("sweep", overrides=["search=blink", f"store={tmp_path}"], return_hydra_config=True)
     table = compose("sweep", overrides=["table=blink_table3"], return_hydra_config=True)
     apart = compose("sweep", overrides=["share=false"], return_hydra_config=True)
-    run_jobs([own, searching, table, apart])
-    assert [cfg.part for cfg in found] == ["all", "validation"]
+    run_jobs([plain, searching, table, apart])
+    assert [cfg.part for cfg in shared] == ["all", "validation"]
 
 
 def test_the_launcher_is_sweep_s_own_and_basic_is_one_word_away():

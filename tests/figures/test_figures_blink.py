@@ -33,8 +33,8 @@ def closed():
 
 def test_figure_3_counts_the_right_patch_and_compares_the_middle_with_the_rest():
     records = scanned([[0, 2, 2, 0], [1, 2, 2, 2], [0, 2, 2, 1]], [2], [0.3, 0.6, 0.8, 0.4])
-    found = blink_layers.by_layer(records, GRID, 4)
-    assert found == {"rho": [0.3, 0.6, 0.8, 0.4], "hit": [0.0, 1.0, 1.0, round(1 / 3, 4)], "annotated": 3, "questions": 3}
+    curves = blink_layers.by_layer(records, GRID, 4)
+    assert curves == {"rho": [0.3, 0.6, 0.8, 0.4], "hit": [0.0, 1.0, 1.0, round(1 / 3, 4)], "annotated": 3, "questions": 3}
     hit, rho = blink_layers.claims(records, GRID, {1, 2})
     assert (hit.numbers["hit in layers 1-2"], hit.numbers["hit in the others"]) == (1.0, pytest.approx(1 / 6))
     assert (rho.numbers["rho in layers 1-2"], rho.numbers["rho in the others"]) == (pytest.approx(0.7), pytest.approx(0.35))
@@ -45,11 +45,11 @@ def test_figure_3_counts_the_right_patch_and_compares_the_middle_with_the_rest()
 
 def test_figure_3_without_annotation_has_no_dots_and_does_not_judge_them():
     records = scanned([[0, 1, 2, 3], [0, 1, 2, 3]], None)
-    found = blink_layers.by_layer(records, GRID, 4)
+    curves = blink_layers.by_layer(records, GRID, 4)
     hit, _ = blink_layers.claims(records, GRID, {1, 2})
-    assert found["hit"] == [None] * 4 and hit.holds is None and hit.numbers["difference"] is None
-    said = tips(blink_layers.plot(found, {1, 2}, 0.25))
-    assert len(said) == 4 and said[2] == "layer 2: 0.500 of visual attention#2"
+    assert curves["hit"] == [None] * 4 and hit.holds is None and hit.numbers["difference"] is None
+    labels = tips(blink_layers.plot(curves, {1, 2}, 0.25))
+    assert len(labels) == 4 and labels[2] == "layer 2: 0.500 of visual attention#2"
 
 
 def test_a_region_across_patches_has_no_right_patch():
@@ -157,10 +157,10 @@ def test_figure_7_measures_the_sixty_layer_sets_and_trains_all_their_layers():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         layers = OmegaConf.to_container(compose("sweep", overrides=[*figure["overrides"], *points[1]["overrides"]]).layers)
         trained = compose("train", overrides=figure["trains"]).layers
-    said = [[w.removeprefix("layers.indices=") for w in p["overrides"]] for p in points[1:]]
-    sets = [selected_layers(32, **(layers | {"indices": indices})) for (indices,) in said]
+    ranges = [[w.removeprefix("layers.indices=") for w in p["overrides"]] for p in points[1:]]
+    sets = [selected_layers(32, **(layers | {"indices": indices})) for (indices,) in ranges]
     assert (len(sets), len(set(sets))) == (63, 60)
-    assert layers["indices"] == said[0][0] == "4-18"
+    assert layers["indices"] == ranges[0][0] == "4-18"
     assert set().union(*sets) == set(selected_layers(32, **trained)) == set(range(4, 32))
     assert sets[0] == tuple(range(4, 19)) and sets[15] == (12,) and sets[-1] == (31,)
 

@@ -33,8 +33,8 @@ def closed():
     ("weights", "even"), [([1, 1, 1, 1], 1.0), ([0, 3, 0, 0], 0.0), ([2, 2, 0, 0], 0.5), ([0, 0, 0, 0], None), ([5], None)]
 )
 def test_evenness_is_entropy_over_that_of_equal_weights(weights, even):
-    found = evenness(torch.tensor(weights, dtype=torch.float32))
-    assert found == (None if even is None else pytest.approx(even, abs=1e-6))
+    value = evenness(torch.tensor(weights, dtype=torch.float32))
+    assert value == (None if even is None else pytest.approx(even, abs=1e-6))
 
 
 @torch.no_grad()

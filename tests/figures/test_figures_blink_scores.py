@@ -102,8 +102,8 @@ def test_figure_4_holds_only_if_every_copy_encloses_more():
 
 def test_the_error_of_an_area_counts_images_and_not_questions():
     def runs(questions):
-        kept = {(str(k), q): 50.0 + k for k in range(20) for q in questions}
-        return [{"a": kept, "b": kept}, {s: {key: v + int(key[0]) % 4 for key, v in kept.items()} for s in "ab"}]
+        scores = {(str(k), q): 50.0 + k for k in range(20) for q in questions}
+        return [{"a": scores, "b": scores}, {s: {key: v + int(key[0]) % 4 for key, v in scores.items()} for s in "ab"}]
 
     single, double = (blink_radar.claim("p", runs(q), ["Vanilla", "x"]).numbers for q in ("q", "qr"))
     assert single == pytest.approx(double) and single["x: standard error"] > 0

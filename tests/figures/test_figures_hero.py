@@ -28,8 +28,8 @@ def test_masks_cover_tokens_of_tiles_and_thumbnail(monkeypatch):
     monkeypatch.setattr(hero_measures, "on_view", lambda backbone, mask: torch.eye(4).bool())
     mask = np.zeros((10, 20), dtype=bool)
     mask[:, 15:] = True
-    found = hero_measures.token_cover(None, ViewGeometry(side=2, rows=1, columns=2, size=(10, 20)), mask)
-    assert found.tolist() == [[0.5, 0, 0, 0.5], [0, 0, 0, 0], [0, 1, 0, 1]]
+    cover = hero_measures.token_cover(None, ViewGeometry(side=2, rows=1, columns=2, size=(10, 20)), mask)
+    assert cover.tolist() == [[0.5, 0, 0, 0.5], [0, 0, 0, 0], [0, 1, 0, 1]]
 
 
 def test_boxes_stand_in_for_masks():
@@ -175,8 +175,8 @@ def test_mmstar_s_categories_are_held_against_the_paper_s_peaks():
     assert elsewhere.holds is False
     assert [elsewhere.numbers[f"holds (1) or not (0), {c}"] for c in ("math", "instance reasoning")] == [0, 1]
     assert elsewhere.numbers["lead, math"] == pytest.approx(-40)
-    own = hero_alpha.claims(hero_alpha.AlphaScores({0.5: answers({"1": ("a", 1), "2": ("b", 0)})}, balanced=False))[1]
-    assert own.holds is None and "MMStar" in own.how
+    claim = hero_alpha.claims(hero_alpha.AlphaScores({0.5: answers({"1": ("a", 1), "2": ("b", 0)})}, balanced=False))[1]
+    assert claim.holds is None and "MMStar" in claim.how
 
 
 def test_figure_5_has_a_line_a_category_and_the_average_in_black(tmp_path):

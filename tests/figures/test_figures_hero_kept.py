@@ -56,14 +56,14 @@ def test_how_long_tokens_are_there_under_a_policy_by_hand(monkeypatch):
 
 
 def test_kept_areas_against_all_tokens_by_hand():
-    def found(region, everything):
+    def shares(region, everything):
         return {"HERO": {hero_kept.REGION: region, hero_kept.SALIENT: [0.9, 0.8], hero_kept.ALL: everything}}
 
-    region, salient = hero_kept.claims(found([0.6, 0.5], [0.2, 0.2]), "HERO")
+    region, salient = hero_kept.claims(shares([0.6, 0.5], [0.2, 0.2]), "HERO")
     assert region.holds is True and region.numbers["HERO, difference"] == pytest.approx(0.35)
     assert salient.numbers["HERO, all annotated objects"] == pytest.approx(0.85)
-    assert hero_kept.claims(found([0.1, 0.12], [0.2, 0.2]), "HERO")[0].holds is False
-    assert hero_kept.claims({"HERO": {area: [] for area in found([], [])["HERO"]}}, "HERO")[0].holds is None
+    assert hero_kept.claims(shares([0.1, 0.12], [0.2, 0.2]), "HERO")[0].holds is False
+    assert hero_kept.claims({"HERO": {area: [] for area in shares([], [])["HERO"]}}, "HERO")[0].holds is None
 
 
 def test_examples_are_of_different_images_and_kinds_right_answers_first():
@@ -92,9 +92,9 @@ def test_figure_6_shows_each_image_its_own_tokens(scale_next):
         for axis, values in zip(drawing.pictures[f"f_{k + 1}"].axes[1:], hero_kept.as_maps(stays, encoding.views), strict=True):
             dark = np.asarray(axis.images[1].get_array())[..., 3]
             assert np.array_equal(dark == 0, values.numpy() == 1)
-    kept = drawing.data["kept"]
-    assert set(kept) == {"HERO (20 %)", "random tokens"}
-    assert kept["random tokens"][hero_kept.ALL] == pytest.approx([0.2] * len(kept["random tokens"][hero_kept.ALL]), abs=0.02)
+    shares = drawing.data["kept"]
+    assert set(shares) == {"HERO (20 %)", "random tokens"}
+    assert shares["random tokens"][hero_kept.ALL] == pytest.approx([0.2] * len(shares["random tokens"][hero_kept.ALL]), abs=0.02)
     with pytest.raises(UserError, match="method=none drops none"):
         hero_kept.examples(study("f", (scale_next, none(scale_next), benchmark)))
 

@@ -115,10 +115,10 @@ def test_entropy_peak_and_iou_of_a_layer():
     """Ten patches, of which the foreground covers 0 and 1. Even, on one patch of the object, on both, on one beside it."""
     flat, one, both, away = torch.full((10,), 0.1), torch.eye(10)[0], torch.eye(10)[:2].sum(0), torch.eye(10)[9]
     covered = torch.tensor([1.0, 1.0] + [0.0] * 8)
-    found = hero_attention.measures(torch.stack([flat, one, both * 3, away]), covered)
-    assert found["entropy"] == pytest.approx([1, 0, math.log(2) / math.log(10), 0], abs=1e-9)
-    assert found["peak"] == pytest.approx([0.1, 1, 0.5, 1])
-    assert found["iou"] == pytest.approx([1, 1, 1, 1 / 3])  # ties go to the lower index: even attention picks 0 and 1, the last 9 and 0
+    measures = hero_attention.measures(torch.stack([flat, one, both * 3, away]), covered)
+    assert measures["entropy"] == pytest.approx([1, 0, math.log(2) / math.log(10), 0], abs=1e-9)
+    assert measures["peak"] == pytest.approx([0.1, 1, 0.5, 1])
+    assert measures["iou"] == pytest.approx([1, 1, 1, 1 / 3])  # ties go to the lower index: even attention picks 0 and 1, the last 9 and 0
     assert np.isnan(hero_attention.measures(flat[None], None)["iou"]).all()
 
 
@@ -132,9 +132,9 @@ def image_with(entropy, peak, iou, shift):
 
 
 def test_the_stages_hold_where_they_are_and_nowhere_else():
-    told = [image_with((0.9, 0.5, 0.8, 0.3, 0.4), (0.1, 0.3, 0.2, 0.8, 0.6), (0.2, 0.7, 0.3, 0.1, 0.1), shift=s) for s in (0, 0.01)]
-    assert [claim.holds for claim in hero_attention.stages(told, "clear")] == [True] * 5
-    settled = hero_attention.stages(told, "clear")[1]
+    images = [image_with((0.9, 0.5, 0.8, 0.3, 0.4), (0.1, 0.3, 0.2, 0.8, 0.6), (0.2, 0.7, 0.3, 0.1, 0.1), shift=s) for s in (0, 0.01)]
+    assert [claim.holds for claim in hero_attention.stages(images, "clear")] == [True] * 5
+    settled = hero_attention.stages(images, "clear")[1]
     assert settled.numbers["iou, layers 4-10 less layers 1-3"] == pytest.approx(0.5)
     assert settled.numbers["iou, layers 4-10 less layers 1-3, 11-24"] == pytest.approx(0.7 - (3 * 0.2 + 4 * 0.3 + 10 * 0.1) / 17)
     other = [image_with((0.4, 0.5, 0.3, 0.3, 0.4), (0.9, 0.8, 0.7, 0.1, 0.6), (0.8, 0.7, 0.3, 0.9, 0.1), shift=s) for s in (0, 0.01)]
@@ -172,9 +172,9 @@ def test_kinds_without_words_are_thirds_by_area(monkeypatch):
         hero_attention, "cls_attention_maps", lambda backbone, samples: ((s, s.image(), torch.rand(2, 1, 4)) for s in samples)
     )
     monkeypatch.setattr(hero_attention, "on_view", lambda backbone, mask: torch.from_numpy(mask))
-    found = hero_attention.measure_images(SimpleNamespace(grid=(2, 2)), [sample(k) for k in (1, 4, 2)])
-    assert [one.kind for one in found] == ["cluttered", "clear", None]
-    assert [one.share for one in found] == [0.25, 1, 0.5]
+    measures = hero_attention.measure_images(SimpleNamespace(grid=(2, 2)), [sample(k) for k in (1, 4, 2)])
+    assert [one.kind for one in measures] == ["cluttered", "clear", None]
+    assert [one.share for one in measures] == [0.25, 1, 0.5]
 
 
 def test_maps_have_a_panel_a_layer_and_curves_both_kinds(scale_next):

@@ -28,9 +28,9 @@ INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
-    monkeypatch.setattr(requests, "answers", found := Calls())
+    monkeypatch.setattr(requests, "answers", recorder := Calls())
     monkeypatch.setattr(requests, "attach", attach)
-    return found
+    return recorder
 
 
 @pytest.fixture
@@ -86,24 +86,24 @@ def test_requests_become_questions_and_answers_keep_their_order(adapter, calls, 
 def test_a_task_that_cannot_work_is_refused_before_another_costs_hours(adapter, calls):
     model = adapter.BlinkExp(method="none")
     model.task_dict = {"x": {"test": [{"images": [RED]}] * 2}, "pairs": {"test": [{"images": [RED, BLUE]}, {"images": [RED]}]}}
-    said = refusal(lambda: model.generate_until([*requests_of("x", range(2)), *requests_of("pairs", range(2))]))
-    assert "pairs/test/0 shows 2 images" in said
+    message = refusal(lambda: model.generate_until([*requests_of("x", range(2)), *requests_of("pairs", range(2))]))
+    assert "pairs/test/0 shows 2 images" in message
     assert calls.calls == []
 
 
 @pytest.mark.parametrize("kind", ["loglikelihood", "generate_until_multi_round", "generate_visual_cot"])
 def test_other_kinds_of_task_are_refused_by_name(adapter, kind):
     ask = getattr(adapter.BlinkExp(method="none"), kind)
-    said = refusal(lambda: ask(requests_of("x", range(1))))
-    assert re.search(f"^x has output_type .*{kind}.*generate_until about one image: docs/lmms_eval.md", said)
+    message = refusal(lambda: ask(requests_of("x", range(1))))
+    assert re.search(f"^x has output_type .*{kind}.*generate_until about one image: docs/lmms_eval.md", message)
 
 
 def test_nothing_else_imports_lmms_eval():
     package = Path(requests.__file__).parent.parent
-    found = [
+    importers = [
         p for p in package.rglob("*.py") if re.search(r"^\s*(import|from) (lmms_eval|loguru)\b", p.read_text(encoding="utf-8"), flags=re.M)
     ]
-    assert [p.relative_to(package).as_posix() for p in found] == ["integrations/lmms_eval.py"]
+    assert [p.relative_to(package).as_posix() for p in importers] == ["integrations/lmms_eval.py"]
 
 
 # For real
@@ -160,10 +160,10 @@ def test_lmms_eval_s_own_command_gives_evaluate_s_answers(tmp_path):
     run = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     logs = list((tmp_path / "out").rglob("*samples_blink_exp_toy.jsonl"))
     assert len(logs) == 1, run.stdout + run.stderr
-    said = sorted((json.loads(line) for line in logs[0].read_text(encoding="utf-8").splitlines()), key=lambda row: row["doc_id"])
+    logged = sorted((json.loads(line) for line in logs[0].read_text(encoding="utf-8").splitlines()), key=lambda row: row["doc_id"])
 
     backbone, method = requests.build(requests.configure({"method": "random", "retention_ratio": 0.05}))
     wanted, _ = evaluator.evaluate(backbone, method, benchmark, 8, samples=samples)
-    assert [row["filtered_resps"] for row in said] == [r["prediction"] for r in wanted]
-    assert [row["hit"] for row in said] == [float(r["correct"]) for r in wanted]
+    assert [row["filtered_resps"] for row in logged] == [r["prediction"] for r in wanted]
+    assert [row["hit"] for row in logged] == [float(r["correct"]) for r in wanted]
     assert {r["correct"] for r in wanted} == {True, False}  # or the method was not there

@@ -28,9 +28,9 @@ def test_settings_mean_what_they_mean_to_evaluate_py():
     settings = {"method": "hero", "model": "scale_llava_next", "thresholds": "high_exp", "hero_low.layers": "[4,5]", "seed": 3}
     words = ["method=hero", "model=scale_llava_next", "thresholds=high_exp", "hero_low.layers=[4,5]", "seed=3"]
     wanted = composed("evaluate", [*words, "batch_size=4", "model.device=cuda:1"])
-    found = requests.configure(settings, "4", "cuda:1")
-    assert found == wanted
-    assert found.method["low"] == [4, 5]  # the comma did not end the word
+    cfg = requests.configure(settings, "4", "cuda:1")
+    assert cfg == wanted
+    assert cfg.method["low"] == [4, 5]  # the comma did not end the word
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_new_tokens_and_what_is_ignored():
     assert requests.new_tokens({"max_new_tokens": 16}, "mme") == 16
     assert requests.new_tokens({}, "mme") == 1024
     for bad in (0, -1, "many", 2.5, True, None):
-        said = refusal(lambda bad=bad: requests.new_tokens({"max_new_tokens": bad}, "mme"))
-        assert f"max_new_tokens={bad} of mme" in said
+        message = refusal(lambda bad=bad: requests.new_tokens({"max_new_tokens": bad}, "mme"))
+        assert f"max_new_tokens={bad} of mme" in message
     assert requests.ignored({"do_sample": False, "temperature": 0, "num_beams": 1, "top_p": 0.9, "until": []}) == []
     assert requests.ignored({"do_sample": True, "temperature": 0.7, "num_beams": 5}) == [
         *("do_sample=True", "temperature=0.7", "num_beams=5")
@@ -132,8 +132,8 @@ def test_an_image_that_does_not_decode_names_its_document():
     def broken():
         raise OSError("image file is truncated\n(3 bytes not processed)")
 
-    said = refusal(lambda: requests.image_of(Request("t/test/3", "?", broken)))
-    assert "t/test/3 cannot be read (image file is truncated (3 bytes" in said
+    message = refusal(lambda: requests.image_of(Request("t/test/3", "?", broken)))
+    assert "t/test/3 cannot be read (image file is truncated (3 bytes" in message
 
 
 @pytest.mark.parametrize("error", [Image.DecompressionBombError("too many pixels"), SyntaxError("not a PNG"), ValueError("bad mode")])
@@ -157,8 +157,8 @@ def test_a_decoder_that_fails_late_names_its_document(error, monkeypatch):
 def test_the_placeholder_leaves_the_text_and_two_are_refused():
     assert requests.text_of(shows([RED], "<image>\nWhat is it?"), "<image>") == "What is it?"
     assert requests.text_of(shows([RED], " What is it?\n"), "<image>") == " What is it?\n"  # without one, not a letter is touched
-    said = refusal(lambda: requests.text_of(shows([RED], "<image> or <image>?"), "<image>"))
-    assert "t/test/3 names 2 images" in said
+    message = refusal(lambda: requests.text_of(shows([RED], "<image> or <image>?"), "<image>"))
+    assert "t/test/3 names 2 images" in message
 
 
 # Order and batches
@@ -172,9 +172,9 @@ def test_batches_share_a_limit_and_keep_the_order():
 
 @pytest.fixture
 def calls(monkeypatch) -> Calls:
-    monkeypatch.setattr(requests, "answers", found := Calls())
+    monkeypatch.setattr(requests, "answers", recorder := Calls())
     monkeypatch.setattr(requests, "attach", attach)
-    return found
+    return recorder
 
 
 def test_answers_come_back_in_order_with_each_question_s_own_image_limit_and_end(calls):
@@ -185,9 +185,9 @@ def test_answers_come_back_in_order_with_each_question_s_own_image_limit_and_end
         Request("t/test/3", "d", lambda: [RED.copy()], 4),
     ]
     advanced: list[int] = []
-    found = requests.answer(*stand_in(), questions, 2, advanced.append)
-    assert [a.text for a in found] == ["a 255 4 STOP more", "b 0 100", "c 0 4", "d 255 4 STOP more"]  # 100: the LLM's positions
-    assert [a.visual_tokens for a in found] == [10] * 4
+    answers = requests.answer(*stand_in(), questions, 2, advanced.append)
+    assert [a.text for a in answers] == ["a 255 4 STOP more", "b 0 100", "c 0 4", "d 255 4 STOP more"]  # 100: the LLM's positions
+    assert [a.visual_tokens for a in answers] == [10] * 4
     assert [ids for ids, *_ in calls.calls] == [["t/test/0", "t/test/2"], ["t/test/3"], ["t/test/1"]]
     assert advanced == [2, 1, 1]
 
@@ -204,16 +204,16 @@ def test_equal_images_are_shown_to_the_vision_tower_once_and_others_never_mixed_
 @pytest.fixture
 def decided(monkeypatch) -> list[list]:
     """What each question's policy decides from now on, layer by layer, in the order in which they run."""
-    real, found = answering.answers, []
+    real, decisions = answering.answers, []
 
     def answers(backbone, method, attached, *rest):
         out = real(backbone, method, attached, *rest)
         for row in range(len(attached.samples)):
-            found.append([(r.scan.layer, type(r.decision).__name__.lower(), r.visual_tokens) for r in attached.records if r.row == row])
+            decisions.append([(r.scan.layer, type(r.decision).__name__.lower(), r.visual_tokens) for r in attached.records if r.row == row])
         return out
 
     monkeypatch.setattr(requests, "answers", answers)
-    return found
+    return decisions
 
 
 @pytest.mark.slow
@@ -228,8 +228,8 @@ def test_a_second_view_is_that_of_evaluate(region):
     wanted, _ = evaluator.evaluate(backbone, method, benchmark, 2, samples=samples)
     backbone.forget()
     questions = [Request(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
-    found = requests.answer(backbone, method, questions[::-1], 3)[::-1]
-    assert [a.text for a in found] == [r["prediction"] for r in wanted] and {a.visual_tokens for a in found} == {144}
+    answers = requests.answer(backbone, method, questions[::-1], 3)[::-1]
+    assert [a.text for a in answers] == [r["prediction"] for r in wanted] and {a.visual_tokens for a in answers} == {144}
     assert len({r["second_view"]["region"] for r in wanted}) > 2
 
 
@@ -246,8 +246,8 @@ def test_answers_are_those_of_evaluate(scale, decided):
     alone = [[(step["layer"], step["decision"], step["visual_tokens"]) for step in record["layers"]] for record in wanted]
     backbone.forget()
     questions = [Request(s.id, benchmark.prompt(s), lambda s=s: [s.image()], benchmark.max_new_tokens) for s in samples]
-    found = requests.answer(backbone, method, questions[::-1], 3)[::-1]
-    assert [a.text for a in found] == [r["prediction"] for r in wanted]
-    assert [a.visual_tokens for a in found] == [r["visual_tokens"] for r in wanted]
+    answers = requests.answer(backbone, method, questions[::-1], 3)[::-1]
+    assert [a.text for a in answers] == [r["prediction"] for r in wanted]
+    assert [a.visual_tokens for a in answers] == [r["visual_tokens"] for r in wanted]
     assert decided[::-1] == alone
     assert len({str(decisions) for decisions in alone}) == len(samples)  # or any id would do

@@ -77,17 +77,17 @@ def test_random_tokens_are_spread_evenly_over_draws():
 
 
 def test_uniform_grid_by_hand():
-    def kept(views, ratio, v=0):
+    def kept_tokens(views, ratio, v=0):
         return UniformGrid(ratio).select(random_encoding(views), "").indices[v].tolist()
 
-    assert kept(ViewGeometry(6), 4 / 36) == [7, 10, 25, 28]  # rows 1 and 4, columns 1 and 4
+    assert kept_tokens(ViewGeometry(6), 4 / 36) == [7, 10, 25, 28]  # rows 1 and 4, columns 1 and 4
     # A fifth token stands in the middle of the 32 that are left: the 17th of 0-6, 8, 9, 11-24, ...
-    assert kept(ViewGeometry(6), 5 / 36) == [7, 10, 18, 25, 28]
+    assert kept_tokens(ViewGeometry(6), 5 / 36) == [7, 10, 18, 25, 28]
     # The first tile shows rows 2-5: 6 of 24 tokens are 2 x 3, on its rows 1 and 3 from there, columns 1, 3, 5.
-    assert kept(LETTERBOX, 0.25, 1) == [19, 21, 23, 31, 33, 35]
-    assert kept(LETTERBOX, 0.25, 3) == [7, 9, 11, 19, 21, 23]  # the tile below it shows rows 0-3
-    assert kept(PILLARBOX, 0.25, 1) == [9, 11, 21, 23, 33, 35]  # columns 2-5: its columns 1 and 3 from there, rows 1, 3, 5
-    assert kept(ViewGeometry(24), 0.25) == [24 * r + c for r in range(1, 24, 2) for c in range(1, 24, 2)]
+    assert kept_tokens(LETTERBOX, 0.25, 1) == [19, 21, 23, 31, 33, 35]
+    assert kept_tokens(LETTERBOX, 0.25, 3) == [7, 9, 11, 19, 21, 23]  # the tile below it shows rows 0-3
+    assert kept_tokens(PILLARBOX, 0.25, 1) == [9, 11, 21, 23, 33, 35]  # columns 2-5: its columns 1 and 3 from there, rows 1, 3, 5
+    assert kept_tokens(ViewGeometry(24), 0.25) == [24 * r + c for r in range(1, 24, 2) for c in range(1, 24, 2)]
 
 
 @few

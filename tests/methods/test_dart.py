@@ -33,11 +33,11 @@ def test_a_budget_of_128_keeps_132():
     assert DARTPolicy(retention_ratio=0.58, mode="reference").kept(800) == [460]
 
 
-@pytest.mark.parametrize(("tokens", "kept"), [(201, 180), (366, 356), (501, 500)])
-def test_a_layer_average_loses_no_step_to_rounding(tokens, kept):
+@pytest.mark.parametrize(("tokens", "count"), [(201, 180), (366, 356), (501, 500)])
+def test_a_layer_average_loses_no_step_to_rounding(tokens, count):
     """201 of 576 over 32 layers, two of them full: 176 behind them, 22 a pivot, though 176 / 576 * 576 / 8 may be below 22."""
     for mode in ("paper", "reference"):
-        assert dart.configure(Gridded(), tokens=tokens, mode=mode).policy.kept(576) == [kept]
+        assert dart.configure(Gridded(), tokens=tokens, mode=mode).policy.kept(576) == [count]
 
 
 def test_a_budget_of_more_than_the_pool_is_cut_to_it():
@@ -48,11 +48,11 @@ def test_a_budget_of_more_than_the_pool_is_cut_to_it():
 
 
 def test_tokens_count_the_full_layers():
-    for tokens, kept in ((192, 164), (128, 100), (64, 28)):  # 192: (2 * 576 + 30 * 166.4) / 32; 166.4 / 8 = 20.8
+    for tokens, count in ((192, 164), (128, 100), (64, 28)):  # 192: (2 * 576 + 30 * 166.4) / 32; 166.4 / 8 = 20.8
         policy = dart.configure(Gridded(), tokens=tokens).policy
-        assert policy.kept(576) == [kept] and policy.layers == (1,)
+        assert policy.kept(576) == [count] and policy.layers == (1,)
         by_layer = policy.layer_tokens(576, 32)
-        assert by_layer == [576] * 2 + [kept] * 30
+        assert by_layer == [576] * 2 + [count] * 30
         assert abs(sum(by_layer) / 32 - tokens) < 4  # 8 tokens at a time
     assert dart.configure(Gridded(tiled=True), tokens=640).policy.kept(2880) == [4 + 8 * 61]  # 490.67 behind the full layers
     assert dart.configure(Gridded(), tokens=576).policy.layers == ()  # the untouched model
@@ -96,7 +96,7 @@ def test_the_order_of_pivots_decides():
 def test_the_authors_order_is_that_of_a_set_filled_visual_first_by_falling_norm():
     places = [97, 35, 610, 131, 640, 611, 675, 650]
     keys = KeyScan((), tuple(range(35, 700)), lambda tokens: torch.empty(0))
-    pivots = [place - 35 for place in places]
+    pivots = [position - 35 for position in places]
     order = [35 + token for token in visiting_order(pivots[:4], pivots[4:], keys, "reference")]
     assert order == list(set(places)) != list(set(sorted(places)))  # 35, 131 and 675 fall into one slot of 32: who came first decides
     assert [35 + token for token in visiting_order(pivots[:4], pivots[4:], keys, "paper")] == sorted(places)
@@ -118,10 +118,10 @@ def test_keys_and_likeness_are_those_of_the_description():
     branch = Branch(0, (block,), ((),), (0,))
     llm = type("LLM", (), {"norm": staticmethod(lambda x: x + torch.tensor([0.0, 1.0]))})
     text = torch.tensor([[[1.0, 1], [0, 0]], [[1, 1], [0, -5]]])
-    found = scan_keys(llm, 1, branch, torch.tensor([[0.0, -1], [3, 3]]), text)
-    assert found.norms == (5, 7, 4, 5)  # both heads, signs dropped
-    assert found.places == (1, 2, 3, 4)
-    assert found.similarities(torch.tensor([0, 3])).tolist() == [pytest.approx([1, 0.5**0.5]), pytest.approx([7 / 50**0.5, 0.8])]
+    scan = scan_keys(llm, 1, branch, torch.tensor([[0.0, -1], [3, 3]]), text)
+    assert scan.norms == (5, 7, 4, 5)  # both heads, signs dropped
+    assert scan.places == (1, 2, 3, 4)
+    assert scan.similarities(torch.tensor([0, 3])).tolist() == [pytest.approx([1, 0.5**0.5]), pytest.approx([7 / 50**0.5, 0.8])]
 
 
 def test_layers_and_wrong_settings():

@@ -100,7 +100,7 @@ def test_a_step_reads_rows_and_never_the_matrix():
 # A whole selection
 
 
-def kept(views, ratio, encoding=None, **options):
+def kept_tokens(views, ratio, encoding=None, **options):
     pruner = DivPrune(ratio, **options)
     encoding = random_encoding(views, seed=1) if encoding is None else encoding
     return pack(views, pruner.select(encoding, "q"), pruner.newline_policy).tolist()
@@ -118,8 +118,8 @@ def test_the_choice_is_that_of_the_written_out_method(views, mode):
     count = round(0.3 * len(sequence))
     places = greedy_by_hand(distance, count)
     order = [sequence[i] for i in places]
-    assert kept(views, 0.3, mode=mode, order="selection") == order
-    ordered = kept(views, 0.3, mode=mode)
+    assert kept_tokens(views, 0.3, mode=mode, order="selection") == order
+    ordered = kept_tokens(views, 0.3, mode=mode)
     assert sorted(s for s in ordered if s != NEWLINE) == sorted(s for s in order if s != NEWLINE)
     if mode == "reference":
         assert ordered == [sequence[i] for i in sorted(places)]
@@ -130,10 +130,10 @@ def test_the_choice_is_that_of_the_written_out_method(views, mode):
 def test_newlines_count_in_reference_and_one_of_them_is_kept_at_most():
     views = ViewGeometry(4, 2, 2, (40, 40), newline=True)  # 80 patches and 8 newlines
     for tokens, newlines in ((22, {0, 1}), (79, {0, 1}), (81, {1}), (83, {3})):  # 81: all patches and one newline
-        source = kept(views, tokens / 88, mode="reference")
+        source = kept_tokens(views, tokens / 88, mode="reference")
         assert len(source) == tokens and source.count(NEWLINE) in newlines
-    assert len([s for s in kept(views, 0.25) if s != NEWLINE]) == 20 and kept(views, 0.25).count(NEWLINE) == 8
-    assert kept(views, 0.25, newline_policy="none").count(NEWLINE) == 0
+    assert len([s for s in kept_tokens(views, 0.25) if s != NEWLINE]) == 20 and kept_tokens(views, 0.25).count(NEWLINE) == 8
+    assert kept_tokens(views, 0.25, newline_policy="none").count(NEWLINE) == 0
 
 
 def test_budgets_are_rounded_half_to_even():
@@ -144,7 +144,7 @@ def test_budgets_are_rounded_half_to_even():
 
 def test_padding_is_never_kept():
     for mode in ("paper", "reference"):
-        source = [s for s in kept(LETTERBOX, 0.95, mode=mode) if s != NEWLINE]
+        source = [s for s in kept_tokens(LETTERBOX, 0.95, mode=mode) if s != NEWLINE]
         assert bool(LETTERBOX.valid.flatten()[source].all())
 
 
@@ -164,7 +164,7 @@ def test_everything_leaves_the_model_untouched():
         turned = pack(LETTERBOX, DivPrune(1.0, "selection", mode).select(encoding, "")).tolist()
         stock = pack(LETTERBOX, all_tokens(LETTERBOX), "valid_rows" if mode == "reference" else "none").tolist()
         assert turned != stock and sorted(turned) == sorted(stock)
-    assert NEWLINE not in kept(LETTERBOX, 1.0, newline_policy="none")
+    assert NEWLINE not in kept_tokens(LETTERBOX, 1.0, newline_policy="none")
     assert DivPrune(1.0, mode="reference", newline_policy="none").select(encoding, "") is None
 
 
@@ -173,8 +173,8 @@ def test_distances_are_made_in_float32_in_paper_and_in_the_models_dtype_in_refer
     encoding = random_encoding(ViewGeometry(2))
     angles = torch.tensor([0.0, 1.0, 2.5, 3.5])
     encoding.llm_features = torch.stack([angles.cos(), angles.sin()], 1)[None].bfloat16()
-    assert kept(ViewGeometry(2), 0.25, encoding) == [0]
-    assert kept(ViewGeometry(2), 0.25, encoding, mode="reference") == [2]
+    assert kept_tokens(ViewGeometry(2), 0.25, encoding) == [0]
+    assert kept_tokens(ViewGeometry(2), 0.25, encoding, mode="reference") == [2]
 
 
 # On a model

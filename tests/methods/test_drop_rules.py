@@ -60,15 +60,15 @@ def test_fastv_says_once_that_it_keeps_one_token_of_a_ratio_that_rounds_to_none(
 
 
 def test_fastv_keeps_the_best_in_order_and_rounds_as_told():
-    def kept(ratio, scores, mode="paper"):
+    def kept_tokens(ratio, scores, mode="paper"):
         return FastVPolicy(2, ratio, mode).decide(1, Scan(1, "", 0, False, token_scores=scores)).indices
 
-    assert kept(0.5, (0.1, 0.4, 0.2, 0.3)) == (1, 3)
-    assert kept(0.5, (0.2, 0.1, 0.2, 0.2)) == (0, 2)  # a tie goes to the lower index
-    assert kept(0.01, (0.1, 0.4, 0.2)) == (1,)  # at least one stays
-    assert [len(kept(0.5, tuple(range(231)), mode)) for mode in ("paper", "reference")] == [115, 116]
-    assert len(kept(0.5, tuple(range(5)), "reference")) == 2  # 2.5: half to even
-    assert len(kept(0.7, tuple(range(2880)))) == 2016  # int(2880 * 0.7) is 2015
+    assert kept_tokens(0.5, (0.1, 0.4, 0.2, 0.3)) == (1, 3)
+    assert kept_tokens(0.5, (0.2, 0.1, 0.2, 0.2)) == (0, 2)  # a tie goes to the lower index
+    assert kept_tokens(0.01, (0.1, 0.4, 0.2)) == (1,)  # at least one stays
+    assert [len(kept_tokens(0.5, tuple(range(231)), mode)) for mode in ("paper", "reference")] == [115, 116]
+    assert len(kept_tokens(0.5, tuple(range(5)), "reference")) == 2  # 2.5: half to even
+    assert len(kept_tokens(0.7, tuple(range(2880)))) == 2016  # int(2880 * 0.7) is 2015
 
 
 # --- raters and clusters ----------------------------------------------------------------------------------------------------------
@@ -88,10 +88,10 @@ def test_clusters_are_those_of_the_loops(tokens, clusters):
     for seed in range(20):
         x = torch.randn(tokens, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-        found = density_peaks(d, clusters)
-        assert found == peaks_by_hand(d.tolist(), clusters)
-        assert sorted(i for group in found for i in group) == list(range(tokens))
-    assert len(found) == clusters
+        groups = density_peaks(d, clusters)
+        assert groups == peaks_by_hand(d.tolist(), clusters)
+        assert sorted(i for group in groups for i in group) == list(range(tokens))
+    assert len(groups) == clusters
 
 
 def test_of_two_equally_dense_tokens_the_lower_index_is_the_centre():

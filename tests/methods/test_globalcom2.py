@@ -120,8 +120,8 @@ def test_globalcom2_ratio_1_is_not_the_untouched_model(mode):  # (e)
 def test_globalcom2_ranks_by_the_sum_of_both_normed_scores():
     views = full(1, 2, side=4)
     thumbnail = [0.0] * 4 + [100.0] * 4 + [0.0] * 8  # its row 1; over a tile, 8 of 100 have the norm 200, or 0.5 each
-    own = [0.0] * 15 + [1.0]  # norm 1: ahead of 0.5, though it is smaller than 100
-    encoding = with_logits(views, [thumbnail, own, [0.0] * 16])
+    tile = [0.0] * 15 + [1.0]  # norm 1: ahead of 0.5, though it is smaller than 100
+    encoding = with_logits(views, [thumbnail, tile, [0.0] * 16])
     # Without the tile's own scores 4 and 5 would stay, also without the norms; without the thumbnail's 0 and 15.
     assert lists(command(0.125, "reference").select(encoding, "q")) == [[4, 5], [4, 15], [4, 5]]
 

@@ -44,9 +44,9 @@ def test_the_published_budgets(k, ratio, total, thumbnail):
 
 def test_the_authors_code_rounds_the_tiles_budget_by_itself():
     encoding = random_encoding(ViewGeometry(24, 2, 2, (672, 672), newline=True), layers=(1, 2, 4), width=4)
-    for ratio, own in ((0.4, 921), (0.2, 460)):
+    for ratio, budget in ((0.4, 921), (0.2, 460)):
         _, tiles = hero(ratio, remainder="largest_remainder", tile_budget="own").budgets(encoding, "q")
-        assert sum(tiles) == own
+        assert sum(tiles) == budget
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,9 +123,9 @@ def test_shares_by_hand():
     encoding.pooled = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
     encoding.projected = torch.tensor([[1.0, 1.0], [5.0, 0.0], [0.8, 0.6]])
     visual = math.e / (math.e + 1)
-    said = 1 / (1 + math.exp(0.6 / 0.5))
+    textual = 1 / (1 + math.exp(0.6 / 0.5))
     got = hero(0.5, alpha=0.25, temperature_clip=0.5).shares(encoding, "q")
-    assert got == pytest.approx([0.25 * visual + 0.75 * said, 0.25 * (1 - visual) + 0.75 * (1 - said)])
+    assert got == pytest.approx([0.25 * visual + 0.75 * textual, 0.25 * (1 - visual) + 0.75 * (1 - textual)])
 
 
 def test_the_thumbnail_does_not_depend_on_l_nor_the_tiles_on_h():

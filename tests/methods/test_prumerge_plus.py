@@ -181,13 +181,13 @@ def test_each_view_agrees_with_the_written_out_method(views, mode):
         if mode == "paper" and not views.valid[v].any():
             assert not len(kept.indices[v]) and not len(kept.merged[v]) and not len(kept.extra[v])
             continue
-        place = [i for i in range(views.tokens) if mode == "reference" or views.valid[v, i]]
+        indices = [i for i in range(views.tokens) if mode == "reference" or views.valid[v, i]]
         a = attention_by_hand(encoding.queries[4][v], encoding.keys[4][v])[1:]
-        a = [a[i] for i in place]
+        a = [a[i] for i in indices]
         best, regular = kept_by_hand(a)
         chosen = best + regular if mode == "reference" else sorted(best + regular)
-        assert kept.indices[v].tolist() == [place[i] for i in chosen]
-        merged, extra = merged_by_hand(encoding.hidden[v][place], encoding.keys[4][v][1:][place], a, chosen, 7, mode == "paper")
+        assert kept.indices[v].tolist() == [indices[i] for i in chosen]
+        merged, extra = merged_by_hand(encoding.hidden[v][indices], encoding.keys[4][v][1:][indices], a, chosen, 7, mode == "paper")
         torch.testing.assert_close(kept.merged[v], merged)
         torch.testing.assert_close(kept.extra[v], extra[None])
     source = pack(views, kept, "valid_rows")

@@ -57,7 +57,7 @@ def test_several_images_are_one_range_or_the_first_alone():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "layers", "kept"),
+    ("tokens", "layers", "counts"),
     [
         (400, (15, 23), [298, 149]),  # the first stage would keep everything
         (192, (5, 11, 17), [215, 107, 53]),
@@ -66,10 +66,10 @@ def test_several_images_are_one_range_or_the_first_alone():
         (32, (0, 1, 2), [51, 25, 12]),
     ],
 )
-def test_one_factor_scales_layers_and_ratios(tokens, layers, kept):
+def test_one_factor_scales_layers_and_ratios(tokens, layers, counts):
     """192: t solves (3 t^2 + 12 t) / 32 = 1/3, so t = 0.749: layers 5.99, 11.98, 17.97 and, after rounding, a factor of 0.747."""
     policy = pyramiddrop.configure(Gridded(), tokens=tokens).policy
-    assert policy.layers == layers and policy.kept(576) == kept
+    assert policy.layers == layers and policy.kept(576) == counts
     assert tokens - 1 < average(policy) <= tokens
 
 

@@ -93,9 +93,9 @@ def test_a_pruner_keeps_the_budget_exactly(name, scale):
     for tokens in (7, 64, 143):
         method = build_method(composed("evaluate", [f"method={name}", f"tokens={tokens}"]), scale)
         (encoding,) = scale.encodings({"a": _image()}, method.pruner.needs).values()
-        kept = sum(map(len, method.pruner.select(encoding, "what is it?").indices))
+        count = sum(map(len, method.pruner.select(encoding, "what is it?").indices))
         rows, columns = controls.cells(12, 12, tokens)
-        assert kept == (rows * columns if name == "downsample" else tokens), tokens
+        assert count == (rows * columns if name == "downsample" else tokens), tokens
 
 
 def _image():

@@ -53,8 +53,8 @@ def test_what_is_detectable_is_there_for_every_test_and_grows_where_questions_of
     assert drawn["detectable"] == pytest.approx(alone, rel=0.1)
     theirs = run([True] * 320 + [False] * 80, per_image=10)
     ours = run([False] * 80 + [True] * 260 + [False] * 60, per_image=10)
-    found = compare(ExactMatch(), ours, theirs, ["accuracy"])["accuracy"]
-    assert found["detectable"] > 2 * statistics.detectable(400, 100)  # ten images differ, not 100 questions
+    difference = compare(ExactMatch(), ours, theirs, ["accuracy"])["accuracy"]
+    assert difference["detectable"] > 2 * statistics.detectable(400, 100)  # ten images differ, not 100 questions
     again = compare(ExactMatch(), ours, ours, ["accuracy"])["accuracy"]
     assert again["detectable"] == statistics.detectable(400, 0)
     pairs = compare(Pairs(), run(noisy(1), subtasks, 2), run(noisy(2), subtasks, 2), ["total"])["total"]

@@ -50,8 +50,8 @@ QUIET = """() => [window.ran, document.scripts.length, document.querySelectorAll
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as found:
-        yield found
+    with chromium() as chrome:
+        yield chrome
 
 
 def spiked(value: Any, by: str) -> Any:
@@ -109,8 +109,8 @@ def test_a_page_of_a_question_shows_hostile_text_and_runs_nothing(browser, tmp_p
     trace = viewer.trace
 
     def traced(*args: Any) -> Any:
-        found = trace(*args)
-        return replace(found, record=found.record | {"prediction": ALL})
+        result = trace(*args)
+        return replace(result, record=result.record | {"prediction": ALL})
 
     monkeypatch.setattr(viewer, "trace", traced)
     settings = config("method=blink_interp", image=str(wide_photo(tmp_path)), question=ALL, compare=[])
@@ -157,13 +157,13 @@ def documents(tmp_path: Path) -> dict[str, str]:
     write_summary([{"point": ALL, "status": "done", "scores": {ALL: 1.0}, "samples": 1, "seconds": 1.0, "folder": "f"}], tmp_path)
     part = {"score": 1.0, "stderr": None, "worth": 1.0, "samples": 1, "skipped": 0, "tokens": None}
     setting = {"point": ALL, "command": ALL, "validation": part, "test": part}
-    found = {"benchmark": ALL, "backbone": ALL, "objective": ALL, "token_price": 0, "points": 1, "failed": 0, "difference": None}
+    tuning = {"benchmark": ALL, "backbone": ALL, "objective": ALL, "token_price": 0, "points": 1, "failed": 0, "difference": None}
     hostile = spiked(table(figures=[]), ALL)
     hostile["rows"][1]["baseline"] = hostile["rows"][0]["point"]
     return {
         "table.md": text.markdown(hostile),
         "summary.md": (tmp_path / "summary.md").read_text(encoding="utf-8"),
-        "tuning.md": search.text(found | {"settings": {"default": setting, "best": copy.deepcopy(setting)}}),
+        "tuning.md": search.text(tuning | {"settings": {"default": setting, "best": copy.deepcopy(setting)}}),
         "tensorboard": "\n".join(map(markdown.line, [[cell("a"), cell(ALL)], ["---", "---"], [cell(ALL), cell(1.0)]])),
     }
 

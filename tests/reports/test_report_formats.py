@@ -44,8 +44,8 @@ def test_a_bar_or_a_star_in_a_label_makes_no_column_and_no_emphasis(document):
 def test_csv_has_raw_values_and_keeps_published_and_measured_in_columns_of_their_own(document):
     frame = pandas.read_csv(io.StringIO(text.csv(document)))
     assert len(frame) == 4 * (2 + 3)
-    said = frame[frame.group == "published"]
-    assert said.measured.isna().all() and said.command.isna().all() and said.stderr.isna().all()
+    published = frame[frame.group == "published"]
+    assert published.measured.isna().all() and published.command.isna().all() and published.stderr.isna().all()
     line = frame[(frame.point == "w/o SGS") & (frame.group == "mosaic_mme") & (frame.column == "total")].iloc[0]
     wanted = {"measured": 102.5, "delta": 2.5, "p": 0.03, "n": 638, "low": 0.125, "high": 4.9, "samples": 640, "published": 1866.08}
     wanted |= {"published_delta": 2.5, "test": "bootstrap", "baseline": "none", "status": "done", "measured_on": LABEL}
@@ -83,5 +83,5 @@ def test_a_wide_table_is_shown_as_several_none_of_which_mixes(document, capsys):
     assert all(len({heads[k].group for k in part}) == 1 for part in shown)
     assert terminal.parts(heads[:10]) == [list(range(10))]
     terminal.show(document)
-    said = capsys.readouterr().out
-    assert said.count("published: LLaVA-1.5-7B, MME") == 1 and said.count(f"measured: {LABEL}") == 3
+    output = capsys.readouterr().out
+    assert output.count("published: LLaVA-1.5-7B, MME") == 1 and output.count(f"measured: {LABEL}") == 3

@@ -29,11 +29,11 @@ class Seen(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.tags.append((tag, found))
-        self.ids += [found["id"]] if "id" in found else []
-        self.links += [found["href"]] if tag == "a" else []
-        self.loads += [v for k, v in found.items() if k in ("src", "srcset", "data", "poster") or (k.endswith("href") and tag != "a")]
+        values = dict(attributes)
+        self.tags.append((tag, values))
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values["href"]] if tag == "a" else []
+        self.loads += [v for k, v in values.items() if k in ("src", "srcset", "data", "poster") or (k.endswith("href") and tag != "a")]
         self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
 
 
@@ -179,7 +179,7 @@ def test_figures_of_a_table_are_shown_below_it_where_drawn_from_its_points_and_l
 
 
 def test_sections_stand_by_paper_tables_first_by_number_the_scale_model_first(seen):
-    sections = [found["id"] for tag, found in seen.tags if tag == "section" and "--blink_fig3--" not in found["id"]]
+    sections = [attributes["id"] for tag, attributes in seen.tags if tag == "section" and "--blink_fig3--" not in attributes["id"]]
     assert sections == [
         "blink_table2--scale-llava-1.5",
         "blink_table2--scale-llava-1.5-limit-24",
@@ -195,7 +195,7 @@ def test_sections_stand_by_paper_tables_first_by_number_the_scale_model_first(se
 def test_every_section_is_reached_and_every_link_leads_somewhere(root, seen):
     inner = {link[1:] for link in seen.links if link.startswith("#")}
     assert inner <= set(seen.ids)
-    assert {found["id"] for tag, found in seen.tags if tag == "section"} - inner == {
+    assert {attributes["id"] for tag, attributes in seen.tags if tag == "section"} - inner == {
         "blink_table2--scale-llava-1.5--blink_fig3--blink_fig3"
     }
     assert all((root / link).is_file() for link in seen.links if not link.startswith("#"))
@@ -217,7 +217,7 @@ def test_the_overview_counts_runs_failures_and_verdicts_by_model(text):
 def test_headings_never_skip_a_level_and_tables_name_their_scopes(seen):
     assert seen.headings[0] == 1 and seen.headings.count(1) == 1
     assert all(after <= before + 1 for before, after in zip(seen.headings, seen.headings[1:], strict=False))
-    assert all(found.get("scope") in ("row", "col", "colgroup") for tag, found in seen.tags if tag == "th")
+    assert all(attributes.get("scope") in ("row", "col", "colgroup") for tag, attributes in seen.tags if tag == "th")
 
 
 # self-contained, escaped
@@ -263,12 +263,12 @@ def test_the_same_document_gives_the_same_bytes(root, text):
 def test_a_document_that_cannot_be_read_is_named_in_one_line(tmp_path, broken):
     (tmp_path / "x" / "m").mkdir(parents=True)
     (tmp_path / "x" / "m" / "table.json").write_text(broken, encoding="utf-8")
-    said = "x/m/table.json is no table of this version; remove it"
-    with pytest.raises(UserError, match=said):
+    message = "x/m/table.json is no table of this version; remove it"
+    with pytest.raises(UserError, match=message):
         html.gather(tmp_path)
     put(tmp_path, figure())
     text = html.gather(tmp_path).read_text(encoding="utf-8")  # the others are there all the same
-    assert said in text and 'id="blink_fig7--scale-llava-1.5"' in text
+    assert message in text and 'id="blink_fig7--scale-llava-1.5"' in text
 
 
 def test_an_empty_folder_is_told_what_to_do(tmp_path):

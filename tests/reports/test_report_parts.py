@@ -29,8 +29,8 @@ def test_an_svg_goes_in_with_its_own_ids_and_without_what_loads_or_runs():
     ("head", "width", "box"), [('width="2in" height="1in"', 144, "0 0 2 1"), ('viewBox="0 0 300 9"', 300, "0 0 300 9")]
 )
 def test_the_width_of_an_svg_is_its_own_or_its_view_boxs(head, width, box):
-    markup, found = inline.inlined(f'<svg xmlns="http://www.w3.org/2000/svg" {head}/>'.encode(), "p", "x")
-    assert found == width and f'viewBox="{box}"' in markup
+    markup, pixels = inline.inlined(f'<svg xmlns="http://www.w3.org/2000/svg" {head}/>'.encode(), "p", "x")
+    assert pixels == width and f'viewBox="{box}"' in markup
 
 
 @pytest.mark.parametrize("svg", [CURVE[:400], "<html/>", CURVE + " " * 2_000_000, None])
@@ -38,10 +38,10 @@ def test_a_broken_or_huge_svg_gives_way_to_the_png(tmp_path, svg):
     (tmp_path / "a.png").write_bytes(png(400))
     if svg is not None:
         (tmp_path / "a.svg").write_text(svg, encoding="utf-8")
-    found = inline.picture("a", ["a.svg", "a.png"], tmp_path, "p", 'say "<hi>"')
-    assert found.width == 144  # 400 pixels at 200 dots an inch
-    assert found.markup.startswith('<img alt="say &quot;&lt;hi&gt;&quot;" src="data:image/png;base64,')
-    assert base64.b64decode(found.markup.split("base64,")[1].rstrip('">')) == png(400)
+    picture = inline.picture("a", ["a.svg", "a.png"], tmp_path, "p", 'say "<hi>"')
+    assert picture.width == 144  # 400 pixels at 200 dots an inch
+    assert picture.markup.startswith('<img alt="say &quot;&lt;hi&gt;&quot;" src="data:image/png;base64,')
+    assert base64.b64decode(picture.markup.split("base64,")[1].rstrip('">')) == png(400)
 
 
 def test_a_huge_svg_without_a_png_goes_in_all_the_same_and_nothing_gives_nothing(tmp_path):
@@ -54,14 +54,14 @@ def test_a_huge_svg_without_a_png_goes_in_all_the_same_and_nothing_gives_nothing
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(None, ""), (4.24, "4.2 s"), (59.97, "1 min 00 s"), (200.4, "3 min 20 s"), (7500, "2 h 05 min")]
+    ("seconds", "words"), [(None, ""), (4.24, "4.2 s"), (59.97, "1 min 00 s"), (200.4, "3 min 20 s"), (7500, "2 h 05 min")]
 )
-def test_durations(seconds, said):
-    assert entries.duration(seconds) == said
+def test_durations(seconds, words):
+    assert entries.duration(seconds) == words
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "words"),
     [
         ("blink-table-2", "Blink, Table 2"),
         ("hero-table-4", "HERO, Table IV"),
@@ -70,13 +70,13 @@ def test_durations(seconds, said):
         ("vqa", "vqa"),
     ],
 )
-def test_places_in_papers(source, said):
+def test_places_in_papers(source, words):
     """As the papers number them: HERO's tables in Roman."""
-    assert entries.citation(source) == said
+    assert entries.citation(source) == words
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(None, ""), (12, "12"), (0.123456, "0.1235"), (1867.29, "1867"), (-3.0, "-3"), (1e-5, "1e-05")]
+    ("value", "words"), [(None, ""), (12, "12"), (0.123456, "0.1235"), (1867.29, "1867"), (-3.0, "-3"), (1e-5, "1e-05")]
 )
-def test_numbers_of_claims(value, said):
-    assert entries.number(value) == said
+def test_numbers_of_claims(value, words):
+    assert entries.number(value) == words

@@ -31,8 +31,8 @@ def test_published_columns_stand_before_measured_ones_and_no_column_holds_both(d
     assert [(c.heading, c.group) for c in cells.columns(document)] == heads
     for r in document["rows"]:
         r["runs"] = {}
-    for _, found in cells.rows(document):
-        assert not any(c.text or c.delta or c.mark for c in found[2:])
+    for _, row_cells in cells.rows(document):
+        assert not any(c.text or c.delta or c.mark for c in row_cells[2:])
     assert cell(document, "none", "total").note == "not measured"
 
 
@@ -43,7 +43,7 @@ def test_a_published_cell_is_as_the_paper_prints_it(document):
     assert cell(document, "w/o SGS", "perception", "published").delta == "+3.30"
     assert cell(document, "w/o SGS", "total", "published").delta == "+2.5"  # without digits: as many as it takes
     assert cell(document, "L={6-10}", "total", "published").delta == "-13.84"
-    assert not any(c.best for _, found in cells.rows(document) for c in found[:2])
+    assert not any(c.best for _, row_cells in cells.rows(document) for c in row_cells[:2])
 
 
 def test_a_number_that_is_not_printed_is_empty_and_its_conjecture_no_number(document):
@@ -89,7 +89,7 @@ def test_the_mark_of_significance_begins_below_five_per_cent(document):
 
 
 def best(document, heading):
-    return [found[cells.columns(document).index(Column(heading, "mosaic_mme"))].best for _, found in cells.rows(document)]
+    return [row_cells[cells.columns(document).index(Column(heading, "mosaic_mme"))].best for _, row_cells in cells.rows(document)]
 
 
 def test_the_best_is_of_two_at_least_as_printed_and_of_scores_only(document):
@@ -113,9 +113,9 @@ def test_the_best_is_of_two_at_least_as_printed_and_of_scores_only(document):
 def test_another_unit_holds_for_value_error_delta_and_interval(document):
     document["groups"][0]["columns"]["total"] |= {"per": 0.1, "error_digits": 1}
     assert cell(document, "none", "total").text == "1000.00 ± 204.0"
-    found = cell(document, "w/o SGS", "total")
-    assert (found.text, found.delta) == ("1025.00", "+25.00")
-    assert "+1.25 to +49.00" in found.note
+    total = cell(document, "w/o SGS", "total")
+    assert (total.text, total.delta) == ("1025.00", "+25.00")
+    assert "+1.25 to +49.00" in total.note
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_another_unit_holds_for_value_error_delta_and_interval(document):
 )
 def test_an_error_that_is_not_known_is_left_away_and_a_small_one_is_not_nought(document, stderr, text, note):
     document["rows"][0]["runs"]["mosaic_mme"]["stderr"]["total"] = stderr
-    found = cell(document, "none", "total")
-    assert (found.text, found.note) == (text, f"640 samples; {note}")
+    total = cell(document, "none", "total")
+    assert (total.text, total.note) == (text, f"640 samples; {note}")
     assert any(line.startswith("±") for line in legend.lines(document)) == ("±" in text)
 
 
@@ -158,8 +158,8 @@ def test_rows_measured_on_fewer_questions_than_the_others_are_named(document):
     document["rows"][0]["runs"]["mosaic_mme"]["samples"] = 612
     document["rows"][2]["runs"]["mosaic_mme"]["samples"] = 8
     document["rows"][3]["runs"]["mosaic_mme"]["samples"] = 1  # failed: no number of its stands there
-    said = "Measured on fewer questions: none (612 of 640), L={6-10} (8 of 640)."
-    assert legend.gaps(document)[1] == said and f"- {said}" in text.markdown(document).splitlines()
+    sentence = "Measured on fewer questions: none (612 of 640), L={6-10} (8 of 640)."
+    assert legend.gaps(document)[1] == sentence and f"- {sentence}" in text.markdown(document).splitlines()
     document["groups"].append({"benchmark": "gqa", "label": "b on gqa, 9 questions", "columns": {}})
     for k, samples in enumerate((9, 9, 7)):
         document["rows"][k]["runs"]["gqa"] = {"status": "done", "samples": samples}
@@ -181,10 +181,12 @@ def test_the_commits_that_measured_are_named_once_each_and_short(document, capsy
     runs = [r["runs"]["mosaic_mme"] for r in document["rows"]]
     for run, commit in zip(runs, ("a" * 40, "b" * 40 + "+changes", "a" * 40, "c" * 40), strict=True):  # the last failed
         run["commit"] = commit
-    said = "Measured with commits aaaaaaaaaa, bbbbbbbbbb+changes."
-    assert said in legend.lines(document) and f"- {said}" in text.markdown(document).splitlines() and said in text.latex(document)
+    sentence = "Measured with commits aaaaaaaaaa, bbbbbbbbbb+changes."
+    assert (
+        sentence in legend.lines(document) and f"- {sentence}" in text.markdown(document).splitlines() and sentence in text.latex(document)
+    )
     terminal.show(document)
-    assert said in capsys.readouterr().out
+    assert sentence in capsys.readouterr().out
     runs[1]["commit"] = runs[0]["commit"]
     assert "Measured with commit aaaaaaaaaa." in legend.lines(document)
     runs[1]["commit"] += "+changes"  # another one
@@ -219,7 +221,7 @@ def test_the_smallest_detectable_difference_is_printed_for_each_column_as_a_rang
 
 
 def test_the_legend_says_what_occurs_and_nothing_else(document):
-    said = " ".join(legend.lines(document))
+    shown = " ".join(legend.lines(document))
     for wanted in (
         "Published: LLaVA-1.5-7B, MME.",
         f"Measured here: {LABEL}.",
@@ -231,7 +233,7 @@ def test_the_legend_says_what_occurs_and_nothing_else(document):
         "Bold",
         "Empty: not printed or not measured.",
     ):
-        assert wanted in said, wanted
+        assert wanted in shown, wanted
     plain = copy.deepcopy(document)
     plain["rows"] = [row("none", published={"perception": 1.0, "total": 2.0})]
     plain["groups"] = []
@@ -248,7 +250,7 @@ def test_two_benchmarks_are_told_apart(document):
     tags = [cells.tag(document, c) for c in cells.columns(document)]
     assert tags == ["published", "published", *["measured, mosaic_mme"] * 3, "measured, gqa"]
     assert cells.group_label(document, "gqa") == "measured: b on gqa, 9 questions"
-    assert not any(found[-1].text for _, found in cells.rows(document))
+    assert not any(row_cells[-1].text for _, row_cells in cells.rows(document))
 
 
 def test_a_recipe_has_one_column_of_our_settings():
@@ -259,5 +261,5 @@ def test_a_recipe_has_one_column_of_our_settings():
     ]
     recipe |= {"rows": rows}
     assert [c.group for c in cells.columns(recipe)] == ["published", "settings"]
-    assert [[c.text for c in found] for _, found in cells.rows(recipe)] == [["0.0001", "0.0001"], ["adamw", "torch.optim.AdamW"]]
+    assert [[c.text for c in row_cells] for _, row_cells in cells.rows(recipe)] == [["0.0001", "0.0001"], ["adamw", "torch.optim.AdamW"]]
     assert dict(cells.rows(recipe))["Learning rate"][1].note == "optim.lr=0.0001"

@@ -82,10 +82,10 @@ def test_easyvqa_on_every_tenth_image(bars):
 
 @pytest.mark.slow
 def test_two_by_two_scenes_and_the_blank_image(bars):
-    found = train_llava.held_out(bars.model, bars.processor.tokenizer, 2, scenes=64)
+    accuracy = train_llava.held_out(bars.model, bars.processor.tokenizer, 2, scenes=64)
     blank = train_llava.held_out(bars.model, bars.processor.tokenizer, 2, scenes=64, blank=True)
-    assert found["all"] >= 0.82  # the bar is 85 on 128 scenes; 640 questions have an error of 1.4
-    assert min(found[k] for k in ("color", "shape", "color_at", "conjunction", "existence")) >= 0.9  # what it can do, it does well
+    assert accuracy["all"] >= 0.82  # the bar is 85 on 128 scenes; 640 questions have an error of 1.4
+    assert min(accuracy[k] for k in ("color", "shape", "color_at", "conjunction", "existence")) >= 0.9  # what it can do, it does well
     assert blank["all"] <= 0.55
 
 
@@ -139,10 +139,10 @@ def test_an_expanded_segment_in_training_is_the_one_of_inference(scale, close_up
 
 @pytest.mark.slow
 def test_the_most_salient_patch_is_often_the_right_one(bars):
-    found = card.saliency_profile(bars, limit=120)
+    profile = card.saliency_profile(bars, limit=120)
     taught = bars.name == "scale-llava-1.5"
-    assert max(found["hit"]) >= (0.85 if taught else 0.65)  # the card says 96 and 72.5 % on all; the bar is 70 %
-    assert all(0.25 <= rho <= 1 for rho in found["rho"])
+    assert max(profile["hit"]) >= (0.85 if taught else 0.65)  # the card says 96 and 72.5 % on all; the bar is 70 %
+    assert all(0.25 <= rho <= 1 for rho in profile["rho"])
 
 
 @pytest.mark.slow
@@ -157,8 +157,8 @@ def test_a_batch_of_16_equals_16_single_runs_and_the_cache_changes_nothing(scale
     samples = MosaicMME().samples()[:4]
     batch = model_inputs(scale, [s.image() for s in samples], [s.question for s in samples])
     with attach(scale.model, method), torch.no_grad():
-        said = [scale.model.generate(**batch, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False)]
-    assert torch.equal(*said)
+        sequences = [scale.model.generate(**batch, max_new_tokens=4, do_sample=False, use_cache=c) for c in (True, False)]
+    assert torch.equal(*sequences)
 
 
 def test_answers_from_cached_features_are_those_of_the_processor_and_pixels(scale):
@@ -211,9 +211,9 @@ def test_clip_shares_its_tower_with_llava_and_knows_single_images(scale):
     clip = load_clip()
     ours, theirs = clip.vision_model.state_dict(), scale.model.model.vision_tower.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
-    found = zero_shot(clip, scale.processor.tokenizer, build_models.IMAGE_SIZE, limit=128)
-    assert found["shape"] > 0.9
-    assert found["color"] > 0.9
+    accuracy = zero_shot(clip, scale.processor.tokenizer, build_models.IMAGE_SIZE, limit=128)
+    assert accuracy["shape"] > 0.9
+    assert accuracy["color"] > 0.9
 
 
 @pytest.mark.parametrize("text", ["what color is the circle?", "Völlig unbekannt: 42 ∑"])

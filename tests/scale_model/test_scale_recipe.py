@@ -58,11 +58,11 @@ def train(tokenizer, work, device) -> dict[str, torch.Tensor]:
     llava = train_llava.train_llava(clip, tokenizer, work, 0, PHASES)
     next_ = train_next.train_next(early, tokenizer, work, 0, NEXT_PHASES)
     named = {"clip": clip, "early": early, "llava": llava, "next": next_}
-    found = {f"{name} {k}": v.detach().cpu().clone() for name, model in named.items() for k, v in model.state_dict().items()}
+    weights = {f"{name} {k}": v.detach().cpu().clone() for name, model in named.items() for k, v in model.state_dict().items()}
     export.export(llava, clip, tokenizer, work / "assets")
     export.export_next(next_, tokenizer, work / "assets")
     assert (llava.device, next_.device) == (CPU, CPU)
-    return found
+    return weights
 
 
 def all_of(run) -> list[torch.Tensor]:
@@ -169,8 +169,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 def test_checkpoints_are_kept_behind_every_so_many_steps_and_the_last(tmp_path):
     run = tiny_run(tmp_path / "x.pt", 0, steps=6)
-    kept = [step for step in range(6) if run.keep(step, 2)]
-    assert kept == [2, 4, 5]
+    steps = [step for step in range(6) if run.keep(step, 2)]
+    assert steps == [2, 4, 5]
     assert torch.load(tmp_path / "x.pt", weights_only=True)["step"] == 6
 
 
@@ -214,18 +214,18 @@ def test_an_answer_is_right_if_the_model_would_say_all_of_its_tokens(tokenizer, 
     ]
 
     def says(model, tokenizer, visual, packed):
-        said = packed.labels.clone()
-        said[said < 0] = 7
+        tokens = packed.labels.clone()
+        tokens[tokens < 0] = 7
         last = ((packed.owner[1] == 0) & (packed.labels[1] >= 0)).nonzero()[-1]
-        said[1, last] = 7
-        return torch.nn.functional.one_hot(said, len(tokenizer)).float(), []
+        tokens[1, last] = 7
+        return torch.nn.functional.one_hot(tokens, len(tokenizer)).float(), []
 
     monkeypatch.setattr(packing, "hidden_of", says)
     model = torch.nn.Module()
     model.lm_head = torch.nn.Identity()
-    found = packing.exact_match(model, tokenizer, [(asked, [torch.zeros(2, 4, 8)])])
-    assert found == {"all": pytest.approx(2 / 3), "color": 0.5, "count": 1.0}
-    assert list(found) == ["all", "color", "count"]
+    accuracy = packing.exact_match(model, tokenizer, [(asked, [torch.zeros(2, 4, 8)])])
+    assert accuracy == {"all": pytest.approx(2 / 3), "color": 0.5, "count": 1.0}
+    assert list(accuracy) == ["all", "color", "count"]
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
@@ -241,14 +241,14 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         (["--device", "cuda"], "device=cuda is not on this machine; use one of: cpu"),
         (["--workers", "-1"], "--workers -1 is no number of processes; use 0 or more"),
         (["--recipe", "one_scale"], f"--recipe one_scale is for studies; use --assets other than {SHIPPED}"),
     ],
 )
-def test_build_says_in_one_line_what_it_cannot_do(words, said, monkeypatch, capsys, tmp_path):
+def test_build_says_in_one_line_what_it_cannot_do(words, message, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name in ("build", "build_study"):
@@ -257,7 +257,7 @@ def test_build_says_in_one_line_what_it_cannot_do(words, said, monkeypatch, caps
     with pytest.raises(SystemExit) as ended:
         build.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {said}")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {message}")
 
 
 @pytest.mark.slow
@@ -289,8 +289,8 @@ def test_a_reader_takes_over_the_shipped_layers_in_front_and_trains_the_others(m
             )
         elif int(layer[2]) % 4 == 0:
             number = int(layer[2]) // 4
-            kept = torch.equal(built[f"{layer[1]}{number}{layer[3]}"], weight)
-            assert kept == (number < train_llava.EXPANDED_AT), name
+            unchanged = torch.equal(built[f"{layer[1]}{number}{layer[3]}"], weight)
+            assert unchanged == (number < train_llava.EXPANDED_AT), name
 
 
 def test_no_look_loss_has_the_recipe_of_what_ships_but_for_the_loss_and_a_phase_more():

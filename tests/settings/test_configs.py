@@ -58,8 +58,8 @@ def test_no_file_is_left_out():
 
 def test_presets_of_data_share_the_values_of_their_common_settings():
     presets = {name: compose("train", [f"data={name}", *GIVEN.get(f"data={name}", [])]).data for name in GROUPS["data"]}
-    own = {"folder": set(), "llava_665k": {"train_size", "held_out_size", "workers"}}
-    for name, differs in own.items():
+    exceptions = {"folder": set(), "llava_665k": {"train_size", "held_out_size", "workers"}}
+    for name, differs in exceptions.items():
         shared = presets["scenes"].keys() & presets[name].keys() - {"_target_"}
         assert shared >= {field.name for field in dataclasses.fields(PairData)}
         assert {key for key in shared if presets[name][key] != presets["scenes"][key]} == differs

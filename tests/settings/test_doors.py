@@ -59,8 +59,8 @@ def test_a_command_s_own_words_stay_where_they_are(root, words):
 @pytest.mark.slow
 def test_every_door_has_settings_and_a_help():
     for name in COMMANDS:
-        said = run(["-m", "blink_exp", name, "--help"])
-        assert said.returncode == 0 and f"python -m blink_exp {name}" in said.stdout and f"conf/{name}.yaml:" in said.stdout
+        process = run(["-m", "blink_exp", name, "--help"])
+        assert process.returncode == 0 and f"python -m blink_exp {name}" in process.stdout and f"conf/{name}.yaml:" in process.stdout
     listed = run(["-m", "blink_exp"])
     assert listed.returncode == 0 and all(f"  {name}: " in listed.stdout for name in COMMANDS)
     wrong = run(["-m", "blink_exp", "vew"])

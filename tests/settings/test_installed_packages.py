@@ -86,8 +86,8 @@ def test_a_package_adds_a_method_an_architecture_a_loss_and_presets(folder):
     assert packages.codes(done) == [0, *[2] * 5, *[0] * 3], done.stdout + done.stderr
     for group, preset in (("method", "first_half"), ("tokensr", "linear"), ("loss", "smooth")):
         lines = done.stdout.splitlines()
-        (place,) = [n for n, line in enumerate(lines) if line.split()[:1] == [group] and line.startswith("  ")]
-        assert preset in lines[place + 1].replace(",", " ").split()
+        (index,) = [n for n, line in enumerate(lines) if line.split()[:1] == [group] and line.startswith("  ")]
+        assert preset in lines[index + 1].replace(",", " ").split()
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "loss=smoth is not a preset; did you mean smooth" in errors[0]
     assert "loss.weights.smoooth is not a setting; did you mean smooth" in errors[1]

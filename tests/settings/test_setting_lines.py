@@ -69,9 +69,9 @@ def test_the_line_says_the_rule_the_value_and_the_cure(root, word, line):
     if word.startswith("+"):  # what Hydra appends
         cfg = composed(root, "").copy()
         OmegaConf.update(cfg, key.lstrip("+"), value, force_add=True)
-        with pytest.raises(UserError) as found:
+        with pytest.raises(UserError) as caught:
             check(cfg)
-        assert line in str(found.value)
+        assert line in str(caught.value)
         return
     assert written
     assert line in (line_of(root, "", key, value) or "")

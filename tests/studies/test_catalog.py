@@ -23,10 +23,10 @@ TOY["points"] = [{"label": label, "overrides": [f"layers={label}"]} for label in
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """Stands in for measuring an experiment; keeps which, and where to."""
-    found = []
+    calls = []
 
-    def measure(cfg, kind, experiment, own, out):
-        found.append((kind, experiment["name"], out.name))
+    def measure(cfg, kind, experiment, user_overrides, out):
+        calls.append((kind, experiment["name"], out.name))
         if experiment["name"] == "blink_table3":
             raise UserError("no such weights")
         return {
@@ -38,9 +38,9 @@ def asked(monkeypatch, tmp_path):
 
     monkeypatch.setattr(catalog, "measure", measure)
     monkeypatch.setattr(plan, "command_line_overrides", lambda: [])
-    monkeypatch.setattr(plan, "settings_of", lambda cfg, kind, experiment, own: [(kind, experiment["name"])])
-    monkeypatch.setattr(catalog, "run_together", lambda configs: found.append(("together", list(configs), len(found))))
-    return found
+    monkeypatch.setattr(plan, "settings_of", lambda cfg, kind, experiment, user_overrides: [(kind, experiment["name"])])
+    monkeypatch.setattr(catalog, "run_together", lambda configs: calls.append(("together", list(configs), len(calls))))
+    return calls
 
 
 def sweep_of(*words: str):
@@ -75,10 +75,10 @@ def test_a_figure_that_cannot_be_drawn_is_said_on_the_page_of_its_table(monkeypa
         raise UserError("no CLS token")
 
     monkeypatch.setattr(catalog, "measure_figure", refuse)
-    found, folder = catalog.embedded_figure(None, {"name": "hero_fig6", "title": "Kept"}, [], tmp_path / "hero_fig6", {}, {})
-    assert json.loads((folder / "figure.json").read_text(encoding="utf-8")) == found
+    figure, folder = catalog.embedded_figure(None, {"name": "hero_fig6", "title": "Kept"}, [], tmp_path / "hero_fig6", {}, {})
+    assert json.loads((folder / "figure.json").read_text(encoding="utf-8")) == figure
     document = {"kind": "table", "name": "toy", "title": "Toy", "published_columns": {}, "groups": [], "rows": [], "command": "c"}
-    assert "no CLS token" in html.page(document, tmp_path, [(found, folder)]).read_text(encoding="utf-8")
+    assert "no CLS token" in html.page(document, tmp_path, [(figure, folder)]).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -92,7 +92,9 @@ def test_a_figure_is_drawn_from_its_points_with_its_claim_beside_the_paper_s(mon
         return Drawing({"curve": plt.figure()}, {"y": [1.0]}, [Claim("rises", "by eye", {"slope": 1.0}, True)], "A line.", "b, 2 questions")
 
     monkeypatch.setattr("blink_exp.figures.base.toy", draw, raising=False)
-    monkeypatch.setattr(plan, "measured_run", lambda cfg, first, own, label, **_: {"point": label, "status": "done", "words": first})
+    monkeypatch.setattr(
+        plan, "measured_run", lambda cfg, first, user_overrides, label, **_: {"point": label, "status": "done", "words": first}
+    )
     sweeps = [{"series": "s", "x": [4, 5], "overrides": ["layer={x}"]}]
     figure = {
         "name": "blink_fig7",
@@ -127,21 +129,21 @@ def test_a_run_with_settings_of_its_own_has_a_folder_of_its_own_in_the_report():
 
 
 def test_every_table_and_figure_of_the_papers_is_there():
-    found = {kind: [e["name"] for e in experiments(kind)] for kind in KINDS}
+    by_kind = {kind: [e["name"] for e in experiments(kind)] for kind in KINDS}
     numbers = {"blink": range(1, 8), "hero": range(1, 9)}
-    assert {f"{paper}_table{n}" for paper, ns in numbers.items() for n in ns} <= set(found["table"])
-    assert {f"blink_fig{n}" for n in (2, 3, 4, 6, 7, 8)} | {f"hero_fig{n}" for n in (1, 2, 4, 5, 6, 8, 9)} <= set(found["figure"])
-    assert not {"all", "list", "parity"} & {*found["table"], *found["figure"]}
-    assert found["table"].index("blink_table7") < found["table"].index("hero_table1")
+    assert {f"{paper}_table{n}" for paper, ns in numbers.items() for n in ns} <= set(by_kind["table"])
+    assert {f"blink_fig{n}" for n in (2, 3, 4, 6, 7, 8)} | {f"hero_fig{n}" for n in (1, 2, 4, 5, 6, 8, 9)} <= set(by_kind["figure"])
+    assert not {"all", "list", "parity"} & {*by_kind["table"], *by_kind["figure"]}
+    assert by_kind["table"].index("blink_table7") < by_kind["table"].index("hero_table1")
 
 
 @pytest.mark.slow
 def test_a_list_counts_what_is_done_and_guesses_what_is_left(tmp_path, capsys):
     cfg = sweep_of(f"store={tmp_path}", "skip_limit=0.5")
     first = point_folder(listing.Store(cfg).settings(["benchmark=mosaic_mme", "layers.indices=11-17"], ["limit=30"]))
-    found = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}
-    found |= {"skipped": [{}] * 10, "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
-    write_json(first / "metrics.json", found)
+    metrics = {"backbone": "scale-llava-1.5@0", "benchmark": "mosaic_mme", "seconds": 90.0, "samples": 20}
+    metrics |= {"skipped": [{}] * 10, "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
+    write_json(first / "metrics.json", metrics)
     (first / "config.yaml").write_text("benchmark:\n  limit: 7\nlimit: 30\nseed: 0\n", encoding="utf-8")
     listing.show_list(cfg, [TOY | {"source": "blink-table-3", "paper": "blink"}], ["limit=30"])
     rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in capsys.readouterr().out.splitlines() if "toy" in line]
@@ -158,9 +160,9 @@ def test_a_list_composes_no_point_where_the_store_has_none_of_its_model_benchmar
     backbone, benchmark, limit, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(listing.Store, "settings", lambda *_: pytest.fail("composed a point"))
-    found = {"backbone": f"{backbone}@0", "benchmark": benchmark, "seconds": 90.0, "samples": 20}
-    found |= {"skipped": [], "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
-    write_json(tmp_path / "0" / "metrics.json", found)
+    metrics = {"backbone": f"{backbone}@0", "benchmark": benchmark, "seconds": 90.0, "samples": 20}
+    metrics |= {"skipped": [], "method": "m", "scores": {}, "blink": {}, "protocol": "own", "headline": "total"}
+    write_json(tmp_path / "0" / "metrics.json", metrics)
     (tmp_path / "0" / "config.yaml").write_text(f"limit: {limit}\n", encoding="utf-8")
     listed = listing.Store(sweep_of(f"store={tmp_path}")).listed(TOY, ["limit=30"])
     assert listed == [listing.Listed("scale-llava-1.5", "mosaic_mme", 30)] * 3
@@ -184,8 +186,8 @@ def test_a_run_that_failed_does_not_take_the_place_of_one_that_did_not(tmp_path)
         (tmp_path / text / "wandb").mkdir()
         catalog.copy_to_report(tmp_path / text, tmp_path / "report" / "t" / "m")
     assert [p.name for p in (tmp_path / "report" / "t").iterdir()] == ["m"]
-    kept = tmp_path / "report" / "t" / "m"
-    assert (kept / "table.json").read_text(encoding="utf-8") == "new" and not (kept / "wandb").exists()
+    folder = tmp_path / "report" / "t" / "m"
+    assert (folder / "table.json").read_text(encoding="utf-8") == "new" and not (folder / "wandb").exists()
 
 
 @pytest.mark.slow

@@ -98,8 +98,8 @@ def rows(tmp_path: Path) -> list[dict]:
 
 def test_the_best_control_is_that_of_the_row_s_own_budget(tmp_path):
     all_rows = rows(tmp_path)
-    found = [comparisons.best_control(all_rows, r, "b", "accuracy") for r in all_rows]
-    assert [r and r["point"] for r in found] == [None, "uniform small", None, None, "uniform large", None]
+    controls = [comparisons.best_control(all_rows, r, "b", "accuracy") for r in all_rows]
+    assert [r and r["point"] for r in controls] == [None, "uniform small", None, None, "uniform large", None]
 
 
 def test_shares_are_of_the_untouched_model(tmp_path):

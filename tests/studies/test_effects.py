@@ -80,7 +80,7 @@ def document(**effects) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("effects", "said"),
+    ("effects", "conclusion"),
     [
         ({"tokens": 0}, "worth +15.0 points to the close-up"),
         ({"tokens": 0}, "TokenSR +0.0 (0 % of it); none of these can be told from a random region"),
@@ -91,9 +91,9 @@ def document(**effects) -> dict:
         ),
     ],
 )
-def test_the_conclusion_says_what_the_numbers_allow(effects, said):
+def test_the_conclusion_says_what_the_numbers_allow(effects, conclusion):
     (sentence,) = report.conclusion(document(**effects), "close-up", ["interp", "TokenSR"])
-    assert sentence.startswith("On mosaic_open ") and said in sentence
+    assert sentence.startswith("On mosaic_open ") and conclusion in sentence
 
 
 def test_the_files_of_a_table_hold_the_effects():

@@ -14,8 +14,8 @@ from blink_exp.files import write_json
 
 @pytest.mark.slow
 def test_a_wrong_job_of_a_multirun_lets_the_others_run(tmp_path):
-    own = ("limit=2", "cost=0", "method=blink_interp", f"hydra.sweep.dir={tmp_path / 'a'}", "hydra.sweep.subdir=job/${hydra.job.num}")
-    printed, errors = run("evaluate.py", "-m", "layer=40,12,41", *own, code=2)
+    settings = ("limit=2", "cost=0", "method=blink_interp", f"hydra.sweep.dir={tmp_path / 'a'}", "hydra.sweep.subdir=job/${hydra.job.num}")
+    printed, errors = run("evaluate.py", "-m", "layer=40,12,41", *settings, code=2)
     assert errors == ["error: 2 of 3 jobs failed, first layer=40: layer=40 is outside the backbone's 32 layers; use 0 to 31"]
     assert (tmp_path / "a" / "job" / "1" / "metrics.json").is_file()
     assert "layer=41 method=blink_interp failed: layer=41 is outside" in printed.replace("limit=2 cost=0 ", "")
@@ -39,8 +39,8 @@ FORCE = "force must be true or false, got 7"
     ],
 )
 def test_a_job_whose_words_do_not_compose_lets_the_others_run(words, failed, whole, launcher, tmp_path):
-    own = ["limit=2", "cost=0", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path / 'a'}"]
-    printed, (error,) = run("evaluate.py", "-m", *words, *own, code=2)
+    settings = ["limit=2", "cost=0", f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path / 'a'}"]
+    printed, (error,) = run("evaluate.py", "-m", *words, *settings, code=2)
     jobs = 4 if len(failed) == 2 else 2
     assert error.startswith(f"error: {jobs - len(whole)} of {jobs} jobs failed, first ")
     assert any(error.endswith(why) for why in failed.values())
@@ -52,8 +52,8 @@ def test_a_job_whose_words_do_not_compose_lets_the_others_run(words, failed, who
 
 @pytest.mark.slow
 def test_a_point_whose_words_do_not_compose_is_a_failed_point_of_the_table(tmp_path):
-    own = ["limit=2", "hydra.sweep.subdir=${hydra.runtime.choices.method}", f"hydra.sweep.dir={tmp_path / 'a'}"]
-    printed, errors = run("sweep.py", "-m", "method=none,blonk,fastv", *own, f"store={tmp_path / 'points'}", code=2)
+    settings = ["limit=2", "hydra.sweep.subdir=${hydra.runtime.choices.method}", f"hydra.sweep.dir={tmp_path / 'a'}"]
+    printed, errors = run("sweep.py", "-m", "method=none,blonk,fastv", *settings, f"store={tmp_path / 'points'}", code=2)
     assert errors == [f"error: 1 of 3 points failed, first method=blonk: {UNKNOWN}"]
     rows = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8").splitlines()[2:]
     states = ("done", "failed", "done")
@@ -66,8 +66,8 @@ def test_a_point_whose_words_do_not_compose_is_a_failed_point_of_the_table(tmp_p
 
 @pytest.mark.slow
 def test_a_training_job_whose_words_do_not_compose_lets_the_others_start(tmp_path):
-    own = ["layer=12,40", "trainer.steps=ten", f"hydra.sweep.dir={tmp_path / 'a'}"]
-    _, errors = run("train.py", "-m", *own, code=2)
+    settings = ["layer=12,40", "trainer.steps=ten", f"hydra.sweep.dir={tmp_path / 'a'}"]
+    _, errors = run("train.py", "-m", *settings, code=2)
     assert len(errors) == 1 and errors[0].startswith("error: trainer.steps ") and not (tmp_path / "a").exists()
     _, errors = run("train.py", "-m", "layer=40,twelve", f"hydra.sweep.dir={tmp_path / 'a'}", code=2)
     assert errors == ["error: 2 of 2 jobs failed, first layer=40: layer=40 is outside the backbone's 32 layers; use 0 to 31"]
@@ -94,8 +94,8 @@ def test_a_wrong_word_that_all_jobs_share_stops_the_multirun_at_once(script, wor
 def test_jobs_below_the_sweep_s_folder_count_and_those_of_an_older_sweep_do_not(tmp_path):
     old = {"number": 7, "point": "old", "status": "done", "overrides": ["layer=7"], "scores": {"total": 1.0}}
     write_json(tmp_path / "a" / "7" / "job.json", old)
-    own = ("limit=2", "method=blink_interp", f"hydra.sweep.dir={tmp_path / 'a'}", "hydra.sweep.subdir=job/${hydra.job.num}")
-    _, errors = run("sweep.py", "-m", "layer=12,40", *own, f"store={tmp_path / 'points'}", code=2)
+    settings = ("limit=2", "method=blink_interp", f"hydra.sweep.dir={tmp_path / 'a'}", "hydra.sweep.subdir=job/${hydra.job.num}")
+    _, errors = run("sweep.py", "-m", "layer=12,40", *settings, f"store={tmp_path / 'points'}", code=2)
     assert errors == ["error: 1 of 2 points failed, first layer=40: layer=40 is outside the backbone's 32 layers; use 0 to 31"]
     rows = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8").splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["layer=12", "layer=40"]

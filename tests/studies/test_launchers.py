@@ -56,10 +56,10 @@ def default(tmp_path_factory):
 )
 def test_a_launcher_leaves_what_the_default_leaves(name, words, groups, default, tmp_path):
     pytest.importorskip(f"hydra_plugins.{PACKAGES[name]}")
-    found = sweep(tmp_path, f"hydra/launcher={name}", *words)
-    assert found.keys() == default.keys()
-    assert {file: text for file, text in found.items() if text != default[file]} == {}
-    assert sum(file.endswith("records.jsonl") for file in found) == 3 and "sweep/summary.md" in found
+    files = sweep(tmp_path, f"hydra/launcher={name}", *words)
+    assert files.keys() == default.keys()
+    assert {file: text for file, text in files.items() if text != default[file]} == {}
+    assert sum(file.endswith("records.jsonl") for file in files) == 3 and "sweep/summary.md" in files
     assert not list((tmp_path / "points").glob("*/*.part"))
 
 
@@ -139,8 +139,8 @@ def test_every_preset_composes_and_says_which_package_is_missing(name, hydra, mo
         raise launchers.importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(launchers.importlib.metadata, "version", missing)
-    said = refusal(lambda: launchers.check_launcher(launcher))
-    assert engine.package in said and install(engine.extra) in said and f"[{engine.extra}]" in said
+    message = refusal(lambda: launchers.check_launcher(launcher))
+    assert engine.package in message and install(engine.extra) in message and f"[{engine.extra}]" in message
 
 
 @pytest.mark.slow

@@ -22,11 +22,11 @@ from blink_exp.studies import matching, plan
 from blink_exp.studies.experiments import load_experiment
 
 
-def composed(label: str, *own: str):
+def composed(label: str, *overrides: str):
     """A point of the matched table, as sweep.py composes it."""
     table = load_experiment("table", "hero_table4_matched")
     point = next(p for p in table["points"] if p["label"] == label)
-    return compose.composed("sweep", [*plan.words(table, point, "mosaic_hr"), *own])
+    return compose.composed("sweep", [*plan.words(table, point, "mosaic_hr"), *overrides])
 
 
 def test_layer_average_of_a_record_by_hand():
@@ -37,8 +37,8 @@ def test_layer_average_of_a_record_by_hand():
     assert tokens.layer_average(fastv, None) is None
     steps = [{"layer": 2, "decision": "expand", "visual_tokens": 200}, {"layer": 4, "decision": "drop", "visual_tokens": 100}]
     assert tokens.layer_average(untouched | {"layers": steps}, 10) == (2 * 100 + 2 * 200 + 6 * 100) / 10
-    found = tokens.realised([untouched, fastv], 10)
-    assert found == {"entering": 100, "newlines": 10, "layer": (100 + 38) / 2}
+    realised = tokens.realised([untouched, fastv], 10)
+    assert realised == {"entering": 100, "newlines": 10, "layer": (100 + 38) / 2}
     assert tokens.realised([{"layers": []}], 10) == {}  # of an older version, which did not note them
 
 

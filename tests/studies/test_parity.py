@@ -23,7 +23,7 @@ def row(value: float | None, samples: int = 100) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("value", "said", "verdict"),
+    ("value", "printed", "verdict"),
     [
         (62.3, SAID, "within 62 ± 0.3"),
         (62.31, SAID, "OUTSIDE 62 ± 0.3"),
@@ -35,8 +35,8 @@ def row(value: float | None, samples: int = 100) -> dict:
         (None, SAID, "no score: none of 100 samples counts for accuracy; see f"),
     ],
 )
-def test_the_verdict_is_about_the_first_source_or_the_center(value, said, verdict):
-    assert judged(row(value), POINT, said)["verdict"].startswith(verdict)
+def test_the_verdict_is_about_the_first_source_or_the_center(value, printed, verdict):
+    assert judged(row(value), POINT, printed)["verdict"].startswith(verdict)
 
 
 def test_only_a_run_that_wrote_files_is_to_be_handed_in():
@@ -100,7 +100,7 @@ def test_parity_runs_what_is_there_and_says_why_the_rest_is_not(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["-m", "blink_exp", "parity"], "model=scale_llava"),
         (["evaluate.py", "table=blink_table2"], "python sweep.py table=blink_table2"),
@@ -108,6 +108,6 @@ def test_parity_runs_what_is_there_and_says_why_the_rest_is_not(tmp_path):
         (["sweep.py", "table=parity"], "python -m blink_exp parity"),
     ],
 )
-def test_a_table_in_the_wrong_place_is_one_line(words, said, tmp_path):
+def test_a_table_in_the_wrong_place_is_one_line(words, message, tmp_path):
     done = run([*words, f"hydra.run.dir={tmp_path}"])
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1

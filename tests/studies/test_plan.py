@@ -36,9 +36,9 @@ def test_every_key_of_an_experiment_has_a_type(kind):
 
 
 def test_sweeps_are_written_out_behind_the_points():
-    found = plan.points(EXPERIMENT)
-    assert [p["label"] for p in found] == ["a", "start..18: 4", "start..18: 18"]
-    assert found[2] == {"label": "start..18: 18", "series": "start..18", "x": 18, "overrides": ["layers.indices=18-18"]}
+    points = plan.points(EXPERIMENT)
+    assert [p["label"] for p in points] == ["a", "start..18: 4", "start..18: 18"]
+    assert points[2] == {"label": "start..18: 18", "series": "start..18", "x": 18, "overrides": ["layers.indices=18-18"]}
     assert EXPERIMENT["sweeps"][0]["overrides"] == ["layers.indices={x}-18"]
 
 
@@ -70,8 +70,8 @@ def test_words_of_a_point_stand_from_the_general_to_the_special():
 
 
 def test_a_command_has_each_setting_once_and_can_be_copied_to_a_shell():
-    said = plan.command(["method=blink", "limit=3", "method=none", "+x={a: 1}", "layers.indices=[1,2]"])
-    assert shlex.split(said) == ["python", "evaluate.py", "method=none", "limit=3", "+x={a: 1}", "layers.indices=[1,2]"]
+    command = plan.command(["method=blink", "limit=3", "method=none", "+x={a: 1}", "layers.indices=[1,2]"])
+    assert shlex.split(command) == ["python", "evaluate.py", "method=none", "limit=3", "+x={a: 1}", "layers.indices=[1,2]"]
 
 
 @pytest.mark.slow
@@ -164,14 +164,14 @@ def test_points_train_modules_of_their_own_at_the_user_s_layer_and_show_what_was
 def test_modules_of_a_published_backbone_are_never_trained_by_a_scale_model_s_recipe(tmp_path):
     base = composed("sweep", [f"store={tmp_path}"])
     figure = {"name": "f", "trains": ["layers.indices=4-5"]}
-    own = ["model=llava_1_5_7b"]
+    overrides = ["model=llava_1_5_7b"]
     with pytest.raises(UserError, match=r"^f needs TokenSR modules \(layers.indices=4-5\) of llava-hf/llava-1.5-7b-hf; give tokensr.path="):
-        plan.training(base, figure, own)
+        plan.training(base, figure, overrides)
     base = replace(base, train=composed("sweep", ["train=trainer=paper data=llava_665k"]).train)  # as the message says it
     assert plan.training(base, figure, [])[0][-2:] == ["trainer=paper", "data=llava_665k"]
     base.train = "trainer=paper data=llava_665k data.json=j data.images='/my images'"
-    words, _ = plan.training(base, figure, own)
-    assert words == [*own, "layers.indices=4-5", "trainer=paper", "data=llava_665k", "data.json=j", "data.images=/my images"]
+    words, _ = plan.training(base, figure, overrides)
+    assert words == [*overrides, "layers.indices=4-5", "trainer=paper", "data=llava_665k", "data.json=j", "data.images=/my images"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_what_the_points_vary_is_not_the_user_s_to_set(word, overrides, refused)
     experiment = {"name": "t", "points": [{"label": "p", "overrides": overrides}]}
     try:
         plan.refuse_collisions(experiment, [word])
-        said = ""
+        message = ""
     except UserError as error:
-        said = str(error)
-    assert bool(said) == refused and (not said or f"{word} would replace" in said)
+        message = str(error)
+    assert bool(message) == refused and (not message or f"{word} would replace" in message)

@@ -17,8 +17,8 @@ def test_an_address_of_ray_where_nothing_listens_is_refused_at_once():
         address = f"127.0.0.1:{server.getsockname()[1]}"
         for good in (None, "auto", address, f"ray://{address}"):
             ray_cluster.check_address(good)
-    said = refusal(lambda: ray_cluster.check_address(address))
-    assert said.startswith(f"hydra.launcher.ray.init.address={address}: nothing answers there") and "ray start" in said
+    message = refusal(lambda: ray_cluster.check_address(address))
+    assert message.startswith(f"hydra.launcher.ray.init.address={address}: nothing answers there") and "ray start" in message
     assert "nothing answers" in refusal(lambda: ray_cluster.check_address("127.0.0.1:70000"))
 
 

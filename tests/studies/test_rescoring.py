@@ -79,13 +79,13 @@ def lines(path, records):
 
 def test_two_shards_of_predictions_score_as_the_whole(mme, tmp_path):
     """By hand: every question answered yes, so each image has one right and no pair; the rule of today marks, not the old mark."""
-    said = [{"id": s.id, "prediction": "Yes.", "correct": False} for s in mme.samples()]
-    lines(tmp_path / "a" / "records.jsonl", said[::2])
-    lines(tmp_path / "b" / "records.jsonl", said[1::2])
+    predictions = [{"id": s.id, "prediction": "Yes.", "correct": False} for s in mme.samples()]
+    lines(tmp_path / "a" / "records.jsonl", predictions[::2])
+    lines(tmp_path / "b" / "records.jsonl", predictions[1::2])
     records = scored_again(mme, mme.samples(), predicted(str(tmp_path / "*")))
-    assert len(records) == len(said)
+    assert len(records) == len(predictions)
     assert all(r["correct"] == (r["answer"] == "yes") for r in records)
-    assert mme.score(records) == mme.score(scored_again(mme, mme.samples(), predicted(lines(tmp_path / "all.jsonl", said))))
+    assert mme.score(records) == mme.score(scored_again(mme, mme.samples(), predicted(lines(tmp_path / "all.jsonl", predictions))))
     assert mme.score(records)["accuracy"].value == 50
 
 
@@ -146,14 +146,14 @@ def test_two_runs_are_compared_question_by_question(mme, tmp_path):
     wrong = {"yes": "no", "no": "yes"}
     runs = {"ours": {samples[0].id}, "theirs": {s.id for s in samples[1:5]}}
     for name, missed in runs.items():
-        said = [{"id": s.id, "prediction": wrong[s.answer] if s.id in missed else s.answer} for s in samples]
-        lines(tmp_path / name / "records.jsonl", said)
+        predictions = [{"id": s.id, "prediction": wrong[s.answer] if s.id in missed else s.answer} for s in samples]
+        lines(tmp_path / name / "records.jsonl", predictions)
     words = ["benchmark=mme", f"benchmark.path={mme.path}", f"predictions={tmp_path / 'ours'}", f"against={tmp_path / 'theirs'}"]
     done = run(["-m", "blink_exp", "compare", *words, f"hydra.run.dir={tmp_path / 'out'}"])
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["differences"]["accuracy"]
-    assert found["delta"] == pytest.approx(100 * 3 / len(samples)) and found["n"] == len(samples)
-    assert found["test"] == "McNemar and image bootstrap" and 0.375 - 1e-9 <= found["p"] < 1
+    difference = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["differences"]["accuracy"]
+    assert difference["delta"] == pytest.approx(100 * 3 / len(samples)) and difference["n"] == len(samples)
+    assert difference["test"] == "McNemar and image bootstrap" and 0.375 - 1e-9 <= difference["p"] < 1
     assert f"difference from {tmp_path / 'theirs'}" in done.stdout and "+50.00" in done.stdout
     lines(tmp_path / "fewer" / "records.jsonl", [{"id": s.id, "prediction": s.answer} for s in samples[1:]])
     words[-1] = f"against={tmp_path / 'fewer'}"
@@ -189,11 +189,11 @@ def test_predictions_of_another_benchmark_name_it(mme, tmp_path):
 def test_predictions_made_under_another_protocol_are_refused(mme):
     """The ids agree; only the words that were asked tell."""
     first, second = mme.samples()[:2]
-    said = {s.id: {"id": s.id, "prediction": "Yes", "question": mme.prompt(s)} for s in (first, second)}
-    assert len(scored_again(mme, mme.samples(), said)) == 2
-    said[second.id]["question"] += " Answer in one word."
+    predictions = {s.id: {"id": s.id, "prediction": "Yes", "question": mme.prompt(s)} for s in (first, second)}
+    assert len(scored_again(mme, mme.samples(), predictions)) == 2
+    predictions[second.id]["question"] += " Answer in one word."
     with pytest.raises(UserError, match=rf"^{second.id} was asked in other words than mme .*protocol llava.*; choose the protocol"):
-        scored_again(mme, mme.samples(), said)
+        scored_again(mme, mme.samples(), predictions)
 
 
 def test_a_file_without_a_record_is_said(tmp_path):
@@ -203,10 +203,10 @@ def test_a_file_without_a_record_is_said(tmp_path):
 
 def test_no_sign_in_an_answer_ends_its_record(tmp_path):
     """U+2028, U+2029 and U+0085 end a line for str.splitlines, by which the files are read, but not for JSON."""
-    said = [{"id": "a", "prediction": "one\u2028two\u2029three\x85four é"}]
-    assert list(predicted(lines(tmp_path / "records.jsonl", said)).values()) == said
-    text = write_lines(said)
-    assert len(text.splitlines()) == 1 and json.loads(text) == said[0] and "é" in text
+    predictions = [{"id": "a", "prediction": "one\u2028two\u2029three\x85four é"}]
+    assert list(predicted(lines(tmp_path / "records.jsonl", predictions)).values()) == predictions
+    text = write_lines(predictions)
+    assert len(text.splitlines()) == 1 and json.loads(text) == predictions[0] and "é" in text
 
 
 EMPTY = [("of_nothing", math.nan), ("of_nothing_read_back", None)]
@@ -214,10 +214,10 @@ MADE = {"backbone": "b@1", "method": "blink", "layers": [12], "dtype": "bfloat16
 
 
 def shards(folder: Path, *metrics: dict | None) -> str:
-    for k, said in enumerate(metrics):
+    for k, document in enumerate(metrics):
         lines(folder / str(k) / "records.jsonl", [{"id": f"{k}", "prediction": "yes"}])
-        if said is not None:
-            write_json(folder / str(k) / "metrics.json", said)
+        if document is not None:
+            write_json(folder / str(k) / "metrics.json", document)
     return f"{folder}/*"
 
 
@@ -246,8 +246,8 @@ def composed(*words: str, root: str = "evaluate"):
 
 def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, capsys):
     step = {"layer": 12, "rho": 0.5, "decision": "expand", "effective": True, "visual_tokens": 288}
-    said = [{"id": s.id, "prediction": s.answer, "layers": [step]} for s in mme.samples()]
-    path = lines(tmp_path / "run" / "records.jsonl", said)
+    predictions = [{"id": s.id, "prediction": s.answer, "layers": [step]} for s in mme.samples()]
+    path = lines(tmp_path / "run" / "records.jsonl", predictions)
     write_json(tmp_path / "run" / "metrics.json", MADE | {"blink": {"visual_tokens_of_the_image": 144}, "skipped": [{"id": "x"}]})
     finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}", root="rescore"), tmp_path / "out")
     assert {k: finished[k] for k in MADE} == MADE  # the seed too, which is not this command's
@@ -347,13 +347,13 @@ def test_other_settings_or_weights_in_the_folder_start_anew(easy, tmp_path, monk
 
 def test_a_kept_record_counts_only_for_the_question_it_answered(mme, tmp_path):
     a, b = mme.samples()[:2]
-    kept = RecordLog(tmp_path / "records.part", "s")
-    assert not kept.path.exists()  # nothing done, nothing left behind
-    kept.add([{"id": a.id, "question": mme.prompt(a), "prediction": "Yes", "layers": []}])
-    kept.add([{"id": b.id, "question": "another", "prediction": "Yes", "layers": []}])
-    found = RecordLog(kept.path, "s").done(mme, mme.samples())
-    assert list(found) == [a.id] and found[a.id]["correct"] == (a.answer == "yes")
-    assert RecordLog(kept.path, "t").records == {}
+    log = RecordLog(tmp_path / "records.part", "s")
+    assert not log.path.exists()  # nothing done, nothing left behind
+    log.add([{"id": a.id, "question": mme.prompt(a), "prediction": "Yes", "layers": []}])
+    log.add([{"id": b.id, "question": "another", "prediction": "Yes", "layers": []}])
+    records = RecordLog(log.path, "s").done(mme, mme.samples())
+    assert list(records) == [a.id] and records[a.id]["correct"] == (a.answer == "yes")
+    assert RecordLog(log.path, "t").records == {}
 
 
 def test_no_sample_left_is_said_with_the_reason(easy, tmp_path):

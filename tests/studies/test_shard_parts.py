@@ -62,9 +62,9 @@ def lines_of(folder: Path) -> list[str]:
 
 
 def refused(root: Path, tmp_path: Path, **how: str) -> str:
-    said = refusal(lambda: together(root, tmp_path / "out", **how))
+    message = refusal(lambda: together(root, tmp_path / "out", **how))
     assert not (tmp_path / "out").exists()
-    return said
+    return message
 
 
 @pytest.mark.slow
@@ -72,16 +72,18 @@ def test_a_missing_part_is_named(parts, tmp_path):
     root = copied(parts, tmp_path)
     shutil.rmtree(root / "part2")
     assert refused(root, tmp_path) == "shard=2/3 missing: 2 of 3 parts of the run are given; give the others too"
-    said = refused(root, tmp_path, pattern="part1")
-    assert said == "shard=2/3, 3/3 missing: 1 of 3 parts of the run are given; give the others too, or score this part alone with shard=1/3"
+    message = refused(root, tmp_path, pattern="part1")
+    assert (
+        message == "shard=2/3, 3/3 missing: 1 of 3 parts of the run are given; give the others too, or score this part alone with shard=1/3"
+    )
     assert together(root, tmp_path / "alone", "shard=1/3", pattern="part1")["samples"] == len(lines_of(root / "part1"))
 
 
 def test_a_part_that_is_given_twice_is_named(parts, tmp_path):
     root = copied(parts, tmp_path)
     shutil.copytree(root / "part2", root / "part4")
-    said = refused(root, tmp_path)
-    assert said == (f"shard=2/3 is given twice, {root}/part2/records.jsonl and {root}/part4/records.jsonl; leave one away")
+    message = refused(root, tmp_path)
+    assert message == (f"shard=2/3 is given twice, {root}/part2/records.jsonl and {root}/part4/records.jsonl; leave one away")
     (root / "part4" / "config.yaml").unlink()
     assert refused(root, tmp_path).startswith(f"{root}/part4/records.jsonl has no config.yaml beside it")
     shutil.rmtree(root / "part4")

@@ -115,14 +115,14 @@ def quick(monkeypatch, sleep) -> None:
     monkeypatch.setattr(slurm_jobs, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
 
 
-@pytest.mark.parametrize(("sacct", "said"), [("CANCELLED by 0", "CANCELLED by 0"), (None, "its state is not known")])
-def test_a_job_that_left_the_queue_is_lost_without_accounting_too(sacct, said, programs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("sacct", "state"), [("CANCELLED by 0", "CANCELLED by 0"), (None, "its state is not known")])
+def test_a_job_that_left_the_queue_is_lost_without_accounting_too(sacct, state, programs, tmp_path, monkeypatch):
     """submitit waits for ever for a job without accounting, and for one that was pre-empted."""
     quick(monkeypatch, lambda seconds: None)
     programs("squeue", out="4_1")
     programs("sacct", out=sacct or "", errors="" if sacct else "Slurm accounting storage is disabled", code=0 if sacct else 1)
     text = refusal(slurm_jobs.Settled(job(tmp_path), slurm_jobs.Queue(), ["4_0", "4_1"]).results)
-    assert text == f"Slurm job 4_0 ended without a result ({said}); its log: {tmp_path / 'log.err'}"
+    assert text == f"Slurm job 4_0 ended without a result ({state}); its log: {tmp_path / 'log.err'}"
 
 
 def test_a_job_that_waits_or_is_suspended_is_waited_for(programs, tmp_path, monkeypatch):
@@ -154,11 +154,13 @@ def test_a_submission_that_slurm_refuses_is_one_line(capsys):
     pytest.importorskip("submitit")
     from submitit.core.utils import FailedJobError
 
-    said = "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid partition name specified"
+    errors = (
+        "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid partition name specified"
+    )
 
     def submit(*_):
-        print(said, file=sys.stderr)
-        raise FailedJobError(said)
+        print(errors, file=sys.stderr)
+        raise FailedJobError(errors)
 
     launcher = SlurmGroups(array_parallelism=2)
     text = refusal(lambda: launcher.submitted(submit))
@@ -222,8 +224,8 @@ def test_a_machine_without_slurm_is_refused_before_anything_runs(missing, progra
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for name in {"sbatch", "srun", "squeue"} - {missing}:
         programs(name)
-    said = refusal(lambda: check_launcher({"_target_": "SlurmGroups"}))
-    assert said == f"hydra/launcher=submitit_slurm needs Slurm, and {missing} is not here; use submitit_local or joblib"
+    message = refusal(lambda: check_launcher({"_target_": "SlurmGroups"}))
+    assert message == f"hydra/launcher=submitit_slurm needs Slurm, and {missing} is not here; use submitit_local or joblib"
 
 
 @pytest.mark.parametrize("name", ["array_parallelism", "max_num_timeout"])
@@ -231,5 +233,5 @@ def test_a_number_that_submitit_needs_is_not_null(name, programs):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     for program in ("sbatch", "srun", "squeue"):
         programs(program)
-    said = refusal(lambda: check_launcher({"_target_": "SlurmGroups", name: None}))
-    assert said.startswith(f"hydra.launcher.{name} must be a whole number of at least") and "or null" not in said
+    message = refusal(lambda: check_launcher({"_target_": "SlurmGroups", name: None}))
+    assert message.startswith(f"hydra.launcher.{name} must be a whole number of at least") and "or null" not in message

@@ -151,8 +151,8 @@ def test_a_sweep_whose_jobs_outlive_its_command_runs_and_has_no_retry(folder, ca
         command.run([f"status={folder}"])
         printed = capsys.readouterr().out
         assert "the sweep is running" in printed and "retry=" not in printed
-        said = refusal(lambda: command.run(["retry=failed", f"hydra.sweep.dir={folder}"]))
-    assert said.startswith(f"hydra.sweep.dir={folder} is in use: jobs of it go on") and "scancel" in said
+        message = refusal(lambda: command.run(["retry=failed", f"hydra.sweep.dir={folder}"]))
+    assert message.startswith(f"hydra.sweep.dir={folder} is in use: jobs of it go on") and "scancel" in message
     assert command.run(["retry=failed", f"hydra.sweep.dir={folder}"])
 
 
@@ -199,8 +199,8 @@ def test_what_is_no_sweep_is_refused_in_one_line(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for verb in ("status", "summarize", "retry"):
         for name, why in (("nowhere", "is not there"), ("file", "is a file"), ("empty", "holds no sweep")):
-            said = refusal(lambda name=name, verb=verb: command.run([f"{verb}={tmp_path / name}"]))
-            assert said.startswith(f"{verb}={tmp_path / name} {why}") and "hydra.sweep.dir" in said
+            message = refusal(lambda name=name, verb=verb: command.run([f"{verb}={tmp_path / name}"]))
+            assert message.startswith(f"{verb}={tmp_path / name} {why}") and "hydra.sweep.dir" in message
     assert refusal(lambda: command.run([f"status={tmp_path}"])).endswith(f"; in it are 1, last {folder}")
     assert "names no folder" in refusal(lambda: command.run(["status="]))
     assert "are two commands" in refusal(lambda: command.run([f"status={folder}", f"summarize={folder}"]))
@@ -250,11 +250,11 @@ def test_a_killed_sweep_is_told_summarized_and_finished_with_the_same_bytes(tmp_
     assert "3 of 4 points are not done" in printed
     assert states(sweep) == {0: "done", 1: "failed", 2: "missing", 3: "missing"}
 
-    kept = (sweep / "0" / "job.json").read_bytes()
+    document = (sweep / "0" / "job.json").read_bytes()
     printed, errors = run("sweep.py", "retry=failed", f"hydra.sweep.dir={sweep}", code=2)
     assert [f"#{number} :" in printed for number in range(4)] == [False, True, True, True]
     assert len(errors) == 1 and errors[0].startswith("error: 2 of 4 points failed, first method=none retention_ratio=7")
-    assert (sweep / "0" / "job.json").read_bytes() == kept
+    assert (sweep / "0" / "job.json").read_bytes() == document
     for name in ("summary.md", "multirun.yaml"):
         assert (sweep / name).is_file()
     assert (sweep / "summary.md").read_bytes() == (whole / "summary.md").read_bytes()

@@ -15,8 +15,8 @@ def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_wit
     words = ("layer=range(4,8,2)", "thresholds.tau_exp=choice(0.4,0.5)", "method=blink_interp", "limit=2")
     output = printed("sweep.py", "-m", *words, f"store={tmp_path / 'points'}", f"hydra.sweep.dir={tmp_path / 'a'}")
     wanted = {(layer, tau) for layer in (4, 6) for tau in (0.4, 0.5)}
-    found = [yaml.safe_load(p.read_text(encoding="utf-8"))["method"] for p in tmp_path.glob("points/*/config.yaml")]
-    assert {(*m["layers"]["indices"], m["tau_exp"]) for m in found} == wanted and len(found) == 4
+    methods = [yaml.safe_load(p.read_text(encoding="utf-8"))["method"] for p in tmp_path.glob("points/*/config.yaml")]
+    assert {(*m["layers"]["indices"], m["tau_exp"]) for m in methods} == wanted and len(methods) == 4
     summary = (tmp_path / "a" / "summary.md").read_text(encoding="utf-8")
     for layer, tau in wanted:
         assert f"| layer={layer} thresholds.tau_exp={tau} | done |" in summary
@@ -25,8 +25,8 @@ def test_a_product_of_ranges_and_choices_is_measured_point_by_point_and_ends_wit
 
 
 def search_words(tmp_path: Path, folder: str, trials: int) -> tuple[str, ...]:
-    own = ("search=blink_interp", "limit=4", f"hydra.sweeper.n_trials={trials}", f"store={tmp_path / 'points'}")
-    return "sweep.py", "-m", *own, f"hydra.sweep.dir={tmp_path / folder}"
+    settings = ("search=blink_interp", "limit=4", f"hydra.sweeper.n_trials={trials}", f"store={tmp_path / 'points'}")
+    return "sweep.py", "-m", *settings, f"hydra.sweep.dir={tmp_path / folder}"
 
 
 def ids(folder: str) -> set[str]:

@@ -40,8 +40,8 @@ def test_other_weights_in_a_folder_are_another_point(tmp_path):
     assert identity.digests(settings) != before
 
 
-def identity_of_layers(said: str) -> str:
-    return point_named("method=blink_interp", f"layers.indices={said}")
+def identity_of_layers(layers: str) -> str:
+    return point_named("method=blink_interp", f"layers.indices={layers}")
 
 
 def point_named(*words: str) -> str:
@@ -185,12 +185,12 @@ def runs(monkeypatch, tmp_path):
     """Stands in for measuring; keeps what was asked for."""
     asked = []
 
-    def measured_run(cfg, first, own, label, match=None, experiment=None):
+    def measured_run(cfg, first, user_overrides, label, match=None, experiment=None):
         asked.append((label, first, match))
         return {
             "point": label,
             "status": "failed",
-            "error": "stand-in" if "model=llava_1_5_7b" in own and "benchmark=mme" in own else label,
+            "error": "stand-in" if "model=llava_1_5_7b" in user_overrides and "benchmark=mme" in user_overrides else label,
         }
 
     monkeypatch.setattr(plan, "measured_run", measured_run)
@@ -231,11 +231,11 @@ def test_published_numbers_missing_and_derived_ones_stand_beside_each_row(base, 
 
 def test_columns_of_a_benchmark_that_no_table_names_are_its_headline(tmp_path):
     rows = [{"runs": {"pope": done(tmp_path, "a", {"1": True}, headline="f1")}}]
-    found = tables.group(TABLE, "pope", rows)
-    assert {h: c["value"] for h, c in found["columns"].items()} == {"f1": "scores.f1"}
+    group = tables.group(TABLE, "pope", rows)
+    assert {h: c["value"] for h, c in group["columns"].items()} == {"f1": "scores.f1"}
     load_experiment = tables.group(TABLE, "mosaic_mme", [])["columns"]
     assert load_experiment["GFLOPs"] == {"per": 1e9, "digits": 2, "error_digits": 0, "published": "perception", "value": "cost.flops"}
-    assert load_experiment["total"]["published"] == "total" and found["columns"]["f1"]["published"] is None
+    assert load_experiment["total"]["published"] == "total" and group["columns"]["f1"]["published"] is None
 
 
 def test_a_group_says_model_benchmark_protocol_and_questions(tmp_path):

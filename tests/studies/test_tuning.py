@@ -78,8 +78,8 @@ def test_a_search_is_refused_before_anything_runs(tmp_path):
         "is more than one aim; use maximize": master(tmp_path, ok, direction=["maximize", "minimize"]),
         "benchmark=duts runs no method": master(tmp_path, ok, target="blink_exp.benchmarks.duts.Duts"),
     }
-    for said, config in refused.items():
-        with pytest.raises(UserError, match=said):
+    for message, config in refused.items():
+        with pytest.raises(UserError, match=message):
             tuning.check(config)
     (tmp_path / "tuning.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="measured on the test part, so it is over; give another hydra.sweep.dir"):
@@ -97,8 +97,8 @@ def test_every_job_of_a_search_runs_on_the_validation_part(monkeypatch):
 
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra_cfg()))
     settings = composed("sweep", [])
-    for said in ("all", "validation"):
-        assert tuning.prepared(replace(settings, part=said)).part == "validation"
+    for part in ("all", "validation"):
+        assert tuning.prepared(replace(settings, part=part)).part == "validation"
     with pytest.raises(UserError, match="part=test"):  # part=choice(all,test) gets as far as a job
         tuning.prepared(replace(settings, part="test"))
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra_cfg("basic")))
@@ -122,18 +122,18 @@ def test_every_point_of_a_preset_is_one_that_can_run(conf, name):
     ends = [d.choices if hasattr(d, "choices") else (d.low, d.high) for d in space.values()]
     for k in range(max(map(len, ends), default=1)):
         words = [f"{key}={values[k % len(values)]}" for key, values in zip(space, ends, strict=True)]
-        found = composed("sweep", [f"search={name}", *words]).method
-        assert all(0 <= found[tau] <= 1 for tau in ("tau_exp", "tau_drop") if tau in found)
-        assert 0 < found.get("retention_ratio", 1) <= 1
-        assert 0 <= found.get("alpha", 0) <= 1
+        method = composed("sweep", [f"search={name}", *words]).method
+        assert all(0 <= method[tau] <= 1 for tau in ("tau_exp", "tau_drop") if tau in method)
+        assert 0 < method.get("retention_ratio", 1) <= 1
+        assert 0 <= method.get("alpha", 0) <= 1
     if "search.first_layer" in space:
         first, last = space["search.first_layer"], space["search.last_layer"]
         assert all(isinstance(v, int) for d in (first, last) for v in (d.low, d.high))
         assert 0 <= first.low <= first.high <= last.low <= last.high <= 31
         words = [f"search={name}", f"search.first_layer={first.low}", f"search.last_layer={last.high}"]
-        found = composed("sweep", words).method
-        assert found["layers"]["indices"] == f"{first.low}-{last.high}"
-        if found["amplify"]:
+        method = composed("sweep", words).method
+        assert method["layers"]["indices"] == f"{first.low}-{last.high}"
+        if method["amplify"]:
             there = {p.stem for p in (ROOT / "blink_exp/scale_model/assets/tokensr").glob("*.safetensors")}
             assert {f"layer_{i}" for i in range(first.low, last.high + 1)} <= there
 
@@ -144,8 +144,8 @@ def test_the_command_of_a_point_runs_that_point_without_its_search(conf, name):
     extra = {"blink": ["search.first_layer=13", "search.last_layer=17", "method=blink_interp"], "hero": ["hero_alpha.alpha=0.25"]}[name]
     words = [f"search={name}", *extra, "limit=20", "store=x", "objective=accuracy", "seed=3"]
     choices = compose("sweep", words, return_hydra_config=True).hydra.runtime.choices
-    said = tuning.standalone_command(OmegaConf.create({"hydra": {"runtime": {"choices": choices}}}), words)
-    script, *overrides = said[1:]
+    command = tuning.standalone_command(OmegaConf.create({"hydra": {"runtime": {"choices": choices}}}), words)
+    script, *overrides = command[1:]
     assert script == "evaluate.py" and not any("search" in w for w in overrides)
     wanted = replace(composed("sweep", words), part="test")
     assert identity.config_hash(composed("evaluate", overrides), {}) == identity.config_hash(wanted, {})

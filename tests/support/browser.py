@@ -30,10 +30,10 @@ def chromium() -> Iterator[Any]:
     """A running browser; the test is skipped, with the reason, where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     with sync_api.sync_playwright() as play:
-        found = next(filter(None, map(shutil.which, (*NAMES, play.chromium.executable_path))), None)
-        if found is None:
+        executable = next(filter(None, map(shutil.which, (*NAMES, play.chromium.executable_path))), None)
+        if executable is None:
             pytest.skip(f"no browser here: none of {', '.join(NAMES)} is on the path; or: playwright install chromium")
-        browser = play.chromium.launch(executable_path=found, args=list(ARGS))
+        browser = play.chromium.launch(executable_path=executable, args=list(ARGS))
         try:
             yield browser
         finally:

@@ -39,8 +39,8 @@ def peaks_by_hand(d: list[list[float]], c: int) -> list[tuple[int, ...]]:
     density = [math.exp(-sum(x * x for x in sorted(row)[:c]) / c) for row in d]
     rank = sorted(range(n), key=lambda i: (-density[i], i))  # densest first, lower index first
     separation = [0.0] * n
-    for place, i in enumerate(rank):
-        separation[i] = min((d[i][j] for j in rank[:place]), default=max(map(max, d)))
+    for position, i in enumerate(rank):
+        separation[i] = min((d[i][j] for j in rank[:position]), default=max(map(max, d)))
     centres = sorted(range(n), key=lambda i: (-density[i] * separation[i], i))[:c]
     groups: dict[int, list[int]] = {i: [] for i in centres}
     for i in range(n):

@@ -79,8 +79,8 @@ def module(root: Path, **more: Any) -> data.PairedCrops:
 def wanted(frozen: Pixels, made: data.PairedCrops, split: str, items: list[int]) -> Features:
     """What the backbone itself gives for these items, one by one."""
     other = Pixels(frozen.layers)
-    found = [other(collate([getattr(made, split)[i]])) for i in items]
-    return Features(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+    features = [other(collate([getattr(made, split)[i]])) for i in items]
+    return Features(*(torch.cat(parts) for parts in zip(*features, strict=True)))
 
 
 def equal(a: Features, b: Features) -> bool:
@@ -89,8 +89,8 @@ def equal(a: Features, b: Features) -> bool:
 
 def only(root: Path) -> Path:
     """The one cache below ``root``."""
-    (found,) = caches(root)
-    return found
+    (cache,) = caches(root)
+    return cache
 
 
 def caches(root: Path) -> list[Path]:

@@ -29,14 +29,14 @@ def write(folder: Path, split: str, rows: list[dict[str, Any]], config: str | No
     datasets = pytest.importorskip("datasets")
     import pyarrow.parquet as pq
 
-    place = folder / (config or "data")
-    place.mkdir(parents=True, exist_ok=True)
+    subfolder = folder / (config or "data")
+    subfolder.mkdir(parents=True, exist_ok=True)
     plain = [{k: cell(v, i) if k == "image" else v for k, v in row.items()} for i, row in enumerate(rows)]
     for shard in range(shards):
         part = datasets.Dataset.from_list(plain[shard * len(plain) // shards : (shard + 1) * len(plain) // shards])
         if "image" in part.column_names:
             part = part.cast_column("image", datasets.Image(decode=False)).cast_column("image", datasets.Image())
-        file = place / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
+        file = subfolder / f"{split}-{shard:05d}-of-{shards:05d}.parquet"
         part.to_parquet(str(file))
         if not schema:
             pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
@@ -60,11 +60,11 @@ def build(name: str, folder: Path, **changes: Any) -> Any:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    own = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    preset = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
     inherited = [
-        yaml.safe_load((CONF / f"{base}.yaml").read_text(encoding="utf-8")) for base in own.pop("defaults", []) if base != "_self_"
+        yaml.safe_load((CONF / f"{base}.yaml").read_text(encoding="utf-8")) for base in preset.pop("defaults", []) if base != "_self_"
     ]
-    settings = {k: v for part in (*inherited, own) for k, v in part.items()} | {"path": str(folder)} | changes
+    settings = {k: v for part in (*inherited, preset) for k, v in part.items()} | {"path": str(folder)} | changes
     root = {"judge": None, "seed": 0, "benchmark": settings}  # what a benchmark's config refers to
     try:
         return instantiate(OmegaConf.create(root, flags={"allow_objects": True}).benchmark, _convert_="all")
@@ -158,8 +158,8 @@ def vizwiz(folder: Path) -> Path:
 @maker
 def textvqa(folder: Path) -> Path:
     def row(k, question, answers, tokens):
-        kept = {"question_id": 34602 + k, "image_id": f"0054c91397f2fe0{k}", "question": question}
-        return kept | {"answers": answers, "ocr_tokens": tokens, "image": picture(k)}
+        fields = {"question_id": 34602 + k, "image_id": f"0054c91397f2fe0{k}", "question": question}
+        return fields | {"answers": answers, "ocr_tokens": tokens, "image": picture(k)}
 
     rows = [
         row(0, "what is the brand of this camera on DAKOTA street?", ten("dakota", "dakota digital"), ["DAKOTA", "DIGITAL", "Single-Use"]),

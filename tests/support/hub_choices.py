@@ -29,10 +29,10 @@ def circle(base: int, options: list[str], right: int, question: str, image: Imag
 def _mmbench(folder: Path, config: str, questions: tuple[str, str], hint: str) -> Path:
     kind = {"source": "made here", "split": "dev", "comment": "nan"}
     shape = {"category": "attribute_recognition", "L2-category": "finegrained_perception (instance-level)"}
-    place = {"category": "spatial_relationship", "L2-category": "relation_reasoning"}
+    relation = {"category": "spatial_relationship", "L2-category": "relation_reasoning"}
     rows = [
         *circle(241, ["circle", "square", "star", "cross"], 2, questions[0], picture(0), hint=hint, **kind, **shape),
-        *circle(252, ["left", "right"], 0, questions[1], picture(1), **kind, **place),
+        *circle(252, ["left", "right"], 0, questions[1], picture(1), **kind, **relation),
     ]
     write(folder, "dev", rows, config, shards=2)
     return write(folder, "test", [r | {"answer": "nan", "split": "test"} for r in rows], config)
@@ -112,9 +112,9 @@ def duts(folder: Path, masks: dict[str, np.ndarray]) -> Path:
 def records(benchmark, predictions):
     """As an evaluation makes them. ``predictions``: by sample number, or a function of the sample."""
     samples = benchmark.samples()
-    said = map(predictions, samples) if callable(predictions) else predictions
-    found = [graded(benchmark, s, prediction) for s, prediction in zip(samples, said, strict=True)]
-    return json.loads(json.dumps(found))  # scores must be computable from what a file holds
+    texts = map(predictions, samples) if callable(predictions) else predictions
+    rows = [graded(benchmark, s, prediction) for s, prediction in zip(samples, texts, strict=True)]
+    return json.loads(json.dumps(rows))  # scores must be computable from what a file holds
 
 
 class Script:

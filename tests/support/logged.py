@@ -33,8 +33,8 @@ FINISHED = {
 
 
 def record(k: int, **more) -> dict:
-    own = {"id": f"s{k}", "image_id": f"i{k}", "category": "count", "question": f"how many? {k}", "answer": "2", "prediction": "two | 2"}
-    return own | {"correct": False, "layers": STEPS, "visual_tokens": 144, "newline_tokens": 0, "regions": []} | more
+    fields = {"id": f"s{k}", "image_id": f"i{k}", "category": "count", "question": f"how many? {k}", "answer": "2", "prediction": "two | 2"}
+    return fields | {"correct": False, "layers": STEPS, "visual_tokens": 144, "newline_tokens": 0, "regions": []} | more
 
 
 def settings(kind: str, **more) -> dict:

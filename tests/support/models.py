@@ -64,11 +64,11 @@ def prompts(model, texts: list[list[int]], images: int | list[int] = 1, seed: in
 
 def one(batch: dict[str, torch.Tensor], row: int, images: list[int]) -> dict[str, torch.Tensor]:
     """Row ``row`` of a batch as a batch of its own, without padding. ``images``: how many each row has."""
-    kept = batch["attention_mask"][row].bool()
+    mask = batch["attention_mask"][row].bool()
     first = sum(images[:row])
     return {
-        "input_ids": batch["input_ids"][row][kept][None],
-        "attention_mask": batch["attention_mask"][row][kept][None],
+        "input_ids": batch["input_ids"][row][mask][None],
+        "attention_mask": batch["attention_mask"][row][mask][None],
         "pixel_values": batch["pixel_values"][first : first + images[row]],
     }
 

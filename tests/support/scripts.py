@@ -61,10 +61,10 @@ def _run(words: list[str] | tuple[str, ...], envs: list[dict[str, str]], timeout
         for process in late:
             process.kill()
             process.join()
-        said = [(_text(folder, "out"), _text(folder, "err")) for folder in folders]
+        outputs = [(_text(folder, "out"), _text(folder, "err")) for folder in folders]
         if late:
-            raise TimeoutError(f"{' '.join(words)} took more than {timeout} s: {said}")
-        return [subprocess.CompletedProcess(list(words), p.exitcode or 0, *texts) for p, texts in zip(processes, said, strict=True)]
+            raise TimeoutError(f"{' '.join(words)} took more than {timeout} s: {outputs}")
+        return [subprocess.CompletedProcess(list(words), p.exitcode or 0, *texts) for p, texts in zip(processes, outputs, strict=True)]
 
 
 def start(words: list[str] | tuple[str, ...], folder: str, env: dict[str, str] | None = None) -> multiprocessing.process.BaseProcess:

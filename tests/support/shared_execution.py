@@ -26,5 +26,5 @@ def taken(records) -> list[tuple]:
 def together(backbone, methods: list[Method], samples, benchmark, batch_size: int = 32) -> dict[tuple[int, int], tuple]:
     images = {s.image_id: s.image() for s in samples}
     asked = [PointQuestion(s.image_id, benchmark.prompt(s), s.id, tuple(range(len(methods)))) for s in samples]
-    found = answer(backbone, methods, images, asked, benchmark.max_new_tokens, batch_size)
-    return {key: (one.text, taken(one.decisions)) for key, one in found.items()}
+    answers = answer(backbone, methods, images, asked, benchmark.max_new_tokens, batch_size)
+    return {key: (one.text, taken(one.decisions)) for key, one in answers.items()}

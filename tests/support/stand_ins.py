@@ -21,8 +21,8 @@ class Calls:
     def __call__(self, backbone, method, attached, images, asked, max_new_tokens):
         self.calls.append((list(attached.samples), images, asked, max_new_tokens))
         pixels = [images[one.image].getpixel((0, 0)) for one in asked]
-        said = [f"{one.question} {pixel[0]} {max_new_tokens} STOP more" for one, pixel in zip(asked, pixels, strict=True)]
-        return said, [SimpleNamespace(source=range(10))] * len(asked)
+        texts = [f"{one.question} {pixel[0]} {max_new_tokens} STOP more" for one, pixel in zip(asked, pixels, strict=True)]
+        return texts, [SimpleNamespace(source=range(10))] * len(asked)
 
 
 def stand_in():

@@ -13,7 +13,7 @@ MLFLOW = {"_target_": "blink_exp.tracking.loggers.MLflow", "project": "p", "uri"
 
 
 @pytest.mark.parametrize(
-    ("logger", "said"),
+    ("logger", "message"),
     [
         (WANDB | {"project": "my/project"}, "logger.project=my/project is refused by W&B (cannot contain"),
         (WANDB | {"project": "x" * 129}, "is refused by W&B (exceeded 128 characters)"),
@@ -32,8 +32,8 @@ MLFLOW = {"_target_": "blink_exp.tracking.loggers.MLflow", "project": "p", "uri"
         ),
     ],
 )
-def test_what_a_logger_would_refuse_is_said_before_any_work(logger, said):
-    assert said in refusal(lambda: tracking.check({"logger": logger}))
+def test_what_a_logger_would_refuse_is_said_before_any_work(logger, message):
+    assert message in refusal(lambda: tracking.check({"logger": logger}))
 
 
 @pytest.mark.parametrize(

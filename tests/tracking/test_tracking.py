@@ -26,22 +26,22 @@ def point(tmp_path) -> Path:
 
 
 def test_a_failing_logger_is_one_line_and_is_closed(capsys):
-    said = []
+    calls = []
 
     class Broken(NullTracker):
         def metrics(self, values):
-            said.append(values)
+            calls.append(values)
             raise ConnectionError("the network\nis gone")
 
         def close(self, failed=False):
-            said.append(failed)
+            calls.append(failed)
             raise ConnectionError("still gone")
 
     track = SafeTracker("wandb", Broken)
     track.metrics({"a": 1})
     track.metrics({"a": 2})
     track.close()
-    assert said == [{"a": 1}, True]
+    assert calls == [{"a": 1}, True]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "logger=wandb stopped (the network is gone)" in lines[0]
 
@@ -58,8 +58,8 @@ def test_a_logger_that_cannot_be_opened_costs_nothing_but_a_line(monkeypatch, tm
 
 def test_what_fails_in_the_block_is_raised_and_the_run_is_closed_as_failed(monkeypatch, tmp_path):
     closed = []
-    kept = SimpleNamespace(close=lambda failed: closed.append(failed))
-    monkeypatch.setattr(base, "open_tracker", lambda *_: kept)
+    tracker = SimpleNamespace(close=lambda failed: closed.append(failed))
+    monkeypatch.setattr(base, "open_tracker", lambda *_: tracker)
     with pytest.raises(KeyboardInterrupt), tracking.tracker(settings("wandb"), tmp_path, "n"):
         raise KeyboardInterrupt
     with tracking.tracker(settings("wandb"), tmp_path, "n"):
@@ -163,8 +163,8 @@ def test_a_logger_of_another_package_needs_its_target_alone(tmp_path, monkeypatc
             pytest.fail("no training runs here")
 
     monkeypatch.setattr(loggers, "Listed", Listed, raising=False)
-    own = {"logger": {"_target_": "blink_exp.tracking.loggers.Listed", "path": "x"}}
-    tracking.check(own)
-    with tracking.tracker(own, tmp_path, "n") as track:
+    cfg = {"logger": {"_target_": "blink_exp.tracking.loggers.Listed", "path": "x"}}
+    tracking.check(cfg)
+    with tracking.tracker(cfg, tmp_path, "n") as track:
         track.metrics({"a": 1})
     assert written == [("x", "n", {"a": 1})]

@@ -33,22 +33,22 @@ def test_a_point_and_a_training_in_tensorboard(point, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tracking.log_point(settings("tensorboard"), point, tmp_path, "Blink / full, mosaic", "g", "t", benchmark=Bench)
-    found = EventAccumulator(str(tmp_path / "tensorboard" / "Blink_full,_mosaic"))
-    found.Reload()
-    assert [e.value for e in found.Scalars("scores/total")] == [50.0]
-    assert [(e.step, round(e.value, 3)) for e in found.Scalars("blink/rho_by_layer")] == [(13, 0.45)]
-    assert {"examples/1", "examples/2"} == set(found.Tags()["images"])
-    text = found.Tensors("records/text_summary")[0].tensor_proto.string_val[0].decode()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "Blink_full,_mosaic"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("scores/total")] == [50.0]
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("blink/rho_by_layer")] == [(13, 0.45)]
+    assert {"examples/1", "examples/2"} == set(events.Tags()["images"])
+    text = events.Tensors("records/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.splitlines()[2].startswith("| s0 | i0 | count | how many? 0 | 2 | two \\| 2 | 1.0 |")
-    kept = (tmp_path / "tensorboard" / "Blink_full,_mosaic" / "hparams.yaml").read_text(encoding="utf-8")
-    assert "tau_exp: 0.5" in kept and "group: g" in kept
+    hparams = (tmp_path / "tensorboard" / "Blink_full,_mosaic" / "hparams.yaml").read_text(encoding="utf-8")
+    assert "tau_exp: 0.5" in hparams and "group: g" in hparams
 
     _, logger = tracking.lightning_logger(settings("tensorboard"), tmp_path, "tokensr-conv")
     logger.log_metrics({"loss/train": 0.25}, step=3)
     logger.finalize("success")
-    found = EventAccumulator(str(tmp_path / "tensorboard" / "tokensr-conv"))
-    found.Reload()
-    assert [(e.step, e.value) for e in found.Scalars("loss/train")] == [(3, 0.25)]
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "tokensr-conv"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss/train")] == [(3, 0.25)]
 
 
 @pytest.mark.slow
@@ -72,10 +72,10 @@ def test_points_and_their_pictures_in_mlflow(point, tmp_path):
     assert run.data.params["thresholds/tau_exp"] == "0.5"
     assert run.data.metrics["scores/total"] == 50.0
     assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "cost/tokens_by_layer")] == [(0, 200.0), (1, 208.0)]
-    kept = tmp_path / "mlflow" / run.info.run_id / "artifacts"
-    table = json.loads((kept / "records.json").read_text(encoding="utf-8"))
+    artifacts = tmp_path / "mlflow" / run.info.run_id / "artifacts"
+    table = json.loads((artifacts / "records.json").read_text(encoding="utf-8"))
     assert table["columns"] == list(names.COLUMNS) and table["data"][1][0] == "s1"
-    assert Image.open(kept / "images" / "examples_1.png").getpixel((10, 10)) == (255, 0, 0), "regions are drawn in: 0.25 of 40 pixels"
+    assert Image.open(artifacts / "images" / "examples_1.png").getpixel((10, 10)) == (255, 0, 0), "regions are drawn in: 0.25 of 40 pixels"
 
 
 def test_axes_that_are_not_whole_keep_their_values():

@@ -49,10 +49,10 @@ def test_by_layer_is_in_the_layers_order_and_leaves_out_what_is_not_known():
 
 
 def test_a_configuration_is_plain_values_without_the_settings_of_the_sweep():
-    said = names.config_of(
+    config = names.config_of(
         {"a": {"b": (1, None, Path("x"))}, "logger": {"_target_": "blink_exp.tracking.loggers.Csv"}, "store": "y", "c": True}
     )
-    assert said == {"a": {"b": [1, None, "x"]}, "c": True}
+    assert config == {"a": {"b": [1, None, "x"]}, "c": True}
 
 
 def test_decisions_are_short_and_tell_only_what_changed_something():

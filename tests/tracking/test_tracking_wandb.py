@@ -23,7 +23,7 @@ def offline(folder: Path) -> list:
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data, at, found, part = path.read_bytes(), 7, [], b""
+    data, at, records, part = path.read_bytes(), 7, [], b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # the rest of a block is padding
             at += 32768 - at % 32768
@@ -32,12 +32,12 @@ def offline(folder: Path) -> list:
         part += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
-            found.append(Record.FromString(part))
+            records.append(Record.FromString(part))
             part = b""
-    return found
+    return records
 
 
-def told(records: list) -> tuple:
+def contents(records: list) -> tuple:
     """(the run's header, its configuration, [what each log call said], {metric: its axis})."""
     head = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     config = {u.key: json.loads(u.value_json) for u in head.config.update}
@@ -54,14 +54,14 @@ def write_offline(folder: Path) -> None:
     """Three offline runs, each below a folder of its own; says after each whether it was finished. For a process of its own."""
     import wandb
 
-    said = settings("wandb", mode="offline", rows=5)
-    tracking.log_point(said, write_point(folder / "measured"), folder / "point", "Blink", "sweep7", "blink_table2", 13, Bench)
+    cfg = settings("wandb", mode="offline", rows=5)
+    tracking.log_point(cfg, write_point(folder / "measured"), folder / "point", "Blink", "sweep7", "blink_table2", 13, Bench)
     print("finished", wandb.run is None)
     (folder / "table" / "fig").mkdir(parents=True)
     Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "table" / "fig" / "rho.png")
-    tracking.log_summary(TABLE, folder / "table", said)
+    tracking.log_summary(TABLE, folder / "table", cfg)
     print("finished", wandb.run is None)
-    loggers = tracking.lightning_logger(said, folder / "training", "tokensr-conv")
+    loggers = tracking.lightning_logger(cfg, folder / "training", "tokensr-conv")
     loggers[1].log_metrics({"loss/train": 0.5}, step=3)
     tracking.finish(loggers)
     print("finished", wandb.run is None)
@@ -87,13 +87,13 @@ def offline_runs(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_a_point_in_weights_and_biases(offline_runs):
     folder = offline_runs / "point"
-    head, config, history, axes = told(offline(folder))
+    head, config, history, axes = contents(offline(folder))
     assert (head.project, head.display_name, head.run_group, head.job_type) == ("blink-exp", "Blink", "sweep7", "point")
     assert set(head.tags) == {"experiment:blink_table2", "method:blink", "model:scale-llava", "benchmark:mosaic_mme"}
     assert config["thresholds"] == {"tau_exp": 0.5} and "store" not in config and config["layer"] is None
-    said = {k: v for row in history for k, v in row.items()}
-    assert (said["scores/total"], said["blink_table2/mosaic_mme"], said["blink_table2/x"]) == (50.0, 50.0, 13.0)
-    assert said["tokens/entering"] == 144
+    logged = {k: v for row in history for k, v in row.items()}
+    assert (logged["scores/total"], logged["blink_table2/mosaic_mme"], logged["blink_table2/x"]) == (50.0, 50.0, 13.0)
+    assert logged["tokens/entering"] == 144
     curve = {row["layer"]: row["blink/rho_by_layer"] for row in history if "blink/rho_by_layer" in row}
     assert curve == {13: 0.45} and axes["blink/rho_by_layer"] == "layer"
     media = next(folder.glob("wandb/offline-run-*/files/media"))
@@ -105,13 +105,13 @@ def test_a_point_in_weights_and_biases(offline_runs):
     assert Image.open(first).getpixel((10, 10)) == (0, 255, 0), "the sample with a region comes first, its picture unspoilt"
     (boxes,) = media.glob("metadata/boxes2D/examples/1_*.json")
     assert json.loads(boxes.read_text(encoding="utf-8"))["box_data"][0]["position"] == {"minX": 0.25, "minY": 0.0, "maxX": 0.5, "maxY": 1.0}
-    assert said["examples/1/caption"] == "how many? 1 | answer: None | predicted: two | 2"
+    assert logged["examples/1/caption"] == "how many? 1 | answer: None | predicted: two | 2"
     assert len(list(media.glob("images/examples/*.png"))) == 2
 
 
 @pytest.mark.slow
 def test_a_table_s_summary_in_weights_and_biases(offline_runs):
-    head, config, history, _ = told(offline(offline_runs / "table"))
+    head, config, history, _ = contents(offline(offline_runs / "table"))
     assert (head.display_name, head.run_group, head.job_type) == ("blink_table2 summary", "table", "summary")
     assert set(head.tags) == {"experiment:blink_table2", "model:scale-llava"} and config["summary"]["scale"] is True
     media = next(offline_runs.glob("table/wandb/offline-run-*/files/media"))
@@ -122,7 +122,7 @@ def test_a_table_s_summary_in_weights_and_biases(offline_runs):
 
 @pytest.mark.slow
 def test_a_training_in_weights_and_biases(offline_runs):
-    head, config, history, axes = told(offline(offline_runs / "training"))
+    head, config, history, axes = contents(offline(offline_runs / "training"))
     assert (head.run_group, head.job_type, set(head.tags)) == ("", "train", {"tokensr:conv", "model:scale-llava"})
     assert history[-1]["loss/train"] == 0.5 and history[-1]["trainer/global_step"] == 3
     assert axes["*"] == "trainer/global_step" and config["tokensr"] == {"architecture": "conv"}

@@ -212,10 +212,10 @@ def test_conversations_are_found_by_image_also_under_another_suffix_and_bad_rows
         {"id": "t", "conversations": [HUMAN, GPT]},
         {"id": "e", "image": "gone.jpg", "conversations": [HUMAN, GPT]},
     ]
-    found = Conversations(rows, ["f/1.jpg", "g/2.png", "g/3.jpg"])
-    assert [len(turns) for turns in found.of("f/1.jpg")] == [1, 2] and found.of("g/2.png") == [(("What is it?", "A cat."),)]
-    assert found.of("g/3.jpg") == found.of("gone.jpg") == []
-    assert [row for row, _ in found.skipped] == ["d"]
+    conversations = Conversations(rows, ["f/1.jpg", "g/2.png", "g/3.jpg"])
+    assert [len(turns) for turns in conversations.of("f/1.jpg")] == [1, 2] and conversations.of("g/2.png") == [(("What is it?", "A cat."),)]
+    assert conversations.of("g/3.jpg") == conversations.of("gone.jpg") == []
+    assert [row for row, _ in conversations.skipped] == ["d"]
 
 
 @pytest.mark.slow

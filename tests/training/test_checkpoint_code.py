@@ -49,12 +49,12 @@ def test_what_deepspeed_loads_is_weights_only_whatever_it_asks_for(tmp_path, mon
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    own = {"scaler": LossScaler(2.0), "stage": ZeroStageEnum(2), "at": fragment_address(numel=3, start=0), "w": torch.ones(2)}
-    torch.save(own, tmp_path / "own.pt")
+    state = {"scaler": LossScaler(2.0), "stage": ZeroStageEnum(2), "at": fragment_address(numel=3, start=0), "w": torch.ones(2)}
+    torch.save(state, tmp_path / "own.pt")
     torch.save({"x": Code(tmp_path / "ran")}, tmp_path / "other.pt")
     with distributed.weights_only_load():
-        found = torch.load(tmp_path / "own.pt", weights_only=False)  # as DeepSpeed calls it
-        assert found["scaler"].cur_scale == 2.0 and found["stage"] == ZeroStageEnum(2) and found["at"].numel == 3
+        loaded = torch.load(tmp_path / "own.pt", weights_only=False)  # as DeepSpeed calls it
+        assert loaded["scaler"].cur_scale == 2.0 and loaded["stage"] == ZeroStageEnum(2) and loaded["at"].numel == 3
         with pytest.raises(Exception, match=r"(?i)weights.only"):
             torch.load(tmp_path / "other.pt", weights_only=False)
     assert not (tmp_path / "ran").exists() and distributed.WEIGHTS_ONLY not in os.environ

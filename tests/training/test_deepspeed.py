@@ -187,12 +187,12 @@ def running(word: str) -> list[str]:
     """Processes with ``word`` on their command line."""
     if not Path("/proc").is_dir():
         pytest.skip("there is no /proc to look for left processes in")
-    found = []
+    lines = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
         if word in line:
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines

@@ -37,9 +37,9 @@ def test_every_item_is_what_the_backbone_gives_for_it(tmp_path, quadrants):
 def test_half_the_bytes_and_one_rounding(tmp_path):
     folder(tmp_path)
     made, frozen = module(tmp_path), Pixels(LAYERS)
-    found, exact = frozen.ready(made)["train"][[0, 5]], wanted(frozen, made, "train", [0, 5])
-    assert equal(found, feature_cache.Features(*(x.bfloat16().float() for x in exact)))
-    assert not equal(found, exact)
+    features, exact = frozen.ready(made)["train"][[0, 5]], wanted(frozen, made, "train", [0, 5])
+    assert equal(features, feature_cache.Features(*(x.bfloat16().float() for x in exact)))
+    assert not equal(features, exact)
 
 
 def test_groups_keep_an_image_together():

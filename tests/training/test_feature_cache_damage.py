@@ -56,13 +56,13 @@ def test_a_damaged_file_is_seen_and_only_it_is_made_anew(tmp_path, capsys, how):
     again = Pixels(LAYERS)
     stored = again.ready(made)
     assert again.crops == pairs
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == (3 if pairs else 1)  # what is done, how far it is, and that it is done
-    assert not pairs or said[1].startswith(f"features: {pairs} of {pairs} (100 %)")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (3 if pairs else 1)  # what is done, how far it is, and that it is done
+    assert not pairs or lines[1].startswith(f"features: {pairs} of {pairs} (100 %)")
     if how in ("cut off", "a flipped bit", "empty", "another's", "swapped"):
-        assert "1 of 6 files of features in" in said[0] and "damaged" in said[0]
+        assert "1 of 6 files of features in" in lines[0] and "damaged" in lines[0]
     elif how == "gone":
-        assert "gone on with behind 5 of 6 files" in said[0]
+        assert "gone on with behind 5 of 6 files" in lines[0]
     assert equal(stored["train"][list(range(20))], wanted(frozen, made, "train", list(range(20))))
 
 
@@ -155,45 +155,45 @@ class Together:
     """Stands for Lightning's strategy over threads."""
 
     def __init__(self, world: int):
-        self.gate, self.said = threading.Barrier(world, timeout=20), None
+        self.gate, self.value = threading.Barrier(world, timeout=20), None
 
     def barrier(self) -> None:
         self.gate.wait()
 
     def broadcast(self, value):
         if value is not None:
-            self.said = value
+            self.value = value
         self.gate.wait()
-        return self.said
+        return self.value
 
 
 def test_ranks_share_the_work_and_read_all_of_it(tmp_path):
     """Three ranks: each row is run by one of them. Catches files made twice, and a rank that reads before the others have written."""
     folder(tmp_path)
-    world, found = 3, {}
+    world, features = 3, {}
     strategy, frozen = Together(world), [Pixels(LAYERS) for _ in range(world)]
     made = [module(tmp_path, cache_dtype="float32", batch_size=2, global_batch=6) for _ in range(world)]
 
     def work(rank: int) -> None:
-        found[rank] = frozen[rank].ready(made[rank], Ranks(rank, world, strategy))
+        features[rank] = frozen[rank].ready(made[rank], Ranks(rank, world, strategy))
 
     run(work, world)
     assert sum(f.crops for f in frozen) == 24 and all(f.crops for f in frozen)
     for rank in range(world):
-        assert equal(found[rank]["train"][list(range(20))], wanted(frozen[0], made[0], "train", list(range(20))))
+        assert equal(features[rank]["train"][list(range(20))], wanted(frozen[0], made[0], "train", list(range(20))))
 
 
 def test_two_runs_that_start_together_make_one_cache(tmp_path):
     folder(tmp_path)
-    frozen, found = [Pixels(LAYERS), Pixels(LAYERS)], {}
+    frozen, features = [Pixels(LAYERS), Pixels(LAYERS)], {}
     made = [module(tmp_path), module(tmp_path)]
 
     def work(k: int) -> None:
-        found[k] = frozen[k].ready(made[k])
+        features[k] = frozen[k].ready(made[k])
 
     run(work, 2)
     assert sorted(f.crops for f in frozen) == [0, 24]
-    assert equal(found[0]["train"][[5, 6]], found[1]["train"][[5, 6]])
+    assert equal(features[0]["train"][[5, 6]], features[1]["train"][[5, 6]])
 
 
 def run(work, count: int) -> None:

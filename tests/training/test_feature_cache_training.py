@@ -76,11 +76,11 @@ def test_seven_layers_in_one_pass_have_the_losses_of_seven_runs(scale):
     batches = list(scenes(scale, train_size=8, global_batch=4).train_dataloader())
     together = TokenSRTraining(scale, layers)
     start = {k: v.clone() for k, v in together.amplifiers.state_dict().items()}
-    found = tokensr.epoch(together, batches, start)
+    losses = tokensr.epoch(together, batches, start)
     for k, layer in enumerate(layers):
         single = TokenSRTraining(scale, [layer])
-        torch.testing.assert_close(tokensr.epoch(single, batches, start)[:, 0], found[:, k], rtol=1e-5, atol=1e-6)
-    assert len({round(x, 4) for x in found[1].tolist()}) == 7
+        torch.testing.assert_close(tokensr.epoch(single, batches, start)[:, 0], losses[:, k], rtol=1e-5, atol=1e-6)
+    assert len({round(x, 4) for x in losses[1].tolist()}) == 7
 
 
 @pytest.mark.slow
@@ -92,9 +92,9 @@ def test_a_step_from_the_cache_is_the_step_without(scale, tmp_path, monkeypatch,
     cached.stored = prepare_features(scale, module.layers, module.capture, cached, "32-true", Ranks())
     wanted = [module.losses(batch) for loader in (plain.train_dataloader(), plain.val_dataloader()) for batch in loader]
     monkeypatch.setattr(training_module, "image_states", lambda *args: pytest.fail("the backbone was run"))
-    found = [module.losses(batch) for loader in (cached.train_dataloader(), cached.val_dataloader()) for batch in loader]
-    assert len(found) == len(wanted) == 2
-    for a, b in zip(found, wanted, strict=True):
+    losses = [module.losses(batch) for loader in (cached.train_dataloader(), cached.val_dataloader()) for batch in loader]
+    assert len(losses) == len(wanted) == 2
+    for a, b in zip(losses, wanted, strict=True):
         assert torch.equal(a, b) == (dtype == "float32")
         torch.testing.assert_close(a, b, rtol=2**-7, atol=0)
 
@@ -109,7 +109,7 @@ def random_features(pairs: int, layers: int) -> Features:
 
 
 def test_checkpointing_keeps_less_and_has_the_same_gradients():
-    batch, gradients, kept = random_features(4, 2), [], []
+    batch, gradients, sizes = random_features(4, 2), [], []
     for again in (False, True):
         torch.manual_seed(0)
         module = TokenSRTraining(Width(), [0, 1], checkpoint_activations=again)
@@ -117,11 +117,11 @@ def test_checkpointing_keeps_less_and_has_the_same_gradients():
         with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
             losses = module.losses(batch)
         losses.sum().backward()
-        kept.append(sum(held.values()))
+        sizes.append(sum(held.values()))
         gradients.append([p.grad for p in module.amplifiers.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert kept[1] == 2 * 2 * 4 * 64 * 16 * 4  # input and teacher of two layers: 4 pairs, 64 tokens, 16 wide, 4 bytes
-    assert kept[0] > 2 * kept[1]
+    assert sizes[1] == 2 * 2 * 4 * 64 * 16 * 4  # input and teacher of two layers: 4 pairs, 64 tokens, 16 wide, 4 bytes
+    assert sizes[0] > 2 * sizes[1]
 
 
 def test_channels_last_changes_the_layout_and_not_the_loss():
@@ -144,15 +144,15 @@ def test_words_of_a_recipe_that_nothing_follows_are_refused():
 def test_trainings_are_the_same_without_a_cache_from_a_new_one_and_from_one_that_was_there(tmp_path, monkeypatch, capsys):
     """Two epochs each, by the Trainer that train.py makes. The third run's backbone is not there to be run."""
     words = ["layers.indices=[1,2]", "data.train_size=8", "data.held_out_size=4", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
-    kept = ["data.cache_features=true", "data.cache_dtype=float32", f"data.cache_path={tmp_path / 'cache'}"]
-    said = []
-    for name, more in (("plain", []), ("made", kept), ("read", kept)):
+    cache = ["data.cache_features=true", "data.cache_dtype=float32", f"data.cache_path={tmp_path / 'cache'}"]
+    output = []
+    for name, more in (("plain", []), ("made", cache), ("read", cache)):
         if name == "read":
             monkeypatch.setattr(training_module, "image_states", lambda *args: pytest.fail("the backbone was run"))
         train(tmp_path / name, *words, *more)
-        said.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("features are")])
-    assert [len(lines) for lines in said] == [0, 2, 1]
-    assert "made in" in said[1][0] and "read from" in said[2][0]
+        output.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("features are")])
+    assert [len(lines) for lines in output] == [0, 2, 1]
+    assert "made in" in output[1][0] and "read from" in output[2][0]
     plain, made, read = (
         json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8"))["layers"] for name in ("plain", "made", "read")
     )

@@ -38,9 +38,9 @@ def test_the_rate_of_every_step_is_that_of_the_formula(steps):
     """(s + 1) / warm in the warm-up, half a cosine to 0 behind it: the first step trains, and a training of one step has the whole rate."""
     warm = max(1, round(0.03 * steps))
     wanted = [(s + 1) / warm if s < warm else 0.5 * (1 + math.cos(math.pi * (s - warm) / max(1, steps - warm))) for s in range(steps + 1)]
-    found = rates(Optimization(lr=2.0), steps)
-    assert found == pytest.approx([2 * rate for rate in wanted], abs=1e-12)
-    assert found[0] > 0
+    learning_rates = rates(Optimization(lr=2.0), steps)
+    assert learning_rates == pytest.approx([2 * rate for rate in wanted], abs=1e-12)
+    assert learning_rates[0] > 0
 
 
 def test_a_schedule_that_is_restored_goes_on_where_it_stopped():

@@ -60,15 +60,15 @@ def test_images_are_counted_once_and_looked_up_by_listing(tmp_path, monkeypatch)
     monkeypatch.setattr(llava_665k.os, "scandir", lambda folder: listed.append(str(folder)) or scandir(folder))
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self: pytest.fail("asked for an image") if images in self.parents else exists(self))
-    found = llava_665k.find(path, images)
+    listing = llava_665k.find(path, images)
     assert sorted(listed) == sorted(str(images / folder) for folder in FOLDERS)
-    assert found.summary == {
+    assert listing.summary == {
         "rows": 32, "with_image": 30, "distinct_images": 24, "runs_saved": 6, "renamed": 1, "missing": {"ocr_vqa/images": 1},
     }  # fmt: skip
-    assert found.names[:2] == ["coco/train2017/000000.jpg", "coco/train2017/000001.jpg"]
-    assert "ocr_vqa/images/000001.png" in found.names
-    assert len(found.names) == len(set(found.names)) == 23
-    assert "1 images are missing (ocr_vqa/images 1)" in str(found)
+    assert listing.names[:2] == ["coco/train2017/000000.jpg", "coco/train2017/000001.jpg"]
+    assert "ocr_vqa/images/000001.png" in listing.names
+    assert len(listing.names) == len(set(listing.names)) == 23
+    assert "1 images are missing (ocr_vqa/images 1)" in str(listing)
 
 
 def test_instruction_data_that_is_not_usable_says_why(tmp_path):
@@ -99,10 +99,10 @@ def test_images_that_lead_out_of_the_folder_are_left_out_and_named(tmp_path):
     (images / "away").symlink_to(away)
     names = ["../away/a.png", str(away / "a.png"), "link.png", "away/a.png"]
     path.write_text(json.dumps([{"image": name} for name in [*names, "own.jpg", "gone.jpg"]]), encoding="utf-8")
-    found = llava_665k.find(path, images)
-    assert found.names == ["own.jpg"] and sorted(found.refused) == sorted(names) and found.missing == {".": 1}
-    assert found.summary["refused"] == 4 and found.summary["distinct_images"] == 6
-    assert "4 images are URLs or lead out of data.images and are left out, first ../away/a.png" in str(found)
+    listing = llava_665k.find(path, images)
+    assert listing.names == ["own.jpg"] and sorted(listing.refused) == sorted(names) and listing.missing == {".": 1}
+    assert listing.summary["refused"] == 4 and listing.summary["distinct_images"] == 6
+    assert "4 images are URLs or lead out of data.images and are left out, first ../away/a.png" in str(listing)
     everything = llava_665k.find(path, images, outside=True)
     assert everything.names == [*names, "own.jpg"] and not everything.refused
     made = data.LlavaData(Thumbnail(), json=str(path), images=str(images), held_out_share=0.5, image_loading={"outside": True})

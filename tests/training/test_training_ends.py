@@ -114,7 +114,7 @@ def test_other_exits_are_left_as_they_are(tmp_path):
 
 
 def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path, tmp_path_factory):
-    said = tmp_path_factory.mktemp("said")
+    logs = tmp_path_factory.mktemp("said")
     code = "import sys; sys.path.insert(0, '.')\nfrom blink_exp.evaluation.locks import claim\n"
     code += f"claim({str(tmp_path)!r}, 'output')\nprint('held', flush=True)\nsys.stdin.readline()\n"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -126,10 +126,10 @@ def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path, tmp_p
             assert f"{setting}={tmp_path} is in use by another run" in refusal(lambda out=out, words=words: train(out, *words))
         assert not list(tmp_path.rglob("last.ckpt")) and not list(tmp_path.rglob("config.yaml"))
         job = scripts.start(
-            ["train.py", "-m", "layer=12", f"hydra.sweep.dir={tmp_path.parent}", f"hydra.sweep.subdir={tmp_path.name}"], str(said)
+            ["train.py", "-m", "layer=12", f"hydra.sweep.dir={tmp_path.parent}", f"hydra.sweep.subdir={tmp_path.name}"], str(logs)
         )
         waiting = f"waiting for {tmp_path}, which another run is working on"  # a job of a multirun; the others could not go on without it
-        out = said / "out"
+        out = logs / "out"
         until(job, lambda: out.exists() and waiting in out.read_text(encoding="utf-8"))
         assert job.is_alive() and not list(tmp_path.rglob("last.ckpt"))
         job.kill()
@@ -153,8 +153,8 @@ def test_a_run_goes_on_from_the_older_checkpoint_where_the_newer_is_damaged(whol
     assert [resume.read(out / name)["global_step"] for name in resume.NAMES] == [3, 2]
     (out / "last.ckpt").write_bytes((out / "last.ckpt").read_bytes()[:1000])
     train(out)
-    said = capsys.readouterr().out
-    assert "last.ckpt is corrupt or cut off" in said and "going on from the one before, last.ckpt.old of step 2" in said
+    output = capsys.readouterr().out
+    assert "last.ckpt is corrupt or cut off" in output and "going on from the one before, last.ckpt.old of step 2" in output
     assert steps(out) == [0, 1, 2]
     assert [resume.read(out / name)["global_step"] for name in resume.NAMES] == [3, 2]  # the damaged one pushed nothing out
     (out / "last.ckpt").write_bytes(b"")

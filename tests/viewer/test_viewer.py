@@ -39,12 +39,12 @@ def page(measured, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_page_says_what_the_evaluation_recorded(page):
-    said, _, record = page
+    document, _, record = page
     steps = {s["layer"]: s for s in record["layers"]}
-    assert (said["question"], said["known"], said["said"]) == (record["question"], record["answer"], record["prediction"])
-    assert said["verdict"] == ("right" if record["correct"] else "wrong")
-    assert [v["layer"] for v in said["layers"]] == list(range(32))
-    for line in said["layers"]:
+    assert (document["question"], document["known"], document["said"]) == (record["question"], record["answer"], record["prediction"])
+    assert document["verdict"] == ("right" if record["correct"] else "wrong")
+    assert [v["layer"] for v in document["layers"]] == list(range(32))
+    for line in document["layers"]:
         step = steps.get(line["layer"])
         assert (line["visual"], line["system"] + line["text"] > 5) == (144, True)
         assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-5)
@@ -58,14 +58,14 @@ def test_the_page_says_what_the_evaluation_recorded(page):
         assert line["visual"] + line["expanded"] == step["visual_tokens"]
         if step["decision"] == "expand":
             assert line["places"] == [{"layer": line["layer"], "region": step["region"], "tokens": 144}]
-    assert any(line["expanded"] and line["shares"]["expanded"] > 0 for line in said["layers"])
-    assert all(line["shares"]["expanded"] == 0 for line in said["layers"] if not line["expanded"])
+    assert any(line["expanded"] and line["shares"]["expanded"] > 0 for line in document["layers"])
+    assert all(line["shares"]["expanded"] == 0 for line in document["layers"] if not line["expanded"])
 
 
 def test_where_nothing_is_expanded_the_scan_s_rho_is_that_of_the_attention_the_layer_pays(page):
     """Two ways to the same number: the scan in front of a layer, and the row recorded behind it."""
-    said, _, _ = page
-    lines = said["layers"]
+    document, _, _ = page
+    lines = document["layers"]
     bare = [v for before, v in itertools.pairwise(lines) if v["decision"] and not v["expanded"] and not before["expanded"]]
     assert bare, "no layer scanned an untouched sequence and left it untouched"
     for line in bare:
@@ -73,33 +73,33 @@ def test_where_nothing_is_expanded_the_scan_s_rho_is_that_of_the_attention_the_l
 
 
 def test_html_tables_hold_the_same(page):
-    said, path, _ = page
+    document, path, _ = page
     tables = Tables(path.read_text(encoding="utf-8")).rows
     rows = tables["layers-table"][2:]
     assert len(rows) == 32
-    for line, row in zip(said["layers"], rows, strict=True):
+    for line, row in zip(document["layers"], rows, strict=True):
         assert row[0] == str(line["layer"]) and row[5] == (line["decision"] or "")
         assert row[1:3] == [f"{line['rho']:.3f}", str(line["patch"])]
         assert row[6:10] == [str(line[part]) for part in ("system", "visual", "expanded", "text")]
         assert row[11:] == [f"{100 * line['shares'][part]:.1f}" for part in ("system", "visual", "expanded", "text")]
     answers = [row[:3] for row in tables["answers-table"][1:]]
     names = {"none": "none", "blink": "blink (this page)", "hero": "hero"}
-    assert answers == [[names[a["label"]], a["said"], a["verdict"]] for a in said["answers"]]
+    assert answers == [[names[a["label"]], a["said"], a["verdict"]] for a in document["answers"]]
 
 
 def test_answers_of_other_methods_are_those_of_their_evaluations(page, measured):
-    said, _, record = page
+    document, _, record = page
     cfg, _ = measured
-    for line in said["answers"]:
+    for line in document["answers"]:
         backbone, method, benchmark = prepare(replace(cfg, method=method_preset(line["label"], cfg)))
-        (found,), _ = evaluate(backbone, method, benchmark, samples=[s for s in benchmark.samples() if s.id == record["id"]])
-        assert (line["said"], line["verdict"]) == (found["prediction"], "right" if found["correct"] else "wrong")
-        assert line["entering"] == found["visual_tokens"] == (28 if line["label"] == "hero" else 144)
-        tokens = {s["layer"]: s["visual_tokens"] for s in found["layers"]}
-        last = found["visual_tokens"]  # by hand from the record: a layer without a decision works on what the one before it left
+        (wanted,), _ = evaluate(backbone, method, benchmark, samples=[s for s in benchmark.samples() if s.id == record["id"]])
+        assert (line["said"], line["verdict"]) == (wanted["prediction"], "right" if wanted["correct"] else "wrong")
+        assert line["entering"] == wanted["visual_tokens"] == (28 if line["label"] == "hero" else 144)
+        tokens = {s["layer"]: s["visual_tokens"] for s in wanted["layers"]}
+        last = wanted["visual_tokens"]  # by hand from the record: a layer without a decision works on what the one before it left
         by_layer = [last := tokens.get(layer, last) for layer in range(32)]
         assert line["tokens"] == pytest.approx(sum(by_layer) / 32)
-    assert [line["shown"] for line in said["answers"]] == [False, True, False]
+    assert [line["shown"] for line in document["answers"]] == [False, True, False]
 
 
 def test_the_page_needs_no_network_and_no_script(page):

@@ -14,9 +14,9 @@ from blink_exp.viewer import drawing
 
 def test_maps_by_hand():
     nan = float("nan")
-    found = pixels(drawing.heat(torch.tensor([[0.0, 0.2], [0.1, nan]])))
-    assert found[0, 0].tolist() == [*drawing.HEAT, 0] and found[0, 1].tolist() == [*drawing.HEAT, 235]
-    assert found[1, 0].tolist() == [*drawing.HEAT, 118] and found[1, 1].tolist() == list(drawing.GONE)
+    heat = pixels(drawing.heat(torch.tensor([[0.0, 0.2], [0.1, nan]])))
+    assert heat[0, 0].tolist() == [*drawing.HEAT, 0] and heat[0, 1].tolist() == [*drawing.HEAT, 235]
+    assert heat[1, 0].tolist() == [*drawing.HEAT, 118] and heat[1, 1].tolist() == list(drawing.GONE)
     assert pixels(drawing.heat(torch.zeros(2, 3)))[..., 3].tolist() == [[0] * 3] * 2
     assert pixels(drawing.fade(torch.tensor([[1.0, 0.0]])))[..., 3].tolist() == [[0, 217]]
 
@@ -43,5 +43,5 @@ def test_a_piece_shows_its_patch():
 
 def test_tiles_are_drawn_over_the_part_of_the_grid_that_shows_the_image():
     """640 x 360 on 2 x 2 tiles of 12 x 12: 24 columns, and 14 of 24 rows, 5 cut off above."""
-    found = drawing.tiles(ViewGeometry(12, 2, 2, (360, 640), newline=True))
-    assert 'viewBox="0 0 24 14"' in found and "M12 0V14" in found and "M0 7H24" in found
+    svg = drawing.tiles(ViewGeometry(12, 2, 2, (360, 640), newline=True))
+    assert 'viewBox="0 0 24 14"' in svg and "M12 0V14" in svg and "M0 7H24" in svg

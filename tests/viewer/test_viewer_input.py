@@ -15,7 +15,7 @@ from blink_exp.viewer import subject
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"sample": "x", "image": "y.png", "question": "q"}, "sample=x and image=y.png are two pictures; give one of them"),
         ({"sample": "x", "question": "q"}, "question=q needs image=...; sample=x asks its own question"),
@@ -35,10 +35,10 @@ from blink_exp.viewer import subject
         ),
     ],
 )
-def test_bad_input_is_one_line(keys, said, tmp_path):
+def test_bad_input_is_one_line(keys, message, tmp_path):
     with pytest.raises(UserError) as error:
         viewer.view(config(**keys), tmp_path)
-    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -54,9 +54,9 @@ def test_a_broken_picture_is_one_line(data, tmp_path):
 def test_an_unknown_sample_names_the_nearest():
     with pytest.raises(UserError) as error:
         subject.load_subject(config(sample="mosaic_mme/v1/colr/0007/no"))
-    said = str(error.value)
-    assert said.startswith("sample=mosaic_mme/v1/colr/0007/no is not among the 640 samples of mosaic_mme; did you mean ")
-    assert "mosaic_mme/v1/color/0007/no" in said and "\n" not in said and len(said) < 250
+    message = str(error.value)
+    assert message.startswith("sample=mosaic_mme/v1/colr/0007/no is not among the 640 samples of mosaic_mme; did you mean ")
+    assert "mosaic_mme/v1/color/0007/no" in message and "\n" not in message and len(message) < 250
     many = [f"split/{k:06d}" for k in range(30000)]
     assert "split/012345" in subject.nearest_ids("12345", many) and "split/012340" in subject.nearest_ids("split/01234x", many)
 
@@ -76,14 +76,14 @@ def test_benchmarks_without_questions_and_samples_without_image_are_refused(monk
         def samples(self):
             return [Sample("7", "7", gone, "q", "a", "")]
 
-    for benchmark, said in (
+    for benchmark, message in (
         (Probing(), "sample=7 needs a question, and benchmark=duts asks none; use another, e.g. mosaic_mme"),
         (Broken(), "sample=7 has an image that cannot be read (cut off); choose another sample"),
     ):
-        monkeypatch.setattr(subject, "prepare_benchmark", lambda cfg, found=benchmark: found)
+        monkeypatch.setattr(subject, "prepare_benchmark", lambda cfg, prepared=benchmark: prepared)
         with pytest.raises(UserError) as error:
             subject.load_subject(config(sample="7"))
-        assert str(error.value) == said
+        assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

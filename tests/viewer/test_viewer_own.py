@@ -30,21 +30,21 @@ def test_own_picture_and_question_are_escaped_and_the_page_is_the_same_twice(pho
     assert first.read_bytes() == second.read_bytes()
     parsed = Tables(first.read_text(encoding="utf-8"))
     assert f"“{question}”" in parsed.text and "script" not in parsed.tags and photo.name in parsed.text
-    said = json.loads((tmp_path / "a" / "view.json").read_text(encoding="utf-8"))
-    assert (said["known"], said["verdict"], said["answers"][0]["verdict"], said["kept"]) == (None, None, None, None)
-    assert all(v["decision"] is None and v["expanded"] == 0 for v in said["layers"])
+    document = json.loads((tmp_path / "a" / "view.json").read_text(encoding="utf-8"))
+    assert (document["known"], document["verdict"], document["answers"][0]["verdict"], document["kept"]) == (None, None, None, None)
+    assert all(v["decision"] is None and v["expanded"] == 0 for v in document["layers"])
     assert "right" not in {cell for row in parsed.rows["answers-table"] for cell in row}
 
 
 def test_pictures_with_one_name_and_size_are_not_taken_for_each_other(scale, tmp_path):
     """Backbones keep features by an id of the image."""
-    found = []
+    traces = []
     for colour in ("red", "blue"):
         (tmp_path / "photo.png").unlink(missing_ok=True)
         Image.new("RGB", (96, 96), colour).save(tmp_path / "photo.png")
         about = subject.load_subject(config(image=str(tmp_path / "photo.png"), question="q"))
-        found.append(trace(scale, none(), about.benchmark, about.sample, about.image))
-    assert not torch.equal(found[0].visual.features, found[1].visual.features)
+        traces.append(trace(scale, none(), about.benchmark, about.sample, about.image))
+    assert not torch.equal(traces[0].visual.features, traces[1].visual.features)
 
 
 def test_a_compared_method_that_cannot_run_says_why_and_a_changed_one_stands_beside_its_preset(photo, tmp_path):

@@ -42,22 +42,22 @@ def test_attention_is_put_where_its_tokens_stand():
 def test_kept_tokens_of_a_pruner_are_counted_and_darkened(scale_next, photo):
     cfg = config("model=scale_llava_next", "method=hero")
     about = subject.load_subject(config(image=str(photo), question="is there a circle?"))
-    found = trace(scale_next, build(cfg.method, scale_next), about.benchmark, about.sample, about.image)
-    kept = pages.token_counts(found)
-    views = found.visual.views
-    assert kept["of"] == {"base": 144, "tiles": int(views.valid[1:].sum())}
-    assert kept["entering"] == kept["last"] and kept["entering"]["merged"] == 0
-    assert kept["entering"]["base"] == 28  # floor(144 * 0.2)
-    entering = kept["entering"]["base"] + kept["entering"]["tiles"]
-    assert entering == len(found.visual.source) - found.visual.newlines == int(found.presence.sum())
-    share, _ = presence(scale_next, found.method, "photo", about.image, "is there a circle?")
-    assert torch.equal(found.presence, share)
-    cells = pixels(drawing.fade(found.presence[0].view(12, 12)))[..., 3]
+    traced = trace(scale_next, build(cfg.method, scale_next), about.benchmark, about.sample, about.image)
+    counts = pages.token_counts(traced)
+    views = traced.visual.views
+    assert counts["of"] == {"base": 144, "tiles": int(views.valid[1:].sum())}
+    assert counts["entering"] == counts["last"] and counts["entering"]["merged"] == 0
+    assert counts["entering"]["base"] == 28  # floor(144 * 0.2)
+    entering = counts["entering"]["base"] + counts["entering"]["tiles"]
+    assert entering == len(traced.visual.source) - traced.visual.newlines == int(traced.presence.sum())
+    share, _ = presence(scale_next, traced.method, "photo", about.image, "is there a circle?")
+    assert torch.equal(traced.presence, share)
+    cells = pixels(drawing.fade(traced.presence[0].view(12, 12)))[..., 3]
     assert int((cells == 0).sum()) == 28 and set(cells.flatten().tolist()) == {0, drawing.GONE[3]}
-    maps = pages.maps(found.stages[0], found, PatchGrid(2, 12, 12))
+    maps = pages.maps(traced.stages[0], traced, PatchGrid(2, 12, 12))
     dark = pixels(maps["tiles"])
     assert dark.shape[:2] == views.unpadded.shape
-    assert int((dark == drawing.GONE).all(-1).sum()) == kept["of"]["tiles"] - kept["entering"]["tiles"]
+    assert int((dark == drawing.GONE).all(-1).sum()) == counts["of"]["tiles"] - counts["entering"]["tiles"]
 
 
 @pytest.mark.slow
@@ -65,11 +65,11 @@ def test_tokens_that_a_pruner_adds_have_no_place(scale_next, photo, tmp_path):
     """VisionZip at 28 of 144: each view that shows the image gives CLS, 23 patches and 4 contextual tokens."""
     cfg = config("model=scale_llava_next", "method=visionzip", image=str(photo), question="is there a circle?", compare=["divprune"])
     path = viewer.view(cfg, tmp_path)
-    kept = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))["kept"]
+    counts = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))["kept"]
     about = subject.load_subject(cfg)
     views = trace(scale_next, build(cfg.method, scale_next), about.benchmark, about.sample, about.image).visual.views
     shown = int(views.valid.any(1).sum())
-    assert kept["entering"]["base"] == 23 and kept["entering"]["merged"] == shown * (1 + 4) and views.tiles
+    assert counts["entering"]["base"] == 23 and counts["entering"]["merged"] == shown * (1 + 4) and views.tiles
     assert f"{shown * 5} that show no one place" in path.read_text(encoding="utf-8")
 
 
@@ -81,28 +81,28 @@ def test_kept_tokens_of_a_method_in_the_llm(scale, method):
     benchmark = subject.prepare_benchmark(cfg)
     one = benchmark.samples()[3]
     chosen = build(cfg.method, scale)
-    found = trace(scale, chosen, benchmark, one, one.image())
+    traced = trace(scale, chosen, benchmark, one, one.image())
     share, _ = presence(scale, chosen, one.image_id, one.image(), benchmark.prompt(one))
-    assert torch.equal(found.presence, share)
-    behind = {step["layer"]: step["visual_tokens"] for step in found.record["layers"]}  # decided there, worked on from the next layer
+    assert torch.equal(traced.presence, share)
+    behind = {step["layer"]: step["visual_tokens"] for step in traced.record["layers"]}  # decided there, worked on from the next layer
     works = 144
-    for stage in found.stages:
+    for stage in traced.stages:
         assert len(stage.source) == works
         works = behind.get(stage.layer, works)
-    merged = sum(int((stage.source == EXTRA).sum()) for stage in found.stages)
-    assert float(found.presence.sum()) * 32 == pytest.approx(sum(len(stage.source) for stage in found.stages) - merged)
-    kept = pages.token_counts(found)
-    assert kept["inside"] and kept["entering"]["base"] == 144 > kept["last"]["base"] > 0
-    assert (kept["last"]["merged"] > 0) == (method == "sparsevlm")
+    merged = sum(int((stage.source == EXTRA).sum()) for stage in traced.stages)
+    assert float(traced.presence.sum()) * 32 == pytest.approx(sum(len(stage.source) for stage in traced.stages) - merged)
+    counts = pages.token_counts(traced)
+    assert counts["inside"] and counts["entering"]["base"] == 144 > counts["last"]["base"] > 0
+    assert (counts["last"]["merged"] > 0) == (method == "sparsevlm")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "entering"), [("two_views", 289), ("crop", 144)])
 def test_a_second_view_is_outlined_and_its_tokens_have_no_place_on_the_base_view(tmp_path, method, entering):
     path = viewer.view(config(f"method={method}", "method.region=annotated", "sample=mosaic_mme/v1/color/0000/yes"), tmp_path)
-    said = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))
-    left, top, right, bottom = said["second_view"]["box"]
+    document = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))
+    left, top, right, bottom = document["second_view"]["box"]
     outline = f'<rect x="{left:.5g}" y="{top:.5g}" width="{right - left:.5g}" height="{bottom - top:.5g}" class="mark"/>'
     assert outline in path.read_text(encoding="utf-8")
-    assert {line["visual"] for line in said["layers"]} == {entering} and said["kept"] is None
-    assert all((line["rho"] is None) == (method == "crop") for line in said["layers"])
+    assert {line["visual"] for line in document["layers"]} == {entering} and document["kept"] is None
+    assert all((line["rho"] is None) == (method == "crop") for line in document["layers"])
