@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from blink_exp.disk import disk_line
-from blink_exp.errors import UserError, out_of_memory, reason
+from blink_exp.errors import UserError, is_expected, out_of_memory, reason
 from blink_exp.keys import masked
 from blink_exp.openmp import wait_briefly
 from blink_exp.settings.doors import COMMANDS, OF_FOLDER, as_typed, command_name, install
@@ -126,7 +126,7 @@ def guard(run: Callable[[Any], object], cfg: Any) -> Any:
     try:
         return run(cfg)
     except Exception as error:
-        expected = isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError) or out_of_memory(error)
+        expected = is_expected(error) or isinstance(error, HydraException | OmegaConfBaseException)
         if not expected or os.environ.get(TRACEBACK) == "1":
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -163,7 +163,7 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if out_of_memory(error):
-        return f"memory ran out ({reason(error)}); use a smaller batch_size, model.dtype=bfloat16 or model.quantization=4bit"
+        return f"memory ran out ({reason(error)}); use a smaller batch_size, model.dtype=bfloat16 or, on a GPU, model.quantization=4bit"
     from blink_exp.settings.messages import translated
 
     return translated(error)

@@ -13,8 +13,12 @@ class UserError(ValueError):
     """One line for the user: the value, the limit and the cure. Entry points print it without a traceback and exit with 2."""
 
 
-# Messages of failed allocations that torch raises as plain RuntimeError: of main memory, oneDNN, cuBLAS and CUDA's driver.
-ALLOCATION = re.compile(r"can't allocate memory|could not create a primitive|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+# Messages of failed allocations that torch raises as plain RuntimeError: of main memory (Windows says "not enough"), C++, oneDNN, cuBLAS,
+# cuDNN and CUDA's driver. oneDNN's "could not create a primitive descriptor" is another error: shapes or types that it cannot take.
+ALLOCATION = re.compile(
+    r"can't allocate memory|not enough memory|std::bad_alloc|could not create a primitive(?! descriptor)|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+    r"|CUDA error: out of memory"
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -22,6 +26,11 @@ def out_of_memory(error: BaseException) -> bool:
     name, as torch is not imported here."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and ALLOCATION.search(str(error)) is not None)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether an error is one line for the user rather than a fault of the program: of settings and files, and of memory that runs out."""
+    return isinstance(error, UserError | OSError) or out_of_memory(error)
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:

@@ -75,6 +75,9 @@ def test_packages_that_the_service_does_not_know_are_counted(monkeypatch, capsys
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=json.dumps(answer)))
     assert audit.vulnerabilities({"vulnerabilities": {}}) == []
     assert "pip-audit could not look up 1 of 2 packages, first p" in capsys.readouterr().out
+    del answer["dependencies"][1]
+    assert audit.vulnerabilities({"vulnerabilities": {}}) is None
+    assert "pip-audit could look up no package" in capsys.readouterr().out
 
 
 def test_vulnerabilities_are_named_unless_they_are_accepted(monkeypatch):

@@ -20,6 +20,7 @@ from blink_exp.images import ImageOptions, open_image
 from blink_exp.methods.none import none
 from blink_exp.training import llava_665k
 from blink_exp.training.canvases import Files, folder_images
+from blink_exp.viewer.subject import open_picture
 
 URLS = (
     *(
@@ -129,3 +130,13 @@ def test_the_setting_opens_files_elsewhere_and_no_url(folder):
     for field in URLS:
         with pytest.raises(OSError, match="is a URL"):
             open_image(field, ImageOptions(outside=True), folder)
+
+
+def test_a_picture_that_the_user_names_may_be_called_like_a_url(tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "data:x.png")
+    assert open_picture(tmp_path / "data:x.png", ImageOptions()).getpixel((0, 0)) == (255, 0, 0)
+    for url in ("http://127.0.0.1:9/a.png", Path("http://127.0.0.1:9/a.png"), " https://host/a.png", "data:image/png;base64,iVBORw0KGgo="):
+        with pytest.raises(UserError, match="is a URL, and nothing is downloaded; give the file of a picture"):
+            open_picture(url, ImageOptions())
+    with pytest.raises(UserError, match="is not there; give the file of a picture"):
+        open_picture("C:/x.png", ImageOptions())

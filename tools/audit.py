@@ -89,6 +89,9 @@ def vulnerabilities(accepted: dict[str, Any]) -> list[str] | None:
         print("audit: the service that pip-audit asks does not answer, so vulnerabilities are not looked up")
         return None
     skipped = [package["name"] for package in packages if "skip_reason" in package]
+    if len(skipped) == len(packages):
+        print("audit: pip-audit could look up no package, so vulnerabilities are not known")
+        return None
     if skipped:
         print(f"audit: pip-audit could not look up {len(skipped)} of {len(packages)} packages, first {skipped[0]}")
     known = accepted["vulnerabilities"]

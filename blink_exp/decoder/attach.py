@@ -268,7 +268,8 @@ class Attachment:
         return [hashlib.sha256(repr(row).encode()).hexdigest()[:16] for row in prompts]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("cache_implementation") is not None or not isinstance(kwargs.get(CACHE), DynamicCache | None):
+        caches = (kwargs.get("cache"), kwargs.get("past_key_values"))  # transformers takes both names
+        if kwargs.get("cache_implementation") is not None or not all(isinstance(cache, DynamicCache | None) for cache in caches):
             raise UserError(
                 "a method changes the length of the sequence, so a static cache cannot hold it; leave cache_implementation unset"
             )

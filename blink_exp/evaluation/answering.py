@@ -184,7 +184,10 @@ def _fitting(
         try:
             records = _answered(backbone, points, benchmark, piece, points_by_sample, piece_images, size.size)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or not size.halve(len(piece)):
+            if not out_of_memory(error):
+                raise
+            if not size.halve(len(piece)):
+                note_smaller(size, before)
                 raise
             records = None
         if records is None:  # outside the except clause, whose traceback holds the tensors

@@ -25,7 +25,7 @@ from blink_exp.settings.secrets import check_config
 from blink_exp.settings.words import NOTHING, check_words
 
 READ = ("predictions", "against", "resume")  # settings that name earlier runs
-REMEMBERED = 4000  # jobs of a multirun whose configs are kept, at 0.2 MB each
+REMEMBERED = 4000  # jobs of a multirun whose configs are kept, at 0.25 MB each
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -98,7 +98,7 @@ class JobLoader(CheckedLoader):
     the config of the overrides that all jobs share, with the error at ``REFUSED``. ``check`` raises it, so the job fails like any other.
 
     Hydra composes a job when it checks the batch, a launcher when it groups jobs and when it runs them: the first config is copied, as a
-    composition takes thirty times as long. ``root``: name of the root config."""
+    composition takes 25 times as long. ``root``: name of the root config."""
 
     def __init__(self, loader: ConfigLoaderImpl, root: str):
         super().__init__(loader.config_search_path)

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from blink_exp.cli import SCRIPT, TRACEBACK, guard, one_line
 from blink_exp.disk import FOLDERS, WriteError
 from blink_exp.documents.runs import PointRun
-from blink_exp.errors import UserError
+from blink_exp.errors import UserError, is_expected
 from blink_exp.evaluation import locks
 from blink_exp.evaluation.ranks import LostRank, pin
 from blink_exp.files import write_json
@@ -173,8 +173,7 @@ def _noting(run: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except Exception as error:
             if os.environ.get(TRACEBACK) == "1" or isinstance(error, WriteError | LostRank):
                 raise
-            expected = isinstance(error, UserError | OSError)
-            log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{masked(traceback.format_exc())}")
+            log.error("%s failed%s", label, f": {one_line(error)}" if is_expected(error) else f":\n{masked(traceback.format_exc())}")
             row |= {"status": "failed", "error": one_line(error)}
         write_job_row(row)
         return value

@@ -13,7 +13,7 @@ from blink_exp import tracking
 from blink_exp.backbone.shipped import shipped
 from blink_exp.cli import one_line
 from blink_exp.documents.runs import Metrics, PointRun
-from blink_exp.errors import UserError
+from blink_exp.errors import is_expected
 from blink_exp.evaluation import locks, store, tokens
 from blink_exp.evaluation.evaluator import measure, prepare_benchmark
 from blink_exp.evaluation.ranks import LostRank
@@ -53,8 +53,7 @@ def guarded(settings: EvaluateSettings, label: str, experiment: str | None = Non
 
 def failed(label: str, error: Exception) -> PointRun:
     """The row of a failed point. Logs the error, with a traceback unless the user caused it."""
-    expected = isinstance(error, UserError | OSError)
-    log.error("%s failed%s", label, f": {one_line(error)}" if expected else f":\n{masked(traceback.format_exc())}")
+    log.error("%s failed%s", label, f": {one_line(error)}" if is_expected(error) else f":\n{masked(traceback.format_exc())}")
     return {"point": label, "status": "failed", "error": one_line(error)}
 
 

@@ -249,12 +249,15 @@ def _row(folder: Path, rows_since: float) -> PointRun | None:
 
 
 def point_folder(job: Path, folder: str) -> Path:
-    """``folder`` of a job's row; a relative one starts where the sweep was started, which may be elsewhere."""
+    """``folder`` of a job's row. A relative one starts where the sweep was started: as far above the job's folder as it was then, so that a
+    project that was moved or copied has its own points. From anywhere else it starts in the working folder."""
     try:
-        started = _at(read_settings(job / ".hydra" / "hydra.yaml", LEFT_OUT), "hydra", "runtime", "cwd")
-    except UserError:  # copied without it
-        started = None
-    return Path(started, folder) if isinstance(started, str) else Path(folder)
+        runtime = _at(read_settings(job / ".hydra" / "hydra.yaml", LEFT_OUT), "hydra", "runtime")
+        below = Path(_at(runtime, "output_dir")).relative_to(_at(runtime, "cwd")).parts
+    except (UserError, TypeError, ValueError):  # copied without it, or a job's folder that was not below the working folder
+        return Path(folder)
+    here = job.resolve()
+    return Path(*here.parts[: -len(below)], folder) if below and here.parts[-len(below) :] == below else Path(folder)
 
 
 def _below(path: Path) -> str:

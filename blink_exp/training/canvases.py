@@ -47,7 +47,7 @@ class SceneCanvases:
 
 
 def folder_images(folder: str, pad: bool = False, options: ImageOptions = DEFAULT) -> tuple[list[Path], dict[Path, str]]:
-    """(images that can be trained on, {another: what is wrong with it}) of a folder and those below it, each opened once."""
+    """(images that can be trained on, {an image that cannot be: why}) of a folder and those below it, each opened once."""
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"data.path={folder} is not a folder; give one that holds images")

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from blink_exp.errors import UserError
-from blink_exp.images import ImageOptions, why_refused
+from blink_exp.images import URL, ImageOptions, why_refused
 from blink_exp.training import llava_665k
 from blink_exp.training.batches import GlobalBatches, share_out
 from blink_exp.training.canvases import Files, SceneCanvases, folder_images, hold_out
@@ -306,7 +306,7 @@ class LlavaData(FileData):
     def names(self) -> tuple[Path, list[str], list[str]]:
         root = Path(self.images)
         content = llava_665k.find(Path(self.json), root, self.image_loading.outside)
-        self.broken = {name: why_refused(name) for name in content.refused}
+        self.broken = {name if URL.match(name) else str(root / name): why_refused(name) for name in content.refused}
         names, held_out = hold_out(content.names, self.held_out_share, self.seed)
         self.summary = content.summary | {"trained_on": len(names), "held_out": len(held_out)}
         if self.trainer is None or self.trainer.is_global_zero:

@@ -217,7 +217,7 @@ def write(job: Job, module: TokenSRTraining, data: PairedCrops, unreadable: list
     write_json(job.out / "metrics.json", finished)
     show(module.result, int(next(iter(module.result.values()))["samples"]), seconds)
     if data.broken:
-        print(f"{len(data.broken)} images could not be read and were left out, first {next(iter(data.broken.values()))}")
+        print(f"{len(data.broken)} images were left out, first {next(iter(data.broken.values()))}")
     if unreadable:
         print(f"{len(unreadable)} images could not be read and were replaced by the next ones, first {unreadable[0]}")
     if target is not None:

@@ -94,13 +94,13 @@ def _custom_subject(file: str, question: str, options: ImageOptions) -> Subject:
 
 def open_picture(file: str | Path, options: ImageOptions) -> Image.Image:
     """The picture of a file that the user names. Raises UserError where there is none that can be read."""
-    if URL.match(str(file)):
-        raise UserError(f"image={flat(file, 80)} is a URL, and nothing is downloaded; give the file of a picture")
     path = Path(file).expanduser()
     if not path.is_file():
+        if URL.match(str(file).strip().replace(":/", "://", 1)):  # a Path has lost a slash
+            raise UserError(f"image={flat(file, 80)} is a URL, and nothing is downloaded; give the file of a picture")
         problem = "is a folder" if path.is_dir() else "is no ordinary file" if path.exists() else "is not there"
         raise UserError(f"image={path} {problem}; give the file of a picture")
     try:
-        return open_image(path, options)
+        return open_image(path.absolute(), options)
     except OSError as error:
         raise UserError(f"image={path} is no picture that can be read ({reason(error)}); give a JPEG, PNG or WebP file") from None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.cli import guard
+from blink_exp.errors import out_of_memory
 from blink_exp.evaluation import answering, evaluator
 from blink_exp.evaluation.answering import Point, ask
 from blink_exp.evaluation.batches import BatchSize, cut
@@ -95,7 +96,26 @@ def test_one_question_that_does_not_fit_is_an_error(error, scale, monkeypatch, c
     with pytest.raises(SystemExit) as end:
         guard(lambda size: ask(scale, [Point(none())], MosaicMME(), samples, size, lambda n: None), size := BatchSize(4))
     assert (size.size, end.value.code) == (1, 2)
-    assert capsys.readouterr().err.startswith("error: memory ran out (")
+    output = capsys.readouterr()
+    assert output.err.startswith("error: memory ran out (")
+    assert "batch_size=1 from here on, instead of 4" in output.out  # that halving was tried
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        *((error, True) for error in OUT_OF_MEMORY),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the matmul primitive"), False),  # shapes that oneDNN cannot take
+        (RuntimeError("can't start new thread"), False),
+        (ValueError("can't allocate memory"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_what_counts_as_memory_that_ran_out(error, memory):
+    assert out_of_memory(error) is memory
 
 
 def test_another_error_halves_nothing(scale, monkeypatch):

@@ -10,6 +10,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import open_dict
 
+from blink_exp.settings import job_loader
 from blink_exp.settings.check import REFUSED
 from blink_exp.settings.job_loader import JobLoader
 from blink_exp.settings.presets import CONF
@@ -61,3 +62,10 @@ def test_a_process_of_a_launcher_gets_the_loader_without_configs(loader, master)
     before = len(pickle.dumps(loader))
     loader.load_sweep_config(master, ["layer=12"])
     assert len(pickle.dumps(loader)) == before
+
+
+def test_what_is_not_kept_is_composed_again(loader, master, compositions, monkeypatch):
+    monkeypatch.setattr(job_loader, "REMEMBERED", 1)
+    for words in (["layer=12"], ["layer=15"], ["layer=12"], ["layer=15"]):
+        assert loader.load_sweep_config(master, words).layer == int(words[0][-2:])
+    assert [made[-1] for made in compositions] == ["layer=12", "layer=15", "layer=15"]

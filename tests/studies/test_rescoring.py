@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -116,16 +117,20 @@ def test_the_job_of_a_sweep_stands_for_the_point_that_it_measured(tmp_path):
     assert files_of(str(tmp_path / "sweep" / "0")) == [tmp_path / "sweep" / "0" / "records.jsonl"]
 
 
-def test_the_point_of_a_job_is_where_its_sweep_was_started(tmp_path, monkeypatch):
+@pytest.mark.parametrize("project", ["project", "copied"])
+def test_the_point_of_a_job_is_where_its_sweep_was_started(project, tmp_path, monkeypatch):
+    """Also from another folder; a project that was copied or moved has points of its own."""
     (tmp_path / "project" / "points").mkdir(parents=True)
     lines(tmp_path / "project" / "points" / "p" / "records.jsonl", [{"id": "a", "prediction": "yes"}])
     job = tmp_path / "project" / "sweep" / "0"
     (job / ".hydra").mkdir(parents=True)
     (job / "job.json").write_text(json.dumps({"status": "done", "folder": "points/p"}), encoding="utf-8")
-    (job / ".hydra" / "hydra.yaml").write_text(f"hydra:\n  runtime:\n    cwd: {tmp_path / 'project'}\n", encoding="utf-8")
+    runtime = {"cwd": str(tmp_path / "project"), "output_dir": str(job)}
+    (job / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": runtime}}), encoding="utf-8")
+    shutil.copytree(tmp_path / "project", tmp_path / "copied")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert files_of("../project/sweep/0") == [tmp_path / "project" / "points" / "p" / "records.jsonl"]
+    assert files_of(f"../{project}/sweep/0") == [tmp_path / project / "points" / "p" / "records.jsonl"]
 
 
 def test_a_run_can_be_scored_again_by_the_command_line_without_a_model(mme, tmp_path):
