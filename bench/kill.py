@@ -71,16 +71,16 @@ class Child:
 @dataclass(frozen=True)
 class Case:
     """A command that is killed. ``words``: with {folder} for the folder that everything goes to; ``compared``: files whose contents must be
-    those of an unbroken run; ``resume``: words of the next run, where there is something at the glob ``resumes``."""
+    those of an unbroken run; ``resume``: words of the next run where one of the files ``resumes`` is there."""
 
     name: str
     words: tuple[str, ...]
     compared: tuple[str, ...]
     resume: str | None = None
-    resumes: str = ""
+    resumes: tuple[str, ...] = ()
 
     def command(self, folder: Path) -> list[str]:
-        words = [*self.words, *([self.resume] if self.resume and any(folder.glob(self.resumes)) else [])]
+        words = [*self.words, *([self.resume] if self.resume and any((folder / name).exists() for name in self.resumes) else [])]
         return [word.replace("{folder}", str(folder)) for word in words]
 
 
@@ -90,6 +90,7 @@ TRAINING = (
     *("train.py", "layers.indices=[2,3]", "data.train_size=24", "data.held_out_size=4", "hydra.run.dir={folder}/run"),
     *("trainer.callbacks.checkpoint.every_n_train_steps=1",),
 )
+CHECKPOINTS = ("run/last.ckpt", "run/last.ckpt.old")  # not last.ckpt.part: of a run that was killed while it wrote its first one
 RESULTS = ("**/records.jsonl", "**/metrics.json")
 CASES = (
     Case("evaluation", EVALUATION, RESULTS),
@@ -101,13 +102,13 @@ CASES = (
     ),
     Case("table", (*SWEEP, "table=blink_table3", "devices=2", "hydra.run.dir={folder}/run"), (*RESULTS, "run/table.json", "run/table.md")),
     Case("report", (*SWEEP, "figure=blink_fig4", "hydra.run.dir={folder}/run"), (*RESULTS, "report/**/figure.json")),
-    Case("training", TRAINING, ("run/tokensr/*",), "resume={folder}/run", "run/last.ckpt*"),
+    Case("training", TRAINING, ("run/tokensr/*",), "resume={folder}/run", CHECKPOINTS),
     Case(
         "features",
         (*TRAINING, "data.cache_features=true", "data.cache_path={folder}/features", "data.cache_dtype=float32"),
         ("run/tokensr/*", "features/**/*.safetensors"),
         "resume={folder}/run",
-        "run/last.ckpt*",
+        CHECKPOINTS,
     ),
 )
 

@@ -82,3 +82,12 @@ def test_code_that_is_worked_on_meanwhile_is_no_difference(tmp_path):
     (tmp_path / "c").write_text("Measured with commit 0123456789. 1 missing.", encoding="utf-8")
     a, b, c = (kill.content(tmp_path / name, tmp_path) for name in "abc")
     assert a == b != c
+
+
+def test_a_training_goes_on_from_a_checkpoint_that_was_written_to_its_end(tmp_path):
+    (case,) = (case for case in kill.CASES if case.name == "training")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt.part").touch()
+    assert not any(word.startswith("resume=") for word in case.command(tmp_path))
+    (tmp_path / "run" / "last.ckpt.old").touch()
+    assert f"resume={tmp_path}/run" in case.command(tmp_path)
