@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from statsmodels.stats.multitest import multipletests
 
 from blink_exp.benchmarks.base import group_by
 from blink_exp.documents.records import Record
@@ -34,15 +35,12 @@ def verdict(difference: float | None, stderr: float | None) -> bool | None:
 def holm(gaps: Sequence[Mean]) -> list[bool | None]:
     """``verdict`` of several differences at once: Holm's step-down at the two-sided error that ``SURE`` standard errors leave to one, so
     that the chance of any wrong verdict among them is no larger than that. One without an error cannot be told, and counts."""
+    if not gaps:
+        return []
     normal = NormalDist()
-    error = 2 * normal.cdf(-SURE)
-    sizes = [_in_errors(gap) for gap in gaps]
-    verdicts: list[bool | None] = [None] * len(gaps)
-    for rank, k in enumerate(sorted(range(len(gaps)), key=lambda k: -sizes[k])):
-        if sizes[k] <= -normal.inv_cdf(error / 2 / (len(gaps) - rank)):
-            break
-        verdicts[k] = (gaps[k].value or 0.0) > 0
-    return verdicts
+    p_values = [2 * normal.cdf(-_in_errors(gap)) for gap in gaps]
+    rejected = multipletests(p_values, alpha=2 * normal.cdf(-SURE), method="holm")[0]
+    return [(gap.value or 0.0) > 0 if sure else None for gap, sure in zip(gaps, rejected, strict=True)]
 
 
 def _in_errors(gap: Mean) -> float:
