@@ -1,7 +1,7 @@
 """Finds the parquet files of a split in a local folder: from the dataset card (README.md) if it lists them, else by hub file names.
 
-`datasets.load_dataset(folder)` finds them too, but takes half a set, or two copies of it, for the whole, and refuses a folder that holds the
-files of one configuration alone.
+`datasets.load_dataset(folder)` finds them too, but takes half a set, or two copies of it, for the whole, and refuses a folder that holds
+the files of one configuration alone.
 """
 
 from __future__ import annotations
