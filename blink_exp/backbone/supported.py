@@ -49,10 +49,8 @@ def read_by_library(path: str, content: str) -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if out_of_memory(error):
+        if isinstance(error, UserError) or out_of_memory(error):
             raise
         why = flat(f"{type(error).__name__}: {error}", 240)
         raise UserError(f"model.path={path} has no {content} ({why}); give a complete checkpoint") from error

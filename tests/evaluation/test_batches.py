@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.samples import samples_on
 
-from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.cli import guard
 from blink_exp.errors import out_of_memory
@@ -21,13 +21,9 @@ from blink_exp.methods.none import none
 from blink_exp.settings.compose import composed
 
 
-def some(images: list[int]) -> list[Sample]:
-    return [Sample(f"{i}/{k}", str(i), lambda: None, "?", "yes", "c") for i, n in enumerate(images) for k in range(n)]
-
-
 @given(st.lists(st.integers(1, 7), max_size=30), st.integers(1, 9))
 def test_units_hold_all_samples_in_order_and_part_no_image(images, batch_size):
-    samples = some(images)
+    samples = samples_on(images)
     units = cut(samples, batch_size)
     assert [s for unit in units for batch in unit for s in batch] == samples
     assert all(0 < len(batch) <= batch_size for unit in units for batch in unit)
@@ -39,7 +35,7 @@ def test_units_hold_all_samples_in_order_and_part_no_image(images, batch_size):
 
 
 def test_batches_by_hand():
-    sizes = [[[s.id for s in batch] for batch in unit] for unit in cut(some([2, 1, 5, 3]), 3)]
+    sizes = [[[s.id for s in batch] for batch in unit] for unit in cut(samples_on([2, 1, 5, 3]), 3)]
     assert sizes == [[["0/0", "0/1", "1/0"]], [["2/0", "2/1", "2/2"], ["2/3", "2/4"]], [["3/0", "3/1", "3/2"]]]
 
 

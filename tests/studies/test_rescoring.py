@@ -1,70 +1,30 @@
-"""What an evaluation runs on and leaves behind: shards, copies of data sets, records that are scored again without a model."""
+"""Records of runs, of shards and of a sweep's jobs are scored again, and compared, without a model."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from support import hub
 from support.scripts import run
 
-from blink_exp.benchmarks.base import Count, Sample, mean, shard, spread
+from blink_exp.benchmarks.base import Count, mean
 from blink_exp.errors import UserError
-from blink_exp.evaluation import answering, evaluator, terminal
-from blink_exp.evaluation.evaluator import located
-from blink_exp.evaluation.records import RecordLog, write_lines
+from blink_exp.evaluation import terminal
+from blink_exp.evaluation.records import write_lines
 from blink_exp.files import write_json
-from blink_exp.methods.none import none
-from blink_exp.settings import compose
+from blink_exp.settings.compose import composed
 from blink_exp.studies.rescoring import check_benchmark, differences, files_of, made_with, predicted, score_again, scored_again
-
-
-def some(images: list[int]) -> list[Sample]:
-    """As many questions on each image as ``images`` says."""
-    return [Sample(f"{i}/{k}", str(i), lambda: None, "?", "yes", "c") for i, n in enumerate(images) for k in range(n)]
-
-
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.integers(1, 7))
-def test_shards_part_the_samples_and_keep_images_whole(images, n):
-    samples = some(images)
-    parts = [shard(samples, f"{k}/{n}") for k in range(1, n + 1)]
-    assert Counter(s.id for part in parts for s in part) == Counter(s.id for s in samples)
-    assert sum(len({s.image_id for s in part}) for part in parts) == len(images)
-
-
-@pytest.mark.parametrize("part", ["0/4", "5/4", "1", "a/b", "1/0"])
-def test_a_shard_that_is_none_is_said(part):
-    with pytest.raises(UserError, match="shard=1/8"):
-        shard(some([1, 1]), part)
-
-
-def test_a_limit_is_spread_over_whole_images():
-    assert [s.id for s in spread(some([2] * 6), 4)] == ["0/0", "0/1", "3/0", "3/1"]
-    assert len(spread(some([2] * 6), 100)) == 12
 
 
 def test_the_error_of_marks_between_0_and_1_is_that_of_their_mean():
     """0, 0.5, 1: variance 1/6, over three samples 1/18; right and wrong give the binomial error."""
     assert mean([0.0, 0.5, 1.0]).stderr == pytest.approx(100 / 18**0.5)
     assert mean([True, True, False, False]).stderr == pytest.approx(25.0)
-
-
-def test_a_copy_below_data_root_is_taken_under_either_name(tmp_path):
-    for name in ("MME", "lmms-lab-encoder/POPE"):
-        (tmp_path / name).mkdir(parents=True)
-    assert located("lmms-lab-encoder/MME", tmp_path) == str(tmp_path / "MME")
-    assert located("lmms-lab-encoder/POPE", tmp_path) == str(tmp_path / "lmms-lab-encoder/POPE")
-    assert located("lmms-lab-encoder/GQA", tmp_path) == "lmms-lab-encoder/GQA"
-    assert located(str(tmp_path / "MME"), tmp_path) == str(tmp_path / "MME")
-    with pytest.raises(UserError, match="data_root"):
-        located("a/b", tmp_path / "no")
 
 
 @pytest.fixture(scope="module")
@@ -245,16 +205,13 @@ def test_what_shards_were_made_with_is_that_of_all(tmp_path):
         made_with(str(tmp_path / "d" / "0"))
 
 
-def composed(*words: str, root: str = "evaluate"):
-    return compose.composed(root, ["method=none", "benchmark=easyvqa", "cost=0", "skip_limit=0.9", *words])
-
-
 def test_a_result_scored_again_names_the_model_that_predicted(mme, tmp_path, capsys):
     step = {"layer": 12, "rho": 0.5, "decision": "expand", "effective": True, "visual_tokens": 288}
     predictions = [{"id": s.id, "prediction": s.answer, "layers": [step]} for s in mme.samples()]
     path = lines(tmp_path / "run" / "records.jsonl", predictions)
     write_json(tmp_path / "run" / "metrics.json", MADE | {"blink": {"visual_tokens_of_the_image": 144}, "skipped": [{"id": "x"}]})
-    finished = score_again(composed("benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}", root="rescore"), tmp_path / "out")
+    settings = composed("rescore", ["benchmark=mme", f"benchmark.path={mme.path}", f"predictions={path}"])
+    finished = score_again(settings, tmp_path / "out")
     assert {k: finished[k] for k in MADE} == MADE  # the seed too, which is not this command's
     assert finished["blink"]["layers"][12]["visual_tokens"] == 288
     assert finished["skipped"] == [] and finished["scores"]["accuracy"]["value"] == 100
@@ -273,99 +230,3 @@ def test_the_score_of_nothing_is_null_and_an_empty_cell(tmp_path, capsys):
     terminal.show(head | {"scores": scores, "samples": 4, "without_answer": 0})
     rows = [line for line in capsys.readouterr().out.splitlines() if "of_nothing" in line]
     assert [[cell.strip() for cell in row.strip("│ ").split("│")] for row in rows] == [[k, "", "", "0"] for k, _ in EMPTY]
-
-
-# going on after a kill
-
-
-@pytest.fixture
-def easy(tmp_path, scale, monkeypatch):
-    """easy-VQA with one image missing; ``ask(out, dies=n)`` measures it on the scale model and gives how many were asked (killed after n
-    batches)."""
-    import easy_vqa
-
-    source = Path(easy_vqa.__file__).parent / "data" / "test"
-    rows = json.loads((source / "questions.json").read_text(encoding="utf-8"))[:24]
-    names = sorted({r[2] for r in rows})
-    folder = tmp_path / "set"
-    (folder / "images").mkdir(parents=True)
-    (folder / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
-    for name in names[1:]:
-        (folder / "images" / f"{name}.png").write_bytes((source / "images" / f"{name}.png").read_bytes())
-    monkeypatch.setattr(evaluator, "prepare_model", lambda cfg: (scale, none()))
-    real = answering.answer
-
-    def ask(out: Path, *words: str, dies: int | None = None) -> int:
-        asked: list[int] = []
-
-        def answer(*args):
-            if len(asked) == dies:
-                raise KeyboardInterrupt
-            asked.append(len(args[3]))
-            return real(*args)
-
-        monkeypatch.setattr(answering, "answer", answer)
-        cfg = composed(f"benchmark.path={folder}", "batch_size=4", *words)
-        if dies is None:
-            evaluator.measure(cfg, out)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                evaluator.measure(cfg, out)
-        return sum(asked)
-
-    ask.missing = sum(r[2] == names[0] for r in rows)
-    return ask
-
-
-@pytest.mark.slow
-def test_a_killed_evaluation_goes_on_and_ends_where_an_unbroken_one_does(easy, tmp_path, capsys):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    rest = 24 - easy.missing
-    assert easy(whole) == rest
-    done = easy(out, dies=3)
-    part = out / "records.part"
-    assert 0 < done < rest and not (out / "records.jsonl").exists() and len(part.read_text(encoding="utf-8").splitlines()) == done + 1
-    part.write_bytes(part.read_bytes()[:-9])  # as a kill in the middle of a line leaves it
-    more = easy(out, dies=1)
-    assert f"going on: {done - 1} of 24 samples are done" in capsys.readouterr().out
-    assert easy(out) == rest - (done - 1) - more
-    assert (out / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
-    first, last = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (whole, out))
-    assert len(first["skipped"]) == easy.missing
-    assert all(first[key] == last[key] for key in ("scores", "samples", "skipped"))
-    assert (first["kept"], last["kept"]) == (0, done - 1 + more)
-    assert not list(tmp_path.rglob("*.part"))
-
-
-@pytest.mark.slow
-def test_other_settings_or_weights_in_the_folder_start_anew(easy, tmp_path, monkeypatch):
-
-    from blink_exp.evaluation import identity
-
-    rest = 24 - easy.missing
-    assert 0 < easy(tmp_path / "a", dies=1) <= 4
-    assert easy(tmp_path / "a", "seed=1") == rest
-    assert 0 < easy(tmp_path / "b", dies=1) <= 4
-    monkeypatch.setattr(identity, "without_images", lambda settings: {"tokensr": "trained again"})
-    assert easy(tmp_path / "b") == rest
-
-
-def test_a_kept_record_counts_only_for_the_question_it_answered(mme, tmp_path):
-    a, b = mme.samples()[:2]
-    log = RecordLog(tmp_path / "records.part", "s")
-    assert not log.path.exists()  # nothing done, nothing left behind
-    log.add([{"id": a.id, "question": mme.prompt(a), "prediction": "Yes", "layers": []}])
-    log.add([{"id": b.id, "question": "another", "prediction": "Yes", "layers": []}])
-    records = RecordLog(log.path, "s").done(mme, mme.samples())
-    assert list(records) == [a.id] and records[a.id]["correct"] == (a.answer == "yes")
-    assert RecordLog(log.path, "t").records == {}
-
-
-def test_no_sample_left_is_said_with_the_reason(easy, tmp_path):
-    for image in (tmp_path / "set" / "images").iterdir():
-        image.unlink()
-    with pytest.raises(UserError, match=r"^none of the 24 samples could be read, first easyvqa/test/00000: .*png"):
-        easy(tmp_path / "out")
-    with pytest.raises(UserError, match=r"^shard=99/99 of the 24 samples of easyvqa is empty; use fewer shards"):
-        easy(tmp_path / "out", "shard=99/99")
-    assert not list((tmp_path / "out").glob("*.part")) + list((tmp_path / "out").glob("records.jsonl"))
