@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -98,6 +98,14 @@ class LazyScorerInputs:
         return LazyScorerInputs(self.visible[one], self.text[one], lambda: self.logits(slice(None))[one], raw)
 
 
+class PatchScores(NamedTuple):
+    """What a scorer says of one row's image, the fields of ``Scan``; without a scorer their defaults."""
+
+    rho: float | None = None
+    region: int | None = None
+    patch_scores: tuple[float, ...] = ()
+
+
 class PatchScanner:
     """Scans the branches of ``questions`` before a layer.
 
@@ -118,16 +126,16 @@ class PatchScanner:
         out: dict[tuple[int, int], list[Scan]] = {}
         for (scorer, scan_expanded, grid), pairs in groups.items():
             rows = list(dict.fromkeys(r for r, _ in pairs))
-            scores: dict[tuple[int, int], dict[str, Any]] = {}
+            scores: dict[tuple[int, int], PatchScores] = {}
             if scorer is not None:
                 base_maps = [self.questions[branches[r].question].base_maps for r in rows]
                 batch = ScanBatch.of(self.llm, i, branches, rows, text, self.generated)
                 scored = scan_patches(batch, base_maps, scorer, grid, scan_expanded)
-                scores = {(rows[n], k): fields for (n, k), fields in scored.items()}
+                scores = {(rows[n], k): of_image for (n, k), of_image in scored.items()}
             for r, p in pairs:
                 sample = self.questions[branches[r].question].sample
                 out[r, p] = [
-                    Scan(i, sample, k, bool(branches[r].expanded[k]), **scores.get((r, k), {}))
+                    Scan(i, sample, k, bool(branches[r].expanded[k]), *scores.get((r, k), PatchScores()))
                     for k, block in enumerate(branches[r].blocks)
                     if block.visual
                 ]
@@ -136,22 +144,22 @@ class PatchScanner:
 
 def scan_patches(
     batch: ScanBatch, base_maps: Rows[Rows[BaseViewMap | None]], scorer: Scorer, grid: PatchGrid, scan_expanded: bool
-) -> dict[tuple[int, int], dict[str, Any]]:
-    """{(row, image): {rho, region, patch_scores}}, from the states at the layer's input.
+) -> dict[tuple[int, int], PatchScores]:
+    """{(row, image): scores}, from the states at the layer's input.
 
     ``base_maps``: of each row's images, see ``QuestionInputs``; ``scan_expanded``: whether expanded tokens count towards the patch that
     they show.
     """
-    out: dict[tuple[int, int], dict[str, Any]] = {}
+    out: dict[tuple[int, int], PatchScores] = {}
     for rows, part in batch.parts():
         scored = _scan_part(part, [base_maps[b] for b in rows], scorer, grid, scan_expanded)
-        out |= {(rows[b], k): fields for (b, k), fields in scored.items()}
+        out |= {(rows[b], k): of_image for (b, k), of_image in scored.items()}
     return out
 
 
 def _scan_part(
     batch: ScanBatch, base_maps: Rows[Rows[BaseViewMap | None]], scorer: Scorer, grid: PatchGrid, scan_expanded: bool
-) -> dict[tuple[int, int], dict[str, Any]]:
+) -> dict[tuple[int, int], PatchScores]:
     rows, states = batch.branches, batch.states
     queries = slice(0 if scorer.queries == "text" else states.shape[1] - 1, states.shape[1])
     inputs, ahead = scorer_inputs(batch, queries, raw=scorer.raw)
@@ -171,10 +179,7 @@ def _scan_part(
     patch_scores = torch.stack(list(patches_of.values()))
     rho, region = saliency.saliency_ratio(patch_scores)
     values = torch.cat([rho[:, None], region[:, None].to(rho), patch_scores], dim=1).tolist()  # one copy from the device
-    return {
-        pair: {"rho": r, "region": int(best), "patch_scores": tuple(rest)}
-        for pair, (r, best, *rest) in zip(patches_of, values, strict=True)
-    }
+    return {pair: PatchScores(r, int(best), tuple(rest)) for pair, (r, best, *rest) in zip(patches_of, values, strict=True)}
 
 
 def row_patches(
