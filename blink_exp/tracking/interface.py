@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from blink_exp.errors import flat
 from blink_exp.keys import masked
+from blink_exp.settings.nodes import PlainSettings
 
 Picture = Any  # a file, a PIL image, or a (height, width, 3) array of bytes
 
@@ -18,12 +19,14 @@ Boxes = Sequence[tuple[float, float, float, float]]
 
 @dataclass(frozen=True)
 class Run:
-    """Identifies a run. ``group``: the sweep of the point; ``tags``: "kind:value"; ``job``: point, summary or train."""
+    """Identifies a run. ``group``: the sweep of the point; ``tags``: "kind:value"; ``job``: point, summary or train; ``config``: the
+    settings that are logged with it (``names.config_of``)."""
 
     name: str
     group: str | None = None
     tags: tuple[str, ...] = ()
     job: str = "point"
+    config: PlainSettings = field(default_factory=dict)
 
 
 class Tracker(Protocol):
