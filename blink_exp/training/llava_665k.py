@@ -22,6 +22,7 @@ from blink_exp.images import URL, is_inside, why_refused
 
 LONGEST_ROW = 2**26  # characters; longer rows count as damage
 KEYS = 12  # most keys in a message
+Counts = dict[str, int | dict[str, int]]  # numbers of rows and images, or such numbers by folder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 
@@ -53,7 +54,7 @@ class ImageListing:
     wrong_rows: int = 0
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Counts:
         return {
             "rows": self.rows,
             "with_image": self.with_image,

@@ -94,4 +94,4 @@ def test_a_job_is_what_its_presets_name(tmp_path):
     assert job.trainer.func is pl.Trainer and job.trainer.keywords["max_epochs"] == 1
     assert [type(callback) for callback in job.callbacks] == [ModelCheckpoint, ProgressLines, OwnSignals]
     assert type(job.data(transform=None)) is FolderData and job.data(transform=None).global_batch == 8
-    assert job.record["data"]["path"] == str(tmp_path) and "trainer:" in job.text
+    assert job.settings.data["path"] == str(tmp_path) and "trainer:" in job.text
