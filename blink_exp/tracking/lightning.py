@@ -79,7 +79,7 @@ def quiet(name: str) -> Iterator[None]:
 
 
 class LightningTracker:
-    """The numeric part of a ``Tracker``, the same for all Lightning loggers."""
+    """The part of a ``Tracker`` that is the same for all Lightning loggers."""
 
     logger: Any
 
@@ -89,6 +89,9 @@ class LightningTracker:
     def curve(self, axis: str, rows: list[dict[str, float]]) -> None:
         for step, values in steps(axis, rows):
             self.logger.log_metrics(values, step=step)
+
+    def close(self, failed: bool = False) -> None:
+        self.logger.finalize("failed" if failed else "success")
 
 
 class TensorBoardTracker(LightningTracker):
@@ -112,7 +115,7 @@ class TensorBoardTracker(LightningTracker):
             self.logger.experiment.add_text(f"{key}/caption", escaped(caption), global_step=0)
 
     def close(self, failed: bool = False) -> None:
-        self.logger.finalize("failed" if failed else "success")
+        super().close(failed)
         self.logger.experiment.close()
 
 
@@ -132,9 +135,6 @@ class MLflowTracker(LightningTracker):
         self.client.log_image(self.id, with_boxes(picture, boxes), f"images/{slug(key)}.png")
         if caption:
             self.client.log_text(self.id, caption, f"images/{slug(key)}.txt")
-
-    def close(self, failed: bool = False) -> None:
-        self.logger.finalize("failed" if failed else "success")
 
 
 def steps(axis: str, rows: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:

@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -48,10 +48,10 @@ class ImageListing:
     distinct: int
     renamed: int
     missing: dict[str, int]
-    refused: list[str] = field(default_factory=list)
-    other_key: int = 0
-    wrong: str = ""
-    wrong_rows: int = 0
+    refused: list[str]
+    other_key: int
+    wrong: str
+    wrong_rows: int
 
     @property
     def summary(self) -> Counts:
