@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,11 +17,6 @@ from blink_exp.cli import CONF
 from blink_exp.errors import UserError
 from blink_exp.tracking import base, loggers
 from blink_exp.tracking.interface import NullTracker, Run, SafeTracker
-
-
-@pytest.fixture
-def point(tmp_path) -> Path:
-    return write_point(tmp_path / "point")
 
 
 def test_a_failing_logger_is_one_line_and_is_closed(capsys):
@@ -118,8 +112,9 @@ def test_out_of_reach_goes_offline_and_the_next_run_does_not_wait(monkeypatch, t
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_default_imports_no_logger_and_asks_nothing(point, tmp_path):
+def test_the_default_imports_no_logger_and_asks_nothing(tmp_path):
     """A process of its own, with standard input closed, so that a question would be an error."""
+    point = write_point(tmp_path / "point")
     code = f"""
 import sys
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,8 +146,6 @@ def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path, tmp_p
 
 
 def test_a_run_goes_on_from_the_older_checkpoint_where_the_newer_is_damaged(whole, tmp_path, capsys):
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "metrics.json").unlink()
@@ -165,8 +164,6 @@ def test_a_run_goes_on_from_the_older_checkpoint_where_the_newer_is_damaged(whol
 
 @pytest.mark.parametrize("what", ["a list", "other keys", "nan", "a hole", "text", "another architecture"])
 def test_a_last_checkpoint_that_holds_something_else_is_one_line(whole, tmp_path, what):
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "last.ckpt.old").unlink()
