@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -65,15 +66,21 @@ class NullTracker:
     def close(self, failed: bool = False) -> None: ...
 
 
-def attempt(kind: str, act: Callable[[], Any], silent: bool = False) -> tuple[bool, Any]:
-    """(success, result of ``act``). A failure prints one line on stderr: a logger must never cost a result."""
+@contextlib.contextmanager
+def warned(kind: str) -> Iterator[None]:
+    """A failure ends the block and prints one line on stderr: a logger must never cost a result."""
     try:
-        return True, act()
+        yield
     except Exception as error:
-        if not silent:
-            problem = flat(masked(str(error)), 300) or type(error).__name__
-            print(f"warning: logger={kind} stopped ({problem}); results are in the output folder all the same", file=sys.stderr)
-        return False, None
+        problem = flat(masked(str(error)), 300) or type(error).__name__
+        print(f"warning: logger={kind} stopped ({problem}); results are in the output folder all the same", file=sys.stderr)
+
+
+def attempt(kind: str, act: Callable[[], Any], silent: bool = False) -> tuple[bool, Any]:
+    """(success, result of ``act``); a failure as in ``warned``, or without the line."""
+    with contextlib.suppress(Exception) if silent else warned(kind):
+        return True, act()
+    return False, None
 
 
 class SafeTracker:

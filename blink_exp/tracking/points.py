@@ -18,8 +18,8 @@ from blink_exp.files import read_object
 from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.roots import EvaluateSettings
 from blink_exp.tracking.base import logger_of, tracker
-from blink_exp.tracking.interface import Run, attempt
-from blink_exp.tracking.loggers import Csv, Logger
+from blink_exp.tracking.interface import Run, warned
+from blink_exp.tracking.loggers import Csv
 from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, config_of, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
 
@@ -58,42 +58,30 @@ def log_point(
         benchmark: builds the benchmark, for example images; None: no images.
     """
     logger = logger_of(settings.logger)
-    if not isinstance(logger, Csv):
-        attempt(logger.name, lambda: point_logged(logger, settings, folder, out, name, group, experiment, x, benchmark))
+    if isinstance(logger, Csv):
+        return
+    with warned(logger.name):
+        from blink_exp.evaluation.records import read  # imports torch: an invalid logger is reported first
 
-
-def point_logged(
-    logger: Logger,
-    settings: EvaluateSettings,
-    folder: Path,
-    out: Path,
-    name: str,
-    group: str | None,
-    experiment: str | None,
-    x: float | None,
-    benchmark: Callable[[], Benchmark] | None,
-) -> None:
-    from blink_exp.evaluation.records import read  # imports torch: an invalid logger is reported first
-
-    document: Any = read_object(folder / "metrics.json", {}, "measure the point again")
-    finished: Metrics = document
-    records = read(folder)
-    model = settings.model
-    decided = any(r.get("layers") for r in records)
-    depth = tokens.llm_depth(model["path"], model.get("revision")) if decided else None
-    complete = all("layers" in r for r in records)
-    metrics = metrics_of(finished, tokens.realised(records, depth) if complete else {}, experiment)
-    metrics |= {} if x is None or experiment is None else {f"{experiment}/x": float(x)}
-    tags = tags_of(model.get("name") or finished["backbone"], finished, experiment)
-    with tracker(logger, out, Run(name, group, tags, config=config_of(asdict(settings)))) as track:
-        track.metrics(metrics)
-        if curve := by_layer(finished, experiment):
-            track.curve(LAYER, curve)
-        if logger.rows and records:
-            track.table("records", list(COLUMNS), [record_row(r) for r in evenly(records, logger.rows)])
-        if logger.images and benchmark is not None:
-            for picture, image, caption, boxes in examples(benchmark, records, logger.images):
-                track.image(picture, image, caption, boxes)
+        document: Any = read_object(folder / "metrics.json", {}, "measure the point again")
+        finished: Metrics = document
+        records = read(folder)
+        model = settings.model
+        decided = any(r.get("layers") for r in records)
+        depth = tokens.llm_depth(model["path"], model.get("revision")) if decided else None
+        complete = all("layers" in r for r in records)
+        metrics = metrics_of(finished, tokens.realised(records, depth) if complete else {}, experiment)
+        metrics |= {} if x is None or experiment is None else {f"{experiment}/x": float(x)}
+        tags = tags_of(model.get("name") or finished["backbone"], finished, experiment)
+        with tracker(logger, out, Run(name, group, tags, config=config_of(asdict(settings)))) as track:
+            track.metrics(metrics)
+            if curve := by_layer(finished, experiment):
+                track.curve(LAYER, curve)
+            if logger.rows and records:
+                track.table("records", list(COLUMNS), [record_row(r) for r in evenly(records, logger.rows)])
+            if logger.images and benchmark is not None:
+                for picture, image, caption, boxes in examples(benchmark, records, logger.images):
+                    track.image(picture, image, caption, boxes)
 
 
 def examples(
@@ -141,30 +129,26 @@ def log_summary(
         out: folder of the run's files; None: ``folder``.
     """
     logger = logger_of(settings["logger"])
-    if not isinstance(logger, Csv):
-        attempt(logger.name, lambda: summary_logged(logger, document, folder, settings, group or folder.name, out or folder))
-
-
-def summary_logged(
-    logger: Logger, document: Document | list[PointRun], folder: Path, settings: PlainSettings, group: str, out: Path
-) -> None:
-    head: dict[str, Any] = {} if isinstance(document, list) else {**document}
-    name = head.get("name") or "sweep"
-    tags = (f"experiment:{name}", *([f"model:{head['model']}"] if head.get("model") else []))
-    description = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
-    run = Run(f"{name} summary", group, tags, "summary", config_of(settings | {"summary": description}))
-    with tracker(logger, out, run) as track:
-        if isinstance(document, list):
-            track.table("table/sweep", *sweep_table(document))
-        elif document["kind"] == "table":
-            track.table(f"table/{name}", *table_rows(document))
-        else:
-            for claims, columns, rows in figure_tables(document):
-                track.table(claims, columns, rows)
-            for axis, rows_ in curves(document):
-                track.curve(axis, rows_)
-        for picture, path in pictures_of(folder, name, head.get("figures") or []):
-            track.image(picture, path, path.stem)
+    if isinstance(logger, Csv):
+        return
+    with warned(logger.name):
+        head: dict[str, Any] = {} if isinstance(document, list) else {**document}
+        name = head.get("name") or "sweep"
+        tags = (f"experiment:{name}", *([f"model:{head['model']}"] if head.get("model") else []))
+        description = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
+        run = Run(f"{name} summary", group or folder.name, tags, "summary", config_of(settings | {"summary": description}))
+        with tracker(logger, out or folder, run) as track:
+            if isinstance(document, list):
+                track.table("table/sweep", *sweep_table(document))
+            elif document["kind"] == "table":
+                track.table(f"table/{name}", *table_rows(document))
+            else:
+                for claims, columns, rows in figure_tables(document):
+                    track.table(claims, columns, rows)
+                for axis, rows_ in curves(document):
+                    track.curve(axis, rows_)
+            for picture, path in pictures_of(folder, name, head.get("figures") or []):
+                track.image(picture, path, path.stem)
 
 
 def curves(document: FigureDocument) -> Iterator[tuple[str, list[dict[str, float]]]]:
