@@ -60,15 +60,21 @@ def test_full_disks_quotas_and_what_is_in_the_way(tmp_path):
     assert disk_line(error.value).startswith(f"{tmp_path / 'file'} is a file where a folder is needed; move it, or choose another folder")
 
 
-def test_a_write_that_is_interrupted_leaves_no_part(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [fault(errno.ENOSPC), KeyboardInterrupt()])
+def test_a_write_that_fails_or_is_interrupted_leaves_the_old_file_and_no_part(error, tmp_path, monkeypatch):
+    target = tmp_path / "metrics.json"
+    write_text(target, "old")
+
     def stopped(self, data):
         self.touch()
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(Path, "write_bytes", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write_text(tmp_path / "a.json", "x")
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(type(error)):
+        write_text(target, "new")
+    monkeypatch.undo()
+    assert target.read_text(encoding="utf-8") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_records_on_a_full_disk_name_their_file_and_what_was_whole_stays(tmp_path, monkeypatch):

@@ -23,7 +23,6 @@ NEEDED = {  # calls that need an argument with this value
     "numpy.load": ("allow_pickle", False),
 }
 HUB = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoTokenizer", "AutoImageProcessor")  # classes whose repository may bring code
-BUILT_IN = {"eval", "exec", "compile", "__import__"}
 
 
 def forbidden(tree: ast.AST) -> list[tuple[int, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +26,13 @@ def run(cfg: DictConfig) -> dict[str, float]:
     out = Path(hydra.runtime.output_dir)
     point = as_type(PointSettings, settings)
     print(f"evaluating {announcement(point, hydra.runtime.choices, out)}", flush=True)
-    tracking.check(asdict(settings))
+    tracking.check(settings.logger)
     try:
         finished = measure(point, out, devices=settings.devices)
     except Incomplete as error:
         raise UserError(f"{error}; with hydra.run.dir={out} the same command goes on from the answers that are there") from None
     name = f"{finished['method']}-{finished['benchmark']}"
-    tracking.log_point(asdict(settings), out, out, name, benchmark=partial(prepare_benchmark, settings))
+    tracking.log_point(settings, out, out, name, benchmark=partial(prepare_benchmark, settings))
     scores = show_run(finished, out)
     if (command := closer(each(out), hydra.overrides.task)) is not None:
         print(f"one question, layer by layer: {command}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def run(cfg: DictConfig) -> Any:
     out = Path(hydra.runtime.output_dir)
     if hydra.mode != RunMode.MULTIRUN:
         settings = typed(cfg)
-        tracking.check(asdict(settings))
+        tracking.check(settings.logger)
         if settings.dashboard is not None:
             dashboards.run(settings, out)
             return None

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.settings.roots import TrainSettings
-from blink_exp.settings.values import plain, typed
+from blink_exp.settings.values import typed
 from blink_exp.training import training
 from blink_exp.training.job import Job
 from blink_exp.training.optimization import Optimization
@@ -32,7 +32,6 @@ def job_of(cfg: DictConfig, out: Path, folder: str = "hydra.run.dir", words: Seq
     trainer = instantiate(cfg.trainer, _partial_=True, _convert_="all")
     return Job(
         settings=settings,
-        record=plain(cfg),
         text=OmegaConf.to_yaml(cfg, resolve=True),
         out=out,
         backbone=instantiate(cfg.model, _partial_=True, _convert_="all"),

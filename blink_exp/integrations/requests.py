@@ -64,7 +64,7 @@ class Response(NamedTuple):
     visual_tokens: int
 
 
-def overrides(settings: Mapping[str, Any]) -> list[str]:
+def overrides(settings: Mapping[str, object]) -> list[str]:
     """Hydra overrides of conf/evaluate.yaml, from arguments that a harness may have parsed into Python values."""
     for key in settings:
         if key.split(".")[0] in ELSEWHERE:
@@ -73,7 +73,7 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{k}={words[v] if v is None or isinstance(v, bool) else v}" for k, v in settings.items()]
 
 
-def configure(settings: Mapping[str, Any], batch_size: int | str = 1, device: str | None = None) -> EvaluateSettings:
+def configure(settings: Mapping[str, object], batch_size: int | str = 1, device: str | None = None) -> EvaluateSettings:
     """conf/evaluate.yaml with ``settings``, as ``python evaluate.py key=value ...`` has it.
 
     Args:
@@ -122,7 +122,7 @@ def cut(text: str, until: tuple[str, ...]) -> str:
     return text[: min((at for word in until if (at := text.find(word)) >= 0), default=len(text))].strip()
 
 
-def new_tokens(limits: Mapping[str, Any], where: str) -> int:
+def new_tokens(limits: Mapping[str, object], where: str) -> int:
     """Maximum number of new tokens, from a task's generation settings."""
     limit = limits.get("max_new_tokens", NEW_TOKENS)
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
@@ -130,7 +130,7 @@ def new_tokens(limits: Mapping[str, Any], where: str) -> int:
     return limit
 
 
-def ignored(settings: Mapping[str, Any]) -> list[str]:
+def ignored(settings: Mapping[str, object]) -> list[str]:
     """The ignored generation settings: those that ask for other than greedy decoding."""
     return [f"{key}={settings[key]}" for key, greedy in GREEDY.items() if key in settings and settings[key] not in greedy]
 

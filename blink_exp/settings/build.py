@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from blink_exp.errors import UserError
 from blink_exp.settings.allowed import check_targets
+from blink_exp.settings.nodes import PlainSettings
 
 
-def build(node: Mapping[str, Any], *arguments: Any) -> Any:
+def build(node: PlainSettings, *arguments: Any) -> Any:
     """Calls the ``_target_`` of ``node`` with ``arguments`` and the values of ``node``, which may come from the config of a stored run.
     Raises UserError for a ``_target_`` that settings may not call, and the target's own unchanged."""
     from hydra.errors import InstantiationException

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -20,6 +20,7 @@ from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings.allowed import check_targets
 from blink_exp.settings.limits import Between, Limit
 from blink_exp.settings.moved import moved
+from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.targets import BY_TARGET
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -52,9 +53,9 @@ def check(cfg: DictConfig, whole: bool = True) -> None:
     expand_layer(cfg)
 
 
-def check_values(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def check_values(schema: type, prefix: str, values: PlainSettings) -> PlainSettings:
     """``values`` converted to the types of ``schema``, for use without Hydra. Raises UserError as ``check``; settings may be missing."""
-    node = OmegaConf.create(dict(values))
+    node = OmegaConf.create(values)
     _check_node(node, prefix, schema, whole=False)
     return {str(key): node[key] for key in node}
 

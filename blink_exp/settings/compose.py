@@ -16,6 +16,7 @@ from blink_exp.settings.allowed import without_allowed
 from blink_exp.settings.check import check
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
+from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.values import plain, typed
 from blink_exp.settings.words import NOTHING_CHOSEN, quoted
 
@@ -25,7 +26,7 @@ def composed(root: str, words: Sequence[str]) -> Any:
     return typed(config(root, words))
 
 
-def composed_plain(root: str, words: Sequence[str]) -> dict[str, Any]:
+def composed_plain(root: str, words: Sequence[str]) -> PlainSettings:
     """Like ``composed``, as plain Python; missing mandatory settings are "???"."""
     cfg = config(root, words)
     check(cfg, whole=False)
@@ -43,9 +44,9 @@ def config(root: str, words: Sequence[str]) -> DictConfig:
         raise UserError(translated(error)) from error
 
 
-def method_preset(name: str, settings: Any) -> dict[str, Any]:
+def method_preset(name: str, settings: Any) -> PlainSettings:
     """The method of preset ``name``, its interpolations resolved with ``settings``."""
     groups = {key: value for key, value in dataclasses.asdict(settings).items() if not isinstance(value, str)}
     method = OmegaConf.to_container(config("evaluate", [f"method={name}"]).method)
-    resolved: dict[str, Any] = plain(OmegaConf.create(groups | {"method": method}))["method"]
+    resolved: PlainSettings = plain(OmegaConf.create(groups | {"method": method}))["method"]
     return resolved

@@ -21,7 +21,7 @@ OF_VIEW = ("view", "image", "question", "compare")
 OF_FOLDER = ("status", "summarize", "retry")  # of sweep.py, about the folder of a sweep; no settings
 EXPERIMENTS = ("table", "tables", "figure", "figures")
 OF_SWEEP = (*EXPERIMENTS, "search", "dashboard", *OF_FOLDER)
-VERBS = ("list", "all")  # of tables= and figures=
+VERB = re.compile(r"\A(table|figure)=(list|all)\Z")  # of tables= and figures=
 COMMAND_KEYS = (*OF_VIEW, *OF_SWEEP, "predictions", "against")
 
 PLAIN = re.compile(r"(?P<key>[^=]+)='(?P<value>[A-Za-z_./][\w./:-]*)'")  # text that Hydra reads as such without quotes
@@ -79,16 +79,10 @@ def redirection(argv: Sequence[str], root: str, settings: Container[str]) -> str
         target = "view"
     elif root == "evaluate" and any(key in values for key in OF_SWEEP):
         target = "sweep"
-    words = [f"{kind}s={value}" if value in VERBS else word for word in words for kind, value in [_experiment(word)]]
+    words = [VERB.sub(r"\1s=\2", word) for word in words]
     if target == "view":
         words = [f"sample={word.removeprefix('view=')}" if word.startswith("view=") else word for word in words]
     foreign = next(
         (word for word in argv if word not in words or ((key := word.partition("=")[0]) in COMMAND_KEYS and key not in settings)), None
     )
     return None if foreign is None else f"{foreign} is not taken by {command_name(root)}; use {command_line(target, words)}"
-
-
-def _experiment(word: str) -> tuple[str, str]:
-    """("table" or "figure", its value) of an argument that selects one; ("", "") for others."""
-    key, _, value = word.partition("=")
-    return (key, value) if key in ("table", "figure") else ("", "")

@@ -195,8 +195,8 @@ def words(*known: str, default: Any = MISSING) -> Any:
     return _field(Words(known), default)
 
 
-def text(noun: str = "text", default: Any = MISSING, blank: bool = False) -> Any:
-    return _field(Text(noun, blank), default)
+def text(noun: str, blank: bool = False) -> Any:
+    return _field(Text(noun, blank), MISSING)
 
 
 def path() -> Any:

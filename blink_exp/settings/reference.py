@@ -20,6 +20,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from blink_exp.markdown import line
 from blink_exp.settings.check import INSTANTIATE, SHORT_FOR, fields, value_type
 from blink_exp.settings.commented import Conf, Preset, Value
 from blink_exp.settings.doors import COMMANDS, command_name
@@ -263,7 +264,7 @@ def _table(rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]], columns:
     rows = list(rows)
     if not rows:
         return "No settings.\n"
-    return "\n".join(["| " + " | ".join(row) + " |" for row in (columns, ("---",) * len(columns), *rows)]) + "\n"
+    return "\n".join(map(line, (columns, ("---",) * len(columns), *rows))) + "\n"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from blink_exp.errors import UserError, flat
 from blink_exp.files import read_text
 from blink_exp.settings.check import HYDRA, check, fields, value_type
+from blink_exp.settings.nodes import PlainSettings
 
 T = TypeVar("T")
 
@@ -33,12 +33,12 @@ def typed(cfg: DictConfig) -> Any:
     return from_plain(schema, plain(settings))
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def plain(cfg: DictConfig) -> PlainSettings:
     """A config as plain Python with interpolations resolved; missing values are "???"."""
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def from_plain(schema: Any, values: Mapping[str, Any]) -> Any:
+def from_plain(schema: Any, values: PlainSettings) -> Any:
     """A dataclass of ``schema`` from plain Python; unknown keys are ignored. Raises KeyError for a missing one."""
     arguments = {}
     for name in fields(schema):
@@ -57,12 +57,12 @@ def to_yaml(settings: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(settings)))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> PlainSettings:
     """A file of conf/ as plain Python with interpolations resolved."""
     return plain(OmegaConf.load(path))  # type: ignore[arg-type]
 
 
-def read_settings(path: Path, cure: str) -> dict[str, Any]:
+def read_settings(path: Path, cure: str) -> PlainSettings:
     """The mapping in a YAML file as plain Python. Raises UserError if the file is missing, damaged, empty or not a mapping."""
     if not path.is_file():
         raise UserError(f"{path} is not there; {cure}")
@@ -78,9 +78,9 @@ def read_settings(path: Path, cure: str) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items()}
 
 
-def by_full_name(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def by_full_name(settings: PlainSettings, prefix: str = "") -> PlainSettings:
     """{full name: value} of nested settings."""
-    out: dict[str, Any] = {}
+    out: PlainSettings = {}
     for name, value in settings.items():
-        out |= by_full_name(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        out |= by_full_name(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return out

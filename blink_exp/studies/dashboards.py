@@ -38,7 +38,7 @@ def run(settings: SweepSettings, out: Path) -> Path:
         raise UserError(f"dashboard={settings.dashboard} is not known; {nearest(str(settings.dashboard), KINDS)}")
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("dashboard=wandb needs wandb-workspaces; pip install wandb-workspaces")
-    logger = settings.logger if tracking.logger_of({"logger": settings.logger}).name == "wandb" else {}
+    logger = settings.logger if tracking.logger_of(settings.logger).name == "wandb" else {}
     board = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
     path = out / "workspace.json"
     write_text(path, as_json(board))

@@ -34,7 +34,7 @@ class Summary(Jobs):
     """Hydra callback: the table at the end of a multirun, on the terminal and as summary.csv and summary.md."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        guard(tracking.check, {"logger": plain(config.logger)})
+        guard(tracking.check, plain(config.logger))
         announced = guard(announced_by, config)  # before multirun.yaml, whose time it reads, is that of this sweep
         super().on_multirun_start(config)
         print(announced, flush=True)

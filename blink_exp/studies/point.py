@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def guarded(settings: EvaluateSettings, label: str, experiment: str | None = Non
         return failed(label, error)
     out, group = tracking.output_and_group()
     tracking.log_point(
-        asdict(settings),
+        settings,
         Path(row["folder"]),
         out,
         name=f"{label}, {row['benchmark']}",

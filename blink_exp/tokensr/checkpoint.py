@@ -22,6 +22,7 @@ from blink_exp.errors import UserError
 from blink_exp.files import read_text
 from blink_exp.finite import first_nonfinite
 from blink_exp.settings.doors import command_name
+from blink_exp.settings.nodes import PlainSettings
 from blink_exp.tokensr.modules import ARCHITECTURES, build
 
 
@@ -44,7 +45,7 @@ class ModuleMetadata:
     width: int
     grid: tuple[int, int]
     architecture: str
-    training: dict[str, Any] = field(default_factory=dict)
+    training: PlainSettings = field(default_factory=dict)
 
 
 def save_all(modules: Iterable[tuple[nn.Module, ModuleMetadata]], folder: Path, dtype: torch.dtype = torch.float32) -> list[Path]:

@@ -17,7 +17,7 @@ from blink_exp.errors import UserError, nearest
 from blink_exp.plugins import Registry
 
 
-def conv(width: int) -> nn.Module:
+def conv(width: int) -> nn.Sequential:
     """The paper's module: 5x5 d -> d/2, ReLU, 3x3 d/2 -> d/4, ReLU, 1x1 d/4 -> d, same padding."""
     return nn.Sequential(
         nn.Conv2d(width, width // 2, 5, padding=2),
@@ -28,16 +28,19 @@ def conv(width: int) -> nn.Module:
     )
 
 
+def last_zero(body: nn.Sequential) -> nn.Sequential:
+    """``body`` with its last layer, a convolution, initialised to zero."""
+    nn.init.zeros_(body[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(body[-1].bias)  # type: ignore[arg-type]
+    return body
+
+
 class Residual(nn.Module):
     """x + body(x), with the body's last layer initialised to zero, so that training starts at plain interpolation."""
 
     def __init__(self, body: nn.Sequential):
         super().__init__()
-        self.body = body
-        last = body[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.body = last_zero(body)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         change: torch.Tensor = self.body(x)
@@ -46,9 +49,7 @@ class Residual(nn.Module):
 
 def residual_conv(width: int) -> nn.Module:
     """``conv`` around a skip connection."""
-    body = conv(width)
-    assert isinstance(body, nn.Sequential)
-    return Residual(body)
+    return Residual(conv(width))
 
 
 def mlp(width: int) -> nn.Module:
@@ -76,15 +77,7 @@ class PixelShuffle(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(4 * width, width // 2, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width // 2, 4 * width, 1),
-        )
-        last = self.body[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.body = last_zero(nn.Sequential(nn.Conv2d(4 * width, width // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(width // 2, 4 * width, 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h, w = x.shape[-2:]

@@ -4,11 +4,12 @@ No result depends on a logger: metrics.json and records.jsonl are written first,
 """
 
 from blink_exp.tracking.base import check, logger_of, tracker
-from blink_exp.tracking.interface import Tracker
+from blink_exp.tracking.interface import Run, Tracker
 from blink_exp.tracking.points import log_point, log_summary, output_and_group
 from blink_exp.tracking.training import finish, keep_rows, lightning_logger
 
 __all__ = [
+    "Run",
     "Tracker",
     "check",
     "finish",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from blink_exp.errors import flat
 from blink_exp.keys import masked
+from blink_exp.settings.nodes import PlainSettings
 
 Picture = Any  # a file, a PIL image, or a (height, width, 3) array of bytes
 
@@ -18,12 +20,14 @@ Boxes = Sequence[tuple[float, float, float, float]]
 
 @dataclass(frozen=True)
 class Run:
-    """Identifies a run. ``group``: the sweep of the point; ``tags``: "kind:value"; ``job``: point, summary or train."""
+    """Identifies a run. ``group``: the sweep of the point; ``tags``: "kind:value"; ``job``: point, summary or train; ``config``: the
+    settings that are logged with it (``names.config_of``)."""
 
     name: str
     group: str | None = None
     tags: tuple[str, ...] = ()
     job: str = "point"
+    config: PlainSettings = field(default_factory=dict)
 
 
 class Tracker(Protocol):
@@ -62,15 +66,21 @@ class NullTracker:
     def close(self, failed: bool = False) -> None: ...
 
 
-def attempt(kind: str, act: Callable[[], Any], silent: bool = False) -> tuple[bool, Any]:
-    """(success, result of ``act``). A failure prints one line on stderr: a logger must never cost a result."""
+@contextlib.contextmanager
+def warned(kind: str) -> Iterator[None]:
+    """A failure ends the block and prints one line on stderr: a logger must never cost a result."""
     try:
-        return True, act()
+        yield
     except Exception as error:
-        if not silent:
-            problem = flat(masked(str(error)), 300) or type(error).__name__
-            print(f"warning: logger={kind} stopped ({problem}); results are in the output folder all the same", file=sys.stderr)
-        return False, None
+        problem = flat(masked(str(error)), 300) or type(error).__name__
+        print(f"warning: logger={kind} stopped ({problem}); results are in the output folder all the same", file=sys.stderr)
+
+
+def attempt(kind: str, act: Callable[[], Any], silent: bool = False) -> tuple[bool, Any]:
+    """(success, result of ``act``); a failure as in ``warned``, or without the line."""
+    with contextlib.suppress(Exception) if silent else warned(kind):
+        return True, act()
+    return False, None
 
 
 class SafeTracker:

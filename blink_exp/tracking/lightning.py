@@ -16,7 +16,6 @@ from blink_exp.errors import UserError, flat
 from blink_exp.images import open_image
 from blink_exp.markdown import escaped, line
 from blink_exp.tracking.interface import Boxes, Picture, Run
-from blink_exp.tracking.names import config_of
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")  # of a tracking server or a database
 LONGEST_EXPERIMENT = 500  # characters, MLflow's limit
@@ -30,22 +29,21 @@ def tensorboard(out: Path, name: str) -> Any:
     return TensorBoardLogger(str(out), name="tensorboard", version=slug(name))
 
 
-def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
-    """Lightning's MLflow logger for ``logger.uri``, or for ``out``/mlflow.db and ``out``/mlflow (MLflow dropped its file store)."""
+def mlflow(project: str, uri: str | None, out: Path, run: Run) -> Any:
+    """Lightning's MLflow logger for ``uri``, or for ``out``/mlflow.db and ``out``/mlflow (MLflow dropped its file store)."""
     from filelock import FileLock
     from pytorch_lightning.loggers import MLFlowLogger
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logger = settings["logger"]
     folder = out.resolve()
-    local = logger.get("uri") is None
+    local = uri is None
     tags = dict(tag.split(":", 1) for tag in run.tags if ":" in tag) | {"job": run.job} | ({"group": run.group} if run.group else {})
     mlflow_logger = MLFlowLogger(
-        experiment_name=logger["project"],
+        experiment_name=project,
         run_name=run.name,
-        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}" if local else logger["uri"],
+        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}" if local else uri,
         artifact_location=(folder / "mlflow").as_uri() if local else None,
         tags=tags,
     )
@@ -55,9 +53,8 @@ def mlflow(settings: dict[str, Any], out: Path, run: Run) -> Any:
     return mlflow_logger
 
 
-def check_mlflow(logger: dict[str, Any]) -> None:
+def check_mlflow(project: str, uri: str | None) -> None:
     """Raises UserError for an experiment name or URI that MLflow would reject. Does not contact the server."""
-    project, uri = logger["project"], logger.get("uri")
     if not isinstance(project, str) or not project.strip() or len(project) > LONGEST_EXPERIMENT:
         project_text = "" if project is None else flat(project, 140)
         raise UserError(
@@ -82,7 +79,7 @@ def quiet(name: str) -> Iterator[None]:
 
 
 class LightningTracker:
-    """The numeric part of a ``Tracker``, the same for all Lightning loggers."""
+    """The part of a ``Tracker`` that is the same for all Lightning loggers."""
 
     logger: Any
 
@@ -93,14 +90,17 @@ class LightningTracker:
         for step, values in steps(axis, rows):
             self.logger.log_metrics(values, step=step)
 
+    def close(self, failed: bool = False) -> None:
+        self.logger.finalize("failed" if failed else "success")
+
 
 class TensorBoardTracker(LightningTracker):
     """A ``Tracker`` that writes event files. Tables are logged as Markdown text."""
 
-    def __init__(self, settings: dict[str, Any], out: Path, run: Run):
+    def __init__(self, out: Path, run: Run):
         self.logger = tensorboard(out, run.name)
         words = {"group": run.group, "tags": ", ".join(run.tags), "job": run.job}
-        self.logger.log_hyperparams(config_of(settings) | {"run": words})
+        self.logger.log_hyperparams(run.config | {"run": words})
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         lines = [map(cell, columns), ["---"] * len(columns), *(map(cell, row) for row in rows)]
@@ -115,17 +115,16 @@ class TensorBoardTracker(LightningTracker):
             self.logger.experiment.add_text(f"{key}/caption", escaped(caption), global_step=0)
 
     def close(self, failed: bool = False) -> None:
-        self.logger.finalize("failed" if failed else "success")
+        super().close(failed)
         self.logger.experiment.close()
 
 
 class MLflowTracker(LightningTracker):
-    """A ``Tracker`` that writes an MLflow run. Tables and pictures are artifacts."""
+    """A ``Tracker`` that writes an MLflow run, ``logger``'s. Tables and pictures are artifacts."""
 
-    def __init__(self, settings: dict[str, Any], out: Path, run: Run):
-        self.logger = mlflow(settings, out, run)
-        self.logger.log_hyperparams(config_of(settings))
-        self.client, self.id = self.logger.experiment, self.logger.run_id
+    def __init__(self, logger: Any):
+        self.logger = logger
+        self.client, self.id = logger.experiment, logger.run_id
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         import pandas as pd
@@ -136,9 +135,6 @@ class MLflowTracker(LightningTracker):
         self.client.log_image(self.id, with_boxes(picture, boxes), f"images/{slug(key)}.png")
         if caption:
             self.client.log_text(self.id, caption, f"images/{slug(key)}.txt")
-
-    def close(self, failed: bool = False) -> None:
-        self.logger.finalize("failed" if failed else "success")
 
 
 def steps(axis: str, rows: list[dict[str, float]]) -> list[tuple[int, dict[str, float]]]:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 from blink_exp.errors import UserError
 from blink_exp.tracking import lightning
 from blink_exp.tracking.interface import NullTracker, Run, Tracker
-from blink_exp.tracking.names import config_of
 from blink_exp.tracking.weights_and_biases import WandbTracker, check_key, check_names, start_run
 
 STEP = "trainer/global_step"  # name of Lightning's step axis in W&B
@@ -22,10 +21,8 @@ STEP = "trainer/global_step"  # name of Lightning's step axis in W&B
 
 @dataclass(frozen=True)
 class Logger(ABC):
-    """A logger beside the files of the output folder. ``rows``: records of a point in its table; ``images``: examples of a point.
-
-    ``settings`` of the methods are those of the whole run, which hold the logger's own under "logger"; files go below ``out``.
-    """
+    """A logger beside the files of the output folder, which go below ``out``. ``rows``: records of a point in its table; ``images``:
+    examples of a point."""
 
     rows: int = 0
     images: int = 0
@@ -34,18 +31,18 @@ class Logger(ABC):
     packages: ClassVar[tuple[str, ...]] = ()  # that must be installed
     install: ClassVar[str] = ""  # what installs them
 
-    def check(self, settings: dict[str, Any]) -> None:
+    def check(self) -> None:
         """Raises UserError for a missing package, and for a name that the logger would reject."""
         absent = [package for package in self.packages if importlib.util.find_spec(package) is None]
         if absent:
             raise UserError(f"logger={self.name} needs {', '.join(absent)}; pip install {self.install}, or use logger=csv")
 
     @abstractmethod
-    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+    def tracker(self, out: Path, run: Run) -> Tracker:
         """The tracker of an evaluation."""
 
     @abstractmethod
-    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+    def lightning(self, out: Path, run: Run) -> Any:
         """The Lightning logger of a training, with the configuration logged."""
 
 
@@ -55,10 +52,10 @@ class Csv(Logger):
 
     name = "csv"
 
-    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
+    def tracker(self, out: Path, run: Run) -> Tracker:
         return NullTracker()
 
-    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+    def lightning(self, out: Path, run: Run) -> Any:
         from pytorch_lightning.loggers import CSVLogger
 
         return CSVLogger(out, name="", version="log", flush_logs_every_n_steps=1)  # so that a killed run keeps its rows
@@ -76,18 +73,18 @@ class Wandb(Logger):
     packages = ("wandb",)
     install = "wandb"
 
-    def check(self, settings: dict[str, Any]) -> None:
-        super().check(settings)
-        check_names(settings["logger"])
-        check_key(settings["logger"])
+    def check(self) -> None:
+        super().check()
+        check_names(self.project, self.entity)
+        check_key(self.mode)
 
-    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
-        return WandbTracker(settings, out, run)
+    def tracker(self, out: Path, run: Run) -> Tracker:
+        return WandbTracker(start_run(self.project, self.entity, self.mode, out, run))
 
-    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+    def lightning(self, out: Path, run: Run) -> Any:
         from pytorch_lightning.loggers import WandbLogger
 
-        experiment = start_run(settings, out, run)  # ours, because it can fall back to offline
+        experiment = start_run(self.project, self.entity, self.mode, out, run)  # ours, because it can fall back to offline
         experiment.define_metric(STEP)
         experiment.define_metric("*", step_metric=STEP, step_sync=True)
         return WandbLogger(experiment=experiment)
@@ -99,12 +96,12 @@ class TensorBoard(Logger):
     packages = ("tensorboard",)
     install = "tensorboard"
 
-    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
-        return lightning.TensorBoardTracker(settings, out, run)
+    def tracker(self, out: Path, run: Run) -> Tracker:
+        return lightning.TensorBoardTracker(out, run)
 
-    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
+    def lightning(self, out: Path, run: Run) -> Any:
         logger = lightning.tensorboard(out, run.name)
-        logger.log_hyperparams(config_of(settings))
+        logger.log_hyperparams(run.config)
         return logger
 
 
@@ -117,14 +114,14 @@ class MLflow(Logger):
     packages = ("mlflow", "sqlalchemy", "alembic")
     install = "mlflow-skinny sqlalchemy alembic"
 
-    def check(self, settings: dict[str, Any]) -> None:
-        super().check(settings)
-        lightning.check_mlflow(settings["logger"])
+    def check(self) -> None:
+        super().check()
+        lightning.check_mlflow(self.project, self.uri)
 
-    def tracker(self, settings: dict[str, Any], out: Path, run: Run) -> Tracker:
-        return lightning.MLflowTracker(settings, out, run)
+    def tracker(self, out: Path, run: Run) -> Tracker:
+        return lightning.MLflowTracker(self.lightning(out, run))
 
-    def lightning(self, settings: dict[str, Any], out: Path, run: Run) -> Any:
-        logger = lightning.mlflow(settings, out, run)
-        logger.log_hyperparams(config_of(settings))
+    def lightning(self, out: Path, run: Run) -> Any:
+        logger = lightning.mlflow(self.project, self.uri, out, run)
+        logger.log_hyperparams(run.config)
         return logger

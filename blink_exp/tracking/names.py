@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from blink_exp.documents.records import LayerStep, Record
 from blink_exp.documents.runs import Metrics, TokenCounts
+from blink_exp.settings.nodes import PlainSettings
 
 LEFT_OUT = (
     "logger",
@@ -26,7 +28,7 @@ BY_LAYER = {"rho": "rho", "expand": "expand", "drop": "drop", "visual_tokens": "
 COLUMNS = ("id", "image", "category", "question", "answer", "prediction", "correct", "decisions", "tokens")
 
 
-def config_of(settings: dict[str, Any]) -> dict[str, Any]:
+def config_of(settings: PlainSettings) -> PlainSettings:
     """The settings of a run as plain values: None, bool, int, float, str, lists and dicts of them."""
     return {k: plain(v) for k, v in settings.items() if k not in LEFT_OUT}
 
@@ -39,14 +41,13 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def tags_of(settings: dict[str, Any], finished: Metrics, experiment: str | None) -> list[str]:
+def tags_of(model: str, finished: Metrics, experiment: str | None) -> tuple[str, ...]:
     """Tags of a measured point: experiment, method, model and benchmark."""
-    model = settings.get("model", {}).get("name") or finished["backbone"]
     of = {"experiment": experiment, "method": finished["method"], "model": model, "benchmark": finished["benchmark"]}
-    return [f"{kind}:{value}" for kind, value in of.items() if value]
+    return tuple(f"{kind}:{value}" for kind, value in of.items() if value)
 
 
-def numbers(values: dict[str, Any]) -> dict[str, float]:
+def numbers(values: Mapping[str, object]) -> dict[str, float]:
     """The finite numbers among ``values``."""
     return {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)}
 
@@ -66,7 +67,7 @@ def metrics_of(finished: Metrics, tokens: TokenCounts, experiment: str | None = 
     """
     scores = finished["scores"]
     layers = finished.get("layers") or []
-    out: dict[str, Any] = {f"scores/{key(k)}": v["value"] for k, v in scores.items()}
+    out: dict[str, object] = {f"scores/{key(k)}": v["value"] for k, v in scores.items()}
     out |= {f"stderr/{key(k)}": v["stderr"] for k, v in scores.items()}
     out |= {f"tokens/{k}": v for k, v in tokens.items()}
     out |= {f"cost/{k}": v for k, v in (finished.get("cost") or {}).items()}
@@ -108,7 +109,7 @@ def headline(finished: Metrics) -> str | None:
 def by_layer(finished: Metrics, experiment: str | None = None) -> list[dict[str, float]]:
     """One row per layer: ``layer``, ``blink/rho_by_layer``, ``blink/expand_by_layer`` and ``blink/drop_by_layer`` (shares of the samples),
     ``blink/tokens_by_layer``, ``cost/tokens_by_layer`` (the whole prompt), ``EXPERIMENT/rho_by_layer``; unknown values are omitted."""
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, dict[str, object]] = {}
     for layer, step in (finished.get("blink") or {}).get("layers", {}).items():
         rows[int(layer)] = {f"blink/{name}_by_layer": step.get(field) for field, name in BY_LAYER.items()}
         if experiment is not None:

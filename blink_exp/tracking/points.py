@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from blink_exp.documents.runs import Metrics, PointRun
 from blink_exp.documents.tables import Document, FigureDocument
 from blink_exp.evaluation import tokens
 from blink_exp.files import read_object
-from blink_exp.tracking.base import logger_of, silent, tracker
-from blink_exp.tracking.interface import attempt
-from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, evenly, key, metrics_of, numbers, record_row, tags_of
+from blink_exp.settings.nodes import PlainSettings
+from blink_exp.settings.roots import EvaluateSettings
+from blink_exp.tracking.base import logger_of, tracker
+from blink_exp.tracking.interface import Run, warned
+from blink_exp.tracking.loggers import Csv
+from blink_exp.tracking.names import COLUMNS, LAYER, by_layer, config_of, evenly, key, metrics_of, numbers, record_row, tags_of
 from blink_exp.tracking.summaries import figure_tables, pictures_of, sweep_table, table_rows
 
 LONGEST_SIDE = 768  # pixels of a logged example
@@ -33,7 +37,7 @@ def output_and_group() -> tuple[Path, str]:
 
 
 def log_point(
-    settings: dict[str, Any],
+    settings: EvaluateSettings,
     folder: Path,
     out: Path,
     name: str,
@@ -42,10 +46,10 @@ def log_point(
     x: float | None = None,
     benchmark: Callable[[], Benchmark] | None = None,
 ) -> None:
-    """Logs the finished point in ``folder`` as one run of ``settings["logger"]``. Does nothing for `logger=csv`.
+    """Logs the finished point in ``folder`` as one run of ``settings.logger``. Does nothing for `logger=csv`.
 
     Args:
-        settings: the point's resolved configuration, its logger included.
+        settings: the point's.
         folder: holds metrics.json and records.jsonl.
         out: folder of the run's files: the output folder of the command, shared by the runs of a sweep.
         name, group: of the run; the group is the sweep, the name labels the point.
@@ -53,41 +57,31 @@ def log_point(
         x: value of the point on the figure's axis.
         benchmark: builds the benchmark, for example images; None: no images.
     """
-    if silent(settings):
+    logger = logger_of(settings.logger)
+    if isinstance(logger, Csv):
         return
-    attempt(logger_of(settings).name, lambda: point_logged(settings, folder, out, name, group, experiment, x, benchmark))
+    with warned(logger.name):
+        from blink_exp.evaluation.records import read  # imports torch: an invalid logger is reported first
 
-
-def point_logged(
-    settings: dict[str, Any],
-    folder: Path,
-    out: Path,
-    name: str,
-    group: str | None,
-    experiment: str | None,
-    x: float | None,
-    benchmark: Callable[[], Benchmark] | None,
-) -> None:
-    from blink_exp.evaluation.records import read  # imports torch: an invalid logger is reported first
-
-    document: Any = read_object(folder / "metrics.json", {}, "measure the point again")
-    finished: Metrics = document
-    records = read(folder)
-    model, logger = settings["model"], settings["logger"]
-    decided = any(r.get("layers") for r in records)
-    depth = tokens.llm_depth(model["path"], model.get("revision")) if decided else None
-    complete = all("layers" in r for r in records)
-    metrics = metrics_of(finished, tokens.realised(records, depth) if complete else {}, experiment)
-    metrics |= {} if x is None or experiment is None else {f"{experiment}/x": float(x)}
-    with tracker(settings, out, name, group, tags_of(settings, finished, experiment)) as track:
-        track.metrics(metrics)
-        if curve := by_layer(finished, experiment):
-            track.curve(LAYER, curve)
-        if logger["rows"] and records:
-            track.table("records", list(COLUMNS), [record_row(r) for r in evenly(records, logger["rows"])])
-        if logger["images"] and benchmark is not None:
-            for picture, image, caption, boxes in examples(benchmark, records, logger["images"]):
-                track.image(picture, image, caption, boxes)
+        document: Any = read_object(folder / "metrics.json", {}, "measure the point again")
+        finished: Metrics = document
+        records = read(folder)
+        model = settings.model
+        decided = any(r.get("layers") for r in records)
+        depth = tokens.llm_depth(model["path"], model.get("revision")) if decided else None
+        complete = all("layers" in r for r in records)
+        metrics = metrics_of(finished, tokens.realised(records, depth) if complete else {}, experiment)
+        metrics |= {} if x is None or experiment is None else {f"{experiment}/x": float(x)}
+        tags = tags_of(model.get("name") or finished["backbone"], finished, experiment)
+        with tracker(logger, out, Run(name, group, tags, config=config_of(asdict(settings)))) as track:
+            track.metrics(metrics)
+            if curve := by_layer(finished, experiment):
+                track.curve(LAYER, curve)
+            if logger.rows and records:
+                track.table("records", list(COLUMNS), [record_row(r) for r in evenly(records, logger.rows)])
+            if logger.images and benchmark is not None:
+                for picture, image, caption, boxes in examples(benchmark, records, logger.images):
+                    track.image(picture, image, caption, boxes)
 
 
 def examples(
@@ -119,7 +113,7 @@ def examples(
 def log_summary(
     document: Document | list[PointRun],
     folder: Path,
-    settings: dict[str, Any],
+    settings: PlainSettings,
     group: str | None = None,
     out: Path | None = None,
 ) -> None:
@@ -134,27 +128,27 @@ def log_summary(
         group: that of the points; None: the folder's name.
         out: folder of the run's files; None: ``folder``.
     """
-    if not silent(settings):
-        attempt(logger_of(settings).name, lambda: summary_logged(document, folder, settings, group or folder.name, out or folder))
-
-
-def summary_logged(document: Document | list[PointRun], folder: Path, settings: dict[str, Any], group: str, out: Path) -> None:
-    head: dict[str, Any] = {} if isinstance(document, list) else {**document}
-    name = head.get("name") or "sweep"
-    tags = [f"experiment:{name}"] + ([f"model:{head['model']}"] if head.get("model") else [])
-    description = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
-    with tracker(settings | {"summary": description}, out, f"{name} summary", group, tags, job="summary") as track:
-        if isinstance(document, list):
-            track.table("table/sweep", *sweep_table(document))
-        elif document["kind"] == "table":
-            track.table(f"table/{name}", *table_rows(document))
-        else:
-            for claims, columns, rows in figure_tables(document):
-                track.table(claims, columns, rows)
-            for axis, rows_ in curves(document):
-                track.curve(axis, rows_)
-        for picture, path in pictures_of(folder, name, head.get("figures") or []):
-            track.image(picture, path, path.stem)
+    logger = logger_of(settings["logger"])
+    if isinstance(logger, Csv):
+        return
+    with warned(logger.name):
+        head: dict[str, Any] = {} if isinstance(document, list) else {**document}
+        name = head.get("name") or "sweep"
+        tags = (f"experiment:{name}", *([f"model:{head['model']}"] if head.get("model") else []))
+        description = {k: head[k] for k in ("title", "paper", "published_on", "command", "model", "scale") if head.get(k) is not None}
+        run = Run(f"{name} summary", group or folder.name, tags, "summary", config_of(settings | {"summary": description}))
+        with tracker(logger, out or folder, run) as track:
+            if isinstance(document, list):
+                track.table("table/sweep", *sweep_table(document))
+            elif document["kind"] == "table":
+                track.table(f"table/{name}", *table_rows(document))
+            else:
+                for claims, columns, rows in figure_tables(document):
+                    track.table(claims, columns, rows)
+                for axis, rows_ in curves(document):
+                    track.curve(axis, rows_)
+            for picture, path in pictures_of(folder, name, head.get("figures") or []):
+                track.image(picture, path, path.stem)
 
 
 def curves(document: FigureDocument) -> Iterator[tuple[str, list[dict[str, float]]]]:

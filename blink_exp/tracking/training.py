@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import os
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from blink_exp.settings.roots import TrainSettings
 from blink_exp.tracking.base import logger_of
 from blink_exp.tracking.interface import Run, attempt
 from blink_exp.tracking.loggers import Csv
+from blink_exp.tracking.names import config_of
 
 
-def lightning_logger(settings: dict[str, Any], out: Path, name: str) -> list[Any]:
+def lightning_logger(settings: TrainSettings, out: Path, name: str) -> list[Any]:
     """A CSV logger in ``out`` and, by `logger=`, one more. It is opened here; if that fails, a warning is printed and the training runs
     without it. End with ``finish``.
 
@@ -22,16 +25,16 @@ def lightning_logger(settings: dict[str, Any], out: Path, name: str) -> list[Any
     """
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-    tags = (f"tokensr:{settings['tokensr']['architecture']}", f"model:{settings['model'].get('name') or settings['model']['path']}")
-    run = Run(name, tags=tags, job="train")
-    loggers = [Csv().lightning(settings, out, run)]
-    logger = logger_of(settings)
+    tags = (f"tokensr:{settings.tokensr.architecture}", f"model:{settings.model.get('name') or settings.model['path']}")
+    run = Run(name, tags=tags, job="train", config=config_of(asdict(settings)))
+    loggers = [Csv().lightning(out, run)]
+    logger = logger_of(settings.logger)
     if isinstance(logger, Csv):
         return loggers
-    logger.check(settings)
+    logger.check()
     if getattr(rank_zero_only, "rank", 0) == 0:  # one run for all devices
         out.mkdir(parents=True, exist_ok=True)
-        opened, extra = attempt(logger.name, lambda: logger.lightning(settings, out, run))
+        opened, extra = attempt(logger.name, lambda: logger.lightning(out, run))
         loggers += [extra] if opened else []
     return loggers
 
@@ -59,7 +62,7 @@ def keep_rows(loggers: list[Any], step: int) -> None:
             written.metrics_keys = columns
 
 
-def rows_before(path: Path, step: int) -> tuple[list[dict[str, Any]], list[str]]:
+def rows_before(path: Path, step: int) -> tuple[list[dict[str, str]], list[str]]:
     """(rows of steps below ``step``, columns) of a CSV file; truncated rows are omitted."""
     if not path.is_file():
         return [], []

@@ -12,7 +12,6 @@ from PIL import Image
 from blink_exp.errors import UserError, flat
 from blink_exp.keys import masked
 from blink_exp.tracking.interface import Boxes, Picture, Run
-from blink_exp.tracking.names import config_of
 
 ENTITY = r"[A-Za-z0-9_-]{1,64}"  # valid names of W&B users and teams
 LONGEST = {"name": 128, "group": 128, "tag": 64}  # characters, W&B's limits
@@ -20,9 +19,9 @@ PATIENCE = {"init": 30, "finish": 300}  # timeouts in seconds without a network
 _unreachable = False  # set by the first run that cannot connect: later runs start offline
 
 
-def check_key(logger: dict[str, Any]) -> None:
+def check_key(mode: str) -> None:
     """Raises UserError for `mode=online` without a key if it cannot be prompted for."""
-    if logger["mode"] != "online" or _unreachable:
+    if mode != "online" or _unreachable:
         return
     import wandb
 
@@ -33,11 +32,10 @@ def check_key(logger: dict[str, Any]) -> None:
         raise UserError(f"logger=wandb cannot log in ({flat(masked(str(error)), 120)}); {cure}") from error
 
 
-def check_names(logger: dict[str, Any]) -> None:
+def check_names(project: str, entity: str | None) -> None:
     """Raises UserError for a project or entity that W&B would reject; the project by W&B's own check."""
     import wandb
 
-    project, entity = logger["project"], logger.get("entity")
     try:
         wandb.Settings(project=project)
     except Exception as error:
@@ -47,22 +45,21 @@ def check_names(logger: dict[str, Any]) -> None:
         raise UserError(f"logger.entity={flat(entity, 140)} is no user or team of W&B; use 1 to 64 letters, digits, - and _, or null")
 
 
-def start_run(settings: dict[str, Any], out: Path, run: Run) -> Any:
+def start_run(project: str, entity: str | None, mode: str, out: Path, run: Run) -> Any:
     """Starts a W&B run in ``out``/wandb. If W&B is unreachable, this run and later ones are kept offline."""
     global _unreachable
     import wandb
 
-    logger = settings["logger"]
-    mode = "offline" if logger["mode"] == "online" and _unreachable else logger["mode"]
+    mode = "offline" if mode == "online" and _unreachable else mode
     words: dict[str, Any] = {
-        "project": logger["project"],
-        "entity": logger.get("entity"),
+        "project": project,
+        "entity": entity,
         "dir": str(out),
         "name": run.name[: LONGEST["name"]],
         "group": run.group and run.group[-LONGEST["group"] :],  # the end distinguishes sweeps
         "tags": [tag[: LONGEST["tag"]] for tag in run.tags],
         "job_type": run.job,
-        "config": config_of(settings),
+        "config": run.config,
         "reinit": "finish_previous",
         "settings": wandb.Settings(
             init_timeout=PATIENCE["init"],
@@ -87,10 +84,10 @@ def start_run(settings: dict[str, Any], out: Path, run: Run) -> Any:
 
 
 class WandbTracker:
-    """A ``Tracker`` that writes a W&B run. Tables and pictures are below ``out``/wandb/RUN/files/media."""
+    """A ``Tracker`` that writes ``run``, W&B's (``start_run``). Tables and pictures are below ``out``/wandb/RUN/files/media."""
 
-    def __init__(self, settings: dict[str, Any], out: Path, run: Run):
-        self.run = start_run(settings, out, run)
+    def __init__(self, run: Any):
+        self.run = run
 
     def metrics(self, values: dict[str, float]) -> None:
         self.run.log(values)

@@ -8,7 +8,7 @@ layers into the module, and nowhere else. This is ours, not the paper's.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import torch
 from torch import nn
@@ -31,6 +31,13 @@ from blink_exp.training.quality import INTERPOLATION, TOKENSR
 NONE = "none"
 WAYS = (NONE, INTERPOLATION, TOKENSR)
 MOST_TEXT = 1024  # tokens of a prompt's text and its answer; longer answers are cut off (Blink, Table 4: sequence length 1024)
+
+
+class AnswerBatch(TypedDict, total=False):
+    """A batch of a training on answers. ``pairs``: where there is a loss of features too."""
+
+    answers: Required[list[Dialogue]]
+    pairs: PairBatch
 
 
 class InStates(nn.Module):
@@ -95,7 +102,7 @@ class AnswerTraining(TokenSRTraining):
         losses = [F.cross_entropy(answer.logits, question.answer) for answer, question in zip(forced, questions, strict=True)]
         return torch.stack(losses).mean()
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: AnswerBatch, batch_idx: int) -> torch.Tensor:
         answers = self.answer_loss(batch["answers"])
         total = self.weight * answers
         if self.features is not None:

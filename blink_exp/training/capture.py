@@ -152,11 +152,6 @@ def row_bytes(backbone: Any, layers: list[int], dtype: str) -> int:
     return values * len(layers) * (2 if dtype == "bfloat16" else 4)
 
 
-def total(size: int, plan: CachePlan, files: list[tuple[str, int]]) -> int:
-    """Bytes of some files, ``size`` bytes for each pair."""
-    return size * sum(len(plan.rows(*file)) for file in files)
-
-
 def amount(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
@@ -174,7 +169,7 @@ def begin(data: Any, needed: CachePlan, size: int) -> tuple[Path, CachePlan, lis
     elif 0 < len(missing) < file_count:
         message = f"features in {folder} are gone on with behind {file_count - len(missing)} of {file_count} files"
     if missing:
-        need, free = total(size, plan, missing), shutil.disk_usage(folder).free
+        need, free = size * sum(len(plan.rows(*file)) for file in missing), shutil.disk_usage(folder).free
         if need > free:
             raise UserError(f"data.cache_features=true needs {amount(need)} in {folder}, but {amount(free)} is free; {CURE}")
         message += f" ({amount(need)} to write)"

@@ -24,7 +24,7 @@ from blink_exp.training import llava_665k
 from blink_exp.training.batches import GlobalBatches, share_out
 from blink_exp.training.canvases import Files, SceneCanvases, folder_images, hold_out
 from blink_exp.training.dialogues import Conversations, DialogueDataset, FileDialogues, SceneDialogues, Source
-from blink_exp.training.feature_cache import StoredFeatures, check_settings
+from blink_exp.training.feature_cache import PairsIdentity, StoredFeatures, check_settings
 from blink_exp.training.pairs import PairDataset, Transform, collate
 
 
@@ -83,7 +83,7 @@ class PairedCrops(pl.LightningDataModule):
         self.train: PairDataset | None = None
         self.held_out: PairDataset | None = None
         self.broken: dict[str, str] = {}  # {file: why it was left out before training}
-        self.summary: dict[str, Any] = {}  # statistics of the source
+        self.summary: llava_665k.Counts = {}  # statistics of the source
         self.files: list[Files] = []  # of a file source: training, held out
         self.stored: dict[str, StoredFeatures] = {}  # by "train" and "held_out", once the features are on disk
 
@@ -106,7 +106,7 @@ class PairedCrops(pl.LightningDataModule):
         raise UserError(f"data={self.source} has no questions to train answers on; use data=scenes or data=llava_665k, or another loss")
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> PairsIdentity:
         """Settings that determine the pairs, beside their number."""
         return {"source": self.source, "seed": self.seed, "quadrants": self.quadrants}
 
@@ -214,7 +214,7 @@ class SceneData(PairedCrops):
             )
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> PairsIdentity:
         return super().identity | {"sizes": self.sizes, "small": self.small}
 
     def splits(self) -> tuple[Split, Split]:
@@ -248,7 +248,7 @@ class FileData(PairedCrops):
         """(root, training files, held-out files), names relative to the root."""
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> PairsIdentity:
         return super().identity | {"pad": self.pad, "image_loading": dataclasses.asdict(self.image_loading)}
 
     def splits(self) -> tuple[Split, Split]:
@@ -273,7 +273,7 @@ class FolderData(FileData):
         self.path = path
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> PairsIdentity:
         return super().identity | {"path": self.path}
 
     def names(self) -> tuple[Path, list[str], list[str]]:
@@ -300,7 +300,7 @@ class LlavaData(FileData):
         self.json, self.images, self.held_out_share = json, images, held_out_share
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> PairsIdentity:
         return super().identity | {"json": self.json, "images": self.images, "held_out_share": self.held_out_share}
 
     def names(self) -> tuple[Path, list[str], list[str]]:

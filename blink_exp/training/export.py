@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from blink_exp.cli import guard
 from blink_exp.errors import UserError
+from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.values import read_settings
 from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import build_all
@@ -26,9 +26,13 @@ DECISIONS = ("saliency", "grid", "thresholds", "resolution")  # and those by whi
 
 
 def save_modules(
-    modules: nn.ModuleDict, metadata: checkpoint.ModulesMetadata, training: dict[str, Any], folder: Path, more: Mapping[int, dict[str, Any]]
+    modules: nn.ModuleDict,
+    metadata: checkpoint.ModulesMetadata,
+    training: PlainSettings,
+    folder: Path,
+    held_out: Mapping[int, dict[str, float]] | None = None,
 ) -> None:
-    """Writes the module of each layer. ``more``: {layer: additional training metadata}."""
+    """Writes the module of each layer. ``training``: what is recorded of it, with a layer's row of ``held_out``."""
     metadata_of = {
         layer: checkpoint.ModuleMetadata(
             backbone=metadata["backbone"],
@@ -36,7 +40,7 @@ def save_modules(
             width=metadata["width"],
             grid=(metadata["grid"][0], metadata["grid"][1]),
             architecture=metadata["architecture"],
-            training=training | more.get(layer, {}),
+            training=training if held_out is None else training | {"held_out": held_out[layer]},
         )
         for layer in metadata["layers"]
     }
@@ -49,23 +53,24 @@ def export(run: Path, output: Path | None = None) -> Path:
     newest = resume.latest(run, names)
     if newest is None:
         raise UserError(f"{run} holds no {resume.CHECKPOINT}; give the folder of a run that got to its first checkpoint")
-    _, state, note = newest
-    if note:
-        print(note)
-    metadata, steps = state["blink_exp"], int(state["global_step"])
+    if newest.note:
+        print(newest.note)
+    metadata = newest.metadata
     with torch.device("meta"):
         modules = build_all(metadata["architecture"], metadata["width"], metadata["layers"])
-    weights = {k.removeprefix("amplifiers."): v for k, v in state["state_dict"].items() if k.startswith("amplifiers.")}
+    weights = {k.removeprefix("amplifiers."): v for k, v in newest.weights.items() if k.startswith("amplifiers.")}
     try:
         modules.load_state_dict(weights, assign=True)
     except RuntimeError:
-        raise UserError(f"{newest[0]} holds other weights than its layers and architecture have; give the folder of another run") from None
+        raise UserError(
+            f"{newest.path} holds other weights than its layers and architecture have; give the folder of another run"
+        ) from None
     config = run / "config.yaml"
     settings = read_settings(config, "copy it again, or remove it and the modules say less of their training") if config.is_file() else {}
-    training = {str(k): settings[k] for k in RECORDED if k in settings} | {"steps": steps}
+    training = {str(k): settings[k] for k in RECORDED if k in settings} | {"steps": newest.step}
     target = output or run / "tokensr"
-    save_modules(modules, metadata, training, target, {})
-    print(f"{len(metadata['layers'])} modules of step {steps} written to {target}")
+    save_modules(modules, metadata, training, target)
+    print(f"{len(metadata['layers'])} modules of step {newest.step} written to {target}")
     return target
 
 

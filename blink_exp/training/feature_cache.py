@@ -14,7 +14,7 @@ import zlib
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required, TypedDict
 
 import numpy as np
 import safetensors
@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_bytes
+from blink_exp.settings.nodes import PlainSettings
 
 FORMAT = 1
 PLAN = "cache.json"
@@ -51,17 +52,44 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+class PairsIdentity(TypedDict, total=False):
+    """The settings of conf/data that determine the pairs, beside their number."""
+
+    source: Required[str]
+    seed: Required[int]
+    quadrants: Required[str]
+    sizes: list[int]  # of scenes
+    small: bool
+    pad: bool  # of image files
+    image_loading: PlainSettings
+    path: str  # of a folder
+    json: str  # of LLaVA's instruction data
+    images: str
+    held_out_share: float
+
+
+class PlanSettings(TypedDict):
+    """The settings that features depend on. ``pairs``: their number in each split."""
+
+    model: PlainSettings
+    layers: list[int]
+    precision: str
+    dtype: str
+    data: PairsIdentity
+    pairs: list[int]
+
+
 @dataclass(frozen=True)
 class CachePlan:
     """Description of a cache.
 
     Args:
-        settings: the user's settings: model, layers, data, precision, dtype.
+        settings: the user's.
         contents: {name: digest} of the inputs when it was made: weights, files, preprocessing, pixels.
         shards: {split: first row of each file, then the number of rows}.
     """
 
-    settings: dict[str, Any]
+    settings: PlanSettings
     contents: dict[str, str]
     shards: dict[str, list[int]]
     format: int = FORMAT

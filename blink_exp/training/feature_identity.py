@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from blink_exp.errors import UserError
-from blink_exp.training.feature_cache import PLAN, CachePlan, digest, fault, shard_path
+from blink_exp.training.feature_cache import PLAN, CachePlan, PlanSettings, digest, fault, shard_path
 from blink_exp.training.pairs import PairDataset
 
 
@@ -42,7 +43,7 @@ def pixels(pairs: PairDataset) -> str:
     return sha.hexdigest()[:16]
 
 
-def plan_contents(backbone: Any, layers: list[int], data: Any, precision: str) -> tuple[dict[str, Any], dict[str, str]]:
+def plan_contents(backbone: Any, layers: list[int], data: Any, precision: str) -> tuple[PlanSettings, dict[str, str]]:
     """``settings`` and ``contents`` of a plan. Raises UserError where pairs are not deterministic."""
     splits = [data.train, data.held_out]
     digests = [pixels(pairs) for pairs in splits]
@@ -51,7 +52,7 @@ def plan_contents(backbone: Any, layers: list[int], data: Any, precision: str) -
             "data.cache_features=true would freeze pairs that change from draw to draw (a random augmentation or sampling);"
             " make them the same each time, or use data.cache_features=false"
         )
-    settings = {
+    settings: PlanSettings = {
         "model": {"name": backbone.name, **{k: v for k, v in backbone.settings.items() if k != "device"}},
         "layers": list(layers),
         "precision": precision,
@@ -100,14 +101,17 @@ def _whole(old: CachePlan, new: CachePlan) -> bool:
     )
 
 
-def cache_folder(root: Path, settings: dict[str, Any]) -> Path:
+def cache_folder(root: Path, settings: PlanSettings) -> Path:
     name = re.sub(r"[^\w.-]+", "-", settings["model"]["name"])
     return root / f"{name}-{settings['data']['source']}-{digest(settings)}"
 
 
 def changed(now: CachePlan, before: CachePlan) -> list[str]:
-    settings = [f"{k}" for k in now.settings if now.settings[k] != before.settings.get(k)]
-    return settings + [k for k in now.contents if now.contents[k] != before.contents.get(k)] or ["cut into files"]
+    both: tuple[tuple[Mapping[str, object], Mapping[str, object]], ...] = (
+        (now.settings, before.settings),
+        (now.contents, before.contents),
+    )
+    return [k for ours, theirs in both for k in ours if ours[k] != theirs.get(k)] or ["cut into files"]
 
 
 def superset(root: Path, plan: CachePlan) -> tuple[Path, CachePlan] | None:

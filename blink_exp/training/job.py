@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 
@@ -21,7 +20,6 @@ class Job:
 
     Args:
         settings: of train.py, typed.
-        record: the settings as plain values, for checkpoints and loggers.
         text: the settings as the text of config.yaml.
         out: the run folder. folder: the name of its setting.
         backbone: loads the frozen model; called with ``device`` and, to override the settings, ``dtype``.
@@ -32,7 +30,6 @@ class Job:
     """
 
     settings: TrainSettings
-    record: dict[str, Any]
     text: str
     out: Path
     backbone: Callable[..., Backbone]

@@ -12,7 +12,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -22,6 +22,7 @@ from blink_exp.images import URL, is_inside, why_refused
 
 LONGEST_ROW = 2**26  # characters; longer rows count as damage
 KEYS = 12  # most keys in a message
+Counts = dict[str, int | dict[str, int]]  # numbers of rows and images, or such numbers by folder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 
@@ -47,13 +48,13 @@ class ImageListing:
     distinct: int
     renamed: int
     missing: dict[str, int]
-    refused: list[str] = field(default_factory=list)
-    other_key: int = 0
-    wrong: str = ""
-    wrong_rows: int = 0
+    refused: list[str]
+    other_key: int
+    wrong: str
+    wrong_rows: int
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Counts:
         return {
             "rows": self.rows,
             "with_image": self.with_image,

@@ -24,11 +24,6 @@ WAYS = (INTERPOLATION, TOKENSR)
 Norm = Callable[[torch.Tensor], torch.Tensor]
 
 
-def cosine_behind_norm(student: torch.Tensor, teacher: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Mean over tokens of the cosine similarity of (batch, tokens, width) ``student`` and ``teacher`` behind ``norm``."""
-    return F.cosine_similarity(norm(student).float(), norm(teacher).float(), dim=-1).mean()
-
-
 def layer_norm(llm: Any, layer: int) -> Norm:
     """The input norm of a layer, for states on any device."""
     module = llm.layers[layer].input_layernorm
@@ -69,9 +64,10 @@ class HeldOut:
 
 
 def measures(student: torch.Tensor, teacher: torch.Tensor, norm: Norm) -> tuple[float, float]:
-    """(cosine behind the norm, sum of squared errors) of a batch."""
-    error = (student.double() - teacher.double()).square().sum().item()
-    return cosine_behind_norm(student, teacher, norm).item(), error
+    """(mean over tokens of the cosine similarity behind ``norm``, sum of squared errors) of (batch, tokens, width) ``student`` and
+    ``teacher``."""
+    cosine = F.cosine_similarity(norm(student).float(), norm(teacher).float(), dim=-1).mean()
+    return cosine.item(), (student.double() - teacher.double()).square().sum().item()
 
 
 def check_finite(layer: int, row: dict[str, float], diverged: Callable[[str], str]) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.settings.check import format_value
+from blink_exp.settings.nodes import PlainSettings
+from blink_exp.settings.roots import TrainSettings
 from blink_exp.settings.values import by_full_name, read_settings
+from blink_exp.tokensr.checkpoint import ModulesMetadata
 
 CHECKPOINT, OLD = "last.ckpt", "last.ckpt.old"
 NAMES = (CHECKPOINT, OLD)  # newest first
@@ -44,27 +46,37 @@ class Start:
     note: str = ""
 
 
-def resume_from(settings: dict[str, Any], out: Path) -> Start:
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a complete checkpoint holds of the modules. ``weights``: of the Lightning module; ``note``: as of ``Start``."""
+
+    path: Path
+    step: int
+    metadata: ModulesMetadata
+    weights: dict[str, torch.Tensor]
+    note: str = ""
+
+
+def resume_from(settings: TrainSettings, out: Path) -> Start:
     """The checkpoint to resume from and its steps: of ``resume`` (a run folder or a checkpoint in it), or in the run folder ``out`` (a job
     restarted by its cluster).
 
     Raises UserError if it is missing, damaged with no older one, or of a training with other settings.
     """
-    named = settings["resume"]
+    named = settings.resume
     folder, names = checkpoint_location(Path(named)) if named else (out, NAMES)
     newest = latest(folder, names)
     if newest is None:
         if named:
             raise UserError(f"resume={named} holds no {CHECKPOINT}; give the folder of a run that got to its first checkpoint")
         return Start()
-    path, state, note = newest
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} has a {CHECKPOINT} but no config.yaml, which says how it was trained; copy the whole folder")
     before = read_settings(folder / "config.yaml", f"it says how {CHECKPOINT} was trained, so copy it again or start a new run")
-    changed = differences(settings, before)
+    changed = differences(asdict(settings), before)
     if changed:
         raise UserError(f"resume={folder} was trained with {', '.join(changed)}; repeat its settings or start a new run")
-    return Start(path, state["global_step"], note)
+    return Start(newest.path, newest.step, newest.note)
 
 
 def checkpoint_location(path: Path) -> tuple[Path, tuple[str, ...]]:
@@ -83,26 +95,26 @@ def find(folder: Path) -> Path | None:
     return next((folder / name for name in NAMES if (folder / name).exists()), None)
 
 
-def latest(folder: Path, names: Iterable[str] = NAMES) -> tuple[Path, dict[str, Any], str] | None:
-    """(path, contents, message) of the newest complete checkpoint of a run; None where there is no checkpoint.
+def latest(folder: Path, names: Iterable[str] = NAMES) -> Checkpoint | None:
+    """The newest complete checkpoint of a run; None where there is no checkpoint.
 
     Raises UserError where all are damaged.
     """
     damaged: list[str] = []
     for path in (folder / name for name in names if (folder / name).exists()):
         try:
-            state = read(path)
+            checkpoint = read(path)
         except UserError as error:
             damaged.append(str(error))
             continue
-        note = f"{damaged[0]}; going on from the one before, {path.name} of step {state['global_step']}" if damaged else ""
-        return path, state, note
+        note = f"{damaged[0]}; going on from the one before, {path.name} of step {checkpoint.step}" if damaged else ""
+        return replace(checkpoint, note=note)
     if damaged:
         raise UserError(f"{damaged[0]}, and no older one is whole; go on from another run, or start anew in another hydra.run.dir")
     return None
 
 
-def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+def differences(now: PlainSettings, before: PlainSettings) -> list[str]:
     """Settings that differ but must not, each with the value it had before, as on the command line."""
     groups = set(now)  # one that is gone since an older version is not asked for
     now, before = (by_full_name(_one_kind(settings)) for settings in (now, before))
@@ -116,7 +128,7 @@ def _free(name: str) -> bool:
     return group in FREE[""] or rest.partition(".")[0] in FREE.get(group, ())
 
 
-def _one_kind(settings: dict[str, Any]) -> dict[str, Any]:
+def _one_kind(settings: PlainSettings) -> PlainSettings:
     """Settings with ``auto`` as ``ddp``, which writes the same checkpoints."""
     trainer = settings.get("trainer")
     if not isinstance(trainer, dict) or trainer.get("strategy") != "auto":
@@ -129,8 +141,8 @@ def parts_of(path: Path) -> list[Path]:
     return sorted((path / TAG).glob("*zero_pp_rank_*_optim_states.pt"))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint of either kind, tensors memory-mapped; the weights under "state_dict".
+def read(path: Path) -> Checkpoint:
+    """A checkpoint of either kind, its weights memory-mapped.
 
     Raises UserError where it is damaged, would run code, is not one of train.py's, or holds nan or inf.
     """
@@ -164,4 +176,4 @@ def read(path: Path) -> dict[str, Any]:
     bad = first_nonfinite((k, v) for k, v in state["state_dict"].items() if isinstance(v, torch.Tensor))
     if bad is not None:
         raise UserError(f"{path} holds nan or inf in {bad}")
-    return state
+    return Checkpoint(path, state["global_step"], state["blink_exp"], state["state_dict"])

@@ -30,7 +30,7 @@ def make_trainer(job: Job, sound: bool = True) -> pl.Trainer:
             strategy=strategy(chosen.strategy, chosen.accelerator, rotation),
             plugins=None if chosen.strategy.startswith("deepspeed") else [WholeFiles(rotation)],
             default_root_dir=job.out,
-            logger=lightning_logger(job.record, job.out, name=f"tokensr-{job.settings.tokensr.architecture}"),
+            logger=lightning_logger(job.settings, job.out, name=f"tokensr-{job.settings.tokensr.architecture}"),
             callbacks=job.callbacks,
             enable_progress_bar=not any(isinstance(callback, ProgressLines) for callback in job.callbacks),
             enable_model_summary=False,

@@ -54,7 +54,7 @@ def run(job: Job) -> dict[int, dict[str, float]]:
         stack.enter_context(
             stoppable(job.out, lambda: trainers[0].global_step if trainers else 0, lambda: trainers[0].is_global_zero if trainers else True)
         )
-        start = resume_from(job.record, job.out)
+        start = resume_from(job.settings, job.out)
         trainer = make_trainer(job, sound=not (start.path and start.path.resolve() == (job.out / OLD).resolve()))
         trainers.append(trainer)
         if trainer.is_global_zero:
@@ -66,7 +66,7 @@ def run(job: Job) -> dict[int, dict[str, float]]:
 
 def load_backbone(job: Job, trainer: pl.Trainer) -> Backbone:
     """The frozen model on this process's device. Raises UserError for settings incompatible with the trainer's."""
-    model, precision = job.record["model"], job.settings.trainer.precision
+    model, precision = job.settings.model, job.settings.trainer.precision
     if trainer.world_size > 1 and model.get("device_map"):
         raise UserError("model.device_map spreads one backbone over the devices that train; set model.device_map=null with several devices")
     dtype = backbone_type(precision, model.get("dtype"))
@@ -187,11 +187,11 @@ def save(job: Job, module: TokenSRTraining) -> Path:
     """Writes the modules. Returns their folder."""
     target = Path(job.settings.output) if job.settings.output else job.out / "tokensr"
     names = (*RECORDED, *DECISIONS) if job.settings.loss.weights.answer else RECORDED  # type: ignore[attr-defined]
-    training = {name: job.record[name] for name in names}
+    settings = asdict(job.settings)
+    training = {name: settings[name] for name in names}
     if job.settings.tokensr.path:
         training["begun_with"] = checkpoint.metadata(Path(job.settings.tokensr.path), module.layers[0]).training
-    held_out = {layer: {"held_out": row} for layer, row in module.result.items()}
-    save_modules(module.amplifiers, module.metadata, training, target, held_out)
+    save_modules(module.amplifiers, module.metadata, training, target, module.result)
     return target
 
 

@@ -22,6 +22,7 @@ from blink_exp.files import write_json, write_text
 from blink_exp.reports import html
 from blink_exp.reports.console import wide_console
 from blink_exp.settings.compose import composed
+from blink_exp.settings.roots import TrainSettings
 from blink_exp.settings.values import read_settings, to_yaml
 from blink_exp.studies import jobs, listing, matching, point
 from blink_exp.studies.point import measured_point
@@ -188,9 +189,9 @@ def test_other_broken_files_of_a_sweep_are_left_out(how, tmp_path, caplog):
 
 @pytest.mark.parametrize("data", STORED["config.yaml"])
 def test_a_broken_config_of_a_training_is_one_line(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "latest", lambda folder, names: (folder / "last.ckpt", {"global_step": 1}, ""))
+    monkeypatch.setattr(resume, "latest", lambda folder, names: resume.Checkpoint(folder / "last.ckpt", 1, {}, {}))
     (tmp_path / "config.yaml").write_bytes(data)
-    message = refusal(lambda: resume.resume_from({"resume": str(tmp_path)}, tmp_path))
+    message = refusal(lambda: resume.resume_from(TrainSettings(resume=str(tmp_path)), tmp_path))
     assert str(tmp_path / "config.yaml") in message and "copy it again or start a new run" in message
     (tmp_path / "config.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
     assert read_settings(tmp_path / "config.yaml", "") == {"a": 1}

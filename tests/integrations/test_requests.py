@@ -128,20 +128,21 @@ def test_anything_but_one_image_is_refused_and_never_answered_with_nothing(visua
     assert re.search(f"{message}.*docs/lmms_eval.md", refusal(lambda: requests.image_of(shows(visuals))))
 
 
-def test_an_image_that_does_not_decode_names_its_document():
-    def broken():
-        raise OSError("image file is truncated\n(3 bytes not processed)")
-
-    message = refusal(lambda: requests.image_of(Request("t/test/3", "?", broken)))
-    assert "t/test/3 cannot be read (image file is truncated (3 bytes" in message
-
-
-@pytest.mark.parametrize("error", [Image.DecompressionBombError("too many pixels"), SyntaxError("not a PNG"), ValueError("bad mode")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("image file is truncated\n(3 bytes not processed)"),
+        Image.DecompressionBombError("too many pixels"),
+        SyntaxError("not a PNG"),
+        ValueError("bad mode"),
+    ],
+)
 def test_an_image_that_the_harness_cannot_open_names_its_document(error):
     def broken():
         raise error
 
-    assert f"t/test/3 cannot be read ({error})" in refusal(lambda: requests.image_of(Request("t/test/3", "?", broken)))
+    message = refusal(lambda: requests.image_of(Request("t/test/3", "?", broken)))
+    assert f"t/test/3 cannot be read ({' '.join(str(error).split())})" in message
 
 
 @pytest.mark.parametrize("error", [KeyError("tag"), EOFError("no more"), IndexError("index out of range")])

@@ -10,6 +10,8 @@ from PIL import Image
 
 from blink_exp.benchmarks.base import Sample
 from blink_exp.cli import CONF
+from blink_exp.settings.groups import Thresholds, TokenSR
+from blink_exp.settings.roots import EvaluateSettings, TrainSettings
 
 STEPS = [
     {"layer": 12, "rho": 0.613, "region": 2, "decision": "expand", "effective": True, "visual_tokens": 180},
@@ -37,17 +39,20 @@ def record(k: int, **more) -> dict:
     return fields | {"correct": False, "layers": STEPS, "visual_tokens": 144, "newline_tokens": 0, "regions": []} | more
 
 
-def settings(kind: str, **more) -> dict:
-    logger = yaml.safe_load((CONF / "logger" / f"{kind}.yaml").read_text(encoding="utf-8")) | more
-    model = {"path": "nowhere/at-all", "name": "scale-llava"}
-    return {
-        "logger": logger,
-        "model": model,
-        "tokensr": {"architecture": "conv"},
-        "thresholds": {"tau_exp": 0.5},
-        "layer": None,
-        "store": "x",
-    }
+MODEL = {"path": "nowhere/at-all", "name": "scale-llava"}
+
+
+def logger_settings(kind: str, **more) -> dict:
+    """A preset of conf/logger with some values changed."""
+    return yaml.safe_load((CONF / "logger" / f"{kind}.yaml").read_text(encoding="utf-8")) | more
+
+
+def settings(kind: str, **more) -> EvaluateSettings:
+    return EvaluateSettings(logger=logger_settings(kind, **more), model=MODEL, thresholds=Thresholds(0.5, 0.2), layer=None, store="x")
+
+
+def training_settings(kind: str, **more) -> TrainSettings:
+    return TrainSettings(logger=logger_settings(kind, **more), model=MODEL, tokensr=TokenSR("conv", None))
 
 
 def write_point(folder: Path) -> Path:

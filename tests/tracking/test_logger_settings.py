@@ -33,7 +33,7 @@ MLFLOW = {"_target_": "blink_exp.tracking.loggers.MLflow", "project": "p", "uri"
     ],
 )
 def test_what_a_logger_would_refuse_is_said_before_any_work(logger, message):
-    assert message in refusal(lambda: tracking.check({"logger": logger}))
+    assert message in refusal(lambda: tracking.check(logger))
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_what_a_logger_would_refuse_is_said_before_any_work(logger, message):
     ],
 )
 def test_what_a_logger_takes_is_taken(logger):
-    tracking.check({"logger": logger})
+    tracking.check(logger)

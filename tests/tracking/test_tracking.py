@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from support.logged import settings, write_point
+from support.logged import logger_settings, settings, write_point
 from support.scripts import ROOT
 
 from blink_exp import tracking
@@ -18,11 +17,6 @@ from blink_exp.cli import CONF
 from blink_exp.errors import UserError
 from blink_exp.tracking import base, loggers
 from blink_exp.tracking.interface import NullTracker, Run, SafeTracker
-
-
-@pytest.fixture
-def point(tmp_path) -> Path:
-    return write_point(tmp_path / "point")
 
 
 def test_a_failing_logger_is_one_line_and_is_closed(capsys):
@@ -51,7 +45,7 @@ def test_a_logger_that_cannot_be_opened_costs_nothing_but_a_line(monkeypatch, tm
         raise RuntimeError("bad key")
 
     monkeypatch.setattr(base, "open_tracker", refused)
-    with tracking.tracker(settings("wandb"), tmp_path, "n") as track:
+    with tracking.tracker(loggers.Wandb(), tmp_path, Run("n")) as track:
         track.metrics({"a": 1})
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -60,9 +54,9 @@ def test_what_fails_in_the_block_is_raised_and_the_run_is_closed_as_failed(monke
     closed = []
     tracker = SimpleNamespace(close=lambda failed: closed.append(failed))
     monkeypatch.setattr(base, "open_tracker", lambda *_: tracker)
-    with pytest.raises(KeyboardInterrupt), tracking.tracker(settings("wandb"), tmp_path, "n"):
+    with pytest.raises(KeyboardInterrupt), tracking.tracker(loggers.Wandb(), tmp_path, Run("n")):
         raise KeyboardInterrupt
-    with tracking.tracker(settings("wandb"), tmp_path, "n"):
+    with tracking.tracker(loggers.Wandb(), tmp_path, Run("n")):
         pass
     assert closed == [True, False]
 
@@ -73,15 +67,13 @@ def test_a_point_that_cannot_be_read_is_no_error(tmp_path, capsys):
 
 
 def test_check_names_what_is_missing_before_any_work(monkeypatch):
-    with pytest.raises(UserError, match=r"logger.mode must be one of online, offline, disabled, got on"):
-        tracking.check(settings("wandb", mode="on"))
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else True)
     with pytest.raises(UserError, match=r"logger=mlflow needs sqlalchemy; pip install mlflow-skinny sqlalchemy alembic"):
-        tracking.check(settings("mlflow"))
+        tracking.check(logger_settings("mlflow"))
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: None if name == "wandb" else True)
     with pytest.raises(UserError, match=r"logger=wandb needs wandb; pip install wandb, or use logger=csv"):
-        tracking.check(settings("wandb", mode="offline"))
-    tracking.check(settings("csv"))
+        tracking.check(logger_settings("wandb", mode="offline"))
+    tracking.check(logger_settings("csv"))
 
 
 def test_no_key_is_said_before_any_work_and_offline_needs_none(monkeypatch):
@@ -92,8 +84,8 @@ def test_no_key_is_said_before_any_work_and_offline_needs_none(monkeypatch):
 
     monkeypatch.setattr(wandb, "login", login)
     with pytest.raises(UserError, match=r"No API key configured.*WANDB_API_KEY.*logger.mode=offline"):
-        tracking.check(settings("wandb", mode="online"))
-    tracking.check(settings("wandb", mode="offline"))
+        tracking.check(logger_settings("wandb", mode="online"))
+    tracking.check(logger_settings("wandb", mode="offline"))
 
 
 def test_out_of_reach_goes_offline_and_the_next_run_does_not_wait(monkeypatch, tmp_path, capsys):
@@ -112,24 +104,27 @@ def test_out_of_reach_goes_offline_and_the_next_run_does_not_wait(monkeypatch, t
     monkeypatch.setattr(wandb, "init", init)
     run = Run("n" * 200, "g" * 200 + "end", ("t" * 70,))
     for _ in range(2):
-        words = weights_and_biases.start_run(settings("wandb", mode="online"), tmp_path, run)
+        words = weights_and_biases.start_run("p", None, "online", tmp_path, run)
     assert asked == ["online", "offline", "offline"]
     assert (len(words["name"]), len(words["group"]), words["group"][-3:], len(words["tags"][0])) == (128, 128, "end", 64)
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_default_imports_no_logger_and_asks_nothing(point, tmp_path):
+def test_the_default_imports_no_logger_and_asks_nothing(tmp_path):
     """A process of its own, with standard input closed, so that a question would be an error."""
+    point = write_point(tmp_path / "point")
     code = f"""
 import sys
 from pathlib import Path
+sys.path.append("tests")
+from support.logged import settings
 from blink_exp import tracking
-settings = {settings("csv")!r}
-tracking.check(settings)
-with tracking.tracker(settings, Path({str(tmp_path)!r}), "n") as track:
+csv = settings("csv")
+tracking.check(csv.logger)
+with tracking.tracker(tracking.logger_of(csv.logger), Path({str(tmp_path)!r}), tracking.Run("n")) as track:
     track.metrics({{"a": 1}})
-tracking.log_point(settings, Path({str(point)!r}), Path({str(tmp_path)!r}), "n")
-tracking.log_summary([], Path({str(tmp_path)!r}), settings)
+tracking.log_point(csv, Path({str(point)!r}), Path({str(tmp_path)!r}), "n")
+tracking.log_summary([], Path({str(tmp_path)!r}), vars(csv))
 print("FOUND", sorted({{"wandb", "tensorboard", "mlflow", "torch", "pytorch_lightning"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
@@ -138,10 +133,7 @@ print("FOUND", sorted({{"wandb", "tensorboard", "mlflow", "torch", "pytorch_ligh
 
 
 def test_every_logger_of_conf_is_one_that_is_known():
-    known = {
-        path.stem: base.logger_of({"logger": yaml.safe_load(path.read_text(encoding="utf-8"))}).name
-        for path in (CONF / "logger").glob("*.yaml")
-    }
+    known = {path.stem: base.logger_of(yaml.safe_load(path.read_text(encoding="utf-8"))).name for path in (CONF / "logger").glob("*.yaml")}
     assert known == {name: name for name in ("csv", "wandb", "tensorboard", "mlflow")}
 
 
@@ -154,17 +146,17 @@ def test_a_logger_of_another_package_needs_its_target_alone(tmp_path, monkeypatc
         path: str = ""
         name = "listed"
 
-        def tracker(self, settings, out, run):
+        def tracker(self, out, run):
             track = NullTracker()
             track.metrics = lambda values: written.append((self.path, run.name, values))
             return track
 
-        def lightning(self, settings, out, run):
+        def lightning(self, out, run):
             pytest.fail("no training runs here")
 
     monkeypatch.setattr(loggers, "Listed", Listed, raising=False)
-    cfg = {"logger": {"_target_": "blink_exp.tracking.loggers.Listed", "path": "x"}}
-    tracking.check(cfg)
-    with tracking.tracker(cfg, tmp_path, "n") as track:
+    node = {"_target_": "blink_exp.tracking.loggers.Listed", "path": "x"}
+    tracking.check(node)
+    with tracking.tracker(tracking.logger_of(node), tmp_path, Run("n")) as track:
         track.metrics({"a": 1})
     assert written == [("x", "n", {"a": 1})]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.logged import Bench, settings, write_point
+from support.logged import Bench, settings, training_settings, write_point
 from support.scripts import ROOT
 
 from blink_exp import tracking
@@ -43,7 +43,7 @@ def test_a_point_and_a_training_in_tensorboard(point, tmp_path):
     hparams = (tmp_path / "tensorboard" / "Blink_full,_mosaic" / "hparams.yaml").read_text(encoding="utf-8")
     assert "tau_exp: 0.5" in hparams and "group: g" in hparams
 
-    _, logger = tracking.lightning_logger(settings("tensorboard"), tmp_path, "tokensr-conv")
+    _, logger = tracking.lightning_logger(training_settings("tensorboard"), tmp_path, "tokensr-conv")
     logger.log_metrics({"loss/train": 0.25}, step=3)
     logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard" / "tokensr-conv"))

@@ -7,11 +7,12 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.logged import TABLE, Bench, settings, write_point
+from support.logged import TABLE, Bench, settings, training_settings, write_point
 from support.scripts import ROOT
 
 from blink_exp import tracking
@@ -54,14 +55,14 @@ def write_offline(folder: Path) -> None:
     """Three offline runs, each below a folder of its own; says after each whether it was finished. For a process of its own."""
     import wandb
 
-    cfg = settings("wandb", mode="offline", rows=5)
-    tracking.log_point(cfg, write_point(folder / "measured"), folder / "point", "Blink", "sweep7", "blink_table2", 13, Bench)
+    point = settings("wandb", mode="offline", rows=5)
+    tracking.log_point(point, write_point(folder / "measured"), folder / "point", "Blink", "sweep7", "blink_table2", 13, Bench)
     print("finished", wandb.run is None)
     (folder / "table" / "fig").mkdir(parents=True)
     Image.new("RGB", (8, 8), (255, 0, 0)).save(folder / "table" / "fig" / "rho.png")
-    tracking.log_summary(TABLE, folder / "table", cfg)
+    tracking.log_summary(TABLE, folder / "table", asdict(point))
     print("finished", wandb.run is None)
-    loggers = tracking.lightning_logger(cfg, folder / "training", "tokensr-conv")
+    loggers = tracking.lightning_logger(training_settings("wandb", mode="offline"), folder / "training", "tokensr-conv")
     loggers[1].log_metrics({"loss/train": 0.5}, step=3)
     tracking.finish(loggers)
     print("finished", wandb.run is None)
@@ -90,7 +91,7 @@ def test_a_point_in_weights_and_biases(offline_runs):
     head, config, history, axes = contents(offline(folder))
     assert (head.project, head.display_name, head.run_group, head.job_type) == ("blink-exp", "Blink", "sweep7", "point")
     assert set(head.tags) == {"experiment:blink_table2", "method:blink", "model:scale-llava", "benchmark:mosaic_mme"}
-    assert config["thresholds"] == {"tau_exp": 0.5} and "store" not in config and config["layer"] is None
+    assert config["thresholds"] == {"tau_exp": 0.5, "tau_drop": 0.2} and "store" not in config and config["layer"] is None
     logged = {k: v for row in history for k, v in row.items()}
     assert (logged["scores/total"], logged["blink_table2/mosaic_mme"], logged["blink_table2/x"]) == (50.0, 50.0, 13.0)
     assert logged["tokens/entering"] == 144
@@ -125,4 +126,4 @@ def test_a_training_in_weights_and_biases(offline_runs):
     head, config, history, axes = contents(offline(offline_runs / "training"))
     assert (head.run_group, head.job_type, set(head.tags)) == ("", "train", {"tokensr:conv", "model:scale-llava"})
     assert history[-1]["loss/train"] == 0.5 and history[-1]["trainer/global_step"] == 3
-    assert axes["*"] == "trainer/global_step" and config["tokensr"] == {"architecture": "conv"}
+    assert axes["*"] == "trainer/global_step" and config["tokensr"] == {"architecture": "conv", "path": None}

@@ -142,14 +142,14 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(one, data, tmp_path):
 @pytest.mark.slow
 def test_a_checkpoint_of_two_processes_exports_to_modules_that_load(both, tmp_path):
     """As they were at step 4, with no backbone, no DeepSpeed and one process."""
-    state = resume.read(both / "last.ckpt")
-    assert (state["global_step"], state["dp_world_size"]) == (SAVED, 2)
+    saved = resume.read(both / "last.ckpt")
+    assert (saved.step, len(resume.parts_of(saved.path))) == (SAVED, 2)
     export.export(both, tmp_path)
     for layer in (1, 2):
-        module = checkpoint.load(tmp_path, layer, state["blink_exp"]["backbone"], 64)
+        module = checkpoint.load(tmp_path, layer, saved.metadata["backbone"], 64)
         for name, value in module.state_dict().items():
-            assert torch.equal(value, state["state_dict"][f"amplifiers.{layer}.{name}"].float())
-        end = checkpoint.load(both / "tokensr", layer, state["blink_exp"]["backbone"], 64)
+            assert torch.equal(value, saved.weights[f"amplifiers.{layer}.{name}"].float())
+        end = checkpoint.load(both / "tokensr", layer, saved.metadata["backbone"], 64)
         assert any(not torch.equal(a, b) for a, b in zip(end.parameters(), module.parameters(), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Losses of TokenSR: standardised KL by hand, sums, temperature, constant dimensions, and every loss preset with every architecture."""
+"""Losses of TokenSR: standardised KL by hand, constant dimensions, and every loss preset with every architecture."""
 
 from __future__ import annotations
 
@@ -79,14 +79,6 @@ def test_features_without_any_deviation_give_neither_nan_nor_gradients_of_nan(va
     loss = losses.kl_standardised(student, torch.full((1, 4, 8), value))
     loss.backward()
     assert loss.item() == 0 and student.grad is not None and student.grad.isfinite().all()
-
-
-def test_temperature_goes_to_the_losses_that_take_one():
-    torch.manual_seed(0)
-    x, y = torch.randn(1, 4, 8), torch.randn(1, 4, 8)
-    both = weighted({"kl": 1.0, "mse": 2.0}, temperature=3.0)(x, y)
-    assert both.item() == pytest.approx(losses.kl(x, y, 3.0).item() + 2 * losses.mse(x, y).item(), rel=1e-5)
-    assert losses.kl(x, y, 3.0).item() != pytest.approx(losses.kl(x, y).item(), rel=0.01)
 
 
 @pytest.mark.slow

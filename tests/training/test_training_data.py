@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 from support import scripts
 from support.instruction_data import FOLDERS, instruction_data, picture
 
@@ -303,16 +304,10 @@ def test_train_py_on_the_instruction_data_counts_and_goes_on_exactly(tmp_path):
     again = json.loads((rest / "metrics.json").read_text(encoding="utf-8"))
     for layer in ("1", "2"):
         assert again["layers"][layer]["tokensr"] == pytest.approx(metrics["layers"][layer]["tokensr"], rel=1e-4)
-        a, b = (safetensors_of(run / "tokensr" / f"layer_{int(layer):02d}.safetensors") for run in (whole, rest))
+        a, b = (load_file(run / "tokensr" / f"layer_{int(layer):02d}.safetensors") for run in (whole, rest))
         assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
     # killed behind the last step, it only measures
     done = scripts.run([*words, f"hydra.run.dir={tmp_path / 'end'}", f"resume={rest}"])
     assert done.returncode == 0, done.stdout + done.stderr
     end = json.loads((tmp_path / "end" / "metrics.json").read_text(encoding="utf-8"))
     assert end["layers"]["2"]["tokensr"] == pytest.approx(again["layers"]["2"]["tokensr"], rel=1e-6)
-
-
-def safetensors_of(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def whole(tmp_path_factory):
 def test_a_learning_rate_that_diverges_ends_with_step_and_layer_and_keeps_the_checkpoint(tmp_path):
     line = refusal(lambda: train(tmp_path / "run", "optim.lr=1e30", f"output={tmp_path / 'modules'}"))
     assert "stopped at step 2: the loss of layer 1 is" in line and "optim.lr (now 1e+30)" in line
-    assert resume.read(tmp_path / "run" / "last.ckpt")["global_step"] == 1
+    assert resume.read(tmp_path / "run" / "last.ckpt").step == 1
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("metrics.json"))
 
 
@@ -145,18 +146,16 @@ def test_a_folder_in_use_is_refused_by_name_and_free_again_after(tmp_path, tmp_p
 
 
 def test_a_run_goes_on_from_the_older_checkpoint_where_the_newer_is_damaged(whole, tmp_path, capsys):
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "metrics.json").unlink()
-    assert [resume.read(out / name)["global_step"] for name in resume.NAMES] == [3, 2]
+    assert [resume.read(out / name).step for name in resume.NAMES] == [3, 2]
     (out / "last.ckpt").write_bytes((out / "last.ckpt").read_bytes()[:1000])
     train(out)
     output = capsys.readouterr().out
     assert "last.ckpt is corrupt or cut off" in output and "going on from the one before, last.ckpt.old of step 2" in output
     assert steps(out) == [0, 1, 2]
-    assert [resume.read(out / name)["global_step"] for name in resume.NAMES] == [3, 2]  # the damaged one pushed nothing out
+    assert [resume.read(out / name).step for name in resume.NAMES] == [3, 2]  # the damaged one pushed nothing out
     (out / "last.ckpt").write_bytes(b"")
     (out / "last.ckpt.old").write_bytes(b"")
     line = refusal(lambda: train(out))
@@ -165,8 +164,6 @@ def test_a_run_goes_on_from_the_older_checkpoint_where_the_newer_is_damaged(whol
 
 @pytest.mark.parametrize("what", ["a list", "other keys", "nan", "a hole", "text", "another architecture"])
 def test_a_last_checkpoint_that_holds_something_else_is_one_line(whole, tmp_path, what):
-    import shutil
-
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     (out / "last.ckpt.old").unlink()

@@ -3,7 +3,6 @@ each setting alone: test_settings."""
 
 from __future__ import annotations
 
-import ast
 import os
 from pathlib import Path
 
@@ -73,25 +72,10 @@ def test_refusals_come_before_the_model_is_loaded(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("config.yaml"))
 
 
-@pytest.mark.parametrize("folder", ["training", "tracking", "tokensr"])
-def test_settings_are_typed_at_the_door(folder):
-    """Below blink_exp/commands nothing knows OmegaConf."""
-    files = sorted((Path(recipe.__file__).parent.parent / folder).glob("*.py"))
-    names = {
-        (str(file), name)
-        for file in files
-        for node in ast.walk(ast.parse(file.read_bytes()))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
-    }
-    assert len(names) > 20
-    assert not [pair for pair in names if pair[1] and pair[1].partition(".")[0] == "omegaconf"]
-
-
 def test_a_job_is_what_its_presets_name(tmp_path):
     job = job_of(config("train", "trainer=ddp", "trainer.devices=1", "data=folder", f"data.path={tmp_path}", "layer=12"), tmp_path)
     assert (job.settings.layers.indices, job.settings.trainer.precision, job.settings.trainer.strategy) == ([12], "bf16-mixed", "ddp")
     assert job.trainer.func is pl.Trainer and job.trainer.keywords["max_epochs"] == 1
     assert [type(callback) for callback in job.callbacks] == [ModelCheckpoint, ProgressLines, OwnSignals]
     assert type(job.data(transform=None)) is FolderData and job.data(transform=None).global_batch == 8
-    assert job.record["data"]["path"] == str(tmp_path) and "trainer:" in job.text
+    assert job.settings.data["path"] == str(tmp_path) and "trainer:" in job.text
