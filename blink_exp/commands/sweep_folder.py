@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError
@@ -106,7 +105,7 @@ def retried(values: dict[str, str], words: Sequence[str]) -> list[str] | None:
 
 def command_words(sweep: SweepFolder, launcher_words: Sequence[str]) -> list[str]:
     """The words of a sweep's command, with the launcher of ``launcher_words``, if there is one."""
-    hydra: dict[str, Any] = sweep.command["hydra"]
+    hydra = sweep.command["hydra"]
     folders = [source["path"] for source in hydra["runtime"]["config_sources"] if source["provider"] == "command-line"]
     words = [str(word) for word in hydra["overrides"]["hydra"] if word.partition("=")[0].lstrip("+") not in PER_PROCESS]
     if any(word.startswith("hydra/launcher=") for word in launcher_words):

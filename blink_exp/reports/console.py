@@ -12,6 +12,5 @@ def wide_console() -> Any:
     """
     from rich.console import Console
 
-    plain: dict[str, Any] = {"markup": False, "emoji": False}
-    console = Console(**plain)
-    return console if console.is_terminal else Console(width=130, **plain)
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=130)

@@ -46,7 +46,7 @@ ALWAYS = ("array_parallelism", "max_num_timeout")  # of these the ones that must
 PRESETS = ("joblib", "ray", "submitit_local", "submitit_slurm")
 
 
-def check_launcher(launcher: Mapping[str, Any]) -> None:
+def check_launcher(launcher: Mapping[str, object]) -> None:
     """Raises UserError if the package of a launcher is not installed, or its groups have no size. ``launcher``: hydra.launcher."""
     engine = ENGINES.get(str(launcher["_target_"]).rpartition(".")[2])
     if engine is not None:

@@ -66,8 +66,7 @@ def varies(experiment: Experiment) -> str:
     source = experiment.get("source")
     if not source:
         return ""
-    look = reference.figure if "-fig-" in source else reference.table
-    return str(look(experiment["paper"], source)["experiment"]["varies"])
+    return reference.source_of(experiment["paper"], source)["experiment"]["varies"]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 from blink_exp.benchmarks.base import group_by_image
 from blink_exp.core.method import LayerPolicy, Method
 from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, pack
+from blink_exp.documents.settings import Settings
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, identity, locks, store
 from blink_exp.evaluation.answering import prompt_of
@@ -163,7 +164,7 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
     return share_of
 
 
-def token_settings(method: dict[str, Any], prefix: str = "method") -> list[str]:
+def token_settings(method: Settings, prefix: str = "method") -> list[str]:
     """The dotted names of a method's ``tokens``, and of those of the halves of a pair, that are not null."""
     names = [f"{prefix}.tokens"] if method.get("tokens") is not None else []
     return [
@@ -172,12 +173,12 @@ def token_settings(method: dict[str, Any], prefix: str = "method") -> list[str]:
     ]
 
 
-def without_tokens(method: dict[str, Any]) -> dict[str, Any]:
+def without_tokens(method: Settings) -> Settings:
     """A method's settings with null for each of its ``token_settings``."""
     return {k: None if k == "tokens" else without_tokens(v) if isinstance(v, dict) else v for k, v in method.items()}
 
 
-def with_value(method: dict[str, Any], key: str, value: float) -> dict[str, Any]:
+def with_value(method: Settings, key: str, value: float) -> Settings:
     """A method's settings with another value at the dotted ``key``."""
     name, dot, rest = key.partition(".")
     return method | {name: with_value(method[name], rest, value) if dot else value}

@@ -10,6 +10,7 @@ from typing import Any
 from blink_exp.benchmarks.base import Benchmark, Sample, shard, spread
 from blink_exp.benchmarks.parts import part_of
 from blink_exp.documents.records import Record, Skipped
+from blink_exp.documents.settings import Settings
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.identity import canonical
@@ -28,7 +29,7 @@ class Part:
     file: Path
     number: int
     count: int
-    settings: Mapping[str, Any]
+    settings: Settings
     skipped: list[Skipped]
 
 
@@ -58,7 +59,7 @@ def parts_of(files: Iterable[Path]) -> list[Part]:
     return sorted(parts, key=lambda part: part.number)
 
 
-def _part(file: Path, settings: Mapping[str, Any]) -> Part:
+def _part(file: Path, settings: Settings) -> Part:
     number, _, count = str(settings["shard"]).partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(
@@ -69,12 +70,12 @@ def _part(file: Path, settings: Mapping[str, Any]) -> Part:
     return Part(file, int(number), int(count), settings, skipped)
 
 
-def _comparable(settings: Mapping[str, Any], key: str) -> Any:
+def _comparable(settings: Settings, key: str) -> Any:
     """A setting without paths, which differ between machines."""
     return _without_paths(canonical(settings.get(key)) if key == "method" else settings.get(key))
 
 
-def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def _difference(ours: Settings, theirs: Settings) -> str:
     """The first setting that differs, with both values."""
     here, there = by_full_name(ours), by_full_name(theirs)
     changed = (name for name in here | there if name not in here or name not in there or here[name] != there[name])
