@@ -159,7 +159,7 @@ def _run(point: str, benchmark: str, run: PointRun) -> RunLine:
 def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: MeasuredColumn) -> list[DifferenceLine]:
     """A line for each delta of a column, its interval placed (0 to 100, no difference at 50) on a scale that these lines share."""
     per, digits = column.get("per", 1), column.get("digits", 2)
-    candidates = [(row, ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}) for row in document["rows"]]
+    candidates = [(row, cells.paired_test(row, group["benchmark"], heading)) for row in document["rows"]]
     tests = [(row, test) for row, test in candidates if test.get("delta") is not None]
     reach = max((abs(value) for _, test in tests for value in _ends(test).values()), default=0) or 1
     return [

@@ -139,7 +139,7 @@ def _measured_lines(document: TableDocument, row: TableRow) -> list[dict[str, ob
         for heading, column in group["columns"].items():
             per, number = column.get("per", 1), cells.value(run, column["value"])
             stderr = None if number is None else cells.error(run, column["value"])
-            test = ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}
+            test = cells.paired_test(row, group["benchmark"], heading)
             out.append(
                 {"table": document["name"], "point": row["point"], "group": group["benchmark"], "column": heading}
                 | _published_fields(row, column.get("published"))

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blink_exp import markdown as md
 from blink_exp import reference
 from blink_exp.backbone.load import check_there
 from blink_exp.documents.parity import ParityDocument, ParityPoint, ParityRow, ParityVerdict
 from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_json, write_text
-from blink_exp.reports.console import wide_console
+from blink_exp.reports.console import show_table
 from blink_exp.settings.doors import command_line
 from blink_exp.settings.roots import ParitySettings
 from blink_exp.studies.plan import command_line_overrides, measured_run
@@ -113,9 +114,7 @@ def markdown(document: ParityDocument) -> str:
             "",
             f"published for {document['model']}; measured here on {document['backbone'] or 'nothing'} (value ± standard error).",
             "",
-            "| " + " | ".join(head) + " |",
-            "|---|" + "---:|" * (len(head) - 2) + "---|",
-            *("| " + " | ".join(row) + " |" for row in body),
+            md.table(head, body, left=(0, len(head) - 1)),
             "",
             f"`{document['command']}`",
             "",
@@ -125,12 +124,5 @@ def markdown(document: ParityDocument) -> str:
 
 def show(document: ParityDocument) -> None:
     """Prints the table on the terminal."""
-    from rich.table import Table
-
     head, body = cells(document)
-    table = Table(title=f"{document['title']}: {document['model']}")
-    for name in head:
-        table.add_column(name, justify="left" if name in ("", "verdict") else "right", overflow="fold")
-    for row in body:
-        table.add_row(*row)
-    wide_console().print(table)
+    show_table(head, body, f"{document['title']}: {document['model']}", right=head[1:-1])

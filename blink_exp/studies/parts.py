@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blink_exp.benchmarks.base import Benchmark, Sample, shard, spread
+from blink_exp.benchmarks.base import Benchmark, shard, spread
 from blink_exp.benchmarks.parts import part_of
 from blink_exp.documents.records import Record, Skipped
 from blink_exp.documents.settings import Settings
@@ -130,10 +130,6 @@ def check_records(parts: list[Part], benchmark: Benchmark, records: Mapping[Path
         if lost:
             raise UserError(f"{len(lost)} samples of {name} have no record in {part.file}, first {_name(lost[0])}; copy its folder again")
         skipped |= {key: mine[key] for key in wanted if key in mine and key not in records[part.file]}
-    return _in_order(skipped, samples)
-
-
-def _in_order(skipped: Mapping[str, Skipped], samples: Iterable[Sample]) -> list[Skipped]:
     return [skipped[sample.id] for sample in samples if sample.id in skipped]
 
 
