@@ -46,7 +46,7 @@ def gather(root: Path) -> Path:
     What cannot be read is named on the page and left out: a file of another version must not cost the rest. Raises UserError where
     nothing is left.
     """
-    documents: list[tuple[Any, Path]] = []
+    documents: list[tuple[Document, Path]] = []
     errors: list[str] = []
     for path in sorted(root.glob("*/*/table.json")) + sorted(root.glob("*/*/figure.json")):
         try:

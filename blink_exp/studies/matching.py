@@ -14,7 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from PIL import Image
+
 from blink_exp.benchmarks.base import group_by_image
+from blink_exp.core.encoding import Encoding
 from blink_exp.core.method import LayerPolicy, Method
 from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, pack
 from blink_exp.documents.settings import Settings
@@ -126,13 +129,13 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
     the method rejects the value because no token would remain. Errors of the other settings are raised here."""
     unset = without_tokens(settings.method)  # the setting is searched instead of the method's own budget
     backbone, _, benchmark = evaluator.prepare(replace(settings, method=unset))
-    prompts: list[tuple[Any, str]] = []
+    prompts: list[tuple[Image.Image, str]] = []
     for first, *_ in group_by_image(evaluator.chosen(benchmark, settings)):
         with contextlib.suppress(OSError, UserError):  # skipped and reported by an evaluation
             prompts.append((first.image(), prompt_of(backbone, benchmark, first)))
     if not prompts:
         raise UserError(f"{key} cannot be matched: nothing of {benchmark.name} can be asked; evaluate the method alone to see why")
-    encodings: dict[int, Any] = {}
+    encodings: dict[int, Encoding] = {}
 
     def views(k: int) -> ViewGeometry:
         image = prompts[k][0]
