@@ -19,7 +19,7 @@ class RecordedSweeper(TypedDict, total=False):
     """``n_trials``: of a search; ``params``: {setting: what is swept}."""
 
     _target_: str
-    params: dict[str, Any] | None
+    params: dict[str, object] | None
     n_trials: int
 
 
