@@ -81,7 +81,7 @@ def cases(model: str, most: int | None = None) -> Iterator[Case]:
 
     Published values stand beside the 7B's own rows only: Table VIII has no other."""
     text = BEFORE + BEHIND
-    rows = [(label, reference.row("hero", "hero-table-8", label)) for label in ROWS]
+    rows = [(label, reference.entry("hero", "hero-table-8", label)["values"]) for label in ROWS]
     full = rows[0][1]["tokens"]
     for label, values in rows:
         ratio = None if label == ROWS[0] else int(label.partition("(")[2].rstrip("%)")) / 100

@@ -48,12 +48,12 @@ def test_benchmarks_of_the_papers_are_presets():
 
 
 def test_lost_and_unreported_cells_say_why_and_guesses_are_no_values():
-    lost = reference.row("blink", "blink-table-2", "Blink / High tau_exp")
-    assert lost["mme_perception"] is None and "lost" in lost["missing"]["mme_perception"]
+    lost = reference.entry("blink", "blink-table-2", "Blink / High tau_exp")
+    assert lost["values"]["mme_perception"] is None and "lost" in lost["missing"]["mme_perception"]
     assert lost["derived"] == ["mme_total"] and lost["conjecture"]["mme_perception"] == 1509.83
     dash = reference.entry("hero", "hero-table-4", "FastV (50%)", model="llava-next-7b")
     assert set(dash["missing"]) == {"chartqa", "ocrbench"} and "not reported" in dash["missing"]["chartqa"]
-    full = reference.row("blink", "blink-table-3", "12-18")
+    full = reference.entry("blink", "blink-table-3", "12-18")
     assert (full["derived"], full["missing"], full["conjecture"]) == ([], {}, {})
     for _, table, row in ROWS:
         guessed = {*row.get("conjecture", {})} - {"basis"}
@@ -83,7 +83,7 @@ def test_rivals_stay_apart_by_source_and_the_anchor_comes_first():
 
 
 def test_every_rival_s_cell_has_a_source_and_a_plausible_value():
-    file = reference.published("rivals")
+    file = reference.rivals()
     columns = {"gqa", "mmbench", "mmbench_cn", "mme_total", "mme_perception", "pope", "scienceqa", "vqav2", "textvqa", "vizwiz", "mmvet"}
     cells = [
         (source, column, value)

@@ -245,6 +245,6 @@ def test_the_recipe_composes_to_what_the_paper_prints():
     named = {"bfloat16": "bf16-mixed", "zero-2": "deepspeed_zero2", "adamw": "torch.optim.AdamW"}
     named |= {"cosine": "blink_exp.training.optimization.cosine"}
     for label, path in recipe["values"].items():
-        printed = reference.row("blink", "blink-table-4", label)["value"]
+        printed = reference.entry("blink", "blink-table-4", label)["values"]["value"]
         assert (path is None) == (label == "Sequence length")
         assert path is None or OmegaConf.select(cfg, path) == named.get(printed, printed), label

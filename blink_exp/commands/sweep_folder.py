@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError
 from blink_exp.evaluation import locks
-from blink_exp.reports.console import wide_console
+from blink_exp.reports.console import show_table
 from blink_exp.settings.doors import OF_FOLDER, command_name
 from blink_exp.settings.words import MULTIRUN, word
 from blink_exp.studies.summary import write_summary
@@ -42,19 +41,15 @@ def run(argv: Sequence[str]) -> list[str] | None:
 
 def status(folder: str) -> None:
     """Prints how many jobs are done, failed, running and missing, and the first of each."""
-    from rich.table import Table
-
     sweep = read_sweep(folder, "status")
     rows = sweep.rows()
     name_points(rows)
-    table = Table(title=folder)
-    for column in ("status", "points", "first"):
-        table.add_column(column, justify="right" if column == "points" else "left", overflow="fold")
+    lines = []
     for state in STATES:
         alike = [row for row in rows if row["status"] == state]
         unproposed = sweep.unproposed if state == "missing" else 0
-        table.add_row(state, str(len(alike) + unproposed), _first(alike))
-    wide_console().print(table)
+        lines.append((state, str(len(alike) + unproposed), _first(alike)))
+    show_table(("status", "points", "first"), lines, folder, right=("points",))
     if locks.in_use(sweep.path) or sweep.group_runs:
         print("the sweep is running: points that are missing have not had their turn, or answer their questions together")
     elif any(row["status"] in AGAIN for row in rows):
@@ -106,7 +101,7 @@ def retried(values: dict[str, str], words: Sequence[str]) -> list[str] | None:
 
 def command_words(sweep: SweepFolder, launcher_words: Sequence[str]) -> list[str]:
     """The words of a sweep's command, with the launcher of ``launcher_words``, if there is one."""
-    hydra: dict[str, Any] = sweep.command["hydra"]
+    hydra = sweep.command["hydra"]
     folders = [source["path"] for source in hydra["runtime"]["config_sources"] if source["provider"] == "command-line"]
     words = [str(word) for word in hydra["overrides"]["hydra"] if word.partition("=")[0].lstrip("+") not in PER_PROCESS]
     if any(word.startswith("hydra/launcher=") for word in launcher_words):

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Required, TypedDict
+from typing import Required, TypedDict
 
+from blink_exp.documents.references import Param
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.documents.tables import MeasuredColumn
+
+
+class RivalCell(TypedDict):
+    """Arguments of ``reference.rival``, but for the column."""
+
+    backbone: str
+    tokens: int | None
+    method: str
 
 
 class ExperimentPoint(TypedDict, total=False):
@@ -12,7 +22,7 @@ class ExperimentPoint(TypedDict, total=False):
 
     label: str
     overrides: list[str]
-    published: dict[str, Any]  # arguments of ``reference.entry``, or of a rival's cell
+    published: dict[str, Param]  # arguments of ``reference.entry``: ``table``, ``row`` and params
     baseline: str
     control: bool
     needs: str
@@ -21,9 +31,10 @@ class ExperimentPoint(TypedDict, total=False):
     once: bool
     not_at: list[str]
     rival: str
+    rival_cell: RivalCell  # of the ``rival`` at the budget that it was expanded for
     budget: str  # the name of the budget that it was expanded for
     series: str
-    x: Any
+    x: float | str
 
 
 class ExperimentBudget(TypedDict):
@@ -33,7 +44,7 @@ class ExperimentBudget(TypedDict):
 
 class ExperimentSweep(TypedDict):
     series: str
-    x: list[Any]
+    x: list[float | str]
     overrides: list[str]
 
 
@@ -68,7 +79,7 @@ class Experiment(TypedDict, total=False):
     source: str | None
     note: str | None
     overrides: list[str]
-    benchmarks: dict[str, Any]  # a preset's name or several, for ``scale`` and ``published``
+    benchmarks: dict[str, str | list[str]]  # a preset's name or several, for ``scale`` and ``published``
     at: dict[str, list[str]]
     points: list[ExperimentPoint]
     budgets: dict[str, ExperimentBudget]
@@ -90,4 +101,4 @@ class Experiment(TypedDict, total=False):
     figures: list[str]
     effects: RegionEffects
     # of a figure
-    draw: dict[str, Any]
+    draw: PlainSettings

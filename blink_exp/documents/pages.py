@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 from blink_exp.documents.records import ShownPart
+from blink_exp.documents.settings import PlainSettings
 
 
 class AnswerLine(TypedDict):
@@ -68,7 +69,7 @@ class ViewDocument(TypedDict):
     said: Any
     verdict: str | None
     backbone: str
-    settings: dict[str, Any]
+    settings: PlainSettings
     size: tuple[int, int]
     grid: dict[str, int]
     second_view: ShownPart | None

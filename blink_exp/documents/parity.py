@@ -5,6 +5,20 @@ from __future__ import annotations
 from typing import Any, Required, TypedDict
 
 
+class ParityPoint(TypedDict, total=False):
+    """A row of conf/parity.yaml. ``id``: in the reference data; ``rows``: of the whole split; ``only``: {model: further overrides};
+    ``compares``: False where a measured number cannot be set beside the printed ones, for the reason ``why``."""
+
+    label: Required[str]
+    id: Required[str]
+    score: Required[str]
+    rows: Required[int]
+    overrides: Required[list[str]]
+    only: dict[str, list[str]]
+    compares: bool
+    why: str
+
+
 class ParityVerdict(TypedDict, total=False):
     """``measured``: None where the run failed or is scored elsewhere; ``difference``: from the first source, or the center of the band."""
 

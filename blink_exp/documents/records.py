@@ -36,6 +36,9 @@ class JudgeVerdict(TypedDict, total=False):
     why: str
 
 
+Fields = dict[str, Any]  # what a benchmark keeps of a question beside its text; the classes of ``benchmarks`` say what
+
+
 class Record(TypedDict, total=False):
     """One sample of an evaluation, a line of records.jsonl. Below ``layers`` what single benchmarks add."""
 
@@ -46,7 +49,7 @@ class Record(TypedDict, total=False):
     answer: Any
     prediction: Any  # text; None where nothing is asked
     correct: Any  # True, False, or a mark from 0 to 1; None where nobody can tell
-    fields: dict[str, Any]
+    fields: Fields
     regions: Any  # boxes, as fractions of the image
     visual_tokens: float  # that entered the LLM, without newlines
     newline_tokens: float

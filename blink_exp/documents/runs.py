@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Required, TypedDict
 
 from blink_exp.documents.records import Skipped
+from blink_exp.documents.settings import PlainSettings
 
 
 class ScoreValue(TypedDict):
@@ -113,6 +115,27 @@ class ScoredRun(TypedDict, total=False):
     files: list[str]  # to be scored elsewhere
 
 
+class PredictionSettings(TypedDict, total=False):
+    """Keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)."""
+
+    backbone: str
+    method: str
+    layers: list[int]
+    dtype: str
+    attn_implementation: str
+    quantization: str | None
+    pad: bool
+    system_prompt: str | None
+    revision: str | None
+    seed: int
+
+
+class PredictionOrigin(PredictionSettings, total=False):
+    """What predictions were made with, as far as it is known."""
+
+    visual_tokens_of_the_image: int
+
+
 class Metrics(ScoredRun, total=False):
     """What metrics.json holds of a finished evaluation."""
 
@@ -177,8 +200,8 @@ class TrainingMetrics(Provenance, total=False):
 
     layers: Required[dict[Any, dict[str, float]]]
     parameters: Required[int]
-    images: dict[str, Any]
+    images: Mapping[str, object]
     skipped_images: list[str]
-    backbone: dict[str, Any]
+    backbone: PlainSettings
     devices: int
     parts_of_a_step: int

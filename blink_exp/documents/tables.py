@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Required, TypedDict
 
 from blink_exp.documents.runs import PairedTest, PointRun, Provenance
@@ -23,7 +24,7 @@ class TableRow(TypedDict, total=False):
     budget: str  # of the budgets that the table's points run at
     ranges: dict[str, list[float]]  # lowest and highest of several published numbers, by heading
     sources: dict[str, str]  # of published numbers that come from several papers
-    settings: dict[str, Any]  # of a recipe
+    settings: Mapping[str, object]  # of a recipe, by their dotted names
 
 
 class PublishedColumn(TypedDict):

@@ -7,6 +7,7 @@ A figure of conf/figure names its maker under ``draw`` (a Hydra target with its 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class Drawing:
     """``pictures``: {file stem: figure}; ``data``: their numbers, JSON-ready; ``caption``: describes the picture and its axes."""
 
     pictures: dict[str, Figure]
-    data: dict[str, Any]
+    data: Mapping[str, object]
     claims: list[Claim]
     caption: str
     measured_on: str  # backbone, benchmark, samples

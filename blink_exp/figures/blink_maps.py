@@ -143,12 +143,8 @@ def draw_image(axis: Axes, image: Image.Image, record: Record, title: str) -> No
     for box in record["regions"]:
         draw_box(axis, box, RIGHT, "--")
     axis.set_title(title)
-    axis.set_xlabel(wrapped(record["question"]), fontsize=6)
-
-
-def wrapped(text: str, width: int = 24, lines: int = 3) -> str:
-    """``text`` in lines of about ``width`` characters, cut off after ``lines``."""
-    return "\n".join(textwrap.wrap(" ".join(text.split()), width, max_lines=lines, placeholder=" ..."))
+    lines = textwrap.wrap(" ".join(record["question"].split()), 24, max_lines=3, placeholder=" ...")
+    axis.set_xlabel("\n".join(lines), fontsize=6)
 
 
 def heat(axis: Axes, values: torch.Tensor, side: tuple[int, int], top: float | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TypedDict
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -13,6 +13,14 @@ from blink_exp.figures.shared import point_measured_on, styled, tip
 from blink_exp.figures.verdicts import RULE, Gains, Mean, contrast, gains, headline, point, verdict
 
 Curve = dict[int, Gains]  # by start, end or single layer
+
+
+class RangeChange(TypedDict):
+    """The change of the score at a start, end or single layer ``x``."""
+
+    x: int
+    change: float | None
+    stderr: float | None
 
 
 def layer_ranges(study: Study, baseline: str, start: str, end: str, single: str, default: tuple[int, int] = (12, 18)) -> Drawing:
@@ -36,8 +44,8 @@ def layer_ranges(study: Study, baseline: str, start: str, end: str, single: str,
     )
 
 
-def changes(curve: Curve, untouched: Gains) -> list[dict[str, Any]]:
-    """A curve's points in order of x: ``x``, ``change``, ``stderr``."""
+def changes(curve: Curve, untouched: Gains) -> list[RangeChange]:
+    """A curve's points in order of x."""
     gaps = {x: contrast([curve[x]], [untouched]) for x in sorted(curve)}
     return [{"x": x, "change": gap.value, "stderr": gap.stderr} for x, gap in gaps.items()]
 
@@ -100,7 +108,7 @@ def range_default(start: Curve, end: Curve, untouched: Gains, default: tuple[int
     }, len(ranges)
 
 
-def plot(ranges: list[list[dict[str, Any]]], single: list[dict[str, Any]], default: tuple[int, int], score: str) -> Figure:
+def plot(ranges: list[list[RangeChange]], single: list[RangeChange], default: tuple[int, int], score: str) -> Figure:
     """Two panels, one below the other: ranges by first layer, ranges by last layer, each with the single layers of its x."""
     labels = (f"range x to {default[1]}", f"range {default[0]} to x")
     titles = (f"first layer (last: {default[1]})", f"last layer (first: {default[0]})")
@@ -113,17 +121,15 @@ def plot(ranges: list[list[dict[str, Any]]], single: list[dict[str, Any]], defau
             positions = {p["x"] for p in line} or {p["x"] for p in single}
             alone = [p for p in single if min(positions, default=0) <= p["x"] <= max(positions, default=0)]
             for points, color, style, name in ((line, COLORS[0], "o-", label), (alone, COLORS[1], "s-", "layer x alone")):
-                measured = [p for p in points if p["change"] is not None]
-                x, y = [p["x"] for p in measured], [p["change"] for p in measured]
-                error = [p["stderr"] or 0.0 for p in measured]
+                measured = [(p["x"], p["change"], p["stderr"]) for p in points if p["change"] is not None]
+                x, y = [at for at, _, _ in measured], [change for _, change, _ in measured]
+                error = [stderr or 0.0 for *_, stderr in measured]
                 low, high = ([a + sign * e for a, e in zip(y, error, strict=True)] for sign in (-1, 1))
                 axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
                 axis.plot(x, y, style[1], color=color, linewidth=1.2)
-                for p in measured:
-                    tooltip = f"{name.replace('x', str(p['x']))}: {p['change']:+.2f}" + (
-                        "" if p["stderr"] is None else f" ± {p['stderr']:.2f}"
-                    )
-                    axis.plot(p["x"], p["change"], style[0], color=color, markersize=3, gid=tip(tooltip, next(count)))
+                for at, change, stderr in measured:
+                    tooltip = f"{name.replace('x', str(at))}: {change:+.2f}" + ("" if stderr is None else f" ± {stderr:.2f}")
+                    axis.plot(at, change, style[0], color=color, markersize=3, gid=tip(tooltip, next(count)))
                 axis.plot([], [], style, color=color, markersize=3, linewidth=1.2, label=name)
             axis.set(xlabel=title, ylabel=f"change of {score}")
             axis.xaxis.get_major_locator().set_params(integer=True)

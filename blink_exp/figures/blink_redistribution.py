@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -106,12 +105,10 @@ def measures(attention: LayerAttention) -> dict[str, float | None]:
     }
 
 
-def numbers_of(case: Case) -> dict[str, Any]:
-    """The data.json entry of a question."""
-    return {"id": case.record["id"]} | {
-        str(i): dict(zip(m, rounded(m.values(), 5), strict=True))
-        for i, m in ((i, measures(attention)) for i, attention in case.attention.items())
-    }
+def numbers_of(case: Case) -> dict[str, str | dict[str, float | None]]:
+    """The data.json entry of a question: its id, and its ``measures`` by layer."""
+    by_layer = {str(i): measures(attention) for i, attention in case.attention.items()}
+    return {"id": case.record["id"], **{i: dict(zip(m, rounded(m.values(), 5), strict=True)) for i, m in by_layer.items()}}
 
 
 def select_cases(cases: list[Case], images: int, grid: PatchGrid) -> list[Case]:

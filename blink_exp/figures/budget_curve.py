@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, TypedDict
 
 from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError
@@ -13,6 +13,14 @@ from blink_exp.figures.base import COLORS, PAGE, Claim, Drawing, Study
 MARKERS = "osD^vPX*"
 CONTROL = "#8a8a8a"
 APART = 1.2  # least ratio of two budgets whose numbers stand beside each other
+
+
+class BudgetCurves(TypedDict):
+    """``untouched``: the whole model's score; ``methods``: {method: {"tokens a layer", ``score`` or "stderr": one for each budget}}."""
+
+    score: str
+    untouched: float | None
+    methods: dict[str, dict[str, list[Any]]]
 
 
 def tokens_of(run: PointRun) -> float:
@@ -34,7 +42,7 @@ def curves(study: Study, untouched: str, controls: list[str]) -> Drawing:
     one = next(iter(lines.values()))[0]
     score = one["headline"]
     figure, ((axis,),) = draw.canvas(PAGE, 0.55 * PAGE)
-    data: dict[str, Any] = {"score": score, "untouched": None, "methods": {}}
+    data: BudgetCurves = {"score": score, "untouched": None, "methods": {}}
     if whole := series.get(untouched):
         data["untouched"] = whole[0]["scores"][score]
         axis.axhline(data["untouched"], color="black", linewidth=0.8, linestyle="--", label=untouched)
@@ -76,7 +84,7 @@ def ticks_of(budgets: list[int]) -> list[int]:
     return sorted(chosen)
 
 
-def claims(data: dict[str, Any], controls: list[str]) -> list[Claim]:
+def claims(data: BudgetCurves, controls: list[str]) -> list[Claim]:
     """Numbers alone: how many methods are above every control at their smallest budget. Budgets differ a little, so nothing is tested here;
     the tables do (rivals_llava, rivals_next)."""
     score, least = data["score"], {name: line[data["score"]][0] for name, line in data["methods"].items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from hydra.utils import get_class
@@ -26,6 +26,14 @@ PEAKS = {
     "science & technology": (0.2, 0.0),
 }
 MARKERS = "osD^vPX*"
+
+
+class AlphaCurves(TypedDict):
+    """``accuracy``, ``stderr``: {category: one for each ``alpha``}."""
+
+    alpha: list[float]
+    accuracy: dict[str, list[float | None]]
+    stderr: dict[str, list[float | None]]
 
 
 class AlphaScores:
@@ -149,7 +157,7 @@ def categories(study: Study) -> Drawing:
     one = rows[min(rows)]
     scored = AlphaScores({x: records_of(row) for x, row in rows.items()}, balanced=AVERAGE in one["scores"])
     figure, ((axis,),) = draw.canvas(COLUMN, 0.95 * COLUMN)
-    data: dict[str, Any] = {"alpha": scored.x, "accuracy": {}, "stderr": {}}
+    data: AlphaCurves = {"alpha": scored.x, "accuracy": {}, "stderr": {}}
     for k, name in enumerate([*scored.categories, AVERAGE]):
         line = scored.line(name)
         black = name == AVERAGE

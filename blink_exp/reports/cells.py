@@ -120,6 +120,11 @@ def printed(number: float | str | None, digits: int | None) -> str:
     return "" if math.isnan(number) else f"{number:.{digits}f}"
 
 
+def paired_test(row: TableRow, benchmark: str, heading: str) -> PairedTest:
+    """The test of a row against its baseline, by a measured column; empty where there is none."""
+    return ((row.get("deltas") or {}).get(benchmark) or {}).get(heading) or {}
+
+
 def in_unit(test: PairedTest, name: Measure, per: float) -> float | None:
     """A measure of a paired test in its column's unit."""
     points = test.get(name)
@@ -183,7 +188,7 @@ def _measured(row: TableRow, benchmark: str, heading: str, column: MeasuredColum
     if number is None:
         return Cell(note="this run has no such number", command=command)
     stderr, error_digits = error(run, column["value"]), column.get("error_digits", 0)
-    test = ((row.get("deltas") or {}).get(benchmark) or {}).get(heading) or {}
+    test = paired_test(row, benchmark, heading)
     delta = signed(in_unit(test, "delta", per), digits)
     p = test.get("p")
     notes = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -12,6 +13,17 @@ def wide_console() -> Any:
     """
     from rich.console import Console
 
-    plain: dict[str, Any] = {"markup": False, "emoji": False}
-    console = Console(**plain)
-    return console if console.is_terminal else Console(width=130, **plain)
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=130)
+
+
+def show_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None, right: Collection[str] = ()) -> None:
+    """Prints a table. ``right``: the headings of ``head`` whose columns stand at the right."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for heading in head:
+        table.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    wide_console().print(table)

@@ -14,6 +14,16 @@ from blink_exp.documents.runs import PairedTest, PointRun, Provenance
 from blink_exp.documents.tables import ColumnGroup, Document, FigureDocument, MeasuredColumn, TableDocument
 from blink_exp.reports import cells, effects, legend
 from blink_exp.reports.inline import picture
+from blink_exp.reports.shown import (
+    CellParts,
+    DifferenceLine,
+    Entry,
+    FigureParts,
+    Head,
+    ProvenanceLine,
+    RunLine,
+    TableParts,
+)
 
 Embedded = list[tuple[FigureDocument, Path]]  # documents of figures and their folders
 
@@ -26,10 +36,9 @@ SIDES = {True: ("scale", "scale model"), False: ("backbone", "named backbone"), 
 
 def entry(
     document: Document, folder: Path, root: Path, embedded: Embedded, titles: Mapping[str, str] | None = None, within: str = ""
-) -> dict[str, Any]:
+) -> Entry:
     """A table or figure for the templates. ``root``: the folder of the page; ``titles``: titles of the page's sections by id, to be linked;
-    ``within``: id of the table that the figure is shown below. "variant": what the user set beside the model, which the report's folders
-    name behind it."""
+    ``within``: id of the table that the figure is shown below. The report's folders name what the user set behind the model."""
     name = (f"{within}--" if within else "") + anchor(document["name"], folder)
     kind, runs = document["kind"], _runs(document.get("rows", []))
     if within:  # what it was drawn from stands with the table, unless it has points of its own
@@ -38,8 +47,7 @@ def entry(
     side, word = SIDES[document.get("scale") if model else None]
     linked = [anchor(figure, folder) for figure in document.get("figures") or []]
     embedded_names = {where.name for _, where in embedded}
-    common = {
-        "kind": kind,
+    head: Head = {
         "id": name,
         "name": document["name"],
         "title": document["title"],
@@ -50,7 +58,7 @@ def entry(
         "side": side,
         "label": f"{model} ({word})" if word else model,
         "variant": folder.name.partition(",")[2].replace(",", " ") if folder.parent.parent == root else "",
-        "error": document.get("error"),
+        "error": document.get("error") if document["kind"] == "figure" else None,
         "note": document.get("note"),
         "command": document.get("command"),
         "footnotes": document.get("footnotes") or [],
@@ -62,7 +70,9 @@ def entry(
             (target, titles[target]) for target in linked if titles and target in titles and target.partition("--")[0] not in embedded_names
         ],
     }
-    return common | (_figure(document, folder, root, name) if document["kind"] == "figure" else _table(document))
+    if document["kind"] == "figure":
+        return {**head, **_figure(document, folder, root, name)}
+    return {**head, **_table(document)}
 
 
 def anchor(name: str, folder: Path) -> str:
@@ -75,7 +85,7 @@ def _linked(names: Iterable[str], folder: Path, root: Path) -> list[tuple[str, s
     return [(name, Path(os.path.relpath(folder / name, root)).as_posix()) for name in names if (folder / name).is_file()]
 
 
-def _table(document: TableDocument) -> dict[str, Any]:
+def _table(document: TableDocument) -> TableParts:
     """Template values of a table: columns, cells, legend and differences."""
     columns = cells.columns(document)
     side, _ = SIDES[document.get("scale")]
@@ -84,6 +94,7 @@ def _table(document: TableDocument) -> dict[str, Any]:
     starts = [k for k, new in enumerate(first) if new]
     ends = [*starts[1:], len(columns)]
     return {
+        "kind": "table",
         "columns": [(column.heading, kind, new) for column, kind, new in zip(columns, kinds, first, strict=True)],
         "groups": [
             (cells.group_label(document, columns[start].group), kinds[start], end - start) for start, end in zip(starts, ends, strict=False)
@@ -107,8 +118,7 @@ def _table(document: TableDocument) -> dict[str, Any]:
     }
 
 
-def _cell(cell: cells.Cell, kind: str, first: bool) -> dict[str, Any]:
-    """A cell taken apart, so that the page can set the number larger than what goes with it. ``title``: for the pointer."""
+def _cell(cell: cells.Cell, kind: str, first: bool) -> CellParts:
     number, _, error = cell.text.partition(" ± ")
     return {
         "number": number,
@@ -122,17 +132,19 @@ def _cell(cell: cells.Cell, kind: str, first: bool) -> dict[str, Any]:
     }
 
 
-def _runs(rows: Iterable[Any]) -> list[dict[str, Any]]:
+def _runs(rows: Iterable[Any]) -> list[RunLine]:
     """One line per run: of a table's rows by benchmark, or of a figure's points."""
     out = []
     for row in rows:
         runs = row.get("runs") or ({"": row} if "status" in row else {})
-        out += [{"point": row.get("point", ""), "benchmark": benchmark} | _run(run) for benchmark, run in runs.items()]
+        out += [_run(row.get("point", ""), benchmark, run) for benchmark, run in runs.items()]
     return out
 
 
-def _run(run: PointRun) -> dict[str, Any]:
+def _run(point: str, benchmark: str, run: PointRun) -> RunLine:
     return {
+        "point": point,
+        "benchmark": benchmark,
         "failed": run.get("status") != "done",
         "error": run.get("error") or "no reason known",
         "samples": run.get("samples"),
@@ -144,10 +156,10 @@ def _run(run: PointRun) -> dict[str, Any]:
     }
 
 
-def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: MeasuredColumn) -> list[dict[str, Any]]:
+def _tests(document: TableDocument, group: ColumnGroup, heading: str, column: MeasuredColumn) -> list[DifferenceLine]:
     """A line for each delta of a column, its interval placed (0 to 100, no difference at 50) on a scale that these lines share."""
     per, digits = column.get("per", 1), column.get("digits", 2)
-    candidates = [(row, ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}) for row in document["rows"]]
+    candidates = [(row, cells.paired_test(row, group["benchmark"], heading)) for row in document["rows"]]
     tests = [(row, test) for row, test in candidates if test.get("delta") is not None]
     reach = max((abs(value) for _, test in tests for value in _ends(test).values()), default=0) or 1
     return [
@@ -174,7 +186,7 @@ def _ends(test: PairedTest) -> dict[str, float]:
     return {name: value for name, value in ends.items() if value is not None}
 
 
-def _figure(document: FigureDocument, folder: Path, root: Path, name: str) -> dict[str, Any]:
+def _figure(document: FigureDocument, folder: Path, root: Path, name: str) -> FigureParts:
     """Template values of a figure: pictures, and the paper's claims with the computed numbers."""
     alt = f"{document['title']}. {document.get('caption') or ''}".strip()
     pictures = [
@@ -182,6 +194,7 @@ def _figure(document: FigureDocument, folder: Path, root: Path, name: str) -> di
         for k, (stem, names) in enumerate((document.get("pictures") or {}).items())
     ]
     return {
+        "kind": "figure",
         "pictures": [
             {"markup": Markup(p.markup), "width": p.width, "files": _linked(p.files, folder, root)} for _, p in pictures if p is not None
         ],
@@ -229,7 +242,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _provenance(provenance: Provenance) -> dict[str, Any]:
+def _provenance(provenance: Provenance) -> ProvenanceLine:
     return {
         "commit": legend.short(provenance.get("commit") or ""),
         "date": str(provenance.get("date") or "").partition(".")[0].replace("T", " "),

@@ -18,6 +18,7 @@ from blink_exp.documents.tables import Document, FigureDocument
 from blink_exp.errors import UserError, flat
 from blink_exp.files import read_object, write_text
 from blink_exp.reports.entries import PAPERS, Embedded, anchor, citation, entry
+from blink_exp.reports.shown import Entry
 from blink_exp.settings.doors import command_name
 
 ABOUT = {
@@ -45,7 +46,7 @@ def gather(root: Path) -> Path:
     What cannot be read is named on the page and left out: a file of another version must not cost the rest. Raises UserError where
     nothing is left.
     """
-    documents: list[tuple[Any, Path]] = []
+    documents: list[tuple[Document, Path]] = []
     errors: list[str] = []
     for path in sorted(root.glob("*/*/table.json")) + sorted(root.glob("*/*/figure.json")):
         try:
@@ -98,9 +99,9 @@ def _order(document: Document, folder: Path) -> tuple[Any, ...]:
     return rank, paper, document["kind"] != "table", counted, not document.get("scale"), document.get("model") or "", str(folder)
 
 
-def _papers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _papers(entries: list[Entry]) -> list[dict[str, object]]:
     """Entries by paper and by name, and the paper's tables and figures that are absent."""
-    out = []
+    out: list[dict[str, object]] = []
     for paper in dict.fromkeys(e["paper"] for e in entries):
         of_paper = [e for e in entries if e["paper"] == paper]
         names = list(dict.fromkeys(e["name"] for e in of_paper))
@@ -125,7 +126,7 @@ def _absent(paper: str, sources: set[str]) -> list[str]:
     return [citation(source).partition(", ")[2] for source in expected if source not in sources]
 
 
-def _models(entries: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _models(entries: list[Entry]) -> list[dict[str, str]]:
     """The models behind the entries, scale models first."""
     sides = {e["label"]: e["side"] for e in entries if e["label"]}
     return [{"label": label, "side": side} for label, side in sorted(sides.items(), key=lambda item: (item[1] != "scale", item[0]))]

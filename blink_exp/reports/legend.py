@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from blink_exp.documents.runs import PointRun
 from blink_exp.documents.tables import ColumnGroup, TableDocument, TableRow
-from blink_exp.reports.cells import CONTROL, DERIVED, LEVEL, PUBLISHED, SETTINGS, SIGNIFICANT, columns, group_label, printed, rows
+from blink_exp.reports.cells import (
+    CONTROL,
+    DERIVED,
+    LEVEL,
+    PUBLISHED,
+    SETTINGS,
+    SIGNIFICANT,
+    columns,
+    group_label,
+    paired_test,
+    printed,
+    rows,
+)
 
 TESTS = {  # of ``statistics``
     "McNemar": "McNemar's exact test",
@@ -107,9 +119,9 @@ def detectable(document: TableDocument) -> list[str]:
     """A sentence with the smallest difference that each column's tests could have found, as a range over the rows; none without tests."""
     several, parts = len(document["groups"]) > 1, []
     for group in document["groups"]:
-        tests = [(row.get("deltas") or {}).get(group["benchmark"]) or {} for row in document["rows"]]
         for heading, column in group["columns"].items():
-            smallest = [least for test in tests if (least := (test.get(heading) or {}).get("detectable")) is not None]
+            tests = [paired_test(row, group["benchmark"], heading) for row in document["rows"]]
+            smallest = [least for test in tests if (least := test.get("detectable")) is not None]
             ends = (
                 [printed(end / column.get("per", 1), column.get("digits", 2)) for end in (min(smallest), max(smallest))] if smallest else []
             )

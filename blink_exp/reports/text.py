@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from blink_exp import markdown as md
 from blink_exp.documents.runs import Measure
@@ -112,7 +111,7 @@ CSV = [
 ]
 
 
-def _published_lines(document: TableDocument, row: TableRow) -> list[dict[str, Any]]:
+def _published_lines(document: TableDocument, row: TableRow) -> list[dict[str, object]]:
     return [
         {"table": document["name"], "point": row["point"], "group": PUBLISHED, "column": heading, "baseline": row.get("baseline")}
         | _published_fields(row, heading)
@@ -120,7 +119,7 @@ def _published_lines(document: TableDocument, row: TableRow) -> list[dict[str, A
     ]
 
 
-def _published_fields(row: TableRow, heading: str | None) -> dict[str, Any]:
+def _published_fields(row: TableRow, heading: str | None) -> dict[str, object]:
     if heading is None:
         return {}
     return {
@@ -131,7 +130,7 @@ def _published_fields(row: TableRow, heading: str | None) -> dict[str, Any]:
     }
 
 
-def _measured_lines(document: TableDocument, row: TableRow) -> list[dict[str, Any]]:
+def _measured_lines(document: TableDocument, row: TableRow) -> list[dict[str, object]]:
     out = []
     for group in document["groups"]:
         run = (row.get("runs") or {}).get(group["benchmark"])
@@ -140,7 +139,7 @@ def _measured_lines(document: TableDocument, row: TableRow) -> list[dict[str, An
         for heading, column in group["columns"].items():
             per, number = column.get("per", 1), cells.value(run, column["value"])
             stderr = None if number is None else cells.error(run, column["value"])
-            test = ((row.get("deltas") or {}).get(group["benchmark"]) or {}).get(heading) or {}
+            test = cells.paired_test(row, group["benchmark"], heading)
             out.append(
                 {"table": document["name"], "point": row["point"], "group": group["benchmark"], "column": heading}
                 | _published_fields(row, column.get("published"))

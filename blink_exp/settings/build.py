@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError
 from blink_exp.settings.allowed import check_targets
-from blink_exp.settings.nodes import PlainSettings
 
 
 def build(node: PlainSettings, *arguments: Any) -> Any:

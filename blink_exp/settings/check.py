@@ -16,11 +16,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.settings.allowed import check_targets
 from blink_exp.settings.limits import Between, Limit
 from blink_exp.settings.moved import moved
-from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.targets import BY_TARGET
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError
 from blink_exp.settings.allowed import without_allowed
 from blink_exp.settings.check import check
 from blink_exp.settings.folders import CONF
 from blink_exp.settings.messages import HYDRA_ERRORS, translated
-from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.values import plain, typed
 from blink_exp.settings.words import NOTHING_CHOSEN, quoted
 

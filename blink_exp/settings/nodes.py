@@ -10,8 +10,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blink_exp.errors import UserError, flat
 
-PlainSettings = dict[str, Any]  # settings as plain Python: None, numbers, text, lists, and settings again
-
 TEXT_ONLY = ("${now:", "${hydra:", "${oc.env:", "${python_version:")  # resolvers that make no mapping
 
 

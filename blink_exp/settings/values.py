@@ -16,10 +16,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, flat
 from blink_exp.files import read_text
 from blink_exp.settings.check import HYDRA, check, fields, value_type
-from blink_exp.settings.nodes import PlainSettings
 
 T = TypeVar("T")
 

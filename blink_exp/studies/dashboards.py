@@ -13,9 +13,8 @@ from blink_exp.documents.experiments import Experiment
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.files import write_text
 from blink_exp.settings.doors import command_name
-from blink_exp.settings.folders import CONF
 from blink_exp.settings.roots import SweepSettings
-from blink_exp.studies.experiments import load_experiment, natural
+from blink_exp.studies import experiments
 
 NAME = "Blink and HERO ablations"
 KINDS = ("wandb",)
@@ -39,7 +38,8 @@ def run(settings: SweepSettings, out: Path) -> Path:
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("dashboard=wandb needs wandb-workspaces; pip install wandb-workspaces")
     logger = settings.logger if tracking.logger_of(settings.logger).name == "wandb" else {}
-    board = workspace(experiments(), logger.get("project") or "blink-exp", logger.get("entity"))
+    by_kind = {kind: list(experiments.experiments(kind)) for kind in experiments.KINDS}
+    board = workspace(by_kind, logger.get("project") or "blink-exp", logger.get("entity"))
     path = out / "workspace.json"
     write_text(path, as_json(board))
     print(f"workspace: {path}")
@@ -64,17 +64,8 @@ def save(board: Any) -> None:
         raise UserError(f"the workspace could not be saved to W&B ({flat(error, 200)}); the file above holds it") from error
 
 
-def experiments() -> dict[str, list[Experiment]]:
-    """{"table": ..., "figure": ...}: the raw files of conf/table and conf/figure; composing all of them would take a minute."""
-    by_kind: dict[str, list[Experiment]] = {}
-    for kind in ("table", "figure"):
-        paths = sorted((CONF / kind).glob("*.yaml"), key=lambda p: natural(p.stem))
-        by_kind[kind] = [load_experiment(kind, p.stem) for p in paths]
-    return by_kind
-
-
 def workspace(by_kind: dict[str, list[Experiment]], project: str, entity: str | None) -> Any:
-    """The workspace as an object, built without network access."""
+    """The workspace as an object, built without network access. ``by_kind``: the experiments of ``studies.experiments.KINDS``."""
     import wandb_workspaces.workspaces as ws
 
     sections = [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
+from blink_exp.benchmarks.base import Benchmark
 from blink_exp.documents.records import Record
 from blink_exp.documents.runs import PointRun
 from blink_exp.documents.tables import ColumnGroup, TableDocument
@@ -13,6 +14,8 @@ from blink_exp.evaluation.evaluator import prepare_benchmark
 from blink_exp.evaluation.records import read
 from blink_exp.reports.statistics import compare
 from blink_exp.studies.comparisons import best_control
+
+Published = Mapping[str, float | str | None]  # values of a row by heading
 
 
 def add_deltas(document: TableDocument, over_control: str | None = None) -> None:
@@ -44,7 +47,7 @@ def add_deltas(document: TableDocument, over_control: str | None = None) -> None
             _compare_with_controls(document, group, benchmark, over_control)
 
 
-def _compare_with_controls(document: TableDocument, group: ColumnGroup, benchmark: Any, score: str) -> None:
+def _compare_with_controls(document: TableDocument, group: ColumnGroup, benchmark: Benchmark, score: str) -> None:
     """Fills ``over_control`` of every run that a control at its budget can be compared with, and its test."""
     name = group["benchmark"]
     headings = [heading for heading, column in group["columns"].items() if column["value"] == f"over_control.{score}"]
@@ -60,10 +63,10 @@ def _compare_with_controls(document: TableDocument, group: ColumnGroup, benchmar
             row["deltas"].setdefault(name, {})[heading] = {**test, "delta": None, "against": control["point"]}
 
 
-def printed(values: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
+def printed(values: Published, base: Published) -> dict[str, float]:
     """Differences of published numbers, by heading."""
-    both = [h for h in values if isinstance(values[h], int | float) and isinstance(base.get(h), int | float)]
-    return {h: round(values[h] - base[h], 4) for h in both}
+    pairs = [(heading, value, base.get(heading)) for heading, value in values.items()]
+    return {h: round(a - b, 4) for h, a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)}
 
 
 def records_of(run: PointRun) -> dict[str, Record]:
@@ -71,6 +74,6 @@ def records_of(run: PointRun) -> dict[str, Record]:
     return {r["id"]: r for r in read(run["folder"])}
 
 
-def benchmark_of(run: PointRun) -> Any:
+def benchmark_of(run: PointRun) -> Benchmark:
     """The benchmark that a point was measured on."""
     return prepare_benchmark(results.settings_of(run["folder"]))

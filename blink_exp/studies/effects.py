@@ -12,11 +12,10 @@ bounds what any amplifier of tokens can gain. An experiment states them under ``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-from blink_exp.benchmarks.base import Subsets, group_by
+from blink_exp.benchmarks.base import Benchmark, Subsets, group_by
 from blink_exp.documents.experiments import EffectPair, RegionEffects
 from blink_exp.documents.records import Record
 from blink_exp.documents.tables import EffectRow, TableDocument
@@ -40,7 +39,7 @@ def region_effects(document: TableDocument, effects: RegionEffects) -> list[Effe
     return out
 
 
-def effects_of(benchmark: Any, name: str, runs: Runs, pairs: list[EffectPair], reference: str) -> list[EffectRow]:
+def effects_of(benchmark: Benchmark, name: str, runs: Runs, pairs: list[EffectPair], reference: str) -> list[EffectRow]:
     """The effects of some pairs on one benchmark, by its headline score, or ``accuracy`` where it has one."""
     rows: list[EffectRow] = []
     for pair in pairs:

@@ -57,7 +57,7 @@ def measure_figure(
     drawing = build(figure["draw"], Study(figure["name"], settings, rows))
     files = write_drawing(drawing, out)
     source = figure.get("source")
-    published = reference.figure(figure["paper"], source) if source else {}
+    published = reference.figure(figure["paper"], source) if source else None
     return {
         "kind": "figure",
         "name": figure["name"],
@@ -67,8 +67,8 @@ def measure_figure(
         "note": figure.get("note"),
         "scale": scale,
         "command": plan.command([f"figure={figure['name']}", *user_overrides], "sweep"),
-        "plots": published.get("plots"),
-        "claim": published.get("claim"),
+        "plots": published["plots"] if published else None,
+        "claim": published["claim"] if published else None,
         "footnotes": reference.footnotes(figure["paper"], source) if source else [],
         "caption": drawing.caption,
         "measured_on": drawing.measured_on,

@@ -53,11 +53,8 @@ class Jobs(Callback):
     def __init__(self) -> None:
         self.running = contextlib.ExitStack()  # the lock of the job that runs in this process
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # sent to the processes of a launcher; a lock stays where it is
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.running = contextlib.ExitStack()
+    def __reduce__(self) -> tuple[type[Jobs], tuple[()]]:
+        return type(self), ()  # sent to the processes of a launcher; a lock stays where it is
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         note_folders(config, "hydra.run.dir")

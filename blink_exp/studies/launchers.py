@@ -46,7 +46,7 @@ ALWAYS = ("array_parallelism", "max_num_timeout")  # of these the ones that must
 PRESETS = ("joblib", "ray", "submitit_local", "submitit_slurm")
 
 
-def check_launcher(launcher: Mapping[str, Any]) -> None:
+def check_launcher(launcher: Mapping[str, object]) -> None:
     """Raises UserError if the package of a launcher is not installed, or its groups have no size. ``launcher``: hydra.launcher."""
     engine = ENGINES.get(str(launcher["_target_"]).rpartition(".")[2])
     if engine is not None:
@@ -54,18 +54,18 @@ def check_launcher(launcher: Mapping[str, Any]) -> None:
             importlib.metadata.version(engine.package)
         except importlib.metadata.PackageNotFoundError:
             raise UserError(f"hydra/launcher needs {engine.package}, which is not installed; {install(engine.extra)}") from None
-    for program in engine.needs if engine is not None else ():
-        if shutil.which(program) is None:
-            raise UserError(f"hydra/launcher=submitit_slurm needs Slurm, and {program} is not here; use submitit_local or joblib")
-    for name, least in NUMBERS.items() if engine is not None else ():
-        number = launcher.get(name, least)
-        if number is None and name not in ALWAYS:
-            continue
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            null = "" if name in ALWAYS else ", or null"
-            raise UserError(f"hydra.launcher.{name} must be a whole number of at least {least}{null}, got {format_value(number)}")
-    if engine is not None and launcher.get("n_jobs") == 0:
-        raise UserError("hydra.launcher.n_jobs=0 runs nothing; use 1 or more, or -1 for as many as there are CPUs")
+        for program in engine.needs:
+            if shutil.which(program) is None:
+                raise UserError(f"hydra/launcher=submitit_slurm needs Slurm, and {program} is not here; use submitit_local or joblib")
+        for name, least in NUMBERS.items():
+            number = launcher.get(name, least)
+            if number is None and name not in ALWAYS:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                null = "" if name in ALWAYS else ", or null"
+                raise UserError(f"hydra.launcher.{name} must be a whole number of at least {least}{null}, got {format_value(number)}")
+        if launcher.get("n_jobs") == 0:
+            raise UserError("hydra.launcher.n_jobs=0 runs nothing; use 1 or more, or -1 for as many as there are CPUs")
     size = launcher.get(SIZE)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UserError(f"hydra.launcher.{SIZE} must be a whole number of at least 1, or null, got {format_value(size)}")

@@ -18,7 +18,7 @@ from blink_exp.evaluation.evaluator import incomplete
 from blink_exp.evaluation.shared_runs import point_folder
 from blink_exp.evaluation.terminal import bar
 from blink_exp.files import read_text
-from blink_exp.reports.console import wide_console
+from blink_exp.reports.console import show_table
 from blink_exp.settings.budgets import displaced
 from blink_exp.settings.compose import composed
 from blink_exp.settings.roots import EvaluateSettings, SweepSettings
@@ -30,27 +30,18 @@ LIMIT = re.compile(r"^limit: (\S+)$", re.M)
 def show_list(sweep: SweepSettings, experiments: list[Experiment], user_overrides: list[str]) -> None:
     """Prints two tables: id, title and what varies; then, where the store has points, number of points, finished ones, and the estimated
     time for the others."""
-    from rich.table import Table
-
-    console = wide_console()
-    table = Table()
-    for column in ("id", "title", "what varies"):
-        table.add_column(column, overflow="fold")
-    for experiment in experiments:
-        table.add_row(experiment["name"], experiment["title"], varies(experiment))
-    console.print(table)
+    show_table(("id", "title", "what varies"), [(one["name"], one["title"], varies(one)) for one in experiments])
     finished_points = Store(sweep)
-    table = Table(title="points: on the benchmarks of this model; left: by the points in the store, on this machine")
-    for column in ("id", "points", "done", "left"):
-        table.add_column(column, justify="left" if column == "id" else "right", overflow="fold")
+    rows = []
     with bar(len(experiments), "looking into the store", True) as advance:
         for experiment in experiments:
             listed = finished_points.listed(experiment, user_overrides)
             left = finished_points.seconds([point for point in listed if not point.done])
             done = sum(point.done for point in listed)
-            table.add_row(experiment["name"], str(len(listed)), str(done), "" if left is None else f"{left / 60:.0f} min")
+            rows.append((experiment["name"], str(len(listed)), str(done), "" if left is None else f"{left / 60:.0f} min"))
             advance(1)
-    console.print(table)
+    title = "points: on the benchmarks of this model; left: by the points in the store, on this machine"
+    show_table(("id", "points", "done", "left"), rows, title, right=("points", "done", "left"))
 
 
 def limit_of(folder: Path) -> str:
@@ -66,8 +57,7 @@ def varies(experiment: Experiment) -> str:
     source = experiment.get("source")
     if not source:
         return ""
-    look = reference.figure if "-fig-" in source else reference.table
-    return str(look(experiment["paper"], source)["experiment"]["varies"])
+    return reference.source_of(experiment["paper"], source)["experiment"]["varies"]
 
 
 @dataclass(frozen=True)

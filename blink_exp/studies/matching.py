@@ -14,9 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from PIL import Image
+
 from blink_exp.benchmarks.base import group_by_image
+from blink_exp.core.encoding import Encoding
 from blink_exp.core.method import LayerPolicy, Method
 from blink_exp.core.views import NEWLINE, ViewGeometry, all_tokens, pack
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError
 from blink_exp.evaluation import evaluator, identity, locks, store
 from blink_exp.evaluation.answering import prompt_of
@@ -125,13 +129,13 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
     the method rejects the value because no token would remain. Errors of the other settings are raised here."""
     unset = without_tokens(settings.method)  # the setting is searched instead of the method's own budget
     backbone, _, benchmark = evaluator.prepare(replace(settings, method=unset))
-    prompts: list[tuple[Any, str]] = []
+    prompts: list[tuple[Image.Image, str]] = []
     for first, *_ in group_by_image(evaluator.chosen(benchmark, settings)):
         with contextlib.suppress(OSError, UserError):  # skipped and reported by an evaluation
             prompts.append((first.image(), prompt_of(backbone, benchmark, first)))
     if not prompts:
         raise UserError(f"{key} cannot be matched: nothing of {benchmark.name} can be asked; evaluate the method alone to see why")
-    encodings: dict[int, Any] = {}
+    encodings: dict[int, Encoding] = {}
 
     def views(k: int) -> ViewGeometry:
         image = prompts[k][0]
@@ -163,7 +167,7 @@ def share_by(settings: PointSettings, key: str) -> Callable[[float], float]:
     return share_of
 
 
-def token_settings(method: dict[str, Any], prefix: str = "method") -> list[str]:
+def token_settings(method: PlainSettings, prefix: str = "method") -> list[str]:
     """The dotted names of a method's ``tokens``, and of those of the halves of a pair, that are not null."""
     names = [f"{prefix}.tokens"] if method.get("tokens") is not None else []
     return [
@@ -172,12 +176,12 @@ def token_settings(method: dict[str, Any], prefix: str = "method") -> list[str]:
     ]
 
 
-def without_tokens(method: dict[str, Any]) -> dict[str, Any]:
+def without_tokens(method: PlainSettings) -> PlainSettings:
     """A method's settings with null for each of its ``token_settings``."""
     return {k: None if k == "tokens" else without_tokens(v) if isinstance(v, dict) else v for k, v in method.items()}
 
 
-def with_value(method: dict[str, Any], key: str, value: float) -> dict[str, Any]:
+def with_value(method: PlainSettings, key: str, value: float) -> PlainSettings:
     """A method's settings with another value at the dotted ``key``."""
     name, dot, rest = key.partition(".")
     return method | {name: with_value(method[name], rest, value) if dot else value}

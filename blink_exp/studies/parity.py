@@ -5,21 +5,24 @@ Run it first on a published backbone: a method's gain of one point means nothing
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blink_exp import markdown as md
 from blink_exp import reference
 from blink_exp.backbone.load import check_there
-from blink_exp.documents.parity import ParityDocument, ParityRow, ParityVerdict
+from blink_exp.documents.parity import ParityDocument, ParityPoint, ParityRow, ParityVerdict
 from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_json, write_text
-from blink_exp.reports.console import wide_console
+from blink_exp.reports.console import show_table
 from blink_exp.settings.doors import command_line
 from blink_exp.settings.roots import ParitySettings
 from blink_exp.studies.plan import command_line_overrides, measured_run
 
 CHECK = "system prompt, pad or crop, OCR tokens, dtype, token ids around the image, image processor"  # in this order
+Printed = Mapping[str, float]  # by source, and the ``band`` that a measured number has to lie in, and its ``center``
 
 
 def run_parity(settings: ParitySettings, out: Path) -> ParityDocument:
@@ -27,20 +30,18 @@ def run_parity(settings: ParitySettings, out: Path) -> ParityDocument:
     from hydra.core.hydra_config import HydraConfig
 
     model = HydraConfig.get().runtime.choices["model"]
-    reference_data = reference.published("vanilla")
-    if model not in reference_data["models"]:
-        raise UserError(
-            f"nobody prints numbers for model={model}; {nearest(model, reference_data['models'])} (a folder: add model.path=...)"
-        )
+    vanilla = reference.vanilla()
+    if model not in vanilla["models"]:
+        raise UserError(f"nobody prints numbers for model={model}; {nearest(model, vanilla['models'])} (a folder: add model.path=...)")
     check_there(**settings.model)  # before fifteen rows say the same
     user_overrides = command_line_overrides()
     rows: list[ParityRow] = []
     for point in settings.points:
-        printed = reference_data["models"][model].get(point["id"], {})
+        printed = vanilla["models"][model].get(point["id"], {})
         print(f"[{len(rows) + 1}/{len(settings.points)}] {point['label']}", flush=True)
         words = [*settings.overrides, *point["overrides"], *point.get("only", {}).get(model, [])]
         run: Any = measured_run(settings, words, user_overrides, point["label"])
-        published = {s: printed[s] for s in reference_data["sources"] if s in printed}
+        published = {s: printed[s] for s in vanilla["sources"] if s in printed}
         row: ParityRow = {"id": point["id"], "published": published} | run | judged(run, point, printed)
         rows.append(row)
     document: ParityDocument = {
@@ -59,7 +60,7 @@ def run_parity(settings: ParitySettings, out: Path) -> ParityDocument:
     return document
 
 
-def judged(row: PointRun, point: dict[str, Any], printed: dict[str, Any]) -> ParityVerdict:
+def judged(row: PointRun, point: ParityPoint, printed: Printed) -> ParityVerdict:
     """What a run says beside the numbers ``printed`` for its ``point``."""
     if row["status"] == "failed":
         return {"measured": None, "verdict": f"not measured: {row['error']}"}
@@ -67,16 +68,16 @@ def judged(row: PointRun, point: dict[str, Any], printed: dict[str, Any]) -> Par
     if value is None:
         why = f"no score: none of {row['samples']} samples counts for {point['score']}; see {row['folder']}"
         return {"measured": None, "verdict": f"scored elsewhere: hand in {row['folder']}" if row.get("files") else why}
-    center = printed.get("center", next((printed[s] for s in reference.published("vanilla")["sources"] if s in printed), None))
+    center = printed.get("center", next((printed[s] for s in reference.vanilla()["sources"] if s in printed), None))
     difference = None if center is None else value - center
     return {"measured": value, "stderr": error, "difference": difference, "verdict": verdict(row["samples"], point, printed, value, center)}
 
 
-def verdict(samples: int, point: dict[str, Any], printed: dict[str, Any], value: float, center: float | None) -> str:
+def verdict(samples: int, point: ParityPoint, printed: Printed, value: float, center: float | None) -> str:
     if samples < point["rows"]:
         return f"only {samples} of {point['rows']} rows: no verdict"
     if point.get("compares") is False:
-        return str(point["why"])
+        return point["why"]
     if center is None or "band" not in printed:
         return "no band" if center is not None else "nobody prints it"
     inside = abs(value - center) <= printed["band"]
@@ -85,7 +86,7 @@ def verdict(samples: int, point: dict[str, Any], printed: dict[str, Any], value:
 
 def cells(document: ParityDocument) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of text; unmeasured and unpublished cells are empty."""
-    sources = reference.published("vanilla")["sources"]
+    sources = reference.vanilla()["sources"]
     head = ["", *[f"{name} (published)" for name in sources.values()], "measured here", "difference", "rows", "skipped", "verdict"]
     body = []
     for row in document["rows"]:
@@ -113,9 +114,7 @@ def markdown(document: ParityDocument) -> str:
             "",
             f"published for {document['model']}; measured here on {document['backbone'] or 'nothing'} (value ± standard error).",
             "",
-            "| " + " | ".join(head) + " |",
-            "|---|" + "---:|" * (len(head) - 2) + "---|",
-            *("| " + " | ".join(row) + " |" for row in body),
+            md.table(head, body, left=(0, len(head) - 1)),
             "",
             f"`{document['command']}`",
             "",
@@ -125,12 +124,5 @@ def markdown(document: ParityDocument) -> str:
 
 def show(document: ParityDocument) -> None:
     """Prints the table on the terminal."""
-    from rich.table import Table
-
     head, body = cells(document)
-    table = Table(title=f"{document['title']}: {document['model']}")
-    for name in head:
-        table.add_column(name, justify="left" if name in ("", "verdict") else "right", overflow="fold")
-    for row in body:
-        table.add_row(*row)
-    wide_console().print(table)
+    show_table(head, body, f"{document['title']}: {document['model']}", right=head[1:-1])

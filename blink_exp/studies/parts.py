@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blink_exp.benchmarks.base import Benchmark, Sample, shard, spread
+from blink_exp.benchmarks.base import Benchmark, shard, spread
 from blink_exp.benchmarks.parts import part_of
 from blink_exp.documents.records import Record, Skipped
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.identity import canonical
@@ -28,7 +29,7 @@ class Part:
     file: Path
     number: int
     count: int
-    settings: Mapping[str, Any]
+    settings: PlainSettings
     skipped: list[Skipped]
 
 
@@ -58,7 +59,7 @@ def parts_of(files: Iterable[Path]) -> list[Part]:
     return sorted(parts, key=lambda part: part.number)
 
 
-def _part(file: Path, settings: Mapping[str, Any]) -> Part:
+def _part(file: Path, settings: PlainSettings) -> Part:
     number, _, count = str(settings["shard"]).partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(
@@ -69,12 +70,12 @@ def _part(file: Path, settings: Mapping[str, Any]) -> Part:
     return Part(file, int(number), int(count), settings, skipped)
 
 
-def _comparable(settings: Mapping[str, Any], key: str) -> Any:
+def _comparable(settings: PlainSettings, key: str) -> Any:
     """A setting without paths, which differ between machines."""
     return _without_paths(canonical(settings.get(key)) if key == "method" else settings.get(key))
 
 
-def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def _difference(ours: PlainSettings, theirs: PlainSettings) -> str:
     """The first setting that differs, with both values."""
     here, there = by_full_name(ours), by_full_name(theirs)
     changed = (name for name in here | there if name not in here or name not in there or here[name] != there[name])
@@ -129,10 +130,6 @@ def check_records(parts: list[Part], benchmark: Benchmark, records: Mapping[Path
         if lost:
             raise UserError(f"{len(lost)} samples of {name} have no record in {part.file}, first {_name(lost[0])}; copy its folder again")
         skipped |= {key: mine[key] for key in wanted if key in mine and key not in records[part.file]}
-    return _in_order(skipped, samples)
-
-
-def _in_order(skipped: Mapping[str, Skipped], samples: Iterable[Sample]) -> list[Skipped]:
     return [skipped[sample.id] for sample in samples if sample.id in skipped]
 
 

@@ -116,7 +116,7 @@ def _at_budget(experiment: Experiment, point: ExperimentPoint, name: str) -> Exp
 def _with_rival(experiment: Experiment, point: ExperimentPoint, tokens: int | None) -> ExperimentPoint:
     if not point.get("rival"):
         return point
-    return {**point, "published": {"backbone": experiment["rivals_on"], "tokens": tokens, "method": point["rival"]}}
+    return {**point, "rival_cell": {"backbone": experiment["rivals_on"], "tokens": tokens, "method": point["rival"]}}
 
 
 def benchmarks(experiment: Experiment, user_overrides: list[str], scale: bool) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from blink_exp.errors import UserError, flat
 
@@ -25,7 +24,7 @@ def check_address(address: object) -> None:
         )
 
 
-def cure(settings: Mapping[str, Any]) -> str:
+def cure(settings: Mapping[str, object]) -> str:
     """What to do where ``ray.init`` failed. It sends a cluster's token to an address only if it is told to."""
     if settings.get("address") in (None, "auto"):
         return "see ray status, or use another launcher"

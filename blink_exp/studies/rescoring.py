@@ -7,11 +7,11 @@ import glob
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from blink_exp.benchmarks.base import Benchmark, Compares, Count, Sample
 from blink_exp.documents.records import Record
-from blink_exp.documents.runs import Metrics, PairedTest
+from blink_exp.documents.runs import Metrics, PairedTest, PredictionOrigin, PredictionSettings
 from blink_exp.errors import UserError, flat, printable
 from blink_exp.evaluation import results
 from blink_exp.evaluation.evaluator import prepare_benchmark, scored
@@ -24,8 +24,7 @@ from blink_exp.studies.parts import check_records, check_whole, parts_of
 from blink_exp.studies.sweep_folder import ROW, point_folder
 
 WITHOUT = "remove it, and what the predictions were made with is left out"  # cure of a damaged metrics.json
-# keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)
-MADE_WITH = ("backbone", "method", "layers", "dtype", "attn_implementation", "quantization", "pad", "system_prompt", "revision", "seed")
+MADE_WITH = tuple(PredictionSettings.__annotations__)  # keys of metrics.json
 
 
 def score_again(settings: RescoreSettings, out: Path) -> Metrics:
@@ -143,9 +142,8 @@ def _records(folder: Path, setting: str) -> Path:
     return folder / RECORDS
 
 
-def made_with(paths: str | list[str]) -> dict[str, Any]:
-    """The settings that produced predictions, from the metrics.json beside each records.jsonl: MADE_WITH and
-    ``visual_tokens_of_the_image``. Empty if a file has no metrics.json.
+def made_with(paths: str | list[str]) -> PredictionOrigin:
+    """The settings that produced predictions, from the metrics.json beside each records.jsonl. Empty if a file has no metrics.json.
 
     Raises UserError if the settings of two files differ, or a metrics.json is damaged.
     """
@@ -195,14 +193,14 @@ def check_benchmark(paths: str | list[str], name: str, setting: str = "predictio
                 )
 
 
-def _made_with(metrics: Path) -> dict[str, Any]:
+def _made_with(metrics: Path) -> PredictionOrigin:
     document = read_object(metrics, {}, WITHOUT)
     try:
         origin = {key: document[key] for key in MADE_WITH if key in document}
         tokens = (document.get("blink") or {}).get("visual_tokens_of_the_image")
     except AttributeError:
         raise UserError(f"{metrics} is damaged (blink={brief(document['blink'])}); {WITHOUT}") from None
-    return origin if tokens is None else origin | {"visual_tokens_of_the_image": tokens}
+    return cast(PredictionOrigin, origin if tokens is None else origin | {"visual_tokens_of_the_image": tokens})
 
 
 def scored_again(benchmark: Benchmark, samples: list[Sample], earlier: dict[str, Record]) -> list[Record]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from blink_exp import markdown
 from blink_exp.documents.runs import PointRun
 from blink_exp.files import write_text
-from blink_exp.reports.console import wide_console
+from blink_exp.reports.console import show_table
 
 SPENT = {"visual tokens in": ("entering", 0), "visual tokens a layer": ("layer", 0), "GFLOPs": ("gflops", 2)}  # where a method drops tokens
 
@@ -15,7 +15,6 @@ SPENT = {"visual tokens in": ("entering", 0), "visual tokens a layer": ("layer",
 def write_summary(rows: list[PointRun], folder: Path) -> None:
     """One row per point: its label (overrides not shared by all), status, scores, samples, seconds and folder."""
     import pandas as pd
-    from rich.table import Table
 
     names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
     spent = SPENT if any(row.get("budget") for row in rows) else {}
@@ -32,17 +31,14 @@ def write_summary(rows: list[PointRun], folder: Path) -> None:
     head = [n for n in ("perception", "cognition", "total", "accuracy") if n in names] or names[:4]
     numbers = [*head, *spent, "samples", "skipped"]
     lines = []
-    table = Table(title="measured here")
-    for column in ("point", "status", *numbers):
-        table.add_column(column, overflow="fold")
     for row in rows:
         values = ["" if row.get("scores", {}).get(n) is None else f"{row['scores'][n]:.2f}" for n in head]
         counts = [((row.get("tokens") or {}).get(key), digits) for key, digits in spent.values()]
         values += ["" if count is None else f"{count:.{digits}f}" for count, digits in counts]
         values += ["" if row.get(n) is None else str(row[n]) for n in ("samples", "skipped_samples")]
-        table.add_row(row["point"], row["status"], *values)
-        lines.append([markdown.escaped(cell) for cell in (row["point"], row["status"], *values)])
-    headings = [markdown.escaped(heading) for heading in ("point", "status", *numbers)]
-    write_text(folder / "summary.md", markdown.table(headings, lines, left=(0, 1)) + "\n")
-    wide_console().print(table)
+        lines.append((row["point"], row["status"], *values))
+    headings = ("point", "status", *numbers)
+    table = markdown.table([*map(markdown.escaped, headings)], (map(markdown.escaped, line) for line in lines), left=(0, 1))
+    write_text(folder / "summary.md", table + "\n")
+    show_table(headings, lines, "measured here")
     print(f"written to {folder}/summary.csv and summary.md")

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from blink_exp.documents.runs import PointRun
+from blink_exp.documents.sweeps import RecordedCommand
 from blink_exp.errors import UserError, flat
 from blink_exp.evaluation import locks
 from blink_exp.files import read_object, write_text
@@ -79,7 +80,7 @@ class SweepFolder:
     """``command``: the settings in multirun.yaml; empty where only the job folders were copied."""
 
     path: Path
-    command: dict[str, Any]
+    command: RecordedCommand
     jobs: tuple[SweepJob, ...]
 
     @property
@@ -131,7 +132,7 @@ def read_sweep(folder: str | Path, setting: str, of_this_run: bool = False) -> S
     if not path.is_dir():
         problem = "is a file" if path.exists() else "is not there"
         raise UserError(f"{setting}={folder} {problem}; give the folder of a sweep, its hydra.sweep.dir")
-    command = read_command(path / COMMAND) if (path / COMMAND).is_file() else {}
+    command: RecordedCommand = read_command(path / COMMAND) if (path / COMMAND).is_file() else {}
     jobs = list(_job_folders(path, (path / COMMAND).stat().st_mtime if of_this_run else 0.0))
     if not jobs and not isinstance(_at(command, "hydra", "sweep"), dict):
         raise UserError(
@@ -141,19 +142,19 @@ def read_sweep(folder: str | Path, setting: str, of_this_run: bool = False) -> S
     return SweepFolder(path, command, tuple(sorted(_matched(jobs, planned) if planned else jobs, key=lambda job: job.number)))
 
 
-def read_command(path: Path) -> dict[str, Any]:
+def read_command(path: Path) -> RecordedCommand:
     """The settings in multirun.yaml. Hydra writes it in place, so that it can be half there when a sweep starts: it is read again then."""
     for _ in range(ATTEMPTS):
         try:
-            return read_settings(path, "copy it again")
+            return cast(RecordedCommand, read_settings(path, "copy it again"))
         except UserError:
             if time.time() - path.stat().st_mtime > ATTEMPTS * PAUSE:
                 raise
             time.sleep(PAUSE)
-    return read_settings(path, "copy it again")
+    return cast(RecordedCommand, read_settings(path, "copy it again"))
 
 
-def planned_jobs(command: dict[str, Any]) -> list[tuple[str, ...]]:
+def planned_jobs(command: RecordedCommand) -> list[tuple[str, ...]]:
     """The overrides of each job of a command, by number; empty where a search proposes them or the command is unknown."""
     sweeper = _at(command, "hydra", "sweeper") or {}
     words = _at(command, "hydra", "overrides", "task")

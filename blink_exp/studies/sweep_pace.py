@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Any
 
+from blink_exp.documents.sweeps import RecordedCommand
 from blink_exp.errors import UserError, printable
 from blink_exp.reports.entries import duration
 from blink_exp.studies.sweep_folder import COMMAND, ROW, planned_jobs, read_command, read_sweep
@@ -17,7 +17,7 @@ GROUPS = ("method", "benchmark", "model")  # presets that the line names
 OF_THE_RUN = ("hydra.", "hydra/", "store=", "force=", "devices=", "logger")  # settings in which the same sweep may differ
 
 
-def announcement(command: dict[str, Any], folder: Path) -> str:
+def announcement(command: RecordedCommand, folder: Path) -> str:
     """ "sweeping 2 points: method=blink benchmark=mosaic_mme model=scale_llava thresholds=high_exp,low_drop; last time 53.2 s
     (2026-11-28)".
 

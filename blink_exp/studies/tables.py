@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
+from typing import TypeVar
 
 from blink_exp import reference
 from blink_exp.documents.experiments import Experiment, ExperimentPoint
@@ -37,6 +37,8 @@ from blink_exp.studies.comparisons import add_shares, split
 from blink_exp.studies.deltas import add_deltas
 from blink_exp.studies.effects import region_effects
 from blink_exp.studies.point import failed
+
+T = TypeVar("T")
 
 
 def measure_table(sweep: SweepSettings, table: Experiment, user_overrides: list[str]) -> TableDocument:
@@ -132,42 +134,43 @@ def published_columns(table: Experiment) -> dict[str, PublishedColumn]:
 def published(table: Experiment, point: ExperimentPoint) -> TableRow:
     """The paper's row for a point by heading, None without a number: ``published``, and ``derived`` (headings that follow from
     printed numbers), ``missing`` {heading: why}, ``conjecture`` {heading: number, never reference data}."""
-    source, columns = dict(point.get("published") or {}), table.get("published") or {}
-    if "tokens" in source:
-        return rivals(columns, **source)
+    columns = table.get("published") or {}
+    if "rival_cell" in point:
+        return rivals(columns, **point["rival_cell"])
+    source = dict(point.get("published") or {})
     if not source:
         return {"published": {}, "derived": [], "missing": {}, "conjecture": {}}
-    entry = reference.entry(table["paper"], source.pop("table"), source.pop("row"), **source)
+    entry = reference.entry(table["paper"], str(source.pop("table")), str(source.pop("row")), **source)
     values = dict(entry["values"])
-    derived = set(entry.get("derived", []))
+    derived = set(entry["derived"])
     perception, cognition = values.get("mme_perception"), values.get("mme_cognition")
-    if "mme_total" not in values and perception is not None and cognition is not None:
+    if "mme_total" not in values and isinstance(perception, int | float) and isinstance(cognition, int | float):
         values["mme_total"] = round(perception + cognition, 2)  # Table 1 leaves the sum to the reader
         derived.add("mme_total")
-
-    guessed = entry.get("conjecture", {})
-
-    def of(what: dict[str, Any]) -> dict[str, Any]:
-        return {h: what[c] for h, c in columns.items() if c in what}
-
+    guessed = entry["conjecture"]
+    guesses = _by_heading(columns, guessed)
     return {
         "published": {h: values.get(c) for h, c in columns.items()},
         "derived": [h for h, c in columns.items() if c in derived],
-        "missing": of(entry.get("missing", {})),
-        "conjecture": of(guessed) | ({"basis": guessed["basis"]} if of(guessed) and "basis" in guessed else {}),
+        "missing": _by_heading(columns, entry["missing"]),
+        "conjecture": guesses | ({"basis": guessed["basis"]} if guesses and "basis" in guessed else {}),
     }
+
+
+def _by_heading(columns: dict[str, str], by_column: dict[str, T]) -> dict[str, T]:
+    return {heading: by_column[column] for heading, column in columns.items() if column in by_column}
 
 
 def rivals(columns: dict[str, str], backbone: str, tokens: int | None, method: str) -> TableRow:
     """What others print for a method at a budget, by heading: the anchor's number, or the only one there is; and where there are several,
     their range. ``sources``: each with its origin."""
     row: TableRow = {"published": {}, "derived": [], "missing": {}, "conjecture": {}, "ranges": {}, "sources": {}}
-    names = reference.published("rivals")["sources"]
+    names = reference.rivals()["sources"]
     for heading, column in columns.items():
         cells = reference.rival(backbone, tokens, method, column)
         if not cells:
             continue
-        anchor = reference.published("rivals")["anchor"]
+        anchor = reference.rivals()["anchor"]
         row["published"][heading] = cells[anchor] if anchor in cells else next(iter(cells.values())) if len(cells) == 1 else None
         if min(cells.values()) < max(cells.values()):
             row["ranges"][heading] = [min(cells.values()), max(cells.values())]

@@ -18,11 +18,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError
 from blink_exp.files import read_text
 from blink_exp.finite import first_nonfinite
 from blink_exp.settings.doors import command_name
-from blink_exp.settings.nodes import PlainSettings
 from blink_exp.tokensr.modules import ARCHITECTURES, build
 
 

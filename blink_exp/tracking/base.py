@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.settings.build import build
 from blink_exp.settings.check import check_values
-from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.targets import BY_TARGET
 from blink_exp.tracking.interface import NullTracker, Run, SafeTracker, Tracker
 from blink_exp.tracking.loggers import Csv, Logger

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import flat
 from blink_exp.keys import masked
-from blink_exp.settings.nodes import PlainSettings
 
 Picture = Any  # a file, a PIL image, or a (height, width, 3) array of bytes
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from blink_exp.documents.records import LayerStep, Record
 from blink_exp.documents.runs import Metrics, TokenCounts
-from blink_exp.settings.nodes import PlainSettings
+from blink_exp.documents.settings import PlainSettings
 
 LEFT_OUT = (
     "logger",

@@ -12,10 +12,10 @@ from PIL import Image
 from blink_exp.benchmarks.base import Benchmark, Box
 from blink_exp.documents.records import Record
 from blink_exp.documents.runs import Metrics, PointRun
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.documents.tables import Document, FigureDocument
 from blink_exp.evaluation import tokens
 from blink_exp.files import read_object
-from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.roots import EvaluateSettings
 from blink_exp.tracking.base import logger_of, tracker
 from blink_exp.tracking.interface import Run, warned

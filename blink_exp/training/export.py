@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from blink_exp.cli import guard
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError
-from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.values import read_settings
 from blink_exp.tokensr import checkpoint
 from blink_exp.tokensr.modules import build_all

@@ -22,9 +22,9 @@ import safetensors.torch
 import torch
 from torch.utils.data import Dataset
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, nearest
 from blink_exp.files import write_bytes
-from blink_exp.settings.nodes import PlainSettings
 
 FORMAT = 1
 PLAN = "cache.json"

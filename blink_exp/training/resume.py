@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError
 from blink_exp.finite import first_nonfinite
 from blink_exp.settings.check import format_value
-from blink_exp.settings.nodes import PlainSettings
 from blink_exp.settings.roots import TrainSettings
 from blink_exp.settings.values import by_full_name, read_settings
 from blink_exp.tokensr.checkpoint import ModulesMetadata
