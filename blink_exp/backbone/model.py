@@ -27,6 +27,7 @@ from blink_exp.core.method import Method
 from blink_exp.core.pruner import ViewPruner
 from blink_exp.core.second_view import PixelBox
 from blink_exp.core.views import EXTRA, NEWLINE, TileGrid, TokenSelection, ViewGeometry, VisualTokens, all_tokens, pack
+from blink_exp.documents.runs import LoadingOptions
 
 K = TypeVar("K")
 
@@ -90,7 +91,7 @@ class Backbone(Prompts):
         return f"{self.name}@{digest.hexdigest()[:12]}"
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> LoadingOptions:
         """Loading options that affect results, recorded with them."""
         return {
             "dtype": str(self.model.dtype).removeprefix("torch."),

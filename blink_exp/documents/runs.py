@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Literal, Required, TypedDict
 
 from blink_exp.documents.records import Skipped
-from blink_exp.documents.settings import PlainSettings
 
 
 class ScoreValue(TypedDict):
@@ -115,6 +114,18 @@ class ScoredRun(TypedDict, total=False):
     files: list[str]  # to be scored elsewhere
 
 
+class LoadingOptions(TypedDict):
+    """How a model was loaded, as far as it affects results."""
+
+    dtype: str
+    device: str
+    attn_implementation: str
+    quantization: str | None
+    pad: bool
+    system_prompt: str
+    revision: str | None
+
+
 class PredictionSettings(TypedDict, total=False):
     """Keys of metrics.json that affect predictions; shards may differ in the others (device, batch_size)."""
 
@@ -202,6 +213,6 @@ class TrainingMetrics(Provenance, total=False):
     parameters: Required[int]
     images: Mapping[str, object]
     skipped_images: list[str]
-    backbone: PlainSettings
+    backbone: LoadingOptions
     devices: int
     parts_of_a_step: int

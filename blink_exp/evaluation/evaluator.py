@@ -6,7 +6,6 @@ import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from blink_exp import hub
 from blink_exp.backbone.memory import check_batch, shared_bytes
@@ -18,6 +17,7 @@ from blink_exp.core.method import Method
 from blink_exp.decoder.second_views import Asking
 from blink_exp.documents.records import Record, Skipped
 from blink_exp.documents.runs import Cost, Metrics, ScoredRun, ScoreValue
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, printable
 from blink_exp.evaluation import identity, ranks, results
 from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation, prompt_of
@@ -61,7 +61,7 @@ def prepare_backbone(settings: PointSettings) -> Backbone:
     return backbone
 
 
-def build_method(settings: PointSettings, backbone: Backbone, node: dict[str, Any] | None = None) -> Method:
+def build_method(settings: PointSettings, backbone: Backbone, node: PlainSettings | None = None) -> Method:
     """The method of ``settings``, or of ``node`` in its place, with the group ``positions``. Raises UserError where expanded tokens are to
     have the positions of cells whose own are lost."""
     method: Method = build(_with_whole_tokens(settings.method if node is None else node, backbone), backbone)
@@ -75,7 +75,7 @@ def build_method(settings: PointSettings, backbone: Backbone, node: dict[str, An
     return method
 
 
-def _with_whole_tokens(node: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+def _with_whole_tokens(node: PlainSettings, backbone: Backbone) -> PlainSettings:
     """A method's node, and those of a pair's halves, with budgets that are shares as numbers of this backbone's tokens."""
     halves = {key: _with_whole_tokens(value, backbone) for key, value in node.items() if isinstance(value, dict)}
     return {**node, **halves, **({"tokens": whole_tokens(backbone, node["tokens"])} if "tokens" in node else {})}

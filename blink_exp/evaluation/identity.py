@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from blink_exp.backbone.shipped import SHIPPED, shipped
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.settings.roots import PointSettings
 
 # settings that a result depends on; ``method`` holds the resolved values of the groups that it uses (thresholds, layers, ...)
@@ -115,12 +116,12 @@ def of_model(path: str) -> str:
     return of_folder(shipped_model[0], FILES) if shipped_model else stamp(Path(path), FILES)
 
 
-def modules(method: Any) -> dict[str, Any] | None:
+def modules(method: Any) -> PlainSettings | None:
     """TokenSR settings of a method that expands through modules, at any depth; None for other methods."""
     if not isinstance(method, dict):
         return None
     if method.get("amplify") and "tokensr" in method:
-        tokensr: dict[str, Any] | None = method["tokensr"]
+        tokensr: PlainSettings | None = method["tokensr"]
         return tokensr
     return next((tokensr for value in method.values() if (tokensr := modules(value))), None)
 

@@ -26,6 +26,7 @@ from torch.multiprocessing import start_processes  # type: ignore[attr-defined]
 
 from blink_exp.cli import OF_JOB, resume_hint, under_torchrun
 from blink_exp.disk import WriteError
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, out_of_memory
 from blink_exp.stopping import stopping
 
@@ -41,7 +42,7 @@ class LostRank(UserError):
     """A process of the run has ended: the run cannot go on."""
 
 
-def number(devices: int | str, model: dict[str, Any]) -> int:
+def number(devices: int | str, model: PlainSettings) -> int:
     """Number of processes of a run: those of torchrun, or ``devices``; auto: the visible GPUs, 1 without one or for a model on the CPU.
 
     Raises UserError for more devices than there are, or a model that is spread over devices."""
@@ -104,7 +105,7 @@ def pin(job: int, count: int, device: str) -> None:
 class JobPoint(TypedDict):
     """``settings``: of the point, as plain values; ``log``: ``RecordLog.address``."""
 
-    settings: dict[str, Any]
+    settings: PlainSettings
     log: dict[str, str]
 
 

@@ -34,6 +34,7 @@ from torch import nn
 from blink_exp.core.method import Method, Scan
 from blink_exp.core.saliency import RANDOM, RANDOM_REGION, PatchGrid, Scorer, find_scorer
 from blink_exp.core.sequence import Decision, Drop, Expand, Keep
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, nearest
 from blink_exp.finite import first_nonfinite
 from blink_exp.settings.doors import command_name
@@ -168,7 +169,7 @@ def relative_layers(layers: Rows[int], depth: int, base: int = 0, relative: bool
     return tuple(sorted(chosen))
 
 
-def configure(backbone: Backbone, *, amplify: bool, tokensr: dict[str, Any], layers: dict[str, Any], **decisions: Any) -> Method:
+def configure(backbone: Backbone, *, amplify: bool, tokensr: PlainSettings, layers: PlainSettings, **decisions: Any) -> Method:
     """Blink on ``backbone`` from the values of the config groups (conf/method/blink.yaml). ``decisions``: see ``policy_of``."""
     policy = policy_of(backbone, layers=layers, **decisions)
     numbers = policy.layers
@@ -206,8 +207,8 @@ def policy_of(
     scale_thresholds: bool,
     tau_exp: float,
     tau_drop: float,
-    layers: dict[str, Any],
-    resolution: dict[str, Any],
+    layers: PlainSettings,
+    resolution: PlainSettings,
     seed: int,
 ) -> BlinkPolicy:
     """Blink's decisions on ``backbone`` from the values of the config groups."""
@@ -232,7 +233,7 @@ def policy_of(
     return policy
 
 
-def training_words(architecture: str, layers: dict[str, Any], numbers: Rows[int]) -> str:
+def training_words(architecture: str, layers: PlainSettings, numbers: Rows[int]) -> str:
     """train.py's overrides for modules of an architecture and these layers. ``layers``: as in ``configure``."""
     indices, plain = layers["indices"], (layers["base"], layers["relative"]) == (0, True)
     if isinstance(indices, list) and len(indices) == 1 and not layers["relative"]:

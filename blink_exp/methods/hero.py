@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from blink_exp.core.encoding import EncoderRequirements, Encoding, check_layers
 from blink_exp.core.method import Method
 from blink_exp.core.views import TokenSelection, all_tokens, check_newline_policy
+from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, nearest
 from blink_exp.methods.budgets import at_least_one, cap_and_redistribute, check_ratio, floor_tolerant, keeps_everything, token_share, top
 
@@ -191,7 +192,7 @@ def configure(
     high: list[int],
     relative: bool,
     newline_policy: str,
-    options: dict[str, Any],
+    options: PlainSettings,
 ) -> Method:
     """HERO on ``backbone`` from the values of the config groups (see conf/method/hero.yaml)."""
     depth = backbone.model.config.vision_config.num_hidden_layers
