@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from blink_exp.benchmarks.base import Count, Sample, Score, mean
-from blink_exp.benchmarks.cells import INTEGER
+from blink_exp.benchmarks.cells import INTEGER, Row
 from blink_exp.benchmarks.rows import Published
 from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
@@ -92,7 +92,7 @@ class Captions(Published):
     def max_new_tokens(self) -> int:
         return self.length
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: Any) -> Sample:
         name = self.id(f"{int(row['index']):04d}")
         return Sample(name, name, image, self.request, None, "caption")
 
