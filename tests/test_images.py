@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from support.encoded_images import DROP, SIXTEEN, WHITE, encoded, oriented
 
-from blink_exp.images import ImageOptions, grey_bytes, open_image, to_rgb
+from blink_exp.images import ImageOptions, open_image, to_rgb
+from blink_exp.pixels import grey_bytes
 
 
 def first(image: Image.Image, options: ImageOptions = WHITE) -> list[int]:
