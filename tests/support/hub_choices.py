@@ -117,6 +117,10 @@ def records(benchmark, predictions):
     return json.loads(json.dumps(rows))  # scores must be computable from what a file holds
 
 
+def values(scores):
+    return {name: score.value for name, score in scores.items()}
+
+
 class Script:
     """A judge that replies from a list, and remembers what it was asked."""
 
