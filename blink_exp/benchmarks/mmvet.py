@@ -51,13 +51,7 @@ class MMVet(Published):
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
     answered_elsewhere = True
 
-    def __init__(
-        self,
-        path: str,
-        split: str,
-        judge: Judge | None = None,
-        **settings: Any,
-    ):
+    def __init__(self, path: str, split: str, judge: Judge | None = None, **settings: Any):
         super().__init__(path, split, **settings)
         self.judge = judge
 

@@ -190,9 +190,8 @@ def maps(stage: Stage, trace: Trace, grid: PatchGrid) -> LayerMaps:
     expanded: list[ExpandedMap] = []
     for origin, values in zip(stage.expanded, parts, strict=True):
         h, w = grid.patch if origin.tokens == grid.patch[0] * grid.patch[1] else (grid.height, grid.width)
-        whole = (
-            values.view(h, w) if origin.tokens == h * w else values[None]
-        )  # a module with another output size: one row in sequence order
+        # a module with another output size: one row in sequence order
+        whole = values.view(h, w) if origin.tokens == h * w else values[None]
         expanded.append({"heat": drawing.heat(whole), "piece": drawing.Piece.of(grid, origin.region), "region": origin.region})
     return {
         "layer": stage.layer,

@@ -10,7 +10,6 @@ import pytest
 
 from blink_exp.benchmarks.base import spread
 from blink_exp.benchmarks.mosaic_detail import GRIDS, MosaicDetail
-from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.scenes.detail import detail_scene
 from blink_exp.scenes.scenes import COLORS, SHAPES, SMALL, load_tiles, small_tiles
 
@@ -140,13 +139,6 @@ def test_scores_exist_for_the_questions_that_were_asked_only():
     half = MosaicDetail(8, questions="pairs")
     lacking = half.score(records(half, lambda s: True)[1:])
     assert (lacking["incomplete_images"].value, lacking["color"].samples, lacking["shape"].samples) == (1, 14, 16)
-
-
-def test_pairs_of_one_image_in_two_subtasks_are_two_pairs():
-    """MME's rule on records whose images stand in several subtasks, and on mosaic_mme, whose images stand in one."""
-    benchmark = MosaicMME(images=2)
-    one = [r | {"image_id": r["image_id"][-4:]} for r in records(benchmark, lambda s: s.answer == "yes")]
-    assert benchmark.score(one) == benchmark.score(records(benchmark, lambda s: s.answer == "yes"))
 
 
 def test_a_blank_image_keeps_all_but_the_pixels():
