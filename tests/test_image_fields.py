@@ -8,10 +8,10 @@ import socket
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
 from PIL import Image
 from support.encoded_images import encoded
-from support.hub import MAKERS, build
+from support.hub import build
+from support.hub_choices import MAKERS
 
 from blink_exp.benchmarks.duts import Duts
 from blink_exp.benchmarks.easyvqa import EasyVQA

@@ -105,6 +105,11 @@ def test_what_is_no_image_says_so_in_the_same_words_every_time(kind, tmp_path):
     assert not re.search(r"0x[0-9a-f]{6}|BytesIO|BufferedReader", reason) and str(tmp_path) not in reason
 
 
+def test_a_device_is_not_read_for_ever():
+    with pytest.raises(OSError, match="^/dev/zero is no ordinary file, not an image$"):
+        open_image("/dev/zero")
+
+
 class Failing(io.BytesIO):
     def read(self, *_):
         raise OSError(5, "Input/output error")

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
 import yaml
-from support.hub import CONF, MAKERS, build, picture, write
+from support.hub import CONF, build, picture, write
+from support.hub_choices import MAKERS
 
 from blink_exp.benchmarks.base import Submits
 from blink_exp.evaluation.evaluator import evaluate

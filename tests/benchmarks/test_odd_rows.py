@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
-from support.hub import MAKERS, build, picture, ten, vqav2_row, write
+from support.hub import build, picture, ten, vqav2_row, write
+from support.hub_choices import MAKERS
 from support.refusals import refusal
 from support.viewing import Tables, config
 

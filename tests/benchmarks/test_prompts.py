@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
-from support.hub import MAKERS, build
+from support.hub import build
+from support.hub_choices import MAKERS
 
 FROZEN = Path(__file__).parent / "prompts.json"
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
 from support.encoded_images import encoded
-from support.hub import MAKERS, build, chartqa, picture, write
+from support.hub import build, chartqa, picture, write
+from support.hub_choices import MAKERS
 from support.refusals import refusal
 
 from blink_exp.benchmarks.rows import load_rows, open_image

@@ -11,6 +11,7 @@ from PIL import Image
 
 from blink_exp.evaluation.records import graded
 from blink_exp.judge import UNPARSED, Verdict
+from support.hub import MAKERS as MAKERS  # with those entered here
 from support.hub import maker, picture, write
 
 
