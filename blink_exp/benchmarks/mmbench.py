@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
-from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mean
+from blink_exp.benchmarks.base import Count, OpenImage, Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, SPREADSHEET_TEXT, TEXT, Row
 from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
 from blink_exp.benchmarks.rows import Published, missing
@@ -95,7 +95,7 @@ class MMBench(Published):
     def max_new_tokens(self) -> int:
         return 256 if (self.protocol, self.language) == ("lmms_eval", "cn") else self.tokens[self.protocol]
 
-    def sample(self, i: int, row: Row, image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         index = row["index"]
         options, choices = self.options(row)
         hint = None if null(row["hint"]) else str(row["hint"])

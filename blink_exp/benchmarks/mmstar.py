@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, TEXT, Row
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.mme import SUFFIX
@@ -38,7 +38,7 @@ class MMStar(Published):
         super().__init__(path, split, **settings)
         self.rule = rule
 
-    def sample(self, i: int, row: Row, image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         answer = None if missing(row["answer"]) else str(row["answer"]).strip().upper()
         name = self.id(f"{int(row['index']):04d}")
         category, axis = (str(row[column] or "none") for column in ("category", "l2_category"))

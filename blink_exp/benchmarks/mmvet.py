@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mean
+from blink_exp.benchmarks.base import Count, OpenImage, Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS, Row
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
@@ -55,7 +55,7 @@ class MMVet(Published):
         super().__init__(path, split, **settings)
         self.judge = judge
 
-    def sample(self, i: int, row: Row, image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         labels = row["capability"].split(",") if isinstance(row["capability"], str) else row["capability"] or ()
         number(str(row["question_id"]))
         capabilities = [c for c in CAPABILITIES if c in [n.strip() for n in labels]]

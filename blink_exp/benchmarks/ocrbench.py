@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean, without_answer
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mean, without_answer
 from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT, Row, blank
 from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.vqa import SHORT
@@ -33,7 +33,7 @@ class OCRBench(Published):
     columns: ClassVar = {"dataset": OPTIONAL_LABEL, "question": TEXT, "question_type": LABEL, "answer": ANSWER_OR_ANSWERS}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 128}
 
-    def sample(self, i: int, row: Row, image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
         answers = [str(a) for a in answers if not blank(a)]
         fields = {"answers": answers, "dataset": row["dataset"]}

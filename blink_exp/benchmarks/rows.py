@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from PIL import Image, UnidentifiedImageError
 
-from blink_exp.benchmarks.base import Sample, mark_skipped, placeholder_sample, skip_duplicate_ids, usable_samples
+from blink_exp.benchmarks.base import OpenImage, Sample, mark_skipped, placeholder_sample, skip_duplicate_ids, usable_samples
 from blink_exp.benchmarks.cells import Cell, Row, read_cells
 from blink_exp.benchmarks.folders import local_files
 from blink_exp.errors import UserError, flat, reason
@@ -79,7 +79,7 @@ class Published:
         rows = self.rows()
         yield from self.sampled(rows.remove_columns(self.image_column), lambda i, row: functools.partial(self.image, rows, i))
 
-    def sampled(self, rows: Any, image: Callable[[int, Row], Any]) -> Iterator[Sample]:
+    def sampled(self, rows: Any, image: Callable[[int, Row], OpenImage]) -> Iterator[Sample]:
         """One sample per row; an invalid row becomes a skipped sample, under its own id if the id can be built. ``image``: maps the row
         number and cells to a function that opens the image."""
         for i, cells in enumerate(iter_rows(rows)):
@@ -104,7 +104,7 @@ class Published:
     def id(self, row_id: object) -> str:
         return f"{self.name}/{self.split}/{row_id}"
 
-    def sample(self, i: int, row: Row, image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         """Row ``i`` as a sample; ``image`` opens its image. Implemented by each benchmark."""
         raise TypeError(f"{type(self).__name__} has no sample()")
 

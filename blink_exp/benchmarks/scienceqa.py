@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import string
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mean
 from blink_exp.benchmarks.cells import OPTIONAL_LABEL, OPTIONAL_NUMBER, OPTIONAL_TEXT, TEXT, TEXTS, Row
 from blink_exp.benchmarks.letters import option_lines
 from blink_exp.benchmarks.rows import Published
@@ -24,7 +24,7 @@ class ScienceQA(Published):
     optional: ClassVar = {"subject": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 16}
 
-    def sample(self, i: int, row: Row, image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         letters = LETTERS if self.protocol == "llava" else string.ascii_uppercase
         options = {letter: str(choice) for letter, choice in zip(letters, row["choices"] or (), strict=False)}
         index = -1 if row["answer"] is None else row["answer"]

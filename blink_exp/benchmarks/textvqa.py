@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample
+from blink_exp.benchmarks.base import OpenImage, Sample
 from blink_exp.benchmarks.cells import KEY, TEXTS, Row
 from blink_exp.benchmarks.vqa import SHORT, TenAnswers
 from blink_exp.errors import UserError
@@ -28,7 +28,7 @@ class TextVQA(TenAnswers):
         extra = {"ocr_tokens": TEXTS} if self.ocr == "row" else {}
         self.columns = {**TenAnswers.columns, "image_id": KEY, **extra}  # type: ignore[misc]
 
-    def sample(self, i: int, row: Row, image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         ocr = {"ocr_tokens": [str(token) for token in row["ocr_tokens"] or []]} if self.ocr == "row" else {}
         return self.build_sample(row, row["image_id"], image, None, **ocr)
 

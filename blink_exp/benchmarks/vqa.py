@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, accuracies
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, accuracies
 from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT, Row, blank
 from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.sheets import by_question
@@ -98,7 +98,7 @@ class TenAnswers(Published):
         super().__init__(path, split, **settings)
         self.normalization = normalization
 
-    def build_sample(self, row: Row, image_id: object, image: Any, category: str | None, **fields: Any) -> Sample:
+    def build_sample(self, row: Row, image_id: object, image: OpenImage, category: str | None, **fields: Any) -> Sample:
         """A row as a sample; its answer is the most common one, its ``fields`` hold all ten and the given ``fields``.
 
         A single blank answer is kept; a row with only blank answers has none."""
