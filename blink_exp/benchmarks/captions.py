@@ -90,7 +90,7 @@ class Captions(Published):
         return self.length
 
     def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
-        name = self.id(f"{int(row['index']):04d}")
+        name = self.id(f"{row['index']:04d}")
         return Sample(name, name, image, self.request, None, "caption")
 
     def prompt(self, sample: Sample) -> str:

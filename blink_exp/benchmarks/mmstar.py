@@ -40,7 +40,7 @@ class MMStar(Published):
 
     def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         answer = None if missing(row["answer"]) else str(row["answer"]).strip().upper()
-        name = self.id(f"{int(row['index']):04d}")
+        name = self.id(f"{row['index']:04d}")
         category, axis = (str(row[column] or "none") for column in ("category", "l2_category"))
         return Sample(name, name, image, row["question"].strip(), answer, category, fields={"l2": axis})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mean, without_answer
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mean, total, without_answer
 from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT, Row, blank
 from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.vqa import SHORT
@@ -57,15 +57,11 @@ class OCRBench(Published):
         recognition = [hits[kind] for kind in RECOGNITION if kind in hits]
         return {
             "accuracy": mean(r["correct"] for r in answered),
-            "final": summed(list(hits.values())),
-            **({"Text Recognition": summed(recognition)} if recognition else {}),
+            "final": total(hits.values()),
+            **({"Text Recognition": total(recognition)} if recognition else {}),
             **hits,
             **left_out,
         }
-
-
-def summed(hits: list[Score]) -> Score:
-    return Score(sum(s.value for s in hits), sum(s.samples for s in hits))
 
 
 def hit(prediction: str, answers: list[str], formulas: bool = False, fold: bool = True) -> bool:

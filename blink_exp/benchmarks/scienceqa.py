@@ -26,11 +26,10 @@ class ScienceQA(Published):
 
     def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         letters = LETTERS if self.protocol == "llava" else string.ascii_uppercase
-        options = {letter: str(choice) for letter, choice in zip(letters, row["choices"] or (), strict=False)}
+        options = dict(zip(letters, row["choices"], strict=False))
         index = -1 if row["answer"] is None else row["answer"]
         answer = letters[index] if 0 <= index < len(options) else None  # one not offered is none
-        hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
-        fields = {"options": options, "hint": hint or None}
+        fields = {"options": options, "hint": row["hint"] or None}
         category = row.get("subject") or "no subject"
         return Sample(self.id(f"{i:05d}"), self.id(f"{i:05d}"), image, row["question"], answer, category, fields=fields)
 

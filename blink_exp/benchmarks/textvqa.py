@@ -29,7 +29,7 @@ class TextVQA(TenAnswers):
         self.columns = {**TenAnswers.columns, "image_id": KEY, **extra}  # type: ignore[misc]
 
     def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
-        ocr = {"ocr_tokens": [str(token) for token in row["ocr_tokens"] or []]} if self.ocr == "row" else {}
+        ocr = {"ocr_tokens": row["ocr_tokens"]} if self.ocr == "row" else {}
         return self.build_sample(row, row["image_id"], image, None, **ocr)
 
     def prompt(self, sample: Sample) -> str:
