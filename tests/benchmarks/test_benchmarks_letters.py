@@ -1,4 +1,4 @@
-"""Letters out of answers by published vectors; ScienceQA and MMStar, which score them, by hand."""
+"""Letters out of answers; ScienceQA and MMStar, which score them, by hand."""
 
 from __future__ import annotations
 

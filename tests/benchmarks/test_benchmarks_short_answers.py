@@ -1,4 +1,4 @@
-"""GQA, ChartQA, OCRBench and RealWorldQA: their rules by published vectors and by hand, and data sets that are not as they should be."""
+"""GQA, ChartQA and OCRBench by hand, and data sets and settings that are not as they should be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MME and POPE: what counts as a yes or a no, and the statistics made of it, worked out by hand."""
+"""MME and POPE: their pairs and rows, and the statistics made of yes and no, worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The exact prompt of every published benchmark and protocol, frozen. A change is a decision: UPDATE_PROMPTS=1 writes it down."""
+"""The exact prompt of every published benchmark and protocol, frozen, and how long its answers may be. A change is a decision:
+UPDATE_PROMPTS=1 writes prompts down."""
 
 from __future__ import annotations
 
