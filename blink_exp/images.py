@@ -3,8 +3,7 @@
 Whatever cannot be opened, decoded or held in memory raises OSError with a reason that is the same in every run, so that a caller can skip
 the image, name it and go on.
 
-Depth: 16-bit grey keeps its high byte, as Pillow does with 16-bit colour. 32-bit integers and floats have no fixed white; their rule is in
-``grey_bytes``. Colour profiles are ignored, as LLaVA does.
+Colour profiles are ignored, as LLaVA does. Depth and transparency: ``pixels``.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from blink_exp.errors import ADDRESS, UserError, flat
+from blink_exp.pixels import eight_bit, on_white, opaque
 from blink_exp.settings.check import check_values
 from blink_exp.settings.groups import MOST_PIXELS, ImageLoading
 
@@ -77,12 +76,12 @@ class ImageOptions:
             raise UserError(f"{SETTINGS}alpha=null is for a benchmark's protocol to settle; use white or drop")
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any] | ImageOptions | None, protocol: str = "own", exif: bool | None = None) -> ImageOptions:
+    def of(cls, settings: Mapping[str, object] | ImageOptions | None, protocol: str = "own", exif: bool | None = None) -> ImageOptions:
         """Options from a configuration. ``protocol``: the benchmark's, which resolves ``alpha: null``; ``exif``: overrides the setting."""
         if isinstance(settings, ImageOptions):
             options = settings
         else:
-            values = dict(settings or {})
+            values: dict[str, Any] = dict(settings or {})
             check_values(ImageLoading, SETTINGS, values)
             if values.get("alpha") is None:
                 values["alpha"] = "drop" if protocol == "llava" else "white"
@@ -218,7 +217,7 @@ def to_rgb(image: Image.Image, options: ImageOptions = DEFAULT, copy: bool = Tru
         image = image.transpose(INVERSE.get(method, method) if turned else method)
     image = eight_bit(image)
     if image.has_transparency_data:
-        image = _on_white(image) if options.alpha == "white" else _opaque(image)
+        image = on_white(image) if options.alpha == "white" else opaque(image)
     if not copy and image.mode == "RGB" and not image.info:
         return image
     out = image.convert("RGB")  # a copy, where it was RGB before
@@ -264,53 +263,6 @@ def check_aspect(size: tuple[int, int]) -> None:
     """Raises OSError for an image without a pixel, or one so thin that preprocessing, which keeps the aspect, would blow it up."""
     if not min(size) or max(size) > MOST_ASPECT * min(size):
         raise OSError(f"{size[0]} x {size[1]} pixels are too thin: no side may be more than {MOST_ASPECT} times the other")
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """An image of more than 8 bits a channel as grey of 8 bits; any other as it is."""
-    if image.mode != "I" and image.mode != "F" and not image.mode.startswith("I;16"):
-        return image
-    values = np.asarray(image)
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    grey = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8) if sixteen else grey_bytes(values))
-    hidden = image.info.get("transparency")
-    if isinstance(hidden, int):  # a PNG may name one value that is transparent
-        return Image.merge("LA", (grey, Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8))))
-    return grey
-
-
-def grey_bytes(values: np.ndarray) -> np.ndarray:
-    """(height, width) floats or 32-bit integers as bytes, by the first rule that fits all of them: floats in [0, 1] are shares of white;
-    values in [0, 255] are bytes already; integers in [0, 65535] are 16-bit; any others are stretched from their smallest, black, to their
-    largest, white. NaN and infinities are black and count for no rule."""
-    finite = np.isfinite(values)
-    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
-    floats = values.dtype.kind == "f"
-    values = np.where(finite, values, 0).astype(np.float32)
-    if low < 0 or high > (255 if floats else 65535):
-        scale = 255 / (high - low) if high > low else 0.0
-        values = values * np.float32(scale) - np.float32(low * scale)
-    elif floats and high <= 1:
-        values *= 255
-    elif high > 255:
-        values = np.floor(values / 256)
-    return np.where(finite, np.floor(values + 0.5), 0).clip(0, 255).astype(np.uint8)
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Drops the alpha channel."""
-    image = image.convert("LA") if image.mode == "La" else image  # premultiplied, which converts to nothing else
-    return image.convert("RGBA").convert("RGB") if image.mode == "P" else image.convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Composites over white."""
-    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    if image.getchannel("A").getextrema() == (255, 255):
-        return image
-    paper = Image.new("RGBA", image.size, "white")
-    paper.alpha_composite(image)
-    return paper
 
 
 def shrink_to_side(image: Image.Image, side: int = CANVAS_SIDE) -> Image.Image:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
 from PIL import Image
 from support.encoded_images import encoded
-from support.hub import MAKERS, build
+from support.hub import build
+from support.hub_choices import MAKERS
 
 from blink_exp.benchmarks.duts import Duts
 from blink_exp.benchmarks.easyvqa import EasyVQA
@@ -126,10 +127,15 @@ def test_bombs_thin_images_and_fields_elsewhere_are_skipped_and_counted(scale, f
 
 
 def test_the_setting_opens_files_elsewhere_and_no_url(folder):
-    assert Files(folder, ["../secret.png"], False, ImageOptions(outside=True))(0).size == (8, 8)
+    outside = ImageOptions(outside=True)
+    assert Files(folder, ["../secret.png"], False, outside)(0).size == (8, 8)
+    (folder / "questions.json").write_text('[["?", "red", "../../secret"]]', encoding="utf-8")
+    (folder / "images").mkdir()
+    assert EasyVQA(str(folder), image_loading=outside).samples()[0].image().size == (8, 8)
     for field in URLS:
-        with pytest.raises(OSError, match="is a URL"):
-            open_image(field, ImageOptions(outside=True), folder)
+        for root in (None, folder):
+            with pytest.raises(OSError, match=f"^{re.escape(field)} is a URL, and nothing is downloaded"):
+                open_image(field, outside, root)
 
 
 def test_a_picture_that_the_user_names_may_be_called_like_a_url(tmp_path):

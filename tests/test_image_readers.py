@@ -53,18 +53,6 @@ def test_one_picture_everywhere(file, tmp_path):
     assert drawing.picture(about.image) == drawing.png(about.image)
 
 
-def test_a_sample_of_easyvqa_cannot_name_a_file_elsewhere(tmp_path):
-    picture_folder(tmp_path / "set", "0.png", encoded(Image.new("RGB", (2, 2))))
-    Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
-    (tmp_path / "set" / "questions.json").write_text('[["?", "red", "../../secret"], ["?", "red", 0]]', encoding="utf-8")
-    refused, there = EasyVQA(str(tmp_path / "set")).samples()
-    with pytest.raises(OSError, match="leads out of the data's folder"):
-        refused.image()
-    assert there.image().size == (2, 2)
-    asked = EasyVQA(str(tmp_path / "set"), image_loading={"outside": True}).samples()[0]
-    assert asked.image().size == (2, 2)
-
-
 def test_masks_are_read_by_the_same_function(tmp_path):
     picture_folder(tmp_path, "0.png", encoded(Image.new("RGB", (4, 4))))
     values = np.zeros((4, 4), np.uint16)

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from support.encoded_images import DROP, SIXTEEN, WHITE, encoded, oriented
 
-from blink_exp.images import ImageOptions, grey_bytes, open_image, to_rgb
+from blink_exp.images import ImageOptions, open_image, to_rgb
+from blink_exp.pixels import grey_bytes
 
 
 def first(image: Image.Image, options: ImageOptions = WHITE) -> list[int]:
@@ -78,30 +79,26 @@ def test_every_mode_has_its_own_colours(mode, colour, wanted):
         assert np.abs(np.array(first(image, options)) - wanted).max() <= 2  # LAB is rounded
 
 
+PALETTES = {"P": ("PNG", 0), "P, a share an entry": ("PNG", b"\x00\xff"), "GIF": ("GIF", 0)}
+
+
 def transparent(mode: str) -> bytes:
     """One pixel that shows and one that does not, black below."""
     if mode == "RGBA":
         return encoded(Image.fromarray(np.array([[[10, 20, 30, 255], [0, 0, 0, 0]]], np.uint8)))
     if mode == "LA":
         return encoded(Image.fromarray(np.array([[[10, 255], [0, 0]]], np.uint8)))
-    if mode == "P":
+    if mode in PALETTES:
         image = Image.fromarray(np.array([[1, 0]], np.uint8), "L").convert("P")
         image.putpalette([0, 0, 0, 10, 20, 30])
-        return encoded(image, transparency=0)
-    if mode == "P, a share an entry":
-        image = Image.fromarray(np.array([[1, 0]], np.uint8), "L").convert("P")
-        image.putpalette([0, 0, 0, 10, 20, 30])
-        return encoded(image, transparency=b"\x00\xff")
-    if mode == "GIF":
-        image = Image.fromarray(np.array([[1, 0]], np.uint8), "L").convert("P")
-        image.putpalette([0, 0, 0, 10, 20, 30])
-        return encoded(image, "GIF", transparency=0)
+        kind, transparency = PALETTES[mode]
+        return encoded(image, kind, transparency=transparency)
     if mode == "RGB":
         return encoded(Image.fromarray(np.array([[[10, 20, 30], [0, 0, 0]]], np.uint8)), transparency=(0, 0, 0))
     return encoded(Image.fromarray(np.array([[10 << 8, 0]], np.uint16)), transparency=0)  # 16-bit grey
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "P, a share an entry", "GIF", "RGB", "I;16"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", *PALETTES, "RGB", "I;16"])
 def test_transparency_shows_white_or_what_lies_beneath(mode):
     assert row(transparent(mode)) == [10, 255]
     assert row(transparent(mode), DROP) == [10, 0]
@@ -116,11 +113,8 @@ def test_an_animation_shows_its_first_frame():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         settings = {"lossless": True} if kind == "WEBP" else {}
-        assert np.asarray(open_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **settings)))[0, 0].tolist() == [
-            255,
-            0,
-            0,
-        ]
+        opened = open_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **settings))
+        assert opened.getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])

@@ -287,8 +287,8 @@ def test_configs_make_a_judge_or_none(monkeypatch):
 
 def test_benchmarks_are_marked_through_a_real_endpoint(serve, tmp_path):
     """MM-Vet and captions from fixture to scores: marks, one nonsense, one failure; the key is in no file that a run leaves."""
-    import support.hub_choices  # noqa: F401 (enters its makers)
-    from support.hub import MAKERS, build
+    from support.hub import build
+    from support.hub_choices import MAKERS
 
     def rule(number, asked):
         content = asked["messages"][0]["content"]

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
 from support import scripts
-from support.hub import MAKERS
+from support.hub_choices import MAKERS
 from support.refusals import one_line_of, refusal
 
 from blink_exp.cli import one_line

@@ -6,14 +6,14 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from blink_exp.api.building import built_method
 from blink_exp.api.choice import MethodChoice
-from blink_exp.api.model import built_method
 from blink_exp.backbone.model import Backbone
 from blink_exp.backbone.pictures import PreparedImage
 from blink_exp.backbone.prompts import chat_prompt
@@ -82,7 +82,7 @@ class Attached:
         out.sequences = whole
         return out
 
-    def refuse_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def refuse_forward(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, object]) -> None:
         if not self._generating and kwargs.get("pixel_values") is not None:
             raise UserError(f"method={self.method.name} drops visual tokens in front of the LLM, which model.generate() does; call that")
 
@@ -161,13 +161,21 @@ class NoProcessor:
         raise UserError("this method reads the text of the prompt; give attach(model, method, processor=...) the model's processor")
 
 
-def known(path: str) -> dict[str, Any]:
-    """``name``, ``clip`` and ``path`` of the preset of conf/model that the weights at ``path`` are of; empty where there is none."""
+class KnownModel(TypedDict, total=False):
+    """What is read of a preset of conf/model."""
+
+    name: str
+    clip: str | None
+    path: str
+
+
+def known(path: str) -> KnownModel:
+    """The preset of conf/model that the weights at ``path`` are of; empty where there is none."""
     for file in sorted((CONF / "model").glob("*.yaml")):
         preset_path = str(read_yaml(file).get("path"))
         folders = shipped(preset_path)
         if path == preset_path or (folders is not None and Path(path).resolve() == folders[0]):
-            preset: dict[str, Any] = composed_plain("evaluate", [f"model={file.stem}"])["model"]
+            preset: KnownModel = composed_plain("evaluate", [f"model={file.stem}"])["model"]
             return preset
     return {}
 

@@ -21,6 +21,8 @@ from blink_exp.settings.folders import CONF
 from blink_exp.settings.presets import presets
 from blink_exp.settings.targets import BY_TARGET
 
+Node = dict[str, Any]  # of the composed settings: plain Python by setting, of the types that the schema says
+
 PRESETS = {  # {name in Python: preset of conf/method}
     **{"Untouched": "none", "Blink": "blink", "BlinkInterp": "blink_interp", "HERO": "hero", "FasterVLM": "fastervlm", "HiRED": "hired"},
     **{"GlobalCom2": "globalcom2", "PruMergePlus": "prumerge_plus", "VisionZip": "visionzip", "DivPrune": "divprune"},
@@ -93,7 +95,7 @@ class MethodChoice(metaclass=_Documented):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _node(self) -> dict[str, Any]:
+    def _node(self) -> Node:
         """The method's node of the composed settings, as Hydra would have it for the same values."""
         name, node = type(self).__name__, defaults(self.preset)
         schema = BY_TARGET[node["_target_"]]
@@ -110,7 +112,7 @@ class MethodChoice(metaclass=_Documented):
         return node
 
 
-def defaults(preset: str) -> dict[str, Any]:
+def defaults(preset: str) -> Node:
     """The node of a preset of conf/method with the values of the config groups that it refers to."""
     return copy.deepcopy(_composed(f"method={preset}")["method"])
 
@@ -146,13 +148,13 @@ def documented(preset: str) -> str:
 
 
 @functools.cache
-def _composed(word: str) -> dict[str, Any]:
+def _composed(word: str) -> Node:
     return composed_plain("evaluate", [word])
 
 
-def _checked(schema: type, prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(schema: type, prefix: str, values: Mapping[str, Any]) -> Node:
     """``values`` as plain Python of the types of ``schema``. Raises UserError for the first that is wrong."""
-    out: dict[str, Any] = {}
+    out: Node = {}
     for key, value in values.items():
         try:
             checked = check_values(schema, prefix, {key: _plain(value)})[key]
@@ -173,7 +175,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _group(name: str, key: str, values: dict[str, Any], given: Any) -> dict[str, Any]:
+def _group(name: str, key: str, values: Node, given: Any) -> Node:
     """A group of settings with what is ``given``: a mapping of some of them, or the name or the one value that stands for it."""
     if key == "layers" and not isinstance(given, Mapping):
         given = {"indices": given}
@@ -186,7 +188,7 @@ def _group(name: str, key: str, values: dict[str, Any], given: Any) -> dict[str,
     return values | _checked(GROUPS[key], f"{name}.{key}.", given)
 
 
-def _half(name: str, given: Any) -> dict[str, Any]:
+def _half(name: str, given: Any) -> Node:
     if isinstance(given, str) and given not in presets("method"):
         raise UserError(f"{name}={flat(given, 80)} is not a preset; {nearest(given, presets('method'))}")
     if not isinstance(given, MethodChoice | str):

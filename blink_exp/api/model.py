@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from blink_exp.api.answers import Answer, Page, Trace
 from blink_exp.api.benchmarks import load_benchmark
-from blink_exp.api.choice import MethodChoice, defaults
+from blink_exp.api.building import AnyMethod, built_method, rows_of
 from blink_exp.api.errors import in_one_line
 from blink_exp.api.scores import scores
 from blink_exp.backbone.model import Backbone
@@ -24,7 +24,7 @@ from blink_exp.documents.records import Record
 from blink_exp.errors import UserError, flat, nearest
 from blink_exp.evaluation.answering import Point, ask, check_annotation, prompt_of
 from blink_exp.evaluation.cost import measure_cost
-from blink_exp.evaluation.evaluator import build_method, prepare_backbone
+from blink_exp.evaluation.evaluator import prepare_backbone
 from blink_exp.evaluation.tokens import tokens_by_layer
 from blink_exp.figures.hero_kept import as_maps
 from blink_exp.images import ImageOptions, to_rgb
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 Picture = str | Path | Image.Image
 Pictures = list[Picture] | list[str] | list[Path] | list[Image.Image] | tuple[Picture, ...]
 Questions = list[str] | tuple[str, ...]
-AnyMethod = MethodChoice | Method | str | None
 
 
 class VLM:
@@ -187,7 +186,7 @@ class VLM:
         chosen = load_benchmark(benchmark) if isinstance(benchmark, str) else benchmark
         if not hasattr(chosen, "samples"):
             raise UserError(f"benchmark={flat(benchmark, 80)} is no benchmark; give the name of a preset, or what load_benchmark returns")
-        methods = _by_name(methods)
+        methods = rows_of(methods)
         built = {name: self.method(one, own=False) for name, one in methods.items()}
         return scores(self.backbone, built, chosen, spread(chosen.samples(), limit), batch_size)
 
@@ -246,22 +245,6 @@ def _check_counts(**counts: Any) -> None:
             raise UserError(f"{name}={flat(value, 80)} must be a whole number of at least 1")
 
 
-def _by_name(methods: Any) -> dict[str, Any]:
-    """{row: method} of what ``VLM.evaluate`` takes."""
-    if isinstance(methods, Mapping):
-        rows = {str(name): one for name, one in methods.items()}
-    elif isinstance(methods, list | tuple):
-        named = [("none" if one is None else one if isinstance(one, str) else repr(one), one) for one in methods]
-        rows = dict(named)
-        if len(rows) < len(named):
-            raise UserError("methods holds one method twice; give each once, or a mapping with a name for each row")
-    else:
-        raise UserError(f"methods={flat(methods, 80)} must be a list of methods, or a mapping of names to them: [None, HERO(tokens=48)]")
-    if not rows:
-        raise UserError("methods is empty; give at least one, such as [None, HERO(tokens=48)]")
-    return rows
-
-
 def _pairs(image: Any, question: Any) -> tuple[list[tuple[Any, Any]], bool]:
     """((image, question) of each answer, whether one answer was asked for)."""
     images, questions = (list(given) if isinstance(given, list | tuple) else None for given in (image, question))
@@ -273,25 +256,6 @@ def _pairs(image: Any, question: Any) -> tuple[list[tuple[Any, Any]], bool]:
     if len(images) != len(questions):
         raise UserError(f"{len(images)} images and {len(questions)} questions; give one of one, or as many of both")
     return list(zip(images, questions, strict=True)), False
-
-
-@in_one_line()
-def built_method(backbone: Backbone, settings: EvaluateSettings, method: Any, tokensr: str | Path | None = None) -> Method:
-    """``method`` built for ``backbone``: a ``MethodChoice``, the name of a preset, a ``Method``, or None for the untouched model."""
-    if isinstance(method, Method):
-        if tokensr is not None:
-            raise UserError(f"tokensr={tokensr} is for methods of a constructor; method={method.name} has its modules already")
-        return method
-    if isinstance(method, str) and method not in presets("method"):
-        raise UserError(f"method={flat(method, 80)} is not a preset; {nearest(method, presets('method'))}")
-    if not isinstance(method, MethodChoice | str | None):
-        raise UserError(f"method={flat(method, 80)} is no method; give one such as HERO(tokens=128), or the name of a preset")
-    node = method.node if isinstance(method, MethodChoice) else defaults(method or "none")
-    if tokensr is not None:
-        if "tokensr" not in node:
-            raise UserError(f"tokensr={tokensr} is for methods with TokenSR modules, such as Blink(), not for {method!r}")
-        node = {**node, "tokensr": {**node["tokensr"], "path": str(tokensr)}}
-    return build_method(replace(settings, method=node), backbone)
 
 
 @in_one_line()

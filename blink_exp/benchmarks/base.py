@@ -16,6 +16,7 @@ from blink_exp.documents.records import Record, Skipped
 from blink_exp.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image
+OpenImage = Callable[[], Image.Image]  # raises OSError where it cannot be read
 
 R = TypeVar("R", bound=Mapping[str, Any])
 
@@ -29,7 +30,7 @@ class Sample:
 
     id: str
     image_id: str
-    image: Callable[[], Image.Image] = field(repr=False, compare=False)
+    image: OpenImage = field(repr=False, compare=False)
     question: str
     answer: str | None
     category: str

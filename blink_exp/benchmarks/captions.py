@@ -12,13 +12,10 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-from PIL import Image
-
-from blink_exp.benchmarks.base import Count, Sample, Score, mean
-from blink_exp.benchmarks.cells import INTEGER
+from blink_exp.benchmarks.base import Count, OpenImage, Sample, Score, mean
+from blink_exp.benchmarks.cells import INTEGER, Row
 from blink_exp.benchmarks.rows import Published
 from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
@@ -92,8 +89,8 @@ class Captions(Published):
     def max_new_tokens(self) -> int:
         return self.length
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        name = self.id(f"{int(row['index']):04d}")
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
+        name = self.id(f"{row['index']:04d}")
         return Sample(name, name, image, self.request, None, "caption")
 
     def prompt(self, sample: Sample) -> str:
@@ -115,7 +112,7 @@ def compare(
     ours: list[Record],
     against: list[Record],
     judge: Judge | None,
-    images: dict[str, Callable[[], Image.Image]],
+    images: dict[str, OpenImage],
     seed: int = 0,
 ) -> list[Record]:
     """Two runs' captions of the same images, set against each other. ``images`` opens the image of each record id.
@@ -154,7 +151,7 @@ def pairs(ours: list[Record], against: list[Record], seed: int) -> list[Record]:
     ]
 
 
-def question_of(record: Record, image: Callable[[], Image.Image]) -> Messages:
+def question_of(record: Record, image: OpenImage) -> Messages:
     captions = record["ours"], record["against"]
     first, second = captions if record["A"] == SIDES[0] else captions[::-1]
     return message(COMPARE.format(a=first, b=second), image())

@@ -17,6 +17,8 @@ from blink_exp.files import brief, encodable, kind
 TEN = 10  # people who answer a question of VQAv2, TextVQA or VizWiz
 LONGEST_LABEL = 300
 
+Row = dict[str, Any]  # a row of a published file by column; its cells are of any type until ``read_cells`` has converted them
+
 
 def blank(value: Any) -> bool:
     """Whether a free-form answer is missing: null, NaN or whitespace only. "none" is a valid answer ("how many?")."""
@@ -149,7 +151,7 @@ ANSWERS = Cell(_answers, [])
 OBJECT = Cell(_object, {})
 
 
-def read_cells(row: Mapping[str, Any], cells: Mapping[str, Cell]) -> tuple[dict[str, Any], str | None, bool]:
+def read_cells(row: Row, cells: Mapping[str, Cell]) -> tuple[Row, str | None, bool]:
     """(the converted row with stand-ins for invalid cells, the error of the first invalid cell, whether an id can be built).
 
     Columns of ``cells`` that the data set lacks are ignored.

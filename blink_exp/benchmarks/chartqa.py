@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, OPTIONAL_LABEL, TEXT, blank
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, accuracies
+from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, OPTIONAL_LABEL, TEXT, Row, blank
 from blink_exp.benchmarks.rows import Published
 from blink_exp.documents.records import Record
 
@@ -21,7 +21,7 @@ class ChartQA(Published):
     protocols = ("lmms_eval",)
     tokens: ClassVar = {"lmms_eval": 16}
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         answer = row["answer"]
         if isinstance(answer, list):  # the original release has one answer in a list
             answer = answer[0] if answer else None

@@ -46,8 +46,7 @@ class EasyVQA(ExactMatch):
 def _sample(name: str, row: Any, root: Path, options: ImageOptions) -> Sample:
     """A row [question, answer, image id] as a sample; one that is skipped where it holds anything else."""
     if not isinstance(row, list) or len(row) != len(COLUMNS):
-        wrong: str | None = f"the row is {brief(row)}, not [{', '.join(COLUMNS)}]"
-        return placeholder_sample(name, reason(wrong))
+        return placeholder_sample(name, reason(f"the row is {brief(row)}, not [{', '.join(COLUMNS)}]"))
     cells, wrong, _ = read_cells(dict(zip(COLUMNS, row, strict=True)), COLUMNS)
     if wrong is not None:
         return placeholder_sample(name, wrong)

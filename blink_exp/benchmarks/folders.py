@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 import yaml
 
@@ -18,6 +18,15 @@ from blink_exp.errors import UserError, flat, nearest
 NAME = re.compile(r"(?P<split>[^/]+?)(-(?P<shard>\d+)-of-(?P<shards>\d+)(-[0-9a-f]{16})?)?\.parquet")
 POINTER = b"version https://git-lfs"
 Files = dict[str, list[Path]]  # by split
+
+
+class CardConfig(TypedDict, total=False):
+    """An entry of ``configs:`` in a dataset card, which nobody has checked but for its ``config_name``."""
+
+    config_name: Required[Any]
+    data_files: Any
+    data_dir: Any
+    default: Any
 
 
 def local_files(folder: Path, split: str, config: str | None) -> list[str]:
@@ -60,7 +69,7 @@ def config_files(folder: Path, config: str | None) -> Files:
     return configs[config]
 
 
-def readme_configs(folder: Path) -> list[dict[str, Any]]:
+def readme_configs(folder: Path) -> list[CardConfig]:
     """``configs:`` of the README.md front matter; [] if it is missing or unreadable."""
     file = folder / "README.md"
     head = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\n---", file.read_text("utf-8", "replace"), re.DOTALL) if file.is_file() else None
@@ -69,10 +78,11 @@ def readme_configs(folder: Path) -> list[dict[str, Any]]:
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: an impossible date
         front = None
     entries = front.get("configs") if isinstance(front, dict) else None
-    return [e for e in entries if isinstance(e, dict) and "config_name" in e] if isinstance(entries, list) else []
+    named = [e for e in entries if isinstance(e, dict) and "config_name" in e] if isinstance(entries, list) else []
+    return cast("list[CardConfig]", named)
 
 
-def readme_files(folder: Path, entry: dict[str, Any]) -> Files:
+def readme_files(folder: Path, entry: CardConfig) -> Files:
     """The parquet files of a configuration's ``data_files``: a path or glob, a list of them, or a mapping from split to either."""
     items = entry.get("data_files") or []
     if isinstance(items, dict):

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import ANSWER, KEY, OBJECT, TEXT, blank
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, accuracies
+from blink_exp.benchmarks.cells import ANSWER, KEY, OBJECT, TEXT, Row, blank
 from blink_exp.benchmarks.rows import Published, load_rows, root_of, valid_cells
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.documents.records import Record
@@ -50,7 +50,7 @@ class GQA(Published):
 
         yield from self.sampled(rows, lambda i, row: functools.partial(opened, row["imageId"]))
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         answer = None if blank(row["answer"]) else row["answer"]
         kind = row.get("types", {}).get("structural") or "all"
         return Sample(self.id(row["id"]), self.id(f"image/{row['imageId']}"), image, row["question"], answer, kind)

@@ -9,10 +9,10 @@ import functools
 import itertools
 import random
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
-from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mean
-from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, SPREADSHEET_TEXT, TEXT
+from blink_exp.benchmarks.base import Count, OpenImage, Sample, Score, group_by, mean
+from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, SPREADSHEET_TEXT, TEXT, Row
 from blink_exp.benchmarks.letters import NONE, extract_letter, infer_choice, option_lines
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question, write_sheet
@@ -95,7 +95,7 @@ class MMBench(Published):
     def max_new_tokens(self) -> int:
         return 256 if (self.protocol, self.language) == ("lmms_eval", "cn") else self.tokens[self.protocol]
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         index = row["index"]
         options, choices = self.options(row)
         hint = None if null(row["hint"]) else str(row["hint"])
@@ -105,7 +105,7 @@ class MMBench(Published):
         name, question_id = self.id(f"{index:07d}"), self.id(f"{index % CIRCLE:06d}")
         return Sample(name, question_id, image, row["question"], answer, row["category"], fields=fields)
 
-    def options(self, row: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    def options(self, row: Row) -> tuple[dict[str, str], dict[str, str]]:
         """(options that the prompt shows, choices that an answer may name)."""
         present = {letter: str(row[letter]) for letter in "ABCDE" if not null(row.get(letter))}
         choices = {letter: text for letter, text in present.items() if letter != NONE}
@@ -189,6 +189,14 @@ class MMBench(Published):
         return [write_sheet(folder / f"{self.name}_{self.split}_{state}.xlsx", header, rows)]
 
 
+class QuestionResult(TypedDict):
+    """``correct``: in every rotation; ``l2``: the L2 category."""
+
+    correct: bool
+    category: str
+    l2: str
+
+
 def null(cell: Any) -> bool:
     """Whether a cell is null or NaN, as pandas counts them."""
     return cell is None or cell != cell
@@ -210,7 +218,7 @@ def cells_of(record: Record) -> dict[str, str]:
     return {letter: text for letter, text in choices_of(record).items() if text != "nan"}
 
 
-def circular_result(rotations: list[Record]) -> dict[str, Any] | None:
+def circular_result(rotations: list[Record]) -> QuestionResult | None:
     """The result of a question from its rotations: correct if all are, wrong if one is; None if undecided or without the first rotation."""
     first = [r for r in rotations if r["fields"]["index"] < CIRCLE]
     hits = [r["correct"] for r in rotations]

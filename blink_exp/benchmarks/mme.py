@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mark_skipped, mean, total
-from blink_exp.benchmarks.cells import KEY, LABEL, OPTIONAL_TEXT, TEXT
+from blink_exp.benchmarks.base import Count, OpenImage, Sample, Score, group_by, mark_skipped, mean, total
+from blink_exp.benchmarks.cells import KEY, LABEL, OPTIONAL_TEXT, TEXT, Row
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.documents.records import Record
@@ -26,7 +26,7 @@ class MME(Published):
     columns: ClassVar = {"question_id": KEY, "question": TEXT, "answer": OPTIONAL_TEXT, "category": LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         answer = None if missing(row["answer"]) else row["answer"].strip().lower().replace(".", "")
         image_id = self.id(f"{row['category']}/{row['question_id']}")
         sample = Sample(self.id(f"{i:05d}"), image_id, image, row["question"], answer, row["category"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean
-from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, TEXT
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mean
+from blink_exp.benchmarks.cells import INTEGER, LABEL, OPTIONAL_TEXT, TEXT, Row
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.mme import SUFFIX
 from blink_exp.benchmarks.rows import Published, missing
@@ -38,9 +38,9 @@ class MMStar(Published):
         super().__init__(path, split, **settings)
         self.rule = rule
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         answer = None if missing(row["answer"]) else str(row["answer"]).strip().upper()
-        name = self.id(f"{int(row['index']):04d}")
+        name = self.id(f"{row['index']:04d}")
         category, axis = (str(row[column] or "none") for column in ("category", "l2_category"))
         return Sample(name, name, image, row["question"].strip(), answer, category, fields={"l2": axis})
 

@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Count, Sample, Score, group_by, mean
-from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS
+from blink_exp.benchmarks.base import Count, OpenImage, Sample, Score, group_by, mean
+from blink_exp.benchmarks.cells import KEY, OPTIONAL_TEXT, TEXT, TEXT_OR_TEXTS, Row
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.documents.records import Record
@@ -51,17 +51,11 @@ class MMVet(Published):
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 1024}
     answered_elsewhere = True
 
-    def __init__(
-        self,
-        path: str,
-        split: str,
-        judge: Judge | None = None,
-        **settings: Any,
-    ):
+    def __init__(self, path: str, split: str, judge: Judge | None = None, **settings: Any):
         super().__init__(path, split, **settings)
         self.judge = judge
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         labels = row["capability"].split(",") if isinstance(row["capability"], str) else row["capability"] or ()
         number(str(row["question_id"]))
         capabilities = [c for c in CAPABILITIES if c in [n.strip() for n in labels]]

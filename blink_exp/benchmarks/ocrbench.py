@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean, without_answer
-from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT, blank
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mean, total, without_answer
+from blink_exp.benchmarks.cells import ANSWER_OR_ANSWERS, LABEL, OPTIONAL_LABEL, TEXT, Row, blank
 from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.documents.records import Record
@@ -33,7 +33,7 @@ class OCRBench(Published):
     columns: ClassVar = {"dataset": OPTIONAL_LABEL, "question": TEXT, "question_type": LABEL, "answer": ANSWER_OR_ANSWERS}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 128}
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
         answers = [str(a) for a in answers if not blank(a)]
         fields = {"answers": answers, "dataset": row["dataset"]}
@@ -57,15 +57,11 @@ class OCRBench(Published):
         recognition = [hits[kind] for kind in RECOGNITION if kind in hits]
         return {
             "accuracy": mean(r["correct"] for r in answered),
-            "final": summed(list(hits.values())),
-            **({"Text Recognition": summed(recognition)} if recognition else {}),
+            "final": total(hits.values()),
+            **({"Text Recognition": total(recognition)} if recognition else {}),
             **hits,
             **left_out,
         }
-
-
-def summed(hits: list[Score]) -> Score:
-    return Score(sum(s.value for s in hits), sum(s.samples for s in hits))
 
 
 def hit(prediction: str, answers: list[str], formulas: bool = False, fold: bool = True) -> bool:

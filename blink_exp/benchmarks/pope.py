@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mark_skipped, mean, without_answer
-from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, OPTIONAL_TEXT, TEXT
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mark_skipped, mean, without_answer
+from blink_exp.benchmarks.cells import KEY, OPTIONAL_LABEL, OPTIONAL_TEXT, TEXT, Row
 from blink_exp.benchmarks.rows import Published, missing
 from blink_exp.benchmarks.vqa import SHORT
 from blink_exp.documents.records import Record
@@ -32,7 +32,7 @@ class POPE(Published):
         super().__init__(path, split, **settings)
         self.headline = "f1" if self.protocol == "llava" else "pooled_f1"
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         category = row.get("category") or self.split  # the configuration Full has a split for each category
         if category not in CATEGORIES:
             raise ValueError(f"category={brief(category)} is not one of {', '.join(CATEGORIES)}")

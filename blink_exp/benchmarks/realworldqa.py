@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import ANSWER, TEXT, blank
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, accuracies
+from blink_exp.benchmarks.cells import ANSWER, TEXT, Row, blank
 from blink_exp.benchmarks.letters import extract_letter
 from blink_exp.benchmarks.rows import Published
 from blink_exp.documents.records import Record
@@ -19,7 +19,7 @@ class RealWorldQA(Published):
     columns: ClassVar = {"question": TEXT, "answer": ANSWER}
     tokens: ClassVar = {"llava": 16, "lmms_eval": 16}
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         sample_id = self.id(f"{i:05d}")
         answer = None if blank(row["answer"]) else str(row["answer"]).strip()
         return Sample(sample_id, sample_id, image, row["question"], answer, "letter" if letter(answer) else "word")

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Box, Count, Sample, Score, UnusableImage, mark_skipped, mean
-from blink_exp.benchmarks.cells import LABEL, TEXTS, Cell, blank
+from blink_exp.benchmarks.base import Box, Count, OpenImage, Sample, Score, UnusableImage, mark_skipped, mean
+from blink_exp.benchmarks.cells import LABEL, TEXTS, Cell, Row, blank
 from blink_exp.benchmarks.rows import Published, root_of
 from blink_exp.documents.records import Record
 from blink_exp.files import brief
@@ -64,7 +64,7 @@ class RefCOCO(Published):
             else:
                 yield from self.expressions(whole, size)
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         """A whole row, which ``expressions`` divides."""
         if not row["answer"] or any(blank(expression) for expression in row["answer"]):
             raise ValueError("answer holds no expression or a blank one")

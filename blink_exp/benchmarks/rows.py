@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from PIL import Image, UnidentifiedImageError
 
-from blink_exp.benchmarks.base import Sample, mark_skipped, placeholder_sample, skip_duplicate_ids, usable_samples
-from blink_exp.benchmarks.cells import Cell, read_cells
+from blink_exp.benchmarks.base import OpenImage, Sample, mark_skipped, placeholder_sample, skip_duplicate_ids, usable_samples
+from blink_exp.benchmarks.cells import Cell, Row, read_cells
 from blink_exp.benchmarks.folders import local_files
 from blink_exp.errors import UserError, flat, reason
 from blink_exp.images import ImageOptions, open_image
@@ -79,7 +79,7 @@ class Published:
         rows = self.rows()
         yield from self.sampled(rows.remove_columns(self.image_column), lambda i, row: functools.partial(self.image, rows, i))
 
-    def sampled(self, rows: Any, image: Callable[[int, dict[str, Any]], Any]) -> Iterator[Sample]:
+    def sampled(self, rows: Any, image: Callable[[int, Row], OpenImage]) -> Iterator[Sample]:
         """One sample per row; an invalid row becomes a skipped sample, under its own id if the id can be built. ``image``: maps the row
         number and cells to a function that opens the image."""
         for i, cells in enumerate(iter_rows(rows)):
@@ -104,7 +104,7 @@ class Published:
     def id(self, row_id: object) -> str:
         return f"{self.name}/{self.split}/{row_id}"
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         """Row ``i`` as a sample; ``image`` opens its image. Implemented by each benchmark."""
         raise TypeError(f"{type(self).__name__} has no sample()")
 
@@ -167,7 +167,7 @@ def load_error(path: str, local: bool, unreadable: list[str], broken: bool, erro
     return f"benchmark.path={path} could not be had ({message}); download it, and give its folder as benchmark.path"
 
 
-def iter_rows(rows: Any) -> Iterator[dict[str, Any] | str]:
+def iter_rows(rows: Any) -> Iterator[Row | str]:
     """The rows of a `datasets.Dataset`; for an unreadable row (invalid UTF-8) the reason. In blocks, ten times as fast as row by row."""
     for start in range(0, len(rows), BLOCK):
         stop = min(start + BLOCK, len(rows))
@@ -187,9 +187,9 @@ def valid_cells(rows: Any, column: str, cell: Cell) -> Iterator[tuple[int, Any]]
                 yield i, read[column]
 
 
-def read_row(rows: Any, i: int) -> dict[str, Any] | str:
+def read_row(rows: Any, i: int) -> Row | str:
     try:
-        row: dict[str, Any] = rows[i]
+        row: Row = rows[i]
         return row
     except (ValueError, OSError) as error:
         return reason(f"the row cannot be read ({reason(error)})")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import string
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, group_by, mean
-from blink_exp.benchmarks.cells import OPTIONAL_LABEL, OPTIONAL_NUMBER, OPTIONAL_TEXT, TEXT, TEXTS
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, group_by, mean
+from blink_exp.benchmarks.cells import OPTIONAL_LABEL, OPTIONAL_NUMBER, OPTIONAL_TEXT, TEXT, TEXTS, Row
 from blink_exp.benchmarks.letters import option_lines
 from blink_exp.benchmarks.rows import Published
 from blink_exp.documents.records import Record
@@ -24,13 +24,12 @@ class ScienceQA(Published):
     optional: ClassVar = {"subject": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 1024, "lmms_eval": 16}
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         letters = LETTERS if self.protocol == "llava" else string.ascii_uppercase
-        options = {letter: str(choice) for letter, choice in zip(letters, row["choices"] or (), strict=False)}
+        options = dict(zip(letters, row["choices"], strict=False))
         index = -1 if row["answer"] is None else row["answer"]
         answer = letters[index] if 0 <= index < len(options) else None  # one not offered is none
-        hint = None if row["hint"] is None or row["hint"] != row["hint"] else str(row["hint"])
-        fields = {"options": options, "hint": hint or None}
+        fields = {"options": options, "hint": row["hint"] or None}
         category = row.get("subject") or "no subject"
         return Sample(self.id(f"{i:05d}"), self.id(f"{i:05d}"), image, row["question"], answer, category, fields=fields)
 

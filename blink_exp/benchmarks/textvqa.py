@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample
-from blink_exp.benchmarks.cells import KEY, TEXTS
+from blink_exp.benchmarks.base import OpenImage, Sample
+from blink_exp.benchmarks.cells import KEY, TEXTS, Row
 from blink_exp.benchmarks.vqa import SHORT, TenAnswers
 from blink_exp.errors import UserError
 
@@ -28,8 +28,8 @@ class TextVQA(TenAnswers):
         extra = {"ocr_tokens": TEXTS} if self.ocr == "row" else {}
         self.columns = {**TenAnswers.columns, "image_id": KEY, **extra}  # type: ignore[misc]
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
-        ocr = {"ocr_tokens": [str(token) for token in row["ocr_tokens"] or []]} if self.ocr == "row" else {}
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
+        ocr = {"ocr_tokens": row["ocr_tokens"]} if self.ocr == "row" else {}
         return self.build_sample(row, row["image_id"], image, None, **ocr)
 
     def prompt(self, sample: Sample) -> str:

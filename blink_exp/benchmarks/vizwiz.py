@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from blink_exp.benchmarks.base import Sample
-from blink_exp.benchmarks.cells import OPTIONAL_LABEL
-from blink_exp.benchmarks.vqa import SHORT, Served
+from blink_exp.benchmarks.base import OpenImage, Sample
+from blink_exp.benchmarks.cells import OPTIONAL_LABEL, Row
+from blink_exp.benchmarks.vqa import SHORT, Served, ServerAnswer
 
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 
@@ -18,11 +18,11 @@ class VizWiz(Served):
     optional: ClassVar = {"category": OPTIONAL_LABEL}
     tokens: ClassVar = {"llava": 128, "lmms_eval": 1024}
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         return self.build_sample(row, row["question_id"], image, row.get("category"))
 
     def prompt(self, sample: Sample) -> str:
         return sample.question.capitalize() + UNANSWERABLE + SHORT  # in both protocols; spaces at its end stay
 
-    def entry(self, question_id: Any, answer: str) -> dict[str, Any]:
+    def entry(self, question_id: str | int, answer: str) -> ServerAnswer:
         return {"image": f"{str(question_id).removesuffix('.jpg')}.jpg", "answer": answer}

@@ -7,13 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
-from blink_exp.benchmarks.base import Sample, Score, accuracies
-from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT, blank
+from blink_exp.benchmarks.base import OpenImage, Sample, Score, accuracies
+from blink_exp.benchmarks.cells import ANSWERS, KEY, TEXT, Row, blank
 from blink_exp.benchmarks.rows import Published
 from blink_exp.benchmarks.sheets import by_question
 from blink_exp.documents.records import Record
 from blink_exp.errors import UserError
 from blink_exp.files import write_json
+
+ServerAnswer = dict[str, str | int]  # of one question: its "question_id" or its "image", and "answer"
 
 SHORT = "\nAnswer the question using a single word or phrase."
 MARKS = r';/[]"{}()=+\_-><@`,?!'
@@ -96,7 +98,7 @@ class TenAnswers(Published):
         super().__init__(path, split, **settings)
         self.normalization = normalization
 
-    def build_sample(self, row: dict[str, Any], image_id: object, image: Any, category: str | None, **fields: Any) -> Sample:
+    def build_sample(self, row: Row, image_id: object, image: OpenImage, category: str | None, **fields: Any) -> Sample:
         """A row as a sample; its answer is the most common one, its ``fields`` hold all ten and the given ``fields``.
 
         A single blank answer is kept; a row with only blank answers has none."""
@@ -120,7 +122,7 @@ class Served(TenAnswers):
 
     answered_elsewhere = True
 
-    def entry(self, question_id: Any, answer: str) -> dict[str, Any]:
+    def entry(self, question_id: str | int, answer: str) -> ServerAnswer:
         """One element of the server's list."""
         raise TypeError(f"{type(self).__name__} has no entry()")
 

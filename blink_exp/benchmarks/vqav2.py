@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from blink_exp.benchmarks.base import Sample
-from blink_exp.benchmarks.cells import INTEGER, KEY, OPTIONAL_LABEL
-from blink_exp.benchmarks.vqa import SHORT, Served
+from blink_exp.benchmarks.base import OpenImage, Sample
+from blink_exp.benchmarks.cells import INTEGER, KEY, OPTIONAL_LABEL, Row
+from blink_exp.benchmarks.vqa import SHORT, Served, ServerAnswer
 
 
 class VQAv2(Served):
@@ -18,11 +18,11 @@ class VQAv2(Served):
     tokens: ClassVar = {"llava": 128, "lmms_eval": 16}
     untokenized = ("lmms_eval",)
 
-    def sample(self, i: int, row: dict[str, Any], image: Any) -> Sample:
+    def sample(self, i: int, row: Row, image: OpenImage) -> Sample:
         return self.build_sample(row, row["image_id"], image, row.get("answer_type"))
 
     def prompt(self, sample: Sample) -> str:
         return sample.question + SHORT
 
-    def entry(self, question_id: Any, answer: str) -> dict[str, Any]:
+    def entry(self, question_id: str | int, answer: str) -> ServerAnswer:
         return {"question_id": int(question_id), "answer": answer}

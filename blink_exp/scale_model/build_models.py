@@ -204,16 +204,22 @@ def standardize_projector(llava: LlavaForConditionalGeneration, features: torch.
     second.weight.data.mul_(2)
 
 
-def shallow(llava: Any, factor: int) -> Any:
-    """A copy with every ``factor``-th LLM layer: what ``deepen`` was given, apart from training since."""
+def _with_layers(llava: Any, layers: int) -> Any:
+    """A copy with ``layers`` new LLM layers; everything else is ``llava``'s."""
     config = copy.deepcopy(llava.config)
-    config.text_config.num_hidden_layers //= factor
+    config.text_config.num_hidden_layers = layers
     new = type(llava)(config)
-    source_layers = llava.model.language_model.layers[::factor]
     state = {k: v for k, v in llava.state_dict().items() if ".language_model.layers." not in k}
     missing, unexpected = new.load_state_dict(state, strict=False)
     assert not unexpected and all(".language_model.layers." in name for name in missing), (missing, unexpected)
-    for layer, old in zip(new.model.language_model.layers, source_layers, strict=True):
+    return new
+
+
+def shallow(llava: Any, factor: int) -> Any:
+    """A copy with every ``factor``-th LLM layer: what ``deepen`` was given, apart from training since."""
+    kept = llava.model.language_model.layers[::factor]
+    new = _with_layers(llava, len(kept))
+    for layer, old in zip(new.model.language_model.layers, kept, strict=True):
         layer.load_state_dict(old.state_dict())
     return new
 
@@ -232,12 +238,7 @@ def deepen(llava: Any, factor: int) -> Any:
     """Block expansion as in LLaMA Pro: behind every trained layer stand ``factor`` - 1 copies of it whose output projections are
     zero, so the deeper model computes the same function and every trained layer keeps its relative depth."""
     old = llava.model.language_model.layers
-    config = copy.deepcopy(llava.config)
-    config.text_config.num_hidden_layers *= factor
-    new = type(llava)(config)
-    state = {k: v for k, v in llava.state_dict().items() if ".layers." not in k or "vision_tower" in k}
-    missing, unexpected = new.load_state_dict(state, strict=False)
-    assert not unexpected and all(".language_model.layers." in name for name in missing), (missing, unexpected)
+    new = _with_layers(llava, len(old) * factor)
     for i, layer in enumerate(new.model.language_model.layers):
         layer.load_state_dict(old[i // factor].state_dict())
         if i % factor:

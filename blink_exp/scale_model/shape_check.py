@@ -100,8 +100,15 @@ def prompt(model: Any, visual: VisualTokens, method: Method) -> tuple[torch.Tens
     with attach(model, method) as run:
         if run is not None:
             run.images = [[visual.base_map]]
-        settings: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), mm_encoder_outputs=encoded, **settings)
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_encoder_outputs=encoded,
+            max_new_tokens=1,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
         return out.logits[0][0], [r.visual_tokens - count for r in run.records] if run is not None else []
 
 

@@ -98,15 +98,12 @@ def scene_questions(rng: np.random.Generator, scene: Scene, asked: int, split: s
     return [official[i] for i in rng.permutation(len(official))[:asked]]
 
 
-_OFFICIAL: dict[str, dict[int, list[questions.SceneQuestion]]] = {}
-
-
+@functools.cache
 def _official_by_image(split: str) -> dict[int, list[questions.SceneQuestion]]:
-    if split not in _OFFICIAL:
-        rows = _OFFICIAL[split] = defaultdict(list)
-        for text, answer, image_id in official_questions(split):
-            rows[image_id].append(questions.SceneQuestion("easy_vqa", text, answer, (0,)))
-    return _OFFICIAL[split]
+    rows = defaultdict(list)
+    for text, answer, image_id in official_questions(split):
+        rows[image_id].append(questions.SceneQuestion("easy_vqa", text, answer, (0,)))
+    return rows
 
 
 @torch.no_grad()

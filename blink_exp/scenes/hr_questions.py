@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from blink_exp.scenes.questions import Kind, SceneQuestion, _pick, _pick_any, _unique
+from blink_exp.scenes.questions import Kind, SceneQuestion, _pick, _pick_absent, _pick_any, _unique
 from blink_exp.scenes.scenes import COLORS, SHAPES, Scene, Tile
 
 MOST = 3  # the largest number that is asked for
@@ -27,13 +27,10 @@ def alone(scene: Scene) -> list[int]:
 
 
 def small_object(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
-    """For "no", colour and shape both occur in the scene if possible, but not on one object."""
     if answer == "yes":
         i = _pick_any(rng, alone(scene))
         return None if i is None else SceneQuestion("small_object", f"is there a {name_of(scene.tiles[i])}?", "yes", (i,))
-    present = {(t.color, t.shape) for t in scene.tiles}
-    mixed = {(c, s) for c, _ in present for _, s in present} - present
-    pair = _pick_any(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
+    pair = _pick_absent(rng, scene)
     return pair and SceneQuestion("small_object", f"is there a {pair[0]} {pair[1]}?", "no")
 
 

@@ -47,6 +47,13 @@ def _unique(scene: Scene, attribute: str) -> list[tuple[str, int]]:
     return [(value, i) for i, value in enumerate(values) if counts[value] == 1]
 
 
+def _pick_absent(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+    """A colour and a shape that no object has together; both occur in the scene if possible."""
+    present = {(tile.color, tile.shape) for tile in scene.tiles}
+    mixed = {(c, s) for c, _ in present for _, s in present} - present
+    return _pick_any(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
+
+
 def _other(rng: np.random.Generator, vocabulary: tuple[str, ...], truth: str) -> str:
     return _pick(rng, [word for word in vocabulary if word != truth])
 
@@ -122,13 +129,7 @@ def existence(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuest
 
 
 def conjunction(rng: np.random.Generator, scene: Scene, answer: str) -> SceneQuestion | None:
-    """For "no", colour and shape both occur in the scene if possible, but not on one object."""
-    present = {(tile.color, tile.shape) for tile in scene.tiles}
-    if answer == "yes":
-        pair = _pick_any(rng, sorted(present))
-    else:
-        mixed = {(c, s) for c, _ in present for _, s in present} - present
-        pair = _pick_any(rng, sorted(mixed or {(c, s) for c in COLORS for s in SHAPES} - present))
+    pair = _pick_any(rng, sorted({(t.color, t.shape) for t in scene.tiles})) if answer == "yes" else _pick_absent(rng, scene)
     if pair is None:
         return None
     objects = tuple(i for i, tile in enumerate(scene.tiles) if (tile.color, tile.shape) == pair)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -16,6 +16,24 @@ from blink_exp.figures.hero_kept import as_maps
 from blink_exp.viewer import drawing
 from blink_exp.viewer.subject import Subject
 from blink_exp.viewer.trace import Stage, Trace
+
+
+class ExpandedMap(TypedDict):
+    """``heat``: a PNG as a data URI; ``piece``: the patch of the base view that the segment shows."""
+
+    heat: str
+    piece: drawing.Piece
+    region: int
+
+
+class LayerMaps(TypedDict):
+    """The attention maps of one layer, PNGs as data URIs. ``tiles``: None without any."""
+
+    layer: int
+    shares: dict[str, float]
+    base: str
+    tiles: str | None
+    expanded: list[ExpandedMap]
 
 
 def verdict(correct: float | bool | None) -> str | None:
@@ -164,17 +182,16 @@ def closeups(backbone: Backbone, about: Subject, trace: Trace, grid: PatchGrid) 
     return {region: drawing.base_view(backbone, regions.crop(region, grid.p)) for region in shown}
 
 
-def maps(stage: Stage, trace: Trace, grid: PatchGrid) -> dict[str, Any]:
-    """The attention maps of one layer: on the base view, on the tiles (None without any), on each expanded segment."""
+def maps(stage: Stage, trace: Trace, grid: PatchGrid) -> LayerMaps:
+    """The attention maps of one layer: on the base view, on the tiles, on each expanded segment."""
     views = trace.visual.views
     every = stage.by_source(views.count * views.tokens)
     parts = stage.paid("expanded").split([o.tokens for o in stage.expanded]) if stage.expanded else ()
-    expanded = []
+    expanded: list[ExpandedMap] = []
     for origin, values in zip(stage.expanded, parts, strict=True):
         h, w = grid.patch if origin.tokens == grid.patch[0] * grid.patch[1] else (grid.height, grid.width)
-        whole = (
-            values.view(h, w) if origin.tokens == h * w else values[None]
-        )  # a module with another output size: one row in sequence order
+        # a module with another output size: one row in sequence order
+        whole = values.view(h, w) if origin.tokens == h * w else values[None]
         expanded.append({"heat": drawing.heat(whole), "piece": drawing.Piece.of(grid, origin.region), "region": origin.region})
     return {
         "layer": stage.layer,

@@ -107,9 +107,8 @@ class Trace:
 @torch.no_grad()
 def trace(backbone: Backbone, method: Method, benchmark: Any, sample: Sample, image: Image.Image) -> Trace:
     """Runs ``method`` on a sample as an evaluation does (batch of one), and records the sequence and attention of each layer."""
-    key = hashlib.sha256(
-        repr(image.size).encode() + image.tobytes()
-    ).hexdigest()  # cache key of the image features; a file name would not be unique
+    # cache key of the image features; a file name would not be unique
+    key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     question = prompt_of(backbone, benchmark, sample)
     with attach(backbone.model, method) as attached, record_attention(backbone.llm) as rows:
         if attached is not None:

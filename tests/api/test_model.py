@@ -9,8 +9,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support import scripts
+from support.refusals import refusal
 
 import blink_exp
 from blink_exp import DART, HERO, Blink, BlinkInterp, FastV, Pair, UserError, load
@@ -203,21 +203,26 @@ BAD = [
     (lambda vlm, image: load("x" * 5000), "is a longer path than the file system takes"),
     (lambda vlm, image: blink_exp.load_benchmark("easyvqa", path="a${b}"), "benchmark.path refers to something that is not there"),
     (lambda vlm, image: vlm.evaluate(blink_exp.load_benchmark("easyvqa", path="x" * 5000), [None]), "benchmark.path=xxxx"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", [None], limit=0), "limit=0 must be a whole number of at least 1"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", [None], limit=1.5), "limit=1.5 must be a whole number of at least 1"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", [None], limit="x"), "limit=x must be a whole number of at least 1"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", [None], batch_size=0), "batch_size=0 must be a whole number of at least 1"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", HERO()), "methods=HERO() must be a list of methods"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", "hero"), "methods=hero must be a list of methods"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", []), "methods is empty; give at least one"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", [HERO(), HERO()]), "methods holds one method twice"),
+    (lambda vlm, image: vlm.evaluate(5, [None]), "benchmark=5 is no benchmark"),
+    (lambda vlm, image: vlm.view(image, "q", compare="hero"), "compare=hero must be a list of methods"),
+    (lambda vlm, image: load(None), "model=None is of type NoneType"),
+    (lambda vlm, image: load(["scale_llava"]), "is of type list; give the name of a preset, a folder or a hub id"),
+    (lambda vlm, image: HERO(48), "HERO(48) has no name for its setting; write HERO("),
 ]
 
 
 @pytest.mark.parametrize(("call", "line"), BAD, ids=[line for _, line in BAD])
 def test_bad_input_is_one_line(vlm, samples, call, line):
     image, _ = next(iter(samples.values()))
-    with pytest.raises(UserError) as error:
-        call(vlm, image)
-    assert line in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_broken_file_is_one_line(vlm, tmp_path):
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(UserError, match="is no picture that can be read"):
-        vlm.answer(tmp_path / "a.png", "?")
+    assert line in refusal(lambda: call(vlm, image))
 
 
 @pytest.mark.slow
@@ -228,30 +233,6 @@ def test_a_folder_is_a_model(samples):
     model = load(SHIPPED / "llava", device="cpu", dtype="float32")
     assert model.answer(image, question).text == load("scale_llava").answer(image, question).text
     assert model.model.dtype == torch.float32 and "llava" in repr(model)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda vlm: vlm.evaluate("mosaic_open", [None], limit=0),
-        lambda vlm: vlm.evaluate("mosaic_open", [None], limit=1.5),
-        lambda vlm: vlm.evaluate("mosaic_open", [None], limit="x"),
-        lambda vlm: vlm.evaluate("mosaic_open", [None], batch_size=0),
-        lambda vlm: vlm.evaluate("mosaic_open", HERO()),
-        lambda vlm: vlm.evaluate("mosaic_open", "hero"),
-        lambda vlm: vlm.evaluate("mosaic_open", []),
-        lambda vlm: vlm.evaluate("mosaic_open", [HERO(), HERO()]),
-        lambda vlm: vlm.evaluate(5, [None]),
-        lambda vlm: vlm.view(Image.new("RGB", (9, 9)), "q", compare="hero"),
-        lambda vlm: load(None),
-        lambda vlm: load(["scale_llava"]),
-        lambda vlm: HERO(48),
-    ],
-)
-def test_wrong_arguments_of_evaluate_view_and_load_are_one_line(call, vlm):
-    with pytest.raises(UserError) as error:
-        call(vlm)
-    assert "\n" not in str(error.value)
 
 
 def test_several_methods_have_the_scores_that_each_has_alone(vlm):

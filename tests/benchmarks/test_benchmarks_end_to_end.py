@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
 import yaml
-from support.hub import CONF, MAKERS, build, cell, chartqa, picture, write
+from support.hub import CONF, build, picture, write
+from support.hub_choices import MAKERS
 
-from blink_exp.benchmarks.base import Count, Submits
+from blink_exp.benchmarks.base import Submits
 from blink_exp.evaluation.evaluator import evaluate
 from blink_exp.evaluation.records import write_lines
 from blink_exp.methods.none import none
@@ -80,35 +80,6 @@ def test_broken_images_are_named_and_the_rest_is_scored(scale, tmp_path, capsys)
     assert [s["id"] for s in skipped] == ["chartqa/test/00001", "chartqa/test/00002"]
     assert skipped[1]["why"] == "the row has no image"
     assert "2 of 3 samples skipped, first chartqa/test/00001" in capsys.readouterr().out
-
-
-def test_answers_of_mme_that_are_neither_yes_nor_no_end_no_run(scale, tmp_path, monkeypatch):
-    answers = ["Yes", "No", "maybe", "No"]
-    rows = [
-        {"question_id": f"{k // 2}.png", "category": "count", "question": "Q", "answer": answer, "image": picture(k // 2)}
-        for k, answer in enumerate(answers)
-    ]
-    benchmark = build("mme", write(tmp_path, "test", rows))
-    monkeypatch.setattr(type(benchmark), "max_new_tokens", 2)
-    records, skipped = evaluate(scale, none(), benchmark, batch_size=2)
-    assert (len(records), len(skipped)) == (3, 1)
-    assert skipped[0]["why"] == "answer='maybe' is neither yes nor no"
-    scores = benchmark.score(records)
-    assert scores["accuracy"].samples == 2
-    assert scores["incomplete_images"] == Count(1, 2)
-
-
-def test_two_splits_share_no_sample_id(tmp_path):
-    """A record of one split can never be taken for one of another."""
-    folder = chartqa(tmp_path)
-    write(folder, "val", [{"type": "human_test", "question": "?", "answer": "1", "image": picture()}])
-    ids = [{s.id for s in build("chartqa", folder, split=split).samples()} for split in ("test", "val")]
-    assert not ids[0] & ids[1]
-
-
-def test_an_image_cell_is_what_the_hub_has():
-    assert cell(None, 0) is None
-    assert cell(b"x", 3) == {"bytes": b"x", "path": "3.png"}
 
 
 def test_every_published_benchmark_has_a_fixture():

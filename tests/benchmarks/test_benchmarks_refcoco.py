@@ -145,16 +145,6 @@ def test_a_box_at_the_corner_is_not_hit_by_silence(tmp_path):
     assert (zeros["center_acc"].value, zeros["no_box"].value) == (100, 0)
 
 
-def test_prompts_and_lengths(tmp_path):
-    llava, toolkit = (build("refcoco", refcoco(tmp_path), protocol=p) for p in PROTOCOLS)
-    asked = "Please provide the bounding box coordinate of the region this sentence describes: the blue one"
-    sample = llava.samples()[1]
-    assert llava.prompt(sample) == asked
-    assert toolkit.prompt(sample).startswith("Bounding box coordinates are specified in the format (top-left x, top-left y, ")
-    assert toolkit.prompt(sample).endswith(f" bounded between 0 and 1. {asked}")
-    assert (llava.max_new_tokens, toolkit.max_new_tokens) == (128, 1024)
-
-
 @pytest.mark.parametrize(
     ("answer", "bbox", "why"),
     [

@@ -6,10 +6,10 @@ import json
 import random
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.hub import MAKERS, build
+from support.hub import build
+from support.hub_choices import MAKERS
 
 from blink_exp.benchmarks.base import shard
 from blink_exp.evaluation.records import graded

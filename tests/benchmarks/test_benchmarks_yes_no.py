@@ -1,90 +1,17 @@
-"""MME and POPE: what counts as a yes or a no, and the statistics made of it, worked out by hand."""
+"""MME and POPE: their pairs and rows, and the statistics made of yes and no, worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 from support.hub import build, mme, picture, pope, write
+from support.hub_choices import records, values
 
 from blink_exp.benchmarks import mme as mme_
 from blink_exp.benchmarks import pope as pope_
 from blink_exp.benchmarks.base import group_by
 from blink_exp.errors import UserError
-from blink_exp.evaluation.records import graded
-
-
-def records(benchmark, predictions):
-    """Records of all samples; ``predictions``: one for all, a list, or a function of the sample."""
-    samples = benchmark.samples()
-    if not callable(predictions):
-        texts = [predictions] * len(samples) if isinstance(predictions, str) else predictions
-        return [graded(benchmark, s, p) for s, p in zip(samples, texts, strict=True)]
-    return [graded(benchmark, s, predictions(s)) for s in samples]
-
-
-def values(scores):
-    return {k: v.value for k, v in scores.items()}
-
 
 # MME
-
-
-@pytest.mark.parametrize(
-    ("text", "parsed"),
-    [
-        *[("yes", "yes"), ("No.", "no"), (" YES. ", "yes"), ("Yes, it is", "yes"), ("No, there is none", "no"), ("Not sure", "no")],
-        *[(" know", "no"), ("It is yes", "other"), ("The answer is no", "other"), ("", "other"), ("1 no", "no")],
-        *[("Yes or no", "yes"), ("eye", "other"), (".yes it is", "yes"), ("12 no", "other"), ("a yes", "other")],
-    ],
-)
-def test_mme_reads_an_answer_by_its_first_four_characters(text, parsed):
-    """Vectors of both protocols; catches a parser that looks at the whole text or prefers no."""
-    assert mme_.yes_or_no(text) == mme_.yes_or_no(text, letters=True) == parsed
-
-
-@pytest.mark.parametrize(
-    ("text", "llava", "lmms_eval"),
-    [("y.e.s", "other", "yes"), ("N.o.", "other", "no"), ("..yes it is", "other", "yes"), ("1. no", "other", "no")],
-)
-def test_full_stops_inside_an_answer_are_characters_for_llava(text, llava, lmms_eval, tmp_path):
-    assert (mme_.yes_or_no(text), mme_.yes_or_no(text, letters=True)) == (llava, lmms_eval)
-    for protocol, right in (("llava", 0), ("lmms_eval", 3)):
-        assert sum(r["correct"] for r in records(build("mme", mme(tmp_path / protocol), protocol=protocol), text)) == right
-
-
-@pytest.mark.parametrize(("text", "parsed"), [("y", "yes"), ("N.", "no"), ("Y ", "yes"), ("n", "no"), ("yn", "other")])
-def test_a_lone_letter_is_an_answer_for_lmms_eval_only(text, parsed, tmp_path):
-    assert mme_.yes_or_no(text, letters=True) == parsed
-    assert mme_.yes_or_no(text) == "other"
-    if parsed != "other":
-        folder = mme(tmp_path)
-        wanted = {"llava": 0, "lmms_eval": 3}  # of six answers, three are a yes
-        for protocol, right in wanted.items():
-            assert sum(r["correct"] for r in records(build("mme", folder, protocol=protocol), text)) == right
-
-
-def test_mme_s_prompt_drops_the_published_instruction_wherever_it_stands(tmp_path):
-    folder = write(tmp_path, "test", [{"question_id": "a.png", "image": picture(), "question": q, "answer": "Yes", "category": "count"}
-                                      for q in ("Two? Please answer yes or no.", "A Please answer yes or no. B", "Three?")])  # fmt: skip
-    benchmark = build("mme", folder)
-    asked = [benchmark.prompt(s).removesuffix("\nAnswer the question using a single word or phrase.") for s in benchmark.samples()]
-    assert asked == ["Two?", "A B", "Three?"]
-    assert (benchmark.max_new_tokens, build("mme", folder, protocol="lmms_eval").max_new_tokens) == (128, 16)
-
-
-@pytest.mark.parametrize(
-    ("question", "llava", "lmms_eval"),
-    [
-        ("Is it a dog? Please answer yes or no.", "Is it a dog?", "Is it a dog?"),
-        ("Is it a dog?  Please answer yes or no.", "Is it a dog?", "Is it a dog? "),  # seven published questions have two spaces
-        (" Is it? ", "Is it?", "Is it?"),
-    ],
-)
-def test_no_space_stays_before_mme_s_line_break_under_llava(question, llava, lmms_eval, tmp_path):
-    row = {"question_id": "a.png", "image": picture(), "question": question, "answer": "Yes", "category": "count"}
-    folder = write(tmp_path, "test", [row])
-    for protocol, asked in (("llava", llava), ("lmms_eval", lmms_eval)):
-        benchmark = build("mme", folder, protocol=protocol)
-        assert benchmark.prompt(benchmark.samples()[0]) == asked + "\nAnswer the question using a single word or phrase."
 
 
 @pytest.mark.parametrize("answer", ["maybe", "1"])
@@ -169,29 +96,6 @@ def test_mme_s_pairs_share_an_image_id_and_nothing_else_does(tmp_path):
 # POPE
 
 
-@pytest.mark.parametrize(
-    ("text", "llava", "lmms_eval"),
-    [
-        ("Yes", "yes", "yes"),
-        ("No", "no", "no"),
-        ("no.", "no", "other"),
-        ("No, there is no car", "no", "other"),
-        ("There is not", "no", "other"),
-        ("Yes, but not there", "no", "other"),
-        ("Yes. There is no dog", "yes", "other"),  # behind the first full stop
-        ("NO", "yes", "no"),  # only No, no and not are words that deny
-        ("nothing", "yes", "other"),  # a word, not its beginning
-        ("none,no", "yes", "other"),  # the comma goes without leaving a space
-        ("I cannot say", "yes", "other"),
-        ("", "yes", "other"),
-        (" yes ", "yes", "yes"),
-    ],
-)
-def test_pope_has_two_rules(text, llava, lmms_eval):
-    assert pope_.yes_or_no(text, "llava") == llava
-    assert pope_.yes_or_no(text, "lmms_eval") == lmms_eval
-
-
 def test_pope_s_statistics_by_hand():
     """5 true yes, 1 false yes, 3 false no, 11 true no: precision 5/6, recall 5/8, F1 = 2 * 5 / (2 * 5 + 1 + 3)."""
     pairs = [("yes", "yes")] * 5 + [("yes", "no")] + [("no", "yes")] * 3 + [("no", "no")] * 11
@@ -229,7 +133,7 @@ def test_pope_by_category_their_means_and_pooled(tmp_path):
 def test_the_yes_ratio_is_of_the_predictions_not_of_the_truth(tmp_path):
     for protocol, prediction in (("llava", "perhaps"), ("lmms_eval", "yes")):
         benchmark = build("pope", pope(tmp_path), protocol=protocol)
-        assert benchmark.score(records(benchmark, prediction))["yes_ratio"].value == 100
+        assert benchmark.score(records(benchmark, lambda s, text=prediction: text))["yes_ratio"].value == 100
     assert benchmark.headline == "pooled_f1"
 
 
@@ -249,7 +153,7 @@ def test_pope_full_has_a_split_for_each_category(tmp_path):
 
 def test_records_without_an_answer_are_counted_and_score_nothing(tmp_path):
     benchmark = build("pope", pope(tmp_path))
-    rows = records(benchmark, "Yes")
+    rows = records(benchmark, lambda s: "Yes")
     for r in rows[:2]:
         r["answer"] = r["correct"] = None
     scores = benchmark.score(rows)

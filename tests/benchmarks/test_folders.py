@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
-from support.hub import MAKERS, build, chartqa, gqa, mme, picture, write
+from support.hub import build, chartqa, gqa, mme, picture, write
+from support.hub_choices import MAKERS
 from support.refusals import refusal
 
 from blink_exp.benchmarks.folders import local_files

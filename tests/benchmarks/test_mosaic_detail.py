@@ -10,7 +10,6 @@ import pytest
 
 from blink_exp.benchmarks.base import spread
 from blink_exp.benchmarks.mosaic_detail import GRIDS, MosaicDetail
-from blink_exp.benchmarks.mosaic_mme import MosaicMME
 from blink_exp.scenes.detail import detail_scene
 from blink_exp.scenes.scenes import COLORS, SHAPES, SMALL, load_tiles, small_tiles
 
@@ -58,11 +57,6 @@ def test_scenes_of_a_split_are_made_of_its_images_only(split, other):
     for i in range(SCENES):
         pictures = {t.pixels.tobytes() for t in detail_scene(split, i).scene.tiles}
         assert pictures <= allowed and not pictures & forbidden
-
-
-def test_the_benchmark_shows_scenes_of_test_images():
-    for i, sample in enumerate(MosaicDetail(8, questions="open").samples()[::2]):
-        assert sample.image().tobytes() == detail_scene("test", i).scene.canvas.tobytes()
 
 
 def test_sizes_and_answers_are_balanced_and_stay_so_in_every_nth_scene():
@@ -145,13 +139,6 @@ def test_scores_exist_for_the_questions_that_were_asked_only():
     half = MosaicDetail(8, questions="pairs")
     lacking = half.score(records(half, lambda s: True)[1:])
     assert (lacking["incomplete_images"].value, lacking["color"].samples, lacking["shape"].samples) == (1, 14, 16)
-
-
-def test_pairs_of_one_image_in_two_subtasks_are_two_pairs():
-    """MME's rule on records whose images stand in several subtasks, and on mosaic_mme, whose images stand in one."""
-    benchmark = MosaicMME(images=2)
-    one = [r | {"image_id": r["image_id"][-4:]} for r in records(benchmark, lambda s: s.answer == "yes")]
-    assert benchmark.score(one) == benchmark.score(records(benchmark, lambda s: s.answer == "yes"))
 
 
 def test_a_blank_image_keeps_all_but_the_pixels():

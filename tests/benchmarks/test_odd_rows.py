@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
-from support.hub import MAKERS, build, picture, ten, vqav2_row, write
+from support.hub import build, picture, ten, vqav2_row, write
+from support.hub_choices import MAKERS
 from support.refusals import refusal
 from support.viewing import Tables, config
 
@@ -28,9 +28,11 @@ def skipped(samples: list[Sample]) -> dict[str, str]:
 
 
 def easyvqa(folder: Path, rows: object, encoding: str = "utf-8") -> EasyVQA:
+    """``rows``: of questions.json, or all that it holds as text or bytes."""
     (folder / "images").mkdir(exist_ok=True)
     picture(1, (64, 64)).save(folder / "images" / "0.png")
-    (folder / "questions.json").write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding=encoding)
+    text = rows if isinstance(rows, str | bytes) else json.dumps(rows)
+    (folder / "questions.json").write_bytes(text.encode(encoding) if isinstance(text, str) else text)
     return EasyVQA(str(folder))
 
 
@@ -60,6 +62,7 @@ def test_bad_rows_of_questions_json_are_skipped_and_the_others_keep_their_ids(tm
         ("", "questions.json is damaged or cut off"),
         ('[["what?", "red"', "questions.json is damaged or cut off"),
         ("[" * 100_000, "questions.json is damaged or cut off"),
+        (b"\xff\xfe\x00[", "questions.json is damaged or cut off (no UTF-8 text)"),
         ({"questions": []}, "questions.json holds an object, not a list of rows"),
         (None, "questions.json holds null, not a list of rows"),
         ([], "questions.json holds no row"),
@@ -68,12 +71,6 @@ def test_bad_rows_of_questions_json_are_skipped_and_the_others_keep_their_ids(tm
 )
 def test_a_questions_json_of_another_shape_is_one_line(rows, message, tmp_path):
     assert message in refusal(easyvqa(tmp_path, rows).samples)
-
-
-def test_a_questions_json_that_is_no_text_is_one_line(tmp_path):
-    easyvqa(tmp_path, []).samples  # noqa: B018
-    (tmp_path / "questions.json").write_bytes(b"\xff\xfe\x00[")
-    assert "questions.json is damaged or cut off (no UTF-8 text)" in refusal(EasyVQA(str(tmp_path)).samples)
 
 
 def test_a_byte_order_mark_and_lone_surrogates_are_read(tmp_path):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
 import pytest
 from PIL import Image
+from support.hub import picture
 
 from blink_exp.benchmarks.base import Sample
 from blink_exp.benchmarks.duts import Duts
@@ -29,10 +29,6 @@ def sample(image_id: str, image: Image.Image | None, question: str = "q") -> Sam
         return image
 
     return Sample(f"{image_id}/{question}", image_id, opened, question, "yes", "all")
-
-
-def noise(seed: int, size: tuple[int, int] = (4, 4)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
 def test_an_image_s_part_is_what_its_id_hashes_to():
@@ -59,9 +55,9 @@ def test_parts_are_disjoint_complete_in_order_and_whole_images():
 
 def test_one_image_under_many_ids_is_in_one_part():
     """Rows of published benchmarks have ids of their own and share images. 40 ids fall into both parts by their hashes."""
-    same = [sample(str(i), noise(0)) for i in range(40)]
+    same = [sample(str(i), picture(0)) for i in range(40)]
     assert {in_validation(s.image_id) for s in same} == {True, False}
-    other = [sample(f"other {i}", noise(i + 1)) for i in range(40)]
+    other = [sample(f"other {i}", picture(i + 1)) for i in range(40)]
     mixed = [s for pair in zip(same, other, strict=True) for s in pair]
     parts = [part_of(mixed, part) for part in ("validation", "test")]
     assert [sum(s in same for s in part) for part in parts] in ([40, 0], [0, 40])
@@ -78,7 +74,7 @@ def test_equal_bytes_of_another_shape_are_another_image_and_broken_images_are_al
 def test_an_empty_part_an_unknown_one_and_a_benchmark_without_questions_are_refused():
     only = next(str(i) for i in range(100) if not in_validation(str(i)))
     with pytest.raises(UserError, match="part=validation of 1 images is empty; use a benchmark with more images"):
-        part_of([sample(only, noise(0))], "validation")
+        part_of([sample(only, picture(0))], "validation")
     with pytest.raises(UserError, match="part=valid is not known; did you mean validation"):
         check_part("valid", MosaicMME(1))
     with pytest.raises(UserError, match="part=test: duts asks no question"):

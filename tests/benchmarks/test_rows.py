@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
 from support.encoded_images import encoded
-from support.hub import MAKERS, build, chartqa, picture, write
+from support.hub import build, chartqa, picture, write
+from support.hub_choices import MAKERS
 from support.refusals import refusal
 
 from blink_exp.benchmarks.rows import load_rows, open_image
-from blink_exp.evaluation.evaluator import evaluate
-from blink_exp.methods.none import none
 
 # Files
 
@@ -138,18 +136,6 @@ def test_a_row_without_a_question_cannot_be_opened(name, tmp_path):
         with pytest.raises(OSError, match="the row has no question"):
             sample.image()
         assert sample.image_id not in {s.image_id for s in whole}
-
-
-def test_rows_without_a_question_are_skipped_and_counted(scale, tmp_path, monkeypatch):
-    """GQA reads its rows by itself, and the second question is on the image of the first."""
-    rows = [{"id": str(k), "imageId": "n1", "question": q, "answer": "x"} for k, q in enumerate(("What?", None))]
-    folder = write(tmp_path, "testdev", rows, "testdev_balanced_instructions")
-    write(folder, "testdev", [{"id": "n1", "image": picture()}], "testdev_balanced_images")
-    benchmark = build("gqa", folder)
-    monkeypatch.setattr(type(benchmark), "max_new_tokens", 1)
-    records, skipped = evaluate(scale, none(), benchmark, batch_size=2)
-    assert [r["id"] for r in records] == ["gqa/testdev/0"]
-    assert skipped == [{"id": "gqa/testdev/1", "why": "the row has no question"}]
 
 
 def test_scienceqa_s_answers_beyond_the_choices_are_none(tmp_path):

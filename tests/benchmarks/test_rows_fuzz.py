@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import support.hub_choices  # noqa: F401 (enters its makers)
-from support.hub import MAKERS, build
+from support.hub import build
+from support.hub_choices import MAKERS
 from support.refusals import refusal
 
 import blink_exp.benchmarks.gqa

@@ -11,6 +11,7 @@ from PIL import Image
 
 from blink_exp.evaluation.records import graded
 from blink_exp.judge import UNPARSED, Verdict
+from support.hub import MAKERS as MAKERS  # with those entered here
 from support.hub import maker, picture, write
 
 
@@ -115,6 +116,10 @@ def records(benchmark, predictions):
     texts = map(predictions, samples) if callable(predictions) else predictions
     rows = [graded(benchmark, s, prediction) for s, prediction in zip(samples, texts, strict=True)]
     return json.loads(json.dumps(rows))  # scores must be computable from what a file holds
+
+
+def values(scores):
+    return {name: score.value for name, score in scores.items()}
 
 
 class Script:
