@@ -41,14 +41,14 @@ def built_method(backbone: Backbone, settings: EvaluateSettings, method: Any, to
 def rows_of(methods: Any) -> dict[str, AnyMethod]:
     """{row: method} of what ``VLM.evaluate`` takes."""
     if isinstance(methods, Mapping):
-        rows = {str(name): one for name, one in methods.items()}
+        named = [(str(name), one) for name, one in methods.items()]
     elif isinstance(methods, list | tuple):
         named = [("none" if one is None else one if isinstance(one, str) else repr(one), one) for one in methods]
-        rows = dict(named)
-        if len(rows) < len(named):
-            raise UserError("methods holds one method twice; give each once, or a mapping with a name for each row")
     else:
         raise UserError(f"methods={flat(methods, 80)} must be a list of methods, or a mapping of names to them: [None, HERO(tokens=48)]")
+    rows = dict(named)
+    if len(rows) < len(named):
+        raise UserError("methods holds one method twice; give each once, or a mapping with a name for each row")
     if not rows:
         raise UserError("methods is empty; give at least one, such as [None, HERO(tokens=48)]")
     return rows

@@ -33,7 +33,8 @@ def curves(study: Study, untouched: str, controls: list[str]) -> Drawing:
     """A line for each ``series`` of the points; ``untouched``: the series of the whole model, a dashed level; ``controls``: series drawn in
     grey. The score is the benchmark's headline."""
     series: dict[str, list[PointRun]] = {}
-    for run in study.done:
+    measured = [run for run in study.done if run["scores"].get(run["headline"]) is not None]
+    for run in measured:
         series.setdefault(run["series"], []).append(run)
     lines = {name: sorted(runs, key=tokens_of) for name, runs in series.items() if name != untouched}
     if not lines:
@@ -63,7 +64,7 @@ def curves(study: Study, untouched: str, controls: list[str]) -> Drawing:
     axis.minorticks_off()
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
     errors = [e for line in data["methods"].values() for e in line["stderr"] if e is not None]
-    failed = len(study.rows) - len(study.done)
+    failed = len(study.rows) - len(measured)
     caption = (
         f"{score} against visual tokens a layer (measured, logarithmic), a line a method; grey and dotted: controls; dashed: the untouched "
         "model."

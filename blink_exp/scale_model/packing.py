@@ -6,6 +6,7 @@ conversation is at test time.
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,13 +69,15 @@ def pack(tokenizer: Any, rows: list[list[tuple[str, str]]], rng: np.random.Gener
     return Pack(padded(ids, 0), padded(owner, -1), padded(offset, 0), padded(labels, -100), torch.tensor(first), torch.tensor(last))
 
 
-_IDS: dict[str, list[int]] = {}
+_IDS: weakref.WeakKeyDictionary[Any, dict[str, list[int]]] = weakref.WeakKeyDictionary()
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
-    if text not in _IDS:
-        _IDS[text] = tokenizer(text, add_special_tokens=False).input_ids
-    return _IDS[text]
+    """Token ids of ``text``. Questions repeat, so each tokenizer's are kept."""
+    known = _IDS.setdefault(tokenizer, {})
+    if text not in known:
+        known[text] = tokenizer(text, add_special_tokens=False).input_ids
+    return known[text]
 
 
 def view_features(llava: Any, views: torch.Tensor) -> list[torch.Tensor]:

@@ -211,6 +211,7 @@ BAD = [
     (lambda vlm, image: vlm.evaluate("mosaic_open", "hero"), "methods=hero must be a list of methods"),
     (lambda vlm, image: vlm.evaluate("mosaic_open", []), "methods is empty; give at least one"),
     (lambda vlm, image: vlm.evaluate("mosaic_open", [HERO(), HERO()]), "methods holds one method twice"),
+    (lambda vlm, image: vlm.evaluate("mosaic_open", {1: None, "1": HERO()}), "methods holds one method twice"),
     (lambda vlm, image: vlm.evaluate(5, [None]), "benchmark=5 is no benchmark"),
     (lambda vlm, image: vlm.view(image, "q", compare="hero"), "compare=hero must be a list of methods"),
     (lambda vlm, image: load(None), "model=None is of type NoneType"),

@@ -11,7 +11,7 @@ from blink_exp.figures.base import Study
 from blink_exp.figures.budget_curve import curves, ticks_of
 
 
-def run(series: str, tokens: float, accuracy: float) -> dict:
+def run(series: str, tokens: float, accuracy: float | None) -> dict:
     scores, more = {"accuracy": accuracy}, {"backbone": "m", "benchmark": "b", "samples": 9, "headline": "accuracy"}
     return {
         "point": series,
@@ -40,6 +40,14 @@ def test_a_line_runs_over_measured_tokens_and_controls_stay_apart():
 def test_nothing_measured_is_one_line():
     with pytest.raises(UserError, match="has no measured point: no model"):
         drawn([{"point": "HERO", "series": "HERO", "status": "failed", "error": "no model"}])
+
+
+def test_a_point_without_the_headline_is_left_out_and_counted():
+    """A score of no question is None, and a split that a server scores has none."""
+    unscored = run("HERO", 16, 60) | {"scores": {}}
+    drawing = drawn([run("none", 144, None), run("HERO", 48, 80), unscored, run("random", 16, 50)])
+    assert drawing.data["methods"]["HERO"]["tokens a layer"] == [48] and drawing.data["untouched"] is None
+    assert "2 points were not measured" in drawing.caption
 
 
 def test_ticks_are_the_common_budgets_and_none_is_written_over_another():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,3 +246,17 @@ def test_one_scale_shows_no_larger_scene_and_a_segment_is_mostly_no_help(tokeniz
     assert 0.5 < np.mean([views == 2 for expanded, views in kinds if expanded]) < 0.8  # close-ups; the others are interpolated
     assert np.bincount(quadrants, minlength=4).min() > 0.15 * len(quadrants)
     assert all(0.25 < many / images < 0.45 for images, many in count.values())
+
+
+def test_token_ids_are_those_of_the_tokenizer_that_is_asked():
+    """Catches a memory of ids that is keyed by the text alone."""
+
+    class Tokenizer:
+        def __init__(self, first: int):
+            self.first = first
+
+        def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
+            return SimpleNamespace(input_ids=[self.first + k for k in range(len(text))])
+
+    one, other = Tokenizer(1), Tokenizer(5)
+    assert [packing.ids_of(tokenizer, "ab") for tokenizer in (one, other, one)] == [[1, 2], [5, 6], [1, 2]]
