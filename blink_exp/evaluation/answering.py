@@ -21,7 +21,7 @@ from blink_exp.decoder.attach import attach
 from blink_exp.decoder.second_views import Asking
 from blink_exp.documents.records import Record, Skipped
 from blink_exp.errors import UserError, out_of_memory, reason
-from blink_exp.evaluation import ranks
+from blink_exp.evaluation import placement, ranks
 from blink_exp.evaluation.batches import BatchSize, Unit, cut
 from blink_exp.evaluation.records import RecordLog, record
 from blink_exp.evaluation.tokens import layer_average, prompt_flops
@@ -107,7 +107,7 @@ def _ask_ranks(
         "points": [{"settings": asdict(of.settings), "log": log.address()} for of, log in zip(devices, logs, strict=True)],
         "units": shares,
         "batch_size": size.size,
-        "first_gpu": ranks.first_gpu(device) if (device := backbone.settings["device"]).startswith("cuda") else 0,
+        "first_gpu": placement.first_gpu(device) if (device := backbone.settings["device"]).startswith("cuda") else 0,
         "workers": max(1, workers // team.local) if workers else 0,
     }
     for log in logs:

@@ -19,7 +19,7 @@ from blink_exp.documents.records import Record, Skipped
 from blink_exp.documents.runs import Cost, Metrics, ScoredRun, ScoreValue
 from blink_exp.documents.settings import PlainSettings
 from blink_exp.errors import UserError, printable
-from blink_exp.evaluation import identity, ranks, results
+from blink_exp.evaluation import identity, placement, results
 from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation, prompt_of
 from blink_exp.evaluation.batches import BatchSize
 from blink_exp.evaluation.budget import budget_line, budget_of
@@ -126,15 +126,15 @@ def measure(
     """Evaluates and writes ``config.yaml`` (before), ``records.part`` (during), ``records.jsonl`` and, last, ``metrics.json``. Returns the
     contents of ``metrics.json``. A killed evaluation leaves ``records.part``; the same settings in the same folder resume from it.
 
-    ``parts``: the folder of ``records.part`` if it is not ``out``; ``devices``: see ``ranks.number``; ``before``: metrics and records of a
-    finished run of the same point. Its answers stay, and only what it lacks is measured.
+    ``parts``: the folder of ``records.part`` if it is not ``out``; ``devices``: see ``placement.process_count``; ``before``: metrics and
+    records of a finished run of the same point. Its answers stay, and only what it lacks is measured.
 
     Raises:
         Incomplete: where more than ``skip_limit`` of the samples were skipped. The answers stay in ``records.part``.
     """
     started = time.time()
     settings = with_local_data(settings)
-    processes = ranks.number(devices, settings.model)
+    processes = placement.process_count(devices, settings.model)
     backbone, method, benchmark = prepare(settings)
     parts = out if parts is None else parts
     write_text(out / results.CONFIG, to_yaml(settings))

@@ -16,7 +16,7 @@ from blink_exp.benchmarks.base import Probes
 from blink_exp.cli import one_line
 from blink_exp.documents.runs import Metrics
 from blink_exp.errors import UserError
-from blink_exp.evaluation import identity, locks, ranks, store
+from blink_exp.evaluation import identity, locks, placement, ranks, store
 from blink_exp.evaluation.answering import Devices, Point, ask, check_annotation
 from blink_exp.evaluation.evaluator import chosen, incomplete, prepare, with_local_data, workers_of
 from blink_exp.evaluation.records import RECORD_LOG, RecordLog
@@ -91,7 +91,7 @@ def _run_group(group: dict[Path, EvaluateSettings]) -> None:
     for folder, point in group.items():
         try:
             settings = with_local_data(point)
-            devices = ranks.number(point.devices, settings.model)
+            devices = placement.process_count(point.devices, settings.model)
             backbone, method, benchmark = prepare(settings)
             if method.second_view is not None:
                 check_annotation(method, f"benchmark={benchmark.name}", chosen(benchmark, settings))

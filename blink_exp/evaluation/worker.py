@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from blink_exp.cli import TRACEBACK, one_line
-from blink_exp.evaluation import ranks
+from blink_exp.evaluation import placement, ranks
 from blink_exp.evaluation.answering import Point, answer_units
 from blink_exp.evaluation.batches import BatchSize, cut
 from blink_exp.evaluation.evaluator import chosen, prepare
@@ -75,7 +75,7 @@ def _answered(store: Any, rank: int, local: int, count: int, job: ranks.Job) -> 
     points = []
     for each in job["points"]:
         settings = from_plain(PointSettings, each["settings"])
-        device = ranks.device_of(settings.model.get("device") or "cpu", job["first_gpu"], local)
+        device = placement.device_of(settings.model.get("device") or "cpu", job["first_gpu"], local)
         settings = replace(settings, model=settings.model | {"device": device})
         if device.startswith("cuda"):
             torch.cuda.set_device(device)  # kernels of libraries run on the current device

@@ -16,16 +16,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest, norm
 
-from blink_exp.benchmarks.base import Benchmark, Judged, Subsets, group_by
+from blink_exp.benchmarks.base import Benchmark, Judged, Subsets
 from blink_exp.documents.records import Record
 from blink_exp.documents.runs import PairedTest
+from blink_exp.reports.resampling import PairedImages, Records, draws, resampled
 
-Records = list[Record]
 Select = Callable[[Record], bool]  # which records an accuracy counts
 BOTH = "McNemar and image bootstrap"  # the larger p of the two
 RESAMPLES = 1000
@@ -72,7 +71,7 @@ def compare(
             clustered |= {name: select} if len(images) < results[name]["n"] else {}
     if clustered:
         pairs = PairedImages.of(ours, theirs)
-        weights = _draws(pairs.strata, resamples, np.random.default_rng(seed))
+        weights = draws(pairs.strata, resamples, np.random.default_rng(seed))
         results |= {name: over_images(results[name], pairs, select, weights) for name, select in clustered.items()}
     if bootstrapped:
         results |= bootstrap(benchmark, ours, theirs, bootstrapped, resamples, seed)
@@ -125,7 +124,7 @@ def detectable(n: int, discordant: int) -> float | None:
 
 
 def over_images(alone: PairedTest, pairs: PairedImages, select: Select, weights: np.ndarray) -> PairedTest:
-    """McNemar's answer ``alone``, corrected for images that have several questions. ``weights``: (draws, images), of ``_draws``.
+    """McNemar's answer ``alone``, corrected for images that have several questions. ``weights``: (draws, images), of ``draws``.
 
     p is the larger of McNemar's and that of the share of right answers in ``weights``; the interval is that of the draws. Where k images
     differ, p is at least 2 / 2^k: so often all of them go one way by chance, which draws of a handful of images do not see. What is
@@ -151,7 +150,7 @@ def bootstrap(
     or beyond 0 on either side, itself counted in (so never 0, and at most 1); low and high: percentiles. All three None where there are too
     few images for draws to differ."""
     pairs = PairedImages.of(ours, theirs)
-    weights = _draws(pairs.strata, resamples, np.random.default_rng(seed))
+    weights = draws(pairs.strata, resamples, np.random.default_rng(seed))
     first, second = _scores(benchmark, ours), _scores(benchmark, theirs)
     deltas = _linear(benchmark, pairs, names, weights)
     if deltas is None:
@@ -179,34 +178,6 @@ def _interval(column: np.ndarray, delta: float) -> PairedTest:
     return {"p": float(min(1.0, 2 * min(sides))), "low": float(low), "high": float(high), "detectable": smallest}
 
 
-@dataclass(frozen=True)
-class PairedImages:
-    """The images of two runs: ``ours[i]`` and ``theirs[i]`` are the records of image i, ``strata`` (images,) the category each is in."""
-
-    ours: list[Records]
-    theirs: list[Records]
-    strata: np.ndarray
-
-    @staticmethod
-    def of(ours: Records, theirs: Records) -> PairedImages:
-        ours_by, theirs_by = group_by(ours, "image_id"), group_by(theirs, "image_id")
-        categories = [{r.get("category") for r in image} for image in ours_by.values()]
-        names = [str(next(iter(c))) if len(c) == 1 else "" for c in categories]
-        codes, counts = np.unique(names, return_inverse=True, return_counts=True)[1:]
-        if any(len(c) > 1 for c in categories) or counts.min() < 2:  # a category of one image would never vary
-            codes = np.zeros(len(names), dtype=int)
-        return PairedImages(list(ours_by.values()), list(theirs_by.values()), codes)
-
-
-def _draws(strata: np.ndarray, resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """(resamples, images): count of each image in each bootstrap draw."""
-    weights = np.zeros((resamples, len(strata)), dtype=int)
-    for stratum in np.unique(strata):
-        images = np.flatnonzero(strata == stratum)
-        weights[:, images] = generator.multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples)
-    return weights
-
-
 def _linear(benchmark: Benchmark, pairs: PairedImages, names: list[str], weights: np.ndarray) -> np.ndarray | None:
     """The differences of all draws, (draws, names), where a score is a sum of what every image adds; None where it is not or where that
     would take longer.
@@ -232,16 +203,6 @@ def _linear(benchmark: Benchmark, pairs: PairedImages, names: list[str], weights
     differences = base + (weights - 1) @ gains
     checked = np.array([_difference(benchmark, pairs, names, w) for w in weights[:5]])
     return differences if np.allclose(differences[:5], checked, atol=SAME, rtol=0) else None
-
-
-def resampled(run: list[Records], weight: np.ndarray) -> Records:
-    """The records of a bootstrap draw. A repeated image gets a new id, as equal ids would merge its pairs."""
-    return [
-        r if k == 0 else {**r, "id": f"{r['id']}/again{k}", "image_id": f"{r['image_id']}/again{k}"}
-        for image, times in zip(run, weight.tolist(), strict=True)
-        for k in range(times)
-        for r in image
-    ]
 
 
 def _kind(image: Records) -> str:

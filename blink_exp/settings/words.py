@@ -7,11 +7,10 @@ commit 7e31021 a number. Text settings are therefore quoted, so that Hydra reads
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from blink_exp.settings import budgets, secrets
 from blink_exp.settings.allowed import without_allowed
 from blink_exp.settings.check import HYDRA, fields, format_value, refusal, unknown, value_type
 from blink_exp.settings.doors import EXPERIMENTS, command_name, redirection
-from blink_exp.settings.limits import Text, is_finite
+from blink_exp.settings.limits import is_finite
 from blink_exp.settings.messages import misread
+from blink_exp.settings.names import HYDRA_PATHS, NUMBERED, OPTIONAL_GROUPS, groups, settings, text_settings
 from blink_exp.settings.presets import presets
 from blink_exp.settings.roots import ROOTS
-from blink_exp.settings.schemas.methods import Pair
-from blink_exp.settings.targets import BY_TARGET
 
 WITH_VALUE = {  # {Hydra flag with a value: example value}
     **dict.fromkeys(("--config-dir", "-cd", "--config-path", "-cp"), "FOLDER"),
@@ -56,11 +54,8 @@ NOTHING = {  # {command: (settings of which it needs one, what is said where non
     ),
     "view": (("sample", "image", "question"), 'nothing to show; add sample=ID, or image=photo.jpg question="What is in the picture?"'),
 }
-HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 LETTER_BY_LETTER = ("sample", "image", "question")  # text in which ${...} is not an interpolation
 FUNCTION = re.compile(r"\w+\(.*\)", re.DOTALL)  # choice(a,b), glob(*): Hydra functions for several values
-OPTIONAL_GROUPS = ("table", "figure", "search")
-NUMBERED = (budgets.GROUP,)  # groups without a node of their own, whose presets may be numbers, which Hydra takes for text in quotes only
 NOTHING_CHOSEN = tuple(f"{group}=null" for group in OPTIONAL_GROUPS)  # the default, which Hydra rejects as a choice
 
 
@@ -276,59 +271,3 @@ def _check_one(key: str, value: Any, root: type) -> None:
         schemas = settings(root).get(key, [])
         if schemas and all(value_type(schema, name)[0] is bool for schema, name in schemas):
             raise UserError(refusal(*schemas[0], key, value))
-
-
-@functools.cache
-def groups(root: type) -> tuple[str, ...]:
-    """Config groups of a root config: those with one schema, and those whose presets have different schemas."""
-    typed = [name for name in fields(root) if dataclasses.is_dataclass(value_type(root, name)[0])]
-    mixed = [name for name in fields(root) if name in (*_variants(), *OPTIONAL_GROUPS)]
-    return (*typed, *mixed, *(NUMBERED if "tokens" in fields(root) else ()))
-
-
-@functools.cache
-def settings(root: type) -> dict[str, list[tuple[type, str]]]:
-    """{dotted key: [(schema, field name)]} of every setting of a command line. In a group whose presets differ, several schemas may have
-    the same field."""
-    out: dict[str, list[tuple[type, str]]] = {}
-    for key, schema, name in _walk(root, ""):
-        out.setdefault(key, []).append((schema, name))
-    return out
-
-
-def _walk(schema: Any, prefix: str) -> Iterator[tuple[str, type, str]]:
-    for name in fields(schema):
-        kind = value_type(schema, name)[0]
-        inner = [kind] if dataclasses.is_dataclass(kind) else _variants().get(f"{prefix}{name}", [])
-        for variant in inner:
-            yield from _walk(variant, f"{prefix}{name}.")
-        if not inner:
-            yield prefix + name, schema, name
-
-
-@functools.cache
-def _variants() -> dict[str, list[type]]:
-    """The schemas of each group whose presets have different schemas."""
-    homes = {
-        "model": "backbone.",
-        "method": "methods.",
-        "benchmark": "benchmarks.",
-        "judge": "judge.",
-        "data": "training.data.",
-        "logger": "tracking.loggers.",
-    }
-    by_group = {
-        group: list(dict.fromkeys(schema for target, schema in BY_TARGET.items() if target.startswith(f"blink_exp.{home}")))
-        for group, home in homes.items()
-    }
-    alone = [schema for schema in by_group["method"] if schema is not Pair]
-    paired = {"method.pruner": alone, "method.policy": alone}
-    return by_group | paired
-
-
-@functools.cache
-def text_settings() -> frozenset[str]:
-    """Dotted keys of the settings that hold literal text."""
-    named_settings = [(key, places) for root in ROOTS.values() for key, places in settings(root).items()]
-    texts = [key for key, places in named_settings if any(isinstance(fields(s)[n].metadata.get("limit"), Text) for s, n in places)]
-    return frozenset([*texts, *HYDRA_PATHS, "predictions"])

@@ -27,7 +27,8 @@ from blink_exp.disk import FOLDERS, WriteError
 from blink_exp.documents.runs import PointRun
 from blink_exp.errors import UserError, is_expected
 from blink_exp.evaluation import locks
-from blink_exp.evaluation.ranks import LostRank, pin
+from blink_exp.evaluation.placement import pin
+from blink_exp.evaluation.ranks import LostRank
 from blink_exp.files import write_json
 from blink_exp.keys import masked
 from blink_exp.settings.job_loader import compose_each_job

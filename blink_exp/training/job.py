@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 
 from blink_exp.backbone.model import Backbone
 from blink_exp.settings.roots import TrainSettings
-from blink_exp.training.data import PairedCrops
 from blink_exp.training.optimization import Optimization
+from blink_exp.training.paired_crops import PairedCrops
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blink_exp.errors import UserError
 from blink_exp.settings.roots import TrainSettings
-from blink_exp.training.data import PairedCrops
+from blink_exp.training.paired_crops import PairedCrops
 
 SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's short names
 

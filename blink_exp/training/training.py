@@ -26,12 +26,12 @@ from blink_exp.training.answer_module import WAYS as ANSWER_WAYS
 from blink_exp.training.answer_module import AnswerTraining
 from blink_exp.training.batches import share_out
 from blink_exp.training.canvases import BaseView
-from blink_exp.training.data import PairedCrops
 from blink_exp.training.distributed import Zero, terminate_children_on_failure
 from blink_exp.training.export import DECISIONS, RECORDED, save_modules
 from blink_exp.training.job import Job
 from blink_exp.training.losses import WeightedLoss, weighted
 from blink_exp.training.module import TokenSRTraining, parameters
+from blink_exp.training.paired_crops import PairedCrops
 from blink_exp.training.quality import WAYS, warning
 from blink_exp.training.recipe import backbone_type, check_data, check_output, check_recipe
 from blink_exp.training.resume import OLD, Start, resume_from

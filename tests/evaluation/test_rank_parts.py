@@ -16,8 +16,9 @@ from torch.distributed import HashStore
 
 from blink_exp.disk import WriteError
 from blink_exp.errors import UserError
-from blink_exp.evaluation import ranks, worker
-from blink_exp.evaluation.ranks import LostRank, Running, Team, device_of, failure, lost, number
+from blink_exp.evaluation import placement, ranks, worker
+from blink_exp.evaluation.placement import device_of, process_count
+from blink_exp.evaluation.ranks import LostRank, Running, Team, failure, lost
 from blink_exp.evaluation.records import RecordLog
 from blink_exp.settings.compose import composed
 
@@ -33,7 +34,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
         return chosen
 
-    monkeypatch.setattr(ranks, "_pinned", [])
+    monkeypatch.setattr(placement, "_pinned", [])
     for name in ranks.OF_TORCHRUN:
         monkeypatch.delenv(name, raising=False)
     return see
@@ -54,28 +55,30 @@ def gpus(monkeypatch):
 )
 def test_how_many_processes(gpus, devices, device, there, count):
     gpus(there)
-    assert number(devices, {"device": device}) == count
+    assert process_count(devices, {"device": device}) == count
 
 
 def test_more_devices_than_there_are_and_a_model_on_several_are_refused(gpus):
     gpus(4)
-    assert refusal(lambda: number(5, {"device": "cuda"})) == (
+    assert refusal(lambda: process_count(5, {"device": "cuda"})) == (
         "devices=5 from model.device=cuda is more than the 4 GPUs that torch sees; use 4"
     )
-    assert refusal(lambda: number(3, {"device": "cuda:2"})).endswith("use 2")
-    assert refusal(lambda: number(2, {"device": "cuda", "device_map": "auto"})).startswith("devices=2 runs a whole model on each device")
+    assert refusal(lambda: process_count(3, {"device": "cuda:2"})).endswith("use 2")
+    assert refusal(lambda: process_count(2, {"device": "cuda", "device_map": "auto"})).startswith(
+        "devices=2 runs a whole model on each device"
+    )
     gpus(0)
-    assert "is more than the 0 GPUs that torch sees" in refusal(lambda: number(2, {"device": "cuda"}))
+    assert "is more than the 0 GPUs that torch sees" in refusal(lambda: process_count(2, {"device": "cuda"}))
 
 
 def test_torchrun_says_how_many_there_are(gpus, monkeypatch):
     gpus(2)
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert number(1, {"device": "cuda"}) == number("auto", {"device": "cuda"}) == number(4, {"device": "cpu"}) == 4
-    assert refusal(lambda: number(3, {"device": "cpu"})).startswith("devices=3 under torchrun with 4 processes")
+    assert process_count(1, {"device": "cuda"}) == process_count("auto", {"device": "cuda"}) == process_count(4, {"device": "cpu"}) == 4
+    assert refusal(lambda: process_count(3, {"device": "cpu"})).startswith("devices=3 under torchrun with 4 processes")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert "more than the 2 GPUs" in refusal(lambda: number(1, {"device": "cuda"}))
+    assert "more than the 2 GPUs" in refusal(lambda: process_count(1, {"device": "cuda"}))
 
 
 def test_each_process_has_its_own_gpu(gpus):
@@ -87,15 +90,15 @@ def test_jobs_side_by_side_have_gpus_in_turn_and_a_process_keeps_its_first(gpus,
     placed = []
     for job in range(5):
         chosen = gpus(4)
-        monkeypatch.setattr(ranks, "_pinned", [])
-        ranks.pin(job, 2, "cuda")
-        ranks.pin(job + 1, 2, "cuda")
+        monkeypatch.setattr(placement, "_pinned", [])
+        placement.pin(job, 2, "cuda")
+        placement.pin(job + 1, 2, "cuda")
         placed.append(chosen[1:])
     assert placed == [[0], [2], [0], [2], [0]]
     chosen = gpus(4)
-    monkeypatch.setattr(ranks, "_pinned", [])
+    monkeypatch.setattr(placement, "_pinned", [])
     for device, count in (("cpu", 1), ("cuda:1", 1), ("cuda", 8)):
-        ranks.pin(1, count, device)
+        placement.pin(1, count, device)
     assert chosen == [0]
 
 

@@ -11,8 +11,9 @@ from support.paired_runs import Pairs, noisy, run, subtasks
 from blink_exp.benchmarks.base import ExactMatch, Score, group_by, mean
 from blink_exp.benchmarks.mosaic_detail import MosaicDetail
 from blink_exp.evaluation.records import graded
-from blink_exp.reports import statistics
-from blink_exp.reports.statistics import BOTH, bootstrap, compare, mcnemar, resampled
+from blink_exp.reports import resampling, statistics
+from blink_exp.reports.resampling import resampled
+from blink_exp.reports.statistics import BOTH, bootstrap, compare, mcnemar
 
 
 class F1(ExactMatch):
@@ -233,8 +234,8 @@ def test_the_short_way_is_the_long_way(monkeypatch):
 
 def test_a_score_that_is_no_sum_goes_the_long_way():
     ours, theirs = (list(run(noisy(s), subtasks, 2).values()) for s in (8, 9))
-    pairs = statistics.PairedImages.of(ours, theirs)
-    weights = statistics._draws(pairs.strata, 100, np.random.default_rng(0))
+    pairs = resampling.PairedImages.of(ours, theirs)
+    weights = resampling.draws(pairs.strata, 100, np.random.default_rng(0))
     assert statistics._linear(F1(), pairs, ["f1"], weights) is None
     assert statistics._linear(Pairs(), pairs, ["total"], weights) is not None
     weight = weights[0]
@@ -252,15 +253,15 @@ def test_an_image_that_is_drawn_twice_counts_as_two():
 
 def test_every_category_keeps_its_count_of_images_unless_images_have_several():
     records = list(run(noisy(0), subtasks, 2).values())
-    strata = statistics.PairedImages.of(records, records).strata
-    weights = statistics._draws(strata, 50, np.random.default_rng(0))
+    strata = resampling.PairedImages.of(records, records).strata
+    weights = resampling.draws(strata, 50, np.random.default_rng(0))
     assert strata.tolist() == [0] * 8 + [1] * 16
     assert set(weights[:, :8].sum(1)) == {8} and set(weights[:, 8:].sum(1)) == {16}
     assert weights.min() == 0 and weights.max() > 1
     several = [r | {"category": f"c{i % 2}"} for i, r in enumerate(records)]
-    assert set(statistics.PairedImages.of(several, several).strata) == {0}
+    assert set(resampling.PairedImages.of(several, several).strata) == {0}
     lonely = list(run([True] * 6, lambda i: f"c{i}").values())  # a category of one image would never vary
-    assert set(statistics.PairedImages.of(lonely, lonely).strata) == {0}
+    assert set(resampling.PairedImages.of(lonely, lonely).strata) == {0}
 
 
 # what is compared

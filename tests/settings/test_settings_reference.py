@@ -11,8 +11,8 @@ from support.scripts import ROOT
 from blink_exp.settings import reference
 from blink_exp.settings.check import fields
 from blink_exp.settings.commented import Preset, Value
+from blink_exp.settings.names import groups, settings
 from blink_exp.settings.roots import ROOTS
-from blink_exp.settings.words import groups, settings
 
 PAGE = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
 ROWS = [line.strip("| ").split(" | ") for line in re.findall(r"^\| `[\w.]+` \|.*$", PAGE, flags=re.M)]

@@ -14,8 +14,9 @@ from support.refusals import one_line_of
 from blink_exp.errors import UserError
 from blink_exp.settings.check import check_values
 from blink_exp.settings.compose import composed
+from blink_exp.settings.names import text_settings
 from blink_exp.settings.roots import EvaluateSettings, SweepSettings
-from blink_exp.settings.words import arranged, prepared, quoted, text_settings, word
+from blink_exp.settings.words import arranged, prepared, quoted, word
 
 
 def test_flags_may_stand_between_settings():
