@@ -42,13 +42,16 @@ def rows_of(methods: Any) -> dict[str, AnyMethod]:
     """{row: method} of what ``VLM.evaluate`` takes."""
     if isinstance(methods, Mapping):
         named = [(str(name), one) for name, one in methods.items()]
+        cure = "give each row a name of its own"
     elif isinstance(methods, list | tuple):
         named = [("none" if one is None else one if isinstance(one, str) else repr(one), one) for one in methods]
+        cure = "give each once, or a mapping with a name for each row"
     else:
         raise UserError(f"methods={flat(methods, 80)} must be a list of methods, or a mapping of names to them: [None, HERO(tokens=48)]")
     rows = dict(named)
     if len(rows) < len(named):
-        raise UserError("methods holds one method twice; give each once, or a mapping with a name for each row")
+        name = next(name for k, (name, _) in enumerate(named) if name in dict(named[:k]))
+        raise UserError(f"methods holds {flat(name, 80)} twice; {cure}")
     if not rows:
         raise UserError("methods is empty; give at least one, such as [None, HERO(tokens=48)]")
     return rows

@@ -33,13 +33,13 @@ def curves(study: Study, untouched: str, controls: list[str]) -> Drawing:
     """A line for each ``series`` of the points; ``untouched``: the series of the whole model, a dashed level; ``controls``: series drawn in
     grey. The score is the benchmark's headline."""
     series: dict[str, list[PointRun]] = {}
-    measured = [run for run in study.done if run["scores"].get(run["headline"]) is not None]
-    for run in measured:
+    scored = [run for run in study.done if run["scores"].get(run["headline"]) is not None]
+    for run in scored:
         series.setdefault(run["series"], []).append(run)
     lines = {name: sorted(runs, key=tokens_of) for name, runs in series.items() if name != untouched}
     if not lines:
         why = next((f": {row['error']}" for row in study.rows if row["status"] == "failed"), "")
-        raise UserError(f"{study.name} has no measured point{why}")
+        raise UserError(f"{study.name} has no point with a score{why}")
     one = next(iter(lines.values()))[0]
     score = one["headline"]
     figure, ((axis,),) = draw.canvas(PAGE, 0.55 * PAGE)
@@ -64,12 +64,12 @@ def curves(study: Study, untouched: str, controls: list[str]) -> Drawing:
     axis.minorticks_off()
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
     errors = [e for line in data["methods"].values() for e in line["stderr"] if e is not None]
-    failed = len(study.rows) - len(measured)
+    left_out = len(study.rows) - len(scored)
     caption = (
         f"{score} against visual tokens a layer (measured, logarithmic), a line a method; grey and dotted: controls; dashed: the untouched "
         "model."
         + (f" A point's standard error is at most {max(errors):.1f}." if errors else "")
-        + (f" {failed} points were not measured and are left out." if failed else "")
+        + (f" {left_out} points have no score and are left out." if left_out else "")
     )
     return Drawing(
         {study.name: figure}, data, claims(data, controls), caption, draw.measured_on(one["backbone"], one["benchmark"], one["samples"])

@@ -152,7 +152,7 @@ def made_with(paths: str | list[str]) -> PredictionOrigin:
     origins = [(file, _made_with(metrics)) for file, metrics in beside.items() if metrics.is_file()]
     for file, origin in origins[1:]:
         first, before = origins[0]
-        for key in dict.fromkeys([*origin, *before]):  # in the order of ``MADE_WITH``
+        for key in PredictionOrigin.__annotations__:
             if origin.get(key) != before.get(key):
                 here, there = f"{file} was made with {key}={origin.get(key)}", f"{first} with {before.get(key)}"
                 raise UserError(f"{here}, {there}; give the files of one run only")

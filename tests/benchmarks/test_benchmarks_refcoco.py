@@ -14,8 +14,6 @@ from blink_exp.benchmarks.refcoco import centred, fractions, iou, padded_fractio
 from blink_exp.evaluation.records import graded
 from blink_exp.images import ImageOptions, image_size, open_image
 
-PROTOCOLS = ("llava", "lmms_eval")
-
 
 def test_each_expression_of_a_row_is_a_sample_on_the_row_s_image(tmp_path):
     samples = build("refcoco", refcoco(tmp_path)).samples()

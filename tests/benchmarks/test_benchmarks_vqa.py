@@ -19,6 +19,7 @@ from blink_exp.errors import UserError
 
 VECTORS = [  # text, with the first step, without it
     ("The Red, Blue car.", "red blue car", "red blue car"),
+    ("x/y/\n", "x y", "x y"),  # the line break does not touch the last mark
     ("two", "2", "2"),
     ("none", "0", "0"),
     ("$1,000", "$1000", "$1000"),

@@ -65,6 +65,8 @@ def test_mme_s_sums_by_hand():
     wanted = {"existence": 200, "count": 125, "OCR": 50, "code_reasoning": 62.5, "perception": 375, "cognition": 62.5, "total": 437.5}
     assert values(scores) == {**wanted, "accuracy": pytest.approx(100 * 14 / 22)}
     assert scores["total"].samples == 22
+    assert scores["count"].stderr == pytest.approx(75)  # images give 200 and 50: their standard deviation over the root of 2
+    assert scores["OCR"].stderr == 0 and by_hand(mme_records({"count": [(True, False)]}))["count"].stderr is None
 
 
 def test_the_fourteen_subtasks_are_ten_and_four_and_2374_questions_at_most_2800_points():

@@ -32,13 +32,13 @@ def test_a_line_runs_over_measured_tokens_and_controls_stay_apart():
     failed = {"point": "HERO: 1/18", "series": "HERO", "status": "failed", "error": "no"}
     drawing = drawn([run("none", 144, 90), run("HERO", 48, 80), run("HERO", 16, 60), run("random", 16, 50), run("DART", 32, 40), failed])
     assert drawing.data["methods"]["HERO"] == {"tokens a layer": [16, 48], "accuracy": [60, 80], "stderr": [1.5, 1.5]}
-    assert drawing.data["untouched"] == 90 and "1 points were not measured" in drawing.caption and "at most 1.5" in drawing.caption
+    assert drawing.data["untouched"] == 90 and "1 points have no score" in drawing.caption and "at most 1.5" in drawing.caption
     (claim,) = drawing.claims
     assert claim.numbers == {"best control": 50, "best method": 60, "methods above it": 1} and claim.holds is None
 
 
-def test_nothing_measured_is_one_line():
-    with pytest.raises(UserError, match="has no measured point: no model"):
+def test_a_figure_without_a_scored_point_is_one_line():
+    with pytest.raises(UserError, match="has no point with a score: no model"):
         drawn([{"point": "HERO", "series": "HERO", "status": "failed", "error": "no model"}])
 
 
@@ -47,7 +47,7 @@ def test_a_point_without_the_headline_is_left_out_and_counted():
     unscored = run("HERO", 16, 60) | {"scores": {}}
     drawing = drawn([run("none", 144, None), run("HERO", 48, 80), unscored, run("random", 16, 50)])
     assert drawing.data["methods"]["HERO"]["tokens a layer"] == [48] and drawing.data["untouched"] is None
-    assert "2 points were not measured" in drawing.caption
+    assert "2 points have no score" in drawing.caption
 
 
 def test_ticks_are_the_common_budgets_and_none_is_written_over_another():
