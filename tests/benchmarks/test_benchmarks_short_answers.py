@@ -141,9 +141,9 @@ def test_a_wrong_split_or_path_is_one_line(changes, message, tmp_path):
         ("mmstar", {"rule": "first"}, "benchmark.rule=first is not known"),
         ("vqav2", {"normalization": "never"}, "benchmark.normalization=never is not known; use always or unless_equal"),
         ("textvqa", {"ocr": "yes"}, "benchmark.ocr=yes is not known; use row, none or null"),
-        ("mmbench", {"choice": "judge"}, "judge=openai"),
-        ("mmbench", {"choice": "dice"}, "static"),
-        ("mmbench", {"language": "de"}, "en"),
+        ("mmbench", {"choice": "judge"}, "benchmark.choice=judge has no judge; add judge=openai, or use benchmark.choice=static"),
+        ("mmbench", {"choice": "dice"}, "benchmark.choice=dice is not known; did you mean judge or static?"),
+        ("mmbench", {"language": "de"}, "benchmark.language=de is not known; did you mean en?"),
     ],
 )
 def test_an_unknown_setting_is_one_line(name, changes, message):
