@@ -224,13 +224,14 @@ class MemoryBudget:
 
 
 def _parts(units: list[_Unit], budget: MemoryBudget) -> Iterator[list[_Unit]]:
-    """Batches of units with similar lengths, as many as fit."""
+    """Batches of units with similar lengths, as many as fit. Those of one prefix stand together, and texts of one length where they can."""
+    shortest = {key: min(len(unit.text) for unit in same) for key, same in _by_key(units).items()}
 
     def size(unit: _Unit) -> tuple[int, int]:
         image, text = (math.ceil(math.log(n, NEAR)) for n in (len(unit.inputs.features), len(unit.text)))
         return image, text
 
-    for _, alike in itertools.groupby(sorted(units, key=lambda u: (*size(u), u.key)), key=size):
+    for _, alike in itertools.groupby(sorted(units, key=lambda u: (*size(u), shortest[u.key], u.key, len(u.text))), key=size):
         part: list[_Unit] = []
         prefix_bytes: dict[str, int] = {}
         for unit in alike:

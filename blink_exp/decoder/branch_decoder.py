@@ -91,7 +91,7 @@ class BranchDecoder:
             first.setdefault(id(question.blocks[0]) if question.blocks else -q, q)
         order = sorted(range(len(self.questions)), key=lambda q: first[id(b[0]) if (b := self.questions[q].blocks) else -q])
         branches = [Branch(q, b.blocks, ((),) * len(b.blocks), b.points) for q in order for b in [self.questions[q]]]
-        text = Text.of([self.questions[q].text for q in order], whole_tiles=not self.alone)
+        text = Text.of([self.questions[q].text for q in order], None if self.alone else len(order) if self.stay_together(branches) else 1)
         self.padded = not bool(text.valid.all())
         self.waiting = [BranchBatch(self, 0, branches, text)]
         del branches
@@ -100,6 +100,11 @@ class BranchDecoder:
             run_layers(self.llm, part, part.layer, self.depth)
             if not part.over:
                 finish(FinalBranches(part.branches, part.steps, part.text))
+
+    def stay_together(self, branches: Rows[Branch]) -> bool:
+        """Whether branches never fork and fit in memory, so that they are one batch through all layers."""
+        text = max(len(self.questions[branch.question].text) for branch in branches)
+        return all(m.policy is None for m in self.methods) and self.memory.needed(0, branches, text, self.room) <= self.room
 
     # --- decisions --------------------------------------------------------------------------------------------------------------------
 

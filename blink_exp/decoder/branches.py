@@ -86,10 +86,12 @@ class Text:
     valid: torch.Tensor
 
     @classmethod
-    def of(cls, rows: Rows[torch.Tensor], whole_tiles: bool = False) -> Text:
+    def of(cls, rows: Rows[torch.Tensor], together: int | None = None) -> Text:
+        """``together``: how many of ``rows`` stay one batch through all layers, for which they are filled up to whole tiles; None: they are
+        not."""
         tokens = max(map(len, rows))
-        if whole_tiles:
-            tokens = whole(tokens, rows[0])
+        if together is not None:
+            tokens = whole(tokens, together, rows[0])
         states = rows[0].new_zeros(len(rows), tokens, rows[0].shape[-1])
         valid = torch.zeros(len(rows), tokens, dtype=torch.bool, device=states.device)
         for i, row in enumerate(rows):

@@ -126,7 +126,7 @@ def segment_runs(
 
 def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
     """(rows, tokens, ...), zeros on the right."""
-    tokens = whole(max(map(len, rows)), rows[0])
+    tokens = whole(max(map(len, rows)), len(rows), rows[0])
     if len(rows) == 1 and len(rows[0]) == tokens:
         return rows[0][None]
     if all(len(row) == tokens and row.dtype == rows[0].dtype for row in rows):

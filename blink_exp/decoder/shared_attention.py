@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,18 +170,28 @@ def attend(
         return out.transpose(1, 2), None
     out, total = _own(query, keys, values, cache, scaling)
     out = out.float()  # parts are merged unrounded
-    groups = alike(cache.front)
-    for n, parts in enumerate(groups, 1):
-        rows = rows_of(parts)
-        part_out, part_total = _front(query[rows], parts, scaling)
-        row_out, row_total = out[rows], total[rows]
-        weight = elementwise(torch.sigmoid, part_total - row_total)  # exp(total - sum of both), normalised
-        row_out.lerp_(part_out.float(), weight)
-        if n < len(groups):
-            total[rows] = elementwise(torch.logaddexp, row_total, part_total)
-        if isinstance(rows, list):  # copies
-            out[rows] = row_out
+    depths = [list(parts) for _, parts in itertools.groupby(cache.front, key=lambda part: part.depth)]
+    for n, parts in enumerate(depths, 1):
+        part_out, part_total = _at_depth(query, parts, scaling)
+        weight = elementwise(torch.sigmoid, part_total - total)  # exp(total - sum of both), normalised
+        out.lerp_(part_out, weight)
+        if n < len(depths):
+            total = elementwise(torch.logaddexp, total, part_total)
     return out.to(query.dtype).transpose(1, 2), None
+
+
+def _at_depth(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to ``parts`` of one depth, of which a row has one or none, unrounded, and its log-sum-exp: 0 and -inf for rows without."""
+    groups = alike(parts)
+    if len(groups) == 1 and rows_of(parts) == slice(0, len(query)):
+        out, total = _front(query, parts, scaling)
+        return out.float(), total
+    out = query.new_zeros(query.shape, dtype=torch.float32)
+    total = query.new_full((*query.shape[:3], 1), -math.inf, dtype=torch.float32)
+    for same in groups:
+        rows = rows_of(same)
+        out[rows], total[rows] = _front(query[rows], same, scaling)
+    return out, total
 
 
 def _has_gradients(*tensors: torch.Tensor) -> bool:
@@ -208,8 +219,12 @@ def alike(front: list[Part]) -> list[list[Part]]:
 
 
 def rows_of(parts: list[Part]) -> slice | list[int]:
-    """The rows behind some parts in order; a slice, which copies nothing, where they are neighbours."""
-    rows = [row for part in parts for row in range(part.start, part.stop)]
+    """The rows behind some parts in order, as a ``span``."""
+    return span([row for part in parts for row in range(part.start, part.stop)])
+
+
+def span(rows: list[int]) -> slice | list[int]:
+    """Ascending ``rows``; a slice, which copies nothing, where they are neighbours."""
     return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
 
 
@@ -236,15 +251,17 @@ def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torc
 
 def by_part(query: torch.Tensor, parts: list[Part]) -> torch.Tensor:
     """(parts, kv_heads, heads / kv_heads * rows of a part * queries, head_dim): all queries that share a part and a key head as one long
-    query, of a (rows, heads, queries, head_dim) one, whose queries are filled up to whole tiles."""
-    grouped: torch.Tensor = filled(query, -2).unflatten(0, (len(parts), -1)).transpose(1, 2)  # heads that share keys stand together
-    return grouped.reshape(len(parts), parts[0].keys.shape[0], -1, query.shape[-1])
+    query, of a (rows, heads, queries, head_dim) one, filled up to whole tiles."""
+    grouped: torch.Tensor = query.unflatten(0, (len(parts), -1)).transpose(1, 2)  # heads that share keys stand together
+    return filled(grouped.reshape(len(parts), parts[0].keys.shape[0], -1, query.shape[-1]), -2)
 
 
 def by_row(x: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """The inverse, for results of any width: (rows, heads, queries, ...)."""
     rows, heads, queries, _ = query.shape
-    return x.reshape(len(x), heads, rows // len(x), -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)[:, :, :queries]
+    parts, kv_heads = x.shape[:2]
+    unfilled = x[:, :, : heads // kv_heads * rows // parts * queries]
+    return unfilled.reshape(parts, heads, rows // parts, queries, x.shape[-1]).transpose(1, 2).flatten(0, 1)
 
 
 def _repeated(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -285,8 +302,8 @@ def _own_by_length(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``_own`` without the padding: rows of one length at once. It is 0 for padding."""
     out, total = torch.zeros_like(query), query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
-    for tokens, rows in by_value(mask[:, -1].sum(1).tolist()).items():  # the last token sees all
-        asked = min(tokens, query.shape[2])
+    for tokens, same in by_value(mask[:, -1].sum(1).tolist()).items():  # the last token sees all
+        rows, asked = span(same), min(tokens, query.shape[2])
         unpadded = keys[rows, :, -tokens:], values[rows, :, -tokens:]
         out[rows, :, -asked:], total[rows, :, -asked:] = _own(query[rows, :, -asked:], *unpadded, SharedKVCache([], own=unpadded), scaling)
     return out, total

@@ -50,9 +50,9 @@ def linear(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> to
     return out
 
 
-def whole(tokens: int, x: torch.Tensor) -> int:
-    """``tokens``, or as many as are whole tiles where a matrix product of these rows alone would have few."""
-    return tokens + -tokens % TILE if tokens < FEW and independent(x) else tokens
+def whole(tokens: int, rows: int, x: torch.Tensor) -> int:
+    """``tokens`` of each of ``rows``, or as many as are whole tiles where a matrix product of them all would have few rows."""
+    return tokens + -tokens % TILE if rows * tokens < FEW and independent(x) else tokens
 
 
 def elementwise(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:

@@ -39,13 +39,14 @@ def test_rows_are_filled_up_to_whole_tiles_and_whole_ones_are_not_copied():
     assert tiles.filled(x[:, :4], -2).data_ptr() == x.data_ptr()
     assert tiles.in_tiles([7, 8, 9]) == [7, 7, 8, 9] and tiles.in_tiles([1, 2, 3, 4]) == [1, 2, 3, 4] and tiles.in_tiles([]) == []
     assert tiles.filled_indices(torch.tensor([5, 9, 11])).tolist() == [5, 9, 11, 5] and len(tiles.filled_indices(torch.arange(8))) == 8
-    assert [tiles.whole(n, x) for n in (1, 4, 13, 17)] == [4, 4, 16, 17]
+    assert [tiles.whole(n, 1, x) for n in (1, 4, 13, 17)] == [4, 4, 16, 17]
+    assert [tiles.whole(5, rows, x) for rows in (1, 3, 4)] == [8, 8, 5]  # 20 rows are not few
 
 
 def test_on_another_device_nothing_changes(monkeypatch):
     monkeypatch.setattr(tiles, "independent", lambda x: False)
     x = random(5, 3)
-    assert tiles.filled(x, -2) is x and tiles.whole(5, x) == 5
+    assert tiles.filled(x, -2) is x and tiles.whole(5, 1, x) == 5
     assert torch.equal(tiles.elementwise(torch.sigmoid, x), x.sigmoid())
 
 
