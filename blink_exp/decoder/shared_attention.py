@@ -184,8 +184,7 @@ def _at_depth(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[t
     """Attention to ``parts`` of one depth, of which a row has one or none, unrounded, and its log-sum-exp: 0 and -inf for rows without."""
     groups = alike(parts)
     if len(groups) == 1 and rows_of(parts) == slice(0, len(query)):
-        out, total = _front(query, parts, scaling)
-        return out.float(), total
+        return _front(query, parts, scaling)
     out = query.new_zeros(query.shape, dtype=torch.float32)
     total = query.new_full((*query.shape[:3], 1), -math.inf, dtype=torch.float32)
     for same in groups:
@@ -243,10 +242,10 @@ def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _front(query: torch.Tensor, parts: list[Part], scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of (rows, heads, queries, head_dim) to the parts in front, and its (rows, heads, queries, 1) log-sum-exp."""
+    """Attention of (rows, heads, queries, head_dim) to the parts in front, in float32, and its (rows, heads, queries, 1) log-sum-exp."""
     keys, values = stacked([p.keys for p in parts]), stacked([p.values for p in parts])
     out, size = kernel(by_part(query, parts), keys, values, scaling)
-    return by_row(out, query), by_row(size[..., None], query)
+    return by_row(out, query).float(), by_row(size[..., None], query)
 
 
 def by_part(query: torch.Tensor, parts: list[Part]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -31,16 +32,18 @@ FRONTS = {
 
 
 @pytest.mark.parametrize("front", FRONTS.values(), ids=FRONTS)
-def test_parts_give_what_keys_in_one_piece_give(front):
-    query = random(ROWS, HEADS, QUERIES, WIDTH)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.01)])
+def test_parts_give_what_keys_in_one_piece_give(front, dtype, tolerance):
+    front = [replace(part, keys=part.keys.to(dtype), values=part.values.to(dtype)) for part in front]
+    query = random(ROWS, HEADS, QUERIES, WIDTH).to(dtype)
     out = []
     for alone in (False, True):
         cache = SharedKVCache(front, alone=alone)
-        cache.update(random(ROWS, KV_HEADS, QUERIES, WIDTH), random(ROWS, KV_HEADS, QUERIES, WIDTH) + 1)
+        cache.update(random(ROWS, KV_HEADS, QUERIES, WIDTH).to(dtype), (random(ROWS, KV_HEADS, QUERIES, WIDTH) + 1).to(dtype))
         before = [tensor.clone() for tensor in cache.own]
         out.append(attend(None, query.clone(), cache, cache, None, WIDTH**-0.5)[0])
         assert all(torch.equal(a, b) for a, b in zip(before, cache.own, strict=True))
-    torch.testing.assert_close(*out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*out, atol=tolerance, rtol=tolerance)
 
 
 def test_masks_are_made_once_while_fronts_do_not_change():
