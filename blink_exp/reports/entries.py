@@ -13,8 +13,7 @@ from markupsafe import Markup
 from blink_exp.documents.runs import PairedTest, PointRun, Provenance
 from blink_exp.documents.tables import ColumnGroup, Document, FigureDocument, MeasuredColumn, TableDocument
 from blink_exp.reports import cells, effects, legend
-from blink_exp.reports.inline import picture
-from blink_exp.reports.shown import (
+from blink_exp.reports.entry_types import (
     CellParts,
     DifferenceLine,
     Entry,
@@ -24,6 +23,7 @@ from blink_exp.reports.shown import (
     RunLine,
     TableParts,
 )
+from blink_exp.reports.inline import picture
 
 Embedded = list[tuple[FigureDocument, Path]]  # documents of figures and their folders
 

@@ -18,7 +18,7 @@ from blink_exp.documents.tables import Document, FigureDocument
 from blink_exp.errors import UserError, flat
 from blink_exp.files import read_object, write_text
 from blink_exp.reports.entries import PAPERS, Embedded, anchor, citation, entry
-from blink_exp.reports.shown import Entry
+from blink_exp.reports.entry_types import Entry
 from blink_exp.settings.doors import command_name
 
 ABOUT = {
